@@ -1,0 +1,73 @@
+"""``loralens spectrum`` against its floor (start, import, read the bytes) and against the dense SVD."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import synthetic
+from benchmarks.process import Figure, alternate
+
+FLOOR = """
+import os, sys
+import numpy, ml_dtypes, safetensors, click
+fd = os.open(sys.argv[1], os.O_RDONLY)
+buffer = bytearray(1 << 20)
+while os.readv(fd, [buffer]):
+    pass
+"""
+
+GOALS = {"r16": 2.0, "r64": 4.5}
+
+
+def run(data: Path, *, runs: int) -> dict[str, object]:
+    """Times, ratios and peak memory of the adapters in ``data`` (made where missing)."""
+    report: dict[str, object] = {"dense_svd_of_one_4096_seconds": round(_dense(), 2)}
+    for rank in (16, 64):
+        plain = synthetic.adapter(data / f"r{rank}", rank=rank)
+        hard = synthetic.adapter(data / f"r{rank}-kappa1000", rank=rank, condition=1e3)
+        report[f"r{rank}"] = _compare(plain, hard, goal=GOALS[f"r{rank}"], runs=runs)
+    report["help"] = _help(runs=runs)
+    return report
+
+
+def _dense() -> float:
+    W = np.random.default_rng(0).standard_normal((4096, 4096), np.float32)
+    start = time.perf_counter()
+    np.linalg.svd(W, compute_uv=False)
+    return time.perf_counter() - start
+
+
+def _compare(plain: Path, hard: Path, *, goal: float, runs: int) -> dict[str, object]:
+    figures = alternate(
+        {
+            "floor": [sys.executable, "-c", FLOOR, str(plain / "adapter_model.safetensors")],
+            "spectrum": [_loralens(), "spectrum", "--json", str(plain)],
+            "spectrum_kappa1000": [_loralens(), "spectrum", "--json", str(hard)],
+        },
+        runs=runs,
+    )
+    return _with_ratios(figures, "floor") | {"goal": goal, "goal_kappa1000": 2 * goal, "goal_peak_mib": 100}
+
+
+def _help(*, runs: int) -> dict[str, object]:
+    figures = alternate(
+        {
+            "floor": [sys.executable, "-c", "import click"],
+            "help": [_loralens(), "--help"],
+            "spectrum_help": [_loralens(), "spectrum", "--help"],
+        },
+        runs=2 * runs,
+    )
+    return _with_ratios(figures, "floor") | {"goal": 2.0}
+
+
+def _with_ratios(figures: dict[str, Figure], floor: str) -> dict[str, object]:
+    base = figures[floor].seconds
+    records: dict[str, object] = {name: figure.record() for name, figure in figures.items()}
+    return records | {f"{name}_ratio": round(f.seconds / base, 2) for name, f in figures.items() if name != floor}
+
+
+def _loralens() -> str:
+    return str(Path(sys.executable).with_name("loralens"))

@@ -1,0 +1,111 @@
+"""What is in an adapter: every module, every other tensor, and what is wrong with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.core.names import select
+
+NAMED = 3  # modules named in a finding before the rest is counted
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """An adapter as found.
+
+    Attributes
+    ----------
+    adapter : Adapter
+    modules : dict of str to LowRank
+        Those asked for, in natural order.
+    zero : list of str
+        Modules whose ΔW is 0, because B or A is.
+    extra : dict of str to Extra
+        Every tensor that is not half of a pair.
+    findings : list of Finding
+        What the reader noticed and what the numbers show.
+    """
+
+    adapter: Adapter
+    modules: dict[str, LowRank]
+    zero: list[str]
+    extra: dict[str, Extra]
+    findings: list[Finding]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored in pairs."""
+        return sum(module.parameters for module in self.modules.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored in pairs."""
+        return sum(module.nbytes for module in self.modules.values())
+
+
+def inspect(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
+    """Everything in an adapter, its numbers read once to find zeros, NaN and Inf.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    modules : sequence of str
+        Globs over module names or kinds; all modules where empty.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing.
+    """
+    chosen = {name: adapter[name] for name in select(adapter, modules)}
+    zero, broken = [], []
+    for name, module in chosen.items():
+        factors = [_plain(module.B), _plain(module.A)]
+        if not all(factor.any() for factor in factors):
+            zero.append(name)
+        if not all(np.isfinite(factor).all() for factor in factors):
+            broken.append(name)
+    broken += [key for key, extra in adapter.extra.items() if not np.isfinite(_plain(extra.tensor.read())).all()]
+    findings = [*adapter.findings, *_zero(zero, len(chosen)), *_broken(broken)]
+    return Inspection(adapter, chosen, zero, dict(adapter.extra), findings)
+
+
+def _plain(array: Array) -> Array:
+    """The same values in a dtype that NumPy itself knows: narrow floats as float32."""
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+
+def _zero(names: list[str], count: int) -> list[Finding]:
+    if not names:
+        return []
+    return [
+        Finding(
+            "warning",
+            "zero-update",
+            f"{len(names)} of {count} modules do nothing, their B or A is 0: {_some(names)}",
+            "they were never trained: check the training code, or drop them",
+        )
+    ]
+
+
+def _broken(names: list[str]) -> list[Finding]:
+    if not names:
+        return []
+    return [
+        Finding(
+            "error",
+            "non-finite",
+            f"{len(names)} hold NaN or Inf: {_some(names)}",
+            "training diverged: go back to an earlier checkpoint",
+        )
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,0 +1,114 @@
+"""Singular values of every module, and the ranks, norms and energies they imply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+from loralens.core.names import select
+from loralens.errors import place
+from loralens.linalg import measures
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """The singular values of one update ΔW, and what they imply.
+
+    Attributes
+    ----------
+    s : float64 array, shape (min(out, r, in),)
+        Singular values of ΔW = scale·B·A, largest first, in the units of the weight.
+    shape : tuple of int
+        (out, in) of ΔW.
+    rank : int
+        Nominal rank r.
+    """
+
+    s: Array
+    shape: tuple[int, int]
+    rank: int
+
+    @property
+    def frobenius(self) -> float:
+        """‖ΔW‖_F = √Σσ²."""
+        return measures.frobenius(self.s)
+
+    @property
+    def spectral(self) -> float:
+        """‖ΔW‖₂ = σ₁."""
+        return measures.spectral(self.s)
+
+    @property
+    def nuclear(self) -> float:
+        """‖ΔW‖_* = Σσ."""
+        return measures.nuclear(self.s)
+
+    @property
+    def numerical_rank(self) -> int:
+        """Singular values above σ₁ · max(out, in) · ε of float64."""
+        return measures.numerical_rank(self.s, self.shape)
+
+    @property
+    def stable_rank(self) -> float:
+        """Σσ² / σ₁²."""
+        return measures.stable_rank(self.s)
+
+    @property
+    def effective_rank(self) -> float:
+        """exp(−Σ p ln p) with p = σ/Σσ (Roy & Vetterli 2007)."""
+        return measures.effective_rank(self.s)
+
+    @property
+    def effective_rank_energy(self) -> float:
+        """The same with p = σ²/Σσ²."""
+        return measures.effective_rank_energy(self.s)
+
+    @property
+    def participation_ratio(self) -> float:
+        """(Σσ²)² / Σσ⁴."""
+        return measures.participation_ratio(self.s)
+
+    def energy_rank(self, fraction: float) -> int:
+        """Directions that hold ``fraction`` of the energy Σσ²."""
+        return measures.energy_rank(self.s, fraction)
+
+
+def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1) -> dict[str, Spectrum]:
+    """The spectrum of every module, in natural module order.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Its modules are read one after the other and not kept.
+    modules : sequence of str
+        Globs over module names or kinds; all modules where empty.
+    threads : int
+        Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing.
+    FormatError
+        A module holds NaN or Inf.
+
+    Notes
+    -----
+    ΔW is never formed: O((out + in)·r²) a module. Relative error of every singular value ≤ 1e-10 on well-conditioned
+    factors, however their columns are graded; ≤ 1e-14·‖B‖₂‖A‖₂ absolute on any.
+    """
+
+    def measure(name: str) -> tuple[str, Spectrum]:
+        module = adapter[name]
+        with place(name):
+            return name, Spectrum(module.singular_values(), module.shape, module.rank)
+
+    names = select(adapter, modules)
+    if threads == 1:
+        return dict(map(measure, names))
+    from multiprocessing.pool import ThreadPool  # concurrent.futures would import logging first
+
+    with ThreadPool(threads) as pool:
+        return dict(pool.imap(measure, names))

@@ -1,0 +1,70 @@
+"""The group: a table of commands, imported when they are called, and errors turned into exit codes.
+
+Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted. A traceback is a bug.
+"""
+
+import sys
+from importlib import import_module
+
+import click
+
+from loralens.errors import LoraLensError
+from loralens.version import __version__
+
+COMMANDS = {
+    "inspect": "Say what is in an adapter file, and how it was understood.",
+    "spectrum": "Show the singular values of ΔW, and the ranks and norms they imply.",
+}
+
+
+class LensGroup(click.Group):
+    """Loads a command when it is called, so that ``loralens --help`` imports no command at all."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import ``loralens.cli.<name>``."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"loralens.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, without importing the commands."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a LoraLensError becomes one message and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except LoraLensError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="loralens")
+def main() -> None:
+    """Understand, shrink, combine, merge and trust LoRA adapters."""
+
+
+def run() -> None:
+    """The entry point of the ``loralens`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without σ gets '?', not a traceback
+    try:
+        main(prog_name="loralens", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.core.adapter import Adapter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    del ctx
+    if value is not None and not isfinite(value):
+        raise click.BadParameter("must be a finite number", param=param)
+    return value
+
+
+_READING = (
+    click.option("--alpha", type=float, callback=_finite, help="α of a file that does not say it: scale = α/r."),
+    click.option("--scale", type=float, callback=_finite, help="Scale of a file that does not say it."),
+    click.option(
+        "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
+    ),
+)
+
+MODULES = click.option(
+    "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names, or a kind. Repeatable."
+)
+
+
+def reading(function: F) -> F:
+    """The options of every command that reads an adapter."""
+    for option in reversed(_READING):
+        function = option(function)
+    return function
+
+
+def warn(path: str, adapter: "Adapter") -> None:
+    """What the reader found, on stderr."""
+    for finding in adapter.findings:
+        click.echo(f"{finding.level}: {path}: {finding.text}", err=True)
+        if finding.fix:
+            click.echo(f"  fix: {finding.fix}", err=True)

@@ -1,0 +1,92 @@
+"""Tables on a terminal: plain aligned text where nobody looks, rich where somebody does."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import click
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, and on which side its cells are aligned."""
+
+    title: str
+    align: Literal["left", "right"] = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under columns, with a line above them."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+
+def show(*tables: Table) -> None:
+    """Print tables, those without rows left out."""
+    for table in tables:
+        if not table.rows:
+            continue
+        if sys.stdout.isatty():
+            _show_rich(table)
+        else:
+            click.echo(_plain(table))
+
+
+def _plain(table: Table) -> str:
+    cells = [[column.title for column in table.columns], *table.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column.align == "left" else cell.rjust(width)
+            for cell, width, column in zip(row, widths, table.columns, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([table.title, *lines, ""])
+
+
+def _show_rich(table: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(table.columns):
+        drawn.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=i > 0)
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))  # Text, not markup: a module called [red] stays text
+    console = Console()
+    console.print(Text(table.title, style="bold cyan"))
+    console.print(drawn)
+    console.print()
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that leaves a number above 1."""
+    value, unit = float(count), "B"
+    for bigger in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, bigger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def spark(values: Sequence[float], width: int = 16) -> str:
+    """Bars of non-negative values relative to the largest; each bar the largest of its share of a long row."""
+    top = max(values, default=0.0)
+    if top == 0:
+        return ""
+    count = min(width, len(values))
+    shares = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
+    return "".join(BLOCKS[max(1, round(8 * max(share) / top))] if max(share) > 0 else " " for share in shares)

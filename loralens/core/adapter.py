@@ -1,0 +1,140 @@
+"""Adapter: the updates of a whole model, and whatever else their file carried."""
+
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, Self, final
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.names import natural_key, nearest
+from loralens.errors import OptionError
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a reader wants its user to know.
+
+    Attributes
+    ----------
+    level : str
+        ``error``: the numbers would be wrong; ``warning``: they may not mean what they seem to; ``note``: good to know.
+    code : str
+        A stable name for the kind of finding, for machines.
+    text, fix : str
+        One sentence each.
+    """
+
+    level: Level
+    code: str
+    text: str
+    fix: str = ""
+
+    def record(self) -> dict[str, str]:
+        """As a JSON object."""
+        return {"level": self.level, "code": self.code, "text": self.text, "fix": self.fix}
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A stored tensor that is not half of a pair.
+
+    Attributes
+    ----------
+    role : str
+        ``magnitude`` (DoRA), ``bias``, ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a
+        head), ``copy`` (a duplicate of one), ``tokens``, ``embedding`` (the whole matrix of an embedding or head that
+        was adapted or resized), ``diagonal`` (KaSA) or ``other``.
+    module : str
+        The base model's module that it belongs to.
+    tensor : LazyArray
+    """
+
+    role: str
+    module: str
+    tensor: LazyArray
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Module name → LowRank, in natural module order, plus whatever else the file carried.
+
+    Works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over names,
+    ``items()``.
+
+    Attributes
+    ----------
+    modules : mapping of str to LowRank
+    extra : mapping of str to Extra
+        Every stored tensor that is not half of a pair, by its key in the file. Rides along untouched.
+    config : mapping or None
+        The configuration beside the file, verbatim, fields unknown to us included.
+    metadata : mapping or None
+        The header metadata of the file, verbatim.
+    format : str
+        The dialect it was read from.
+    base_model : str or None
+        What the file says it was trained on.
+    findings : tuple of Finding
+        What the reader noticed.
+    """
+
+    modules: Mapping[str, LowRank]
+    extra: Mapping[str, Extra] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] | None = None
+    format: str = "peft"
+    base_model: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}
+        object.__setattr__(self, "modules", MappingProxyType(ordered))
+        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+
+    def __getitem__(self, name: str) -> LowRank:
+        if name not in self.modules:
+            raise OptionError(f"no module {name!r}", fix=f"the nearest names are {nearest(name, self.modules)}")
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.modules
+
+    def items(self) -> ItemsView[str, LowRank]:
+        """Pairs of name and module, in natural order."""
+        return self.modules.items()
+
+    def map(self, f: Callable[[LowRank], LowRank]) -> Self:
+        """The same adapter with ``f`` of every module."""
+        return replace(self, modules={name: f(module) for name, module in self.items()})
+
+    def load(self) -> Self:
+        """The same adapter with all its factors held in memory."""
+        return self.map(LowRank.load)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored in pairs."""
+        return sum(module.parameters for module in self.modules.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored in pairs."""
+        return sum(module.nbytes for module in self.modules.values())
+
+    def __repr__(self) -> str:
+        ranks = sorted({module.rank for module in self.modules.values()})
+        return f"Adapter({self.format}, {len(self)} modules, rank {_span(ranks)}, {self.parameters:,} parameters)"
+
+
+def _span(ranks: list[int]) -> str:
+    return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"

@@ -1,0 +1,209 @@
+"""LowRank: the update ΔW = scale · B · A of one weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, Self, final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.scaling import Scaling
+from loralens.errors import ShapeError
+from loralens.linalg.product import product_singular_values, product_svd
+
+
+class SVD(NamedTuple):
+    """A thin singular value decomposition: U (out, k), s (k,) largest first, Vh (k, in), all float64."""
+
+    U: Array
+    s: Array
+    Vh: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What kind of weight a module adapts, and how the base model holds that weight.
+
+    Attributes
+    ----------
+    kind : str
+        ``linear``, ``conv``, ``embedding``, ``experts`` (one expert of a stack), ``merged`` (fused projections of
+        which only some are adapted, as one block-diagonal pair) or ``parameter`` (a weight that is not ``.weight``).
+    kernel : tuple of int
+        Kernel size of a convolution; its update is (out, in · k…).
+    groups : int
+        Groups of a grouped convolution, or blocks of a ``merged`` pair.
+    transposed : bool
+        The file says that the base stores this weight as (in, out). Only a hint: the shape of the base decides.
+    """
+
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The stored tensors a module was read from, so that an untouched module is written back bit for bit.
+
+    Attributes
+    ----------
+    format : str
+        The dialect of the file.
+    tensors : mapping of str to LazyArray
+        By their key in the file. The experts of one stack share theirs.
+    share : int
+        How many modules share these tensors.
+    """
+
+    format: str
+    tensors: Mapping[str, LazyArray]
+    share: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored for one module."""
+        return sum(tensor.size for tensor in self.tensors.values()) // self.share
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for one module."""
+        return sum(tensor.nbytes for tensor in self.tensors.values()) // self.share
+
+
+@final
+class LowRank:
+    """The update ΔW = scale · B · A of one weight, in the orientation (out, in).
+
+    Parameters
+    ----------
+    B : array or LazyArray, shape (out, r)
+    A : array or LazyArray, shape (r, in)
+        Any real floating dtype. Lazy factors are read each time ``B`` or ``A`` is asked for.
+    scale : float
+        Any finite number, negative ones included.
+    scaling : Scaling
+        Where the scale came from.
+    layout : Layout
+        What kind of weight this adapts.
+    origin : Origin or None
+        The tensors it was read from; dropped by everything that makes new factors.
+
+    Raises
+    ------
+    ShapeError
+        B and A do not multiply.
+    """
+
+    __slots__ = ("_A", "_B", "layout", "origin", "scale", "scaling")
+
+    def __init__(
+        self,
+        B: Array | LazyArray,
+        A: Array | LazyArray,
+        scale: float = 1.0,
+        *,
+        scaling: Scaling | None = None,
+        layout: Layout | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        if len(B.shape) != 2 or len(A.shape) != 2 or B.shape[1] != A.shape[0]:
+            raise ShapeError(
+                f"B {B.shape} and A {A.shape} do not multiply",
+                fix="B must be (out, r) and A (r, in): save the adapter again from its training code",
+            )
+        for name, value in (
+            ("_B", B),
+            ("_A", A),
+            ("scale", float(scale)),
+            ("scaling", scaling or Scaling()),
+            ("layout", layout or Layout()),
+            ("origin", origin),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
+
+    _B: Array | LazyArray
+    _A: Array | LazyArray
+    scale: float
+    scaling: Scaling
+    layout: Layout
+    origin: Origin | None
+
+    @property
+    def B(self) -> Array:
+        """The factor on the out side, shape (out, r), in the dtype of the file."""
+        return self._B.read() if isinstance(self._B, LazyArray) else self._B
+
+    @property
+    def A(self) -> Array:
+        """The factor on the in side, shape (r, in), in the dtype of the file."""
+        return self._A.read() if isinstance(self._A, LazyArray) else self._A
+
+    @property
+    def rank(self) -> int:
+        """Nominal rank r: the width of the factors."""
+        return int(self._B.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of ΔW."""
+        return int(self._B.shape[0]), int(self._A.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of B (A nearly always shares it)."""
+        return self._B.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored for this module."""
+        return self.origin.parameters if self.origin else prod(self._B.shape) + prod(self._A.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for this module."""
+        if self.origin:
+            return self.origin.nbytes
+        return prod(self._B.shape) * self._B.dtype.itemsize + prod(self._A.shape) * self._A.dtype.itemsize
+
+    @property
+    def factors(self) -> tuple[LazyArray, LazyArray]:
+        """B and A as they are, unread."""
+        return LazyArray.of(self._B), LazyArray.of(self._A)
+
+    def load(self) -> Self:
+        """The same module with its factors held in memory."""
+        return type(self)(self.B, self.A, self.scale, scaling=self.scaling, layout=self.layout, origin=self.origin)
+
+    def rescaled(self, scale: float, scaling: Scaling) -> Self:
+        """The same factors, unread, under another scale."""
+        return type(self)(self._B, self._A, scale, scaling=scaling, layout=self.layout, origin=self.origin)
+
+    def dense(self) -> Array:
+        """ΔW itself, float64, shape (out, in): for small modules and tests; nothing in loralens needs it."""
+        return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
+
+    def singular_values(self) -> Array:
+        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
+        return abs(self.scale) * product_singular_values(self.B, self.A)
+
+    def svd(self) -> "SVD":
+        """Thin SVD of ΔW in float64, without forming it.
+
+        Returns
+        -------
+        SVD
+            ``U`` (out, k), ``s`` (k,) largest first, ``Vh`` (k, in), k = min(out, r, in). A negative scale goes into
+            the signs of ``U``, so ``U @ diag(s) @ Vh`` is ΔW.
+        """
+        U, s, Vh = product_svd(self.B, self.A)
+        return SVD(-U if self.scale < 0 else U, abs(self.scale) * s, Vh)
+
+    def __repr__(self) -> str:
+        out, in_ = self.shape
+        return f"LowRank(out={out}, in={in_}, rank={self.rank}, scale={self.scale:g}, dtype={self.dtype})"

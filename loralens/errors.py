@@ -1,0 +1,75 @@
+"""The errors that loralens raises on purpose.
+
+    LoraLensError
+    ├── FormatError      a file is not what it says it is, or not what we can read
+    ├── ShapeError       arrays that do not fit together
+    ├── MismatchError    two things that belong together and disagree: config and tensors, adapter and base
+    └── OptionError      an option with a value that makes no sense
+
+A message has three parts: where, what, and how to fix it. Code deep down knows *what*; whoever called it adds
+*where* on the way out::
+
+    with place("my_adapter/adapter_model.safetensors"):
+        read(...)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
+
+
+class LoraLensError(Exception):
+    """What went wrong, where, and how to fix it.
+
+    Parameters
+    ----------
+    what : str
+        One sentence without a full stop: what is wrong.
+    fix : str
+        One sentence: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+        self.where: tuple[str, ...] = ()
+
+    def at(self, place: str) -> Self:
+        """This error, with ``place`` put before the places it already names."""
+        if not self.where or self.where[0] != place:
+            self.where = (place, *self.where)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception's own would call the class without fix
+        return partial(type(self), fix=self.fix), (self.what,), {"where": self.where}
+
+    def __str__(self) -> str:
+        return ": ".join((*self.where, self.what)) + f"\n  fix: {self.fix}"
+
+
+class FormatError(LoraLensError):
+    """A file is not what it says it is, or not what we can read."""
+
+
+class ShapeError(LoraLensError):
+    """Arrays that do not fit together."""
+
+
+class MismatchError(LoraLensError):
+    """Two things that belong together and disagree."""
+
+
+class OptionError(LoraLensError):
+    """An option with a value that makes no sense."""
+
+
+@contextmanager
+def place(name: object) -> Iterator[None]:
+    """Add ``name`` to the places of any LoraLensError that leaves the block."""
+    try:
+        yield
+    except LoraLensError as error:
+        error.at(str(name))
+        raise

@@ -1,0 +1,297 @@
+"""What stands on disk, before anybody asks what it means: tensors by key, header metadata, a configuration.
+
+A safetensors file is read here by ourselves: every offset is checked before a byte is read, numbers are read with
+``pread`` when they are asked for and never mapped (a file that shrinks under a map kills the process; here it is an
+error), and no size that a file merely claims is ever allocated.
+
+Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 bytes little-endian n, n bytes of JSON
+``{key: {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}``, then the numbers.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, final
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, place
+
+CONFIG = "adapter_config.json"
+HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own
+NAME_LIMIT = 4096  # characters
+MOST_AXES = 64  # NumPy's limit
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
+}
+FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_TRUNCATED = "download or copy the file again: its end is missing"
+_BROKEN = "the file is damaged, or no safetensors file: download or save it again"
+_RESTORE = "restore the file or save the adapter again"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of one adapter as they stand on disk, with what stands beside them.
+
+    Attributes
+    ----------
+    tensors : mapping of str to LazyArray
+        By key, in the order of the file.
+    metadata : mapping of str to str, or None
+        The header metadata; None where the file has none.
+    config : mapping or None
+        The JSON object of ``adapter_config.json`` beside the file.
+    plain : mapping of str to object
+        Numbers, strings and lists that a pickle holds beside its tensors.
+    """
+
+    tensors: Mapping[str, LazyArray]
+    metadata: Mapping[str, str] | None = None
+    config: Mapping[str, Any] | None = None
+    plain: Mapping[str, Any] = field(default_factory=dict)
+
+
+@final
+class OpenFile:
+    """A file held open for reading, closed when nothing refers to it any more."""
+
+    __slots__ = ("_fd", "path", "size")
+
+    def __init__(self, path: Path) -> None:
+        self._fd = -1
+        self.path = path
+        try:
+            # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            found = os.fstat(self._fd)
+        except OSError as error:
+            raise FormatError(
+                f"cannot be opened: {error.strerror}", fix="check the path and its permissions"
+            ) from error
+        if not S_ISREG(found.st_mode):
+            raise FormatError("is no regular file", fix="give the adapter's file or folder")
+        self.size = found.st_size
+
+    def read(self, start: int, count: int) -> bytes:
+        """``count`` bytes from ``start``; the caller has checked that the file is that long."""
+        parts = []
+        while count:
+            part = self._pread(start, count)
+            if not part:
+                raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, start: int, count: int) -> bytes:
+        try:
+            return os.pread(self._fd, count, start)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+            raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
+
+    def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
+        """The numbers at ``start``, read when they are asked for."""
+        stride = prod(shape[1:]) * dtype.itemsize
+
+        def rows(first: int, last: int) -> Array:
+            data = self.read(start + first * stride, (last - first) * stride)
+            return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
+
+        def read() -> Array:
+            return np.frombuffer(self.read(start, prod(shape) * dtype.itemsize), dtype).reshape(shape)
+
+        return LazyArray(read, shape=shape, dtype=dtype, rows=rows if shape else None)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def read_safetensors(path: Path) -> Stored:
+    """The tensors and metadata of a safetensors file, every offset checked, no number read yet.
+
+    Raises
+    ------
+    FormatError
+        Whatever is wrong with the file, with the place and a way out.
+    """
+    with place(path):
+        file = OpenFile(path)
+        header, start = _header(file)
+        metadata = _metadata(header.pop("__metadata__", None))
+        spans = {key: _span(key, entry) for key, entry in header.items()}
+        _check_coverage(spans, file.size - start)
+        tensors = {key: file.array(start + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()}
+        return Stored(tensors, metadata)
+
+
+Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
+
+
+def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
+    if file.size < 8:
+        raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > file.size - 8 or length > HEADER_LIMIT:
+        raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
+    return _json_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
+
+
+def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode(encoding), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}is not a JSON object", fix=fix)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        check_printable(key)
+        if key in mapping:
+            raise FormatError(f"{key} appears twice", fix="take one of them out, or save the file again")
+        mapping[key] = value
+    return mapping
+
+
+def check_printable(name: str) -> None:
+    """Refuse a name that could move the cursor, hide text or flood a terminal."""
+    if len(name) > NAME_LIMIT:
+        raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
+    if _UNPRINTABLE.search(name):
+        raise FormatError(f"the name {name[:80]!a} holds control characters", fix="rename it: no tool writes these")
+
+
+def _metadata(entry: Any) -> dict[str, str] | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not all(isinstance(v, str) and not _SURROGATE.search(v) for v in entry.values()):
+        raise FormatError("__metadata__ is not a mapping of text to text", fix="save the file with text as metadata")
+    return entry
+
+
+def _span(key: str, entry: Any) -> Span:
+    with place(key):
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+            raise FormatError("its header entry lacks dtype, shape or data_offsets", fix=_BROKEN)
+        shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
+        if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+            raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
+        if not isinstance(name, str):
+            raise FormatError("dtype is not a name", fix=_BROKEN)
+        if name not in DTYPES:
+            raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
+        begin, end = offsets
+        if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
+            raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
+        if end - begin != prod(shape) * DTYPES[name].itemsize:
+            raise FormatError(
+                f"{name} {_shape(shape)} does not take the {end - begin:,} bytes of its offsets", fix=_BROKEN
+            )
+        return begin, end, tuple(shape), DTYPES[name]
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
+
+
+def _shape(shape: list[int]) -> str:
+    return "(" + ", ".join(map(str, shape[:8])) + (", …" if len(shape) > 8 else "") + ")"
+
+
+def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
+    """Tensors lie one behind the other, without overlap or gap, up to the end of the file."""
+    ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
+    for _, end, key in ordered:
+        if end > size:
+            raise FormatError(
+                f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated",
+                fix=_TRUNCATED,
+            )
+    for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
+        if begin != end:
+            how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"
+            raise FormatError(f"{first} and {second} {how}", fix=_BROKEN)
+    used = ordered[-1][1] if ordered else 0
+    if used != size:
+        raise FormatError(f"{size - used:,} bytes follow the last tensor", fix=_BROKEN)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    with place(path):
+        file = OpenFile(path)
+        if file.size > HEADER_LIMIT:
+            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=_RESTORE)
+        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=_RESTORE)
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+def dumps(value: Any) -> str:
+    """JSON as loralens writes it everywhere: two spaces, keys as they come, UTF-8 but for what UTF-8 cannot hold."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate becomes JSON's own \\ud800
+
+
+def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
+    """The length prefix and JSON header of a safetensors file, the same bytes for the same input."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": _metadata(dict(metadata))}
+    begin = 0
+    for key, tensor in tensors.items():
+        check_printable(key)
+        if tensor.dtype not in DTYPE_NAMES:
+            raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
+        end = begin + tensor.nbytes
+        header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # so that the numbers start aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
+    """The bytes of a safetensors file, one tensor at a time; wide numbers first, so that all of them are aligned."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+    yield header_bytes(tensors, metadata)
+    for tensor in tensors.values():
+        yield np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data

@@ -1,0 +1,116 @@
+"""Which file a path means: a file, a folder that holds one, or a Hub id that the local cache holds."""
+
+import os
+import re
+from pathlib import Path
+
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.container import CONFIG
+
+NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_LFS = b"version https://git-lfs"
+
+
+def adapter_file(path: Path) -> Path:
+    """The one adapter file that ``path`` means.
+
+    Raises
+    ------
+    OptionError
+        Nothing is there, or several files could be meant.
+    FormatError
+        The file is a Git-LFS pointer or another text, or too short to hold anything.
+    """
+    try:
+        path = _existing(path)
+        file = _in_folder(path) if path.is_dir() else path
+        if not file.is_file():
+            raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
+        with place(file):
+            _check_start(file)
+    except OSError as error:
+        what = f"{error.filename or path}: cannot be opened: {error.strerror}"
+        raise FormatError(what, fix="check the path and its permissions") from error
+    return file
+
+
+def _existing(path: Path) -> Path:
+    if path.exists():
+        return path
+    cached = _cached(path.as_posix()) if _HUB_ID.match(path.as_posix()) else None
+    if cached:
+        return cached
+    hub = ", and the local Hub cache has no snapshot of it" if _HUB_ID.match(path.as_posix()) else ""
+    raise OptionError(f"{path}: no such file or folder{hub}", fix="check the path; download a Hub adapter first")
+
+
+def _cached(name: str) -> Path | None:
+    """The snapshot of ``org/name`` in the Hugging Face cache: the one ``main`` points to, else the only one."""
+    home = _folder("HF_HOME", _folder("XDG_CACHE_HOME", Path("~/.cache")) / "huggingface")
+    hub = _folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}"
+    snapshots = hub / "snapshots"
+    main = hub / "refs" / "main"
+    if main.is_file():
+        snapshot = snapshots / main.read_text(errors="replace").strip()
+        return snapshot if snapshot != snapshots and snapshot.is_dir() else None
+    found = list(snapshots.glob("*"))
+    return found[0] if len(found) == 1 else None
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if len(files) == 1:
+        return files[0]
+    if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
+        inner = sorted(p for p in folder.iterdir() if p.is_dir())
+        files = [p / name for p in inner for name in NAMES if (p / name).is_file()]
+        if len({file.parent for file in files}) == 1:
+            return files[0]
+    if not files:
+        raise FormatError("the folder holds no adapter file", fix=f"give the file, or a folder with {NAMES[0]}").at(
+            str(folder)
+        )
+    listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
+    raise FormatError(f"the folder holds several candidates: {listed}", fix="give one of these files").at(str(folder))
+
+
+def _check_start(file: Path) -> None:
+    """Refuse what is plainly no tensor file by its first bytes."""
+    with file.open("rb") as stream:
+        start = stream.read(64)
+    if start.startswith(_LFS):
+        raise FormatError(
+            "is a Git-LFS pointer, not the weights", fix="run 'git lfs pull', or download the file itself"
+        )
+    if not start:
+        raise FormatError("is empty", fix="download or copy the file again")
+    if len(start) < 8:
+        raise FormatError(f"{len(start)} bytes are too few for any tensor file", fix="download or copy the file again")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise FormatError("is a web page, not the weights", fix="download the file itself, logged in where it is gated")
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later.
+
+    A safetensors file may begin with the two bytes of such a pickle too: its header is then 640 bytes long, or 896 …
+    """
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
+
+
+def config_beside(file: Path) -> Path | None:
+    """The ``adapter_config.json`` in a file's own folder, readable or not."""
+    config = file.parent / CONFIG
+    return config if os.path.lexists(config) else None

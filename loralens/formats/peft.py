@@ -1,0 +1,301 @@
+"""Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
+
+Canonical form of each kind of pair (ΔW is (out, in) throughout):
+
+===========  =======================================  ==================================================
+kind         stored                                   here
+===========  =======================================  ==================================================
+linear       A (r, in), B (out, r)                    the same; GPT-2's Conv1D too (``transposed`` hint)
+conv         A (r, in, k…), B (out, r/groups, 1…)     A (r, in·k…), B (out, r), block-diagonal if grouped
+embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = vocab
+experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
+merged       A (k·r, in), B (o·k, r, 1)               one module, B block-diagonal (out, k·r)
+===========  =======================================  ==================================================
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import Array, LazyArray, Recent
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats import peft_experts
+from loralens.formats.container import FLOATS, Stored
+from loralens.formats.peft_config import PeftConfig
+from loralens.formats.peft_keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
+
+NAME = "peft"
+EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
+_SAVE_AGAIN = "the file is incomplete: save the adapter again"
+
+Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is PEFT's: pairs under ``base_model.model.``, or a LoRA configuration beside pairs."""
+    pairs = [key for key in stored.tensors if is_pair(key)]
+    said = (stored.config or {}).get("peft_type") == "LORA"
+    return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a PEFT file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, a configuration that makes no sense.
+    """
+    names = adapter_names(stored.tensors)
+    if len(names) > 1:
+        raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
+    config = None if stored.config is None else PeftConfig(stored.config)
+    if config and config.fields.get("use_bdlora"):
+        raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
+    pairs, rest = _group(stored.tensors)
+    recent = Recent()
+    modules: dict[str, LowRank] = {}
+    findings: list[Finding] = [] if config else [_alpha_unknown()]
+    for path in pairs:
+        with place(module_path(path)):
+            for name, module in _modules(path, pairs, config, recent):
+                if name in modules:
+                    raise FormatError(f"{name} is stored twice", fix=_SAVE_AGAIN)
+                modules[name] = module
+                findings += _check_rank(name, module)
+    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
+    if config:
+        findings += config.variants() + _unmatched(config, pairs, modules)
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=_text((stored.config or {}).get("base_model_name_or_path")),
+        findings=tuple(findings),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _alpha_unknown() -> Finding:
+    return Finding(
+        "warning",
+        "alpha-unknown",
+        "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1",
+        "put the configuration beside the file, or give --alpha or --scale",
+    )
+
+
+def _added_twice(name: str) -> Finding:
+    return Finding(
+        "warning",
+        "out-proj-twice",
+        f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
+        "request 3774); what is measured here is scale·B·A, once",
+        "double the scale of its out_proj for a base that PEFT does not load",
+    )
+
+
+def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
+    """Pairs by stored path, and every other tensor by key."""
+    pairs: dict[str, Halves] = defaultdict(dict)
+    rest: dict[str, LazyArray] = {}
+    for key, tensor in tensors.items():
+        found = leaf(key)
+        if found and found.role in ("pair", "embedding"):
+            if found.half in pairs[found.path]:
+                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=_SAVE_AGAIN)
+            pairs[found.path][found.half] = (key, tensor)
+            if found.role == "embedding":
+                pairs[found.path]["embedding"] = (key, tensor)
+        else:
+            rest[key] = tensor
+    for key, tensor in rest.items():
+        found = leaf(key)
+        if found and found.role == "diagonal" and found.path in pairs:
+            pairs[found.path]["diagonal"] = (key, tensor)
+    return dict(pairs), rest
+
+
+def _modules(
+    path: str, pairs: Mapping[str, Halves], config: PeftConfig | None, recent: Recent
+) -> Iterator[tuple[str, LowRank]]:
+    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    halves = pairs[path]
+    for half, other in (("A", "B"), ("B", "A")):
+        if half not in halves:
+            key, tensor = halves[other]
+            raise FormatError(f"lora_{other} {tensor.shape} has no lora_{half} beside it ({key})", fix=_SAVE_AGAIN)
+    (key_a, A), (key_b, B) = halves["A"], halves["B"]
+    for key, tensor in ((key_a, A), (key_b, B)):
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+        if not tensor.size:
+            what, fix = f"{key} {tensor.shape} holds no numbers", "save it again; under DeepSpeed ZeRO-3, gather first"
+            raise ShapeError(what, fix=fix)
+    origin = Origin(NAME, {key_a: A, key_b: B})
+    parameter = peft_experts.parameter(path, pairs, config) if config else None
+    if parameter and config:
+        yield from peft_experts.modules(parameter, B, A, config=config, origin=origin, recent=recent)
+        return
+    scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
+    name = module_path(path)
+    if f"{path}.{OUT_PROJ}" in pairs:
+        name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
+    yield name, _module(name, halves, config, scaling, origin)
+
+
+def _target(path: str, pairs: Mapping[str, Halves]) -> str:
+    """The module that PEFT was told to adapt: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
+    owner = path.removesuffix(f".{OUT_PROJ}")
+    return module_path(owner if owner in pairs else path)
+
+
+def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
+    A, B = halves["A"][1], halves["B"][1]
+    if "embedding" in halves:
+        layout = Layout("embedding")
+    elif A.ndim == 2 and B.ndim == 3:
+        A, B, layout = _unpack_merged(A, B, config)
+    elif A.ndim > 2:
+        A, B, layout = _unpack_conv(A, B)
+    elif name.endswith(".in_proj_weight"):
+        layout = Layout("parameter")
+    else:
+        layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    if "diagonal" in halves:
+        B = _fold_diagonal(B, halves["diagonal"][1])
+    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def _unpack_conv(A: LazyArray, B: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
+    """A (r, in, k…), B (out, r/groups, 1…) → A (r, in·k…), B (out, r), block-diagonal if grouped."""
+    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    if B.ndim != A.ndim or B.size != B.shape[0] * width or not width or rank % width or B.shape[0] % (rank // width):
+        raise ShapeError(f"conv lora_A {A.shape} and lora_B {B.shape} do not fit together", fix=_SAVE_AGAIN)
+    groups = rank // width
+    layout = Layout("conv", kernel=A.shape[2:], groups=groups)
+    flat = B.reshape(B.shape[0], width)
+    if groups > 1:
+        flat = flat.map(lambda array: _block_diagonal(array, groups), shape=(B.shape[0], rank))
+    return A.reshape(rank, A.size // rank), flat, layout
+
+
+def _unpack_merged(A: LazyArray, B: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, LazyArray, Layout]:
+    """Old PEFT's MergedLinear: A (k·c, in), B (k·o, c, 1) → B (out, k·c), zero rows where nothing is adapted.
+
+    Block i is B[i·o : (i+1)·o, :, 0] @ A[i·c : (i+1)·c]; it belongs to the i-th enabled slice of the output.
+    """
+    if config is None:
+        raise FormatError(
+            "lora_B has three dimensions, so which slices are adapted is in the configuration only",
+            fix="put adapter_config.json beside the file",
+        )
+    enabled = config.enabled
+    count, width = sum(enabled), B.shape[1]
+    if B.shape[2] != 1 or A.shape[0] != count * width or B.shape[0] % count:
+        raise ShapeError(
+            f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=_SAVE_AGAIN
+        )
+    rows = B.shape[0] // count
+
+    def spread(array: Array) -> Array:
+        full = np.zeros((len(enabled), rows, A.shape[0]), array.dtype)
+        full[enabled] = _block_diagonal(array[:, :, 0], count).reshape(count, rows, A.shape[0])
+        return full.reshape(-1, A.shape[0])
+
+    return A, B.map(spread, shape=(rows * len(enabled), A.shape[0])), Layout("merged", groups=count)
+
+
+def _block_diagonal(blocks: Array, groups: int) -> Array:
+    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
+    rows, width = blocks.shape[0] // groups, blocks.shape[1]
+    full = np.zeros((groups, rows, groups, width), blocks.dtype)
+    for i in range(groups):
+        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
+    return full.reshape(groups * rows, groups * width)
+
+
+def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
+    """KaSA: B · diag(d), float64."""
+    if diagonal.shape != (B.shape[1],):
+        raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=_SAVE_AGAIN)
+    return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
+
+
+def _check_rank(name: str, module: LowRank) -> list[Finding]:
+    """A finding where the configuration's r is not the tensor's."""
+    said = module.scaling.rank
+    width = module.rank // module.layout.groups if module.layout.kind == "merged" else module.rank
+    if said is None or said == width:
+        return []
+    return [
+        Finding(
+            "error",
+            "rank-disagrees",
+            f"{name}: the configuration says r = {said} and lora_A has {width} rows",
+            "correct r or rank_pattern in adapter_config.json: the scale depends on it",
+        )
+    ]
+
+
+def _unmatched(config: PeftConfig, pairs: Mapping[str, Halves], modules: Mapping[str, LowRank]) -> list[Finding]:
+    """Where ``target_modules`` and the file disagree about which modules are adapted."""
+    paths = {_target(path, pairs) for path in pairs}
+    findings = [
+        Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
+        for target in config.unmatched_targets(paths)
+    ]
+    strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    if strangers and (config.fields.get("target_modules") or config.parameters):
+        text = (
+            f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"
+        )
+        findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
+    return findings
+
+
+def _extra(
+    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, LowRank]
+) -> Extra:
+    """The role of a tensor that is not half of a pair, and the module it belongs to."""
+    found = leaf(key)
+    if found:
+        return Extra(found.role, module_path(found.path), tensor)
+    path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
+    if path.endswith(".token_adapter"):
+        return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
+    plain = _plain_copy(key)
+    if plain != key:
+        return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor)
+    if any(_names(saved, path) for saved in (config.saved if config else [])):
+        return Extra("saved", path, tensor)
+    if parameter == "bias":
+        return Extra("bias", path, tensor)
+    embedding = path in modules and modules[path].layout.kind == "embedding"
+    embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
+    return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor)
+
+
+def _plain_copy(key: str) -> str:
+    """The key without the part that old PEFT put into its duplicates of saved modules."""
+    return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+
+
+def _without_copies(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
+
+
+def _names(saved: str, path: str) -> bool:
+    """Whether ``path`` or something around it ends in the ``modules_to_save`` entry ``saved``, as PEFT matches it."""
+    return f"{saved}." in f"{path}."

@@ -1,0 +1,230 @@
+r"""What ``adapter_config.json`` says about the adapter beside it.
+
+Fields and rules as in PEFT (https://github.com/huggingface/peft): ``rank_pattern`` and ``alpha_pattern`` are looked
+up by the first key, in order, for which the regular expression ``(.*\.)?(KEY)$`` matches the module's path without
+``base_model.model.``; then by the path itself.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import isfinite
+from typing import Any, final
+
+from loralens.core.adapter import Finding
+from loralens.core.scaling import Rule, Scaling
+from loralens.errors import FormatError
+
+DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
+DEFAULT_ALPHA = 8
+FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+_RESTORE = "correct adapter_config.json, or save the adapter again"
+
+_LITERAL = re.compile(r"[\w.-]+\Z")
+_KEY = r"(.*\.)?({})$"  # how PEFT looks for a key of a pattern
+
+# Initialisations that change the base weight, again at every load by PEFT.
+MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# What PEFT trains in full besides, by task_type.
+HEADS = {
+    "SEQ_CLS": ["classifier", "score"],
+    "TOKEN_CLS": ["classifier", "score"],
+    "QUESTION_ANS": ["qa_outputs"],
+}
+
+# Variants whose update is not just scale · B · A of the original base: field, what is special, what to do.
+VARIANTS = (
+    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
+    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
+    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
+    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
+    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
+    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
+    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
+    ("velora_config", "VeLoRA: only its training differs", ""),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim."""
+
+    fields: Mapping[str, Any]
+    _listed: Set[str] = field(init=False)  # target_modules, where it is a list
+    _parameters: Set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *self._pattern("rank_pattern").items()]:
+            if type(rank) is not int or not 0 < rank < 2**31:
+                raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=_RESTORE)
+        alphas = [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *self._pattern("alpha_pattern").items()]
+        for name, alpha in alphas:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _finite(alpha):
+                raise FormatError(f"alpha {name} is {alpha!r}, not a number", fix=_RESTORE)
+        for key in (*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")):
+            _regex(_KEY.format(key))
+        for name in FLAGS:
+            if not isinstance(self.fields.get(name), bool | None):
+                raise FormatError(f"{name} is {self.fields[name]!r}, not true or false", fix=_RESTORE)
+        targets = self.fields.get("target_modules")
+        if isinstance(targets, str):
+            _regex(targets)
+        else:
+            _check_strings("target_modules", targets)
+        for name in ("modules_to_save", "target_parameters"):
+            _check_strings(name, self.fields.get(name))
+        listed = [] if isinstance(targets, str) else targets or []
+        object.__setattr__(self, "_listed", frozenset(listed))
+        object.__setattr__(self, "_parameters", frozenset(self.parameters))
+
+    def _pattern(self, name: str) -> Mapping[str, Any]:
+        pattern = self.fields.get(name)
+        if pattern is None:
+            return {}
+        if not isinstance(pattern, dict):
+            raise FormatError(f"{name} is not a mapping", fix=_RESTORE)
+        return pattern
+
+    def rank(self, path: str) -> int:
+        """The nominal rank r of a module."""
+        return int(_look_up(self._pattern("rank_pattern"), path, self.fields.get("r", DEFAULT_RANK))[0])
+
+    def scaling(self, path: str) -> Scaling:
+        """α, r and rule of a module, and which field said so."""
+        rank = self.rank(path)
+        alpha, key = _look_up(self._pattern("alpha_pattern"), path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
+        rank_key = _look_up(self._pattern("rank_pattern"), path, None)[1]
+        said = [f"alpha_pattern {key!r}"] if key else []
+        said += [f"rank_pattern {rank_key!r}"] if rank_key else []
+        return Scaling(self.rule, alpha, rank, " and ".join(said) or "adapter_config.json")
+
+    @property
+    def rule(self) -> Rule:
+        """α/r, or α/√r with ``use_rslora``."""
+        return "alpha/sqrt(r)" if self.fields.get("use_rslora") else "alpha/r"
+
+    @property
+    def enabled(self) -> list[bool]:
+        """``enable_lora`` of old PEFT's fused projections: which slices of the output are adapted."""
+        enabled = self.fields.get("enable_lora")
+        if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
+            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r}", fix=_RESTORE)
+        return enabled
+
+    @property
+    def parameters(self) -> list[str]:
+        """``target_parameters``: paths of base parameters that carry an expert stack."""
+        return list(self.fields.get("target_parameters") or [])
+
+    @property
+    def saved(self) -> list[str]:
+        """``modules_to_save``: modules that were trained in full."""
+        names = list(self.fields.get("modules_to_save") or [])
+        return names + HEADS.get(str(self.fields.get("task_type")), [])
+
+    @property
+    def changed_base(self) -> str | None:
+        """The setting by which PEFT changes the base weight at every load, by r and α; None for a plain LoRA."""
+        init = str(self.fields.get("init_lora_weights", "")).lower()
+        if any(init == name or init.startswith(f"{name}_") for name in MUTATED_BASE):
+            return f"init_lora_weights is {init!r}"
+        return "kasa_config is set" if self.fields.get("kasa_config") else None
+
+    def variants(self) -> list[Finding]:
+        """What makes this more, or other, than scale·B·A on the original base."""
+        findings: list[Finding] = []
+        changed = self.changed_base
+        if changed and not self.fields.get("kasa_config"):
+            findings.append(
+                Finding(
+                    "warning",
+                    "mutated-base",
+                    f"{changed}: training started from a changed base, so the change against the "
+                    "original base is scale·(B·A − B₀·A₀), and what is measured here is scale·B·A",
+                    "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) to a plain "
+                    "LoRA",
+                )
+            )
+        for name, text, fix in VARIANTS:
+            if self.fields.get(name):
+                findings.append(Finding("warning", name.replace("_", "-"), f"{name}: {text}", fix))
+        return findings
+
+    def path(self, name: str) -> str:
+        """Where PEFT looks up r and α of a module: its path, with the parameter's name where that is targeted."""
+        weight = f"{name}.weight"
+        return weight if ends(weight, self._parameters) and not self.targets(name) else name
+
+    def targets(self, path: str) -> bool:
+        """Whether ``target_modules`` covers a module."""
+        targets = self.fields.get("target_modules")
+        if isinstance(targets, str):
+            return targets.lower() == "all-linear" or bool(_regex(targets).fullmatch(path))
+        return ends(path, self._listed)
+
+    def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
+        """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
+
+        None with ``ensure_weight_tying``: PEFT then adapts the head along with the embedding, whatever its name.
+        """
+        if self.fields.get("ensure_weight_tying"):
+            return []
+        return [path for path in paths if not self.targets(path) and not ends(path, self._parameters)]
+
+    def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
+        """Entries of ``target_modules`` that no module of the file matches."""
+        targets = self.fields.get("target_modules") or []
+        if isinstance(targets, str):
+            return [] if any(map(self.targets, paths)) else [targets]
+        found = {end for path in paths for end in _ends(path)}
+        return [target for target in targets if target not in found]
+
+
+def ends(path: str, targets: Set[str]) -> bool:
+    """PEFT's rule for lists of targets: the path itself, or its end after a dot."""
+    return any(end in targets for end in _ends(path))
+
+
+def _ends(path: str) -> Iterator[str]:
+    yield path
+    while "." in path:
+        path = path.partition(".")[2]
+        yield path
+
+
+def _finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # an int beyond float64
+        return False
+
+
+def _check_strings(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise FormatError(f"{name} is not a list of strings", fix=_RESTORE)
+
+
+@lru_cache(maxsize=100_000)
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FormatError(f"{text!r} is not a regular expression ({error})", fix=_RESTORE) from error
+
+
+def _look_up(pattern: Mapping[str, Any], path: str, default: Any) -> tuple[Any, str | None]:
+    """The value for a path, and the key that gave it (None where the default did)."""
+    for key, value in pattern.items():
+        if _may_match(key, path) and _regex(_KEY.format(key)).match(path):
+            return value, key
+    return (pattern[path], path) if path in pattern else (default, None)
+
+
+def _may_match(key: str, path: str) -> bool:
+    """False where a literal key cannot match, which spares a regular expression for every key and module."""
+    return not _LITERAL.match(key) or path.endswith(key.rpartition(".")[2])

@@ -1,0 +1,83 @@
+"""The keys of a PEFT file, taken apart.
+
+``base_model.model.`` + path of the module in the base model + leaf. Some files keep the adapter's name inside the
+leaf (``lora_A.default.weight``); wrapped layers have ``base_layer`` in their path.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+PREFIX = "base_model.model."
+OUT_PROJ = "base_layer.out_proj"  # within an adapted nn.MultiheadAttention
+
+_NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+_LEAVES = {
+    "pair": re.compile(rf"^(?P<path>.+?)\.lora_(?P<half>[AB]){_NAME}\.weight$"),
+    "embedding": re.compile(rf"^(?P<path>.+?)\.lora_embedding_(?P<half>[AB]){_NAME}$"),
+    "lora_bias": re.compile(rf"^(?P<path>.+?)\.lora_B{_NAME}\.bias$"),
+    "magnitude": re.compile(rf"^(?P<path>.+?)\.lora_magnitude_vector{_NAME}(?:\.weight)?$"),
+    "diagonal": re.compile(rf"^(?P<path>.+?)\.lora_diag{_NAME}$"),
+}
+
+
+_WRITTEN = {
+    "pair": "lora_{}.weight",
+    "embedding": "lora_embedding_{}",
+    "lora_bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector",
+    "diagonal": "lora_diag",
+}
+
+
+class Leaf(NamedTuple):
+    """One key of a pair or of what belongs to it.
+
+    ``path`` is as stored, without ``base_model.model.``; ``adapter`` the adapter's name where the key kept it.
+    """
+
+    role: str
+    path: str
+    half: str
+    adapter: str
+
+
+def leaf(key: str) -> Leaf | None:
+    """The parts of a key; None for a key that no LoRA layer writes."""
+    for role, regex in _LEAVES.items():
+        match = regex.match(key)
+        if match:
+            parts = match.groupdict()
+            return Leaf(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
+    return None
+
+
+def canonical(key: str) -> str:
+    """A key as PEFT itself writes it: with its prefix, without an adapter's name."""
+    found = leaf(key)
+    return key if found is None else f"{PREFIX}{found.path}.{_WRITTEN[found.role].format(found.half)}"
+
+
+def is_pair(key: str) -> bool:
+    """Whether a key is half of a PEFT pair."""
+    found = leaf(key)
+    return found is not None and found.role in ("pair", "embedding")
+
+
+def module_path(path: str) -> str:
+    """A stored path without the ``base_layer`` parts that PEFT's wrappers put in."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")
+
+
+def depth(path: str) -> int:
+    """How many wrappers a stored path lies under: trailing ``base_layer`` parts."""
+    parts = path.split(".")
+    count = 0
+    while count < len(parts) and parts[-1 - count] == "base_layer":
+        count += 1
+    return count
+
+
+def adapter_names(keys: Iterable[str]) -> set[str]:
+    """The adapter names that keys of pairs carry."""
+    return {found.adapter for found in map(leaf, keys) if found and found.role in ("pair", "embedding")}

@@ -1,0 +1,302 @@
+"""Writing PEFT: an untouched module as it was read, a changed one anew, and a configuration that says so.
+
+PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches; up to 0.14
+only a literal path does. So patterns hold full literal paths, longest first, with regex characters escaped only
+where a path has other ones than dots.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import isclose
+from typing import Any
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.names import natural_key
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.container import Stored
+from loralens.formats.peft import NAME, read
+from loralens.formats.peft_config import PeftConfig, ends
+from loralens.formats.peft_experts import GROUPED, registered
+from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
+
+_EXPERT = re.compile(r"^(?P<stack>.+)\[(?P<number>\d+)\]$")
+_PLAIN = re.compile(r"^[\w.-]+$")
+
+PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
+
+Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
+Stacks = Mapping[str, Mapping[str, LowRank]]
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as PEFT stores it.
+
+    Raises
+    ------
+    ShapeError
+        The experts of a stack have different ranks, or a changed module cannot be laid out as PEFT has it.
+    FormatError
+        PEFT would build another base weight for the changed adapter, or would not read back what it says.
+    """
+    stacks = _stacks(adapter)
+    changed = not all(_as_read(modules) for modules in stacks.values())
+    config = _config(adapter, stacks)
+    tensors: dict[str, LazyArray] = {}
+    for name, modules in stacks.items():
+        with place(name):
+            tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
+    tensors.update((key, _extra(extra, adapter)) for key, extra in adapter.extra.items())
+    if changed:  # one dialect of keys throughout
+        tensors = {canonical(key): tensor for key, tensor in tensors.items()}
+    metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
+    stored = Stored(dict(sorted(tensors.items())), metadata, config)
+    if changed or config is not adapter.config:
+        _check(stored, adapter)
+    return stored
+
+
+def _stacks(adapter: Adapter) -> Stacks:
+    """Modules by the name of the parameter they adapt: the experts of one stack together, in their order."""
+    stacks: dict[str, dict[str, LowRank]] = {}
+    for name, module in adapter.items():
+        expert = _EXPERT.match(name) if module.layout.kind == "experts" else None
+        stacks.setdefault(expert["stack"] if expert else name, {})[name] = module
+    return stacks
+
+
+def _kind(modules: Mapping[str, LowRank]) -> str:
+    return next(iter(modules.values())).layout.kind
+
+
+def _as_read(modules: Mapping[str, LowRank]) -> bool:
+    """Whether what was read for a parameter is still all there is, its scale aside."""
+    origins = [module.origin for module in modules.values()]
+    first = origins[0]
+    return (
+        first is not None
+        and first.format == NAME
+        and first.share == len(modules)
+        and all(origin == first for origin in origins)
+    )
+
+
+def _check(stored: Stored, adapter: Adapter) -> None:
+    """Refuse to write what would be read as something else."""
+    back = read(stored)
+    for name in sorted(set(adapter) ^ set(back), key=natural_key):
+        what = "cannot be told from its neighbours" if name in adapter else "would appear"
+        raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
+    for name, module in adapter.items():
+        found = back[name]
+        same = found.shape == module.shape and found.rank == module.rank
+        if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
+            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+
+
+def _tensors(name: str, modules: Mapping[str, LowRank], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
+    first = next(iter(modules.values()))
+    if _as_read(modules):
+        assert first.origin
+        return first.origin.tensors
+    if first.layout.kind == "experts":
+        B, A = _stack(modules, grouped=grouped)
+        return dict(_pair(_nested(name, stacks), B, A))
+    B, A = first.factors
+    if first.layout.kind == "embedding":
+        return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
+    if first.layout.kind == "conv":
+        B, A = _conv(first)
+    attention = _attention(name, stacks)
+    if attention:
+        name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
+    elif first.layout.kind == "parameter":
+        name = _nested(name, stacks)
+    return dict(_pair(name, B, A))
+
+
+def _attention(name: str, stacks: Stacks) -> str | None:
+    """The nn.MultiheadAttention that a module belongs to: PEFT adapts both its projections, with one r and one α."""
+    parent, _, last = name.rpartition(".")
+    both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= set(stacks)
+    return parent if both and last in ("in_proj_weight", "out_proj") else None
+
+
+def _extra(extra: Extra, adapter: Adapter) -> LazyArray:
+    """What rides along, as it is; but the diagonal of KaSA is part of a changed B already."""
+    module = adapter.modules.get(extra.module)
+    if extra.role != "diagonal" or module is None or module.origin:
+        return extra.tensor
+    return LazyArray.of(np.ones(module.rank, extra.tensor.dtype))
+
+
+def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArray]]:
+    yield f"{PREFIX}{path}.lora_A.weight", A
+    yield f"{PREFIX}{path}.lora_B.weight", B
+
+
+def _conv(module: LowRank) -> tuple[LazyArray, LazyArray]:
+    B, A = module.factors
+    kernel, groups = module.layout.kernel, module.layout.groups
+    if groups > 1:
+        raise ShapeError(
+            "a changed update of a grouped convolution is no longer block-diagonal, and PEFT has no other form",
+            fix="leave this module out with --modules",
+        )
+    channels = A.shape[1] // int(np.prod(kernel))
+    return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
+
+
+def _stack(modules: Mapping[str, LowRank], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
+    """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
+    experts = list(modules.values())
+    first, count = experts[0], len(experts)
+    if len({(module.shape, module.rank, module.dtype) for module in experts}) > 1:
+        raise ShapeError(
+            "the experts of this stack differ in rank or dtype, and PEFT holds one for all",
+            fix="give them one rank (--uniform)",
+        )
+    numbers = [int(name.rpartition("[")[2].rstrip("]")) for name in modules]
+    shares = {module.origin.share for module in experts if module.origin}
+    if numbers != list(range(count)) or shares - {count}:
+        raise ShapeError("some experts of this stack are missing, and PEFT holds all", fix="keep all of them, or none")
+
+    def join_B() -> Array:
+        stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)
+        return np.ascontiguousarray(stacked).reshape(first.shape[0], -1)
+
+    def join_A() -> Array:
+        return np.concatenate([module.A for module in experts])
+
+    width = first.rank * count
+    B = LazyArray(join_B, shape=(first.shape[0], width), dtype=first.dtype)
+    return B, LazyArray(join_A, shape=(width, first.shape[1]), dtype=first.factors[1].dtype)
+
+
+def _nested(name: str, stacks: Stacks) -> str:
+    """The stored path of a stack: under one ``base_layer`` for each parameter of its module registered after it."""
+    module, _, parameter = name.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
+    siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
+    order = sorted(siblings, key=registered, reverse=True)
+    return ".".join([module, *["base_layer"] * order.index(parameter)])
+
+
+def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
+    """The configuration it came with while that still says the truth, else one brought up to date."""
+    old = adapter.config if adapter.format == NAME else None
+    if old is None and adapter.format == NAME and all(m.scaling.rule == "unknown" for m in adapter.modules.values()):
+        return None
+    if old is None:
+        return _updated(_fresh(adapter), stacks)
+    config = PeftConfig(old)
+    if _still_true(config, stacks):
+        return old
+    if config.changed_base:
+        raise FormatError(
+            f"{config.changed_base}: PEFT changes the base weight at every load by r and α, so with others than in "
+            "training the base would be another",
+            fix="convert it with PEFT to a plain LoRA first",
+        )
+    return _updated(old, stacks)
+
+
+def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
+    new = []
+    for name, modules in stacks.items():
+        path = _path(name, config, stacks)
+        rank, scale = config.rank(path), config.scaling(path).value
+        for module in modules.values():
+            said = module.scaling.rank if module.origin else _width(module)
+            if rank != said or scale != module.scale:
+                return False
+            if not module.origin:
+                new.append(path)
+    return not config.unmatched_modules(new)
+
+
+def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
+    """Where PEFT looks up r and α for a parameter."""
+    return _attention(name, stacks) or config.path(name)
+
+
+def _width(module: LowRank) -> int:
+    """The r that a configuration says for a module: one slice's for fused projections read as they are."""
+    fused = module.layout.kind == "merged" and module.origin is not None
+    return module.rank // module.layout.groups if fused else module.rank
+
+
+def _updated(fields: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
+    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was."""
+    terms = _terms(PeftConfig(fields), stacks)
+    rank = _most_common(r for r, _ in terms.values())
+    alpha = _most_common(a for _, a in terms.values())
+    found = dict(fields)
+    found.update(
+        r=rank,
+        lora_alpha=_whole(alpha),
+        rank_pattern=_pattern({path: r for path, (r, _) in terms.items()}, rank),
+        alpha_pattern=_pattern({path: _whole(a) for path, (_, a) in terms.items()}, alpha),
+    )
+    if PeftConfig(found).unmatched_modules(terms):
+        found.update(_targets(stacks, terms))
+    return found
+
+
+def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
+    terms: Terms = {}
+    for name, modules in stacks.items():
+        path = _path(name, config, stacks)
+        for module in modules.values():
+            rank = _width(module)
+            found = rank, module.scaling.alpha_for(module.scale, rank, config.rule)
+            if terms.setdefault(path, found) != found:
+                raise ShapeError(
+                    f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",
+                    fix="give them one rank (--uniform)",
+                )
+    return terms
+
+
+def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
+    """``target_modules`` and ``target_parameters`` that name every module in full, and nothing else."""
+    parameters = [p for p in terms if (_kind(stacks[p]) in PARAMETERS if p in stacks else p.endswith(".weight"))]
+    modules = [path for path in terms if path not in set(parameters)]
+    return {"target_modules": modules, "target_parameters": parameters or None}
+
+
+def _fresh(adapter: Adapter) -> dict[str, Any]:
+    rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": adapter.base_model,
+        "bias": "none",
+        "fan_in_fan_out": any(module.layout.transposed for module in adapter.modules.values()),
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "use_rslora": rslora,
+        "use_dora": any(extra.role == "magnitude" for extra in adapter.extra.values()),
+    }
+
+
+def _most_common(values: Iterator[Any]) -> Any:
+    counts = Counter(values)
+    return counts.most_common(1)[0][0] if counts else 8
+
+
+def _whole(alpha: float) -> float | int:
+    """A whole number written as one, as people write α."""
+    return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
+
+
+def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
+    odd = {path for path, value in values.items() if value != default}
+    paths = [path for path in values if ends(path, odd)]
+    paths.sort(key=lambda path: (-len(path), natural_key(path)))
+    return {(path if _PLAIN.match(path) else re.escape(path)): values[path] for path in paths}

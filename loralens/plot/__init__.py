@@ -1,0 +1,1 @@
+"""Results drawn as matplotlib Figures, never through pyplot."""

@@ -1,0 +1,79 @@
+"""Spectra against the dense definition, on adapters of every shape."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.groups import Group, by_block, by_kind, outliers, total
+from loralens.analysis.spectrum import Spectrum
+from loralens.core.lowrank import LowRank
+
+
+def spectrum_of(*s: float, shape: tuple[int, int] = (10, 10)) -> Spectrum:
+    return Spectrum(np.array(s), shape, len(s))
+
+
+def test_natural_order_selection_and_values() -> None:
+    rng = np.random.default_rng(1)
+    modules = {f"layers.{i}.q_proj": LowRank(rng.normal(size=(9, 3)), rng.normal(size=(3, 5)), -1.5) for i in (10, 2, 0)}
+    found = loralens.spectrum(loralens.Adapter(modules=modules))
+    assert list(found) == ["layers.0.q_proj", "layers.2.q_proj", "layers.10.q_proj"]
+    for name, one in found.items():
+        np.testing.assert_allclose(one.s, np.linalg.svd(modules[name].dense(), compute_uv=False)[:3], rtol=1e-12)
+        assert (one.shape, one.rank) == ((9, 5), 3)
+    assert list(loralens.spectrum(loralens.Adapter(modules=modules), modules=["*.2.*"])) == ["layers.2.q_proj"]
+
+
+@given(out=st.integers(1, 9), in_=st.integers(1, 9), rank=st.integers(1, 12), scale=st.floats(-9, 9))
+def test_any_shape_rank_and_scale(out: int, in_: int, rank: int, scale: float) -> None:
+    rng = np.random.default_rng([out, in_, rank])
+    module = LowRank(rng.normal(size=(out, rank)), rng.normal(size=(rank, in_)), scale)
+    (one,) = loralens.spectrum(loralens.Adapter(modules={"m": module})).values()
+    dense = np.linalg.svd(module.dense(), compute_uv=False)[: one.s.size]
+    assert one.s.shape == (min(out, in_, rank),)
+    np.testing.assert_allclose(one.s, dense, atol=1e-12 * max(1.0, dense.max()))
+
+
+def test_threads_change_nothing() -> None:
+    rng = np.random.default_rng(2)
+    modules = {f"layers.{i}.q": LowRank(rng.normal(size=(30, 4)), rng.normal(size=(4, 20))) for i in range(9)}
+    one, two = (loralens.spectrum(loralens.Adapter(modules=modules), threads=n) for n in (1, 3))
+    assert list(one) == list(two)
+    assert all(np.array_equal(one[name].s, two[name].s) for name in one)
+
+
+def test_groups_share_the_energy_and_count_zero_modules() -> None:
+    spectra = {
+        "model.layers.0.q_proj": spectrum_of(3.0, 0.0),
+        "model.layers.0.v_proj": spectrum_of(0.0, 0.0),
+        "model.layers.1.q_proj": spectrum_of(2.0, 2.0),
+        "lm_head": spectrum_of(2.0),
+    }
+    whole = total(spectra.values())
+    assert whole == pytest.approx(21**0.5)
+    assert by_kind(spectra) == [
+        Group("lm_head", 1, 2.0, pytest.approx(4 / 21), pytest.approx(1.0), 0),
+        Group("q_proj", 2, pytest.approx(17**0.5), pytest.approx(17 / 21), pytest.approx(1.5), 0),
+        Group("v_proj", 1, 0.0, 0.0, 0.0, 1),
+    ]
+    assert [(g.name, g.modules, g.zero) for g in by_block(spectra)] == [
+        ("model.layers.0", 2, 1), ("model.layers.1", 1, 0), ("outside", 1, 0),
+    ]  # fmt: skip
+    assert sum(g.share for g in by_block(spectra)) == pytest.approx(1.0)
+
+
+def test_one_module_far_off_its_kind_stands_out_and_no_other() -> None:
+    spectra = {f"layers.{i}.q": spectrum_of(1.0 + 0.01 * i, 1.0) for i in range(9)}
+    spectra["layers.4.q"] = spectrum_of(50.0, 50.0)
+    spectra["layers.5.q"] = spectrum_of(0.0, 0.0)
+    found = outliers(spectra)
+    assert [(o.name, o.quantity) for o in found] == [("layers.4.q", "frobenius")]
+    assert found[0].z > 3.5
+    assert found[0].value == pytest.approx(50 * 2**0.5)
+
+
+def test_too_few_or_equal_modules_have_no_outliers() -> None:
+    assert outliers({f"layers.{i}.q": spectrum_of(10.0**i) for i in range(4)}) == []
+    assert outliers({f"layers.{i}.q": spectrum_of(1.0 + (i == 3)) for i in range(9)}) == []

@@ -1,0 +1,85 @@
+"""``loralens inspect``: exact output on a small adapter, JSON, warnings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli.main import main
+from tests.conftest import small_adapter
+
+TEXT = """\
+PATH
+
+format      peft
+base model  tiny/base
+modules     6
+rank        2
+scale       4, α/r = 8/2 (adapter_config.json)
+size        120 parameters in pairs, 480 B
+
+modules
+kind    modules  blocks  weight  out × in  r  scale    dtype  parameters
+q_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
+v_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
+
+warning: 1 of 6 modules do nothing, their B or A is 0: model.layers.10.self_attn.v_proj
+  fix: they were never trained: check the training code, or drop them
+"""
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_text_is_exactly_this(small: Path) -> None:
+    assert run("inspect", small).stdout.replace(str(small), "PATH") == TEXT
+
+
+def test_json(small: Path) -> None:
+    record = json.loads(run("inspect", "--json", small).stdout)["adapters"][0]
+    assert record["total"] == {"modules": 6, "parameters": 120, "bytes": 480, "extra_bytes": 0}
+    assert [module["zero"] for module in record["modules"]] == [False] * 5 + [True]
+    assert record["modules"][0]["scale_source"] == "α/r = 8/2 (adapter_config.json)"
+    assert [finding["code"] for finding in record["findings"]] == ["zero-update"]
+
+
+def test_a_file_without_its_configuration_says_that_alpha_is_unknown(small: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
+    result = run("inspect", bare)
+    assert result.exit_code == 0
+    assert "unknown, taken as 1" in result.stdout
+    assert "α is unknown" in result.stdout
+    assert "--alpha" in result.stdout
+    given = json.loads(run("inspect", "--json", "--alpha", "6", bare).stdout)["adapters"][0]
+    assert given["modules"][0]["scale"] == 3.0
+    assert [finding["code"] for finding in given["findings"]] == ["zero-update"]
+
+
+def test_rank_that_disagrees_is_shown_by_inspect_and_refused_by_spectrum(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wrong"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes((small / "adapter_model.safetensors").read_bytes())
+    config = json.loads((small / "adapter_config.json").read_text()) | {"r": 3}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shown = run("inspect", folder)
+    assert shown.exit_code == 0
+    assert "r = 3" in shown.stdout
+    refused = run("spectrum", folder)
+    assert refused.exit_code == 1
+    assert "r = 3" in refused.stderr
+
+
+def test_targets_that_match_nothing_and_numbers_that_are_none(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    broken = small_adapter().map(lambda m: loralens.LowRank(m.B + np.float32(np.inf), m.A, m.scale))
+    loralens.save(broken, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"].append("gate_proj")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    result = run("inspect", folder)
+    assert "target_modules names 'gate_proj'" in result.stdout
+    assert "6 hold NaN or Inf" in result.stdout

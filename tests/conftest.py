@@ -1,0 +1,49 @@
+"""Adapters that several tests share: small ones made here, real ones where there are any."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.scaling import Scaling
+
+ROOT = Path(__file__).parent.parent
+
+
+def real_adapters() -> Path | None:
+    """The folder of real adapters: ``LORALENS_REAL_ADAPTERS``, else ``../shared/adapters``; None where absent."""
+    folder = Path(os.environ.get("LORALENS_REAL_ADAPTERS", ROOT.parent / "shared" / "adapters"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    folder = real_adapters()
+    if folder is None:
+        pytest.skip("no real adapters here: set LORALENS_REAL_ADAPTERS")
+    return folder
+
+
+def small_adapter() -> loralens.Adapter:
+    """Two blocks of q_proj and v_proj, rank 2, scale 4; singular values are powers of two; one B is 0."""
+    scaling = Scaling("alpha/r", 8, 2, "adapter_config.json")
+    modules = {}
+    for block in (0, 1, 10):
+        for kind in ("q_proj", "v_proj"):
+            B, A = np.zeros((6, 2), np.float32), np.zeros((2, 4), np.float32)
+            B[0, 0], B[1, 1] = 1.0, 0.5
+            A[0, 0], A[1, 1] = 1.0, 0.5 if kind == "v_proj" else 1.0
+            if (block, kind) == (10, "v_proj"):
+                B[:] = 0
+            modules[f"model.layers.{block}.self_attn.{kind}"] = loralens.LowRank(B, A, 4.0, scaling=scaling)
+    return loralens.Adapter(modules=modules, base_model="tiny/base")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `small_adapter`, as PEFT has it."""
+    folder = tmp_path_factory.mktemp("adapters") / "small"
+    loralens.save(small_adapter(), folder)
+    return folder

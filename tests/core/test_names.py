@@ -1,0 +1,133 @@
+"""Module names: order, block, kind, globs and near misses."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loralens.core.names import Block, block, kind, natural_key, nearest, select
+from loralens.errors import OptionError
+
+ORDERED = [
+    "",
+    "0",
+    "1",
+    "01",
+    "9",
+    "10",
+    "10.a",
+    "a",
+    "a.b",
+    "a0",
+    "a2b",
+    "a10b",
+    "ab",
+    "layers.2.mlp.experts.down_proj[3]",
+    "layers.2.mlp.experts.down_proj[10]",
+    "layers.2.self_attn.q_proj",
+    "layers.10.self_attn.q_proj",
+    f"layers.{'1' * 5000}.q",
+    "layers.x",
+]
+
+
+def test_numbers_count_as_numbers():
+    shuffled = ORDERED[:]
+    random.Random(0).shuffle(shuffled)  # noqa: S311
+    assert sorted(shuffled, key=natural_key) == ORDERED
+
+
+@given(st.text("ab.019٣²"), st.text("ab.019٣²"))
+def test_different_names_have_different_keys(first, second):
+    assert (natural_key(first) == natural_key(second)) == (first == second)
+
+
+@given(st.integers(0, 10**30), st.integers(0, 10**30))
+def test_any_two_numbers(i, j):
+    assert (natural_key(f"x.{i}.y") < natural_key(f"x.{j}.y")) == (i < j)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected_block", "expected_kind"),
+    [
+        ("model.layers.11.self_attn.q_proj", Block("model.layers", 11), "q_proj"),
+        ("transformer.h.0.attn.c_attn", Block("transformer.h", 0), "c_attn"),
+        ("0.q", Block("", 0), "q"),
+        ("model.layers.0.mlp.experts.gate_up_proj[3]", Block("model.layers", 0), "gate_up_proj"),
+        ("model.layers.0.experts.7.w1", Block("model.layers", 0), "w1"),
+        ("unet.down_blocks.1.attentions.0.to_out.0", Block("unet.down_blocks", 1), "to_out.0"),
+        ("a.net.0.1", Block("a.net", 0), "net.0.1"),
+        ("lm_head", None, "lm_head"),
+        ("conv1.q2", None, "q2"),
+        ("layers.²", None, "²"),
+        (f"layers.{'1' * 5000}.q", None, "q"),
+        ("", None, ""),
+        ("3", Block("", 3), "3"),
+    ],
+)
+def test_block_and_kind(name, expected_block, expected_kind):
+    assert block(name) == expected_block
+    assert kind(name) == expected_kind
+
+
+NAMES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.1.self_attn.v_proj",
+    "model.layers.10.mlp.to_out.0",
+    "model.layers.10.mlp.experts.down_proj[1]",
+    "lm_head",
+]
+
+
+@pytest.mark.parametrize(
+    ("globs", "chosen"),
+    [
+        ([], [0, 1, 2, 3, 4, 5]),
+        (["*"], [0, 1, 2, 3, 4, 5]),
+        (["q_proj"], [0, 1]),
+        (["v_proj", "q_proj"], [0, 1, 2]),
+        (["q_proj", "*.1.*"], [0, 1, 2]),
+        (["model.layers.1.self_attn.q_proj"], [1]),
+        (["*.1.*"], [1, 2]),
+        (["*.?.*"], [0, 1, 2]),
+        (["model.layers.1?.*"], [3, 4]),
+        (["*_proj"], [0, 1, 2]),
+        (["down_proj"], [4]),
+        (["*[1]"], [4]),
+        (["to_out.0"], [3]),
+        (["lm_head"], [5]),
+    ],
+)
+def test_select(globs, chosen):
+    assert select(NAMES, globs) == [NAMES[i] for i in chosen]
+    assert select(iter(NAMES), globs) == [NAMES[i] for i in chosen]
+
+
+@pytest.mark.parametrize("glob", ["Q_proj", "proj", "layers.1", "*.[01].*", "q_proj.*", "*.2.*", ""])
+def test_a_glob_that_matches_nothing(glob):
+    with pytest.raises(OptionError) as caught:
+        select(NAMES, ["lm_head", glob])
+    assert str(caught.value).startswith(f"no module matches {glob!r}\n  fix: the nearest names are ")
+
+
+def test_what_is_suggested_can_be_given():
+    """A user who copies a suggestion gets modules."""
+    for wrong in ("to_out", "q_prj", "lm_haed", "model.layers.1.q_proj", "down_proj[1]"):
+        for suggestion in nearest(wrong, NAMES).split(", "):
+            assert select(NAMES, [suggestion])
+
+
+def test_nearest():
+    assert nearest("q_prj", NAMES).startswith("q_proj")
+    assert nearest("model.layers.1.self_attn.k_proj", NAMES, count=1) == "model.layers.1.self_attn.v_proj"
+    assert nearest("x", []) == "none: there are no modules"
+
+
+def test_nearest_among_many_names_is_quick():
+    names = [f"model.layers.{i}.mlp.experts.{p}[{e}]" for i in range(48) for e in range(128) for p in ("up", "down")]
+    start = time.perf_counter()
+    assert nearest("q_proj", names)
+    assert time.perf_counter() - start < 10

@@ -1,0 +1,304 @@
+"""Damaged adapters: loading and reading all of one gives an adapter or a LoraLensError. Nothing else, ever."""
+
+import json
+import re
+import tempfile
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.errors import LoraLensError
+from loralens.formats.container import DTYPES
+from tests.formats.blobs import blob, entry, limits
+
+MIB = 1 << 20
+HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")  # to a terminal
+fuzz = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+PREFIX = "base_model.model.model.layers.0"
+TENSORS = {  # one of each kind that the reader knows
+    f"{PREFIX}.q_proj.lora_A.weight": ("F32", [2, 6]),
+    f"{PREFIX}.q_proj.lora_B.weight": ("F32", [4, 2]),
+    f"{PREFIX}.q_proj.lora_magnitude_vector": ("F32", [4]),
+    f"{PREFIX}.conv.lora_A.weight": ("F16", [2, 3, 3, 3]),
+    f"{PREFIX}.conv.lora_B.weight": ("F16", [4, 1, 1, 1]),
+    f"{PREFIX}.c_attn.lora_A.weight": ("BF16", [4, 5]),
+    f"{PREFIX}.c_attn.lora_B.weight": ("BF16", [6, 2, 1]),
+    f"{PREFIX}.experts.lora_A.weight": ("BF16", [4, 5]),
+    f"{PREFIX}.experts.lora_B.weight": ("BF16", [3, 4]),
+    f"{PREFIX}.experts.base_layer.lora_A.weight": ("BF16", [4, 5]),
+    f"{PREFIX}.experts.base_layer.lora_B.weight": ("BF16", [3, 4]),
+    "base_model.model.model.embed.lora_embedding_A": ("F32", [2, 7]),
+    "base_model.model.model.embed.lora_embedding_B": ("F32", [3, 2]),
+    "base_model.model.score.weight": ("F32", [2, 3]),
+    f"{PREFIX}.q_proj.bias": ("F64", [4]),
+}
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 8,
+    "base_model_name_or_path": "org/base",
+    "target_modules": ["q_proj", "conv", "c_attn", "embed"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    "modules_to_save": ["score"],
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 4.0, "layers.0.conv": 16},
+    "enable_lora": [True, False, True],
+    "use_rslora": False,
+    "use_dora": True,
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "task_type": "SEQ_CLS",
+    "bias": "all",
+    "layer_replication": None,
+    "kasa_config": None,
+    "lora_B_layout": None,
+    "use_bdlora": None,
+}
+
+
+def packed(tensors, **metadata):
+    """A file with tensors of these dtypes and shapes, every number 1.0 where bytes allow."""
+    header, data = {"__metadata__": {"format": "pt", **metadata}}, b""
+    for key, (dtype, shape) in tensors.items():
+        array = np.ones(shape, DTYPES[dtype])
+        header[key] = entry(shape, len(data), len(data) + array.nbytes, dtype)
+        data += array.tobytes()
+    return blob(header, data)
+
+
+GOOD = packed(TENSORS)
+
+
+def read_everything(adapter):
+    """Every number of an adapter, and its summary."""
+    for name, module in adapter.items():
+        assert module.B.shape == (module.shape[0], module.rank), name
+        assert module.A.shape == (module.rank, module.shape[1]), name
+    for extra in adapter.extra.values():
+        extra.tensor.read()
+    assert adapter.parameters >= 0
+    assert repr(adapter)
+
+
+def outcome(weights, config=None, **options):
+    """The adapter, or the LoraLensError it ends with, within time and memory that fit the file."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+        if config is not None:
+            (folder / "adapter_config.json").write_bytes(config)
+        with limits(10, 20 * (len(weights) + len(config or b"")) + MIB):
+            try:
+                adapter = loralens.load(folder, **options)
+                read_everything(adapter)
+            except LoraLensError as error:
+                assert not HARMFUL.search(str(error))  # noqa: PT017
+                return error
+            return adapter
+
+
+def dumped(config):
+    return json.dumps(config).encode()
+
+
+def test_the_undamaged_adapter_loads():
+    adapter = outcome(GOOD, dumped(CONFIG))
+    assert isinstance(adapter, loralens.Adapter), adapter
+    assert len(adapter) == 8
+    assert sorted(extra.role for extra in adapter.extra.values()) == ["bias", "magnitude", "saved"]
+
+
+@st.composite
+def damaged(draw, good):
+    """Bytes flipped, cut out, repeated, put in or exchanged; up to four times."""
+    data = bytearray(good)
+    for _ in range(draw(st.integers(1, 4))):
+        i, n = draw(st.integers(0, len(data))), draw(st.sampled_from([1, 1, 1, 2, 8, 100]))
+        match draw(st.sampled_from(["flip", "set", "cut", "repeat", "insert", "move", "end"])):
+            case "flip" if i < len(data):
+                data[i] ^= 1 << draw(st.integers(0, 7))
+            case "set":
+                data[i : i + n] = draw(st.binary(min_size=n, max_size=n))
+            case "cut":
+                del data[i : i + n]
+            case "repeat":
+                data[i:i] = data[i : i + n]
+            case "insert":
+                data[i:i] = draw(
+                    st.sampled_from([b"9", b"0", b"-", b'"', b"{", b"[", b"]", b"e9", b"null", b"\\u0000"])
+                )
+            case "move":
+                j = draw(st.integers(0, len(data)))
+                data[i : i + n], data[j : j + n] = data[j : j + n], data[i : i + n]
+            case "end":
+                del data[i:]
+    return bytes(data)
+
+
+@fuzz
+@given(damaged(GOOD), st.booleans())
+def test_damaged_weights(weights, configured):
+    outcome(weights, dumped(CONFIG) if configured else None)
+
+
+@fuzz
+@given(damaged(GOOD[8 : -sum(np.ones(s, DTYPES[d]).nbytes for d, s in TENSORS.values())]))
+def test_a_damaged_header_of_the_right_length(header):
+    """The length before it fits, so that the damage is met further in; what we accept, the library accepts."""
+    weights = blob(header, bytes(len(GOOD) - GOOD.rindex(b"}") - 1))
+    if isinstance(outcome(weights, dumped(CONFIG)), loralens.Adapter):
+        safetensors.deserialize(weights)
+
+
+@fuzz
+@given(damaged(dumped(CONFIG)))
+def test_a_damaged_configuration(config):
+    outcome(GOOD, config)
+
+
+numbers = st.sampled_from([0, 1, 2, -1, 2**31, 2**63, 2**64, 10**400, 0.0, -0.0, 0.5, 1e308, 1e-320]) | st.floats()
+texts = st.sampled_from(
+    ["", "LORA", "q_proj", ".*", "(", "(?i)q", "(?P<a>q)", "\\1", "[", "a{9999999999}", "*", "\ud800"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(fuzz, max_examples=500)
+@given(
+    st.dictionaries(st.sampled_from([*CONFIG, "corda_config", "lora_bias"]), values, min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_wrong_types_in_any_field(fields, strict):
+    config = json.dumps({**CONFIG, **fields}).encode()
+    adapter = outcome(GOOD, config, strict=strict)
+    if isinstance(adapter, loralens.Adapter):
+        with tempfile.TemporaryDirectory() as name:
+            loralens.save(adapter, Path(name) / "out")
+            assert dict(loralens.load(Path(name) / "out", strict=strict).config) == dict(adapter.config)
+
+
+WRONG = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**400,
+    1e999,
+    "",
+    "x",
+    "(",
+    [],
+    [None],
+    [[]],
+    {},
+    {"q": 10**400},
+    {"(": 1},
+    {"a": {}},
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("rule", [{}, {"use_rslora": True, "lora_alpha": 8.0}], ids=["plain", "rslora"])
+def test_every_field_with_every_type(value, rule):
+    for name in CONFIG:
+        for strict in (True, False):
+            outcome(GOOD, dumped({**CONFIG, **rule, name: value}), strict=strict)
+
+
+dims = st.lists(st.integers(0, 4), max_size=4)
+dtypes = st.sampled_from(["F32", "F16", "BF16", "F8_E4M3", "I64", "BOOL", "C64"])
+
+
+@fuzz
+@given(
+    st.dictionaries(st.sampled_from(list(TENSORS)), st.tuples(dtypes, dims), max_size=4),
+    st.sets(st.sampled_from(list(TENSORS)), max_size=3),
+)
+def test_wrong_dtypes_and_shapes(changed, missing):
+    tensors = {key: spec for key, spec in {**TENSORS, **changed}.items() if key not in missing}
+    outcome(packed(tensors), dumped(CONFIG), strict=False)
+
+
+@st.composite
+def pairs(draw):
+    """One pair of almost any shape, mostly one that multiplies, under a name the configuration knows or does not."""
+    A = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    width = A[0] // draw(st.sampled_from([1, 1, 1, 2])) if draw(st.integers(0, 5)) else draw(st.integers(0, 4))
+    B = [draw(st.integers(0, 6)), width, *draw(st.sampled_from([[], [1] * (len(A) - 2), [1], [2]]))]
+    path = ".".join(draw(st.lists(parts, min_size=1, max_size=4)))
+    leaves = draw(
+        st.sampled_from(["lora_{}.weight", "lora_{}.default.weight", "lora_embedding_{}", "lora_{}.a.b.weight"])
+    )
+    prefix = draw(st.sampled_from(["base_model.model.", "base_model.model.", "", "base_model.model.base_model.model."]))
+    tensors = {f"{prefix}{path}.{leaves.format(half)}": ("F32", shape) for half, shape in (("A", A), ("B", B))}
+    extra = draw(
+        st.sampled_from(["lora_diag", "lora_magnitude_vector.weight", "lora_B.bias", "bias", "base_layer.weight"])
+    )
+    return {**tensors, f"{prefix}{path}.{extra}": ("F32", draw(st.sampled_from([B[1:2], B[:1], []])))}
+
+
+parts = st.sampled_from(
+    [
+        "q_proj",
+        "conv",
+        "c_attn",
+        "experts",
+        "embed",
+        "layers",
+        "0",
+        "٣",
+        "²",
+        "base_layer",
+        "out_proj",
+        "score",
+        "lora_A",
+    ]
+)
+options = st.sampled_from([{}, {"alpha": 8}, {"alpha": 0.0}, {"scale": -2.0}, {"scale": 1e308}])
+
+
+@settings(fuzz, max_examples=500)
+@given(st.lists(pairs(), min_size=1, max_size=2), st.sampled_from([None, dumped(CONFIG), b"{}"]), options)
+def test_pairs_of_any_shape(held, config, options):
+    outcome(packed({key: spec for one in held for key, spec in one.items()}), config, strict=False, **options)
+
+
+odd = st.sampled_from(["lora_A", "lora_B", "weight", "bias", "default", "base_layer", "lora_embedding_A", "0", "q", ""])
+
+
+@fuzz
+@given(st.lists(st.lists(odd, max_size=6).map(".".join), max_size=6, unique=True))
+def test_odd_keys(keys):
+    outcome(packed({f"base_model.model.{key}": ("F32", [2, 2]) for key in keys}), dumped(CONFIG), strict=False)
+
+
+@pytest.mark.parametrize("digits", ["1" * 4000, "0" * 4000, "٣" * 4000])
+def test_numbers_without_end_in_a_name(digits):
+    keys = {f"base_model.model.layers.{digits}.q.lora_{half}.weight": ("F32", [2, 2]) for half in "AB"}
+    assert list(outcome(packed(keys))) == [f"layers.{digits}.q"]
+
+
+@pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40], [2**31, 0, 2**31], [0, 0, 0]])
+@pytest.mark.parametrize("half", ["A", "B"])
+def test_claims_that_cost_no_byte(shape, half):
+    """Zero numbers, and a size that would take terabytes beside a matching factor."""
+    tensors = dict(TENSORS)
+    tensors[f"{PREFIX}.q_proj.lora_{half}.weight"] = ("F32", shape)
+    header, data = {}, b""
+    for key, (dtype, dims) in tensors.items():
+        nbytes = prod(dims) * DTYPES[dtype].itemsize
+        header[key], data = entry(dims, len(data), len(data) + nbytes, dtype), data + bytes(nbytes)
+    for config in (None, dumped(CONFIG)):
+        outcome(blob(header, data), config, strict=False)

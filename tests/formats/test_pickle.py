@@ -1,0 +1,737 @@
+"""read_pickle against torch itself, and against files made to do harm."""
+
+import io
+import os
+import pickle
+import pickletools
+import struct
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loralens.errors import FormatError, LoraLensError
+from loralens.formats.pickle import read_pickle
+from loralens.formats.torch_unpickler import OPCODES
+
+REAL = [
+    "bertbase-rslora-epoch2/adapter_model.bin",
+    "bloom560m-mergedlinear/adapter_model.bin",
+    "neg-prompt-tuning/adapter_model.bin",
+    "roberta-mnli-loralib/roberta_base_lora_mnli.bin",
+]
+LEGACY_HEAD = b"".join(
+    pickle.dumps(part, protocol=2)
+    for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+)
+
+both = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+def real_file(name: str) -> Path:
+    folder = os.environ.get("LORALENS_REAL_ADAPTERS", Path(__file__).parents[3] / "shared" / "adapters")
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return path
+
+
+def save(state, path: Path, zipped: bool) -> Path:
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def same(found, tensor: torch.Tensor) -> None:
+    """Bit-equal, dtype and shape included."""
+    array = found.read()
+    assert array.flags.c_contiguous
+    assert str(array.dtype) == str(tensor.dtype).removeprefix("torch.")
+    assert array.shape == found.shape == tuple(tensor.shape)
+    assert array.tobytes() == tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def push(value) -> bytes:
+    """Opcodes that put a value on the stack without the memo; bytes are opcodes already."""
+    match value:
+        case bytes():
+            return value
+        case None | True | False:
+            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        case int():
+            raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            return b"\x8a" + bytes([len(raw)]) + raw
+        case str():
+            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+        case tuple():
+            return b"(" + b"".join(map(push, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(push, value)) + b"e"
+        case dict():
+            return b"}(" + b"".join(push(x) for item in value.items() for x in item) + b"u"
+    raise AssertionError(value)
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def call(function: bytes, *args) -> bytes:
+    return function + push(args) + b"R"
+
+
+def storage(*, key="0", kind="FloatStorage", numel=4) -> bytes:
+    return push(("storage", named("torch", kind), key, "cpu", numel)) + b"Q"
+
+
+REBUILD = named("torch._utils", "_rebuild_tensor_v2")
+
+
+def tensor(*, offset=0, size=(4,), strides=(1,), of=None) -> bytes:
+    return call(REBUILD, of or storage(), offset, size, strides, False, call(named("collections", "OrderedDict")))
+
+
+def program(value) -> bytes:
+    return b"\x80\x02" + push(value) + b"."
+
+
+def zip_file(path: Path, pickled: bytes, *, entries=(("archive/data/0", bytes(16)),), **options) -> Path:
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for name, data in entries:
+            archive.writestr(name, data)
+    return path
+
+
+def refused(path: Path, match: str) -> FormatError:
+    with pytest.raises(FormatError, match=match) as caught:
+        read_pickle(path)
+    assert caught.value.where[0] == str(path)
+    assert caught.value.fix
+    return caught.value
+
+
+# --- what torch writes ---
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_read_as_torch_reads_them(name):
+    path = real_file(name)
+    tensors, rest = read_pickle(path)
+    wanted = torch.load(path, map_location="cpu", weights_only=True)
+    assert list(tensors) == list(wanted)
+    assert rest == {}
+    for key, value in wanted.items():
+        same(tensors[key], value)
+
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+]
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype(tmp_path, dtype, zipped):
+    x = (torch.arange(6).reshape(2, 3) - (2 if dtype.is_signed else 0)).to(dtype)
+    tensors, _ = read_pickle(save({"x": x}, tmp_path / "x.bin", zipped))
+    same(tensors["x"], x)
+
+
+@both
+def test_views_share_one_storage(tmp_path, zipped):
+    base = torch.arange(24.0)
+    state = {
+        "base": base,
+        "tail": base[5:],
+        "matrix": base[4:].reshape(4, 5),
+        "transposed": base.reshape(4, 6).T,
+        "every other": base[3::2],
+        "block": base.reshape(2, 3, 4).permute(2, 0, 1)[1:, :, 1:],
+        "repeated": base[:1].expand(5),
+        "one row": base.reshape(4, 6)[1:2],
+        "bool": (base > 3).reshape(4, 6).T,
+    }
+    path = save(state, tmp_path / "x.pt", zipped)
+    tensors, _ = read_pickle(path)
+    assert list(tensors) == list(state)
+    for key, value in state.items():
+        same(tensors[key], value)
+    assert path.stat().st_size < 3500 + 24 * 4 + 24  # or the storages were not shared, and this tests nothing
+
+
+@both
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 4096), (1, 1), (1, 5, 1)], ids=str)
+def test_scalars_and_empty_tensors(tmp_path, shape, zipped):
+    x = torch.ones(shape)
+    state = {"x": x, "transposed": x.permute(tuple(reversed(range(len(shape))))), "bool": x.bool()}
+    tensors, _ = read_pickle(save(state, tmp_path / "x.ckpt", zipped))
+    same(tensors["x"], state["x"])
+    same(tensors["bool"], state["bool"])
+    same(tensors["transposed"], state["transposed"])
+
+
+@both
+def test_parameters_and_a_module_with_metadata(tmp_path, zipped):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    state = model.state_dict() | {"p": torch.nn.Parameter(torch.arange(3.0))}
+    state._metadata = model.state_dict()._metadata
+    tensors, rest = read_pickle(save(state, tmp_path / "x.pth", zipped))
+    assert list(tensors) == list(state)
+    assert rest == {}
+    for key, value in state.items():
+        same(tensors[key], value)
+
+
+@both
+def test_many_tensors_use_the_long_memo(tmp_path, zipped):
+    state = {f"layer.{i}": torch.full((2,), float(i)) for i in range(400)}
+    tensors, _ = read_pickle(save(state, tmp_path / "x.bin", zipped))
+    assert [float(x.read()[1]) for x in tensors.values()] == list(range(400))
+
+
+@both
+def test_plain_values_come_back_beside_the_tensors(tmp_path, zipped):
+    plain = {
+        "lora_alpha": 16,
+        "big": 2**70,
+        "negative": -300,
+        "lr": 1e-4,
+        "name": "σ",
+        "flag": True,
+        "none": None,
+        "kinds": ["q", "v", 3],
+    }
+    given_ = {**plain, "x": torch.ones(2), "pair": (1, 2), "size": torch.ones(2, 3).shape}
+    tensors, rest = read_pickle(save(given_, tmp_path / "x.bin", zipped))
+    assert list(tensors) == ["x"]
+    assert rest == {**plain, "pair": [1, 2], "size": [2, 3]}
+    assert rest["flag"] is True
+
+
+@both
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_one_level_of_wrapping_is_undone(tmp_path, wrapper, zipped):
+    x = torch.arange(3.0)
+    state = {"epoch": 3, wrapper: OrderedDict(x=x, r=8), "note": "done"}
+    tensors, rest = read_pickle(save(state, tmp_path / "x.ckpt", zipped))
+    assert list(tensors) == ["x"]
+    same(tensors["x"], x)
+    assert rest == {"epoch": 3, "r": 8, "note": "done"}
+
+
+def test_no_tensors_at_all_is_an_empty_state_dict(tmp_path):
+    assert read_pickle(save({}, tmp_path / "x.bin", True)) == ({}, {})
+
+
+def test_contiguous_rows_are_read_without_the_others(tmp_path):
+    x = torch.arange(12.0).reshape(4, 3)
+    found = read_pickle(save({"x": x[1:]}, tmp_path / "x.bin", True))[0]["x"]
+    same(found.rows(1, 3), x[2:])
+
+
+def test_a_bool_is_true_whatever_its_byte(tmp_path):
+    of = storage(kind="BoolStorage")
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor(of=of)}), entries=[("archive/data/0", b"\0\1\2\xff")])
+    assert read_pickle(path)[0]["x"].read().tobytes() == b"\0\1\1\1"  # NumPy counts on nothing else
+
+
+def test_the_hand_made_file_of_the_attacks_is_fine_as_it_is(tmp_path):
+    pickled = program({"x": tensor()})
+    data = struct.pack("<4f", 1, 2, 3, 4)
+    zipped = zip_file(tmp_path / "zip.bin", pickled, entries=[("archive/data/0", data)])
+    legacy = tmp_path / "legacy.bin"
+    legacy.write_bytes(LEGACY_HEAD + pickled + program(["0"]) + struct.pack("<q", 4) + data)
+    for path in (zipped, legacy):
+        assert read_pickle(path)[0]["x"].read().tolist() == [1, 2, 3, 4]
+
+
+# --- what is refused though nobody meant harm ---
+
+
+@both
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        (torch.ones(2), "holds a Tensor, not a state dict"),
+        ({"x": torch.ones(2), 3: 4}, "a key that is not a string"),
+        ({"x": torch.ones(2), "\x1b[2J": 4}, "control characters"),
+        ({"x": torch.ones(2), "config": {"r": 8}}, "config holds a dict"),
+        ({"x": torch.ones(2), "nested": [[1]]}, "nested holds a list"),
+        ({"x": torch.ones(2), "dtype": torch.float16}, "dtype holds a Name"),
+        ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "more than one state dict: a, b"),
+        ({"x": torch.ones(2), "inner": {"y": torch.ones(2)}}, "inner holds a dict"),
+        ({"a": {"b": {"x": torch.ones(2)}}}, "a holds a dict"),
+        ({"a": {"x": torch.ones(2), "r": 8}, "r": 4}, "r inside and beside a"),
+        ({"x": torch.ones(2, dtype=torch.complex64)}, r"torch\.ComplexFloatStorage"),
+        ({"x": torch.ones(2).to_sparse()}, r"torch\._utils\._rebuild_sparse_tensor"),
+        ({"x": Path("a")}, r"pathlib"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_plain_state_dict_is_refused_by_name(tmp_path, state, match, zipped):
+    refused(save(state, tmp_path / "x.bin", zipped), match)
+
+
+def test_another_protocol_is_refused(tmp_path):
+    path = tmp_path / "x.bin"
+    torch.save({"x": torch.ones(2)}, path, pickle_protocol=4)
+    refused(path, "protocol 4")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK", b"\x80", b"version https://git-lfs.github.com/spec/v1\n", pickle.dumps({"x": 1}, 2), bytes(100)],
+    ids=["empty", "two bytes", "one byte", "git-lfs", "plain pickle", "zeros"],
+)
+def test_files_of_another_kind(tmp_path, content):
+    path = tmp_path / "x.bin"
+    path.write_bytes(content)
+    refused(path, "not written by torch.save|ends in the middle")
+
+
+def test_no_file_and_a_folder(tmp_path):
+    refused(tmp_path / "absent.bin", "no such file")
+    refused(tmp_path, "no such file")
+
+
+@pytest.mark.parametrize("head", [b"big", b"little "])
+def test_big_endian_zip(tmp_path, head):
+    entries = [("archive/data/0", bytes(16)), ("archive/byteorder", head)]
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), "big-endian")
+
+
+def test_big_endian_legacy(tmp_path):
+    path = save({"x": torch.ones(2)}, tmp_path / "x.bin", False)
+    path.write_bytes(path.read_bytes().replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"))
+    refused(path, "big-endian")
+
+
+def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
+    path = save({"x": torch.ones(64)}, tmp_path / "x.bin", False)
+    tensors, _ = read_pickle(path)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(FormatError, match="shorter"):
+        tensors["x"].read()
+
+
+# --- programs ---
+
+SHELL = "touch marker"
+ARGS = push((SHELL,))
+OBJECT = b"(" + named("os", "system") + push(SHELL) + b"o"
+ATTACKS = {
+    "GLOBAL": b"\x80\x02" + named("os", "system") + ARGS + b"R.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + ARGS + b"R.",
+    "INST": b"\x80\x02(" + push(SHELL) + b"ios\nsystem\n.",
+    "OBJ": b"\x80\x02" + OBJECT + b".",
+    "NEWOBJ": b"\x80\x02" + named("subprocess", "Popen") + push((["touch", "marker"],)) + b"\x81.",
+    "BUILD": b"\x80\x02" + named("types", "SimpleNamespace") + b")R" + push({"__setstate__": named("os", "system")})
+    + b"b" + push(SHELL) + b"b.",
+    "getattr": b"\x80\x02" + call(call(named("builtins", "getattr"), named("os", "path"), "os.system"), SHELL) + b".",
+    "text protocol": b"cos\nsystem\n(S'touch marker'\ntR.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("NEWOBJ", "getattr")])
+def test_the_attacks_are_real(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(ATTACKS[name])
+    assert (tmp_path / "marker").exists()
+
+
+@both
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("wrap", [False, True], ids=["alone", "inside"])
+def test_attacks_are_refused_and_nothing_runs(tmp_path, monkeypatch, name, wrap, zipped):
+    monkeypatch.chdir(tmp_path)
+    body = ATTACKS[name]
+    if wrap:
+        body = program({"x": tensor(), "y": body[:-1]})
+    path = tmp_path / "x.bin"
+    if zipped:
+        zip_file(path, body)
+    else:
+        path.write_bytes(LEGACY_HEAD + body + program(["0"]) + struct.pack("<q", 4) + bytes(16))
+    refused(path, "asks for '|opcode|protocol|not written")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_attacks_in_any_of_the_five_legacy_pickles(tmp_path, monkeypatch, part):
+    monkeypatch.chdir(tmp_path)
+    path = save({"x": torch.ones(1)}, tmp_path / "x.bin", False)
+    stream = io.BytesIO(path.read_bytes())
+    ends = [0]
+    for _ in range(5):
+        list(pickletools.genops(stream))
+        ends.append(stream.tell())
+    path.write_bytes(stream.getvalue()[: ends[part]] + ATTACKS["GLOBAL"] + stream.getvalue()[ends[part + 1] :])
+    refused(path, r"os\.system")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_only_these_opcodes():
+    names = [op.name for op in pickletools.opcodes if op.code.encode("latin-1") in OPCODES]
+    assert set(names) == {
+        *("PROTO", "NONE", "NEWTRUE", "NEWFALSE", "BININT1", "BININT2", "BININT", "LONG1", "BINFLOAT", "BINUNICODE"),
+        *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT"),
+        *("LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "BINPERSID"),
+        *("REDUCE", "BUILD"),
+    }  # fmt: skip
+    assert len(names) == len(OPCODES)
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (REBUILD + push({"__defaults__": (1,)}) + b"b", "attributes"),
+        (named("collections", "OrderedDict") + push((None, {"__init__": 1})) + b"b", "attributes"),
+        (tensor() + push({"shape": (9,)}) + b"b", "attributes"),
+        (call(named("torch", "FloatStorage"), 1 << 40), "a call"),
+        (call(named("torch", "float32")), "a call"),
+        (call(push("text")), "a call"),
+        (named("torch", "Size") + push([1]) + b"R", "a call"),
+        (call(named("torch", "Size"), "12"), "a size"),
+        (call(named("torch", "Size"), (True,)), "a number"),
+        (call(named("torch", "Size")), "torch.Size"),
+        (call(named("collections", "OrderedDict"), [["a", 1]]), "an OrderedDict"),
+        (call(named("torch._utils", "_rebuild_parameter"), 3, True, None), "a Parameter"),
+        (call(REBUILD, 3, 0, (1,), (1,), False, None), "a tensor"),
+        (call(named("torch._utils", "_rebuild_tensor_v3"), storage(), 0, (1,), (1,), False, None, 3), "a tensor"),
+        (named("torch._utils", "_rebuild_qtensor"), r"'torch\._utils\._rebuild_qtensor'"),
+        (named("torch", "QInt8Storage"), r"'torch\.QInt8Storage'"),
+        (named("torch", "complex64"), r"'torch\.complex64'"),
+        (call(REBUILD, storage(), 0, (1,), (1,), False, None, {"neg": True}), "a tensor"),
+        (tensor(offset="0"), "a number"),
+        (tensor(size=[4]), "a size"),
+        (push(("storage", named("torch", "Size"), "0", "cpu", 4)) + b"Q", "a storage"),
+        (push(("module", named("torch", "FloatStorage"), "0", "cpu", 4)) + b"Q", "a storage"),
+        (push(("storage", named("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q", "a storage"),
+        (push("0") + b"Q", "a storage"),
+        (push(1) + b"(ae", "damaged"),
+        (b"(((", "damaged"),
+        (b"e", "damaged"),
+        (b"\x87", "damaged"),
+        (b"h\x07", "damaged"),
+        (b"Nq\x01", "note to itself"),
+        (b"}" + push((1,)) + b"Ns", "not a string"),
+        (b"}(" + push("a") + b"u", "a dict"),
+        (b"}(" + push(1) + b"e", "a list"),
+        (b"X\x02\0\0\0\xff\xff", "damaged"),
+        (b"X\x03\0\0\0\xed\xa0\x80", "damaged"),
+        (b"ctorch\nSize", "a name"),
+        (b"c\xff\nSize\n", "damaged"),
+        (b"c\x1b[2J\nSize\n", r"'\\x1b\[2J\.Size'"),
+        (b"\x80\x03", "protocol 3"),
+        (b"\xfe", "opcode fe"),
+        (b"0", "opcode POP,"),
+        (b"\x82\x01", "opcode EXT1"),
+        (b"P0\n", "opcode PERSID"),
+    ],
+)
+def test_programs_that_torch_does_not_write(tmp_path, value, match):
+    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + value + b"."), match)
+
+
+def test_a_program_without_an_end(tmp_path):
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()})[:-1]), "ends in the middle")
+
+
+DEEP = 400_000  # deep enough to crash CPython 3.11 when hashed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}" + b")" + b"\x85" * DEEP + b"Ns",
+        b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
+        b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
+        b"]" * DEEP + b"a" * (DEEP - 1),
+        b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
+        push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
+        b")" + b"\x85" * DEEP + b"Q",
+        tensor(size=b")" + b"\x85" * DEEP),
+        b"]q\x00" + b"h\x00a" * 3,
+    ],
+    ids=["key", "value", "marks", "lists", "dicts", "storage", "storage id", "size", "itself"],
+)
+def test_recursion_bombs(tmp_path, body):
+    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + body + b"."), ".")
+
+
+FALSE = struct.pack("<I", 0xFFFFFFF0)
+
+
+@both
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"X" + FALSE + b"abc",  # BINUNICODE
+        b"\x8a\xff\x01",  # LONG1
+        b"\x8b" + struct.pack("<i", 2**31 - 1),  # LONG4
+        b"T" + struct.pack("<i", 2**31 - 1),  # BINSTRING
+        b"B" + FALSE,  # BINBYTES
+        b"\x8d" + struct.pack("<Q", 2**40),  # BINUNICODE8
+        b"\x8e" + struct.pack("<Q", 2**40),  # BINBYTES8
+        b"\x96" + struct.pack("<Q", 2**40),  # BYTEARRAY8
+        b"\x95" + struct.pack("<Q", 2**40),  # FRAME
+        b"Nr" + FALSE,  # LONG_BINPUT: 16 GB of memo in CPython's own
+        b"j" + FALSE,  # LONG_BINGET
+    ],
+    ids=lambda body: body[:2].hex(),
+)
+def test_false_lengths_allocate_nothing(tmp_path, body, zipped):
+    path = tmp_path / "x.bin"
+    if zipped:
+        zip_file(path, b"\x80\x02" + body + b".")
+    else:
+        path.write_bytes(LEGACY_HEAD + b"\x80\x02" + body + b".")
+    tracemalloc.start()
+    try:
+        refused(path, "ends in the middle|damaged|opcode|note to itself")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+# --- tensors that lie about their storage ---
+
+HUGE = 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (tensor(offset=1), "beyond its storage"),
+        (tensor(offset=-1), "negative"),
+        (tensor(size=(5,)), "beyond its storage"),
+        (tensor(size=(-4,)), "negative"),
+        (tensor(strides=(-1,), offset=3), "negative"),
+        (tensor(strides=(2,)), "beyond its storage"),
+        (tensor(size=(2, 2), strides=(2,)), "2 sizes and 1 strides"),
+        (tensor(size=(1,) * 65, strides=(0,) * 65), "65 sizes"),
+        (tensor(size=(0,), offset=5), "beyond its storage"),
+        (tensor(size=(HUGE,), strides=(0,)), "too big"),
+        (tensor(size=(2**40,), strides=(0,)), "more memory"),
+        (tensor(size=(2**10,) * 64, strides=(0,) * 64), "too big"),
+        (tensor(size=(0, HUGE), strides=(0, 0)), "too big"),
+        (tensor(size=(2,), strides=(1 << 2000,)), "beyond its storage"),
+        (tensor(of=storage(key="1")), "'1' is not in the file"),
+        (tensor(of=storage(numel=5)), "shorter than the pickle says"),
+        (tensor(of=storage(numel=1 << 2000)), "shorter than the pickle says"),
+        (tensor(of=storage(numel=-1), size=(0,)), "beyond its storage"),
+        (tensor(of=storage(kind="DoubleStorage")), "shorter than the pickle says"),
+    ],
+)
+def test_geometry_is_checked(tmp_path, value, match):
+    error = refused(zip_file(tmp_path / "x.bin", program({"some.key": value})), match)
+    assert error.where[1] == "some.key"
+
+
+@pytest.mark.parametrize(
+    ("size", "strides"), [((1, 1), (7, HUGE)), ((1, 1), (0, 0)), ((1, 2), (HUGE, 2)), ((0, 2), (HUGE << 9, HUGE << 9))]
+)
+@pytest.mark.parametrize("kind", ["FloatStorage", "BoolStorage"])
+def test_strides_of_axes_without_steps_do_not_matter(tmp_path, size, strides, kind):
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor(of=storage(kind=kind), size=size, strides=strides)}))
+    assert read_pickle(path)[0]["x"].read().shape == size
+
+
+def test_an_untyped_storage_is_bytes(tmp_path):
+    of = push(("storage", named("torch.storage", "UntypedStorage"), "0", "cuda:3", 16)) + b"Q"
+    args = (of, 1, (3,), (1,), False, None, named("torch", "float32"))
+    v3 = call(named("torch._utils", "_rebuild_tensor_v3"), *args)
+    data = struct.pack("<4f", 1, 2, 3, 4)
+    path = zip_file(tmp_path / "x.bin", program({"x": v3, "y": tensor(of=of)}), entries=[("archive/data/0", data)])
+    tensors, _ = read_pickle(path)
+    assert tensors["x"].read().tolist() == [2, 3, 4]
+    assert tensors["y"].read().tobytes() == data[:4]
+
+
+# --- containers ---
+
+
+def test_zip_bombs_are_refused(tmp_path):
+    zeros, plain = bytes(50_000_000), program({"x": tensor()})
+    bombs = {
+        "storage": {"pickled": plain, "entries": [("archive/data/0", zeros)]},
+        "pickle": {"pickled": program("a" * 5_000_000)},
+    }
+    for name, content in bombs.items():
+        path = zip_file(tmp_path / name, compression=zipfile.ZIP_DEFLATED, **content)
+        tracemalloc.start()
+        refused(path, "compressed")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1_000_000
+
+
+def test_a_pickle_too_large_to_be_one(tmp_path):
+    refused(zip_file(tmp_path / "x.bin", bytes((1 << 24) + 1)), "larger than")
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["other/data/0"], "more than one folder"),
+        (["/etc/passwd"], "more than one folder"),
+        (["archive/../data/0"], "odd names"),
+        (["archive//data"], "odd names"),
+        (["archive/a\\b"], "odd names"),
+        (["archive/data/0", "archive/data/0"], "two entries"),
+        (["archive/data.pkl"], "two entries"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_odd_names_in_a_zip(tmp_path, names, match):
+    entries = [("archive/data/0", bytes(16)), *((name, b"") for name in names if names != ["archive/data/0"] * 2)]
+    entries = entries + [(name, b"") for name in names[1:]]
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), match)
+
+
+def test_a_zip_of_something_else(tmp_path):
+    path = tmp_path / "x.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/readme", b"hello")
+    refused(path, "without data.pkl")
+
+
+def test_local_headers_have_to_agree_with_the_directory(tmp_path):
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
+    content = path.read_bytes()
+    for old, new in [(b"archive/data/0", b"archive/data/1"), (b"PK\x03\x04", b"PK\x03\x05")]:
+        at = content.index(old, 40)
+        path.write_bytes(content[:at] + new + content[at + len(new) :])
+        refused(path, "not where the zip directory says")
+
+
+def test_an_entry_may_not_claim_to_end_after_the_file(tmp_path):
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    content[at + 20 : at + 28] = struct.pack("<II", 1 << 20, 1 << 20)
+    path.write_bytes(content)
+    refused(path, "ends after the file")
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "match"),
+    [(10, struct.pack("<H", 8), "compressed"), (8, struct.pack("<H", 1), "encrypted"), (42, FALSE, "damaged")],
+    ids=["deflated to the same size", "encrypted", "beyond the file"],
+)
+def test_what_the_zip_directory_says_of_an_entry_is_checked(tmp_path, at, new, match):
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
+    content = bytearray(path.read_bytes())
+    at += content.rindex(b"PK\x01\x02")
+    content[at : at + len(new)] = new
+    path.write_bytes(content)
+    refused(path, match)
+
+
+@both
+def test_every_truncation_is_refused(tmp_path, zipped):
+    path = save({"x": torch.arange(3.0)}, tmp_path / "x.bin", zipped)
+    content = path.read_bytes()
+    for length in range(0, len(content), 1 if not zipped else 7):
+        path.write_bytes(content[:length])
+        refused(path, ".")
+
+
+@pytest.mark.parametrize(
+    ("keys", "counts", "match"),
+    [
+        (["0"], b"", "ends before its last storage"),
+        (["0"], struct.pack("<q", 5) + bytes(16), "ends after the file"),
+        (["0"], struct.pack("<q", -4) + bytes(16), "ends after the file"),
+        (["0"], struct.pack("<q", 2**62) + bytes(16), "ends after the file"),
+        (["0"], struct.pack("<q", 3) + bytes(16), "shorter than the pickle says"),
+        ([], struct.pack("<q", 4) + bytes(16), "list of storages"),
+        (["0", "0"], (struct.pack("<q", 4) + bytes(16)) * 2, "list of storages"),
+        (["1"], struct.pack("<q", 4) + bytes(16), "list of storages"),
+        ([0], struct.pack("<q", 4) + bytes(16), "list of storages"),
+        ("0", struct.pack("<q", 4) + bytes(16), "list of storages"),
+    ],
+)
+def test_legacy_storages_are_checked(tmp_path, keys, counts, match):
+    path = tmp_path / "x.bin"
+    path.write_bytes(LEGACY_HEAD + program({"x": tensor()}) + program(keys) + counts)
+    refused(path, match)
+
+
+# --- fuzz ---
+
+
+@st.composite
+def damage(draw, content: bytes) -> bytes:
+    """A few flips, cuts and splices."""
+    data = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        match draw(st.sampled_from(["flip", "put", "cut", "splice", "opcode"])):
+            case "flip" if data:
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "put" if data:
+                data[at] = draw(st.integers(0, 255))
+            case "cut":
+                del data[at : at + draw(st.integers(1, 40))]
+            case "splice":
+                start = draw(st.integers(0, len(content)))
+                data[at:at] = content[start : start + draw(st.integers(1, 60))]
+            case "opcode" if data:
+                data[at] = draw(st.sampled_from([code[0] for code in OPCODES]))
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def arrays(path: Path) -> list[np.ndarray]:
+    """What a damaged file still gives: anything but a LoraLensError on the way is a failure."""
+    try:
+        return [found.read() for found in read_pickle(path)[0].values()]
+    except LoraLensError:
+        return []
+
+
+STATE = {
+    "a": torch.arange(6.0).reshape(2, 3).T,
+    "b": torch.tensor([True, False]),
+    "state": 3,
+    "p": torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16)),
+    "f": torch.ones(2).to(torch.float8_e5m2),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(scratch):
+    return {zipped: save(STATE, scratch / f"whole{zipped}.bin", zipped).read_bytes() for zipped in (True, False)}
+
+
+fuzz = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@both
+@fuzz
+@given(data=st.data())
+def test_damaged_files_give_a_result_or_a_clear_error(scratch, whole, zipped, data):
+    path = scratch / "damaged.bin"
+    path.write_bytes(data.draw(damage(whole[zipped])))
+    assert all(array.nbytes <= path.stat().st_size for array in arrays(path))
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_pickles_in_a_whole_zip(scratch, data):
+    pickled = program({"x": tensor(), "y": tensor(offset=1, size=(3,)), "r": 8, "z": [1, "a", None]})
+    path = zip_file(scratch / "pickle.bin", data.draw(damage(pickled)))
+    assert not any(array.any() for array in arrays(path))  # every byte of the storage is 0

@@ -1,0 +1,22 @@
+"""Every tolerance of the tests, and what it is a tolerance of. ε = 2.2e-16."""
+
+# Of each singular value, relative to itself, where only the lengths of columns and rows are spread (measured: 2e-15).
+RELATIVE = 1e-12
+
+# Of each singular value, relative to ‖B‖₂‖A‖₂, where the Gram matrix alone must not be trusted (measured: 2e-15).
+BACKWARD = 1e-14
+
+# The same on any factors; the Gram route may add 1.5e-16 κ for either factor, κ ≤ 100.
+ANY_FACTORS = 5e-14
+
+# Of U diag(s) Vh - B A, relative to ‖B‖₂‖A‖₂; small matrices (measured: 7e-15).
+RECONSTRUCTION = 2e-14
+
+# Of an entry of UᵀU - 1 (measured: 4e-15).
+ORTHONORMAL = 1e-14
+
+# Of an inner product, relative to the product of the four Frobenius norms.
+INNER = 1e-14
+
+# Of a norm or a rank measure of at most a few dozen singular values, relative.
+MEASURE = 1e-13
