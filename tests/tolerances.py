@@ -20,3 +20,16 @@ INNER = 1e-14
 
 # Of a norm or a rank measure of at most a few dozen singular values, relative.
 MEASURE = 1e-13
+
+# Of ΔW as read, entry by entry, beside what PEFT's merge adds: float64 on both sides, W of size 1 taken off again
+# (measured: 1e-15).
+PEFT_UPDATE = {"rtol": 1e-9, "atol": 1e-12}
+
+# Of ΔW beside the same product written with indices: float64 on both sides.
+SAME_UPDATE = {"rtol": 1e-13, "atol": 1e-14}
+
+# By so much at least does an adapter change the output of a model, computed in float64.
+MOVED = 1e-6
+
+# Of the output after PEFT took the SVD of a float32 base weight again.
+TWO_SVDS = 1e-5

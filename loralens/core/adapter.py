@@ -44,7 +44,7 @@ class Extra:
     Attributes
     ----------
     role : str
-        ``magnitude`` (DoRA), ``bias``, ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a
+        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a
         head), ``copy`` (a duplicate of one), ``tokens``, ``embedding`` (the whole matrix of an embedding or head that
         was adapted or resized), ``diagonal`` (KaSA) or ``other``.
     module : str

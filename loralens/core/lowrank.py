@@ -127,6 +127,9 @@ class LowRank:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"LowRank is frozen: {name} stays")
+
     _B: Array | LazyArray
     _A: Array | LazyArray
     scale: float

@@ -1,7 +1,7 @@
 """Scaling: where the scale of an update came from, and the α that a file has to say to give it back."""
 
 from dataclasses import dataclass
-from math import inf, nextafter, sqrt
+from math import sqrt
 from typing import Literal
 
 Rule = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
@@ -61,10 +61,7 @@ def scale_of(alpha: float, rank: int, rule: Rule) -> float:
 def alpha_of(scale: float, rank: int, rule: Rule) -> float:
     """The α for which ``scale_of(α, rank, rule)`` is ``scale``, to the bit where float64 has one.
 
-    The product scale·r is off by a rounding for some pairs; then one of its neighbours gives the scale exactly, or
-    none does and the product is as near as any.
+    The product scale·r, rounded once. No neighbour of it can do better: the α that give a scale lie evenly around the
+    exact product, unless the scale is a power of two, and then the product is exact.
     """
-    product = scale * (sqrt(rank) if rule == "alpha/sqrt(r)" else rank)
-    candidates = (product, nextafter(product, inf), nextafter(product, -inf))
-    exact = [alpha for alpha in candidates if scale_of(alpha, rank, rule) == scale]
-    return exact[0] if exact else product
+    return scale * (sqrt(rank) if rule == "alpha/sqrt(r)" else rank)

@@ -75,13 +75,16 @@ class Stored:
     config : mapping or None
         The JSON object of ``adapter_config.json`` beside the file.
     plain : mapping of str to object
-        Numbers, strings and lists that a pickle holds beside its tensors.
+        Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
+    names : mapping of str to str
+        When writing: how this dialect had to call modules → their canonical names, where the two differ.
     """
 
     tensors: Mapping[str, LazyArray]
     metadata: Mapping[str, str] | None = None
     config: Mapping[str, Any] | None = None
     plain: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @final

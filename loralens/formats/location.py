@@ -24,7 +24,7 @@ def adapter_file(path: Path) -> Path:
         The file is a Git-LFS pointer or another text, or too short to hold anything.
     """
     try:
-        path = _existing(path)
+        path = existing(path)
         file = _in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
@@ -36,7 +36,7 @@ def adapter_file(path: Path) -> Path:
     return file
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     if path.exists():
         return path
     cached = _cached(path.as_posix()) if _HUB_ID.match(path.as_posix()) else None

@@ -15,6 +15,7 @@ from typing import Any, final
 from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
+from loralens.formats.container import check_printable
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -76,6 +77,7 @@ class PeftConfig:
             _check_strings("target_modules", targets)
         for name in ("modules_to_save", "target_parameters"):
             _check_strings(name, self.fields.get(name))
+        check_printable(str(self.fields.get("base_model_name_or_path")))
         listed = [] if isinstance(targets, str) else targets or []
         object.__setattr__(self, "_listed", frozenset(listed))
         object.__setattr__(self, "_parameters", frozenset(self.parameters))
@@ -207,6 +209,8 @@ def _check_strings(name: str, value: Any) -> None:
         return
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"{name} is not a list of strings", fix=_RESTORE)
+    for item in value:
+        check_printable(item)
 
 
 @lru_cache(maxsize=100_000)

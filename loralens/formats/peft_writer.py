@@ -55,8 +55,7 @@ def write(adapter: Adapter) -> Stored:
         tensors = {canonical(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
-    if changed or config is not adapter.config:
-        _check(stored, adapter)
+    _check(stored, adapter)
     return stored
 
 
@@ -189,7 +188,8 @@ def _nested(name: str, stacks: Stacks) -> str:
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The configuration it came with while that still says the truth, else one brought up to date."""
     old = adapter.config if adapter.format == NAME else None
-    if old is None and adapter.format == NAME and all(m.scaling.rule == "unknown" for m in adapter.modules.values()):
+    unsaid = all(m.scaling.rule == "unknown" and m.scale == 1 for m in adapter.modules.values())
+    if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
         return _updated(_fresh(adapter), stacks)

@@ -5,7 +5,7 @@ with its columns scaled to length 1. Three routes lead to R in X̂ = Q R; the fi
 
     cholesky      From the Gram matrix G = X̂ᵀX̂, one pass over X. Errs by ε κ(X̂), so only if κ is small.
     rotated       The directions that G holds badly are its last eigenvectors V₂. A second pass computes X̂V₂, stably
-                  because V is orthogonal. With it the Gram matrix of X̂V is known well, and so are R_V and R = R_V Vᵀ.
+                  because V is orthogonal, and the Gram matrix of that. Then R_V of X̂V is known, and R = qr(R_V Vᵀ).
     householder   What is left: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
 
 The core R_B D R_Aᵀ has the singular values of B A and is graded from its top left corner, which is how LAPACK
@@ -26,6 +26,7 @@ Integers = NDArray[np.int64]
 Route = Literal["cholesky", "rotated", "householder"]
 
 CONDITION_LIMIT = 100.0  # measured: the Gram matrix puts an error of up to 1.5e-16 κ ‖X̂‖ on every singular value of X̂
+STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
 ROWS = 4096  # rows of a factor that are held in float64 at a time
@@ -91,22 +92,24 @@ def product_svd(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
 
     Notes
     -----
-    O((m + n) r²) work. ``U * s @ Vh`` is B A up to c ε ‖B‖₂‖A‖₂. Promised for the vectors of σ_i is what any backward
-    stable SVD gives, an error of c ε ‖B‖₂‖A‖₂ / gap_i. On factors with spread-out lengths LAPACK does far better on
-    the graded core (measured: 1e-13 where σ spans 16 decades), but nothing guarantees it.
+    O((m + n) r²) work. ``U * s @ Vh`` is B A up to c ε ‖B‖₂‖A‖₂. The vectors of σ_i are those of a backward stable
+    SVD, with an error of about ε ‖B‖₂‖A‖₂ / gap_i: the values of a graded spectrum are better than that, its vectors
+    not always.
     """
     if _check_shapes(B, A) == 0:
         return np.zeros((B.shape[0], 0)), np.zeros(0), np.zeros((0, A.shape[1]))
     left, right = _measure(B), _measure(A.T)
     order, D, exponent = _graded(left, right)
-    Q_B, R_B = _orthonormal(left, order)
-    Q_A, R_A = _orthonormal(right, order)
+    Y_B, Z_B, R_B = _orthonormal(left, order)
+    Y_A, Z_A, R_A = _orthonormal(right, order)
     M = (R_B * D) @ R_A.T
     U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.linalg.svd(M, compute_uv=False)  # without vectors LAPACK keeps small values that its other method loses
-    U, Vh = Q_B @ U, Vh @ Q_A.T
+    s = np.linalg.svd(M, compute_uv=False)  # with vectors and r > 25 LAPACK may lose the small values of a graded M
+    U, Vh = Y_B @ (Z_B @ U), (Vh @ Z_A.T) @ Y_A.T
     signs = _signs(U)
-    return U * signs, np.ldexp(s, exponent), signs[:, None] * Vh
+    U *= signs
+    Vh *= signs[:, None]
+    return U, np.ldexp(s, exponent), Vh
 
 
 def product_norm(B: Array, A: Array) -> float:
@@ -137,12 +140,17 @@ def product_inner(B1: Array, A1: Array, B2: Array, A2: Array) -> float:
     return float(np.ldexp(np.vdot(M_B, M_A), e_B + e_A))
 
 
-def gram(X: Array) -> Floats:
-    """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made."""
-    G = np.zeros((X.shape[1], X.shape[1]))
+def gram(X: Array, basis: Floats | None = None) -> Floats:
+    """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made.
+
+    With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
+    """
+    k = X.shape[1] if basis is None else basis.shape[1]
+    G = np.zeros((k, k))
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X):
-            G += x.T @ x
+            y = x if basis is None else x @ basis
+            G += y.T @ y
     return G
 
 
@@ -230,29 +238,25 @@ def _triangle(factor: _Measured, order: Integers) -> tuple[Route, Floats]:
 
 
 def _rotated(factor: _Measured, order: Integers, G: Floats) -> Floats | None:
-    """R of X̂[:, order] by way of X̂V, or None; G = Ĝ = V Λ Vᵀ."""
+    """R of X̂[:, order] by way of X̂V, or None; G = Ĝ = V Λ Vᵀ.
+
+    X̂V has the Gram matrix Λ, but the small λ are mostly rounding error: their columns X̂V₂ are made, and their own
+    Gram matrix. What is left outside the two diagonal blocks is the rounding error of large λ.
+    """
     values, V = _eigenvectors(G)
-    strong = np.count_nonzero(values * CONDITION_LIMIT**2 > values[0])  # for the others Λ is mostly rounding error
-    basis = _unscaled(V, factor, order)
-    C, H = _weak_grams(factor.X, basis[:, strong:])
-    H = np.block([[np.diag(values[:strong]), basis[:, :strong].T @ C], [C.T @ basis[:, :strong], H]])
+    strong = np.count_nonzero(values * STRONG**2 > values[0])
+    H = gram(factor.X, basis=_unscaled(V[:, strong:], factor, order))
     y = np.sqrt(H.diagonal())
     R = _cholesky(_equilibrated(H, y), CONDITION_LIMIT) if y.all() else None
-    return None if R is None else _qr_triangle((R * y) @ V.T)
+    if R is None:
+        return None
+    T = np.diag(np.sqrt(np.maximum(values, 0.0)))
+    T[strong:, strong:] = R * y
+    return _qr_triangle(T @ V.T)
 
 
-def _weak_grams(X: Array, W: Floats) -> tuple[Floats, Floats]:
-    """Xᵀ Y and Yᵀ Y for Y = X W, in one pass over X."""
-    C, H = np.zeros_like(W), np.zeros((W.shape[1], W.shape[1]))
-    for x in _blocks(X):
-        y = x @ W
-        C += x.T @ y
-        H += y.T @ y
-    return C, H
-
-
-def _orthonormal(factor: _Measured, order: Integers) -> tuple[Floats, Floats]:
-    """Q (m, k) and R (k, r) with X̂[:, order] = Q R, Q orthonormal, k = min(m, r)."""
+def _orthonormal(factor: _Measured, order: Integers) -> tuple[Floats, Floats, Floats]:
+    """Y (m, k), Z (k, k) and R (k, r) with X̂[:, order] = Q R, where Q = Y Z is orthonormal, k = min(m, r)."""
     norms = np.where(factor.norms > 0, factor.norms, 1.0)[order]
     if factor.norms.all() and factor.X.shape[0] >= order.size:
         V = _eigenvectors(_equilibrated(factor.G[np.ix_(order, order)], norms))[1]
@@ -262,9 +266,9 @@ def _orthonormal(factor: _Measured, order: Integers) -> tuple[Floats, Floats]:
         L = _cholesky(_equilibrated(H, y), NEARLY_ORTHOGONAL) if y.all() else None
         if L is not None:
             Q, R = np.linalg.qr((L * y) @ V.T)  # X̂ = Y Vᵀ = Y (L y)⁻¹ Q R
-            return Y @ (np.linalg.solve(L, Q) / y[:, None]), R
+            return Y, np.linalg.solve(L, Q) / y[:, None], R
     Q, R = np.linalg.qr(factor.X[:, order].astype(np.float64) / norms)
-    return Q, R
+    return Q, np.eye(Q.shape[1]), R
 
 
 def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:

@@ -13,16 +13,16 @@ from loralens.errors import OptionError
 ORDERED = [
     "",
     "0",
-    "1",
     "01",
+    "1",
     "9",
     "10",
     "10.a",
     "a",
-    "a.b",
     "a0",
     "a2b",
     "a10b",
+    "a.b",
     "ab",
     "layers.2.mlp.experts.down_proj[3]",
     "layers.2.mlp.experts.down_proj[10]",
@@ -35,7 +35,7 @@ ORDERED = [
 
 def test_numbers_count_as_numbers():
     shuffled = ORDERED[:]
-    random.Random(0).shuffle(shuffled)  # noqa: S311
+    random.Random(0).shuffle(shuffled)
     assert sorted(shuffled, key=natural_key) == ORDERED
 
 

@@ -1,12 +1,8 @@
 """What the tests of file formats share."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-REAL = Path(os.environ.get("LORALENS_REAL_ADAPTERS") or Path(__file__).parents[3] / "shared" / "adapters")
 
 
 @pytest.fixture(scope="module")

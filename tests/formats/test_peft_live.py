@@ -16,6 +16,7 @@ import loralens
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError
+from tests.tolerances import MOVED, PEFT_UPDATE, TWO_SVDS
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -28,10 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Adapter 'default'. 3 LoRA tensor.s. have invalid shape"),  # biases on B
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module"),
 ]
-
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}  # both sides in float64: they differ by the order of sums alone
-MOVED = 1e-6  # by so much at least does an adapter change the output
-
 
 # ---------------------------------------------------------------- models
 
@@ -328,7 +325,7 @@ def assert_same_updates(adapter: Adapter, model: nn.Module, case: Case) -> None:
     added = {} if case.config.get("use_dora") else merged_minus_base(model, case)
     for name, module in adapter.items():
         expected = peft_update(name, module, model, added, case)
-        np.testing.assert_allclose(module.dense(), expected, **CLOSE, err_msg=name)
+        np.testing.assert_allclose(module.dense(), expected, **PEFT_UPDATE, err_msg=name)
 
 
 def shrunk(adapter: Adapter) -> Adapter:
@@ -392,7 +389,7 @@ def test_narrow_adapters_are_read_as_they_are(dtype: Any, tmp_path: Path) -> Non
     assert {str(module.dtype) for _, module in adapter.items()} == {str(dtype).removeprefix("torch.")}
     for name, module in adapter.items():
         layer = model.base_model.model.get_submodule(name).double()
-        np.testing.assert_allclose(module.dense(), layer.get_delta_weight("default").detach().numpy(), **CLOSE)
+        np.testing.assert_allclose(module.dense(), layer.get_delta_weight("default").detach().numpy(), **PEFT_UPDATE)
 
 
 def test_an_adapter_with_a_name_lies_in_a_folder_of_that_name(tmp_path: Path) -> None:
@@ -456,7 +453,7 @@ def test_a_grouped_convolution_reads_all_channels(groups: int, tmp_path: Path) -
     assert (module.shape, module.rank, module.layout.groups) == ((6, 36), 4, groups)
     W = torch.from_numpy(module.dense()).reshape(6, 4, 3, 3)
     expected = answer(model, case) - answer(base(case), case)
-    np.testing.assert_allclose(nn.functional.conv2d(case.input(), W, padding=1), expected, **CLOSE)
+    np.testing.assert_allclose(nn.functional.conv2d(case.input(), W, padding=1), expected, **PEFT_UPDATE)
     assert expected.abs().max() > MOVED
 
 
@@ -487,18 +484,18 @@ def test_a_changed_base_is_said_and_keeps_rank_and_scale(
     for module_name, module in adapter.items():
         residue = model.base_model.model.get_submodule(module_name).base_layer.weight.double()
         expected = merged[f"{module_name}.weight"] - residue
-        np.testing.assert_allclose(module.dense(), expected.detach(), **CLOSE)
+        np.testing.assert_allclose(module.dense(), expected.detach(), **PEFT_UPDATE)
 
     loralens.save(adapter, tmp_path / "same")
     torch.manual_seed(3)
     reloaded = load_in_peft(case, tmp_path / "same")
-    assert (answer(reloaded, case) - answer(model, case)).abs().max() < 1e-5  # an SVD in float32, done twice
+    assert (answer(reloaded, case) - answer(model, case)).abs().max() < TWO_SVDS
     assert (answer(base(case), case) - answer(model, case)).abs().max() > MOVED
 
     turned = adapter.map(lambda m: LowRank(-m.B, -m.A, m.scale, layout=m.layout, scaling=m.scaling))
     loralens.save(turned, tmp_path / "turned")
     for module_name, module in loralens.load(tmp_path / "turned").items():
-        np.testing.assert_allclose(module.dense(), adapter[module_name].dense(), **CLOSE)
+        np.testing.assert_allclose(module.dense(), adapter[module_name].dense(), **PEFT_UPDATE)
     with pytest.raises(FormatError, match="changes the base weight"):
         loralens.save(shrunk(adapter), tmp_path / "less")
 
@@ -515,5 +512,7 @@ def test_tied_head(tmp_path: Path) -> None:
     assert adapter.findings == ()
     np.testing.assert_array_equal(adapter["lm_head"].dense(), adapter["model.embed_tokens"].dense().T)
     loralens.save(adapter, tmp_path / "same")
-    assert torch.equal(answer(load_in_peft(case, tmp_path / "same"), case), answer(model, case))
-    assert (answer(base(case), case) - answer(model, case)).abs().max() > MOVED
+    with torch.no_grad():  # PEFT's tied factors are no leaves, so such a model cannot be copied
+        plain, expected, found = (m(ids()).logits for m in (base(case), model, load_in_peft(case, tmp_path / "same")))
+    assert torch.equal(found, expected)
+    assert (plain - expected).abs().max() > MOVED

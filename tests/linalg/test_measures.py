@@ -118,6 +118,11 @@ def test_a_whole_fraction_keeps_every_nonzero_value():
     assert measures.energy_rank(np.array([1.0, 1e-9, 1e-200, 0.0]), 1 - 1e-15) == 1
 
 
+def test_energies_that_underflow_are_no_obstacle():
+    s = np.array([1.0, 1e-200])
+    assert measures.effective_rank_energy(s) == measures.participation_ratio(s) == 1
+
+
 def test_a_tail_of_many_small_values_counts():
     """Summed from the large end, each of them would vanish in the sum."""
     s = np.array([1.0] + [1e-8] * 10000)

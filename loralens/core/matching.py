@@ -1,0 +1,160 @@
+"""Names of an adapter's modules against the names of a base model's weights.
+
+Tried in this order, and accepted only if every module finds exactly one weight of a fitting shape:
+
+1. the names as they are;
+2. one edit common to all modules: leading parts dropped, or a prefix found in the base put before them;
+3. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from loralens.core.names import natural_key, nearest
+from loralens.errors import MismatchError
+
+Shape = tuple[int, ...]
+_EXPERT = re.compile(r"\[\d+\]$")
+_PREFIXES = (
+    "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
+    "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
+    "diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "text_encoder_3.", "text_encoder_2.",
+    "text_encoder.", "text_encoders.", "base_model.model.",
+)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which weight of the base each module adapts.
+
+    Attributes
+    ----------
+    keys : mapping of str to str
+        Module name → key of the weight in the base checkpoint.
+    edit : str
+        What was done to the names, in words; empty where nothing was.
+    """
+
+    keys: Mapping[str, str]
+    edit: str
+
+    def __str__(self) -> str:
+        count = len(self.keys)
+        return f"{count}/{count} modules match" + (f" after {self.edit}" if self.edit else "")
+
+
+def normal_form(name: str) -> str:
+    """A name with its component's prefix stripped and ``.`` and ``/`` written as ``_``."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            name = name[len(prefix) :]
+            break
+    return re.sub(r"[./]", "_", name)
+
+
+def match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Match:
+    """Which weight of the base each module adapts.
+
+    Parameters
+    ----------
+    modules : mapping of str to tuple of int
+        Module name → (out, in) of its update.
+    base : mapping of str to tuple of int
+        Key → shape of every tensor of the base checkpoint.
+
+    Raises
+    ------
+    MismatchError
+        Some module finds no weight, or several; the message holds the nearest names.
+    """
+    for edit, rename in _edits(modules, base):
+        keys = {name: _weight(rename(name), shape, base) for name, shape in modules.items()}
+        if all(keys.values()):
+            return Match({name: key for name, key in keys.items() if key}, edit)
+    by_form = _by_normal_form(modules, base)
+    if by_form:
+        return Match(by_form, "reading underscores as dots")
+    raise _no_match(modules, base)
+
+
+Rename = Callable[[str], str]
+
+
+def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[str, Rename]]:
+    """No edit, then dropping leading parts that all modules share, then adding a prefix that the base has."""
+    names = list(modules)
+    yield "", lambda name: name
+    shared = _shared_parts(names)
+    for count in range(1, len(shared) + 1):
+        lead = ".".join(shared[:count]) + "."
+        yield f"dropping {lead!r}", lambda name, lead=lead: name[len(lead) :]  # type: ignore[misc]
+    for lead in _leads(names, base):
+        yield f"adding {lead!r}", lambda name, lead=lead: lead + name  # type: ignore[misc]
+
+
+def _shared_parts(names: list[str]) -> list[str]:
+    """Leading dotted parts common to all names, the last part of each left alone."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
+def _leads(names: list[str], base: Mapping[str, Shape]) -> list[str]:
+    """Prefixes under which the first module stands in the base, shortest first."""
+    if not names:
+        return []
+    first = _EXPERT.sub("", names[0])
+    ends = (f".{first}.weight", f".{first}")
+    found = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
+    return sorted(found, key=lambda lead: (len(lead), natural_key(lead)))
+
+
+def _weight(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
+    """The base's key of a module's weight, if its shape fits."""
+    plain = _EXPERT.sub("", name)
+    for key in (f"{plain}.weight", plain):
+        if key in base and fits(shape, base[key]):
+            return key
+    return None
+
+
+def fits(update: Shape, weight: Shape) -> bool:
+    """Whether ΔW (out, in) is an update of a stored weight: itself, transposed, a convolution, or one expert of it."""
+    out, in_ = update
+    flat = (weight[0], prod(weight[1:])) if weight else ()
+    expert = weight[1:] if len(weight) == 3 else ()
+    return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, expert) if candidate)
+
+
+def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str] | None:
+    """Keys by normal form, where every module finds exactly one."""
+    forms: dict[str, list[str]] = {}
+    for key in base:
+        forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
+    found = {}
+    for name, shape in modules.items():
+        keys = [key for key in forms.get(normal_form(_EXPERT.sub("", name)), []) if fits(shape, base[key])]
+        if len(keys) != 1:
+            return None
+        found[name] = keys[0]
+    return found
+
+
+def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> MismatchError:
+    missing = [name for name, shape in modules.items() if not _weight(name, shape, base)]
+    name = missing[0] if missing else next(iter(modules))
+    same = [key for key in base if key in (f"{name}.weight", name)]
+    if same:
+        what = f"{name} is {modules[name]} here and {base[same[0]]} in the base: another model"
+    else:
+        what = f"{len(missing)} of {len(modules)} modules have no weight in the base, {name} among them"
+    weights = [key.removesuffix(".weight") for key in base if key.endswith(".weight")]
+    return MismatchError(what, fix=f"the nearest names there are {nearest(name, weights)}")

@@ -1,0 +1,245 @@
+"""Structured: an update that is exact, but too wide to be worth writing as a pair.
+
+LyCORIS files hold Kronecker products (LoKr), Hadamard products (LoHa) and full differences. While their exact rank is
+at most min(out, in)/2 the reader makes them a `LowRank`; above that they stay what they are. Singular values, norms
+and the dense update come from the structure; whatever needs a pair is refused with the way to one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NoReturn, Protocol, Self, final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import SVD, Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import MismatchError
+
+
+class Form(Protocol):
+    """A matrix in closed form: what it is called, its size, a bound on its rank, its numbers."""
+
+    @property
+    def name(self) -> str:
+        """In words: "Kronecker product"."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def rank(self) -> int:
+        """The exact rank for generic factors."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored factors."""
+
+    def dense(self) -> Array:
+        """The matrix, float64."""
+
+    def singular_values(self) -> Array:
+        """Largest first, float64."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kronecker:
+    """kron(first, second): LoKr. σ are the products of the σ of both."""
+
+    first: "LowRank | Dense"
+    second: "LowRank | Dense"
+    name: str = field(default="Kronecker product", init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        (a, c), (b, d) = self.first.shape, self.second.shape
+        return a * b, c * d
+
+    @property
+    def rank(self) -> int:
+        """Ranks of a Kronecker product multiply."""
+        return self.first.rank * self.second.rank
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the first factor."""
+        return self.first.dtype
+
+    def dense(self) -> Array:
+        """The matrix, float64."""
+        return np.kron(self.first.dense(), self.second.dense())
+
+    def singular_values(self) -> Array:
+        """σᵢ(first)·σⱼ(second), largest first."""
+        products = np.outer(self.first.singular_values(), self.second.singular_values()).ravel()
+        s = np.zeros(min(self.shape))
+        s[: products.size] = np.sort(products)[::-1]
+        return s
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Hadamard:
+    """first ∘ second, entry by entry: LoHa."""
+
+    first: LowRank
+    second: LowRank
+    name: str = field(default="Hadamard product", init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.first.shape
+
+    @property
+    def rank(self) -> int:
+        """Ranks of a Hadamard product multiply, up to the size of the matrix."""
+        return min(self.first.rank * self.second.rank, *self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the first factor."""
+        return self.first.dtype
+
+    def dense(self) -> Array:
+        """The matrix, float64."""
+        return self.first.dense() * self.second.dense()
+
+    def singular_values(self) -> Array:
+        """Of the dense matrix: an entrywise product has no shorter way."""
+        return np.linalg.svd(self.dense(), compute_uv=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A matrix given in full: a stored difference, or a full factor of a Kronecker product."""
+
+    array: LazyArray
+    name: str = field(default="full difference", init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return int(self.array.shape[0]), prod(self.array.shape[1:])
+
+    @property
+    def rank(self) -> int:
+        """min(out, in)."""
+        return min(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored array."""
+        return self.array.dtype
+
+    def dense(self) -> Array:
+        """The matrix, float64."""
+        return self.array.read().astype(np.float64).reshape(self.shape)
+
+    def singular_values(self) -> Array:
+        """Of the dense matrix."""
+        return np.linalg.svd(self.dense(), compute_uv=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """The update ΔW = scale · form, read like a `LowRank` but for B and A, which it does not have.
+
+    Attributes
+    ----------
+    form : Kronecker, Hadamard or Dense
+    scale, scaling, layout, origin
+        As in `LowRank`.
+    """
+
+    form: Form
+    scale: float = 1.0
+    scaling: Scaling = field(default_factory=Scaling)
+    layout: Layout = field(default_factory=Layout)
+    origin: Origin | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of ΔW."""
+        return self.form.shape
+
+    @property
+    def rank(self) -> int:
+        """The exact rank for generic factors."""
+        return self.form.rank
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored factors."""
+        return self.form.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored for this module."""
+        return self.origin.parameters if self.origin else prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for this module."""
+        return self.origin.nbytes if self.origin else prod(self.shape) * self.dtype.itemsize
+
+    def dense(self) -> Array:
+        """ΔW, float64, shape (out, in)."""
+        return self.scale * self.form.dense()
+
+    def singular_values(self) -> Array:
+        """Singular values of ΔW, float64, shape (min(out, in),), largest first."""
+        return abs(self.scale) * self.form.singular_values()
+
+    def svd(self) -> SVD:
+        """Thin SVD of the dense ΔW, float64."""
+        U, s, Vh = np.linalg.svd(self.dense(), full_matrices=False)
+        return SVD(U, s, Vh)
+
+    def truncated(self, rank: int) -> LowRank:
+        """The nearest pair of this rank (Eckart–Young), float32, factors balanced."""
+        U, s, Vh = self.svd()
+        root = np.sqrt(s[:rank])
+        B, A = (U[:, :rank] * root).astype(np.float32), (root[:, None] * Vh[:rank]).astype(np.float32)
+        return LowRank(
+            B, A, 1.0, scaling=Scaling("given", origin=f"rank {rank} of a {self.form.name}"), layout=self.layout
+        )
+
+    def load(self) -> Self:
+        """Itself: its form reads what it needs."""
+        return self
+
+    def rescaled(self, scale: float, scaling: Scaling) -> "Structured":
+        """The same form under another scale."""
+        return Structured(self.form, scale, scaling, self.layout, self.origin)
+
+    def _no_pair(self) -> NoReturn:
+        raise MismatchError(
+            f"a {self.form.name} of rank {self.rank} is kept in its own form and has no factors B and A",
+            fix="make it a pair first: loralens convert --rank R",
+        )
+
+    @property
+    def B(self) -> Array:
+        """Refused: there is no pair."""
+        self._no_pair()
+
+    @property
+    def A(self) -> Array:
+        """Refused: there is no pair."""
+        self._no_pair()
+
+    @property
+    def factors(self) -> tuple[LazyArray, LazyArray]:
+        """Refused: there is no pair."""
+        self._no_pair()
+
+
+Update = LowRank | Structured
+Updates = Mapping[str, Update]

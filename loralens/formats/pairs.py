@@ -1,0 +1,120 @@
+"""Pairs as most dialects store them: two halves of one name, as linear or convolution factors."""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.container import FLOATS
+
+SAVE_AGAIN = "the file is incomplete: save the adapter again"
+
+
+class Leaf(NamedTuple):
+    """What a key says: the module's name in the file, and which of its tensors this is (``A``, ``B``, ``alpha`` …)."""
+
+    name: str
+    part: str
+
+
+Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
+
+
+def group(
+    tensors: Mapping[str, LazyArray], leaf: Callable[[str], Leaf | None]
+) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
+    """Tensors by module and part, and those whose key is no leaf.
+
+    Raises
+    ------
+    FormatError
+        Two keys say the same module and part.
+    """
+    modules: dict[str, Parts] = {}
+    rest: dict[str, LazyArray] = {}
+    for key, tensor in tensors.items():
+        found = leaf(key)
+        if found is None:
+            rest[key] = tensor
+            continue
+        parts = modules.setdefault(found.name, {})
+        if found.part in parts:
+            raise FormatError(f"{key} and {parts[found.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
+        parts[found.part] = key, tensor
+    return modules, rest
+
+
+def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``.
+
+    Raises
+    ------
+    FormatError
+        One of them is missing, or not floating point.
+    """
+    for half, other in ((A, B), (B, A)):
+        if half not in parts:
+            key, tensor = parts[other]
+            raise FormatError(f"{key} {tensor.shape} has no {half} beside it", fix=SAVE_AGAIN)
+    for key, tensor in (parts[A], parts[B]):
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    return parts[B][1], parts[A][1]
+
+
+def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, scale: float | None = None, origin: Origin) -> LowRank:
+    """The update of linear factors B (out, r), A (r, in) or convolution factors B (out, r/groups, 1…), A (r, in, k…)."""
+    B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
+    return LowRank(B, A, scaling.value if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
+
+
+def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
+    """A (r, in, k…), B (out, r/groups, 1…) → B (out, r), block-diagonal if grouped, A (r, in·k…)."""
+    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    if B.ndim != A.ndim or B.size != B.shape[0] * width or not width or rank % width or B.shape[0] % (rank // width):
+        raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
+    groups = rank // width
+    flat = B.reshape(B.shape[0], width)
+    if groups > 1:
+        flat = flat.map(lambda array: block_diagonal(array, groups), shape=(B.shape[0], rank))
+    return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
+
+
+def pack(module: LowRank) -> tuple[LazyArray, LazyArray]:
+    """B and A as linear or convolution factors are stored: the inverse of `pair`.
+
+    Raises
+    ------
+    ShapeError
+        A changed update of a grouped convolution, which is no longer block-diagonal.
+    """
+    B, A = module.factors
+    if module.layout.kind != "conv":
+        return B, A
+    kernel = module.layout.kernel
+    if module.layout.groups > 1:
+        raise ShapeError(
+            "an update of a grouped convolution is stored as compact blocks, and this one is not any more",
+            fix="leave this module out with --modules",
+        )
+    channels = A.shape[1] // prod(kernel)
+    return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
+
+
+def block_diagonal(blocks: Array, groups: int) -> Array:
+    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
+    rows, width = blocks.shape[0] // groups, blocks.shape[1]
+    full = np.zeros((groups, rows, groups, width), blocks.dtype)
+    for i in range(groups):
+        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
+    return full.reshape(groups * rows, groups * width)
+
+
+def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
+    """The stored tensors of the parts a module was read from."""
+    return Origin(form, dict(parts[part] for part in used if part in parts))

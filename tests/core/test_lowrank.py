@@ -1,0 +1,138 @@
+"""LowRank: ΔW = scale · B · A, dense and by its SVD, and what it says of itself."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import LoraLensError, ShapeError
+
+RNG = np.random.default_rng(0)
+SHAPES = [(5, 2, 7), (7, 2, 5), (3, 3, 3), (1, 1, 1), (2, 6, 3), (4, 4, 9)]  # out, r, in; once r > min(out, in)
+SCALES = [1.0, 2.5, -0.5, 0.0, 1e-30, -1e30]
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+def factors(out, r, in_, dtype=np.float64):
+    return RNG.standard_normal((out, r)).astype(dtype), RNG.standard_normal((r, in_)).astype(dtype)
+
+
+def dense(B, A, scale):
+    """scale · B · A, one number after the other."""
+    B, A = B.astype(float), A.astype(float)
+    return np.array([[scale * sum(b * a for b, a in zip(row, column, strict=True)) for column in A.T] for row in B])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dense_svd_and_singular_values_agree(shape, scale, dtype):
+    B, A = factors(*shape, dtype)
+    module, expected = LowRank(B, A, scale), dense(B, A, scale)
+    bound = 1e-12 * abs(scale) * np.linalg.norm(B.astype(float)) * np.linalg.norm(A.astype(float))
+    U, s, Vh = module.svd()
+    k = min(shape)
+    assert (U.shape, s.shape, Vh.shape) == ((shape[0], k), (k,), (k, shape[2]))
+    assert {array.dtype for array in (U, s, Vh, module.dense(), module.singular_values())} == {np.dtype(np.float64)}
+    assert np.abs(module.dense() - expected).max() <= bound
+    assert np.abs(U * s @ Vh - expected).max() <= bound  # a negative scale has gone into U
+    assert np.abs(s - np.linalg.svd(expected, compute_uv=False)[:k]).max() <= bound
+    assert np.abs(s - module.singular_values()).max() <= bound
+    assert (s >= 0).all()
+    assert (np.diff(s) <= 0).all()
+    assert np.abs(U.T @ U - np.eye(k)).max() < 1e-12
+    assert np.abs(Vh @ Vh.T - np.eye(k)).max() < 1e-12
+
+
+def test_nothing_is_written_into_the_factors():
+    B, A = factors(5, 2, 7)
+    before = B.copy(), A.copy()
+    module = LowRank(B, A, -2.0)
+    module.dense(), module.svd(), module.singular_values(), module.load()
+    assert (before[0] == B).all()
+    assert (before[1] == A).all()
+
+
+def test_what_it_says_of_itself():
+    module = LowRank(*factors(5, 2, 7, np.float16), -0.5)
+    assert (module.rank, module.shape, module.dtype, module.scale) == (2, (5, 7), np.float16, -0.5)
+    assert (module.parameters, module.nbytes) == (2 * (5 + 7), 2 * 2 * (5 + 7))
+    assert (module.scaling, module.layout, module.origin) == (Scaling(), Layout(), None)
+    assert repr(module) == "LowRank(out=5, in=7, rank=2, scale=-0.5, dtype=float16)"
+
+
+@pytest.mark.parametrize("scale", [2, np.float32(2), np.int64(2), True])
+def test_the_scale_is_a_float(scale):
+    assert type(LowRank(*factors(5, 2, 7), scale).scale) is float
+
+
+def test_what_is_stored_counts_where_it_was_read_from_a_file():
+    """One expert of four in a stack; factors in the file may be wider than in memory."""
+    stack = {"A": LazyArray.of(np.zeros((8, 7), np.float16)), "B": LazyArray.of(np.zeros((5, 8), np.float32))}
+    module = LowRank(*factors(5, 2, 7), origin=Origin("peft", stack, share=4))
+    assert module.parameters == (8 * 7 + 5 * 8) // 4
+    assert module.nbytes == (8 * 7 * 2 + 5 * 8 * 4) // 4
+
+
+@pytest.mark.parametrize(
+    ("B", "A"),
+    [((5, 2), (3, 7)), ((2, 5), (7, 2)), ((5,), (5, 7)), ((5, 2), (2,)), ((5, 2, 1), (2, 7)), ((), ()), ((5, 2), ())],
+)
+def test_factors_that_do_not_multiply(B, A):
+    with pytest.raises(ShapeError) as caught:
+        LowRank(np.zeros(B), np.zeros(A))
+    assert str(caught.value).startswith(f"B {B} and A {A} do not multiply\n  fix: ")
+
+
+@pytest.mark.parametrize("name", ["scale", "B", "A", "_B", "layout", "origin", "anything"])
+def test_it_is_frozen(name):
+    module = LowRank(*factors(5, 2, 7))
+    with pytest.raises(AttributeError, match=f"frozen.*{name}"):
+        setattr(module, name, 1)
+    with pytest.raises(AttributeError, match=f"frozen.*{name}"):
+        delattr(module, name)
+    assert module.scale == 1.0
+
+
+def lazy(array):
+    reads = []
+    return LazyArray(lambda: reads.append(1) or array, shape=array.shape, dtype=array.dtype), reads
+
+
+def test_lazy_factors_are_read_when_asked_for_and_not_before():
+    B, A = factors(5, 2, 7)
+    (lazy_B, reads_B), (lazy_A, reads_A) = lazy(B), lazy(A)
+    module = LowRank(lazy_B, lazy_A, 2.0)
+    rescaled = module.rescaled(-3.0, Scaling("given", origin="--scale"))
+    assert repr(module)
+    assert (module.rank, module.shape, module.parameters, module.nbytes) == (2, (5, 7), 24, 192)
+    assert module.factors == (lazy_B, lazy_A)
+    assert (reads_B, reads_A) == ([], [])
+    assert module.B is B
+    assert module.B is B
+    assert (len(reads_B), len(reads_A)) == (2, 0)
+    held = module.load()
+    assert held.A is held.A is A
+    assert len(reads_A) == 1
+    assert np.allclose(rescaled.dense(), -1.5 * module.dense(), rtol=1e-15)
+
+
+def test_load_and_rescaled_keep_the_rest():
+    origin, layout, scaling = Origin("peft", {}), Layout("conv", (3, 3)), Scaling("alpha/r", 4, 2)
+    module = LowRank(*factors(5, 2, 9), 2.0, scaling=scaling, layout=layout, origin=origin)
+    assert (module.load().scale, module.load().scaling) == (2.0, scaling)
+    given = Scaling("given")
+    assert (module.rescaled(3.0, given).scale, module.rescaled(3.0, given).scaling) == (3.0, given)
+    for other in (module.load(), module.rescaled(3.0, given)):
+        assert (other.layout, other.origin) == (layout, origin)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_factor_that_is_not_finite(value):
+    B, A = factors(5, 2, 7)
+    B[1, 1] = value
+    for quantity in ("singular_values", "svd"):
+        with pytest.raises(LoraLensError, match="NaN or Inf"):
+            getattr(LowRank(B, A), quantity)()

@@ -1,0 +1,602 @@
+"""The PEFT reader and writer on files made by hand; no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.formats import peft, peft_writer
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.location import adapter_file
+from loralens.formats.peft_config import PeftConfig
+from loralens.formats.writing import write_folder
+from tests.conftest import real_adapters
+from tests.tolerances import SAME_UPDATE
+
+P = "base_model.model."
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ".*"}
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def number(shape: tuple[int, ...], seed: int, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def stored(shapes: Shapes, config: dict[str, Any] | None = None, *, dtype: Any = np.float32, **more: Any) -> Stored:
+    """Random tensors under these keys; ``more`` joins the configuration, None is no configuration."""
+    tensors = {key: LazyArray.of(number(shape, i, dtype)) for i, (key, shape) in enumerate(shapes.items())}
+    return Stored(tensors, {"format": "pt"}, {**(CONFIG if config is None else config), **more})
+
+
+def bare(source: Stored) -> Stored:
+    return replace(source, config=None, metadata=None)
+
+
+def pair(path: str, r: int = 2, out: int = 5, in_: int = 4) -> Shapes:
+    return {f"{path}.lora_A.weight": (r, in_), f"{path}.lora_B.weight": (out, r)}
+
+
+def got(source: Stored, key: str) -> Array:
+    return source.tensors[key].read().astype(np.float64)
+
+
+def changed(adapter: Adapter) -> Adapter:
+    """The same numbers in new arrays, which is what the writer has to lay out by itself."""
+    return adapter.map(lambda m: LowRank(m.B, m.A, m.scale, layout=m.layout, scaling=m.scaling))
+
+
+def assert_same(first: Stored, second: Stored) -> None:
+    """Tensors by key, dtype and bytes; metadata; configuration with the order of its keys."""
+    assert first.tensors.keys() == second.tensors.keys()
+    for key, tensor in first.tensors.items():
+        other = second.tensors[key].read()
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), key
+        assert other.tobytes() == tensor.read().tobytes(), key
+    assert first.metadata == second.metadata
+    assert json.dumps(first.config) == json.dumps(second.config)
+
+
+# ---------------------------------------------------------------- every kind of file
+
+EXPERTS = {"target_modules": ["q"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+STACKS = {
+    **pair(f"{P}m.experts.base_layer", 6, 7, 4),
+    **pair(f"{P}m.experts", 6, 4, 5),
+    **pair(f"{P}m.q"),
+}
+FUSED = {f"{P}h.0.attn.lora_A.weight": (4, 6), f"{P}h.0.attn.lora_B.weight": (10, 2, 1)}
+CONV = {f"{P}q.lora_A.weight": (4, 3, 3, 2), f"{P}q.lora_B.weight": (6, 4, 1, 1)}
+GROUPED_CONV = {f"{P}q.lora_A.weight": (4, 6, 3), f"{P}q.lora_B.weight": (8, 2, 1)}
+EMBEDDING = {f"{P}words.lora_embedding_A": (2, 9), f"{P}words.lora_embedding_B": (4, 2)}
+ATTENTION = {**pair(f"{P}x.attn", 3, 12, 4), **pair(f"{P}x.attn.base_layer.out_proj", 3, 4, 4)}
+EXTRAS = {
+    **pair(f"{P}m.q"),
+    **EMBEDDING,
+    f"{P}m.q.lora_magnitude_vector": (5,),
+    f"{P}m.q.lora_B.bias": (5,),
+    f"{P}m.q.base_layer.bias": (5,),
+    f"{P}m.norm.bias": (4,),
+    f"{P}classifier.dense.weight": (3, 4),
+    f"{P}classifier.modules_to_save.dense.weight": (3, 4),
+    f"{P}classifier.original_module.dense.weight": (3, 4),
+    f"{P}words.base_layer.weight": (9, 4),
+    f"{P}lm_head.weight": (9, 4),
+    f"{P}x.token_adapter.trainable_tokens_delta": (2, 4),
+    f"{P}m.q.lora_monteclora_sampler.std": (3,),
+    "unheard.of": (2, 2, 2),
+}
+
+FILES = {
+    "plain": stored({**pair(f"{P}a.0.q"), **pair(f"{P}a.0.v"), **pair(f"{P}a.10.q")}),
+    "bfloat16": stored(pair(f"{P}q"), dtype=ml_dtypes.bfloat16),
+    "float16": stored(pair(f"{P}q"), dtype=np.float16),
+    "adapter-name": stored({f"{P}q.lora_A.task.weight": (2, 4), f"{P}q.lora_B.task.weight": (5, 2)}),
+    "no-prefix": stored(pair("m.q")),
+    "bare": bare(stored(pair(f"{P}q"))),
+    "conv": stored(CONV, r=4),
+    "grouped-conv": stored(GROUPED_CONV, r=4),
+    "embedding": stored(EMBEDDING),
+    "attention": stored(ATTENTION, rank_pattern={"attn": 3}),
+    "fused": stored(FUSED, enable_lora=[True, False, True], fan_in_fan_out=True),
+    "experts": stored(STACKS, **EXPERTS),
+    "experts-grouped": stored(STACKS, **EXPERTS, lora_B_layout="grouped_by_expert"),
+    "kasa": stored({**pair(f"{P}q"), f"{P}q.lora_diag": (2,)}, kasa_config={"beta": 1.0}),
+    "patterns": stored({**pair(f"{P}a.q", 3), **pair(f"{P}b.q")}, rank_pattern={"a.q": 3}, alpha_pattern={"^b.q": 7.5}),
+    "extras": stored(EXTRAS, use_dora=True, lora_bias=True, bias="all", modules_to_save=["classifier"]),
+    "unknown-fields": stored(pair(f"{P}q"), zeta={"deep": [1, 2.5, None]}, alpha="β", revision=None),
+    "untargeted": stored(pair(f"{P}other"), target_modules=["q"]),
+    "rank-disagrees": stored(pair(f"{P}q"), r=3),
+    "no-metadata": replace(stored(pair(f"{P}q")), metadata=None),
+    "empty-metadata": replace(stored(pair(f"{P}q")), metadata={}),
+    "more-metadata": replace(stored(pair(f"{P}q")), metadata={"format": "np", "note": "ü", "": "x"}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_read_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    source = FILES[name]
+    assert_same(peft_writer.write(peft.read(source)), source)
+    loralens.save(peft.read(source), tmp_path / "out")
+    back = loralens.load(tmp_path / "out", strict=False)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text()) if source.config else None
+    assert_same(replace(read_safetensors(adapter_file(tmp_path / "out")), config=config), source)
+    assert_same(peft_writer.write(back), source)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("grouped-conv", "rank-disagrees")])
+def test_a_rebuilt_adapter_is_read_as_itself(name: str) -> None:
+    """New arrays of the same numbers: the keys, shapes and configuration are the writer's own."""
+    adapter = peft.read(FILES[name])
+    written = peft_writer.write(changed(adapter))
+    back = peft.read(written)
+    assert list(back) == list(adapter)
+    for module_name, module in adapter.items():
+        assert back[module_name].scale == module.scale
+        assert np.array_equal(back[module_name].dense(), module.dense()), module_name
+    assert {k: e.role for k, e in back.extra.items()} == {k: e.role for k, e in adapter.extra.items()}
+    kept = {key: value for key, value in (written.config or {}).items() if key in ("zeta", "alpha", "bias", "use_dora")}
+    assert kept == {key: adapter.config[key] for key in kept} if adapter.config else not kept
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in (real_adapters() or Path("/nowhere")).glob("*/")))
+def test_real_files_are_written_back_bit_for_bit(folder: str, real: Path, tmp_path: Path) -> None:
+    path = real / folder
+    config = path / "adapter_config.json"
+    if not config.is_file() or not (path / "adapter_model.safetensors").is_file() or folder.startswith("neg-"):
+        pytest.skip("no PEFT safetensors adapter")
+    loralens.save(loralens.load(path), tmp_path / "out")
+    first, second = (
+        replace(read_safetensors(adapter_file(p)), config=json.loads((p / "adapter_config.json").read_text("utf-8")))
+        for p in (path, tmp_path / "out")
+    )
+    assert_same(first, second)
+
+
+# ---------------------------------------------------------------- what a file means
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "shape", "rank", "scale", "kind"),
+    [
+        ("plain", "a.10.q", (5, 4), 2, 3.0, "linear"),
+        ("adapter-name", "q", (5, 4), 2, 3.0, "linear"),
+        ("no-prefix", "m.q", (5, 4), 2, 3.0, "linear"),
+        ("bare", "q", (5, 4), 2, 1.0, "linear"),
+        ("conv", "q", (6, 18), 4, 1.5, "conv"),
+        ("grouped-conv", "q", (8, 18), 4, 1.5, "conv"),
+        ("embedding", "words", (4, 9), 2, 3.0, "embedding"),
+        ("attention", "x.attn.in_proj_weight", (12, 4), 3, 2.0, "parameter"),
+        ("attention", "x.attn.out_proj", (4, 4), 3, 2.0, "linear"),
+        ("fused", "h.0.attn", (15, 6), 4, 3.0, "merged"),
+        ("experts", "m.experts.gate_up_proj[2]", (7, 4), 2, 3.0, "experts"),
+        ("experts", "m.experts.down_proj[0]", (4, 5), 2, 3.0, "experts"),
+        ("patterns", "a.q", (5, 4), 3, 2.0, "linear"),
+        ("patterns", "b.q", (5, 4), 2, 3.75, "linear"),
+    ],
+)
+def test_names_shapes_and_scales(
+    name: str, module: str, shape: tuple[int, int], rank: int, scale: float, kind: str
+) -> None:
+    found = peft.read(FILES[name])[module]
+    assert (found.shape, found.rank, found.scale, found.layout.kind) == (shape, rank, scale, kind)
+
+
+def test_modules_come_in_natural_order() -> None:
+    assert list(peft.read(FILES["plain"])) == ["a.0.q", "a.0.v", "a.10.q"]
+
+
+def test_conv_and_grouped_conv() -> None:
+    source = FILES["conv"]
+    A, B = got(source, f"{P}q.lora_A.weight"), got(source, f"{P}q.lora_B.weight")
+    expected = 1.5 * np.einsum("orxy,rikl->oikl", B, A).reshape(6, -1)
+    np.testing.assert_allclose(peft.read(source)["q"].dense(), expected, **SAME_UPDATE)
+
+    source = FILES["grouped-conv"]
+    A, B = got(source, f"{P}q.lora_A.weight"), got(source, f"{P}q.lora_B.weight")[:, :, 0]
+    halves = [1.5 * B[i * 4 : i * 4 + 4] @ A[i * 2 : i * 2 + 2].reshape(2, -1) for i in (0, 1)]
+    np.testing.assert_allclose(peft.read(source)["q"].dense(), np.concatenate(halves), **SAME_UPDATE)
+
+
+@pytest.mark.parametrize("enabled", [[True, False, True], [False, True, True], [True, True]])
+def test_fused_projections_fill_the_enabled_slices(enabled: list[bool]) -> None:
+    source = stored(FUSED, enable_lora=enabled)
+    A, B = got(source, f"{P}h.0.attn.lora_A.weight"), got(source, f"{P}h.0.attn.lora_B.weight")[:, :, 0]
+    blocks = [3.0 * B[:5] @ A[:2], 3.0 * B[5:] @ A[2:]]
+    expected = np.concatenate([blocks.pop(0) if on else np.zeros((5, 6)) for on in enabled])
+    np.testing.assert_allclose(peft.read(source)["h.0.attn"].dense(), expected, **SAME_UPDATE)
+
+
+@pytest.mark.parametrize(("name", "grouped"), [("experts", False), ("experts-grouped", True)])
+@pytest.mark.parametrize(("path", "parameter"), [("m.experts", "down_proj"), ("m.experts.base_layer", "gate_up_proj")])
+def test_experts_take_their_rows_and_columns(name: str, grouped: bool, path: str, parameter: str) -> None:
+    source = FILES[name]
+    A, B = got(source, f"{P}{path}.lora_A.weight"), got(source, f"{P}{path}.lora_B.weight")
+    for e in range(3):
+        columns = [2 * e, 2 * e + 1] if grouped else [e, 3 + e]
+        expected = 3.0 * B[:, columns] @ A[2 * e : 2 * e + 2]
+        np.testing.assert_allclose(peft.read(source)[f"m.experts.{parameter}[{e}]"].dense(), expected, **SAME_UPDATE)
+
+
+def test_kasa_folds_its_diagonal() -> None:
+    source = FILES["kasa"]
+    A, B, d = (got(source, f"{P}q.{leaf}") for leaf in ("lora_A.weight", "lora_B.weight", "lora_diag"))
+    np.testing.assert_allclose(peft.read(source)["q"].dense(), 3.0 * B @ np.diag(d) @ A, **SAME_UPDATE)
+
+
+def test_every_other_tensor_has_a_role() -> None:
+    roles = {key: (extra.role, extra.module) for key, extra in peft.read(FILES["extras"]).extra.items()}
+    assert roles == {
+        f"{P}m.q.lora_magnitude_vector": ("magnitude", "m.q"),
+        f"{P}m.q.lora_B.bias": ("lora_bias", "m.q"),
+        f"{P}m.q.base_layer.bias": ("bias", "m.q"),
+        f"{P}m.norm.bias": ("bias", "m.norm"),
+        f"{P}classifier.dense.weight": ("saved", "classifier.dense"),
+        f"{P}classifier.modules_to_save.dense.weight": ("copy", "classifier.dense"),
+        f"{P}classifier.original_module.dense.weight": ("copy", "classifier.dense"),
+        f"{P}words.base_layer.weight": ("embedding", "words"),
+        f"{P}lm_head.weight": ("embedding", "lm_head"),
+        f"{P}x.token_adapter.trainable_tokens_delta": ("tokens", "x"),
+        f"{P}m.q.lora_monteclora_sampler.std": ("other", "m.q.lora_monteclora_sampler"),
+        "unheard.of": ("other", "unheard"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "config", "role"),
+    [
+        ("score.weight", {"task_type": "SEQ_CLS"}, "saved"),
+        ("score.weight", {}, "other"),
+        ("qa_outputs.weight", {"task_type": "QUESTION_ANS"}, "saved"),
+        ("lm_head.weight", {"modules_to_save": ["head"]}, "saved"),  # PEFT looks at the end of the name
+        ("head.dense.weight", {"modules_to_save": ["head"]}, "saved"),
+        ("headless.weight", {"modules_to_save": ["head"]}, "other"),
+        ("score.modules_to_save.weight", {}, "saved"),
+        ("q.lora_magnitude_vector.default.weight", {}, "magnitude"),
+        ("q.lora_magnitude_vector.weight", {}, "magnitude"),
+        ("q.lora_magnitude_vector.default", {}, "magnitude"),
+        ("q.lora_diag.default", {}, "diagonal"),
+    ],
+)
+def test_roles_by_name(key: str, config: dict[str, Any], role: str) -> None:
+    adapter = peft.read(stored({**pair(f"{P}q"), f"{P}{key}": (2,)}, **config))
+    assert adapter.extra[f"{P}{key}"].role == role
+
+
+# ---------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "rank"),
+    [
+        ({"q": 3}, "a.q", 3),
+        ({"q": 3}, "q", 3),
+        ({"q": 3}, "a.xq", 2),
+        ({"a.q": 3}, "b.a.q", 3),
+        ({"^a.q": 3}, "b.a.q", 2),
+        ({"^a.q": 3}, "a.q", 3),
+        ({"q$": 3}, "a.q", 3),
+        ({"a": 3}, "a.q", 2),
+        ({r"a\..*": 3}, "a.q", 3),
+        ({"q|k": 3}, "a.k", 3),
+        ({"q": 3, "a.q": 4}, "a.q", 3),
+        ({"a.q": 4, "q": 3}, "a.q", 4),
+        ({"a.q": 4, "q": 3}, "b.q", 3),
+        ({"a+": 5, "a+b": 6}, "a+b", 6),  # no match as an expression: the literal path
+        ({"q": 3, "(": 1}, "q", None),
+        ({"(?i)Q": 3}, "q", None),  # an error inside PEFT's own expression
+        ({"q)(x": 3}, "q", 2),
+    ],
+)
+def test_patterns_match_as_in_peft(pattern: dict[str, int], path: str, rank: int | None) -> None:
+    if rank is None:
+        with pytest.raises(FormatError, match="not a regular expression"):
+            PeftConfig({"r": 2, "rank_pattern": pattern})
+        return
+    config = PeftConfig({"r": 2, "lora_alpha": 1, "rank_pattern": pattern, "alpha_pattern": pattern})
+    assert config.rank(path) == rank
+    assert config.scaling(path).alpha == (rank if rank != 2 else 1)
+
+
+def test_a_scaling_says_where_it_was_found() -> None:
+    config = PeftConfig({"r": 2, "lora_alpha": 8, "alpha_pattern": {"q": 3}, "use_rslora": True})
+    assert str(config.scaling("a.q")) == "α/√r = 3/√2 (alpha_pattern 'q')"
+    assert str(config.scaling("a.v")) == "α/√r = 8/√2 (adapter_config.json)"
+
+
+def test_defaults_are_those_of_peft() -> None:
+    scaling = PeftConfig({}).scaling("q")
+    assert (scaling.alpha, scaling.rank, scaling.rule) == (8, 8, "alpha/r")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("r", [0, -1, 2.0, "2", None, True, [2]]),
+        ("lora_alpha", ["16", None, True, float("nan"), float("inf"), 10**400, [1]]),
+        ("rank_pattern", [[], "q", {"q": 0}, {"q": 2.5}, {"q": None}, {"(": 2}, {"[": 2}]),
+        ("alpha_pattern", [[], "q", {"q": "1"}, {"q": float("nan")}, {"*": 2}]),
+        ("target_modules", [3, {"q": 1}, [1], ["q", None], "(", True]),
+        ("target_parameters", ["experts.w1", 3, [1], {"a": 1}]),
+        ("modules_to_save", ["classifier", 3, [None]]),
+        ("use_rslora", ["false", 1, "true", []]),
+        ("use_dora", ["false"]),
+        ("fan_in_fan_out", ["false"]),
+        ("lora_bias", [0]),
+    ],
+)
+def test_bad_fields_are_refused(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(FormatError, match=r"fix: correct adapter_config\.json"):
+            peft.read(stored(pair(f"{P}q"), **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank_pattern", None), ("alpha_pattern", {}), ("target_modules", None), ("modules_to_save", None),
+     ("use_rslora", None), ("lora_alpha", -2.5), ("target_modules", "ALL-LINEAR"), ("target_modules", r".*\.q|q")],
+)  # fmt: skip
+def test_odd_fields_that_make_sense(field: str, value: Any) -> None:
+    assert peft.read(stored(pair(f"{P}q"), **{field: value})).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "codes"),
+    [
+        ({"init_lora_weights": "pissa"}, ["mutated-base"]),
+        ({"init_lora_weights": "PiSSA_niter_16"}, ["mutated-base"]),
+        ({"init_lora_weights": "olora"}, ["mutated-base"]),
+        ({"init_lora_weights": "gaussian"}, []),
+        ({"init_lora_weights": False}, []),
+        ({"use_dora": True}, ["use-dora"]),
+        ({"layer_replication": [[0, 4], [2, 6]]}, ["layer-replication"]),
+        ({"kasa_config": {}}, []),
+        ({"kasa_config": {"beta": 1}}, ["kasa-config"]),
+        ({"target_modules": ["q", "nowhere"]}, ["target-unmatched"]),
+        ({"target_modules": "nowhere.*"}, ["target-unmatched", "module-untargeted"]),
+        ({"target_modules": ["v"], "ensure_weight_tying": True}, ["target-unmatched"]),
+        ({"target_modules": [], "target_parameters": ["q.weight"]}, []),
+    ],
+)
+def test_findings(config: dict[str, Any], codes: list[str]) -> None:
+    source = stored(pair(f"{P}q"), {**CONFIG, "target_modules": ["q"], **config})
+    assert [finding.code for finding in peft.read(source).findings] == codes
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "error", "message"),
+    [
+        ({f"{P}q.lora_A.weight": (2, 4)}, {}, FormatError, r"q: lora_A \(2, 4\) has no lora_B"),
+        ({f"{P}q.lora_B.weight": (2, 4)}, {}, FormatError, r"q: lora_B \(2, 4\) has no lora_A"),
+        ({f"{P}q.lora_A.weight": (2, 4), f"{P}q.lora_B.weight": (5, 3)}, {}, ShapeError, "do not multiply"),
+        ({f"{P}q.lora_A.weight": (0,), f"{P}q.lora_B.weight": (0,)}, {}, ShapeError, "holds no numbers"),
+        ({f"{P}q.lora_A.weight": (2, 4, 3), f"{P}q.lora_B.weight": (5, 2)}, {}, ShapeError, "do not fit together"),
+        ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (5, 2, 1)}, {}, ShapeError, "do not fit together"),
+        ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 0, 1)}, {}, ShapeError, "holds no numbers"),
+        ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 4, 2)}, {}, ShapeError, "do not fit together"),
+        ({f"{P}q.lora_A.a.weight": (2, 4), f"{P}q.lora_B.a.weight": (5, 2), f"{P}v.lora_A.b.weight": (2, 4)},
+         {}, FormatError, "several adapters: a, b"),
+        ({**pair(f"{P}q"), f"{P}q.lora_A.a.weight": (2, 4)}, {}, FormatError, "several adapters"),
+        ({**pair(f"{P}m.q"), **pair("m.q")}, {}, FormatError, "is one of two lora_A"),
+        ({**pair(f"{P}m.q"), **pair(f"{P}m.base_layer.q")}, {}, FormatError, "m.q is stored twice"),
+        (FUSED, {}, FormatError, "enable_lora is None"),
+        (FUSED, {"enable_lora": [False, False]}, FormatError, "enable_lora is"),
+        (FUSED, {"enable_lora": [True, "x"]}, FormatError, "enable_lora is"),
+        (FUSED, {"enable_lora": [True, True, True]}, ShapeError, "do not fit 3 adapted slices"),
+        ({f"{P}q.lora_A.weight": (4, 6), f"{P}q.lora_B.weight": (10, 2, 3)}, {"enable_lora": [True, True]},
+         ShapeError, "do not fit 2 adapted slices"),
+        ({**pair(f"{P}q"), f"{P}q.lora_diag": (3,)}, {}, ShapeError, "does not fit rank 2"),
+        (pair(f"{P}q"), {"use_bdlora": {"nblocks": 2}}, FormatError, "compact blocks"),
+        (STACKS, {**EXPERTS, "r": 4}, ShapeError, "no stack of experts of rank 4"),
+        (pair(f"{P}m.experts", 6), EXPERTS, FormatError, "names 2 parameters here and the file holds 1 pairs"),
+        ({**pair(f"{P}e"), **pair(f"{P}e.base_layer")}, {"target_modules": [], "target_parameters": ["e.x", "e.y"]},
+         FormatError, "depends on the model's code"),
+    ],
+)  # fmt: skip
+def test_files_that_make_no_sense(
+    shapes: Shapes, config: dict[str, Any], error: type[LoraLensError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        peft.read(stored(shapes, **config))
+
+
+def test_fused_projections_need_their_configuration() -> None:
+    with pytest.raises(FormatError, match=r"h\.0\.attn: lora_B has three dimensions"):
+        peft.read(bare(stored(FUSED)))
+
+
+def test_whole_numbers_are_no_factors() -> None:
+    with pytest.raises(FormatError, match="is int8, not floating point"):
+        peft.read(stored(pair(f"{P}q"), dtype=np.int8))
+
+
+# ---------------------------------------------------------------- through load
+
+
+def folder(source: Stored, path: Path) -> Path:
+    write_folder(source, path, overwrite=False)
+    return path
+
+
+def test_a_rank_that_disagrees_is_raised_unless_told_otherwise(tmp_path: Path) -> None:
+    path = folder(FILES["rank-disagrees"], tmp_path / "a")
+    with pytest.raises(MismatchError, match="q: the configuration says r = 3 and lora_A has 2 rows"):
+        loralens.load(path)
+    assert [f.code for f in loralens.load(path, strict=False).findings] == ["rank-disagrees"]
+
+
+def test_a_file_without_configuration(tmp_path: Path) -> None:
+    path = folder(FILES["bare"], tmp_path / "a")
+    adapter = loralens.load(path)
+    assert [(f.level, f.code) for f in adapter.findings] == [("warning", "alpha-unknown")]
+    assert (adapter["q"].scale, adapter["q"].scaling.rule, adapter.config) == (1.0, "unknown", None)
+    for given, scale, rule in [({"alpha": 5}, 2.5, "alpha/r"), ({"scale": -0.3}, -0.3, "given")]:
+        adapter = loralens.load(path, **given)
+        assert (adapter["q"].scale, adapter["q"].scaling.rule, adapter.findings) == (scale, rule, ())
+        loralens.save(adapter, tmp_path / rule.replace("/", " "))
+        assert loralens.load(tmp_path / rule.replace("/", " "))["q"].scale == scale
+
+
+@pytest.mark.parametrize("given", [{"alpha": 1.0}, {"scale": 1.0}])
+def test_a_scale_that_the_file_says_cannot_be_given(given: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="says its own scale"):
+        loralens.load(folder(FILES["plain"], tmp_path / "a"), **given)
+
+
+# ---------------------------------------------------------------- changed adapters
+
+
+def mixed(ranks: Mapping[str, int], scales: Mapping[str, float], **config: Any) -> Adapter:
+    modules = {name: LowRank(number((5, r), 1), number((r, 4), 2), scales.get(name, 1.5)) for name, r in ranks.items()}
+    return Adapter(modules=modules, config={**CONFIG, "target_modules": ["q"], **config} if config else None)
+
+
+MIXED = [
+    ({"a.q": 2, "b.q": 3}, {}),
+    ({"q": 2, "b.q": 4, "c.q": 4}, {}),  # the key of one is the end of the others
+    ({"q": 2, "b.q": 4, "a.b.q": 2, "c.q": 4}, {"a.b.q": 0.1}),
+    ({"a.q": 1, "b.q": 1}, {"a.q": 0.1, "b.q": -7 / 3}),
+    ({"a+b.q": 1, "a(b.q": 3, "[c].q": 2}, {"a+b.q": 0.7}),
+    ({f"h.{i}.q": 1 + i % 3 for i in range(12)}, {f"h.{i}.q": 1 / (1 + i) for i in range(12)}),
+]
+
+
+@pytest.mark.parametrize(("ranks", "scales"), MIXED)
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"rank_pattern": {"q": 9}, "alpha_pattern": {".*": 9}}])
+def test_mixed_ranks_and_scales(ranks: dict[str, int], scales: dict[str, float], config: dict[str, Any]) -> None:
+    adapter = mixed(ranks, scales, **config)
+    written = peft_writer.write(adapter)
+    back = peft.read(written)
+    assert {name: module.rank for name, module in back.items()} == ranks
+    for name, module in adapter.items():
+        assert back[name].scale == pytest.approx(module.scale, rel=3e-16)
+    assert back.findings == ()
+    assert written.config
+    for pattern in ("rank_pattern", "alpha_pattern"):  # PEFT takes the first that matches
+        lengths = [len(key) for key in written.config[pattern] if "\\" not in key]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_modules_beyond_the_targets_are_added_to_them() -> None:
+    adapter = mixed({"a.q": 2, "a.other": 2}, {}, bias="none", task_type="CAUSAL_LM")
+    config = peft_writer.write(adapter).config
+    assert config is not None
+    assert config["target_modules"] == ["a.other", "a.q"]
+    assert (config["bias"], config["task_type"]) == ("none", "CAUSAL_LM")
+
+
+def test_one_changed_module_leaves_one_dialect_of_keys() -> None:
+    names = {f"{P}{m}.lora_{half}.task.weight": (2, 2) for m in ("q", "v") for half in "AB"}
+    adapter = peft.read(stored({**names, f"{P}v.lora_magnitude_vector.task.weight": (2,)}))
+    half = changed(adapter).modules["q"]
+    written = peft_writer.write(replace(adapter, modules={**adapter.modules, "q": half}))
+    assert sorted(written.tensors) == [
+        f"{P}q.lora_A.weight", f"{P}q.lora_B.weight",
+        f"{P}v.lora_A.weight", f"{P}v.lora_B.weight", f"{P}v.lora_magnitude_vector",
+    ]  # fmt: skip
+    assert list(peft.read(written)) == ["q", "v"]
+
+
+def test_a_truncated_fused_projection_becomes_a_plain_pair() -> None:
+    adapter = peft.read(FILES["fused"])
+    less = adapter.map(lambda m: LowRank(m.B[:, :3], m.A[:3], m.scale, layout=m.layout, scaling=m.scaling))
+    back = peft.read(peft_writer.write(less))["h.0.attn"]
+    assert (back.layout.kind, back.rank, back.scale) == ("linear", 3, 3.0)
+    assert np.array_equal(back.dense(), less["h.0.attn"].dense())
+
+
+def without(adapter: Adapter, *names: str) -> Adapter:
+    return replace(adapter, modules={name: m for name, m in adapter.items() if name not in names})
+
+
+def ranked(adapter: Adapter, name: str, r: int) -> Adapter:
+    m = adapter[name]
+    less = LowRank(m.B[:, :r], m.A[:r], m.scale, layout=m.layout, scaling=m.scaling)
+    return replace(adapter, modules={**adapter.modules, name: less})
+
+
+def rescaled(adapter: Adapter, name: str, scale: float) -> Adapter:
+    return replace(adapter, modules={**adapter.modules, name: adapter[name].rescaled(scale, Scaling())})
+
+
+READ = {name: peft.read(source) for name, source in FILES.items()}
+GATE_UP = [f"m.experts.gate_up_proj[{e}]" for e in range(3)]
+E0 = "m.experts.down_proj[0]"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error", "message"),
+    [
+        (ranked(READ["experts"], E0, 1), ShapeError, "differ in rank"),
+        (rescaled(READ["experts"], E0, 9.0), ShapeError, "differ in rank or scale"),
+        (without(READ["experts"], E0), ShapeError, "some experts of this stack are missing"),
+        (without(READ["experts"], "m.experts.down_proj[2]"), ShapeError, "some experts of this stack are missing"),
+        (without(changed(READ["experts"]), E0), ShapeError, "some experts of this stack are missing"),
+        (ranked(READ["attention"], "x.attn.out_proj", 1), ShapeError, "x.attn: its parts differ"),
+        (without(peft.read(stored(ATTENTION, r=3)), "x.attn.out_proj"), FormatError, "x.attn would appear"),
+        (without(READ["experts"], *GATE_UP), FormatError, "names 2 parameters here and the file holds 1"),
+        (changed(READ["grouped-conv"]), ShapeError, "no longer block-diagonal"),
+        (ranked(READ["kasa"], "q", 1), FormatError, "changes the base weight"),
+        (rescaled(READ["kasa"], "q", 1.0), FormatError, "changes the base weight"),
+    ],
+)
+def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLensError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        peft_writer.write(adapter)
+
+
+def test_all_stacks_of_a_module_may_go() -> None:
+    less = without(READ["experts"], *GATE_UP, *[name.replace("gate_up", "down") for name in GATE_UP])
+    assert list(peft.read(peft_writer.write(less))) == ["m.q"]
+
+
+def test_what_cost_grew_with_the_square_of_the_modules() -> None:
+    """A thousand modules with a key each, in both patterns: read, changed and written in a second or two."""
+    ranks = {f"model.layers.{i}.experts.{e}.w{k}": 1 + (i + e) % 3 for i in range(20) for e in range(25) for k in "12"}
+    adapter = Adapter(modules={n: LowRank(np.ones((2, r)), np.ones((r, 3)), 1 / r) for n, r in ranks.items()})
+    back = peft.read(peft_writer.write(adapter))
+    assert {name: module.rank for name, module in back.items()} == ranks
+
+
+def test_layouts_without_a_file_of_their_own() -> None:
+    """An adapter that comes from another dialect, with nothing but its modules."""
+    pairs = {
+        "words": LowRank(number((4, 2), 0), number((2, 9), 1), 0.5, layout=Layout("embedding")),
+        "conv": LowRank(number((6, 2), 2), number((2, 12), 3), 0.5, layout=Layout("conv", kernel=(2, 2))),
+        "h.c_attn": LowRank(number((6, 2), 4), number((2, 4), 5), 0.5, layout=Layout("linear", transposed=True)),
+        **{f"e.w2[{e}]": LowRank(number((3, 2), e), number((2, 5), e), 0.5, layout=Layout("experts")) for e in (0, 1)},
+        "x.attn.in_proj_weight": LowRank(number((12, 2), 6), number((2, 4), 7), 0.5, layout=Layout("parameter")),
+        "x.attn.out_proj": LowRank(number((4, 2), 8), number((2, 4), 9), 0.5),
+    }
+    adapter = Adapter(modules=pairs, format="kohya", base_model="org/base", metadata={"ss_x": "y"})
+    written = peft_writer.write(adapter)
+    back = peft.read(written)
+    assert written.metadata == {"format": "pt"}
+    assert back.base_model == "org/base"
+    assert list(back) == list(adapter)
+    for name, module in adapter.items():
+        assert np.array_equal(back[name].dense(), module.dense())
+        assert back[name].layout.kind == module.layout.kind
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_looks_like_a_pickle(length: int, tmp_path: Path) -> None:
+    """Its first two bytes are those of a pickle of protocol 2 to 5."""
+    source = replace(FILES["plain"], metadata={"pad": "x" * (length - 592)})
+    path = folder(source, tmp_path / "a")
+    start = (path / "adapter_model.safetensors").read_bytes()[:8]
+    assert int.from_bytes(start, "little") == length
+    assert len(loralens.load(path)) == 3

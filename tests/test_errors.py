@@ -1,0 +1,74 @@
+"""Errors: what, where and how to fix it."""
+
+import copy
+import pickle
+
+import pytest
+
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError, place
+
+KINDS = [LoraLensError, FormatError, ShapeError, MismatchError, OptionError]
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+def test_the_message(kind):
+    error = kind("lora_A has no lora_B", fix="save it again")
+    assert str(error) == "lora_A has no lora_B\n  fix: save it again"
+    assert str(error.at("q_proj").at("a.safetensors")) == (
+        "a.safetensors: q_proj: lora_A has no lora_B\n  fix: save it again"
+    )
+    assert (error.what, error.fix, error.where) == (
+        "lora_A has no lora_B",
+        "save it again",
+        ("a.safetensors", "q_proj"),
+    )
+
+
+@kinds
+def test_none_is_written_without_a_fix(kind):
+    with pytest.raises(TypeError):
+        kind("what")
+    with pytest.raises(TypeError):
+        kind("what", "fix")
+
+
+def test_all_are_one_kind():
+    assert all(issubclass(kind, LoraLensError) for kind in KINDS)
+    assert not any(issubclass(one, other) for one in KINDS[1:] for other in KINDS[1:] if one is not other)
+    assert not any(issubclass(LoraLensError, builtin) for builtin in (ValueError, OSError, KeyError))
+
+
+def test_places_are_added_on_the_way_out():
+    with pytest.raises(ShapeError) as caught, place("outer"), place(3):
+        raise ShapeError("what", fix="fix")
+    assert caught.value.where == ("outer", "3")
+
+
+def test_the_same_place_is_said_once():
+    with pytest.raises(ShapeError) as caught, place("file"), place("file"):
+        raise ShapeError("what", fix="fix").at("file")
+    assert caught.value.where == ("file",)
+
+
+def test_the_same_place_further_in_stays():
+    assert OptionError("what", fix="fix").at("a").at("b").at("a").where == ("a", "b", "a")
+
+
+def test_other_errors_pass_untouched():
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught, place("here"):
+        raise error
+    assert caught.value is error
+    with place("here"):
+        pass
+
+
+@kinds
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_it_survives_the_way_from_another_process(kind, copied):
+    error = kind("what", fix="fix").at("here")
+    again = copied(error)
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert again.where == ("here",)
