@@ -37,7 +37,12 @@ def adapter(folder: Path, *, rank: int, condition: float = 1.0) -> Path:
             key = f"base_model.model.model.layers.{block}.{name}"
             tensors[f"{key}.lora_A.weight"] = _narrow(rng.standard_normal((rank, in_), np.float32) / in_**0.5)
             tensors[f"{key}.lora_B.weight"] = _narrow(_conditioned(rng, out, rank, condition) * 0.01)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": sorted({n.split(".")[1] for n in LINEAR})}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted({n.split(".")[1] for n in LINEAR}),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, file, metadata={"format": "pt"})
     return folder

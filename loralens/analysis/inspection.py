@@ -8,8 +8,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array
-from loralens.core.lowrank import LowRank
 from loralens.core.names import select
+from loralens.core.structured import Update
 
 NAMED = 3  # modules named in a finding before the rest is counted
 
@@ -22,7 +22,7 @@ class Inspection:
     Attributes
     ----------
     adapter : Adapter
-    modules : dict of str to LowRank
+    modules : dict of str to Update
         Those asked for, in natural order.
     zero : list of str
         Modules whose ΔW is 0, because B or A is.
@@ -33,7 +33,7 @@ class Inspection:
     """
 
     adapter: Adapter
-    modules: dict[str, LowRank]
+    modules: dict[str, Update]
     zero: list[str]
     extra: dict[str, Extra]
     findings: list[Finding]

@@ -10,6 +10,9 @@ from loralens.core.names import select
 from loralens.errors import place
 from loralens.linalg import measures
 
+WIDE = 32  # rank from which a module is enough work for a thread; below, Python itself is the work
+MOST = 8  # threads: each holds the factors of one module
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     threads : int
-        Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+        Modules of rank 32 and more worked on at a time. Pays only where BLAS itself uses one thread.
 
     Raises
     ------
@@ -106,9 +109,10 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
             return name, Spectrum(module.singular_values(), module.shape, module.rank)
 
     names = select(adapter, modules)
-    if threads == 1:
+    widest = max((adapter[name].rank for name in names), default=0)
+    if threads == 1 or widest < WIDE:
         return dict(map(measure, names))
-    from multiprocessing.pool import ThreadPool  # concurrent.futures would import logging first
+    from multiprocessing.pool import ThreadPool  # lighter to import than concurrent.futures
 
-    with ThreadPool(threads) as pool:
+    with ThreadPool(min(threads, MOST)) as pool:
         return dict(pool.imap(measure, names))

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted. A traceback is a bug.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -55,8 +56,18 @@ def main() -> None:
     """Understand, shrink, combine, merge and trust LoRA adapters."""
 
 
+def _one_blas_thread() -> None:
+    """Let BLAS use one thread, unless the user says otherwise: modules are worked on in threads of our own.
+
+    Must happen before NumPy is imported, so here.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
 def run() -> None:
     """The entry point of the ``loralens`` command."""
+    _one_blas_thread()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without σ gets '?', not a traceback

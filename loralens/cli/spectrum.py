@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def _measure(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "
     adapter = load(path, **reading)
     options.warn(path, adapter)
     with place(path):
-        return path, adapter, spectrum(adapter, modules=modules)
+        return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1)
 
 
 def _order(spectra: Spectra, sort: str | None, top: int | None) -> Spectra:

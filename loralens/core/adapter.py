@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, final
 
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key, nearest
+from loralens.core.structured import Update
 from loralens.errors import OptionError
 
 Level = Literal["error", "warning", "note"]
@@ -44,9 +44,9 @@ class Extra:
     Attributes
     ----------
     role : str
-        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a
-        head), ``copy`` (a duplicate of one), ``tokens``, ``embedding`` (the whole matrix of an embedding or head that
-        was adapted or resized), ``diagonal`` (KaSA) or ``other``.
+        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias
+        on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding`` (the
+        full matrix of an adapted or resized one, or of a head), ``tokens``, ``norm``, ``diagonal`` (KaSA) or ``other``.
     module : str
         The base model's module that it belongs to.
     tensor : LazyArray
@@ -67,7 +67,7 @@ class Adapter:
 
     Attributes
     ----------
-    modules : mapping of str to LowRank
+    modules : mapping of str to LowRank or Structured
     extra : mapping of str to Extra
         Every stored tensor that is not half of a pair, by its key in the file. Rides along untouched.
     config : mapping or None
@@ -82,7 +82,7 @@ class Adapter:
         What the reader noticed.
     """
 
-    modules: Mapping[str, LowRank]
+    modules: Mapping[str, Update]
     extra: Mapping[str, Extra] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] | None = None
@@ -95,7 +95,7 @@ class Adapter:
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
-    def __getitem__(self, name: str) -> LowRank:
+    def __getitem__(self, name: str) -> Update:
         if name not in self.modules:
             raise OptionError(f"no module {name!r}", fix=f"the nearest names are {nearest(name, self.modules)}")
         return self.modules[name]
@@ -109,17 +109,17 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self.modules
 
-    def items(self) -> ItemsView[str, LowRank]:
+    def items(self) -> ItemsView[str, Update]:
         """Pairs of name and module, in natural order."""
         return self.modules.items()
 
-    def map(self, f: Callable[[LowRank], LowRank]) -> Self:
+    def map(self, f: Callable[[Update], Update]) -> Self:
         """The same adapter with ``f`` of every module."""
         return replace(self, modules={name: f(module) for name, module in self.items()})
 
     def load(self) -> Self:
         """The same adapter with all its factors held in memory."""
-        return self.map(LowRank.load)
+        return self.map(lambda module: module.load())
 
     @property
     def parameters(self) -> int:

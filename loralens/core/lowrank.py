@@ -43,6 +43,11 @@ class Layout:
     groups: int = 1
     transposed: bool = False
 
+    @property
+    def blocks(self) -> int:
+        """Slices of a ``merged`` pair, each of which has rank r of its own; 1 for every other kind."""
+        return self.groups if self.kind == "merged" else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

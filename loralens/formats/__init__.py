@@ -2,39 +2,62 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats import peft, peft_writer
+from loralens.formats import record
 from loralens.formats.container import Stored, read_json, read_safetensors
-from loralens.formats.location import adapter_file, config_beside, is_pickle
-from loralens.formats.writing import write_file, write_folder
+from loralens.formats.location import adapter_file, config_beside, is_gguf, is_pickle
+from loralens.formats.writing import PEFT, Files, write_files
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A dialect: a name, what it is called in words, whether a file is one, and a pair of pure functions."""
+    """A dialect: its name, what it is called in words, where its functions live, and the files it is written to.
+
+    ``module`` has ``detect`` and ``read``; ``writer``, where there is one, has ``write``. They are imported when they
+    are needed: most adapters are PEFT's, and nobody should wait for the other dialects.
+    """
 
     name: str
     title: str
-    detect: Callable[[Stored], bool]
-    read: Callable[[Stored], Adapter]
-    write: Callable[[Adapter], Stored] | None = None
+    module: str
+    writer: str = ""
+    files: Files | None = None
+
+    def detect(self, stored: Stored) -> bool:
+        """Whether a file is of this dialect, by its content."""
+        return bool(import_module(self.module).detect(stored))
+
+    def read(self, stored: Stored) -> Adapter:
+        """The adapter of a file of this dialect."""
+        adapter = import_module(self.module).read(stored)
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    @property
+    def write(self) -> Callable[..., Stored]:
+        """Adapter → the tensors, metadata and configuration of a file."""
+        write: Callable[..., Stored] = import_module(self.writer).write
+        return write
 
 
-FORMATS = (Format("peft", "Hugging Face PEFT", peft.detect, peft.read, peft_writer.write),)
+_HERE = "loralens.formats."
+FORMATS = (Format("peft", "Hugging Face PEFT", _HERE + "peft", _HERE + "peft_writer", PEFT),)
 
 
 def load(
     path: str | PathLike[str],
     *,
+    format: str | None = None,
     alpha: float | None = None,
     scale: float | None = None,
     allow_pickle: bool = False,
@@ -46,6 +69,8 @@ def load(
     ----------
     path : path
         A file, a folder that holds one, or a Hub id (``org/name``) that the local cache holds.
+    format : str, optional
+        The dialect, where the content could be of several.
     alpha, scale : float, optional
         For files that do not say: α (the scale is then α/r of each module) or the scale itself.
     allow_pickle : bool
@@ -58,11 +83,7 @@ def load(
     FormatError, ShapeError, MismatchError, OptionError
         What is wrong, where, and how to fix it.
     """
-    if alpha is not None and scale is not None:
-        raise OptionError("alpha and scale exclude each other", fix="give one of them")
-    for name, value in (("alpha", alpha), ("scale", scale)):
-        if value is not None and not isfinite(value):
-            raise OptionError(f"{name} is {value}, not a finite number", fix="give a finite number")
+    _check_options(format, alpha, scale)
     file = adapter_file(Path(path))
     beside = config_beside(file)
     config = read_json(beside) if beside else None
@@ -70,14 +91,29 @@ def load(
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
         stored = replace(_open(file), config=config)
-        adapter = _rescaled(_read(stored), alpha, scale)
+        adapter = record.apply(_read(stored, format), record.of(stored, file))
+        adapter = _rescaled(adapter, alpha, scale)
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
 
 
+def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
+    if name is not None and name not in {form.name for form in FORMATS}:
+        raise OptionError(f"{name!r} is no format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
+    if alpha is not None and scale is not None:
+        raise OptionError("alpha and scale exclude each other", fix="give one of them")
+    for option, value in (("alpha", alpha), ("scale", scale)):
+        if value is not None and not isfinite(value):
+            raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
+
+
 def _open(file: Path) -> Stored:
+    if is_gguf(file):
+        from loralens.formats.gguf_container import read_gguf
+
+        return read_gguf(file)
     if not is_pickle(file):
         return read_safetensors(file)
     from loralens.formats.pickle import read_pickle
@@ -96,48 +132,13 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
         )
 
 
-def _read(stored: Stored) -> Adapter:
+def _read(stored: Stored, name: str | None) -> Adapter:
+    if name is not None:
+        return next(form for form in FORMATS if form.name == name).read(stored)
     kind = (stored.config or {}).get("peft_type", "LORA")
     if kind != "LORA" and not any(form.detect(stored) for form in FORMATS):
         raise _not_lora(kind)
     return detect(stored).read(stored)
-
-
-def save(
-    adapter: Adapter,
-    path: str | PathLike[str],
-    *,
-    format: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write an adapter: whole or not at all.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    path : path
-        A folder, or a file ending in ``.safetensors`` that gets its configuration beside it.
-    format : str, optional
-        A dialect that can be written; the adapter's own by default.
-    overwrite : bool
-        Replace what is there.
-
-    Raises
-    ------
-    OptionError
-        An unknown format, or one that is only read; a target that exists.
-    FormatError
-        What the format cannot hold, or a disk that cannot be written.
-    """
-    name = format or adapter.format
-    writers = {form.name: form.write for form in FORMATS if form.write}
-    if name not in writers:
-        raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
-    target = Path(path)
-    with place(target):
-        stored = writers[name](adapter)
-    write = write_file if target.suffix == ".safetensors" else write_folder
-    write(stored, target, overwrite=overwrite)
 
 
 def _not_lora(kind: object) -> FormatError:
@@ -150,18 +151,26 @@ def _not_lora(kind: object) -> FormatError:
 def detect(stored: Stored) -> Format:
     """The dialect of a file, by its content.
 
+    PEFT is asked first and alone: its prefix, or its configuration beside its keys, leaves no doubt.
+
     Raises
     ------
     FormatError
         No dialect fits, or several do.
     """
-    found = [form for form in FORMATS if form.detect(stored)]
+    if FORMATS[0].detect(stored):
+        return FORMATS[0]
+    found = [form for form in FORMATS[1:] if form.detect(stored)]
     if len(found) == 1:
         return found[0]
-    keys = ", ".join(list(stored.tensors)[:3]) or "no tensors at all"
-    known = ", ".join(form.title for form in found or FORMATS)
-    what = "could be any of" if found else "holds no LoRA pairs of any dialect known here:"
-    raise FormatError(f"{what} {known}; its keys begin with {keys}", fix="check that this is an adapter, not a model")
+    keys = ", ".join(list(stored.tensors)[:3]) or "none at all"
+    if found:
+        names = ", ".join(form.name for form in found)
+        raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
+    raise FormatError(
+        f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}",
+        fix="check that this is an adapter, not a model",
+    )
 
 
 def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
@@ -174,11 +183,54 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
             f"the file says its own scale ({adapter[known[0]].scaling})", fix="leave out --alpha and --scale"
         )
 
-    def given(module: LowRank) -> LowRank:
+    def given(module: Update) -> Update:
         if scale is not None:
             return module.rescaled(scale, Scaling("given", origin="--scale"))
-        scaling = Scaling("alpha/r", alpha, module.rank, "--alpha")
+        scaling = Scaling("alpha/r", alpha, module.rank // module.layout.blocks, "--alpha")
         return module.rescaled(scaling.value, scaling)
 
     findings = tuple(finding for finding in adapter.findings if finding.code != "alpha-unknown")
     return replace(adapter.map(given), findings=findings)
+
+
+def save(
+    adapter: Adapter,
+    path: str | PathLike[str],
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
+    """Write an adapter: whole or not at all.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    path : path
+        A folder, or a file with the suffix of the format, which gets its configuration beside it.
+    format : str, optional
+        A dialect that can be written; the adapter's own by default. In another than its own, a record of names and
+        scales goes into the metadata, and `load` reads it back.
+    overwrite : bool
+        Replace what is there.
+    **options
+        Of the format: ``arch`` and ``base_config`` for GGUF.
+
+    Raises
+    ------
+    OptionError
+        An unknown format, or one that is only read; a target that exists.
+    FormatError, MismatchError
+        What the format cannot hold, or a disk that cannot be written.
+    """
+    name = format or adapter.format
+    writers = {form.name: form for form in FORMATS if form.writer}
+    if name not in writers:
+        raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
+    form, target = writers[name], Path(path)
+    assert form.files
+    with place(target):
+        stored = form.write(adapter, **options)
+        if adapter.format != name:
+            stored = record.stamp(stored, adapter)
+    write_files(stored, target, files=form.files, overwrite=overwrite)

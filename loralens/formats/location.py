@@ -37,6 +37,7 @@ def adapter_file(path: Path) -> Path:
 
 
 def existing(path: Path) -> Path:
+    """``path`` if it is there, or the snapshot of the Hub id that it is."""
     if path.exists():
         return path
     cached = _cached(path.as_posix()) if _HUB_ID.match(path.as_posix()) else None
@@ -108,6 +109,12 @@ def is_pickle(file: Path) -> bool:
         start = stream.read(4)
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file is GGUF's by its first bytes."""
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def config_beside(file: Path) -> Path | None:

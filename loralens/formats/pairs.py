@@ -9,6 +9,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.container import FLOATS
 
@@ -68,7 +69,7 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
 
 
 def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, scale: float | None = None, origin: Origin) -> LowRank:
-    """The update of linear factors B (out, r), A (r, in) or convolution factors B (out, r/groups, 1…), A (r, in, k…)."""
+    """The update of linear factors B (out, r), A (r, in), or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
     B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
     return LowRank(B, A, scaling.value if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
 
@@ -85,7 +86,7 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
 
 
-def pack(module: LowRank) -> tuple[LazyArray, LazyArray]:
+def pack(module: Update) -> tuple[LazyArray, LazyArray]:
     """B and A as linear or convolution factors are stored: the inverse of `pair`.
 
     Raises
@@ -99,7 +100,7 @@ def pack(module: LowRank) -> tuple[LazyArray, LazyArray]:
     kernel = module.layout.kernel
     if module.layout.groups > 1:
         raise ShapeError(
-            "an update of a grouped convolution is stored as compact blocks, and this one is not any more",
+            "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",
             fix="leave this module out with --modules",
         )
     channels = A.shape[1] // prod(kernel)

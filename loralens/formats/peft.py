@@ -26,12 +26,12 @@ from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import peft_experts
 from loralens.formats.container import FLOATS, Stored
+from loralens.formats.pairs import SAVE_AGAIN, block_diagonal, unpack_conv
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
 
 NAME = "peft"
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
-_SAVE_AGAIN = "the file is incomplete: save the adapter again"
 
 Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
 
@@ -65,7 +65,7 @@ def read(stored: Stored) -> Adapter:
         with place(module_path(path)):
             for name, module in _modules(path, pairs, config, recent):
                 if name in modules:
-                    raise FormatError(f"{name} is stored twice", fix=_SAVE_AGAIN)
+                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
                 modules[name] = module
                 findings += _check_rank(name, module)
     findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
@@ -114,7 +114,7 @@ def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[st
         found = leaf(key)
         if found and found.role in ("pair", "embedding"):
             if found.half in pairs[found.path]:
-                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=_SAVE_AGAIN)
+                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=SAVE_AGAIN)
             pairs[found.path][found.half] = (key, tensor)
             if found.role == "embedding":
                 pairs[found.path]["embedding"] = (key, tensor)
@@ -135,7 +135,7 @@ def _modules(
     for half, other in (("A", "B"), ("B", "A")):
         if half not in halves:
             key, tensor = halves[other]
-            raise FormatError(f"lora_{other} {tensor.shape} has no lora_{half} beside it ({key})", fix=_SAVE_AGAIN)
+            raise FormatError(f"lora_{other} {tensor.shape} has no lora_{half} beside it ({key})", fix=SAVE_AGAIN)
     (key_a, A), (key_b, B) = halves["A"], halves["B"]
     for key, tensor in ((key_a, A), (key_b, B)):
         if tensor.dtype not in FLOATS:
@@ -166,9 +166,9 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
     if "embedding" in halves:
         layout = Layout("embedding")
     elif A.ndim == 2 and B.ndim == 3:
-        A, B, layout = _unpack_merged(A, B, config)
+        B, A, layout = _unpack_merged(B, A, config)
     elif A.ndim > 2:
-        A, B, layout = _unpack_conv(A, B)
+        B, A, layout = unpack_conv(B, A)
     elif name.endswith(".in_proj_weight"):
         layout = Layout("parameter")
     else:
@@ -178,20 +178,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
-def _unpack_conv(A: LazyArray, B: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
-    """A (r, in, k…), B (out, r/groups, 1…) → A (r, in·k…), B (out, r), block-diagonal if grouped."""
-    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
-    if B.ndim != A.ndim or B.size != B.shape[0] * width or not width or rank % width or B.shape[0] % (rank // width):
-        raise ShapeError(f"conv lora_A {A.shape} and lora_B {B.shape} do not fit together", fix=_SAVE_AGAIN)
-    groups = rank // width
-    layout = Layout("conv", kernel=A.shape[2:], groups=groups)
-    flat = B.reshape(B.shape[0], width)
-    if groups > 1:
-        flat = flat.map(lambda array: _block_diagonal(array, groups), shape=(B.shape[0], rank))
-    return A.reshape(rank, A.size // rank), flat, layout
-
-
-def _unpack_merged(A: LazyArray, B: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, LazyArray, Layout]:
+def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, LazyArray, Layout]:
     """Old PEFT's MergedLinear: A (k·c, in), B (k·o, c, 1) → B (out, k·c), zero rows where nothing is adapted.
 
     Block i is B[i·o : (i+1)·o, :, 0] @ A[i·c : (i+1)·c]; it belongs to the i-th enabled slice of the output.
@@ -205,31 +192,22 @@ def _unpack_merged(A: LazyArray, B: LazyArray, config: PeftConfig | None) -> tup
     count, width = sum(enabled), B.shape[1]
     if B.shape[2] != 1 or A.shape[0] != count * width or B.shape[0] % count:
         raise ShapeError(
-            f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=_SAVE_AGAIN
+            f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
         )
     rows = B.shape[0] // count
 
     def spread(array: Array) -> Array:
         full = np.zeros((len(enabled), rows, A.shape[0]), array.dtype)
-        full[enabled] = _block_diagonal(array[:, :, 0], count).reshape(count, rows, A.shape[0])
+        full[enabled] = block_diagonal(array[:, :, 0], count).reshape(count, rows, A.shape[0])
         return full.reshape(-1, A.shape[0])
 
-    return A, B.map(spread, shape=(rows * len(enabled), A.shape[0])), Layout("merged", groups=count)
-
-
-def _block_diagonal(blocks: Array, groups: int) -> Array:
-    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
-    rows, width = blocks.shape[0] // groups, blocks.shape[1]
-    full = np.zeros((groups, rows, groups, width), blocks.dtype)
-    for i in range(groups):
-        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
-    return full.reshape(groups * rows, groups * width)
+    return B.map(spread, shape=(rows * len(enabled), A.shape[0])), A, Layout("merged", groups=count)
 
 
 def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
     """KaSA: B · diag(d), float64."""
     if diagonal.shape != (B.shape[1],):
-        raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=_SAVE_AGAIN)
+        raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
     return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key
+from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
+from loralens.formats.extras import to_translate
+from loralens.formats.pairs import pack
 from loralens.formats.peft import NAME, read
 from loralens.formats.peft_config import PeftConfig, ends
 from loralens.formats.peft_experts import GROUPED, registered
@@ -30,7 +32,7 @@ _PLAIN = re.compile(r"^[\w.-]+$")
 PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
-Stacks = Mapping[str, Mapping[str, LowRank]]
+Stacks = Mapping[str, Mapping[str, Update]]
 
 
 def write(adapter: Adapter) -> Stored:
@@ -50,7 +52,7 @@ def write(adapter: Adapter) -> Stored:
     for name, modules in stacks.items():
         with place(name):
             tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
-    tensors.update((key, _extra(extra, adapter)) for key, extra in adapter.extra.items())
+    tensors.update(_extras(adapter))
     if changed:  # one dialect of keys throughout
         tensors = {canonical(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
@@ -61,18 +63,18 @@ def write(adapter: Adapter) -> Stored:
 
 def _stacks(adapter: Adapter) -> Stacks:
     """Modules by the name of the parameter they adapt: the experts of one stack together, in their order."""
-    stacks: dict[str, dict[str, LowRank]] = {}
+    stacks: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
         expert = _EXPERT.match(name) if module.layout.kind == "experts" else None
         stacks.setdefault(expert["stack"] if expert else name, {})[name] = module
     return stacks
 
 
-def _kind(modules: Mapping[str, LowRank]) -> str:
+def _kind(modules: Mapping[str, Update]) -> str:
     return next(iter(modules.values())).layout.kind
 
 
-def _as_read(modules: Mapping[str, LowRank]) -> bool:
+def _as_read(modules: Mapping[str, Update]) -> bool:
     """Whether what was read for a parameter is still all there is, its scale aside."""
     origins = [module.origin for module in modules.values()]
     first = origins[0]
@@ -97,7 +99,7 @@ def _check(stored: Stored, adapter: Adapter) -> None:
             raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
 
 
-def _tensors(name: str, modules: Mapping[str, LowRank], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
+def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     if _as_read(modules):
         assert first.origin
@@ -105,11 +107,9 @@ def _tensors(name: str, modules: Mapping[str, LowRank], stacks: Stacks, *, group
     if first.layout.kind == "experts":
         B, A = _stack(modules, grouped=grouped)
         return dict(_pair(_nested(name, stacks), B, A))
-    B, A = first.factors
+    B, A = pack(first)
     if first.layout.kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
-    if first.layout.kind == "conv":
-        B, A = _conv(first)
     attention = _attention(name, stacks)
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
@@ -125,8 +125,23 @@ def _attention(name: str, stacks: Stacks) -> str | None:
     return parent if both and last in ("in_proj_weight", "out_proj") else None
 
 
-def _extra(extra: Extra, adapter: Adapter) -> LazyArray:
-    """What rides along, as it is; but the diagonal of KaSA is part of a changed B already."""
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
+    if adapter.format == NAME:
+        return {key: _as_it_is(extra, adapter) for key, extra in adapter.extra.items()}
+    found = {}
+    for extra in to_translate(adapter, ("magnitude", "lora_bias"), "PEFT").values():
+        if extra.role == "lora_bias":
+            found[f"{PREFIX}{extra.module}.lora_B.bias"] = extra.tensor
+        else:
+            kernel = adapter[extra.module].layout.kernel
+            shape = (1, extra.tensor.size, *(1 for _ in kernel)) if kernel else (extra.tensor.size,)
+            found[f"{PREFIX}{extra.module}.lora_magnitude_vector"] = extra.tensor.reshape(*shape)
+    return found
+
+
+def _as_it_is(extra: Extra, adapter: Adapter) -> LazyArray:
+    """An extra of PEFT's own; but the diagonal of KaSA is part of a changed B already."""
     module = adapter.modules.get(extra.module)
     if extra.role != "diagonal" or module is None or module.origin:
         return extra.tensor
@@ -138,19 +153,7 @@ def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArra
     yield f"{PREFIX}{path}.lora_B.weight", B
 
 
-def _conv(module: LowRank) -> tuple[LazyArray, LazyArray]:
-    B, A = module.factors
-    kernel, groups = module.layout.kernel, module.layout.groups
-    if groups > 1:
-        raise ShapeError(
-            "a changed update of a grouped convolution is no longer block-diagonal, and PEFT has no other form",
-            fix="leave this module out with --modules",
-        )
-    channels = A.shape[1] // int(np.prod(kernel))
-    return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
-
-
-def _stack(modules: Mapping[str, LowRank], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
+def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
     """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
@@ -224,7 +227,7 @@ def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
     return _attention(name, stacks) or config.path(name)
 
 
-def _width(module: LowRank) -> int:
+def _width(module: Update) -> int:
     """The r that a configuration says for a module: one slice's for fused projections read as they are."""
     fused = module.layout.kind == "merged" and module.origin is not None
     return module.rank // module.layout.groups if fused else module.rank
@@ -281,6 +284,7 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "use_rslora": rslora,
         "use_dora": any(extra.role == "magnitude" for extra in adapter.extra.values()),
+        "lora_bias": any(extra.role == "lora_bias" for extra in adapter.extra.values()),
     }
 
 

@@ -2,15 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, final
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import CONFIG, Stored, chunks, dumps
 
-WEIGHTS = "adapter_model.safetensors"
+RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one."""
+
+    weights: str
+    config: str | None = None
+
+
+PEFT = Files("adapter_model.safetensors", CONFIG)
 
 
 @contextmanager
@@ -60,8 +73,14 @@ def write_safetensors(stored: Stored, path: Path) -> None:
             ) from error
 
 
-def write_folder(stored: Stored, folder: Path, *, overwrite: bool) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into a folder.
+def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool) -> None:
+    """Write into a folder, or to the file that ``path`` names by its suffix."""
+    write = write_file if path.suffix == Path(files.weights).suffix else write_folder
+    write(stored, path, files=files, overwrite=overwrite)
+
+
+def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+    """Write the files of a dialect into a folder.
 
     A new folder appears complete or not at all. In one that exists, other files are left alone.
 
@@ -72,33 +91,36 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool) -> None:
     """
     if _exists(folder, overwrite=overwrite):
         if not folder.is_dir():
-            what, fix = f"{folder}: is a file, not a folder", "give a folder, or a file ending in .safetensors"
+            what, fix = (
+                f"{folder}: is a file, not a folder",
+                f"give a folder, or a file ending in {Path(files.weights).suffix}",
+            )
             raise OptionError(what, fix=fix)
-        _write_pair(stored, folder / WEIGHTS)
+        _write_together(stored, folder / files.weights, files)
         return
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     with place(folder), _disk():
         try:
             part.mkdir(parents=True)
-            _write_pair(stored, part / WEIGHTS)
+            _write_together(stored, part / files.weights, files)
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def write_file(stored: Stored, path: Path, *, overwrite: bool) -> None:
-    """Write one safetensors file, and its configuration beside it.
+def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+    """Write one file, and what the dialect keeps beside it.
 
     Raises
     ------
     OptionError
-        One of the two exists and ``overwrite`` is false, or the folder does not exist.
+        One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
-    for target in (path, path.with_name(CONFIG)):
+    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
         _exists(target, overwrite=overwrite)
     if not path.parent.is_dir():
         raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
-    _write_pair(stored, path)
+    _write_together(stored, path, files)
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:
@@ -108,17 +130,43 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         return path.exists()
 
 
-def _write_pair(stored: Stored, path: Path) -> None:
-    """Weights and the configuration beside them: neither takes its place before both are whole.
+def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
+    """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
+    beside: dict[str, bytes | None] = {}
+    if files.config:
+        beside[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
+    if Path(files.weights).suffix == ".bin":  # a pickle has no metadata
+        record = (stored.metadata or {}).get(RECORD)
+        beside[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
+    return beside
 
-    A configuration that stands there is removed where the adapter has none: it would be read as the adapter's own.
-    """
-    beside = path.with_name(CONFIG)
-    if stored.config is None:
-        write_safetensors(stored, path)
-        with place(beside), _disk():
-            beside.unlink(missing_ok=True)
-        return
-    with replacing(beside) as stream:
-        stream.write(dumps(stored.config).encode("utf-8"))
-        write_safetensors(stored, path)
+
+def _write_together(stored: Stored, path: Path, files: Files) -> None:
+    """Weights and what stands beside them: nothing takes its place before all of it is whole."""
+    beside = _beside(stored, files)
+    with ExitStack() as stack:
+        for name, content in beside.items():
+            if content is not None:
+                stack.enter_context(replacing(path.with_name(name))).write(content)
+        _writer(path)(stored, path)
+    for name, content in beside.items():
+        if content is None:
+            with place(path.with_name(name)), _disk():
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _writer(path: Path) -> Callable[[Stored, Path], None]:
+    if path.suffix == ".gguf":
+        from loralens.formats.gguf_container import write_gguf
+
+        return write_gguf
+    return write_pickle if path.suffix == ".bin" else write_safetensors
+
+
+def write_pickle(stored: Stored, path: Path) -> None:
+    """Write tensors as ``torch.save`` would, without torch."""
+    from loralens.formats.torch_writer import pickle_bytes
+
+    with replacing(path) as stream:
+        for chunk in pickle_bytes(stored.tensors):
+            stream.write(chunk)

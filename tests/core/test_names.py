@@ -46,6 +46,7 @@ def test_different_names_have_different_keys(first, second):
 
 @given(st.integers(0, 10**30), st.integers(0, 10**30))
 def test_any_two_numbers(i, j):
+    assert natural_key(f"x.{i}.y") != natural_key(f"x.0{i}.y")
     assert (natural_key(f"x.{i}.y") < natural_key(f"x.{j}.y")) == (i < j)
 
 

@@ -186,6 +186,7 @@ BROKEN = {  # name: file, what the message says
     "a million dimensions": (blob({"a": entry([2] * 1_000_000, 0, 1)}, b"1"), "is too big for any array"),
     "a terabyte": (blob({"a": entry([2**40], 0, 2**40)}, b"1"), "the file is truncated"),
     "wrong size": (blob({"a": entry([2], 0, 4, "F32")}, bytes(4)), "F32 (2) does not take the 4 bytes"),
+    "bytes to spare": (blob({"a": entry([1], 0, 8, "F32")}, bytes(8)), "F32 (1) does not take the 8 bytes"),
     "end before begin": (blob({"a": entry([1], 1, 0)}, b"1"), "U8 (1) does not take the -1 bytes"),
     "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data and the file holds 1"),
     "overlap": (blob({"a": entry([2], 0, 2), "b": entry([2], 1, 3)}, bytes(3)), "a and b overlap"),

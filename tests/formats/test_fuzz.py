@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.errors import LoraLensError
+from loralens.errors import LoraLensError, OptionError
 from loralens.formats.container import DTYPES
 from tests.formats.blobs import blob, entry, limits
 
@@ -282,6 +282,19 @@ odd = st.sampled_from(["lora_A", "lora_B", "weight", "bias", "default", "base_la
 @given(st.lists(st.lists(odd, max_size=6).map(".".join), max_size=6, unique=True))
 def test_odd_keys(keys):
     outcome(packed({f"base_model.model.{key}": ("F32", [2, 2]) for key in keys}), dumped(CONFIG), strict=False)
+
+
+@pytest.mark.parametrize("name", ["target_parameters", "target_modules", "modules_to_save", "base_model_name_or_path"])
+@pytest.mark.parametrize("harm", ["\x1b]0;title\x07", "\x9b2J", "a\nb", "\u202e", "\ud800"])
+def test_no_word_of_a_configuration_reaches_the_terminal_as_a_command(name, harm):
+    text = f"org/{harm}" if name.startswith("base") else [f"q_proj{harm}"]
+    error = outcome(GOOD, dumped({**CONFIG, name: text}), strict=False)
+    assert "holds control characters" in str(error)
+
+
+@pytest.mark.parametrize("options", [{"alpha": float("nan")}, {"scale": float("inf")}, {"alpha": 1, "scale": 1}])
+def test_options_that_make_no_sense(options):
+    assert isinstance(outcome(GOOD, **options), OptionError)
 
 
 @pytest.mark.parametrize("digits", ["1" * 4000, "0" * 4000, "٣" * 4000])

@@ -74,6 +74,7 @@ def test_what_is_written_is_what_was_given(tmp_path):
     }
     arrays = {key: array.reshape(eval(key.partition(" ")[2])) for key, array in arrays.items()}
     arrays["transposed"] = arrays["F32 (2, 3, 4)"].T
+    arrays["every other"] = arrays["F32 (3,)"][::2]
     metadata = {"format": "pt", "é": '{"a": "\\u0000\n"}', "empty": ""}
     write_safetensors(Stored({key: LazyArray.of(array) for key, array in arrays.items()}, metadata), tmp_path / "a")
     again = read_safetensors(tmp_path / "a")

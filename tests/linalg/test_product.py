@@ -15,6 +15,8 @@ from tests import reference
 from tests.strategies import DTYPES, ORDERS, equal_singular_values, factor_pairs, grading, orthogonal, plain, rotated
 from tests.tolerances import ANY_FACTORS, BACKWARD, INNER, ORTHONORMAL, RECONSTRUCTION, RELATIVE
 
+ROWS = product.BLOCK // 4  # more rows than a block of four columns or more has
+
 
 def random_pair(seed=0, m=40, n=30, r=7):
     rng = np.random.default_rng(seed)
@@ -315,7 +317,7 @@ def test_inner_product_neither_over_nor_underflows_on_the_way(shift):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, ml_dtypes.float8_e4m3fn])
 def test_gram_of_many_blocks_in_any_layout(dtype):
-    X = np.random.default_rng(1).standard_normal((2 * product.ROWS + 17, 3)).astype(dtype)
+    X = np.random.default_rng(1).standard_normal((2 * ROWS + 17, 3)).astype(dtype)
     dense = X.astype(np.float64).T @ X.astype(np.float64)
     np.testing.assert_allclose(gram(X), dense, rtol=RELATIVE, atol=RELATIVE * len(X))
     np.testing.assert_allclose(gram(np.ascontiguousarray(X.T).T), dense, rtol=RELATIVE, atol=RELATIVE * len(X))
@@ -323,7 +325,7 @@ def test_gram_of_many_blocks_in_any_layout(dtype):
 
 def test_long_factors_of_every_route_agree_with_the_dense_qr():
     for decades in (0, 3, 14):
-        B, A = hidden(decades, m=2 * product.ROWS + 17, n=30, r=6)
+        B, A = hidden(decades, m=2 * ROWS + 17, n=30, r=6)
         R = np.linalg.qr(B, mode="r")
         expected = np.linalg.svd(R @ A, compute_uv=False)
         np.testing.assert_allclose(
@@ -332,15 +334,15 @@ def test_long_factors_of_every_route_agree_with_the_dense_qr():
 
 
 def test_inner_product_of_long_factors():
-    _, B, A = random_pair(m=2 * product.ROWS + 17, n=product.ROWS + 1)
-    _, C, E = random_pair(1, m=2 * product.ROWS + 17, n=product.ROWS + 1, r=3)
+    _, B, A = random_pair(m=2 * ROWS + 17, n=ROWS + 1)
+    _, C, E = random_pair(1, m=2 * ROWS + 17, n=ROWS + 1, r=3)
     dense = np.sum((B.T @ C) * (A @ E.T))
     assert product_inner(B, A, C, E) == pytest.approx(dense, rel=1e3 * RELATIVE)
 
 
 @pytest.mark.parametrize("decades", [0, 3])
 def test_no_float64_copy_of_a_factor_is_made(decades):
-    m, r = 16 * product.ROWS, 8
+    m, r = 16 * ROWS, 8
     B = hidden(decades, m=m, r=r)[0].astype(ml_dtypes.bfloat16)
     A = np.eye(r, 50)
     assert routes(B, A)[0] == {0: "cholesky", 3: "rotated"}[decades]

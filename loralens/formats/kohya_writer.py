@@ -1,0 +1,166 @@
+"""Writing kohya: what was read from a kohya file as it was, all else under names that kohya's software reads."""
+
+from collections.abc import Iterable, Mapping
+from math import isclose, prod
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.container import Stored
+from loralens.formats.extras import to_translate
+from loralens.formats.kohya import NAME, PREFIXES, canonical, raw, scaling
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, pack
+
+KINDS = ("linear", "conv", "merged")  # of weights that kohya's software adapts
+COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is a pipeline's second (FLUX)
+    ("unet.", "lora_unet_"),
+    ("transformer.", "lora_unet_"),
+    ("diffusion_model.", "lora_unet_"),
+    ("text_encoder_2.encoder.block.", "lora_te3_encoder_block_"),
+    ("text_encoder_3.", "lora_te3_"),
+    ("text_encoder_2.", "lora_te2_"),
+)
+NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # beside these, the first encoder has a number too
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as kohya's software stores it.
+
+    Names are put behind a prefix and their dots become underscores; what was read from a kohya file keeps its keys,
+    and its tensors where nothing changed. α is one float32; a scale of 0, which no α can say, goes into lora_up.
+
+    Raises
+    ------
+    FormatError
+        Two modules get one name, a weight of a kind that kohya's software does not adapt, extras it cannot hold, or a
+        scale that float32 cannot hold.
+    ShapeError, MismatchError
+        A changed grouped convolution; an update that has no pair.
+    """
+    files = _files(adapter)
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            tensors.update(_tensors(files[name], module))
+    for key, tensor in _extras(adapter, files).items():
+        if key in tensors:
+            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
+        tensors[key] = tensor
+    names = {canonical(file): name for name, file in files.items() if canonical(file) != name}
+    config = adapter.config if adapter.format == NAME else None
+    return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
+
+
+def _files(adapter: Adapter) -> dict[str, str]:
+    """What the file calls each module."""
+    first = "lora_te1_" if any(name.startswith(NUMBERED) for name in adapter) else "lora_te_"
+    components = (*COMPONENTS, ("text_encoder.", first))
+    files: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for name, module in adapter.items():
+        kept = _kept(module)
+        files[name] = kept["A"].name if kept else _file(name, components)
+        owner = owners.setdefault(canonical(files[name]), name)
+        if owner != name:
+            what = f"{owner} and {name} would both be called {canonical(files[name])}"
+            raise FormatError(what, fix="leave one of them out with --modules")
+    return files
+
+
+def _file(name: str, components: Iterable[tuple[str, str]]) -> str:
+    if name.startswith(PREFIXES):
+        return name
+    start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
+    return prefix + name[len(start) :].replace(".", "_")
+
+
+def _kept(module: Update) -> dict[str, Leaf]:
+    """Part → name and part, of the keys a module was read from; empty where it is new, or from another dialect."""
+    if module.origin is None or module.origin.format != NAME:
+        return {}
+    return {found.part: found for found in map(raw, module.origin.tensors) if found}
+
+
+def _parts(module: Update) -> Parts:
+    """Part → key and tensor, as they stood in the kohya file."""
+    assert module.origin
+    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := raw(key))}
+
+
+def _as_read(module: Update) -> bool:
+    """Whether the stored tensors still say all of the module, its scale included."""
+    return bool(_kept(module)) and scaling(_parts(module), module.rank).value == module.scale
+
+
+def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
+    if _as_read(module):
+        assert module.origin
+        return module.origin.tensors
+    if module.layout.kind not in KINDS:
+        what = f"kohya's software adapts linear layers and convolutions, and this is of kind {module.layout.kind!r}"
+        raise FormatError(what, fix="leave this module out with --modules")
+    parts = _parts(module) if _kept(module) else {}
+    B, A = (parts["B"][1], parts["A"][1]) if parts else pack(module)
+    if module.scale == 0:
+        B = B.map(np.zeros_like, shape=B.shape)
+    keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
+    keys |= {part: key for part, (key, _) in parts.items()}
+    return {keys["B"]: B, keys["A"]: A, keys["alpha"]: LazyArray.of(np.array(_alpha(module)))}
+
+
+def _alpha(module: Update) -> np.float32:
+    """α as the file holds it."""
+    if module.scale == 0:
+        return np.float32(module.rank)
+    with np.errstate(all="ignore"):
+        alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
+        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
+        raise FormatError(what, fix="scale the adapter to ordinary size first")
+    return alpha
+
+
+def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
+    """What rides along as it is; from another dialect, the magnitudes of DoRA."""
+    if adapter.format == NAME:
+        return {key: extra.tensor for key, extra in adapter.extra.items()}
+    tensors = {}
+    for key, extra in to_translate(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
+        with place(key):
+            if extra.module not in files:
+                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
+            module, out = adapter.modules[extra.module], extra.role == "magnitude"
+            channels = module.shape[0] if out else module.shape[1] // prod(module.layout.kernel)
+            if extra.tensor.size != channels:
+                raise ShapeError(f"{extra.tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
+            ones = (1 for _ in module.layout.kernel)
+            shape = (channels, 1, *ones) if out else (1, channels, *ones)
+            tensors[f"{files[extra.module]}.dora_scale"] = extra.tensor.reshape(*shape)
+    return tensors
+
+
+def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
+    """The header it came with while that is true; rank and α brought up to date, and no stale hash, after a change."""
+    modules = adapter.modules.values()
+    if adapter.format == NAME and all(map(_as_read, modules)):
+        return adapter.metadata
+    alphas = {float(_alpha(module)) for module in modules}
+    said = {
+        "ss_network_dim": _one(str(module.rank) for module in modules),
+        "ss_network_alpha": _one(str(int(alpha) if alpha.is_integer() else alpha) for alpha in alphas),
+    }
+    if adapter.format != NAME:
+        return {"ss_network_module": "networks.lora", **said}
+    if adapter.metadata is None:
+        return None
+    return {key: said.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}
+
+
+def _one(values: Iterable[str]) -> str:
+    """The value that all share, or sd-scripts' word for several."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else "Dynamic"
