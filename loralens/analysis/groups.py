@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import log, sqrt
-from statistics import median
 from typing import final
 
 from loralens.analysis.spectrum import Spectrum
@@ -109,11 +108,18 @@ def outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
 
 def _far(values: Mapping[str, float], quantity: str) -> list[Outlier]:
     logs = {name: log(value) for name, value in values.items()}
-    centre = median(logs.values())
-    spread = median(abs(x - centre) for x in logs.values())
+    centre = _median(logs.values())
+    spread = _median(abs(x - centre) for x in logs.values())
     if spread < 1e-12:
         return []
     z = {name: 0.6745 * (x - centre) / spread for name, x in logs.items()}
-    typical = median(values.values())
+    typical = _median(values.values())
     far = [name for name, x in logs.items() if abs(z[name]) > FAR and abs(x - centre) > LEAST]
     return [Outlier(name, quantity, values[name], typical, z[name]) for name in far]
+
+
+def _median(values: Iterable[float]) -> float:
+    """The middle value, or the mean of the two; `statistics` takes 4 ms to import."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

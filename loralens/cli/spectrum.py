@@ -1,6 +1,5 @@
 """``loralens spectrum``: singular values of every module, as a table, JSON, CSV or a figure."""
 
-import csv
 import json
 import os
 import sys
@@ -133,6 +132,8 @@ def _module_record(name: str, adapter: "Adapter", one: "Spectrum") -> dict[str, 
 
 
 def _write_csv(chosen: "Sequence[tuple[str, Adapter, Spectra]]") -> None:
+    import csv
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     energies = [f"energy_rank_{fraction:g}" for fraction in FRACTIONS]
     writer.writerow(["path", "name", "out", "in", "rank", "scale", "dtype", *MEASURES, *energies, "singular_values"])

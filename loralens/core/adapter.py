@@ -3,12 +3,14 @@
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 from loralens.core.lazy import LazyArray
 from loralens.core.names import natural_key, nearest
-from loralens.core.structured import Update
 from loralens.errors import OptionError
+
+if TYPE_CHECKING:  # four classes that only LyCORIS files need
+    from loralens.core.structured import Update
 
 Level = Literal["error", "warning", "note"]
 
@@ -82,7 +84,7 @@ class Adapter:
         What the reader noticed.
     """
 
-    modules: Mapping[str, Update]
+    modules: "Mapping[str, Update]"
     extra: Mapping[str, Extra] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] | None = None
@@ -95,7 +97,7 @@ class Adapter:
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
-    def __getitem__(self, name: str) -> Update:
+    def __getitem__(self, name: str) -> "Update":
         if name not in self.modules:
             raise OptionError(f"no module {name!r}", fix=f"the nearest names are {nearest(name, self.modules)}")
         return self.modules[name]
@@ -109,11 +111,11 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self.modules
 
-    def items(self) -> ItemsView[str, Update]:
+    def items(self) -> "ItemsView[str, Update]":
         """Pairs of name and module, in natural order."""
         return self.modules.items()
 
-    def map(self, f: Callable[[Update], Update]) -> Self:
+    def map(self, f: "Callable[[Update], Update]") -> Self:
         """The same adapter with ``f`` of every module."""
         return replace(self, modules={name: f(module) for name, module in self.items()})
 

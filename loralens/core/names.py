@@ -6,7 +6,6 @@ stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -82,6 +81,8 @@ def _matches(name: str, glob: str) -> bool:
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """The ``count`` names that look most like ``name``, in words for a message."""
+    from difflib import get_close_matches  # only when something is wrong
+
     pool = sorted({*names, *map(kind, names)}, key=natural_key)
     close = get_close_matches(name, pool, n=count, cutoff=0.0)
     return ", ".join(close) if close else "none: there are no modules"

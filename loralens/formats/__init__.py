@@ -6,16 +6,16 @@ from importlib import import_module
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats import record
-from loralens.formats.container import Stored, read_json, read_safetensors
+from loralens.formats.container import PEFT, RECORD, Files, Stored, read_json, read_safetensors
 from loralens.formats.location import adapter_file, config_beside, is_gguf, is_pickle
-from loralens.formats.writing import PEFT, Files, write_files
+
+if TYPE_CHECKING:
+    from loralens.core.structured import Update
 
 
 @final
@@ -91,12 +91,20 @@ def load(
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
         stored = replace(_open(file), config=config)
-        adapter = record.apply(_read(stored, format), record.of(stored, file))
-        adapter = _rescaled(adapter, alpha, scale)
+        adapter = _rescaled(_recorded(_read(stored, format), file), alpha, scale)
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
+
+
+def _recorded(adapter: Adapter, file: Path) -> Adapter:
+    """With the names and scales that loralens wrote down when it converted the file, if it did."""
+    if RECORD not in (adapter.metadata or {}) and not is_pickle(file):
+        return adapter
+    from loralens.formats import record
+
+    return record.apply(adapter, record.of(adapter, file))
 
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
@@ -183,7 +191,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
             f"the file says its own scale ({adapter[known[0]].scaling})", fix="leave out --alpha and --scale"
         )
 
-    def given(module: Update) -> Update:
+    def given(module: "Update") -> "Update":
         if scale is not None:
             return module.rescaled(scale, Scaling("given", origin="--scale"))
         scaling = Scaling("alpha/r", alpha, module.rank // module.layout.blocks, "--alpha")
@@ -227,6 +235,9 @@ def save(
     writers = {form.name: form for form in FORMATS if form.writer}
     if name not in writers:
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
+    from loralens.formats import record
+    from loralens.formats.writing import write_files
+
     form, target = writers[name], Path(path)
     assert form.files
     with place(target):

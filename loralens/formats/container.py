@@ -26,6 +26,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 
 CONFIG = "adapter_config.json"
+RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
 HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own
 NAME_LIMIT = 4096  # characters
 MOST_AXES = 64  # NumPy's limit
@@ -85,6 +86,18 @@ class Stored:
     config: Mapping[str, Any] | None = None
     plain: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one."""
+
+    weights: str
+    config: str | None = None
+
+
+PEFT = Files("adapter_model.safetensors", CONFIG)
 
 
 @final

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.container import FLOATS
+
+if TYPE_CHECKING:
+    from loralens.core.structured import Update
 
 SAVE_AGAIN = "the file is incomplete: save the adapter again"
 
@@ -86,7 +88,7 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
 
 
-def pack(module: Update) -> tuple[LazyArray, LazyArray]:
+def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
     """B and A as linear or convolution factors are stored: the inverse of `pair`.
 
     Raises

@@ -15,9 +15,8 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
-from loralens.formats.container import Stored, read_json
+from loralens.formats.container import RECORD, Stored, read_json
 from loralens.formats.location import is_pickle
-from loralens.formats.writing import RECORD
 from loralens.version import __version__
 
 AGREE = 1e-6  # relative: α is stored as float32
@@ -35,10 +34,10 @@ def stamp(stored: Stored, adapter: Adapter) -> Stored:
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 
-def of(stored: Stored, file: Path) -> str | None:
+def of(adapter: Adapter, file: Path) -> str | None:
     """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle."""
     if not is_pickle(file):
-        return (stored.metadata or {}).get(RECORD)
+        return (adapter.metadata or {}).get(RECORD)
     beside = file.with_name(f"{RECORD}.json")
     return json.dumps(read_json(beside)) if beside.is_file() else None
 

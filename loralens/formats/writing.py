@@ -4,26 +4,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import BinaryIO
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.container import CONFIG, Stored, chunks, dumps
-
-RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one."""
-
-    weights: str
-    config: str | None = None
-
-
-PEFT = Files("adapter_model.safetensors", CONFIG)
+from loralens.formats.container import PEFT, RECORD, Files, Stored, chunks, dumps
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))
     with np.errstate(over="ignore", invalid="ignore"):
-        for x in _blocks(X, _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
+        for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis
             G += y.T @ y
     return G
@@ -158,8 +158,9 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; made blockwise as `gram`."""
     G = np.zeros((X.shape[1], Y.shape[1]))
+    rows = min(_block_rows(X), _block_rows(Y))
     with np.errstate(over="ignore", invalid="ignore"):
-        for x, y in zip(_blocks(X), _blocks(Y), strict=True):
+        for x, y in zip(_blocks(X, rows), _blocks(Y, rows), strict=True):
             G += x.T @ y
     return G
 
@@ -196,9 +197,13 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _blocks(X: Array, buffer: Floats | None = None) -> Iterator[Floats]:
-    """X in float64, some rows at a time; each block is cast into ``buffer`` and gone when the next one comes."""
-    rows = max(1, BLOCK // max(1, X.shape[1]))
+def _block_rows(X: Array) -> int:
+    """How many rows of X make a block."""
+    return max(1, BLOCK // max(1, X.shape[1]))
+
+
+def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
+    """X in float64, ``rows`` at a time. A block in ``buffer``, where one is given, is gone when the next one comes."""
     order: Literal["C", "F"] = "F" if X.strides[0] < X.strides[1] else "C"
     for i in range(0, X.shape[0], rows):
         x = X[i : i + rows]
