@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted. A traceback is a bug.
 """
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -68,6 +69,7 @@ def _one_blas_thread() -> None:
 def run() -> None:
     """The entry point of the ``loralens`` command."""
     _one_blas_thread()
+    gc.set_threshold(50_000)  # imports and thousands of small arrays are not garbage: looking costs 3 % of a short run
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without σ gets '?', not a traceback

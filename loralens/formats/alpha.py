@@ -38,8 +38,8 @@ def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) 
     missing = [name for name, module in modules.items() if module.scaling.origin == MISSING]
     if 0 < len(missing) < len(modules):
         text = (
-            f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at scale 1; "
-            "programs disagree about such files"
+            f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at "
+            "scale 1; programs disagree about such files"
         )
         return [Finding("warning", "alpha-missing", text, "save the adapter again with an alpha for every module")]
     if missing and "ai-toolkit" in (metadata or {}).get("software", ""):

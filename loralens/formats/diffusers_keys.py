@@ -38,6 +38,7 @@ _COMPANIONS = {
 }
 _PARTS = {"down": "A", "up": "B"}
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_IN_UNET = {"to_out": "to_out.0"}
 _UNET_ROOTS = ("down_blocks", "mid_block", "up_blocks")
 _LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
 
@@ -52,12 +53,11 @@ def leaf(key: str) -> Leaf | None:
     for name, regex in _STYLES.items():
         match = regex.match(key)
         if match:
-            old = name in ("layer", "processor")
-            return Leaf(_module(match["path"], old=old), _PARTS.get(match["half"], match["half"]))
+            return Leaf(_module(match["path"], name), _PARTS.get(match["half"], match["half"]))
     for part, regex in _COMPANIONS.items():
         match = regex.match(key)
         if match:
-            return Leaf(_module(match["path"], old="_lora." in key or ".processor." in key), part)
+            return Leaf(_module(match["path"], "processor" if key.endswith("_lora.alpha") else "peft"), part)
     return None
 
 
@@ -67,20 +67,21 @@ def component(name: str) -> str:
     return first if first in COMPONENTS else ""
 
 
-def _module(path: str, *, old: bool) -> str:
-    """The canonical name of a stored path."""
+def _module(path: str, written: str) -> str:
+    """The canonical name of a path stored in this style."""
+    if written not in ("layer", "processor"):
+        return path
     path = path.replace(".processor.", ".")
-    head, _, last = path.rpartition(".")
     first = path.partition(".")[0]
-    if old and not component(path):
-        owner = "unet" if first in _UNET_ROOTS or last in _IN_TEXT_ENCODER else ""
-        owner = "text_encoder" if first == "text_model" else owner
-        head = f"{owner}.{head}" if owner else head
-    if component(head).startswith("text_encoder"):
-        last = _IN_TEXT_ENCODER.get(last, last)
-    elif last == "to_out":
-        last = "to_out.0"
-    return f"{head}.{last}" if head else last
+    if first == "text_model":
+        path = f"text_encoder.{path}"
+    elif first not in COMPONENTS and (written == "processor" or first in _UNET_ROOTS):
+        path = f"unet.{path}"
+    if written == "layer":
+        return path
+    head, _, last = path.rpartition(".")
+    in_text_encoder = path.startswith("text_encoder")
+    return f"{head}.{(_IN_TEXT_ENCODER if in_text_encoder else _IN_UNET).get(last, last)}"
 
 
 def fits(keys: Iterable[str], *, said: bool) -> bool:

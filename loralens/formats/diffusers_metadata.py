@@ -1,7 +1,7 @@
 """``lora_adapter_metadata``: the LoraConfig of every component of a diffusers file, as JSON in its header.
 
-One flat object: ``{"unet.r": 8, "unet.lora_alpha": 16, "text_encoder.r": 4 …}``; without a component where a model, not a
-pipeline, saved it. Where it is there, diffusers takes rank and α from it and from nowhere else.
+One flat object: ``{"unet.r": 8, "unet.lora_alpha": 16, "text_encoder.r": 4 …}``; without a component where a model, not
+a pipeline, saved it. Where it is there, diffusers takes rank and α from it and from nowhere else.
 """
 
 import json

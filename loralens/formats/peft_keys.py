@@ -6,6 +6,7 @@ leaf (``lora_A.default.weight``); wrapped layers have ``base_layer`` in their pa
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 PREFIX = "base_model.model."
@@ -42,6 +43,7 @@ class Leaf(NamedTuple):
     adapter: str
 
 
+@lru_cache(maxsize=1 << 14)
 def leaf(key: str) -> Leaf | None:
     """The parts of a key; None for a key that no LoRA layer writes."""
     for role, regex in _LEAVES.items():
@@ -66,6 +68,8 @@ def is_pair(key: str) -> bool:
 
 def module_path(path: str) -> str:
     """A stored path without the ``base_layer`` parts that PEFT's wrappers put in."""
+    if "base_layer" not in path:
+        return path
     return ".".join(part for part in path.split(".") if part != "base_layer")
 
 

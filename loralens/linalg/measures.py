@@ -94,9 +94,8 @@ def energy_rank(s: Floats, fraction: float) -> int:
     if fraction == 1 or not spectral(s):
         return int(np.count_nonzero(s))
     squares = _relative(s) ** 2
-    tails = np.append(squares[::-1].cumsum()[::-1], 0.0)  # tails[k] is lost if k values are kept
-    enough = tails <= (1 - fraction + 2 * EPS) * tails[0]
-    return max(1, int(enough.argmax()))
+    tails = squares[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept; they fall
+    return max(1, int(np.count_nonzero(tails > (1 - fraction + 2 * EPS) * tails[0])))
 
 
 def _relative(s: Floats) -> Floats:

@@ -1,0 +1,130 @@
+"""Writing ComfyUI's names: what was read and not changed as it was, the rest as ``lora_up``, ``lora_down``, ``alpha``.
+
+Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components. ``unet.``
+names get the ``.processor`` that it expects, T5 the name it has there, and all others ``diffusion_model.`` before them.
+"""
+
+from collections.abc import Mapping
+from math import isclose
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Update
+from loralens.errors import FormatError, MismatchError, ShapeError, place
+from loralens.formats import alpha
+from loralens.formats.comfyui import KOHYA, NAME, canonical, raw
+from loralens.formats.container import Stored
+from loralens.formats.extras import to_translate
+from loralens.formats.pairs import SAVE_AGAIN, Parts, pack
+
+KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
+KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
+T5 = "text_encoders.t5xxl.transformer."
+FLUX_T5 = "text_encoder_2.encoder.block."  # a pipeline's second encoder is CLIP G but for FLUX
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter under ComfyUI's names; α is float32, of dimension 0.
+
+    Raises
+    ------
+    FormatError, MismatchError, ShapeError
+        Names without dots, a weight of a kind that ComfyUI adds nothing to, extras that have no place, a scale that
+        float32 cannot hold, an update that has no pair.
+    """
+    files: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            files[name] = _file(name, module)
+            owner = owners.setdefault(files[name], name)
+            if owner != name:
+                raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
+            tensors.update(_tensors(files[name], module))
+    for key, tensor in _extras(adapter, files).items():
+        if key in tensors:
+            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
+        tensors[key] = tensor
+    own = adapter.format == NAME
+    return Stored(
+        dict(sorted(tensors.items())),
+        adapter.metadata if own else {"format": "pt"},
+        adapter.config if own else None,
+        names={canonical(file): name for name, file in files.items() if canonical(file) != name},
+    )
+
+
+def _file(name: str, module: Update) -> str:
+    """What the file calls a module: as it did, where it was read from such a file."""
+    stood = _parts(module)
+    if stood:
+        found = raw(stood["A"][0])
+        assert found
+        return found.name
+    if name.startswith(KOHYA):
+        raise MismatchError(
+            "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
+            fix="write kohya's format, or give --base so that the names become those of the base model",
+        )
+    if name.startswith(("text_encoder_3.", FLUX_T5)):
+        return T5 + name.partition(".")[2]
+    if name.startswith("unet."):
+        return name.replace(".to_", ".processor.to_").removesuffix(".0" if name.endswith(".to_out.0") else "")
+    return name if name.startswith(KNOWN) else f"diffusion_model.{name}"
+
+
+def _parts(module: Update) -> Parts:
+    """Part → key and tensor, as they stood in such a file; empty where the module is new."""
+    if module.origin is None or module.origin.format != NAME:
+        return {}
+    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := raw(key))}
+
+
+def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
+    stood = _parts(module)
+    if stood and module.origin and alpha.scaling(stood, module.rank).value == module.scale:
+        return module.origin.tensors
+    if module.layout.kind not in KINDS:
+        what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
+        raise FormatError(what, fix="leave this module out with --modules")
+    said = {f"{file}.alpha": LazyArray.of(np.array(_alpha(module)))}
+    if stood:
+        return dict((stood["A"], stood["B"])) | said
+    B, A = pack(module)
+    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | said
+
+
+def _alpha(module: Update) -> np.float32:
+    """α as the file holds it."""
+    with np.errstate(all="ignore"):
+        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
+        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
+        raise FormatError(what, fix="scale the adapter to ordinary size first")
+    return found
+
+
+def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
+    """What rides along as it is; from another dialect, the bias of B: Δbias = scale · bias is a ``diff_b``."""
+    if adapter.format == NAME:
+        return {key: extra.tensor for key, extra in adapter.extra.items()}
+    tensors = {}
+    for key, extra in to_translate(adapter, ("lora_bias",), "a ComfyUI file").items():
+        with place(key):
+            if extra.module not in files:
+                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
+            module = adapter.modules[extra.module]
+            if extra.tensor.size != module.shape[0]:
+                raise ShapeError(f"{extra.tensor.shape} is not one number an output", fix=SAVE_AGAIN)
+            tensors[f"{files[extra.module]}.diff_b"] = _scaled(extra.tensor.reshape(module.shape[0]), module.scale)
+    return tensors
+
+
+def _scaled(tensor: LazyArray, scale: float) -> LazyArray:
+    """``scale`` times a tensor, float32."""
+    return tensor.map(
+        lambda array: (scale * array.astype(np.float64)).astype(np.float32), shape=tensor.shape, dtype=np.float32
+    )

@@ -1,0 +1,214 @@
+"""Writing diffusers: as it was read while that still says the adapter, else anew in the style of PEFT.
+
+Anew means ``<name>.lora_A.weight`` and ``lora_B.weight``, and, where a scale is not 1 or ranks differ, a header that
+says r and α of every component. Then all components stand in it: diffusers builds an empty configuration for one that
+it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import isclose
+from typing import Any
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Update
+from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError, place
+from loralens.formats.container import Stored
+from loralens.formats.diffusers import NAME, detect, read
+from loralens.formats.diffusers_keys import component, leaf
+from loralens.formats.diffusers_metadata import KEY, Configs, dumps
+from loralens.formats.extras import to_translate
+from loralens.formats.pairs import SAVE_AGAIN, pack
+from loralens.formats.peft_config import PeftConfig
+from loralens.formats.peft_writer import _most_common as most_common
+from loralens.formats.peft_writer import _pattern as pattern
+from loralens.formats.peft_writer import _whole as whole
+
+KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
+_FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
+_SAME = 1e-15  # relative: (α/r)·r is α to the last bit or the one before
+
+Fields = dict[str, dict[str, Any]]  # component → LoraConfig
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as diffusers stores it.
+
+    Raises
+    ------
+    FormatError, MismatchError
+        A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
+        that has no pair.
+    """
+    kept = _as_read(adapter)
+    if kept is not None:
+        return kept
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            tensors.update(_pair(name, module))
+    for key, tensor in _extras(adapter).items():
+        if key in tensors:
+            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
+        tensors[key] = tensor
+    stored = _headed(dict(sorted(tensors.items())), adapter)
+    _check(stored, adapter)
+    return stored
+
+
+def _as_read(adapter: Adapter) -> Stored | None:
+    """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
+    if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
+        return None
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
+    for module in adapter.modules.values():
+        tensors.update(module.origin.tensors if module.origin else {})
+    stored = Stored(tensors, adapter.metadata, adapter.config)
+    back = read(stored)
+    same = set(back) == set(adapter) and all(_agree(back[name], module) for name, module in adapter.items())
+    return stored if same else None
+
+
+def _agree(found: Update, module: Update) -> bool:
+    return (found.shape, found.rank, found.scale) == (module.shape, module.rank, module.scale)
+
+
+def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
+    """The two halves of a module under its canonical name."""
+    kind = module.layout.kind
+    if kind not in KINDS:
+        what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
+        raise FormatError(what, fix="leave this module out with --modules")
+    if name.startswith(_FLAT) or "." not in name:
+        raise MismatchError(
+            "this is a name without dots, and diffusers would load nothing under it",
+            fix="give --base, so that the names become those of the base model",
+        )
+    B, A = _kept(module) or pack(module)
+    if kind == "embedding":
+        return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
+    return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+
+
+def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
+    """B and A as a diffusers file has them, where the module was read from one."""
+    if module.origin is None or module.origin.format != NAME:
+        return None
+    parts = {found.part: tensor for key, tensor in module.origin.tensors.items() if (found := leaf(key))}
+    prefix = "embedding_" if module.layout.kind == "embedding" else ""
+    return parts[f"{prefix}B"], parts[f"{prefix}A"]
+
+
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
+    if adapter.format == NAME:
+        return {key: extra.tensor for key, extra in adapter.extra.items()}
+    tensors = {}
+    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), "a diffusers file").items():
+        with place(key):
+            module = adapter.modules.get(extra.module)
+            if module is None:
+                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
+            out = module.shape[0]
+            if extra.tensor.size != out:
+                raise ShapeError(f"{extra.tensor.shape} is not one number an output, of {out}", fix=SAVE_AGAIN)
+            if extra.role == "magnitude":
+                ones = (1 for _ in module.layout.kernel)
+                shape = (1, out, *ones) if module.layout.kind == "conv" else (out,)
+                tensors[f"{extra.module}.lora_magnitude_vector"] = extra.tensor.reshape(*shape)
+            else:
+                tensors[f"{extra.module}.lora_B.bias"] = extra.tensor.reshape(out)
+    _check_dora(adapter)
+    return tensors
+
+
+def _check_dora(adapter: Adapter) -> None:
+    """PEFT, which diffusers builds on, makes all modules of a component DoRA, or none."""
+    dora = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    mixed = {component(name) for name in dora} & {component(name) for name in adapter if name not in dora}
+    if mixed:
+        plain = [name for name in adapter if name not in dora and component(name) in mixed]
+        raise FormatError(
+            f"{len(plain)} modules beside DoRA's have no magnitude, {plain[0]} the first, and diffusers makes all DoRA",
+            fix="leave one of the two kinds out with --modules",
+        )
+
+
+def _headed(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
+    """The tensors under a header that says rank and scale, where they do not say themselves."""
+    own = adapter.format == NAME
+    plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
+    ranks: dict[str, set[int]] = {}
+    for name, module in adapter.items():
+        ranks.setdefault(component(name), set()).add(module.rank)
+    uniform = all(len(found) == 1 for found in ranks.values()) and all(m.scale == 1 for m in adapter.modules.values())
+    said = plain.metadata or {}
+    if uniform and KEY not in said and detect(plain):
+        return plain
+    return replace(plain, metadata={**said, KEY: dumps(_fields(adapter))})
+
+
+def _fields(adapter: Adapter) -> Fields:
+    """The configuration of each component: what its file said, brought up to date."""
+    old = Configs.of(adapter.metadata if adapter.format == NAME else None)
+    members: dict[str, dict[str, Update]] = {}
+    for name, module in adapter.items():
+        said = old.component(name)
+        members.setdefault(component(name) if said is None else said, {})[name] = module
+    fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
+    for part, modules in members.items():
+        with place(part or KEY):
+            fields[part] = _updated(fields.get(part), part, modules, adapter)
+    return fields
+
+
+def _updated(
+    old: Mapping[str, Any] | None, part: str, modules: Mapping[str, Update], adapter: Adapter
+) -> dict[str, Any]:
+    """One component's configuration with ranks, alphas and targets that fit its modules."""
+    config = PeftConfig(old or {})
+    paths = {_path(name, part): module for name, module in modules.items()}
+    ranks = {path: module.rank for path, module in paths.items()}
+    alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
+    if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
+        what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
+        raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
+    rank, alpha = most_common(iter(ranks.values())), most_common(iter(alphas.values()))
+    roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
+    found: dict[str, Any] = {"peft_type": "LORA", "use_dora": "magnitude" in roles, "lora_bias": "lora_bias" in roles}
+    found.update(old or {})
+    found.update(
+        r=rank,
+        lora_alpha=whole(alpha),
+        rank_pattern=pattern(ranks, rank),
+        alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
+    )
+    if "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
+        found["target_modules"] = list(paths)
+    return found
+
+
+def _path(name: str, part: str) -> str:
+    """A module's path as the configuration has it, good with and without the ``text_model`` around CLIP's layers.
+
+    Recent transformers have that part no more; diffusers takes it off the keys of a file, not off its configuration.
+    PEFT matches by the end of a path, so the shorter one fits both.
+    """
+    path = name.removeprefix(f"{part}.") if part else name
+    return path.removeprefix("text_model.")
+
+
+def _check(stored: Stored, adapter: Adapter) -> None:
+    """Refuse to write what would be read as something else."""
+    try:
+        back: Adapter | None = read(stored) if detect(stored) else None
+    except LoraLensError:
+        back = None
+    strangers: Iterable[str] = set(adapter) if back is None else set(adapter) ^ set(back)
+    for name in sorted(strangers):
+        raise FormatError(f"{name} cannot be told from its neighbours in a diffusers file", fix="rename the module")
+    for name, module in adapter.items():
+        found = (back or adapter)[name]
+        if found.shape != module.shape or not isclose(found.scale, module.scale, rel_tol=_SAME):
+            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")

@@ -1,0 +1,93 @@
+"""GGUF's key-values, and the text that stands for them in an adapter's metadata.
+
+Metadata are text by text; GGUF's values have types, and llama.cpp refuses a u32 where it wants an f32. So the type goes
+into the key, and the value is JSON::
+
+    general.architecture                  llama
+    adapter.lora.alpha:f32                16.0
+    adapter.alora.invocation_tokens:u32[] [64, 512]
+
+A text value stands under its plain key, but one whose key has a colon itself, under ``key:str``.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from loralens.errors import FormatError, place
+
+SCALARS = {  # type in the file → name and struct code
+    0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
+    6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
+}  # fmt: skip
+TEXT, ARRAY = 8, 9
+CODES = {name: code for code, (name, _) in SCALARS.items()} | {"str": TEXT}
+_PACKING = dict(SCALARS.values())
+_FIX = "take the value out of the metadata, or read the file again"
+
+
+class Value(NamedTuple):
+    """One value: the name of its type, whether it is an array of them, and the value itself."""
+
+    kind: str
+    array: bool
+    value: Any
+
+
+def to_text(key: str, value: Value) -> tuple[str, str]:
+    """Key and text of a value in the metadata."""
+    if value.kind == "str" and not value.array and ":" not in key:
+        return key, value.value
+    suffix = f"{value.kind}[]" if value.array else value.kind
+    text = value.value if suffix == "str" else json.dumps(value.value, ensure_ascii=False)
+    return f"{key}:{suffix}", text
+
+
+def from_text(key: str, text: str) -> tuple[str, Value]:
+    """Key and value that a text in the metadata stands for.
+
+    Raises
+    ------
+    FormatError
+        The type is none of GGUF's, or the text no such value.
+    """
+    name, colon, suffix = key.rpartition(":")
+    if not colon:
+        return key, Value("str", array=False, value=text)
+    kind, array = suffix.removesuffix("[]"), suffix.endswith("[]")
+    if kind not in CODES:
+        raise FormatError(f"{key}: {kind[:20]!a} is no type of GGUF", fix=_FIX)
+    if suffix == "str":
+        return name, Value("str", array=False, value=text)
+    with place(key):
+        value = _parsed(text)
+        items = value if array and isinstance(value, list) else [value]
+        if array and not isinstance(value, list) or not all(_fits(kind, item) for item in items):
+            raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
+    return name, Value(kind, array, value)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{text[:40]!a} is not valid JSON", fix=_FIX) from error
+
+
+def _fits(kind: str, item: Any) -> bool:
+    if kind == "str":
+        return isinstance(item, str)
+    if isinstance(item, bool) or kind == "bool":
+        return isinstance(item, bool) and kind == "bool"
+    try:
+        struct.pack(_PACKING[kind], item)
+    except (struct.error, OverflowError, TypeError):
+        return False
+    return True
+
+
+def plain(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The values by their key in the file, without their types."""
+    found = (from_text(key, text) for key, text in (metadata or {}).items())
+    return {key: value.value for key, value in found}

@@ -1,0 +1,529 @@
+"""kohya: what its files say, what is written for it, and what must not be read or written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from loralens.core.matching import normal_form
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
+from loralens.formats import kohya, lycoris, peft, record
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.kohya_writer import write
+from tests.formats.test_fuzz import read_everything
+from tests.tolerances import SAME_UPDATE
+
+CONFORMANCE = Path(__file__).parent.parent / "conformance"
+CASES = sorted(folder.name for folder in CONFORMANCE.glob("kohya-*"))
+Q = "lora_unet_mid_block_attn1_to_q"
+fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def stored(tensors, **rest):
+    return Stored({key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}, **rest)
+
+
+def pair(name=Q, *, out=6, r=2, in_=4, dtype=np.float32, alpha=None, seed=0):
+    rng = np.random.default_rng(seed)
+    tensors = {
+        f"{name}.lora_down.weight": rng.standard_normal((r, in_)).astype(dtype),
+        f"{name}.lora_up.weight": rng.standard_normal((out, r)).astype(dtype),
+    }
+    return tensors if alpha is None else {**tensors, f"{name}.alpha": np.float32(alpha)}
+
+
+def case(name):
+    return read_safetensors(CONFORMANCE / name / "adapter_model.safetensors")
+
+
+def low_rank(scale=1.0, *, seed=0, r=2, scaling=None, layout=None, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    B, A = rng.standard_normal((6, r)).astype(dtype), rng.standard_normal((r, 4)).astype(dtype)
+    return loralens.LowRank(B, A, scale, scaling=scaling, layout=layout)
+
+
+def adapter(*names, scale=1.0, **rest):
+    return loralens.Adapter(modules={name: low_rank(scale, seed=i) for i, name in enumerate(names)}, **rest)
+
+
+def assert_same(first, second):
+    """Tensors by key, to the bit."""
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert (tensor.shape, tensor.dtype) == (second[key].shape, second[key].dtype), key
+        assert tensor.read().tobytes() == second[key].read().tobytes(), key
+
+
+# --- what a file says ---
+
+
+def test_names_scales_and_kinds():
+    read = kohya.read(case("kohya-sdxl"))
+    said = {name: (module.shape, module.rank, module.scale, module.layout.kind) for name, module in read.items()}
+    assert said == {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": ((4, 6), 1, 0.5, "linear"),
+        "lora_te2_text_model_encoder_layers_10_mlp_fc1": ((6, 4), 2, 3.5, "linear"),
+        "lora_unet_input_blocks_1_0_in_layers_2": ((6, 18), 3, 0.5, "conv"),
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": ((6, 4), 2, 4.0, "linear"),
+    }
+    assert read.format == "kohya"
+    assert read["lora_unet_input_blocks_1_0_in_layers_2"].layout.kernel == (3, 3)
+    assert not read.extra
+    assert not read.findings
+    assert {module.scaling.rule for module in read.modules.values()} == {"alpha/r"}
+
+
+def test_without_alpha_the_scale_is_one_and_that_is_said():
+    read = kohya.read(case("kohya-glued"))
+    (name, module), *_ = read.items()
+    assert name == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
+    assert (module.scale, module.scaling.rule) == (1.0, "alpha/r")
+    assert "no alpha" in str(module.scaling)
+    assert [(finding.level, finding.code) for finding in read.findings] == [("note", "alpha-missing")]
+
+
+def test_some_without_alpha_is_a_warning():
+    read = kohya.read(stored({**pair("lora_unet_a", alpha=4), **pair("lora_unet_b")}))
+    assert [module.scale for module in read.modules.values()] == [2.0, 1.0]
+    assert [(finding.level, finding.code) for finding in read.findings] == [("warning", "alpha-missing")]
+
+
+def test_alpha_zero_means_r():
+    read = kohya.read(stored(pair(alpha=0)))
+    assert read[Q].scale == 1.0
+    assert [finding.code for finding in read.findings] == ["alpha-zero"]
+    assert_same(stored(pair(alpha=0)).tensors, write(read).tensors)
+
+
+@pytest.mark.parametrize("alpha", [np.int64(8), np.float16(8), np.array([8.0]), np.array(8, ml_dtypes.bfloat16)])
+def test_alpha_in_any_dtype(alpha):
+    assert kohya.read(stored({**pair(), f"{Q}.alpha": alpha}))[Q].scale == 4.0
+
+
+def test_a_fused_projection_trained_apart_stays_one_module():
+    read = kohya.read(case("kohya-split-qkv"))
+    module = read["lora_unet_double_blocks_0_img_attn_qkv"]
+    assert (module.shape, module.rank, module.scale) == ((9, 4), 6, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "role", "shapes"),
+    [
+        ("kohya-dora", "magnitude", {(8, 1), (8, 1, 1, 1)}),
+        ("kohya-dora-input", "magnitude_in", {(1, 12), (1, 6, 1, 1)}),
+    ],
+)
+def test_the_axis_of_dora(folder, role, shapes):
+    read = kohya.read(case(folder))
+    assert {extra.role for extra in read.extra.values()} == {role}
+    assert {extra.tensor.shape for extra in read.extra.values()} == shapes
+    assert {extra.module for extra in read.extra.values()} == set(read)
+    assert [finding.code for finding in read.findings] == ["dora"]
+
+
+def test_square_and_flat_magnitudes():
+    square = pair(out=4, in_=4)
+    for shape, role in (((4,), "magnitude"), ((4, 1), "magnitude"), ((1, 4), "magnitude_in")):
+        read = kohya.read(stored({**square, f"{Q}.dora_scale": np.ones(shape, np.float32)}))
+        assert read.extra[f"{Q}.dora_scale"].role == role
+    with pytest.raises(ShapeError, match=r"dora_scale \(5, 1\) fits neither side"):
+        kohya.read(stored({**square, f"{Q}.dora_scale": np.ones((5, 1), np.float32)}))
+
+
+def test_leftovers_are_kept_and_named():
+    tensors = {
+        **pair(alpha=2),
+        "bundle_emb.x.string_to_param": np.ones(3, np.float32),
+        "lora_unet_y.alpha": np.ones(()),
+    }
+    read = kohya.read(stored(tensors))
+    assert {key: extra.role for key, extra in read.extra.items()} == dict.fromkeys(list(tensors)[3:], "other")
+    assert [finding.code for finding in read.findings] == ["tensor-unread"]
+    assert_same(stored(tensors).tensors, write(read).tensors)
+
+
+def test_what_it_was_trained_on():
+    said = {"ss_sd_model_name": "v1-5.safetensors", "ss_base_model_version": "sd_v1"}
+    assert kohya.read(stored(pair(), metadata=said)).base_model == "v1-5.safetensors"
+    assert kohya.read(stored(pair(), metadata={"ss_base_model_version": "sd_v1"})).base_model == "sd_v1"
+    assert kohya.read(stored(pair())).base_model is None
+
+
+ONES = np.ones((2, 4), np.float32)
+BROKEN = {
+    "one half": ({f"{Q}.lora_down.weight": ONES}, FormatError, r"lora_down\.weight \(2, 4\) has no B"),
+    "ranks": ({**pair(), f"{Q}.lora_up.weight": np.ones((6, 3), np.float32)}, ShapeError, "do not fit together"),
+    "groups": (
+        {f"{Q}.lora_down.weight": np.ones((2, 4, 3, 3), "f"), f"{Q}.lora_up.weight": np.ones((6, 1, 1, 1), "f")},
+        ShapeError,
+        "do not fit together",
+    ),
+    "up with a kernel": (
+        {f"{Q}.lora_down.weight": np.ones((2, 4, 3, 3), "f"), f"{Q}.lora_up.weight": np.ones((6, 2, 3, 3), "f")},
+        ShapeError,
+        "do not fit together",
+    ),
+    "empty": ({**pair(), f"{Q}.lora_up.weight": np.ones((0, 2), "f")}, ShapeError, "do not fit together"),
+    "no axes": ({**pair(), f"{Q}.lora_up.weight": np.float32(1)}, ShapeError, "do not fit together"),
+    "whole numbers": ({**pair(), f"{Q}.lora_up.weight": np.ones((6, 2), int)}, FormatError, "int64, not floating"),
+    "two alphas": ({**pair(), f"{Q}.alpha": np.ones(2)}, ShapeError, "not one number"),
+    "nan": ({**pair(), f"{Q}.alpha": np.float32("nan")}, FormatError, "alpha is nan"),
+    "complex": ({**pair(), f"{Q}.alpha": np.complex64(1)}, FormatError, "complex64, not a number"),
+    "twice": (
+        {**pair("lora_unet_x"), **pair("lora_unet_unet_x")},
+        FormatError,
+        "are the same tensor of one module",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_said_with_its_place(name):
+    tensors, kind, message = BROKEN[name]
+    with pytest.raises(kind, match=message) as caught:
+        kohya.read(stored(tensors))
+    assert caught.value.fix
+    assert name == "twice" or caught.value.where == (Q,)
+
+
+# --- which files are kohya's ---
+
+OTHERS = [
+    {"base_model.model.q.lora_A.weight": ONES, "base_model.model.q.lora_B.weight": ONES.T},
+    {"unet.q.lora.down.weight": ONES, "unet.q.lora.up.weight": ONES.T},
+    {"transformer.q.lora_A.weight": ONES, "transformer.q.lora_B.weight": ONES.T},
+    {"down_blocks.0.attn1.processor.to_q_lora.down.weight": ONES},
+    {"text_encoder.q.lora_linear_layer.down.weight": ONES},
+    {"diffusion_model.q.lora_down.weight": ONES, "diffusion_model.q.lora_up.weight": ONES.T},
+    {"double_blocks.0.processor.qkv_lora1.down.weight": ONES},
+    {"model.layers.0.q.lora_a": ONES, "model.layers.0.q.lora_b": ONES.T},
+    {"unet:0:down": ONES, "unet:0:up": ONES.T},
+    {"w_a_000": ONES, "w_b_000": ONES.T},
+    {"lora_unet_q.alpha": np.float32(1)},
+    {"lora_unet_q.lora_A.weight": ONES},
+    {**pair(), "diffusion_model.q.lora_down.weight": ONES},
+    {},
+]
+
+
+@pytest.mark.parametrize("tensors", OTHERS, ids=lambda tensors: next(iter(tensors), "nothing")[:40])
+def test_files_of_others(tensors):
+    assert not kohya.detect(stored(tensors))
+    assert not lycoris.detect(stored(tensors))
+
+
+@pytest.mark.parametrize("own", ["x.hada_w1_a", "x.lokr_w1", "x.lora_mid.weight", "x.diff", "x.w_norm", "x.oft_blocks"])
+def test_lycoris_files_are_left_to_lycoris(own):
+    tensors = {**pair(), f"lora_unet_{own}": ONES}
+    assert not kohya.detect(stored(tensors))
+    assert lycoris.detect(stored(tensors))
+
+
+PREFIXES = ("lora_unet_", "lora_unet__", "lora_te_", "lora_te1_", "lora_te3_", "lora_transformer_", "lora_prior_unet_")
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "lora_prior_te_", "lycoris_"])
+def test_every_prefix(prefix):
+    one = stored(pair(f"{prefix}blocks_0_q", alpha=1))
+    assert kohya.detect(one)
+    assert not lycoris.detect(one)
+    assert not peft.detect(one)
+    assert list(kohya.read(one)) == [f"{prefix}blocks_0_q"]
+    assert normal_form(f"{prefix}blocks_0_q") == "blocks_0_q"
+
+
+def test_no_real_file_is_taken_for_kohya_but_the_one_that_is(real):
+    found = {}
+    for file in sorted(real.glob("*/*.safetensors")):
+        try:
+            held = read_safetensors(file)
+        except FormatError:
+            continue
+        found[file.parent.name] = kohya.detect(held), lycoris.detect(held)
+    assert [name for name, detected in found.items() if any(detected)] == ["sd15-timohavdk-kohya"]
+    assert found["sd15-timohavdk-kohya"] == (True, False)
+
+
+def test_the_real_file_holds_the_tensors_of_its_diffusers_twin(real):
+    (file,) = (real / "sd15-timohavdk-kohya").glob("*.safetensors")
+    (twin,) = (real / "sd15-timohavdk-diffusers").glob("*.safetensors")
+    held, other = read_safetensors(file), read_safetensors(twin).tensors
+    read = kohya.read(held)
+    names = {key.removesuffix(".lora.down.weight") for key in other if key.endswith(".lora.down.weight")}
+    forms = {normal_form(name): name for name in names}
+    assert len(read) == len(names) == 128
+    for name, module in read.items():
+        stem = forms[normal_form(name)]
+        np.testing.assert_array_equal(module.A, other[f"{stem}.lora.down.weight"].read())
+        np.testing.assert_array_equal(module.B, other[f"{stem}.lora.up.weight"].read())
+    assert {module.scale for module in read.modules.values()} == {1.0}
+    assert_same(held.tensors, write(read).tensors)
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_written_back_to_the_bit(name):
+    first = case(name)
+    said = {"ss_network_dim": "32", "sshs_model_hash": "e3b0c442", "loralens": "{}"}
+    read = kohya.read(replace(first, metadata=said, config={"stray": 1}))
+    once = write(read)
+    assert_same(first.tensors, once.tensors)
+    assert (once.metadata, once.config, once.names) == (said, {"stray": 1}, {} if "glued" not in name else once.names)
+    assert_same(once.tensors, write(kohya.read(once)).tensors)
+
+
+def test_a_new_scale_changes_alpha_alone():
+    read = kohya.read(stored(pair(dtype=ml_dtypes.bfloat16, alpha=8), metadata={"ss_network_alpha": "8", "a": "b"}))
+    for scale in (7 / 24, -0.1, 1e-30):
+        half = read.map(lambda module, scale=scale: module.rescaled(scale, Scaling("given")))
+        once = write(half)
+        alpha = once.tensors[f"{Q}.alpha"].read()
+        assert (alpha.shape, alpha.dtype) == ((), np.float32)
+        assert kohya.read(once)[Q].scale == pytest.approx(scale, rel=1e-7)
+        assert_same({**once.tensors, f"{Q}.alpha": read[Q].origin.tensors[f"{Q}.alpha"]}, write(read).tensors)
+        assert once.metadata["a"] == "b"
+        assert float(once.metadata["ss_network_alpha"]) == float(alpha)
+
+
+def test_a_glued_file_gets_alpha_under_its_own_name():
+    read = kohya.read(case("kohya-glued"))
+    once = write(read.map(lambda module: module.rescaled(0.25, Scaling("given"))))
+    assert [key for key in once.tensors if key.endswith(".alpha")] == [
+        "lora_unet_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k.alpha"
+    ]
+    assert [module.scale for module in kohya.read(once).modules.values()] == [0.25]
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0])
+def test_a_scale_of_zero_goes_into_the_factor(scale):
+    """α = 0 would mean α = r to sd-scripts."""
+    for one in (adapter(Q, scale=scale), kohya.read(stored(pair(alpha=8))).map(lambda m: m.rescaled(scale, Scaling()))):
+        back = kohya.read(write(one))
+        assert back[Q].scale == 1.0
+        assert not back[Q].dense().any()
+        assert back[Q].A.any()
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-60, float("nan")])
+def test_a_scale_without_alpha_is_refused(scale):
+    with pytest.raises(FormatError, match="has no α in float32"):
+        write(adapter(Q, scale=scale))
+
+
+def test_a_changed_adapter_has_true_metadata():
+    said = {"ss_network_dim": "2", "ss_network_alpha": "8", "sshs_model_hash": "x", "sshs_legacy_hash": "y", "a": "b"}
+    read = kohya.read(stored({**pair("lora_unet_a", alpha=8), **pair("lora_unet_b", alpha=8)}, metadata=said))
+    changed = replace(read, modules={**read.modules, "lora_unet_b": low_rank(4.0, r=1)})
+    assert write(changed).metadata == {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic", "a": "b"}
+    assert write(replace(changed, metadata=None)).metadata is None
+    assert write(read).metadata == said
+
+
+# --- from other dialects ---
+
+NAMES = {
+    "unet.down_blocks.0.attn1.to_q": "lora_unet_down_blocks_0_attn1_to_q",
+    "diffusion_model.blocks.0.q": "lora_unet_blocks_0_q",
+    "text_encoder.text_model.q": "lora_te_text_model_q",
+    "lora_te2_text_model_q": "lora_te2_text_model_q",
+    "lycoris_q": "lycoris_q",
+    "model.layers.10.q_proj": "lora_unet_model_layers_10_q_proj",
+}
+
+
+def test_names():
+    one = adapter(*NAMES, scale=2.0)
+    once = write(one)
+    assert {key.split(".")[0] for key in once.tensors} == set(NAMES.values())
+    assert once.names == {file: name for name, file in NAMES.items() if file != name}
+    assert once.metadata == {"ss_network_module": "networks.lora", "ss_network_dim": "2", "ss_network_alpha": "4"}
+    assert kohya.detect(once)
+    back = kohya.read(once)
+    for name, file in NAMES.items():
+        np.testing.assert_array_equal(back[file].dense(), one[name].dense())
+
+
+def test_a_record_gives_the_names_back():
+    one = adapter(*NAMES, scale=0.3)
+    once = record.stamp(write(one), one)
+    back = record.apply(kohya.read(once), once.metadata["loralens"])
+    assert list(back) == list(one)
+    assert {module.scale for module in back.modules.values()} == {0.3}
+    again = write(back)
+    assert_same(once.tensors, again.tensors)
+    assert again.names == once.names
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (["text_encoder.q", "text_encoder_2.q"], ["lora_te1_q", "lora_te2_q"]),
+        (["text_encoder.q", "text_encoder_3.q"], ["lora_te1_q", "lora_te3_q"]),
+        (["transformer.q", "text_encoder.q"], ["lora_unet_q", "lora_te1_q"]),
+        (["text_encoder_2.encoder.block.0.q"], ["lora_te3_encoder_block_0_q"]),
+        (["unet.q", "text_encoder.q"], ["lora_unet_q", "lora_te_q"]),
+        (["unet.unet.q"], ["lora_unet_unet_q"]),
+    ],
+)
+def test_text_encoders(names, files):
+    once = write(adapter(*names))
+    assert {key.split(".")[0] for key in once.tensors} == set(files)
+    assert sorted(once.names.values()) == sorted(names)
+    assert set(once.names) == set(kohya.read(once))
+
+
+def test_two_modules_of_one_name():
+    with pytest.raises(FormatError, match="would both be called lora_unet_a_b_c"):
+        write(adapter("unet.a.b_c", "unet.a_b.c"))
+
+
+@pytest.mark.parametrize("kind", ["embedding", "experts", "parameter"])
+def test_kinds_that_kohya_does_not_adapt(kind):
+    one = loralens.Adapter(modules={"unet.x": low_rank(layout=Layout(kind))})
+    with pytest.raises(FormatError, match=f"of kind '{kind}'") as caught:
+        write(one)
+    assert caught.value.where == ("unet.x",)
+
+
+def test_convolutions_keep_their_kernel():
+    B, A = np.ones((6, 2), np.float16), np.arange(36, dtype=np.float16).reshape(2, 18)
+    one = loralens.Adapter(modules={"unet.x": loralens.LowRank(B, A, 0.5, layout=Layout("conv", kernel=(3, 3)))})
+    once = write(one)
+    assert {key: tensor.shape for key, tensor in once.tensors.items()} == {
+        "lora_unet_x.alpha": (),
+        "lora_unet_x.lora_down.weight": (2, 2, 3, 3),
+        "lora_unet_x.lora_up.weight": (6, 2, 1, 1),
+    }
+    np.testing.assert_array_equal(kohya.read(once)["lora_unet_x"].dense(), one["unet.x"].dense())
+    grouped = loralens.LowRank(B, A, layout=Layout("conv", kernel=(3, 3), groups=2))
+    with pytest.raises(ShapeError, match="grouped convolution"):
+        write(replace(one, modules={"unet.x": grouped}))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "role", "given", "shape"),
+    [
+        ((), "magnitude", (6,), (6, 1)),
+        ((), "magnitude_in", (4,), (1, 4)),
+        ((2, 1), "magnitude", (1, 6, 1, 1), (6, 1, 1, 1)),
+        ((2, 1), "magnitude_in", (2,), (1, 2, 1, 1)),
+    ],
+)
+def test_magnitudes_are_translated(kernel, role, given, shape):
+    layout = Layout("conv", kernel=kernel) if kernel else Layout()
+    numbers = np.arange(1, 1 + np.prod(given), dtype=np.float32).reshape(given)
+    extra = {"unet.x.lora_magnitude_vector": Extra(role, "unet.x", LazyArray.of(numbers))}
+    once = write(loralens.Adapter(modules={"unet.x": low_rank(layout=layout)}, extra=extra))
+    assert once.tensors["lora_unet_x.dora_scale"].shape == shape
+    back = kohya.read(once).extra["lora_unet_x.dora_scale"]
+    assert (back.role, back.module) == (role, "lora_unet_x")
+    np.testing.assert_array_equal(back.tensor.read().ravel(), numbers.ravel())
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "message"),
+    [
+        (Extra("saved", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(saved\)"),
+        (Extra("lora_bias", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(lora_bias\)"),
+        (Extra("magnitude", "unet.gone", LazyArray.of(ONES)), FormatError, "its module is not there"),
+        (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number a channel, of 6"),
+    ],
+)
+def test_extras_that_cannot_be_held(extra, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        write(adapter("unet.x", extra={"k": extra}))
+    assert "drop-extra" in caught.value.fix or kind is ShapeError
+
+
+def test_a_leftover_never_overwrites_a_factor():
+    """A lone alpha under the name that a changed module gets."""
+    read = kohya.read(stored({**pair("lora_unet_a"), "lora_unet_b.alpha": np.float32(3)}))
+    with pytest.raises(FormatError, match=r"lora_unet_b\.alpha would be written twice"):
+        write(replace(read, modules={**read.modules, "lora_unet_b": low_rank()}))
+
+
+def test_an_update_without_a_pair():
+    rng = np.random.default_rng(0)
+    name = "lora_unet_x"
+    tensors = {f"{name}.lokr_{part}": rng.standard_normal((3, 3)).astype("f") for part in ("w1", "w2")}
+    with pytest.raises(MismatchError, match="Kronecker product of rank 9") as caught:
+        write(lycoris.read(stored(tensors)))
+    assert caught.value.where == (name,)
+
+
+# --- anything at all ---
+
+parts = st.sampled_from(["lora_up.weight", "lora_down.weight", "alpha", "dora_scale", "lora_mid.weight", "x", "diff"])
+names = st.sampled_from(["lora_unet_a", "lora_unet_unet_a", "lora_te_b", "lycoris_", "lora_", "c.d", ""])
+shapes = st.lists(st.integers(0, 4), max_size=4)
+dtypes = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_, np.complex64])
+keys = st.builds(lambda name, glue, part: f"{name}{glue}{part}", names, st.sampled_from([".", "_"]), parts)
+
+
+@st.composite
+def surgery(draw):
+    """A sound pair of some rank and kernel, and any tensors besides or instead."""
+    r, kernel = draw(st.integers(1, 3)), draw(st.sampled_from([[], [1, 1], [3, 3], [2]]))
+    name = draw(names)
+    tensors = {
+        f"{name}.lora_down.weight": (np.float32, [r, 2, *kernel]),
+        f"{name}.lora_up.weight": (np.float32, [3, r, *(1 for _ in kernel)]),
+        f"{name}.alpha": (np.float32, []),
+    }
+    tensors |= draw(st.dictionaries(keys, st.tuples(dtypes, shapes), max_size=4))
+    for key in draw(st.sets(st.sampled_from(list(tensors)), max_size=1)):
+        del tensors[key]
+    value = draw(st.sampled_from([1, 0, -2, 1e30, np.nan, np.inf]))
+    with np.errstate(all="ignore"):
+        return {key: np.full(shape, value).astype(dtype) for key, (dtype, shape) in tensors.items()}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@fuzz
+@given(surgery())
+def test_any_tensors_give_an_adapter_or_an_error_of_ours(tensors):
+    held = stored(tensors)
+    kohya.detect(held)
+    try:
+        read = kohya.read(held)
+        read_everything(read)
+    except LoraLensError:
+        return
+    assert_same(held.tensors, write(read).tensors)
+
+
+module_names = st.lists(
+    st.sampled_from(["unet", "text_encoder", "a", "b_c", "0", "unet_", "é"]), min_size=1, max_size=4
+)
+
+
+@fuzz
+@given(
+    st.lists(module_names.map(".".join), min_size=1, max_size=4, unique=True),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.float64]),
+    st.integers(1, 3),
+)
+def test_what_is_written_is_read_back(given_names, scale, dtype, r):
+    modules = {name: low_rank(scale, seed=i, r=r, dtype=dtype) for i, name in enumerate(given_names)}
+    try:
+        once = write(loralens.Adapter(modules=modules))
+    except FormatError:
+        return
+    back = kohya.read(once)
+    assert len(back) == len(modules)
+    for file, module in back.items():
+        other = modules[once.names[file]]
+        assert module.dtype == dtype
+        np.testing.assert_allclose(module.dense(), other.dense(), rtol=1e-6, atol=SAME_UPDATE["atol"] * abs(scale))

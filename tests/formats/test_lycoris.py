@@ -1,0 +1,475 @@
+"""LyCORIS: every algorithm against its own forward pass, and what is refused or rides along."""
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.structured import Structured
+from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
+from loralens.formats import kohya, kohya_writer, lycoris
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.products import kronecker
+from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
+
+CONFORMANCE = Path(__file__).parent.parent / "conformance"
+X = "lora_unet_x"
+EPS32 = float(np.finfo(np.float32).eps)
+fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """LyCORIS itself, on one thread."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("lycoris")
+    from tests.conformance import make_lycoris
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make_lycoris
+    torch.set_num_threads(threads)
+
+
+def stored(tensors, **rest):
+    return Stored({key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}, **rest)
+
+
+def drawn(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def under(name, **tensors):
+    """Keys of one module; ``_dot_`` stands for a dot."""
+    return {f"{name}.{part.replace('_dot_', '.')}": array for part, array in tensors.items()}
+
+
+def loha(out=20, in_=24, r=2, *, dtype=np.float32, **more):
+    factors = {f"hada_w{n}_a": drawn(out, r, seed=n, dtype=dtype) for n in (1, 2)}
+    factors |= {f"hada_w{n}_b": drawn(r, in_, seed=n, dtype=dtype) for n in (1, 2)}
+    return under(X, **factors, **more)
+
+
+def lokr(**more):
+    """(3, 2) ⊗ (4, 6) of inner dimension 1."""
+    return under(X, lokr_w1=drawn(3, 2), lokr_w2_a=drawn(4, 1), lokr_w2_b=drawn(1, 6), **more)
+
+
+def of_network(over, oracle):
+    return stored({key: tensor.numpy() for key, tensor in oracle.stored(over).items()})
+
+
+def reader(held):
+    """The one format that says the file is its own."""
+    (found,) = [module for module in (kohya, lycoris) if module.detect(held)]
+    return found
+
+
+# --- against LyCORIS itself ---
+
+CASES = sorted(folder.name for folder in CONFORMANCE.glob("*") if folder.is_dir())
+
+
+def lycoris_cases():
+    return [name for name in CASES if name.startswith("lycoris-") or name in ("kohya-locon", "kohya-dora")]
+
+
+@pytest.mark.parametrize("case", lycoris_cases())
+def test_the_update_is_what_the_forward_pass_adds(case, oracle):
+    model, before, over = oracle.network(oracle.CASES[case], seed=1)
+    held = of_network(over, oracle)
+    read = reader(held).read(held)
+    assert read.format == case.split("-")[0]
+    added = oracle.added(model, before, over)
+    assert set(read) == set(added)
+    for name, module in read.items():
+        np.testing.assert_allclose(module.dense(), added[name].numpy(), **SAME_UPDATE)
+        assert abs(added[name].numpy()).max() > MOVED
+        s = np.linalg.svd(added[name].numpy(), compute_uv=False)
+        np.testing.assert_allclose(module.singular_values(), s[: module.rank], rtol=0, atol=10 * BACKWARD * s[0])
+        assert not np.any(s[module.rank :] > 10 * BACKWARD * s[0])
+
+
+DORA = [name for name in CASES if "dora" in name]
+
+
+@pytest.mark.parametrize("case", DORA)
+def test_magnitudes_are_those_of_the_forward_pass(case, oracle):
+    """W' = m · (W + ΔW)/‖W + ΔW‖, the norm over all but the axis of m."""
+    model, before, over = oracle.network(oracle.CASES[case], seed=2)
+    held = of_network(over, oracle)
+    read = reader(held).read(held)
+    assert len(read.extra) == 2
+    added = oracle.added(model, before, over, dora=True)
+    for key, extra in read.extra.items():
+        weight = before[extra.module.removeprefix("lycoris_")].numpy()
+        whole = weight + read[extra.module].dense()
+        channels = extra.tensor.size
+        m = extra.tensor.read().astype(np.float64).ravel()
+        if extra.role == "magnitude":
+            scaled = whole * (m / np.linalg.norm(whole, axis=1))[:, None]
+        else:
+            cube = whole.reshape(len(whole), channels, -1)
+            scaled = (cube * (m / np.linalg.norm(cube, axis=(0, 2)))[None, :, None]).reshape(whole.shape)
+        np.testing.assert_allclose(scaled - weight, added[extra.module].numpy(), **PEFT_UPDATE)
+        assert abs(scaled - whole).max() > MOVED, key
+
+
+@pytest.mark.parametrize("name", ["glora", "ia3", "diag-oft", "boft", "tlora"])
+def test_updates_that_are_no_sum_are_refused_by_name(name, oracle):
+    _, _, over = oracle.network(oracle.FOREIGN[name])
+    held = of_network(over, oracle)
+    assert reader(held) is lycoris
+    words = {"glora": "GLoRA", "ia3": r"\(IA\)³", "diag-oft": "OFT", "boft": "BOFT", "tlora": "T-LoRA"}
+    with pytest.raises(FormatError, match=f"no update that is a sum: 2 modules of .*{words[name]}"):
+        lycoris.read(held)
+
+
+# --- scales ---
+
+
+def test_alpha_over_the_inner_dimension():
+    assert lycoris.read(stored(loha(alpha=np.float32(3))))[X].scale == 1.5
+    assert lycoris.read(stored(loha()))[X].scale == 1.0
+    assert lycoris.read(stored(lokr(alpha=np.float32(3))))[X].scale == 3.0
+
+
+def test_two_full_sides_take_no_alpha():
+    tensors = under(X, lokr_w1=drawn(3, 2), lokr_w2=drawn(4, 6), alpha=np.float32(9999999999))
+    module = lycoris.read(stored(tensors))[X]
+    assert (module.scale, module.scaling.rule) == (1.0, "given")
+    assert "both sides are full" in str(module.scaling)
+
+
+def test_the_rank_of_tucker_is_not_its_first_axis():
+    """hada_w*_a and lokr_w2_a are (r, out) there: α/out would be wrong."""
+    tensors = under(X, hada_t1=drawn(2, 2, 3, 3), hada_t2=drawn(2, 2, 3, 3), alpha=np.float32(4))
+    for n in (1, 2):
+        tensors |= under(X, **{f"hada_w{n}_a": drawn(2, 20, seed=n), f"hada_w{n}_b": drawn(2, 5, seed=n)})
+    module = lycoris.read(stored(tensors))[X]
+    assert (module.scale, module.shape, module.layout.kernel) == (2.0, (20, 45), (3, 3))
+    tensors = under(X, lokr_w1=drawn(3, 2), lokr_t2=drawn(2, 2, 3, 3), lokr_w2_a=drawn(2, 8), lokr_w2_b=drawn(2, 6))
+    module = lycoris.read(stored({**tensors, f"{X}.alpha": np.float32(4)}))[X]
+    assert (module.scale, module.shape, module.layout.kernel) == (2.0, (24, 108), (3, 3))
+
+
+# --- pairs and forms ---
+
+
+def test_a_pair_while_it_is_narrow():
+    assert isinstance(lycoris.read(stored(loha(out=8, in_=9, r=2)))[X], LowRank)  # 4 ≤ 8/2
+    wide = lycoris.read(stored(loha(out=7, in_=9, r=2)))[X]
+    assert isinstance(wide, Structured)
+    assert wide.form.name == "Hadamard product"
+
+
+def kron(*arrays):
+    return np.kron(*(array.astype(np.float64) for array in arrays))
+
+
+@pytest.mark.parametrize("w1", [(2, 3), (3, 2), (1, 4)])
+@pytest.mark.parametrize("w2", [(4, 7, 3), (7, 4, 2), (6, 6, 5)])
+@pytest.mark.parametrize("full", [(True, False), (False, False), (True, True)])
+def test_kronecker_products_of_any_shape(w1, w2, full):
+    """Full and factored sides, tall and flat, narrow and wide: update, spectrum and rank are those of the dense one."""
+    (a, c), (b, d, r) = w1, w2
+    sides = {"lokr_w1": drawn(a, c)} if full[0] else {"lokr_w1_a": drawn(a, r), "lokr_w1_b": drawn(r, c, seed=5)}
+    sides |= {"lokr_w2": drawn(b, d)} if full[1] else {"lokr_w2_a": drawn(b, r), "lokr_w2_b": drawn(r, d, seed=6)}
+    first = sides["lokr_w1"] if full[0] else sides["lokr_w1_a"].astype(float) @ sides["lokr_w1_b"].astype(float)
+    second = sides["lokr_w2"] if full[1] else sides["lokr_w2_a"].astype(float) @ sides["lokr_w2_b"].astype(float)
+    module = lycoris.read(stored(under(X, **sides)))[X]
+    dense = kron(first, second)
+    s = np.linalg.svd(dense, compute_uv=False)
+    assert module.shape == dense.shape == (a * b, c * d)
+    assert module.rank == np.linalg.matrix_rank(dense)
+    assert isinstance(module, LowRank) == (module.rank <= min(dense.shape) / 2)
+    rounded = EPS32 if isinstance(module, LowRank) else BACKWARD
+    np.testing.assert_allclose(module.dense(), dense, rtol=0, atol=4 * rounded * s[0])
+    found = module.singular_values()
+    np.testing.assert_allclose(found, s[: len(found)], rtol=0, atol=4 * rounded * s[0])
+
+
+def test_above_half_rank_the_spectrum_is_the_dense_one():
+    tensors = under(X, lokr_w1=drawn(12, 10), lokr_w2=drawn(8, 6, 3, 3), alpha=np.float32(1))
+    module = lycoris.read(stored(tensors))[X]
+    assert isinstance(module, Structured)
+    dense = kron(tensors[f"{X}.lokr_w1"], tensors[f"{X}.lokr_w2"].reshape(8, 54))
+    s = np.linalg.svd(dense, compute_uv=False)
+    np.testing.assert_allclose(module.singular_values(), s, rtol=0, atol=BACKWARD * s[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_products_of_16_bits_are_exact(dtype):
+    tensors = loha(dtype=dtype)
+    module = lycoris.read(stored(tensors))[X]
+    assert (module.B.dtype, module.A.dtype) == (np.float32, np.float32)
+    w = {key.split(".")[1]: array.astype(np.float64) for key, array in tensors.items()}
+    dense = (w["hada_w1_a"] @ w["hada_w1_b"]) * (w["hada_w2_a"] @ w["hada_w2_b"])
+    np.testing.assert_allclose(module.dense(), dense, **SAME_UPDATE)
+
+
+def test_products_of_32_bits_are_rounded_once():
+    tensors = loha(out=30, in_=40, r=3)
+    module = lycoris.read(stored(tensors))[X]
+    w = {key.split(".")[1]: array.astype(np.float64) for key, array in tensors.items()}
+    dense = (w["hada_w1_a"] @ w["hada_w1_b"]) * (w["hada_w2_a"] @ w["hada_w2_b"])
+    bound = EPS32 * (abs(module.B.astype(float)) @ abs(module.A.astype(float)))
+    assert (abs(module.dense() - dense) <= 1.1 * bound).all()
+    assert abs(module.dense() - dense).max() > 0
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    def never():
+        raise AssertionError
+
+    tensors = {key: LazyArray(never, shape=a.shape, dtype=a.dtype) for key, a in {**loha(), **lokr()}.items()}
+    for part in ("hada", "lokr"):
+        held = Stored({key: tensor for key, tensor in tensors.items() if part in key})
+        assert lycoris.read(held)[X].rank > 1
+
+
+def test_too_big_for_float32_is_infinite_and_no_warning():
+    tensors = {key: array * np.float32(1e30) for key, array in loha().items()}
+    assert np.isinf(lycoris.read(stored(tensors))[X].B).any()
+
+
+def test_the_origin_holds_what_was_stored():
+    tensors = loha(alpha=np.float32(3), dora_scale=np.ones((20, 1), np.float32))
+    module = lycoris.read(stored(tensors))[X]
+    assert set(module.origin.tensors) == set(tensors) - {f"{X}.dora_scale"}
+    assert module.parameters == sum(array.size for array in tensors.values()) - 20
+
+
+# --- what stands beside updates ---
+
+
+def test_differences_of_biases_and_norms_ride_along():
+    held = read_safetensors(CONFORMANCE / "lycoris-locon-norm" / "adapter_model.safetensors")
+    read = lycoris.read(held)
+    roles = {key: (extra.role, extra.module) for key, extra in read.extra.items()}
+    assert roles == {
+        "lycoris_norm.w_norm": ("norm", "lycoris_norm"),
+        "lycoris_norm.b_norm": ("bias", "lycoris_norm"),
+    }
+    assert [(finding.level, finding.code) for finding in read.findings] == [("note", "bias-differences")]
+    full = lycoris.read(read_safetensors(CONFORMANCE / "lycoris-full" / "adapter_model.safetensors"))
+    assert {key: extra.role for key, extra in full.extra.items()} == {
+        "lycoris_linear.diff_b": "bias",
+        "lycoris_conv.diff_b": "bias",
+    }
+    assert {module.form.name for module in full.modules.values()} == {"full difference"}
+    assert {finding.code for finding in full.findings} == {"structured", "bias-differences"}
+
+
+def test_a_difference_of_one_axis_is_a_norms():
+    read = lycoris.read(stored({**lokr(), **under("lora_unet_n", diff=drawn(8))}))
+    assert list(read) == [X]
+    assert read.extra["lora_unet_n.diff"].role == "norm"
+    with pytest.raises(FormatError, match="only differences of biases and norms"):
+        lycoris.read(stored(under("lora_unet_n", w_norm=drawn(8))))
+
+
+def test_plain_pairs_beside_other_updates():
+    tensors = {
+        **lokr(alpha=np.float32(2)),
+        "lora_unet_unet_y_lora_down.weight": drawn(2, 4),
+        "lora_unet_unet_y_lora_up.weight": drawn(6, 2),
+        "lora_unet_y.alpha": np.float32(1),
+        "diffusion_model.z.lora_A.weight": drawn(2, 4),
+        "diffusion_model.z.lora_B.weight": drawn(6, 2),
+    }
+    read = lycoris.read(stored(tensors, metadata={"a": "b"}, config={"c": 1}))
+    assert {name: module.scale for name, module in read.items()} == {
+        X: 2.0,
+        "lora_unet_y": 0.5,
+        "diffusion_model.z": 1.0,
+    }
+    assert (read.format, read.metadata, read.config, dict(read.extra)) == ("lycoris", {"a": "b"}, {"c": 1}, {})
+
+
+def test_other_algorithms_beside_updates_are_kept_and_named():
+    other = under("lora_unet_g", a1_dot_weight=drawn(4, 2), b2_dot_weight=drawn(2, 4), alpha=np.float32(1))
+    read = lycoris.read(stored({**lokr(), **other, **under("lora_unet_i", weight=drawn(4), on_input=np.array(True))}))
+    assert list(read) == [X]
+    assert set(read.extra) == {*other, "lora_unet_i.weight", "lora_unet_i.on_input"}
+    assert {extra.role for extra in read.extra.values()} == {"other"}
+    unread = [finding for finding in read.findings if finding.code == "algorithm-unread"]
+    assert [finding.level for finding in unread] == ["warning", "warning"]
+    assert "GLoRA" in unread[0].text
+    assert "(IA)³" in unread[1].text
+
+
+def test_a_sparse_residual_makes_the_numbers_wrong():
+    sparse = under(X, bias_indices=np.zeros((2, 3), np.int16), bias_values=drawn(3), bias_size=np.array([12, 12]))
+    read = lycoris.read(stored({**lokr(), **sparse}))
+    assert set(read.extra) == set(sparse)
+    assert [finding.level for finding in read.findings if "sparse" in finding.text] == ["error"]
+
+
+def test_unknown_leaves_are_kept_and_named():
+    read = lycoris.read(stored({**lokr(), **under(X, lokr_t1=drawn(2, 2), scalar=np.float32(1))}))
+    assert {key: extra.module for key, extra in read.extra.items()} == {f"{X}.lokr_t1": X, f"{X}.scalar": X}
+    assert [finding.code for finding in read.findings] == ["tensor-unread"]
+
+
+W1A, W1B, W2A, W2B = (f"{X}.hada_w{n}_{half}" for n in (1, 2) for half in "ab")
+TUCKER = under(X, lora_up_dot_weight=drawn(6, 2), lora_down_dot_weight=drawn(2, 4), lora_mid_dot_weight=drawn(2, 2, 3))
+BROKEN = {
+    "no w2_b": ({key: a for key, a in loha().items() if key != W2B}, FormatError, "has no hada_w2_b beside it"),
+    "one core": (loha(hada_t1=drawn(2, 2, 3)), FormatError, "one of hada_t1 and hada_t2 is missing"),
+    "sizes": ({**loha(), W2A: drawn(21, 2)}, ShapeError, r"\(20, 24\) and \(21, 24\) do not fit"),
+    "ranks": ({**loha(), W2A: drawn(20, 3)}, ShapeError, "do not multiply"),
+    "kernels": ({**loha(), W2B: drawn(2, 6, 4)}, ShapeError, "kernels"),
+    "cores": (
+        {**loha(20, 20, 20), **under(X, hada_t1=drawn(20, 20, 3), hada_t2=drawn(20, 3, 20))},
+        ShapeError,
+        "do not fit together",
+    ),
+    "whole numbers": ({**loha(), W1A: np.ones((20, 2), int)}, FormatError, "int64, not floating point"),
+    "empty": ({**loha(), W1A: np.ones((0, 2), "f")}, ShapeError, "is no matrix"),
+    "a number": ({**loha(), W1A: np.float32(1)}, ShapeError, "is no matrix"),
+    "w1 with a kernel": ({**lokr(), f"{X}.lokr_w1": drawn(3, 2, 3, 3)}, ShapeError, "lokr_w1 has a kernel"),
+    "full and factored": (lokr(lokr_w2=drawn(4, 6)), FormatError, "in full and in factors"),
+    "two inner dimensions": (
+        {
+            **under(X, lokr_w1_a=drawn(3, 2), lokr_w1_b=drawn(2, 2)),
+            **{key: a for key, a in lokr().items() if not key.endswith("w1")},
+        },
+        ShapeError,
+        r"inner dimensions \[1, 2\]",
+    ),
+    "two algorithms": ({**lokr(), **loha()}, FormatError, "several updates of one weight"),
+    "middle alone": (under(X, lora_mid_dot_weight=drawn(2, 2, 3)), FormatError, "has no B beside it"),
+    "resized Tucker": ({**TUCKER, f"{X}.lora_up.weight": drawn(6, 1)}, ShapeError, r"core \(2, 2, 3\) between"),
+    "magnitude": (lokr(dora_scale=drawn(5, 1)), ShapeError, "fits neither side"),
+    "alpha": (lokr(alpha=np.float32("inf")), FormatError, "alpha is inf"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_said_with_its_place(name):
+    tensors, kind, message = BROKEN[name]
+    with pytest.raises(kind, match=message) as caught:
+        lycoris.read(stored(tensors))
+    assert caught.value.where == (X,)
+    assert caught.value.fix
+
+
+# --- which files are LyCORIS' ---
+
+
+@pytest.mark.parametrize("name", ["lora_unet_x", "lycoris_x", "diffusion_model.x", "transformer.x", "text_encoders.x"])
+@pytest.mark.parametrize("part", ["hada_w1_a", "lokr_w1", "lokr_w2_b", "oft_blocks", "on_input", "lora_mid.weight"])
+def test_own_leaves_under_any_diffusion_name(name, part):
+    assert lycoris.detect(stored({f"{name}.{part}": drawn(2, 2)}))
+    assert not lycoris.detect(stored({f"base_model.model.{name}.{part}": drawn(2, 2)}))  # PEFT's own LoHa and LoKr
+
+
+@pytest.mark.parametrize("part", ["diff", "diff_b", "w_norm", "b_norm", "a1.weight", "bias_values"])
+def test_leaves_that_others_have_too_count_under_flat_names(part):
+    assert lycoris.detect(stored({f"lora_unet_x.{part}": drawn(2, 2)}))
+    assert not lycoris.detect(stored({f"diffusion_model.x.{part}": drawn(2, 2)}))
+
+
+# --- into a kohya file ---
+
+
+@pytest.mark.parametrize("case", [name for name in lycoris_cases() if name.startswith("lycoris-")])
+def test_pairs_can_be_written_for_kohya_and_forms_are_refused(case):
+    held = read_safetensors(CONFORMANCE / case / "adapter_model.safetensors")
+    read = lycoris.read(held)
+    read = replace(read, extra={k: extra for k, extra in read.extra.items() if extra.role.startswith("magnitude")})
+    if any(isinstance(module, Structured) for module in read.modules.values()):
+        with pytest.raises(MismatchError, match="has no factors B and A"):
+            kohya_writer.write(read)
+        return
+    back = kohya.read(kohya_writer.write(read))
+    assert {extra.role for extra in back.extra.values()} == {extra.role for extra in read.extra.values()}
+    for name, module in read.items():
+        np.testing.assert_array_equal(back[name].dense(), module.dense())
+
+
+def test_norms_are_not_dropped_silently():
+    read = lycoris.read(read_safetensors(CONFORMANCE / "lycoris-locon-norm" / "adapter_model.safetensors"))
+    with pytest.raises(FormatError, match=r"no place for lycoris_norm.\w+ \((norm|bias)\)"):
+        kohya_writer.write(read)
+
+
+# --- anything at all ---
+
+PARTS = [
+    *(f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"),
+    *("hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("lora_up.weight", "lora_down.weight", "lora_mid.weight", "diff", "alpha", "dora_scale", "w_norm", "oft_blocks"),
+]
+SOUND = [
+    loha(4, 6, 2),
+    loha(4, 6, 1),
+    lokr(),
+    under(X, lokr_w1=drawn(3, 2), lokr_w2=drawn(4, 2, 3, 3)),
+    under(X, lokr_w1=drawn(3, 2), lokr_t2=drawn(2, 2, 3), lokr_w2_a=drawn(2, 4), lokr_w2_b=drawn(2, 6)),
+    TUCKER,
+    under(X, diff=drawn(4, 4)),
+]
+shapes = st.lists(st.integers(0, 4), max_size=4)
+dtypes = st.sampled_from([np.float32, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_, np.complex64])
+
+
+@st.composite
+def surgery(draw):
+    """A sound module, its tensors changed, exchanged, left out or added to."""
+    tensors = dict(draw(st.sampled_from(SOUND)))
+    for part in draw(st.lists(st.sampled_from(PARTS), max_size=2)):
+        shape = draw(shapes)
+        with np.errstate(all="ignore"):
+            tensors[f"{X}.{part}"] = np.full(shape, draw(st.sampled_from([1, 0, 1e30, np.nan]))).astype(draw(dtypes))
+    for one, other in draw(st.lists(st.sampled_from(list(combinations(sorted(tensors), 2))), max_size=1)):
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+    for key in draw(st.sets(st.sampled_from(sorted(tensors)), max_size=1)):
+        del tensors[key]
+    return tensors
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@fuzz
+@given(surgery())
+def test_any_tensors_give_an_adapter_or_an_error_of_ours(tensors):
+    held = stored(tensors)
+    kohya.detect(held)
+    lycoris.detect(held)
+    try:
+        read = lycoris.read(held)
+    except LoraLensError:
+        return
+    assert set(tensors) == {*read.extra, *(key for m in read.modules.values() for key in m.origin.tensors)}
+    for module in read.modules.values():
+        if isinstance(module, LowRank):
+            assert module.B.shape == (module.shape[0], module.rank)
+            assert module.A.shape == (module.rank, module.shape[1])
+        else:
+            with np.errstate(all="ignore"):
+                assert module.dense().shape == module.shape
+    for extra in read.extra.values():
+        extra.tensor.read()
+
+
+sizes = st.integers(1, 5)
+
+
+@fuzz
+@given(sizes, sizes, sizes, sizes, st.integers(1, 4), st.integers(0, 9))
+def test_kronecker_of_pairs(a, c, b, d, r, seed):
+    """Even where the nominal rank is more than a factor can have."""
+    first = LowRank(drawn(a, r, seed=seed), drawn(r, c, seed=seed + 1))
+    second = LowRank(drawn(b, r, seed=seed + 2), drawn(r, d, seed=seed + 3))
+    form = kronecker(first, second)
+    assert form.rank == min(a, c, r) * min(b, d, r)
+    dense = kron(first.dense(), second.dense())
+    np.testing.assert_allclose(form.dense(), dense, rtol=0, atol=10 * EPS32 * abs(dense).max() * r)
