@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,19 +14,31 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.inspection import Inspection
     from loralens.cli.table import Table
+    from loralens.core.matching import Match
+
+CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "peft")
 
 
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="ADAPTER...")
 @options.MODULES
+@click.option("--base", metavar="DIR", help="The base model: say how the names match its weights (headers only).")
+@click.option("--for", "consumer", type=click.Choice(CONSUMERS), help="Say what this consumer would reject or ignore.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module and tensor.")
 @options.reading
-def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, **reading: Any) -> None:
+def command(
+    paths: tuple[str, ...],
+    modules: tuple[str, ...],
+    base: str | None,
+    consumer: str | None,
+    as_json: bool,
+    **reading: Any,
+) -> None:
     """Say what is in an adapter file: format, base, modules, scales and where they came from, leftovers, warnings.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
     """
-    inspected = [(path, _inspect(path, modules, reading)) for path in paths]
+    inspected = [(path, _inspect(path, modules, base, consumer, reading)) for path in paths]
     if as_json:
         click.echo(json.dumps({"loralens": __version__, "adapters": [_record(*one) for one in inspected]}))
         return
@@ -33,14 +46,39 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, **r
         _show(path, inspection)
 
 
-def _inspect(path: str, modules: tuple[str, ...], reading: Mapping[str, Any]) -> "Inspection":
+def _inspect(
+    path: str, modules: tuple[str, ...], base: str | None, consumer: str | None, reading: Mapping[str, Any]
+) -> "Inspection":
     from loralens.analysis.inspection import inspect
     from loralens.errors import place
     from loralens.formats import load
 
     adapter = load(path, strict=False, **reading)
     with place(path):
-        return inspect(adapter, modules=modules)
+        inspection = inspect(adapter, modules=modules)
+        match = _match(inspection, base) if base else None
+        if consumer:
+            from loralens.analysis.consumers import check
+
+            inspection.findings.extend(check(adapter, consumer, match))
+        return inspection
+
+
+def _match(inspection: "Inspection", base: str) -> "Match | None":
+    """How the names match the base; where they do not, that is a finding and not the end."""
+    from loralens.core.adapter import Finding
+    from loralens.core.matching import match
+    from loralens.errors import MismatchError
+    from loralens.formats.checkpoint import weights
+
+    shapes = {key: tensor.shape for key, tensor in weights(Path(base)).items()}
+    try:
+        found = match({name: module.shape for name, module in inspection.modules.items()}, shapes)
+    except MismatchError as error:
+        inspection.findings.append(Finding("error", "names", f"against {base}: {error.what}", error.fix))
+        return None
+    inspection.findings.append(Finding("note", "names", f"against {base}: {found}"))
+    return found
 
 
 def _record(path: str, inspection: "Inspection") -> dict[str, Any]:

@@ -15,6 +15,8 @@ from loralens.version import __version__
 
 COMMANDS = {
     "inspect": "Say what is in an adapter file, and how it was understood.",
+    "convert": "Write an adapter in another dialect, names and scale kept.",
+    "equal": "Say whether two adapters are the same update.",
     "spectrum": "Show the singular values of ΔW, and the ranks and norms they imply.",
 }
 

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 
 
 _READING = (
+    click.option("--format", metavar="NAME", help="The dialect of the file, where its content could be several."),
     click.option("--alpha", type=float, callback=_finite, help="α of a file that does not say it: scale = α/r."),
     click.option("--scale", type=float, callback=_finite, help="Scale of a file that does not say it."),
     click.option(
@@ -37,6 +38,15 @@ def reading(function: F) -> F:
     for option in reversed(_READING):
         function = option(function)
     return function
+
+
+def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
+    """The adapter at ``path``; --alpha and --scale count only where it does not say its own."""
+    from loralens.formats import load
+
+    adapter = load(path, **{**given, "alpha": None, "scale": None})
+    unknown = any(module.scaling.rule == "unknown" for module in adapter.modules.values())
+    return load(path, **given) if unknown else adapter
 
 
 def warn(path: str, adapter: "Adapter") -> None:

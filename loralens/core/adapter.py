@@ -119,6 +119,23 @@ class Adapter:
         """The same adapter with ``f`` of every module."""
         return replace(self, modules={name: f(module) for name, module in self.items()})
 
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same adapter with modules, and what belongs to them, under other names; the rest keeps its own.
+
+        Raises
+        ------
+        OptionError
+            Two modules would have one name.
+        """
+        new = {name: names.get(name, name) for name in self.modules}
+        if len(set(new.values())) < len(new):
+            twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
+            raise OptionError(f"two modules would be called {twice}", fix="choose other names")
+        extra = {key: replace(one, module=new.get(one.module, one.module)) for key, one in self.extra.items()}
+        changed = any(new[name] != name for name in new)
+        modules = {new[name]: module.without_origin() if changed else module for name, module in self.items()}
+        return replace(self, modules=modules, extra=extra)
+
     def load(self) -> Self:
         """The same adapter with all its factors held in memory."""
         return self.map(lambda module: module.load())

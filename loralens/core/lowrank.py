@@ -192,6 +192,10 @@ class LowRank:
         """The same factors, unread, under another scale."""
         return type(self)(self._B, self._A, scale, scaling=scaling, layout=self.layout, origin=self.origin)
 
+    def without_origin(self) -> Self:
+        """The same update, no longer bound to the tensors of a file: for what is written anew."""
+        return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
+
     def dense(self) -> Array:
         """ΔW itself, float64, shape (out, in): for small modules and tests; nothing in loralens needs it."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))

@@ -215,6 +215,10 @@ class Structured:
         """Itself: its form reads what it needs."""
         return self
 
+    def without_origin(self) -> "Structured":
+        """The same update, no longer bound to the tensors of a file."""
+        return Structured(self.form, self.scale, self.scaling, self.layout)
+
     def rescaled(self, scale: float, scaling: Scaling) -> "Structured":
         """The same form under another scale."""
         return Structured(self.form, scale, scaling, self.layout, self.origin)

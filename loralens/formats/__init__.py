@@ -50,8 +50,27 @@ class Format:
         return write
 
 
-_HERE = "loralens.formats."
-FORMATS = (Format("peft", "Hugging Face PEFT", _HERE + "peft", _HERE + "peft_writer", PEFT),)
+def _format(name: str, title: str, *, writer: str = "", files: Files | None = None) -> Format:
+    here = "loralens.formats."
+    return Format(name, title, here + name, here + writer if writer else "", files)
+
+
+# In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
+FORMATS: tuple[Format, ...] = (
+    _format("peft", "Hugging Face PEFT", writer="peft_writer", files=PEFT),
+    _format("gguf", "GGUF adapter (llama.cpp)", writer="gguf", files=Files("adapter.gguf")),
+    _format("mlx", "mlx-lm", writer="mlx", files=Files("adapters.safetensors", "adapter_config.json")),
+    _format("lycoris", "LyCORIS"),
+    _format("kohya", "kohya, sd-scripts, musubi", writer="kohya_writer", files=Files("lora.safetensors")),
+    _format("diffusers", "diffusers", writer="diffusers_writer", files=Files("pytorch_lora_weights.safetensors")),
+    _format("comfyui", "ComfyUI", writer="comfyui_writer", files=Files("lora.safetensors")),
+    _format("xlabs", "XLabs FLUX"),
+    _format("torchtune", "torchtune"),
+    _format("litgpt", "litgpt"),
+    _format("loralib", "microsoft/loralib", writer="loralib", files=Files("lora.bin")),
+    _format("safeloras", "cloneofsimo safeloras"),
+    _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
+)
 
 
 def load(
@@ -207,6 +226,7 @@ def save(
     *,
     format: str | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
     **options: Any,
 ) -> None:
     """Write an adapter: whole or not at all.
@@ -221,6 +241,8 @@ def save(
         scales goes into the metadata, and `load` reads it back.
     overwrite : bool
         Replace what is there.
+    dry_run : bool
+        Check all that can be checked, and write nothing.
     **options
         Of the format: ``arch`` and ``base_config`` for GGUF.
 
@@ -244,4 +266,4 @@ def save(
         stored = form.write(adapter, **options)
         if adapter.format != name:
             stored = record.stamp(stored, adapter)
-    write_files(stored, target, files=form.files, overwrite=overwrite)
+    write_files(stored, target, files=form.files, overwrite=overwrite, dry_run=dry_run)

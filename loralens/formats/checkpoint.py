@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
@@ -37,6 +38,13 @@ def weights(path: Path) -> Mapping[str, LazyArray]:
                 "holds no safetensors weights", fix="give the folder of a model, or convert its weights to safetensors"
             )
     return found
+
+
+def model_config(path: Path) -> dict[str, Any] | None:
+    """``config.json`` of a base model's folder; None where there is none."""
+    folder = existing(path)
+    file = (folder if folder.is_dir() else folder.parent) / "config.json"
+    return read_json(file) if file.is_file() else None
 
 
 def _folder(folder: Path) -> dict[str, LazyArray] | None:

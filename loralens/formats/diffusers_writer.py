@@ -80,9 +80,9 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
     if kind not in KINDS:
         what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    if name.startswith(_FLAT) or "." not in name:
+    if name.startswith(_FLAT):
         raise MismatchError(
-            "this is a name without dots, and diffusers would load nothing under it",
+            "this is a name with underscores for dots, and diffusers would load nothing under it",
             fix="give --base, so that the names become those of the base model",
         )
     B, A = _kept(module) or pack(module)

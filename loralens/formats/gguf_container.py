@@ -7,28 +7,25 @@ tensors, u64 number of key-values, the key-values, for each tensor its name, axe
 then the numbers, each tensor on a multiple of ``general.alignment``.
 """
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats import gguf_values
-from loralens.formats.container import HEADER_LIMIT, NAME_LIMIT, OpenFile, Stored, check_printable
-from loralens.formats.gguf_values import ARRAY, CODES, SCALARS, TEXT, Value
+from loralens.formats import gguf_header, gguf_values
+from loralens.formats.container import OpenFile, Stored, check_printable
+from loralens.formats.gguf_header import BROKEN, Header
+from loralens.formats.gguf_values import CODES, Value
 from loralens.formats.writing import replacing
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 ALIGNMENT = 32  # where the file does not say
+MOST_ALIGNMENT = 1 << 16
 MOST_AXES = 4  # ggml's limit
-MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens, never a vocabulary
-CHUNK = 1 << 16  # bytes of header read at once
 
 DTYPES = {
     0: np.dtype(np.float32), 1: np.dtype(np.float16), 24: np.dtype(np.int8), 25: np.dtype(np.int16),
@@ -37,54 +34,6 @@ DTYPES = {
 TYPES = {dtype: code for code, dtype in DTYPES.items()}
 Q8_0 = 8
 BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
-
-_BROKEN = "the file is damaged: download or convert it again"
-
-
-@final
-class _Header:
-    """The bytes before the numbers, taken one after the other."""
-
-    def __init__(self, file: OpenFile) -> None:
-        self._file = file
-        self._held, self._start = b"", 0
-        self.at = 0
-
-    @property
-    def left(self) -> int:
-        """Bytes of the file that nobody has taken."""
-        return min(self._file.size, HEADER_LIMIT) - self.at
-
-    def take(self, count: int) -> bytes:
-        if count > self.left:
-            raise FormatError(
-                f"the header needs {count:,} bytes at {self.at:,} and {max(self.left, 0):,} are left", fix=_BROKEN
-            )
-        if self.at + count > self._start + len(self._held):
-            self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
-            self._start = self.at
-        begin = self.at - self._start
-        self.at += count
-        return self._held[begin : begin + count]
-
-    def number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
-
-    def text(self) -> str:
-        data = self.take(self.number("Q"))
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{data[:20]!r} is not UTF-8", fix=_BROKEN) from error
-
-    def name(self) -> str:
-        length = self.number("Q")
-        if length > NAME_LIMIT:
-            raise FormatError(f"a name claims {length:,} bytes", fix=_BROKEN)
-        self.at -= 8
-        name = self.text()
-        check_printable(name)
-        return name
 
 
 class _Info(NamedTuple):
@@ -108,9 +57,9 @@ def read_gguf(path: Path) -> Stored:
     """
     with place(path):
         file = OpenFile(path)
-        header = _Header(file)
-        tensors, values = _counts(header)
-        found = dict(_values(header, values))
+        header = Header(file)
+        tensors, values = gguf_header.counts(header)
+        found = dict(gguf_header.values(header, values))
         plain = {key: value.value for key, value in found.items()}
         check_adapter(plain)
         infos = _infos(header, tensors)
@@ -133,86 +82,35 @@ def check_adapter(plain: dict[str, Any]) -> None:
     )
 
 
-def _counts(header: _Header) -> tuple[int, int]:
-    if header.take(4) != MAGIC:
-        raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
-    version = header.number("I")
-    if version not in VERSIONS:
-        big = version and not version & 0xFFFF
-        raise FormatError(
-            f"is GGUF {'in big-endian order' if big else f'version {version}'}, and versions 2 and 3 in little-endian "
-            "order are read",
-            fix="convert the adapter again with a current llama.cpp",
-        )
-    counts = header.number("Q"), header.number("Q")
-    if sum(counts) > header.left // 12:  # no tensor and no key-value takes less
-        raise FormatError(f"claims {counts[0]:,} tensors and {counts[1]:,} key-values: too many", fix=_BROKEN)
-    return counts
-
-
-def _values(header: _Header, count: int) -> Iterator[tuple[str, Value]]:
-    seen = set()
-    for _ in range(count):
-        key = header.name()
-        if key in seen:
-            raise FormatError(f"{key} appears twice", fix=_BROKEN)
-        seen.add(key)
-        with place(key):
-            yield key, _value(header)
-
-
-def _value(header: _Header) -> Value:
-    kind = header.number("I")
-    if kind != ARRAY:
-        return Value(_name(kind), array=False, value=_item(header, kind))
-    kind, count = header.number("I"), header.number("Q")
-    name = _name(kind)
-    if count > MOST_ITEMS:
-        raise FormatError(f"an array claims {count:,} values", fix="give an adapter, not a model")
-    return Value(name, array=True, value=[_item(header, kind) for _ in range(count)])
-
-
-def _name(kind: int) -> str:
-    for name, code in CODES.items():
-        if code == kind:
-            return name
-    what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
-    raise FormatError(f"{what} is none that GGUF adapters hold", fix=_BROKEN)
-
-
-def _item(header: _Header, kind: int) -> Any:
-    return header.text() if kind == TEXT else header.number(SCALARS[kind][1])
-
-
 def _alignment(said: Value | None) -> int:
     if said is None:
         return ALIGNMENT
     size = said.value
-    if (said.kind, said.array) != ("u32", False) or size < 1 or size & (size - 1):
-        raise FormatError(f"general.alignment is {size!r:.20}, not a power of two", fix=_BROKEN)
+    if (said.kind, said.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
+        raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
     return int(size)
 
 
-def _infos(header: _Header, count: int) -> dict[str, _Info]:
+def _infos(header: Header, count: int) -> dict[str, _Info]:
     infos: dict[str, _Info] = {}
     for _ in range(count):
         name = header.name()
         if name in infos:
-            raise FormatError(f"{name} appears twice", fix=_BROKEN)
+            raise FormatError(f"{name} appears twice", fix=BROKEN)
         with place(name):
             infos[name] = _info(header)
     return infos
 
 
-def _info(header: _Header) -> _Info:
+def _info(header: Header) -> _Info:
     axes = header.number("I")
     if axes > MOST_AXES:
-        raise FormatError(f"claims {axes:,} axes", fix=_BROKEN)
+        raise FormatError(f"claims {axes:,} axes", fix=BROKEN)
     shape = tuple(header.number("Q") for _ in range(axes))[::-1]
     kind, begin = header.number("I"), header.number("Q")
     if kind == Q8_0:
         if not shape or shape[-1] % 32:
-            raise FormatError(f"Q8_0 {shape} is not in blocks of 32", fix=_BROKEN)
+            raise FormatError(f"Q8_0 {shape} is not in blocks of 32", fix=BROKEN)
         return _Info(shape, kind, begin, prod(shape) // 32 * BLOCK.itemsize)
     if kind not in DTYPES:
         raise FormatError(f"is stored as {_type(kind)}", fix="convert the adapter as f32, f16, bf16 or q8_0")
@@ -233,15 +131,15 @@ def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: i
     end, before = 0, "the header"
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if info.begin != -(-end // alignment) * alignment:
-            raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not behind {before}", fix=_BROKEN)
+            raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not behind {before}", fix=BROKEN)
         end, before = info.begin + info.nbytes, name
         if start + end > size:
             raise FormatError(
-                f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=_BROKEN
+                f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=BROKEN
             )
     rest = size - start - end
     if rest >= alignment:
-        raise FormatError(f"{rest:,} bytes follow {before}", fix=_BROKEN)
+        raise FormatError(f"{rest:,} bytes follow {before}", fix=BROKEN)
 
 
 def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
@@ -295,11 +193,11 @@ def write_gguf(stored: Stored, path: Path) -> None:
 def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
-    said = values.get("general.architecture", Value("str", array=False, value=""))
-    writer = GGUFWriter(None, str(said.value))  # puts it first
+    architecture = values.get("general.architecture", Value("str", array=False, value="")).value
+    writer = GGUFWriter(None, architecture if isinstance(architecture, str) else "")  # puts it first
     writer.data_alignment = _alignment(values.get("general.alignment"))
     for key, value in values.items():
-        if key != "general.architecture":
+        if key not in writer.kv_data[0]:
             kind = GGUFValueType(CODES[value.kind])
             whole = GGUFValueType.ARRAY if value.array else kind
             writer.add_key_value(key, value.value, whole, sub_type=kind if value.array else None)

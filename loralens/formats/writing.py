@@ -58,8 +58,11 @@ def write_safetensors(stored: Stored, path: Path) -> None:
             ) from error
 
 
-def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool) -> None:
+def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
     """Write into a folder, or to the file that ``path`` names by its suffix."""
+    if dry_run:
+        _exists(path, overwrite=overwrite)
+        return
     write = write_file if path.suffix == Path(files.weights).suffix else write_folder
     write(stored, path, files=files, overwrite=overwrite)
 

@@ -199,7 +199,7 @@ _scratch = _Scratch()
 
 def _block_rows(X: Array) -> int:
     """How many rows of X make a block."""
-    return max(1, BLOCK // max(1, X.shape[1]))
+    return int(max(1, BLOCK // max(1, X.shape[1])))
 
 
 def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:

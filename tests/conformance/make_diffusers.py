@@ -1,4 +1,4 @@
-"""Makes the conformance folders diffusers-*: tiny adapters that diffusers saved, and the ΔW that PEFT computes for them.
+"""Makes the conformance folders diffusers-*: tiny adapters that diffusers saved, and the ΔW that PEFT computes.
 
 Run by hand: ``python -m tests.conformance.make_diffusers``. ``expected.safetensors`` is float64 ΔW (out, in·k…) by
 module, from PEFT's ``get_delta_weight`` on the adapted model in float64; where diffusers has no writer for an old
@@ -68,8 +68,10 @@ def adapt(model: torch.nn.Module, seed: int = 1, **config: Any) -> None:
 
     Not through ``add_adapter``: transformers 5.24 asks there for a PEFT that is not released.
     """
-    inject_adapter_in_model(LoraConfig(**config), model, "default")
-    model.peft_config = {"default": LoraConfig(**config)}
+    said = LoraConfig(**config)
+    inject_adapter_in_model(said, model, "default")
+    said.target_modules = sorted(said.target_modules)  # a set would be written in another order each time
+    model.peft_config = {"default": said}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -169,7 +171,7 @@ def product(B: np.ndarray, A: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def processors() -> None:
-    """The attention processors of diffusers 0.12 to 0.17, as `sd15-diffusers-processor` has them; text by ``to_q_lora``."""
+    """The attention processors of diffusers 0.12 to 0.17, as `sd15-diffusers-processor` has them."""
     tensors, expected = {}, {}
     names = {f"{ATTN}.processor.to_{part}_lora": f"unet.{ATTN}.to_{part}" for part in "qkv"}
     names[f"{ATTN}.processor.to_out_lora"] = f"unet.{ATTN}.to_out.0"

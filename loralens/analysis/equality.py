@@ -1,0 +1,95 @@
+"""Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.matching import normal_form
+from loralens.core.names import natural_key
+from loralens.core.structured import Update
+from loralens.errors import place
+from loralens.linalg.product import product_norm
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two updates of one module are apart.
+
+    Attributes
+    ----------
+    name : str
+        As the first adapter calls the module, or the second where only that has it.
+    relative : float
+        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 where both are 0; 1 where only one adapter has the module and it
+        is not 0; infinite where their shapes differ.
+    note : str
+        What else there is to say, in words.
+    """
+
+    name: str
+    relative: float
+    note: str = ""
+
+
+def differences(first: Adapter, second: Adapter) -> list[Difference]:
+    """The difference of every module, in natural order.
+
+    Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same.
+
+    Notes
+    -----
+    The norm of ΔW₁ − ΔW₂ is that of the one product [s₁B₁, −s₂B₂]·[A₁; A₂], so nothing dense is formed and near-equal
+    updates do not cancel: the relative error of the result is about ε, not √ε.
+    """
+    pairs = _paired(first, second)
+    return [_difference(name, one, two) for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0]))]
+
+
+def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
+    """Modules of both by the first's names."""
+    names = _same_names(first, second)
+    pairs: dict[str, tuple[Update | None, Update | None]] = {
+        name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
+    }
+    taken = set(names.values())
+    return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
+
+
+def _same_names(first: Adapter, second: Adapter) -> Mapping[str, str]:
+    """Names of the first → names of the second."""
+    exact = {name: name for name in first if name in second}
+    if len(exact) == len(first):
+        return exact
+    forms: dict[str, list[str]] = {}
+    for name in second:
+        forms.setdefault(normal_form(name), []).append(name)
+    by_form = {name: forms[normal_form(name)] for name in first if normal_form(name) in forms}
+    return exact | {name: found[0] for name, found in by_form.items() if len(found) == 1 and name not in exact}
+
+
+def _difference(name: str, first: Update | None, second: Update | None) -> Difference:
+    with place(name):
+        if first is None or second is None:
+            only = first or second
+            assert only
+            zero = not only.singular_values().any()
+            return Difference(name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second"))
+        if first.shape != second.shape:
+            return Difference(name, np.inf, f"{first.shape} and {second.shape}")
+        if isinstance(first, LowRank) and isinstance(second, LowRank):
+            return Difference(name, _relative(first, second))
+        one, two = first.dense(), second.dense()
+        largest = max(np.linalg.norm(one), np.linalg.norm(two))
+        return Difference(name, float(np.linalg.norm(one - two) / largest) if largest else 0.0)
+
+
+def _relative(first: LowRank, second: LowRank) -> float:
+    B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
+    B1, B2 = first.scale * B1, second.scale * B2
+    largest = max(product_norm(B1, A1), product_norm(B2, A2))
+    return product_norm(np.hstack([B1, -B2]), np.vstack([A1, A2])) / largest if largest else 0.0

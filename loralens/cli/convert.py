@@ -1,0 +1,184 @@
+"""``loralens convert``: an adapter in another dialect, under other names, or in another dtype."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import options
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.core.adapter import Adapter
+    from loralens.core.structured import Update
+
+TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf")
+PATH = click.Path(path_type=Path)
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="TARGET", help="File or folder to write."
+)
+@click.option("--to", type=click.Choice(TARGETS), required=True, help="The dialect to write.")
+@click.option(
+    "--base", type=click.Path(path_type=Path), metavar="DIR", help="The base model: its weights' names, headers only."
+)
+@click.option("--arch", metavar="NAME", help="Architecture for GGUF, where --base does not say it: llama, qwen2 …")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Round the factors to this. [default: as they are]")
+@click.option("--prefix", multiple=True, metavar="OLD=NEW", help="Rename modules that begin with OLD. Repeatable.")
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of modules that are no pair yet (LoKr, LoHa, full).")
+@click.option("--drop-extra", is_flag=True, help="Leave out what the target has no place for.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
+@options.reading
+def command(
+    source: str,
+    output: Path,
+    to: str,
+    base: Path | None,
+    arch: str | None,
+    dtype: str | None,
+    prefix: tuple[str, ...],
+    rank: int | None,
+    drop_extra: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Write SOURCE in another dialect.
+
+    Scales and names that the target cannot say are recorded in its metadata, so loralens reads its own files back
+    without --base or --alpha. What the target cannot hold is folded into the factors where that is exact, and refused
+    by name where it is not. SOURCE is never written over.
+    """
+    from loralens.errors import place
+    from loralens.formats import load
+
+    adapter = load(source, **reading)
+    with place(source):
+        _check(adapter, to)
+        adapter, words = _renamed(adapter, base, prefix)
+        adapter = _narrowed(_paired(adapter, rank), dtype)
+        if drop_extra:
+            words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
+            adapter = replace(adapter, extra={})
+    _refuse_source(source, output)
+    report = _write(adapter, output, to, overwrite=overwrite, dry_run=dry_run, **_of_format(to, arch, base))
+    if as_json:
+        click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))
+        return
+    for word in words:
+        click.echo(word)
+    click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
+
+
+def _check(adapter: "Adapter", to: str) -> None:
+    """Refuse to carry an unknown strength into a dialect that states one."""
+    from loralens.errors import OptionError
+
+    unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
+    if unknown and to != "loralib":
+        raise OptionError(
+            f"the file does not say its α, and {to} has to", fix="give --alpha or --scale, as the training code has it"
+        )
+
+
+def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -> "tuple[Adapter, list[str]]":
+    """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words."""
+    words = []
+    if base:
+        from loralens.core.matching import match
+        from loralens.formats.checkpoint import weights
+
+        shapes = {key: tensor.shape for key, tensor in weights(base).items()}
+        found = match({name: module.shape for name, module in adapter.items()}, shapes)
+        words.append(str(found))
+        if found.edit:
+            adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
+    for pair in prefixes:
+        adapter = adapter.renamed(_prefixed(adapter, pair))
+    return adapter, words
+
+
+def _module_name(name: str, key: str) -> str:
+    """The module of a weight's key, with the expert's number that the old name has."""
+    bracket = name[name.rindex("[") :] if name.endswith("]") else ""
+    return key.removesuffix(".weight") + bracket
+
+
+def _prefixed(adapter: "Adapter", pair: str) -> Mapping[str, str]:
+    from loralens.errors import OptionError
+
+    old, equals, new = pair.partition("=")
+    names = {name: new + name[len(old) :] for name in adapter if name.startswith(old)}
+    if not equals or not names:
+        first = next(iter(adapter), "nothing")
+        what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"
+        raise OptionError(f"--prefix {pair} {what}", fix="give a prefix that modules have: --prefix unet.=transformer.")
+    return names
+
+
+def _paired(adapter: "Adapter", rank: int | None) -> "Adapter":
+    """Structured modules as their nearest pairs of a rank, where one was given."""
+    from loralens.core.structured import Structured
+
+    def pair(module: "Update") -> "Update":
+        return module.truncated(min(rank, *module.shape)) if rank and isinstance(module, Structured) else module
+
+    return adapter.map(pair)
+
+
+def _narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
+    """Factors rounded once to ``dtype``."""
+    if dtype is None:
+        return adapter
+    import ml_dtypes
+    import numpy as np
+
+    from loralens.core.lowrank import LowRank
+
+    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else DTYPES[dtype])
+
+    def narrow(module: "Update") -> "Update":
+        B, A = (factor.map(lambda x: x.astype(target), shape=factor.shape, dtype=target) for factor in module.factors)
+        if all(factor.dtype == target for factor in module.factors):
+            return module
+        return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
+
+    return adapter.map(narrow)
+
+
+def _refuse_source(source: str, output: Path) -> None:
+    from loralens.errors import OptionError
+    from loralens.formats.location import adapter_file
+
+    file = adapter_file(Path(source))
+    if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
+        raise OptionError(
+            f"{output} is where the source is", fix="choose another target: a source is never written over"
+        )
+
+
+def _of_format(to: str, arch: str | None, base: Path | None) -> dict[str, Any]:
+    """Options that only one dialect has."""
+    if to != "gguf":
+        return {}
+    from loralens.formats.checkpoint import model_config
+
+    return {"arch": arch, "base_config": model_config(base) if base else None}
+
+
+def _write(
+    adapter: "Adapter", output: Path, to: str, *, overwrite: bool, dry_run: bool, **of_format: Any
+) -> dict[str, Any]:
+    from loralens.formats import save
+
+    save(adapter, output, format=to, overwrite=overwrite, dry_run=dry_run, **of_format)
+    return {"modules": len(adapter), "parameters": sum(m.parameters for m in adapter.modules.values())}

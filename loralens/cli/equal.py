@@ -1,0 +1,43 @@
+"""``loralens equal``: is it the same update?"""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from loralens.cli import options
+
+
+@click.command("equal")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖."
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module.")
+@options.reading
+def command(first: str, second: str, tolerance: float, as_json: bool, **reading: Any) -> None:
+    """Say whether A and B are the same update, whatever their dialects, ranks or gauge. Exit 0 if so, else 1.
+
+    Modules are matched by name, else with dots and underscores taken as the same. --alpha and --scale go to whichever
+    of the two does not say its own.
+    """
+    from loralens.analysis.equality import differences
+    from loralens.cli.table import Column, Table, show
+
+    found = differences(options.load_if_unknown(first, reading), options.load_if_unknown(second, reading))
+    far = [one for one in found if not one.relative <= tolerance]
+    worst = max((one.relative for one in found), default=0.0)
+    if as_json:
+        modules = [
+            {"name": d.name, "relative": None if d.relative == float("inf") else d.relative, "note": d.note}
+            for d in found
+        ]
+        click.echo(json.dumps({"equal": not far, "tolerance": tolerance, "modules": modules}))
+    else:
+        rows = [[d.name, f"{d.relative:.3g}", d.note] for d in sorted(far, key=lambda d: -d.relative)[:20]]
+        columns = (Column("module", "left"), Column("difference"), Column("", "left"))
+        show(Table(f"{len(far)} of {len(found)} modules differ", columns, rows))
+        click.echo(f"{'different' if far else 'equal'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
+    sys.exit(1 if far or not found else 0)

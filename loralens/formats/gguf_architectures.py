@@ -1,0 +1,143 @@
+"""The architectures of llama.cpp whose names and rows are known here, and what a base's config.json says of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from loralens.errors import OptionError
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))
+_SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
+_TIED = ("model.embed_tokens",)  # and nothing else: the head is the embedding
+_MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3)))
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What llama.cpp calls a family of models, and what Hugging Face's of that family call their weights.
+
+    Attributes
+    ----------
+    name : str
+        ``general.architecture`` of the base's GGUF file.
+    classes, types : tuple of str
+        ``architectures`` and ``model_type`` in config.json.
+    permuted : bool
+        The rows of q and k stand in another order.
+    block : str
+        Path of a block, its number left out.
+    kinds : tuple of str
+        Weights of a block; ``{e}`` is the number of an expert.
+    others : tuple of str
+        Weights outside the blocks.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    types: tuple[str, ...]
+    permuted: bool = False
+    block: str = "model.layers.{bid}."
+    kinds: tuple[str, ...] = (*_ATTENTION, *_GATED)
+    others: tuple[str, ...] = ("model.embed_tokens", "lm_head")
+
+
+ARCHITECTURES = (
+    Architecture(
+        "llama",
+        ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MixtralForCausalLM",
+         "InternLM3ForCausalLM"),
+        ("llama", "mistral", "mixtral", "internlm3"), permuted=True, kinds=(*_ATTENTION, *_GATED, *_MIXTRAL)),
+    Architecture("granite", ("GraniteForCausalLM",), ("granite",), permuted=True),
+    Architecture("arcee", ("ArceeForCausalLM",), ("arcee",), permuted=True, kinds=(*_ATTENTION, *_GATED[1:])),
+    Architecture("smollm3", ("SmolLM3ForCausalLM",), ("smollm3",), permuted=True),
+    Architecture("mistral3", ("Ministral3ForCausalLM",), ("ministral3",), permuted=True),
+    Architecture("olmo", ("OlmoForCausalLM", "OLMoForCausalLM"), ("olmo",), permuted=True),
+    Architecture("minicpm", ("MiniCPMForCausalLM",), ("minicpm",), permuted=True),
+    Architecture("deepseek", ("DeepseekForCausalLM",), ("deepseek",), permuted=True,
+                 kinds=(*_ATTENTION, *_GATED, *_ROUTED, *(name.replace("expert", "experts") for name in _SHARED))),
+    Architecture("qwen2", ("Qwen2ForCausalLM", "Qwen2Model"), ("qwen2",)),
+    Architecture("qwen3", ("Qwen3ForCausalLM", "Qwen3Model"), ("qwen3",)),
+    Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",),
+                 kinds=(*_ATTENTION, *_ROUTED, *_SHARED, "mlp.shared_expert_gate")),
+    Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), kinds=(*_ATTENTION, *_ROUTED)),
+    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), others=_TIED),
+    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), others=_TIED),
+    Architecture("gemma3", ("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"),
+                 ("gemma3_text", "gemma3")),
+    Architecture("phi3", ("Phi3ForCausalLM",), ("phi3",),
+                 kinds=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")),
+    Architecture("phi2", ("PhiForCausalLM",), ("phi",),
+                 kinds=(*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2")),
+    Architecture("starcoder2", ("Starcoder2ForCausalLM",), ("starcoder2",),
+                 kinds=(*_ATTENTION, "mlp.c_fc", "mlp.c_proj")),
+    Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",)),
+    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), others=_TIED),
+    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), others=_TIED),
+    Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), ("olmo2", "olmo3")),
+    Architecture("olmoe", ("OlmoeForCausalLM",), ("olmoe",), kinds=(*_ATTENTION, *_ROUTED)),
+    Architecture("seed_oss", ("SeedOssForCausalLM",), ("seed_oss",)),
+    Architecture("gpt2", ("GPT2LMHeadModel",), ("gpt2",), block="transformer.h.{bid}.",
+                 kinds=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+                 others=("transformer.wte", "lm_head")),
+    Architecture("bert", ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "RobertaModel",
+                          "RobertaForSequenceClassification", "XLMRobertaModel"),
+                 ("bert", "roberta", "xlm-roberta"), block="encoder.layer.{bid}.",
+                 kinds=("attention.self.query", "attention.self.key", "attention.self.value",
+                        "attention.output.dense", "intermediate.dense", "output.dense"),
+                 others=("embeddings.word_embeddings",)),
+)  # fmt: skip
+
+
+class Heads(NamedTuple):
+    """Attention heads of q, and of k and v."""
+
+    q: int
+    kv: int
+
+
+def architecture(name: object) -> Architecture | None:
+    """The architecture of a name of llama.cpp's, or a class or model type of Hugging Face's."""
+    for found in ARCHITECTURES:
+        if name == found.name or name in found.classes or name in found.types:
+            return found
+    return None
+
+
+def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
+    """The architecture that a base's config.json says."""
+    text = _text_config(config)
+    said = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
+    said += [text.get("model_type"), (config or {}).get("model_type")]
+    return next(filter(None, map(architecture, said)), None)
+
+
+def heads_of(config: Mapping[str, Any] | None) -> Heads | None:
+    """The numbers of heads that a base's config.json says; None where it says none.
+
+    Raises
+    ------
+    OptionError
+        They are no positive numbers.
+    """
+    text = _text_config(config)
+    q = text.get("num_attention_heads", text.get("n_heads"))
+    if q is None:
+        return None
+    kv = text.get("num_key_value_heads", text.get("n_kv_heads"))
+    heads = Heads(q, q if kv is None else kv)
+    if not all(type(count) is int and count > 0 for count in heads):
+        raise OptionError(f"the base's configuration says {heads.q!r:.20} heads and {heads.kv!r:.20} of keys and "
+                          "values", fix="give the base that the adapter was trained on")  # fmt: skip
+    return heads
+
+
+def _text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The part about text of a configuration; the whole of most."""
+    text = (config or {}).get("text_config")
+    return text if isinstance(text, Mapping) else config or {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,317 @@
+"""diffusers itself as the judge: what it saves we read as PEFT computes it, and what we write changes a model exactly.
+
+Models are made here, tiny, random and in float64. Every test also asserts that the adapter changes the output: with a
+wrong prefix diffusers loads nothing and says nothing. Files are given by ``weight_name``: for a bare path diffusers
+goes another way, on which it does not look at the header, and every scale is 1.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.formats import diffusers, diffusers_writer, xlabs
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.diffusers_metadata import KEY
+from loralens.formats.writing import write_safetensors
+from tests.tolerances import MOVED, PEFT_UPDATE
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from tests.conformance import make_diffusers as made  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+FILE = "pytorch_lora_weights.safetensors"
+ATTN = f"unet.{made.ATTN}"
+TEXT = "text_encoder.text_model.encoder.layers.0"
+FLUX = "transformer.transformer_blocks.0"
+SHAPES = {  # name → out, in, kernel
+    f"{ATTN}.to_q": (8, 8, ()),
+    f"{ATTN}.to_k": (8, 6, ()),
+    f"{ATTN}.to_out.0": (8, 8, ()),
+    "unet.conv_in": (8, 2, (3, 3)),
+    "unet.down_blocks.0.attentions.0.proj_in": (8, 8, (1, 1)),
+    f"{TEXT}.self_attn.q_proj": (6, 6, ()),
+    f"{TEXT}.mlp.fc1": (8, 6, ()),
+    f"{FLUX}.attn.to_q": (8, 8, ()),
+    f"{FLUX}.ff.net.0.proj": (32, 8, ()),
+    "transformer.single_transformer_blocks.0.proj_out": (8, 40, ()),
+    "transformer.proj_out": (4, 8, ()),  # whose name ends the one above: patterns must tell them apart
+}
+
+
+@pytest.fixture(autouse=True)
+def no_version_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.24 wants a PEFT that is not released before it loads an adapter; the loading itself works."""
+    integration = pytest.importorskip("transformers.integrations.peft")
+    monkeypatch.setattr(integration, "check_peft_version", lambda *_, **__: None)
+
+
+def module(name: str, rank: int, scale: float, *, seed: int = 0) -> LowRank:
+    rng = np.random.default_rng([seed, len(name), rank])
+    out, in_, kernel = SHAPES[name]
+    B = rng.standard_normal((out, rank)).astype(np.float32)
+    A = rng.standard_normal((rank, in_ * int(np.prod(kernel)))).astype(np.float32)
+    return LowRank(B, A, scale, layout=Layout("conv", kernel=kernel) if kernel else None)
+
+
+def adapter(part: str, ranks: tuple[int, ...], scales: tuple[float, ...], **more: Any) -> Adapter:
+    """An adapter from another dialect for the modules of one component."""
+    names = [name for name in SHAPES if name.startswith(f"{part}.")]
+    modules = {name: module(name, ranks[i % len(ranks)], scales[i % len(scales)]) for i, name in enumerate(names)}
+    return Adapter(modules=modules, format="peft", **more)
+
+
+def written(source: Adapter, folder: Path) -> Stored:
+    stored = diffusers_writer.write(source)
+    folder.mkdir(exist_ok=True)
+    write_safetensors(stored, folder / FILE)
+    return stored
+
+
+def answer(model: Any) -> Any:
+    """The output of a model on fixed inputs, float64."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    kind = type(model).__name__
+    with torch.no_grad():
+        if kind == "UNet2DConditionModel":
+            return model(draw(2, 2, 4, 4), torch.tensor([3, 7]), draw(2, 3, 6)).sample
+        if kind == "FluxTransformer2DModel":
+            return model(
+                hidden_states=draw(1, 4, 4), encoder_hidden_states=draw(1, 3, 6), pooled_projections=draw(1, 6),
+                timestep=torch.tensor([0.5]).double(), img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3),
+            ).sample  # fmt: skip
+        return model(torch.tensor([[0, 3, 4, 5, 1]])).last_hidden_state
+
+
+def by_hand(model: Any, source: Adapter, part: str, weight: Callable[[str, Any], Any] | None = None) -> Any:
+    """A copy of a model with ΔW (or what ``weight`` makes of W) added to its weights."""
+    model, prefix = copy.deepcopy(model), f"{part}." if part else ""
+    for name, one in source.items():
+        path = name.removeprefix(prefix).removeprefix("text_model.") + ".weight"
+        if name.startswith(prefix):
+            parameter = model.get_parameter(path)
+            W = parameter.detach().numpy()
+            new = weight(name, W) if weight else W + one.dense().reshape(W.shape)
+            parameter.data.copy_(torch.from_numpy(new))
+    return model
+
+
+def assert_same_output(found: Any, expected: Any, base: Any) -> None:
+    assert (answer(expected) - answer(base)).abs().max() > MOVED
+    np.testing.assert_allclose(answer(found), answer(expected), **PEFT_UPDATE)
+
+
+CASES = {  # ranks, scales, whether the header has to say them
+    "scale one": ((2,), (1.0,), False),
+    "one scale": ((2,), (1.5,), True),
+    "ranks differ": ((2, 3), (1.0,), True),
+    "all differ": ((1, 3, 2), (1 / 3, -2.0, 0.7), True),
+}
+MODELS = {"unet": made.unet, "transformer": made.flux}
+
+
+@pytest.mark.parametrize("part", MODELS)
+@pytest.mark.parametrize("case", CASES)
+def test_what_we_write_changes_a_model_by_exactly_its_update(case: str, part: str, tmp_path: Path) -> None:
+    ranks, scales, headed = CASES[case]
+    source = adapter(part, ranks, scales)
+    assert (KEY in (written(source, tmp_path).metadata or {})) == headed
+    model = MODELS[part]()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter(tmp_path, weight_name=FILE, prefix=part)
+    assert_same_output(model, by_hand(base, source, part), base)
+
+
+@pytest.mark.parametrize("text_model", [True, False])
+def test_a_pipeline_loads_both_components(tmp_path: Path, *, text_model: bool) -> None:
+    both = [adapter("unet", (2,), (1.0,)), adapter("text_encoder", (2, 3), (0.7, -2.0))]
+    modules = {
+        name if text_model else name.replace("text_model.", ""): one for source in both for name, one in source.items()
+    }
+    source = Adapter(modules=modules, format="kohya")
+    written(source, tmp_path)
+    pipe = made.pipeline()
+    unet, text = copy.deepcopy(pipe.unet), copy.deepcopy(pipe.text_encoder)
+    pipe.load_lora_weights(tmp_path)
+    assert_same_output(pipe.unet, by_hand(unet, source, "unet"), unet)
+    assert_same_output(pipe.text_encoder, by_hand(text, source, "text_encoder"), text)
+
+
+def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
+    """DoRA: W' = m/‖W + ΔW‖ · (W + ΔW) by output, for linear layers and convolutions."""
+    source = adapter("unet", (2,), (1.5,))
+    rng = np.random.default_rng(4)
+    m = {name: rng.uniform(0.5, 2, one.shape[0]) for name, one in source.items()}
+    extra = {f"x.{name}": Extra("magnitude", name, LazyArray.of(m[name].reshape(-1, 1))) for name in source}
+    source = Adapter(modules=source.modules, extra=extra, format="lycoris")
+    written(source, tmp_path)
+    model = made.unet()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter(tmp_path, weight_name=FILE, prefix="unet")
+
+    def dora(name: str, W: Any) -> Any:
+        moved = W + source[name].dense().reshape(W.shape)
+        norm = np.sqrt((moved**2).sum(axis=tuple(range(1, W.ndim)), keepdims=True))
+        return m[name].reshape(norm.shape) / norm * moved
+
+    assert_same_output(model, by_hand(base, source, "unet", dora), base)
+
+
+def test_a_bias_on_b(tmp_path: Path) -> None:
+    name = f"{ATTN}.to_out.0"
+    bias = np.arange(8, dtype=np.float32) + 1
+    extra = {"b": Extra("lora_bias", name, LazyArray.of(bias))}
+    source = Adapter(modules={name: module(name, 2, 0.25)}, extra=extra, format="peft")
+    written(source, tmp_path)
+    model = made.unet()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter(tmp_path, weight_name=FILE, prefix="unet")
+    expected = by_hand(base, source, "unet")
+    expected.get_parameter(f"{made.ATTN}.to_out.0.bias").data.add_(torch.from_numpy(0.25 * bias))
+    assert_same_output(model, expected, base)
+
+
+CONFIGS: Mapping[str, dict[str, Any]] = {
+    "plain": {"r": 2, "lora_alpha": 6, "target_modules": ["to_q"]},
+    "rslora": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["to_q", "proj_in"]},
+    "patterns": {
+        "r": 2, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "conv_in"],
+        "rank_pattern": {"attn2.to_q": 3, "conv_in": 1}, "alpha_pattern": {"to_k": 0.7},
+    },
+    "dora": {"r": 2, "lora_alpha": 6, "target_modules": ["to_q", "conv_in"], "use_dora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_what_a_model_saves(case: str, tmp_path: Path) -> None:
+    model = made.unet()
+    base = copy.deepcopy(model)
+    made.adapt(model, **CONFIGS[case])
+    expected = made.deltas(model, "")
+    assert (answer(model) - answer(base)).abs().max() > MOVED
+    model.save_lora_adapter(tmp_path / "theirs")
+    stored = read_safetensors(tmp_path / "theirs" / FILE)
+    assert diffusers.detect(stored)
+    found = diffusers.read(stored)
+    assert set(found) == set(expected)
+    for name, delta in expected.items():
+        np.testing.assert_allclose(found[name].dense(), delta, **PEFT_UPDATE)
+
+    # changed, and written anew under the old configuration: diffusers gives the new model
+    halved = found.map(lambda one: LowRank(one.B[:, :1], one.A[:1], one.scale / 2, layout=one.layout))
+    written(halved, tmp_path / "ours")
+    other, plain = made.unet(), made.unet()
+    other.load_lora_adapter(tmp_path / "ours", weight_name=FILE, prefix=None)
+    if "dora" not in case:
+        assert_same_output(other, by_hand(plain, halved, ""), plain)
+    for name, delta in made.deltas(other, "").items():
+        np.testing.assert_allclose(delta, halved[name].dense(), **PEFT_UPDATE)
+
+
+def test_what_a_pipeline_saves_and_loads_again_from_us(tmp_path: Path) -> None:
+    pipe = made.pipeline()
+    made.adapt(pipe.unet, r=2, lora_alpha=6, target_modules=["to_q"])
+    made.adapt(pipe.text_encoder, r=3, lora_alpha=5, target_modules=["q_proj"], use_rslora=True)
+    expected = made.deltas(pipe.unet, "unet.") | made.deltas(pipe.text_encoder, "text_encoder.")
+    pipe.save_lora_weights(
+        tmp_path / "theirs",
+        unet_lora_layers=made.state_of(pipe.unet), text_encoder_lora_layers=made.state_of(pipe.text_encoder),
+        unet_lora_adapter_metadata=made.config_of(pipe.unet),
+        text_encoder_lora_adapter_metadata=made.config_of(pipe.text_encoder),
+    )  # fmt: skip
+    found = diffusers.read(read_safetensors(tmp_path / "theirs" / FILE))
+    assert set(found) == set(expected)
+    for name, delta in expected.items():
+        np.testing.assert_allclose(found[name].dense(), delta, **PEFT_UPDATE)
+
+    tripled = found.map(lambda one: one.rescaled(3 * one.scale, Scaling("given", origin="test")))
+    written(tripled, tmp_path / "ours")
+    other, plain = made.pipeline(), made.pipeline()
+    other.load_lora_weights(tmp_path / "ours")
+    assert_same_output(other.unet, by_hand(plain.unet, tripled, "unet"), plain.unet)
+    assert_same_output(other.text_encoder, by_hand(plain.text_encoder, tripled, "text_encoder"), plain.text_encoder)
+
+
+def test_old_attention_processors(tmp_path: Path) -> None:
+    """Keys as of 2023, which diffusers still renames: to_out is to_out.0."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for part in ("to_q", "to_k", "to_v", "to_out"):
+        inner = 6 if part in ("to_k", "to_v") else 8
+        key = f"{made.ATTN}.processor.{part}_lora"
+        tensors[f"{key}.down.weight"] = rng.standard_normal((2, inner)).astype(np.float32)
+        tensors[f"{key}.up.weight"] = rng.standard_normal((8, 2)).astype(np.float32)
+    found = diffusers.read(Stored({key: LazyArray.of(tensor) for key, tensor in tensors.items()}))
+    model = made.unet()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, prefix=None)
+    assert_same_output(model, by_hand(base, found, "unet"), base)
+    assert set(made.deltas(model, "unet.")) == set(found)
+
+
+def test_alpha_tensors_of_a_flux_file() -> None:
+    """diffusers takes them out of the file first and hands them over as network_alphas."""
+    source = adapter("transformer", (2,), (1.0,))
+    stored = diffusers_writer.write(source)
+    alphas = {f"{name}.alpha": LazyArray.of(np.array(i + 0.5, np.float32)) for i, name in enumerate(source)}
+    found = diffusers.read(Stored({**stored.tensors, **alphas}))
+    model = made.flux()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter(
+        {key: torch.from_numpy(tensor.read()) for key, tensor in stored.tensors.items()},
+        network_alphas={key: float(tensor.read()) for key, tensor in alphas.items()}, prefix="transformer",
+    )  # fmt: skip
+    assert_same_output(model, by_hand(base, found, "transformer"), base)
+
+
+def test_xlabs_as_diffusers_converts_it() -> None:
+    """diffusers splits q, k and v; the rows of the fused weights here must be theirs."""
+    convert = pytest.importorskip("diffusers.loaders.lora_conversion_utils")._convert_xlabs_flux_lora_to_diffusers
+    rng = np.random.default_rng(2)
+    shapes = {
+        "double_blocks.0.processor.qkv_lora1": (24, 8), "double_blocks.0.processor.qkv_lora2": (24, 8),
+        "double_blocks.0.processor.proj_lora1": (8, 8), "double_blocks.0.processor.proj_lora2": (8, 8),
+        "single_blocks.0.processor.qkv_lora": (24, 8), "single_blocks.0.processor.proj_lora": (8, 40),
+    }  # fmt: skip
+    tensors = {}
+    for key, (out, in_) in shapes.items():
+        tensors[f"{key}.down.weight"] = rng.standard_normal((2, in_)).astype(np.float32)
+        tensors[f"{key}.up.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
+    found = xlabs.read(Stored({key: LazyArray.of(tensor) for key, tensor in tensors.items()}))
+    theirs = convert({key: torch.from_numpy(tensor) for key, tensor in tensors.items()})
+    split = diffusers.read(Stored({key: LazyArray.of(tensor.numpy()) for key, tensor in theirs.items()}))
+
+    model = made.flux()
+    base = copy.deepcopy(model)
+    model.load_lora_adapter(theirs, prefix="transformer")
+    assert_same_output(model, by_hand(base, split, "transformer"), base)
+
+    double, single = "transformer.transformer_blocks.0.attn", "transformer.single_transformer_blocks.0"
+    rows = {
+        "double_blocks.0.img_attn.qkv": [f"{double}.to_{x}" for x in "qkv"],
+        "double_blocks.0.txt_attn.qkv": [f"{double}.add_{x}_proj" for x in "qkv"],
+        "double_blocks.0.img_attn.proj": [f"{double}.to_out.0"],
+        "double_blocks.0.txt_attn.proj": [f"{double}.to_add_out"],
+        "single_blocks.0.linear1": [f"{single}.attn.to_{x}" for x in "qkv"],
+        "single_blocks.0.linear2": [f"{single}.proj_out"],
+    }
+    assert set(found) == set(rows)
+    for name, parts in rows.items():
+        expected = np.concatenate([split[part].dense() for part in parts])
+        delta = found[name].dense()
+        np.testing.assert_array_equal(delta[: len(expected)], expected)
+        assert not delta[len(expected) :].any()
+    assert found["single_blocks.0.linear1"].shape == (56, 8)  # 3·8 + 40 - 8
