@@ -1,6 +1,7 @@
 """Synthetic PEFT adapters of a 7B Llama: 32 blocks × 7 linear modules, bf16."""
 
 import json
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -48,6 +49,14 @@ def adapter(folder: Path, *, rank: int, condition: float = 1.0) -> Path:
     return folder
 
 
+def main() -> None:
+    """Make every adapter that the benchmarks use: in a process of its own, whose memory is nobody's measurement."""
+    data = Path(sys.argv[1])
+    for rank in (16, 64):
+        adapter(data / f"r{rank}", rank=rank)
+        adapter(data / f"r{rank}-kappa1000", rank=rank, condition=1e3)
+
+
 def _conditioned(rng: np.random.Generator, out: int, rank: int, condition: float) -> NDArray[np.float32]:
     B = rng.standard_normal((out, rank), np.float32)
     if condition == 1.0 or rank == 1:
@@ -59,3 +68,7 @@ def _conditioned(rng: np.random.Generator, out: int, rank: int, condition: float
 
 def _narrow(array: NDArray[np.float32]) -> NDArray[ml_dtypes.bfloat16]:
     return array.astype(ml_dtypes.bfloat16)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,9 @@ def imported(*arguments: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["spectrum", "--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["spectrum", "--help"], ["inspect", "--help"], ["convert", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy_not_even_numpy(arguments: list[str]) -> None:
     assert not imported(*arguments) & {*HEAVY, "numpy", "ml_dtypes"}
 

@@ -57,7 +57,7 @@ def test_singular_values_are_those_of_the_dense_update(name: str, real: Path) ->
     adapter = loralens.load(real / name, allow_pickle=True)
     record = json.loads(run("spectrum", "--json", "--allow-pickle", real / name).stdout)["adapters"][0]
     assert [module["name"] for module in record["modules"]] == list(adapter)
-    for module in record["modules"][:: max(1, len(adapter) // 4)]:
+    for module in record["modules"][:1]:
         dense = np.linalg.svd(adapter[module["name"]].dense(), compute_uv=False)
         s = module["singular_values"]
         np.testing.assert_allclose(s, dense[: len(s)], rtol=1e-9, atol=1e-14 * dense[0])

@@ -10,7 +10,7 @@ from loralens.core.names import select
 from loralens.errors import place
 from loralens.linalg import measures
 
-WIDE = 32  # rank from which a module is enough work for a thread; below, Python itself is the work
+FEW = 16  # modules below which starting threads costs more than they save
 MOST = 8  # threads: each holds the factors of one module
 
 
@@ -88,7 +88,7 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     threads : int
-        Modules of rank 32 and more worked on at a time. Pays only where BLAS itself uses one thread.
+        Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
 
     Raises
     ------
@@ -109,8 +109,7 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
             return name, Spectrum(module.singular_values(), module.shape, module.rank)
 
     names = select(adapter, modules)
-    widest = max((adapter[name].rank for name in names), default=0)
-    if threads == 1 or widest < WIDE:
+    if threads == 1 or len(names) < FEW:
         return dict(map(measure, names))
     from multiprocessing.pool import ThreadPool  # lighter to import than concurrent.futures
 

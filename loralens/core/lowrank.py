@@ -69,13 +69,13 @@ class Origin:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored for one module."""
-        return sum(tensor.size for tensor in self.tensors.values()) // self.share
+        """Numbers stored for one module, a lone α not counted."""
+        return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
 
     @property
     def nbytes(self) -> int:
         """Bytes stored for one module."""
-        return sum(tensor.nbytes for tensor in self.tensors.values()) // self.share
+        return sum(tensor.nbytes for tensor in self.tensors.values() if tensor.ndim) // self.share
 
 
 @final

@@ -15,7 +15,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import SVD, Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import MismatchError
+from loralens.errors import FormatError, MismatchError
 
 
 class Form(Protocol):
@@ -62,7 +62,7 @@ class Kronecker:
     @property
     def rank(self) -> int:
         """Ranks of a Kronecker product multiply."""
-        return self.first.rank * self.second.rank
+        return min(self.first.rank, *self.first.shape) * min(self.second.rank, *self.second.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -111,7 +111,7 @@ class Hadamard:
 
     def singular_values(self) -> Array:
         """Of the dense matrix: an entrywise product has no shorter way."""
-        return np.linalg.svd(self.dense(), compute_uv=False)
+        return _singular_values(self.dense())
 
 
 @final
@@ -143,7 +143,7 @@ class Dense:
 
     def singular_values(self) -> Array:
         """Of the dense matrix."""
-        return np.linalg.svd(self.dense(), compute_uv=False)
+        return _singular_values(self.dense())
 
 
 @final
@@ -199,8 +199,7 @@ class Structured:
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
-        U, s, Vh = np.linalg.svd(self.dense(), full_matrices=False)
-        return SVD(U, s, Vh)
+        return SVD(*np.linalg.svd(_finite(self.dense()), full_matrices=False))
 
     def truncated(self, rank: int) -> LowRank:
         """The nearest pair of this rank (Eckart–Young), float32, factors balanced."""
@@ -243,6 +242,16 @@ class Structured:
     def factors(self) -> tuple[LazyArray, LazyArray]:
         """Refused: there is no pair."""
         self._no_pair()
+
+
+def _finite(matrix: Array) -> Array:
+    if not np.isfinite(matrix).all():
+        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    return matrix
+
+
+def _singular_values(matrix: Array) -> Array:
+    return np.asarray(np.linalg.svd(_finite(matrix), compute_uv=False))
 
 
 Update = LowRank | Structured

@@ -58,8 +58,8 @@ def _format(name: str, title: str, *, writer: str = "", files: Files | None = No
 # In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
 FORMATS: tuple[Format, ...] = (
     _format("peft", "Hugging Face PEFT", writer="peft_writer", files=PEFT),
-    _format("gguf", "GGUF adapter (llama.cpp)", writer="gguf", files=Files("adapter.gguf")),
-    _format("mlx", "mlx-lm", writer="mlx", files=Files("adapters.safetensors", "adapter_config.json")),
+    _format("gguf", "GGUF adapter (llama.cpp)", writer="gguf_writer", files=Files("adapter.gguf")),
+    _format("mlx", "mlx-lm", writer="mlx_writer", files=Files("adapters.safetensors", "adapter_config.json")),
     _format("lycoris", "LyCORIS"),
     _format("kohya", "kohya, sd-scripts, musubi", writer="kohya_writer", files=Files("lora.safetensors")),
     _format("diffusers", "diffusers", writer="diffusers_writer", files=Files("pytorch_lora_weights.safetensors")),
@@ -67,7 +67,7 @@ FORMATS: tuple[Format, ...] = (
     _format("xlabs", "XLabs FLUX"),
     _format("torchtune", "torchtune"),
     _format("litgpt", "litgpt"),
-    _format("loralib", "microsoft/loralib", writer="loralib", files=Files("lora.bin")),
+    _format("loralib", "microsoft/loralib", writer="loralib_writer", files=Files("lora.bin")),
     _format("safeloras", "cloneofsimo safeloras"),
     _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
 )
@@ -110,20 +110,22 @@ def load(
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
         stored = replace(_open(file), config=config)
-        adapter = _rescaled(_recorded(_read(stored, format), file), alpha, scale)
+        adapter = _rescaled(_adapter(stored, file, format), alpha, scale)
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
 
 
-def _recorded(adapter: Adapter, file: Path) -> Adapter:
-    """With the names and scales that loralens wrote down when it converted the file, if it did."""
-    if RECORD not in (adapter.metadata or {}) and not is_pickle(file):
-        return adapter
+def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
+    """The adapter, with the names and scales that loralens wrote down when it converted the file, if it did."""
+    if RECORD not in (stored.metadata or {}) and not is_pickle(file):
+        return _read(stored, name)
     from loralens.formats import record
 
-    return record.apply(adapter, record.of(adapter, file))
+    said = record.of(stored, file)
+    form = name or (record.format_of(said) if said else None)
+    return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), said)
 
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
@@ -265,5 +267,5 @@ def save(
     with place(target):
         stored = form.write(adapter, **options)
         if adapter.format != name:
-            stored = record.stamp(stored, adapter)
+            stored = record.stamp(stored, adapter, name)
     write_files(stored, target, files=form.files, overwrite=overwrite, dry_run=dry_run)

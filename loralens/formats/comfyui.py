@@ -7,15 +7,16 @@ before an attention's projections (``unet.….attn1.processor.to_out``), which i
 
 The scale is α/r, and 1 where a module has no α. What is not a pair:
 
-==================  ==========================================================  ============
+==================  ==========================================================  ===============================
 leaf                what ComfyUI does with it                                   role here
-==================  ==========================================================  ============
+==================  ==========================================================  ===============================
 ``diff``            adds it to the weight                                       ``diff``
 ``diff_b``          adds it to the bias                                         ``diff_b``
 ``set_weight``      puts it in the place of the weight                          ``saved``
 ``reshape_weight``  pads the weight with zeros to this shape before the update  ``shape``
+``dora_scale``      W' = scale/‖W‖ · (W+ΔW) by output, scale/‖W+ΔW‖ by input   ``magnitude``, ``magnitude_in``
 ``magnitude``       nothing: it is ai-toolkit's DoRA, one number an output      ``magnitude``
-==================  ==========================================================  ============
+==================  ==========================================================  ===============================
 """
 
 import re
@@ -29,6 +30,7 @@ from loralens.formats import alpha
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import LYCORIS
 from loralens.formats.diffusers_metadata import KEY
+from loralens.formats.kohya import _axis as axis
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, pair
 
 NAME = "comfyui"
@@ -39,14 +41,19 @@ KOHYA = ("lora_", "lycoris_")  # names with underscores for dots, which are kohy
 _OWN = ("diffusion_model.", "text_encoders.")
 _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
-_OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|{'|'.join(ROLES)})$")
+_OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
 _PARTS = {"up": "B", "down": "A"}
 _TOLD = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
     ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
     ("saved", "set-weight", "weights are replaced (.set_weight): they are kept and not measured"),
     ("shape", "reshape-weight", "weights are padded with zeros to a new shape (.reshape_weight) before the update"),
-    ("magnitude", "use-dora", "modules are DoRA, which ComfyUI ignores: what is measured is ΔW = scale·B·A alone"),
+    ("magnitude", "use-dora", "modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A alone"),
+    (
+        "magnitude_in",
+        "use-dora",
+        "modules are DoRA by input: magnitudes are kept, and what is measured is ΔW = scale·B·A",
+    ),
     ("other", "tensor-unread", "tensors belong to no pair and ride along"),
 )
 
@@ -104,7 +111,7 @@ def read(stored: Stored) -> Adapter:
         with place(name):
             if "A" in parts or "B" in parts:
                 modules[name] = _module(parts)
-            extra.update(_companions(name, parts, paired=name in modules))
+            extra.update(_companions(name, parts, modules.get(name)))
     extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
     return Adapter(
         modules=modules,
@@ -123,10 +130,13 @@ def _module(parts: Parts) -> LowRank:
     return pair(B, A, scaling=alpha.scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
 
 
-def _companions(name: str, parts: Parts, *, paired: bool) -> dict[str, Extra]:
+def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
     """What stands beside the pair of a module, or under a name without one."""
-    loose = {part: held for part, held in parts.items() if not paired or part not in STORED}
-    return {key: Extra(ROLES.get(part, "other"), name, tensor) for part, (key, tensor) in loose.items()}
+    loose = {part: held for part, held in parts.items() if module is None or part not in STORED}
+    roles = {part: ROLES.get(part, "other") for part in loose}
+    if "dora_scale" in loose and module:
+        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+    return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
 
 
 def _about_extras(extra: Mapping[str, Extra]) -> list[Finding]:

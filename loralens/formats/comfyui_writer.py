@@ -5,7 +5,7 @@ names get the ``.processor`` that it expects, T5 the name it has there, and all 
 """
 
 from collections.abc import Mapping
-from math import isclose
+from math import isclose, prod
 
 import numpy as np
 
@@ -108,18 +108,27 @@ def _alpha(module: Update) -> np.float32:
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """What rides along as it is; from another dialect, the bias of B: Δbias = scale · bias is a ``diff_b``."""
+    """What rides along as it is; from another dialect, the bias of B, and DoRA by input.
+
+    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, all others by ‖W+ΔW‖.
+    """
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}
     tensors = {}
-    for key, extra in to_translate(adapter, ("lora_bias",), "a ComfyUI file").items():
+    for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):
             if extra.module not in files:
                 raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
             module = adapter.modules[extra.module]
-            if extra.tensor.size != module.shape[0]:
-                raise ShapeError(f"{extra.tensor.shape} is not one number an output", fix=SAVE_AGAIN)
-            tensors[f"{files[extra.module]}.diff_b"] = _scaled(extra.tensor.reshape(module.shape[0]), module.scale)
+            out, kernel = module.shape[0], module.layout.kernel
+            width = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
+            if extra.tensor.size != width:
+                raise ShapeError(f"{extra.tensor.shape} is not one number a channel, of {width}", fix=SAVE_AGAIN)
+            if extra.role == "lora_bias":
+                tensors[f"{files[extra.module]}.diff_b"] = _scaled(extra.tensor.reshape(out), module.scale)
+            else:
+                shape = (1, width, *(1 for _ in kernel))
+                tensors[f"{files[extra.module]}.dora_scale"] = extra.tensor.reshape(*shape)
     return tensors
 
 

@@ -20,9 +20,7 @@ from loralens.formats.pairs import Leaf
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 HALVES = ("A", "B", "embedding_A", "embedding_B")
-LYCORIS = re.compile(
-    r"\.(hada_\w+|lokr_\w+|oft_blocks|oft_diag|on_input|[ab][12]\.weight|dora_scale)$|[._]lora_mid\.weight$"
-)
+LYCORIS = re.compile(r"\.(hada_\w+|lokr_\w+|oft_blocks|oft_diag|on_input|[ab][12]\.weight)$|[._]lora_mid\.weight$")
 
 _STYLES = {
     "peft": re.compile(r"^(?P<path>.+)\.lora_(?P<half>[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight$"),

@@ -47,7 +47,7 @@ ARCHITECTURES = (
     Architecture(
         "llama",
         ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM", "MixtralForCausalLM",
-         "InternLM3ForCausalLM"),
+         "InternLM3ForCausalLM", "LlavaForConditionalGeneration"),
         ("llama", "mistral", "mixtral", "internlm3"), permuted=True, kinds=(*_ATTENTION, *_GATED, *_MIXTRAL)),
     Architecture("granite", ("GraniteForCausalLM",), ("granite",), permuted=True),
     Architecture("arcee", ("ArceeForCausalLM",), ("arcee",), permuted=True, kinds=(*_ATTENTION, *_GATED[1:])),
@@ -107,13 +107,13 @@ def architecture(name: object) -> Architecture | None:
 
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture that a base's config.json says."""
-    text = _text_config(config)
+    text = text_config(config)
     said = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
-    said += [text.get("model_type"), (config or {}).get("model_type")]
+    said = said or [text.get("model_type")]  # a class that is unknown here may well have a model type that is known
     return next(filter(None, map(architecture, said)), None)
 
 
-def heads_of(config: Mapping[str, Any] | None) -> Heads | None:
+def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's configuration") -> Heads | None:
     """The numbers of heads that a base's config.json says; None where it says none.
 
     Raises
@@ -121,19 +121,21 @@ def heads_of(config: Mapping[str, Any] | None) -> Heads | None:
     OptionError
         They are no positive numbers.
     """
-    text = _text_config(config)
+    text = text_config(config)
     q = text.get("num_attention_heads", text.get("n_heads"))
     if q is None:
         return None
     kv = text.get("num_key_value_heads", text.get("n_kv_heads"))
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
-        raise OptionError(f"the base's configuration says {heads.q!r:.20} heads and {heads.kv!r:.20} of keys and "
-                          "values", fix="give the base that the adapter was trained on")  # fmt: skip
+        raise OptionError(
+            f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are no numbers of heads",
+            fix="give the base that the adapter was trained on",
+        )
     return heads
 
 
-def _text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The part about text of a configuration; the whole of most."""
     text = (config or {}).get("text_config")
     return text if isinstance(text, Mapping) else config or {}

@@ -30,6 +30,7 @@ class Header:
         return min(self._file.size, HEADER_LIMIT) - self.at
 
     def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
         if count > self.left:
             raise FormatError(
                 f"the header needs {count:,} bytes at {self.at:,} and {max(self.left, 0):,} are left", fix=BROKEN
@@ -42,9 +43,11 @@ class Header:
         return self._held[begin : begin + count]
 
     def number(self, code: str) -> Any:
+        """The next number, of a type of the struct module."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def text(self) -> str:
+        """The next text: its length, then UTF-8."""
         data = self.take(self.number("Q"))
         try:
             return data.decode("utf-8")
@@ -52,6 +55,7 @@ class Header:
             raise FormatError(f"{data[:20]!r} is not UTF-8", fix=BROKEN) from error
 
     def name(self) -> str:
+        """The next text, as the name of something: short, and without control characters."""
         length = self.number("Q")
         if length > NAME_LIMIT:
             raise FormatError(f"a name claims {length:,} bytes", fix=BROKEN)
@@ -62,6 +66,7 @@ class Header:
 
 
 def counts(header: Header) -> tuple[int, int]:
+    """How many tensors and key-values the file claims."""
     if header.take(4) != MAGIC:
         raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
     version = header.number("I")
@@ -79,6 +84,7 @@ def counts(header: Header) -> tuple[int, int]:
 
 
 def values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
+    """The key-values, in the order of the file."""
     seen = set()
     for _ in range(count):
         key = header.name()

@@ -63,7 +63,7 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
     with place(key):
         value = _parsed(text)
         items = value if array and isinstance(value, list) else [value]
-        if array and not isinstance(value, list) or not all(_fits(kind, item) for item in items):
+        if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
             raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
     return name, Value(kind, array, value)
 

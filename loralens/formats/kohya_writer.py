@@ -17,7 +17,7 @@ from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, pack
 KINDS = ("linear", "conv", "merged")  # of weights that kohya's software adapts
 COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is a pipeline's second (FLUX)
     ("unet.", "lora_unet_"),
-    ("transformer.", "lora_unet_"),
+    ("transformer.", "lora_transformer_"),
     ("diffusion_model.", "lora_unet_"),
     ("text_encoder_2.encoder.block.", "lora_te3_encoder_block_"),
     ("text_encoder_3.", "lora_te3_"),

@@ -188,6 +188,8 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
         text = f"lora_parameters says rank {ascii(said['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
     if "alpha" in said and scale is not None and "fine_tune_type" not in (config or {}):
-        text = f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r as well"
+        text = (
+            f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r as well"
+        )
         findings.append(Finding("warning", "alpha-beside-scale", text, "if it was trained so, give the product"))
     return findings

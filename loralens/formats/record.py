@@ -22,24 +22,39 @@ from loralens.version import __version__
 AGREE = 1e-6  # relative: α is stored as float32
 
 
-def stamp(stored: Stored, adapter: Adapter) -> Stored:
-    """``stored`` with a record of what ``adapter`` called its modules and where their scales came from."""
+def stamp(stored: Stored, adapter: Adapter, form: str) -> Stored:
+    """``stored``, of dialect ``form``, with a record of what ``adapter`` called its modules and of their scales."""
     canonical = {name: name for name in adapter} | {new: file for file, new in stored.names.items()}
     modules = {
         canonical[name]: {"name": name, "scale": module.scale, "scaling": asdict(module.scaling)}
         for name, module in adapter.items()
     }
-    record = {"version": __version__, "source": adapter.format, "base_model": adapter.base_model, "modules": modules}
+    record = {
+        "version": __version__,
+        "format": form,
+        "source": adapter.format,
+        "base_model": adapter.base_model,
+        "modules": modules,
+    }
     text = json.dumps(record, ensure_ascii=False)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 
-def of(adapter: Adapter, file: Path) -> str | None:
+def of(stored: Stored, file: Path) -> str | None:
     """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle."""
     if not is_pickle(file):
-        return (adapter.metadata or {}).get(RECORD)
+        return (stored.metadata or {}).get(RECORD)
     beside = file.with_name(f"{RECORD}.json")
     return json.dumps(read_json(beside)) if beside.is_file() else None
+
+
+def format_of(record: str) -> str | None:
+    """The dialect that a record says its file was written in."""
+    try:
+        form = json.loads(record)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return form if isinstance(form, str) else None
 
 
 def apply(adapter: Adapter, record: str | None) -> Adapter:

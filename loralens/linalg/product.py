@@ -151,7 +151,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis
-            G += y.T @ y
+            G += np.dot(y.T, y)  # not @: matmul keeps the GIL while the result is small
     return G
 
 

@@ -2,7 +2,8 @@
 
 Run by hand: ``python -m tests.conformance.make_diffusers``. ``expected.safetensors`` is float64 ΔW (out, in·k…) by
 module, from PEFT's ``get_delta_weight`` on the adapted model in float64; where diffusers has no writer for an old
-generation of keys, from the literal product in NumPy. Nothing here imports loralens.
+generation of keys, from the literal product in NumPy. Nothing here imports loralens. The
+numbers are the same each time; the order of entries in the header is safetensors' whim.
 """
 
 import json

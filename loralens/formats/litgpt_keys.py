@@ -1,0 +1,21 @@
+"""The names of LitGPT's modules, by which its files are told from loralib's."""
+
+import re
+from collections.abc import Iterable
+
+_OURS = re.compile(
+    r"^transformer\.h\.[0-9]+\.(attn\.(attn|qkv|proj)|mlp\.(fc|fc_1|fc_2|proj|gate|experts\.[0-9]+\.\w+))$"
+)
+_FUSED = re.compile(r"\.attn\.(attn|qkv)$")
+
+
+def fits(names: Iterable[str]) -> bool:
+    """Whether modules have LitGPT's names, those of blocks among them."""
+    names = list(names)
+    others = [name for name in names if not _OURS.match(name)]
+    return others in ([], ["lm_head"]) and any(map(_OURS.match, names))
+
+
+def is_fused(name: str) -> bool:
+    """Whether a module is the fused projection of query, key and value."""
+    return bool(_FUSED.search(name))

@@ -1,0 +1,25 @@
+"""Recipe: the α of dialects whose weights' files hold none, where something beside the file says it."""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from loralens.core.adapter import Finding
+from loralens.core.scaling import Scaling
+
+_LARGEST = 2.0**1000  # beyond this an int may not become a float
+
+
+def alpha_unknown(title: str) -> Finding:
+    """The finding that says so where nothing does."""
+    text = f"{title} stores no α with its weights, so the scale is unknown and taken as 1"
+    return Finding("warning", "alpha-unknown", text, "give --alpha (the scale is then α/r) or --scale")
+
+
+def scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
+    """α/r by ``lora_alpha``, unless the configuration's own rank, under ``r``, is another: then it is of another file."""
+    said = config or {}
+    alpha: Any = said.get("lora_alpha")
+    if type(alpha) not in (int, float) or said.get(r, rank) != rank or abs(alpha) > _LARGEST or not isfinite(alpha):
+        return Scaling("unknown", rank=rank)
+    return Scaling("alpha/r", float(alpha), rank, "adapter_config.json")

@@ -1,0 +1,60 @@
+"""Equal is: the same update. Not: the same factors."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.equality import differences
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+
+rng = np.random.default_rng(0)
+B, A = rng.normal(size=(7, 3)), rng.normal(size=(3, 5))
+
+
+def adapter(**modules: object) -> loralens.Adapter:
+    return loralens.Adapter(modules={name.replace("__", "."): m for name, m in modules.items()})  # type: ignore[misc]
+
+
+def largest(first: loralens.Adapter, second: loralens.Adapter) -> float:
+    return max(one.relative for one in differences(first, second))
+
+
+def test_gauge_rank_and_scale_do_not_matter() -> None:
+    G = rng.normal(size=(3, 3))
+    plain = adapter(m=loralens.LowRank(B, A, 2.0))
+    turned = adapter(m=loralens.LowRank(B @ G, np.linalg.solve(G, A), 2.0))
+    folded = adapter(m=loralens.LowRank(-2 * B, A, -1.0))
+    padded = adapter(m=loralens.LowRank(np.hstack([B, B]), np.vstack([A, A]), 1.0))
+    for other in (turned, folded, padded):
+        assert largest(plain, other) < 1e-14
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 0.5])
+def test_a_small_difference_is_measured_not_lost(size: float) -> None:
+    D = rng.normal(size=(7, 3))
+    D *= np.linalg.norm(B @ A) * size / np.linalg.norm(D @ A)
+    found = largest(adapter(m=loralens.LowRank(B, A)), adapter(m=loralens.LowRank(B + D, A)))
+    dense = np.linalg.norm(D @ A) / max(np.linalg.norm(B @ A), np.linalg.norm((B + D) @ A))
+    assert found == pytest.approx(dense, rel=1e-2 if size < 1e-9 else 1e-6)
+
+
+def test_missing_and_misshapen_modules() -> None:
+    one = adapter(m=loralens.LowRank(B, A), dead=loralens.LowRank(0 * B, A))
+    two = adapter(m=loralens.LowRank(A.T, B.T), extra=loralens.LowRank(B, A))
+    found = {d.name: (d.relative, d.note) for d in differences(one, two)}
+    assert found["dead"] == (0.0, "only in the first")
+    assert found["extra"] == (1.0, "only in the second")
+    assert found["m"][0] == np.inf
+
+
+def test_names_of_two_dialects() -> None:
+    one = adapter(unet__a__b=loralens.LowRank(B, A))
+    two = adapter(lora_unet_a_b=loralens.LowRank(B, A))
+    assert [(d.name, d.relative) for d in differences(one, two)] == [("unet.a.b", pytest.approx(0, abs=1e-14))]
+
+
+def test_structured_against_a_pair() -> None:
+    dense = Structured(Dense(LazyArray.of(B @ A)), 2.0)
+    assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.0))) < 1e-14
+    assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.2))) > 0.09

@@ -1,0 +1,157 @@
+"""``loralens convert`` and ``equal`` from the shell, and ``inspect --base`` and ``--for``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.cli.main import main
+from tests.conftest import small_adapter
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are called as `small_adapter` says, but for a leading ``model.``."""
+    folder = tmp_path_factory.mktemp("base")
+    names = [f"layers.{i}.self_attn.{kind}.weight" for i in (0, 1, 10) for kind in ("q_proj", "v_proj")]
+    save_file({name: np.zeros((6, 4), np.float32) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["kohya", "comfyui", "diffusers", "mlx"])
+def test_there_and_back_is_equal(small: Path, tmp_path: Path, to: str) -> None:
+    there, back = tmp_path / ("there" if to == "mlx" else "there.safetensors"), tmp_path / "back"
+    assert run("convert", small, "-o", there, "--to", to).exit_code == 0
+    assert run("convert", there, "-o", back, "--to", "peft").exit_code == 0
+    result = run("equal", small, back)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("equal: largest difference")
+    assert list(loralens.load(back)) == list(loralens.load(small))
+
+
+def test_equal_says_no_with_exit_1(small: Path, tmp_path: Path) -> None:
+    other = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, 1.001 * m.scale))
+    loralens.save(other, tmp_path / "other")
+    result = run("equal", small, tmp_path / "other")
+    assert result.exit_code == 1
+    assert "5 of 6 modules differ" in result.stdout
+    assert run("equal", small, tmp_path / "other", "--tolerance", "0.01").exit_code == 0
+    record = json.loads(run("equal", "--json", small, tmp_path / "other").stdout)
+    assert record["equal"] is False
+    assert record["modules"][0]["relative"] == pytest.approx(0.001 / 1.001, rel=1e-6)
+
+
+def test_alpha_is_stored_as_float32_whatever_the_dtype(small: Path, tmp_path: Path) -> None:
+    odd = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, 7 / 24))
+    loralens.save(odd, tmp_path / "odd")
+    assert (
+        run("convert", tmp_path / "odd", "-o", tmp_path / "k.safetensors", "--to", "kohya", "--dtype", "bf16").exit_code
+        == 0
+    )
+    tensors = load_file(tmp_path / "k.safetensors")
+    alphas = {key: tensor for key, tensor in tensors.items() if key.endswith(".alpha")}
+    assert len(alphas) == 6
+    assert all(alpha.dtype == np.float32 and alpha == np.float32(2 * 7 / 24) for alpha in alphas.values())
+    assert {tensor.dtype.name for key, tensor in tensors.items() if key.endswith(".weight")} == {"bfloat16"}
+
+
+def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
+    refused = run("convert", bare, "-o", tmp_path / "k.safetensors", "--to", "kohya")
+    assert refused.exit_code == 1
+    assert "--alpha" in refused.stderr
+    assert run("convert", bare, "-o", tmp_path / "k.safetensors", "--to", "kohya", "--alpha", "8").exit_code == 0
+    assert run("equal", small, tmp_path / "k.safetensors").exit_code == 0
+
+
+def test_a_source_is_never_written_over(small: Path) -> None:
+    before = {file.name: file.read_bytes() for file in small.iterdir()}
+    for target in (small, small / "adapter_model.safetensors"):
+        result = run("convert", small, "-o", target, "--to", "peft", "--overwrite")
+        assert result.exit_code == 1
+        assert "never written over" in result.stderr
+    assert {file.name: file.read_bytes() for file in small.iterdir()} == before
+
+
+def test_dry_run_writes_nothing_and_a_target_that_exists_is_refused(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "k.safetensors"
+    assert "would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
+    assert not target.exists()
+    target.write_text("mine")
+    assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 1
+    assert target.read_text() == "mine"
+    assert run("convert", small, "-o", target, "--to", "kohya", "--overwrite").exit_code == 0
+
+
+def test_names_are_those_of_the_base(small: Path, base: Path, tmp_path: Path) -> None:
+    result = run("convert", small, "-o", tmp_path / "out", "--to", "peft", "--base", base)
+    assert "6/6 modules match after dropping 'model.'" in result.stdout
+    assert next(iter(loralens.load(tmp_path / "out"))) == "layers.0.self_attn.q_proj"
+    shown = run("inspect", small, "--base", base)
+    assert "6/6 modules match after dropping 'model.'" in shown.stdout
+
+
+def test_kohya_names_of_other_people_need_the_base(small: Path, base: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.safetensors"
+    run("convert", small, "-o", theirs, "--to", "kohya", "--prefix", "model.=")
+    save_file(load_file(theirs), theirs)  # as somebody else writes it: no record
+    assert next(iter(loralens.load(theirs))) == "lora_unet_layers_0_self_attn_q_proj"
+    assert run("convert", theirs, "-o", tmp_path / "out", "--to", "peft", "--base", base).exit_code == 0
+    assert next(iter(loralens.load(tmp_path / "out"))) == "layers.0.self_attn.q_proj"
+
+
+def test_a_prefix_that_matches_nothing(small: Path, tmp_path: Path) -> None:
+    result = run("convert", small, "-o", tmp_path / "x", "--to", "peft", "--prefix", "unet.=transformer.")
+    assert result.exit_code == 1
+    assert "matches nothing" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_that_somebody_changed_after_its_conversion_keeps_its_own_scale(small: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    file = tmp_path / "k.safetensors"
+    run("convert", small, "-o", file, "--to", "kohya")
+    with safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    tensors = {k: np.asarray(2 * t) if k.endswith(".alpha") else t for k, t in load_file(file).items()}
+    save_file(tensors, file, metadata)
+    adapter = loralens.load(file)
+    assert {module.scale for module in adapter.modules.values()} == {8.0}
+    assert "record-disagrees" in {finding.code for finding in adapter.findings}
+
+
+@pytest.mark.parametrize(
+    ("consumer", "code"),
+    [("vllm", None), ("lorax", None), ("peft", None), ("llama.cpp", "dialect"), ("comfyui", "dialect")],
+)
+def test_for_a_consumer(small: Path, consumer: str, code: str | None) -> None:
+    record = json.loads(run("inspect", "--json", "--for", consumer, small).stdout)["adapters"][0]
+    codes = {finding["code"] for finding in record["findings"]} - {"zero-update"}
+    assert codes == ({code} if code else set())
+    assert all(finding["fix"] for finding in record["findings"])
+
+
+def test_for_vllm_everything_it_refuses(tmp_path: Path, base: Path) -> None:
+    wide = loralens.LowRank(np.ones((6, 24), np.float32), np.ones((24, 4), np.float32), 1.0)
+    modules = {name: wide if "q_proj" in name else module for name, module in small_adapter().items()}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"] = np.ones(6, np.float32)
+    tensors["base_model.model.lm_head.weight"] = np.ones((3, 3), np.float32)
+    save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    config |= {"modules_to_save": ["lm_head"], "use_dora": True}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    record = json.loads(run("inspect", "--json", "--for", "vllm", "--base", base, tmp_path / "a").stdout)["adapters"][0]
+    codes = {finding["code"] for finding in record["findings"]}
+    assert {"dora", "saved-modules", "rank", "rank-pattern", "names-differ"} <= codes

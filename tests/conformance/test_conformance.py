@@ -1,0 +1,114 @@
+"""One tiny adapter of every dialect against its expected ΔW, made by the dialect's own software.
+
+Each folder beside this file holds an adapter, ``expected.safetensors`` (ΔW in float64 by canonical module name, made by
+the script ``make_<dialect>.py``, never by loralens) and, where the file does not say all, ``load.json``.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import loralens
+from loralens.analysis.equality import differences
+from loralens.core.lowrank import LowRank
+from loralens.formats import FORMATS
+from tests.tolerances import CONFORMANCE
+
+HERE = Path(__file__).parent
+CASES = sorted(folder.name for folder in HERE.iterdir() if (folder / "expected.safetensors").is_file())
+WRITABLE = {form.name: form for form in FORMATS if form.writer}
+MARKS = ("expected.safetensors", "load.json")
+
+
+def adapter_path(case: str) -> Path:
+    """The adapter of a case: its folder where it has a configuration, else its one file."""
+    folder = HERE / case
+    files = [file for file in folder.iterdir() if file.name not in MARKS]
+    weights = [file for file in files if file.suffix != ".json"]
+    assert len(weights) == 1, weights
+    return weights[0]
+
+
+def options(case: str) -> dict[str, object]:
+    file = HERE / case / "load.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def loaded(case: str) -> loralens.Adapter:
+    return loralens.load(adapter_path(case), **options(case))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_update_is_the_expected_one(case: str) -> None:
+    expected = load_file(HERE / case / "expected.safetensors")
+    adapter = loaded(case)
+    assert set(adapter) == set(expected)
+    for name, delta in expected.items():
+        found = adapter[name].dense()
+        assert found.shape == delta.reshape(len(delta), -1).shape
+        np.testing.assert_allclose(found, delta.reshape(found.shape), atol=CONFORMANCE * np.abs(delta).max())
+        s = np.linalg.svd(found, compute_uv=False)
+        np.testing.assert_allclose(
+            adapter[name].singular_values(), s[: adapter[name].singular_values().size], atol=1e-12 * s[0]
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_written_in_its_own_dialect_it_is_the_same_to_the_bit(case: str, tmp_path: Path) -> None:
+    adapter = loaded(case)
+    if adapter.format not in WRITABLE:
+        pytest.skip(f"{adapter.format} is only read")
+    files = WRITABLE[adapter.format].files
+    assert files
+    target = tmp_path / files.weights if files.config is None else tmp_path / "out"
+    loralens.save(adapter, target)
+    again = loralens.load(target, **options(case))  # type: ignore[arg-type]
+    assert list(again) == list(adapter)
+    assert again.config == adapter.config
+    assert again.metadata == adapter.metadata
+    assert list(again.extra) == list(adapter.extra)
+    for name, module in adapter.items():
+        assert again[name].scale == module.scale
+        assert again[name].origin is not None
+        for key, tensor in module.origin.tensors.items():  # type: ignore[union-attr]
+            back = again[name].origin.tensors[key].read()  # type: ignore[union-attr]
+            assert back.tobytes() == tensor.read().tobytes()
+            assert back.dtype == tensor.dtype
+    for key, extra in adapter.extra.items():
+        assert again.extra[key].tensor.read().tobytes() == extra.tensor.read().tobytes()
+
+
+def convertible(case: str, to: str) -> loralens.Adapter:
+    """What ``to`` can hold of a case: plain pairs of one rank where it has but one, under names with dots."""
+    adapter = loaded(case)
+    kinds = ("linear",) if to in ("mlx", "loralib", "gguf") else ("linear", "conv")
+    modules = {
+        name: module.without_origin()
+        for name, module in adapter.items()
+        if isinstance(module, LowRank) and module.layout.kind in kinds and module.layout.groups == 1
+    }
+    if to == "mlx" and modules:
+        rank = next(iter(modules.values())).rank
+        modules = {name: module for name, module in modules.items() if module.rank == rank}
+    names = {name: name if "." in name else f"unet.blocks.{i}.proj" for i, name in enumerate(modules)}
+    chosen = loralens.Adapter(modules=modules, format=adapter.format, base_model=adapter.base_model)
+    return chosen.renamed(names)
+
+
+@pytest.mark.parametrize("to", [name for name in WRITABLE if name != "gguf"])
+@pytest.mark.parametrize("case", CASES)
+def test_through_every_other_dialect_and_back(case: str, to: str, tmp_path: Path) -> None:
+    adapter = convertible(case, to)
+    if not len(adapter) or adapter.format == to:
+        pytest.skip("nothing to convert")
+    files = WRITABLE[to].files
+    assert files
+    target = tmp_path / files.weights if files.config is None else tmp_path / "out"
+    loralens.save(adapter, target, format=to)
+    back = loralens.load(target, allow_pickle=True)
+    assert back.format == to
+    assert list(back) == list(adapter)
+    assert max(one.relative for one in differences(adapter, back)) <= CONFORMANCE

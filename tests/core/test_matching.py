@@ -1,0 +1,89 @@
+"""Names of an adapter against the weights of a base."""
+
+import pytest
+
+from loralens.core.matching import fits, match, normal_form
+from loralens.errors import MismatchError
+
+BERT = {f"encoder.layer.{i}.attention.self.{kind}.weight": (8, 8) for i in (0, 1, 10) for kind in ("query", "value")}
+BERT |= {"pooler.dense.weight": (8, 8), "embeddings.word_embeddings.weight": (30, 8)}
+
+
+def names(pattern: str, count: tuple[int, ...] = (0, 1, 10)) -> dict[str, tuple[int, int]]:
+    return {pattern.format(i): (8, 8) for i in count}
+
+
+@pytest.mark.parametrize(
+    ("modules", "edit"),
+    [
+        (names("encoder.layer.{}.attention.self.query"), ""),
+        (names("bert.encoder.layer.{}.attention.self.query"), "dropping 'bert.'"),
+        (names("a.b.encoder.layer.{}.attention.self.query"), "dropping 'a.b.'"),
+        (names("layer.{}.attention.self.query"), "adding 'encoder.'"),
+        (names("lora_unet_encoder_layer_{}_attention_self_query"), "reading underscores as dots"),
+        ({"embeddings.word_embeddings": (8, 30)}, ""),
+    ],
+)
+def test_one_edit_for_all_modules(modules: dict[str, tuple[int, int]], edit: str) -> None:
+    found = match(modules, BERT)
+    assert found.edit == edit
+    assert set(found.keys) == set(modules)
+    assert all(key in BERT for key in found.keys.values())
+    count = f"{len(modules)}/{len(modules)} modules match"
+    assert str(found) == (f"{count} after {edit}" if edit else count)
+
+
+def test_no_edit_that_leaves_one_module_behind() -> None:
+    modules = names("bert.encoder.layer.{}.attention.self.query") | {"classifier": (2, 8)}
+    with pytest.raises(MismatchError, match="4 of 4 modules have no weight") as caught:
+        match(modules, BERT)
+    assert "encoder.layer" in caught.value.fix
+
+
+def test_another_model_is_said_to_be_one() -> None:
+    with pytest.raises(MismatchError, match="another model"):
+        match({"pooler.dense": (8, 9)}, BERT)
+
+
+def test_ambiguous_underscores_are_refused() -> None:
+    base = {"a.b_c.weight": (4, 4), "a_b.c.weight": (4, 4)}
+    with pytest.raises(MismatchError):
+        match({"lora_unet_a_b_c": (4, 4)}, base)
+
+
+@pytest.mark.parametrize(
+    ("update", "weight", "expected"),
+    [
+        ((6, 4), (6, 4), True),
+        ((6, 4), (4, 6), True),
+        ((6, 36), (6, 4, 3, 3), True),
+        ((6, 4), (3, 6, 4), True),
+        ((6, 4), (3, 4, 6), True),
+        ((6, 4), (6, 5), False),
+        ((6, 4), (24,), False),
+        ((6, 4), (), False),
+    ],
+)
+def test_fits(update: tuple[int, int], weight: tuple[int, ...], expected: bool) -> None:
+    assert fits(update, weight) is expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet.a.b.0.c",
+        "lora_unet_a_b_0_c",
+        "lora_unet_unet_a_b_0_c",
+        "diffusion_model.a.b.0.c",
+        "a/b/0/c",
+        "transformer.a.b.0.c",
+    ],
+)
+def test_normal_form_is_one_for_all_dialects(name: str) -> None:
+    assert normal_form(name) == "a_b_0_c"
+
+
+def test_experts_share_their_weight() -> None:
+    base = {"experts.gate_up_proj": (2, 6, 4)}
+    found = match({"experts.gate_up_proj[0]": (6, 4), "experts.gate_up_proj[1]": (6, 4)}, base)
+    assert set(found.keys.values()) == {"experts.gate_up_proj"}
