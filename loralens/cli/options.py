@@ -45,8 +45,8 @@ def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
     from loralens.formats import load
 
     adapter = load(path, **{**given, "alpha": None, "scale": None})
-    unknown = any(module.scaling.rule == "unknown" for module in adapter.modules.values())
-    return load(path, **given) if unknown else adapter
+    stated = any(module.scaling.stated for module in adapter.modules.values())
+    return adapter if stated else load(path, **given)
 
 
 def warn(path: str, adapter: "Adapter") -> None:

@@ -37,20 +37,35 @@ def _number_key(digits: str) -> tuple[int, str, str]:
 
 def block(name: str) -> Block | None:
     """The block of a module: the path up to its first number, and that number; None outside any block."""
-    path = name.split(".")
+    path, joint = _parts(name)
     for i, part in enumerate(path):
-        if _NUMBER.fullmatch(part):
-            return Block(".".join(path[:i]), int(part))
+        if (i or joint == ".") and _NUMBER.fullmatch(part):
+            return Block(joint.join(path[:i]), int(part))
     return None
 
 
 def kind(name: str) -> str:
-    """The last part of a module name, its expert number left out: ``q_proj``, ``to_out.0``, ``gate_up_proj``."""
-    path = _EXPERT.sub("", name).split(".")
+    """The last part of a module name: ``q_proj``, ``to_out.0``, ``gate_up_proj`` of one expert of a stack.
+
+    A number that ends the name belongs to the kind, unless it is the block's: the kind of ``w_018`` is ``w``.
+    """
+    path, joint = _parts(_EXPERT.sub("", name))
+    if joint == "_":
+        inner = [i for i, part in enumerate(path[:-1]) if i and _NUMBER.fullmatch(part)]
+        return joint.join(path[inner[-1] + 1 :] if inner else path[:-1])
     start = len(path) - 1
     while start and path[start].isdecimal():
         start -= 1
-    return ".".join(path[start:])
+    alone = start == 0 and len(path) == 2
+    return path[0] if alone and path[1].isdecimal() else joint.join(path[start:])
+
+
+def _parts(name: str) -> tuple[list[str], str]:
+    """A name taken apart at its dots; at its underscores where it has no dots but numbers, as kohya writes names."""
+    path = name.split("_")
+    if "." not in name and any(i and _NUMBER.fullmatch(part) for i, part in enumerate(path)):
+        return path, "_"
+    return name.split("."), "."
 
 
 def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:

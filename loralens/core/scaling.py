@@ -6,6 +6,8 @@ from typing import Literal
 
 Rule = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
+CONVENTION = "no alpha in the file"  # how the origin of a scale begins that a file leaves to convention
+
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
@@ -28,6 +30,11 @@ class Scaling:
     alpha: float | None = None
     rank: int | None = None
     origin: str = ""
+
+    @property
+    def stated(self) -> bool:
+        """Whether the file says its scale: not where it is unknown, nor where the dialect's convention stands in."""
+        return self.rule != "unknown" and not self.origin.startswith(CONVENTION)
 
     @property
     def value(self) -> float:

@@ -206,7 +206,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
     """The adapter with the α or scale that its file does not say."""
     if alpha is None and scale is None:
         return adapter
-    known = [name for name, module in adapter.items() if module.scaling.rule != "unknown"]
+    known = [name for name, module in adapter.items() if module.scaling.stated]
     if known:
         raise OptionError(
             f"the file says its own scale ({adapter[known[0]].scaling})", fix="leave out --alpha and --scale"
@@ -218,7 +218,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
         scaling = Scaling("alpha/r", alpha, module.rank // module.layout.blocks, "--alpha")
         return module.rescaled(scaling.value, scaling)
 
-    findings = tuple(finding for finding in adapter.findings if finding.code != "alpha-unknown")
+    findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
     return replace(adapter.map(given), findings=findings)
 
 

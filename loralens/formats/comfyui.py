@@ -119,7 +119,7 @@ def read(stored: Stored) -> Adapter:
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(alpha.findings(modules, stored.metadata) + _about_extras(extra)),
+        findings=tuple(alpha.findings(modules, stored.metadata) + _about_extras(extra, modules)),
     )
 
 
@@ -139,11 +139,15 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
     return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
 
 
-def _about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
+def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
     """What else ComfyUI does with such a file, and tensors that were not understood."""
     findings = []
     for role, code, text in _TOLD:
         keys = [key for key, one in extra.items() if one.role == role]
         if keys:
             findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
+    both = [one.module for one in extra.values() if one.role in ("diff", "saved") and one.module in modules]
+    if both:
+        text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
+        findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))
     return findings

@@ -110,7 +110,7 @@ def _alpha(module: Update) -> np.float32:
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
     """What rides along as it is; from another dialect, the bias of B, and DoRA by input.
 
-    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, all others by ‖W+ΔW‖.
+    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}

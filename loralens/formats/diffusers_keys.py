@@ -61,8 +61,8 @@ def leaf(key: str) -> Leaf | None:
 
 def component(name: str) -> str:
     """The part of the pipeline that a module belongs to; empty where its name does not say."""
-    first = name.partition(".")[0]
-    return first if first in COMPONENTS else ""
+    first, dot, _ = name.partition(".")
+    return first if dot and first in COMPONENTS else ""
 
 
 def _module(path: str, written: str) -> str:

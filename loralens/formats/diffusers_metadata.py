@@ -81,6 +81,6 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def dumps(fields: Mapping[str, Mapping[str, Any]]) -> str:
-    """Component → fields as diffusers writes them."""
+    """Component → fields as diffusers writes them; but a pattern keeps its order, which PEFT goes by."""
     flat = {f"{part}.{name}" if part else name: value for part, said in fields.items() for name, value in said.items()}
-    return json.dumps(flat, indent=2, sort_keys=True)
+    return json.dumps(dict(sorted(flat.items())), indent=2)

@@ -168,7 +168,7 @@ def _updated(
 ) -> dict[str, Any]:
     """One component's configuration with ranks, alphas and targets that fit its modules."""
     config = PeftConfig(old or {})
-    paths = {_path(name, part): module for name, module in modules.items()}
+    paths = _paths(modules, part)
     ranks = {path: module.rank for path, module in paths.items()}
     alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
     if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
@@ -189,14 +189,15 @@ def _updated(
     return found
 
 
-def _path(name: str, part: str) -> str:
-    """A module's path as the configuration has it, good with and without the ``text_model`` around CLIP's layers.
+def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
+    """Modules by their path in the configuration, good with and without the ``text_model`` around CLIP's layers.
 
     Recent transformers have that part no more; diffusers takes it off the keys of a file, not off its configuration.
     PEFT matches by the end of a path, so the shorter one fits both.
     """
-    path = name.removeprefix(f"{part}.") if part else name
-    return path.removeprefix("text_model.")
+    full = {name.removeprefix(f"{part}.") if part else name: module for name, module in modules.items()}
+    short = {path.removeprefix("text_model."): module for path, module in full.items()}
+    return short if len(short) == len(full) else full
 
 
 def _check(stored: Stored, adapter: Adapter) -> None:

@@ -14,7 +14,6 @@ src/llama-adapter.h, ``get_scale``).
 
 import re
 from collections.abc import Iterator, Mapping
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,9 @@ from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origi
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
 HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
+LARGEST = float(np.finfo(np.float32).max)
 EMBEDDING = "token_embd"
+STACK = "_exps"  # how the tensors of experts end
 
 _LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
 _HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
@@ -111,8 +112,9 @@ def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Head
 
 def _alpha(plain: Mapping[str, Any]) -> float:
     alpha = plain.get(ALPHA, 0.0)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
-        raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite number", fix="convert the adapter again")
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
+    if not number or float(np.float32(alpha)) != alpha:
+        raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
     return float(alpha)
 
 
@@ -134,13 +136,12 @@ def _modules(
     B, A = halves(parts)
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
-    origin = origin_of(NAME, parts)
-    scaling = _scaling(alpha, B.shape[-1])
-    if B.ndim == A.ndim == 3:
+    if B.ndim != A.ndim or B.ndim != (3 if tensor.endswith(STACK) else 2):
+        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have no shapes of a pair", fix=SAVE_AGAIN)
+    origin, scaling = origin_of(NAME, parts), _scaling(alpha, B.shape[-1])
+    if B.ndim == 3:
         yield from _experts(tensor, B, A, arch, scaling, origin)
         return
-    if B.ndim != 2 or A.ndim != 2:
-        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} are no matrices", fix=SAVE_AGAIN)
     layout = Layout()
     if tensor == EMBEDDING:
         A, layout = A.T, Layout("embedding")

@@ -174,8 +174,6 @@ def write_gguf(stored: Stored, path: Path) -> None:
     FormatError
         A dtype, or a value in the metadata, that GGUF has no place for.
     """
-    from gguf import GGUFReader
-
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     for key, value in values.items():
         check_printable(key)
@@ -187,7 +185,16 @@ def write_gguf(stored: Stored, path: Path) -> None:
             raise FormatError(f"{key}: GGUF has no {tensor.dtype}", fix="convert it to float32")
     with replacing(path) as stream:
         _write(stored, values, Path(stream.name))
-        assert {tensor.name for tensor in GGUFReader(stream.name).tensors} == set(stored.tensors)
+        _check_readable(stored, stream.name)
+
+
+def _check_readable(stored: Stored, path: str) -> None:
+    from gguf import GGUFReader
+
+    try:
+        assert {tensor.name for tensor in GGUFReader(path).tensors} == set(stored.tensors)
+    except (ValueError, LookupError) as error:
+        raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error
 
 
 def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:

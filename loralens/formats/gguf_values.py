@@ -81,7 +81,7 @@ def _fits(kind: str, item: Any) -> bool:
     if isinstance(item, bool) or kind == "bool":
         return isinstance(item, bool) and kind == "bool"
     try:
-        struct.pack(_PACKING[kind], item)
+        struct.pack(f"<{_PACKING[kind]}", item)
     except (struct.error, OverflowError, TypeError):
         return False
     return True

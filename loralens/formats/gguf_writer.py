@@ -192,9 +192,9 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
 def _alpha(adapter: Adapter, target: _Target) -> float:
     """The one α that gives every scale by α/r; 0 where there is none, and each scale has to go into its B."""
     modules = adapter.modules.values()
-    if target.metadata is not None and all(module.scale == 1 for module in modules):
-        if gguf_values.plain(target.metadata).get(ALPHA, 0.0) == 0:  # as it was read
-            return 0.0
+    unscaled = all(module.scale == 1 for module in modules)
+    if target.metadata is not None and unscaled and not gguf_values.plain(target.metadata).get(ALPHA):
+        return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
     rounded = {_float32(alpha) for alpha in exact}
     alpha = rounded.pop() if len(rounded) == 1 else 0.0
@@ -208,7 +208,7 @@ def _float32(number: float) -> float:
 
 def _heads_needed(stacks: Stacks, target: _Target) -> Heads | None:
     """The numbers of heads, where rows have to be reordered."""
-    turned = [modules[None] for tensor, modules in stacks.items() if gguf_rows.rotary(tensor)]
+    turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
     if not turned or target.known is None or not target.known.permuted:
         return None
     if target.heads is None and target.metadata is None:
@@ -272,7 +272,7 @@ def _folded(module: Update, alpha: float) -> LazyArray:
 def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) -> tuple[LazyArray, LazyArray]:
     """The experts of a stack as A (E, r, in) and B (E, out, r)."""
     ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
-    count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), len(ordered))
+    count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
         raise ShapeError(
             f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}",
@@ -284,6 +284,13 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     return _joined([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _joined(
         Bs, (first.shape[0], first.rank)
     )
+
+
+def _experts(modules: list[Update], target: _Target) -> int:
+    """How many experts the stack has: as the base says, or the file they were read from, or all that are here."""
+    said = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
+    shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
+    return max((len(modules), *shares)) if said is None else said
 
 
 def _joined(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:

@@ -53,7 +53,7 @@ def detect(stored: Stored) -> bool:
     return (
         bool(names)
         and not litgpt_keys.fits(names)
-        and not any(name.startswith("diffusion_model.") for name in names)
+        and not any(name.startswith(("diffusion_model.", "text_encoders.")) for name in names)
         and not is_diffusers(stored.tensors, said="lora_adapter_metadata" in (stored.metadata or {}))
     )
 

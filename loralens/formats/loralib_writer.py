@@ -34,7 +34,7 @@ def write(adapter: Adapter) -> Stored:
             tensors.update(_tensors(name, module, adapter))
     if adapter.format == NAME:
         tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
-        return Stored(dict(sorted(tensors.items())), adapter.metadata, adapter.config)
+        return Stored(tensors, adapter.metadata, adapter.config)
     for key, extra in to_translate(adapter, ("bias",), "loralib").items():
         if extra.module in tensors or f"{extra.module}.bias" in tensors:
             raise FormatError(f"{key} would be written twice", fix="leave one of the two out")

@@ -48,8 +48,9 @@ def write(adapter: Adapter) -> Stored:
         with place(name):
             tensors.update(_tensors(name, modules, scale))
     tensors.update(_extras(adapter))
-    metadata = adapter.metadata if adapter.format == NAME else {"format": "mlx"}
-    return Stored(dict(sorted(tensors.items())), metadata, config)
+    if adapter.format == NAME:
+        return Stored(tensors, adapter.metadata, config)
+    return Stored(dict(sorted(tensors.items())), {"format": "mlx"}, config)
 
 
 def _stacks(adapter: Adapter) -> Stacks:

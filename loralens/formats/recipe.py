@@ -17,7 +17,7 @@ def alpha_unknown(title: str) -> Finding:
 
 
 def scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
-    """α/r by ``lora_alpha``, unless the configuration's own rank, under ``r``, is another: then it is of another file."""
+    """α/r by ``lora_alpha``, unless the rank said under ``r`` is another: that configuration is of another file."""
     said = config or {}
     alpha: Any = said.get("lora_alpha")
     if type(alpha) not in (int, float) or said.get(r, rank) != rank or abs(alpha) > _LARGEST or not isfinite(alpha):

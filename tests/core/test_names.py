@@ -132,3 +132,18 @@ def test_nearest_among_many_names_is_quick():
     start = time.perf_counter()
     assert nearest("q_proj", names)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "stack", "number", "last"),
+    [
+        ("lora_unet_up_blocks_1_attentions_2_attn1_to_v", "lora_unet_up_blocks", 1, "attn1_to_v"),
+        ("lora_unet_down_blocks_0_attn1_to_out_0", "lora_unet_down_blocks", 0, "attn1_to_out_0"),
+        ("w_018", "w", 18, "w"),
+        ("unet.139", "unet", 139, "unet"),
+        ("unet.down_blocks.0.attn1.to_out.0", "unet.down_blocks", 0, "to_out.0"),
+    ],
+)
+def test_names_that_are_numbered_in_other_ways(name, stack, number, last):
+    assert block(name) == (stack, number)
+    assert kind(name) == last

@@ -118,6 +118,7 @@ CASES = {  # ranks, scales, whether the header has to say them
     "scale one": ((2,), (1.0,), False),
     "one scale": ((2,), (1.5,), True),
     "ranks differ": ((2, 3), (1.0,), True),
+    "one rank differs": ((2, 2, 2, 3), (0.5,), True),
     "all differ": ((1, 3, 2), (1 / 3, -2.0, 0.7), True),
 }
 MODELS = {"unet": made.unet, "transformer": made.flux}

@@ -188,9 +188,9 @@ def test_modules_outside_any_block_have_a_column_and_a_grey_line():
 
 
 def test_without_any_block_every_module_is_a_line_of_one_panel():
-    figure = spectrum_figure({"toy": {f"w_{i:03d}": one(3 + i, 2, 1) for i in range(24)}})
+    figure = spectrum_figure({"toy": {f"w{i:03d}": one(3 + i, 2, 1) for i in range(24)}})
     assert [len(axes.lines) for axes in panels(figure).values()] == [24]
-    assert [t.get_text() for t in maps(figure)[0].get_xticklabels()] == [f"w_{i:03d}" for i in range(24)]
+    assert [t.get_text() for t in maps(figure)[0].get_xticklabels()] == [f"w{i:03d}" for i in range(24)]
     assert bars(figure)[0].get_ylabel() == "module"
 
 

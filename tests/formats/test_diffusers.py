@@ -1,0 +1,580 @@
+"""The diffusers reader and writer on files made by hand; no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Structured
+from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
+from loralens.formats import comfyui, diffusers, xlabs
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.diffusers_metadata import KEY
+from loralens.formats.diffusers_writer import write
+from tests.formats.test_fuzz import read_everything
+from tests.tolerances import SAME_UPDATE
+
+CONFORMANCE = Path(__file__).parent.parent / "conformance"
+CASES = sorted(folder.name for folder in CONFORMANCE.glob("diffusers-*"))
+Q = "unet.down_blocks.0.attn1.to_q"
+K = "unet.down_blocks.0.attn1.to_k"
+Shapes = Mapping[str, tuple[int, ...]]
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def number(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def stored(shapes: Shapes, said: Mapping[str, Any] | None = None, **rest: Any) -> Stored:
+    """Random tensors under these keys; ``said`` becomes the header's configuration."""
+    tensors = {key: LazyArray.of(number(shape, i)) for i, (key, shape) in enumerate(shapes.items())}
+    metadata = {"format": "pt"} if said is None else {"format": "pt", KEY: json.dumps(said)}
+    return Stored(tensors, metadata, **rest)
+
+
+def pair(name: str = Q, r: int = 2, *, A: str = "lora_A.weight", B: str = "lora_B.weight") -> Shapes:
+    return {f"{name}.{A}": (r, 4), f"{name}.{B}": (6, r)}
+
+
+def valued(source: Stored, key: str, value: Any) -> Stored:
+    return replace(source, tensors={**source.tensors, key: LazyArray.of(np.asarray(value))})
+
+
+def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, seed: int = 0) -> LowRank:
+    return LowRank(number((6, r), seed), number((r, 4), seed + 1), scale, layout=layout)
+
+
+def codes(adapter: Adapter) -> list[str]:
+    return [finding.code for finding in adapter.findings]
+
+
+def assert_same(first: Stored, second: Stored) -> None:
+    assert first.tensors.keys() == second.tensors.keys()
+    for key, tensor in first.tensors.items():
+        other = second.tensors[key].read()
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), key
+        assert other.tobytes() == tensor.read().tobytes(), key
+    assert (first.metadata, first.config) == (second.metadata, second.config)
+
+
+# --- names ---
+
+OLD = {  # key of a half without .down.weight → the module it adapts
+    f"{Q}.lora": Q,
+    "down_blocks.0.attn1.processor.to_q_lora": "unet.down_blocks.0.attn1.to_q",
+    "down_blocks.0.attn1.processor.to_out_lora": "unet.down_blocks.0.attn1.to_out.0",
+    "unet.mid_block.attn2.processor.to_v_lora": "unet.mid_block.attn2.to_v",
+    "unet.mid_block.attn2.processor.add_k_proj_lora": "unet.mid_block.attn2.add_k_proj",
+    "mid_block.attn2.to_k.lora": "unet.mid_block.attn2.to_k",
+    "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora":
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora":
+        "text_encoder.text_model.encoder.layers.0.self_attn.out_proj",
+    "text_model.encoder.layers.0.self_attn.to_k_lora": "text_encoder.text_model.encoder.layers.0.self_attn.k_proj",
+    "text_encoder_2.encoder.layers.0.mlp.fc1.lora_linear_layer": "text_encoder_2.encoder.layers.0.mlp.fc1",
+    "transformer.transformer_blocks.0.attn.to_q.lora": "transformer.transformer_blocks.0.attn.to_q",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OLD)
+def test_old_keys_and_the_modules_they_mean(key: str) -> None:
+    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
+    assert diffusers.detect(source)
+    assert list(diffusers.read(source)) == [OLD[key]]
+
+
+def test_other_styles_keep_their_names() -> None:
+    shapes = {**pair(f"{Q}.deep", A="lora_A.default.weight", B="lora_B.default.weight"), **pair("unet.x.to_out")}
+    shapes |= {"text_encoder.emb.lora_embedding_A": (2, 9), "text_encoder.emb.lora_embedding_B": (6, 2)}
+    adapter = diffusers.read(stored(shapes))
+    assert list(adapter) == ["text_encoder.emb", f"{Q}.deep", "unet.x.to_out"]
+    assert adapter["text_encoder.emb"].layout.kind == "embedding"
+    assert adapter["text_encoder.emb"].shape == (6, 9)
+
+
+def test_a_convolution() -> None:
+    source = stored({"unet.conv_in.lora_A.weight": (2, 3, 3, 3), "unet.conv_in.lora_B.weight": (6, 2, 1, 1)})
+    module = diffusers.read(source)["unet.conv_in"]
+    assert (module.shape, module.layout) == ((6, 27), Layout("conv", kernel=(3, 3)))
+    A, B = (tensor.read().astype(float) for tensor in source.tensors.values())
+    expected = np.einsum("orxy,rikl->oikl", B, A).reshape(6, 27)
+    np.testing.assert_allclose(module.dense(), expected, **SAME_UPDATE)
+
+
+# --- scales ---
+
+
+def test_without_any_word_the_scale_is_one() -> None:
+    adapter = diffusers.read(stored({**pair(Q), **pair(K, 3)}))
+    assert {(module.scale, module.scaling.rule) for module in adapter.modules.values()} == {(1.0, "given")}
+    assert codes(adapter) == []
+
+
+@pytest.mark.parametrize("alpha", [np.float32(3), np.float16([3]), np.int64(3), np.array([[3]], ml_dtypes.bfloat16)])
+def test_alpha_tensors(alpha: Any) -> None:
+    adapter = diffusers.read(valued(stored(pair(Q)), f"{Q}.alpha", alpha))
+    assert adapter[Q].scale == 1.5
+    assert adapter[Q].scaling == Scaling("alpha/r", 3.0, 2, "alpha in the file")
+    assert not adapter.extra
+
+
+def test_alpha_of_an_attention_processor() -> None:
+    key = "down_blocks.0.attn1.processor.to_out_lora"
+    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
+    adapter = diffusers.read(valued(source, f"{key}.alpha", np.float32(1)))
+    assert {name: module.scale for name, module in adapter.items()} == {"unet.down_blocks.0.attn1.to_out.0": 0.5}
+
+
+def test_alpha_in_some_modules_only_is_a_warning() -> None:
+    adapter = diffusers.read(valued(stored({**pair(Q), **pair(K)}), f"{Q}.alpha", np.float32(3)))
+    assert (adapter[Q].scale, adapter[K].scale) == (1.5, 1.0)
+    assert codes(adapter) == ["alpha-missing"]
+
+
+@pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32(np.nan), np.float32(np.inf), np.True_, np.complex64(1)])
+def test_an_alpha_that_is_no_number(bad: Any) -> None:
+    with pytest.raises(LoraLensError, match=r"alpha") as caught:
+        diffusers.read(valued(stored(pair(Q)), f"{Q}.alpha", bad))
+    assert caught.value.where == (Q,)
+
+
+SAID = {
+    "unet.r": 2, "unet.lora_alpha": 6, "unet.rank_pattern": {"^down_blocks.0.attn1.to_k": 3},
+    "unet.alpha_pattern": {"attn1.to_k": 1.5}, "text_encoder.r": 4, "text_encoder.lora_alpha": 6,
+    "text_encoder.use_rslora": True,
+}  # fmt: skip
+TE = "text_encoder.encoder.layers.0.self_attn.q_proj"
+
+
+def test_the_header_wins_and_each_component_has_its_own() -> None:
+    adapter = diffusers.read(stored({**pair(Q), **pair(K, 3), **pair(TE, 4)}, SAID))
+    assert {name: module.scale for name, module in adapter.items()} == {TE: 3.0, Q: 3.0, K: 0.5}
+    assert adapter[TE].scaling.rule == "alpha/sqrt(r)"
+    assert "alpha_pattern" in adapter[K].scaling.origin
+    assert adapter[Q].scaling.origin == KEY
+    assert codes(adapter) == []
+
+
+def test_a_model_says_its_configuration_flat() -> None:
+    source = stored(pair("conv_in", 2), {"r": 2, "lora_alpha": 1})
+    assert diffusers.detect(source)
+    assert diffusers.read(source)["conv_in"].scale == 0.5
+
+
+def test_a_component_that_the_header_leaves_out() -> None:
+    adapter = diffusers.read(stored({**pair(Q), **pair(TE)}, {"unet.r": 2, "unet.lora_alpha": 6}))
+    assert (adapter[Q].scale, adapter[TE].scale) == (3.0, 1.0)
+
+
+def test_the_header_against_the_tensors() -> None:
+    adapter = diffusers.read(valued(stored(pair(Q, 3), SAID), f"{Q}.alpha", np.float32(1)))
+    assert codes(adapter) == ["rank-disagrees", "alpha-twice"]
+    assert [finding.level for finding in adapter.findings] == ["error", "warning"]
+    assert adapter[Q].scale == 3.0
+
+
+def test_pissa_in_the_header_is_told_with_its_component() -> None:
+    adapter = diffusers.read(stored(pair(Q), {**SAID, "unet.init_lora_weights": "pissa"}))
+    assert codes(adapter) == ["mutated-base"]
+    assert adapter.findings[0].text.startswith("unet: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"unet.r": 0}', "rank r is 0"),
+        ('{"unet.r": true}', "rank r is True"),
+        ('{"unet.lora_alpha": NaN}', "alpha lora_alpha is nan"),
+        ('{"unet.alpha_pattern": [1]}', "not a mapping"),
+        ('{"unet.rank_pattern": {"(": 1}}', "not a regular expression"),
+        ('{"unet\\u001b[2J.r": 2}', "control characters"),
+    ],
+)
+def test_a_broken_header(text: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        diffusers.read(replace(stored(pair(Q)), metadata={KEY: text}))
+    assert caught.value.where[0] == KEY
+
+
+def test_ai_toolkit_folds_alpha_and_that_is_said() -> None:
+    source = replace(stored(pair("transformer.x.to_q")), metadata={"software": '{"name": "ai-toolkit"}'})
+    adapter = diffusers.read(source)
+    assert codes(adapter) == ["alpha-folded"]
+    assert adapter.findings[0].level == "note"
+    assert codes(diffusers.read(valued(source, "transformer.x.to_q.alpha", np.float32(1)))) == []
+
+
+# --- what is no pair ---
+
+
+def test_roles() -> None:
+    shapes = {
+        **pair(Q), f"{Q}.lora_magnitude_vector": (6,), f"{Q}.lora_B.bias": (6,), **pair(K), f"{K}.magnitude": (6,),
+        "unet.norm_q.weight": (4,), "unet.y.lora_magnitude_vector": (3,),
+    }  # fmt: skip
+    adapter = diffusers.read(stored(shapes))
+    assert {key: (one.role, one.module) for key, one in adapter.extra.items()} == {
+        f"{Q}.lora_magnitude_vector": ("magnitude", Q),
+        f"{Q}.lora_B.bias": ("lora_bias", Q),
+        f"{K}.magnitude": ("magnitude", K),
+        "unet.norm_q.weight": ("other", "unet.norm_q"),
+        "unet.y.lora_magnitude_vector": ("other", "unet.y"),
+    }
+    assert codes(adapter) == ["use-dora", "tensor-unread"]
+    assert "2 modules are DoRA" in adapter.findings[0].text
+    assert_same(write(adapter), stored(shapes))
+
+
+def test_a_stray_configuration_is_not_read() -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 100}
+    key = "down_blocks.0.attn1.processor.to_q_lora"
+    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)}, config=config)
+    assert diffusers.detect(source)
+    adapter = diffusers.read(source)
+    assert codes(adapter) == ["config-ignored"]
+    assert [module.scale for module in adapter.modules.values()] == [1.0]
+    assert_same(write(adapter), source)
+
+
+BROKEN = {
+    "half": ({f"{Q}.lora_A.weight": (2, 4)}, FormatError, "has no B beside it"),
+    "empty": ({f"{Q}.lora_A.weight": (0, 4), f"{Q}.lora_B.weight": (6, 0)}, ShapeError, "hold no pair"),
+    "empty conv": ({f"{Q}.lora_A.weight": (0, 4, 1, 1), f"{Q}.lora_B.weight": (6, 1, 1, 1)}, ShapeError, "no pair"),
+    "rank": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 3)}, ShapeError, "do not multiply"),
+    "flat": ({f"{Q}.lora_A.weight": (2,), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "hold no pair"),
+    "deep": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 2, 1, 1)}, ShapeError, "do not multiply"),
+    "conv": ({f"{Q}.lora_A.weight": (2, 4, 3, 3), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "do not fit together"),
+    "twice": ({**pair(Q), f"{Q}.lora.down.weight": (2, 4)}, FormatError, "are the same tensor"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_is_said_with_its_place(case: str) -> None:
+    shapes, kind, message = BROKEN[case]
+    with pytest.raises(kind, match=message):
+        diffusers.read(stored(shapes))
+
+
+def test_quantised_factors() -> None:
+    source = valued(stored(pair(Q)), f"{Q}.lora_A.weight", np.zeros((2, 4), np.int8))
+    with pytest.raises(FormatError, match="not floating point"):
+        diffusers.read(source)
+
+
+# --- whose file it is ---
+
+FOREIGN = {
+    "peft": pair("base_model.model.unet.x"),
+    "peft without prefix": pair("model.layers.0.q_proj"),
+    "gpt2": pair("transformer.h.0.attn.c_attn"),
+    "kohya": {"lora_unet_x.lora_down.weight": (2, 4), "lora_unet_x.lora_up.weight": (6, 2)},
+    "comfyui": pair("diffusion_model.x.y"),
+    "comfyui up": {"transformer.x.y.lora_down.weight": (2, 4), "transformer.x.y.lora_up.weight": (6, 2)},
+    "comfyui layer": pair("diffusion_model.x.y", A="lora.down.weight", B="lora.up.weight"),
+    "loralib": pair("roberta.encoder.layer.0.query", A="lora_A", B="lora_B"),
+    "mlx": {"transformer.x.lora_a": (4, 2), "transformer.x.lora_b": (2, 6)},
+    "torchtune": {"transformer.x.lora_a.weight": (2, 4), "transformer.x.lora_b.weight": (6, 2)},
+    "lycoris": {**pair("unet.x.y"), "unet.x.z.lokr_w1": (2, 2), "unet.x.z.lokr_w2": (3, 2)},
+    "safeloras": {"unet:0:up": (6, 2), "unet:0:down": (2, 4)},
+    "plain": {"w_a_000": (2, 4), "w_b_000": (6, 2)},
+    "xlabs": pair("double_blocks.0.processor", A="qkv_lora1.down.weight", B="qkv_lora1.up.weight"),
+    "nothing": {},
+    "a model": {"unet.x.weight": (4, 4)},
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_files_of_others(case: str) -> None:
+    assert not diffusers.detect(stored(FOREIGN[case]))
+
+
+def test_a_peft_configuration_beside_them_makes_such_keys_peft_s() -> None:
+    config = {"peft_type": "LORA", "r": 2}
+    assert diffusers.detect(stored(pair("transformer.x.to_q")))
+    assert not diffusers.detect(stored(pair("transformer.x.to_q"), config=config))
+    assert diffusers.detect(stored(pair("transformer.x.to_q"), SAID, config=config))
+
+
+OURS = ("flux-aitoolkit-r16", "sd15-diffusers-processor", "sd15-timohavdk-diffusers")
+
+
+def test_the_real_files(real: Path) -> None:
+    """No other real file is taken for diffusers', ComfyUI's or XLabs'."""
+    for file in sorted(real.glob("*/*.safetensors")):
+        try:
+            source = read_safetensors(file)
+        except FormatError:
+            continue
+        assert diffusers.detect(source) == (file.parent.name in OURS), file
+        assert not comfyui.detect(source)
+        assert not xlabs.detect(source)
+        if diffusers.detect(source):
+            assert_same(write(diffusers.read(source)), source)
+
+
+def test_what_the_real_files_hold(real: Path) -> None:
+    first, second, flux = (
+        diffusers.read(read_safetensors(next((real / name).glob("*.safetensors"))))
+        for name in ("sd15-timohavdk-diffusers", "sd15-diffusers-processor", "flux-aitoolkit-r16")
+    )
+    assert set(first) == set(second)
+    assert len(first) == 128
+    assert first.extra == second.extra == flux.extra == {}
+    assert {module.scale for module in (*first.modules.values(), *second.modules.values())} == {1.0}
+    assert codes(flux) == ["alpha-folded"]
+    assert {(m.shape, m.rank, str(m.dtype)) for m in flux.modules.values()} == {((3072, 15360), 16, "float16")}
+    moved = second["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"].singular_values()
+    assert moved[3] > 0
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_written_back_to_the_bit(case: str) -> None:
+    source = read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors")
+    assert diffusers.detect(source)
+    assert_same(write(diffusers.read(source)), source)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_changed_adapter_is_read_back(case: str) -> None:
+    """Ranks and scales changed in one module, names and all other updates as they were."""
+    adapter = diffusers.read(read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors"))
+    first = next(iter(adapter))
+    module = adapter[first]
+    new = LowRank(module.B[:, :1], module.A[:1], -0.3, layout=module.layout)
+    source = write(replace(adapter, modules={**adapter.modules, first: new}))
+    assert diffusers.detect(source)
+    back = diffusers.read(source)
+    assert set(back) == set(adapter)
+    assert "rank-disagrees" not in codes(back)
+    for name in adapter:
+        expected = new if name == first else adapter[name]
+        np.testing.assert_allclose(back[name].dense(), expected.dense(), **SAME_UPDATE)
+    assert not any(key.endswith(".alpha") for key in source.tensors)
+    assert {key: one.role for key, one in back.extra.items()} == {key: one.role for key, one in adapter.extra.items()}
+
+
+def test_a_new_scale_keeps_the_factors_and_every_other_field() -> None:
+    said = {**SAID, "unet.target_modules": ["to_q"], "unet.some_future_field": {"x": 1}}
+    adapter = diffusers.read(stored({**pair(Q), **pair(TE, 4)}, said))
+    source = write(adapter.map(lambda m: m.rescaled(2 * m.scale, Scaling("given", origin="test"))))
+    found = json.loads((source.metadata or {})[KEY])
+    assert found["unet.some_future_field"] == {"x": 1}
+    assert found["unet.target_modules"] == ["to_q"]
+    assert (found["unet.lora_alpha"], found["text_encoder.lora_alpha"]) == (12, 12)
+    assert {key: tensor.read().tobytes() for key, tensor in source.tensors.items()} == {
+        key: tensor.read().tobytes() for key, tensor in stored({**pair(Q), **pair(TE, 4)}).tensors.items()
+    }
+    assert [m.scale for m in diffusers.read(source).modules.values()] == [6.0, 6.0]
+
+
+def test_a_changed_base_cannot_get_other_ranks() -> None:
+    adapter = diffusers.read(stored(pair(Q), {"unet.r": 2, "unet.init_lora_weights": "pissa"}))
+    with pytest.raises(FormatError, match="changes the base weight"):
+        write(adapter.map(lambda m: LowRank(m.B[:, :1], m.A[:1], m.scale)))
+
+
+def test_a_module_left_out() -> None:
+    adapter = diffusers.read(stored({**pair(Q), **pair(K, 3)}, SAID))
+    less = write(replace(adapter, modules={Q: adapter[Q]}))
+    assert set(diffusers.read(less)) == {Q}
+    assert less.metadata == adapter.metadata
+
+
+@pytest.mark.parametrize(
+    ("modules", "headed"),
+    [
+        ({Q: low_rank(), TE: low_rank(r=3)}, False),  # ranks may differ between components
+        ({Q: low_rank(), K: low_rank(r=3)}, True),
+        ({Q: low_rank(0.5), K: low_rank()}, True),
+        ({"model.layers.0.q_proj": low_rank()}, True),  # no component: nobody would know the file without
+        ({"transformer.h.0.attn.c_attn": low_rank()}, True),
+    ],
+)
+def test_a_header_only_where_it_is_needed(modules: dict[str, LowRank], *, headed: bool) -> None:
+    source = write(Adapter(modules=modules, format="peft"))
+    assert (KEY in (source.metadata or {})) == headed
+    assert diffusers.detect(source)
+    assert not comfyui.detect(source)
+    back = diffusers.read(source)
+    assert {name: m.scale for name, m in back.items()} == {name: m.scale for name, m in modules.items()}
+
+
+def test_every_component_stands_in_a_header() -> None:
+    source = write(Adapter(modules={Q: low_rank(0.5), TE: low_rank()}, format="peft"))
+    said = json.loads((source.metadata or {})[KEY])
+    assert {key.partition(".")[0] for key in said} == {"unet", "text_encoder"}
+    assert said["text_encoder.target_modules"] == [TE.removeprefix("text_encoder.")]
+
+
+def test_a_pattern_whose_key_ends_another_path() -> None:
+    names = {"transformer.proj_out": 3, "transformer.blocks.0.proj_out": 2, "transformer.blocks.1.proj_out": 2}
+    source = write(Adapter(modules={name: low_rank(0.5, r=r) for name, r in names.items()}, format="kohya"))
+    back = diffusers.read(source)
+    assert codes(back) == []
+    assert {name: (m.rank, m.scale) for name, m in back.items()} == {name: (r, 0.5) for name, r in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "key", "written"),
+    [
+        (Layout(), (6, 1), f"{Q}.lora_magnitude_vector", (6,)),
+        (Layout("conv", kernel=(2, 2)), (6,), f"{Q}.lora_magnitude_vector", (1, 6, 1, 1)),
+        (Layout("conv", kernel=(4,)), (6, 1, 1), f"{Q}.lora_magnitude_vector", (1, 6, 1)),
+    ],
+)
+def test_magnitudes_are_translated(kind: Layout, shape: Any, key: str, written: Any) -> None:
+    m = number(shape)
+    adapter = Adapter(
+        modules={Q: low_rank(layout=kind)}, extra={"x": Extra("magnitude", Q, LazyArray.of(m))}, format="lycoris"
+    )
+    source = write(adapter)
+    np.testing.assert_array_equal(source.tensors[key].read(), m.reshape(written))
+    assert diffusers.read(source).extra[key].role == "magnitude"
+
+
+REFUSED = {
+    "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
+    "input side": (Extra("magnitude_in", Q, LazyArray.of(number((4,)))), FormatError, "no place for"),
+    "no module": (Extra("magnitude", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
+    "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number an output"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_extras_that_cannot_be_held(case: str) -> None:
+    extra, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        write(Adapter(modules={Q: low_rank()}, extra={"x": extra}, format="lycoris"))
+
+
+def test_dora_in_some_modules_of_a_component() -> None:
+    extra = {"x": Extra("magnitude", Q, LazyArray.of(number((6,))))}
+    with pytest.raises(FormatError, match=f"have no magnitude, {K} the first"):
+        write(Adapter(modules={Q: low_rank(), K: low_rank()}, extra=extra, format="lycoris"))
+    write(Adapter(modules={Q: low_rank(), TE: low_rank()}, extra=extra, format="lycoris"))
+
+
+def test_modules_that_have_no_place() -> None:
+    def one(module: Any, name: str = Q) -> Adapter:
+        return Adapter(modules={name: module}, format="peft")
+
+    with pytest.raises(FormatError, match="of kind 'experts'"):
+        write(one(low_rank(layout=Layout("experts")), "model.experts[0]"))
+    with pytest.raises(MismatchError, match="underscores for dots"):
+        write(one(low_rank(), "lora_unet_down_blocks_0_attn1_to_q"))
+    with pytest.raises(MismatchError, match="no factors"):
+        write(one(Structured(Dense(LazyArray.of(number((6, 4)))))))
+    with pytest.raises(ShapeError, match="grouped convolution"):
+        write(one(low_rank(layout=Layout("conv", kernel=(1, 1), groups=2))))
+    with pytest.raises(FormatError, match="cannot be told from its neighbours"):
+        write(one(low_rank(), ""))
+
+
+def test_an_embedding_goes_round() -> None:
+    source = write(Adapter(modules={"text_encoder.emb": low_rank(0.5, layout=Layout("embedding"))}, format="peft"))
+    assert sorted(source.tensors) == ["text_encoder.emb.lora_embedding_A", "text_encoder.emb.lora_embedding_B"]
+    back = diffusers.read(source)["text_encoder.emb"]
+    assert (back.layout.kind, back.scale) == ("embedding", 0.5)
+
+
+# --- anything at all ---
+
+NAMES = st.sampled_from([Q, K, TE, "transformer.a.b", "down_blocks.0.attn1.processor", "x", "unet", ""])
+LEAVES = st.sampled_from([
+    "lora_A.weight", "lora_B.weight", "lora_A", "lora_B", "lora.down.weight", "lora.up.weight", "to_q_lora.up.weight",
+    "to_q_lora.down.weight", "lora_embedding_A", "lora_embedding_B", "alpha", "lora.alpha", "lora_magnitude_vector",
+    "lora_B.bias", "weight", "magnitude", "lora_linear_layer.up.weight",
+])  # fmt: skip
+DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_, np.complex64])
+FIELDS = st.sampled_from(["unet.r", "r", "unet.lora_alpha", "transformer.rank_pattern", "unet.use_rslora", "."])
+VALUES = st.one_of(
+    st.integers(-1, 4), st.floats(), st.booleans(), st.none(), st.text(max_size=3),
+    st.dictionaries(st.sampled_from(["to_q", "^a", "("]), st.integers(0, 3), max_size=2),
+)  # fmt: skip
+
+
+@st.composite
+def surgery(draw: Any) -> Stored:
+    """A sound pair, any tensors besides or instead, any header."""
+    r, kernel = draw(st.integers(1, 3)), draw(st.sampled_from([[], [1, 1], [3]]))
+    name = draw(NAMES)
+    tensors = {
+        f"{name}.lora_A.weight": (np.float32, [r, 2, *kernel]),
+        f"{name}.lora_B.weight": (np.float32, [3, r, *(1 for _ in kernel)]),
+    }
+    keys = st.builds("{}.{}".format, NAMES, LEAVES)
+    shapes = st.lists(st.integers(0, 4), max_size=4)
+    tensors |= draw(st.dictionaries(keys, st.tuples(DTYPES, shapes), max_size=4))
+    for key in draw(st.sets(st.sampled_from(list(tensors)), max_size=1)):
+        del tensors[key]
+    value = draw(st.sampled_from([1, 0, -2, 1e30, np.nan, np.inf]))
+    header = draw(st.one_of(st.none(), st.text(max_size=5), st.dictionaries(FIELDS, VALUES, max_size=3)))
+    said = None if header is None else header if isinstance(header, str) else json.dumps(header)
+    with np.errstate(all="ignore"):
+        made = {key: LazyArray.of(np.full(shape, value).astype(dtype)) for key, (dtype, shape) in tensors.items()}
+    return Stored(made, None if said is None else {KEY: said})
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@fuzz
+@given(surgery())
+def test_any_tensors_give_an_adapter_or_an_error_of_ours(source: Stored) -> None:
+    diffusers.detect(source)
+    try:
+        adapter = diffusers.read(source)
+        read_everything(adapter)
+        assert_same(write(adapter), source)
+    except LoraLensError:
+        return
+
+
+PARTS = st.sampled_from(
+    ["unet", "text_encoder", "text_model", "text_model.a", "a", "proj_out", "0", "é", "[3]", "to_out", "^x$"]
+)
+
+
+@fuzz
+@given(
+    st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=5, unique=True),
+    st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=5, max_size=5),
+    st.lists(st.integers(1, 3), min_size=5, max_size=5),
+)
+def test_what_is_written_is_read_back(names: list[str], scales: list[float], ranks: list[int]) -> None:
+    modules = {name: low_rank(scales[i], r=ranks[i], seed=i) for i, name in enumerate(names)}
+    source = write(Adapter(modules=modules, format="peft"))
+    back = diffusers.read(source)
+    assert set(back) == set(modules)
+    assert "rank-disagrees" not in codes(back)
+    for name, module in modules.items():
+        np.testing.assert_array_equal(back[name].B, module.B)
+        assert back[name].scale == pytest.approx(module.scale, rel=1e-15)
+
+
+def test_saved_and_loaded_through_the_front_door(tmp_path: Path) -> None:
+    if "diffusers" not in {form.name for form in loralens.formats.FORMATS}:
+        pytest.skip("not in the table yet")
+    adapter = Adapter(modules={Q: low_rank(0.5), TE: low_rank(r=3)}, format="peft")
+    loralens.save(adapter, tmp_path / "out", format="diffusers")
+    back = loralens.load(tmp_path / "out")
+    assert back.format == "diffusers"
+    for name, module in adapter.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), **SAME_UPDATE)

@@ -1,0 +1,953 @@
+"""GGUF adapters: llama.cpp's names, rows and one α, and a container that nothing damaged gets through."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Structured
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.formats import gguf, gguf_names, gguf_rows, gguf_values, peft
+from loralens.formats.container import Stored, read_json, read_safetensors
+from loralens.formats.gguf_architectures import ARCHITECTURES, architecture, architecture_of, heads_of
+from loralens.formats.gguf_container import read_gguf, write_gguf
+from loralens.formats.gguf_writer import write
+from tests.formats.test_fuzz import read_everything
+from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
+
+package = pytest.importorskip("gguf")
+CASES = sorted(folder for folder in (Path(__file__).parent.parent / "conformance").iterdir() if folder.is_dir())
+OWN = [folder for folder in CASES if folder.name.startswith("gguf-")]
+Q, K, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv")
+LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}
+KINDS = {"general.architecture": "qwen2", "general.type": "adapter", "adapter.type": "lora"}
+fuzz = settings(max_examples=8000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def drawn(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def low_rank(out=16, in_=6, *, r=2, scale=2.0, dtype=np.float32, **rest):
+    return loralens.LowRank(drawn(out, r, dtype=dtype), drawn(r, in_, dtype=dtype, seed=1), scale, **rest)
+
+
+def adapter(modules=None, **rest):
+    return loralens.Adapter(modules=modules or {Q: low_rank(), K: low_rank(8), V: low_rank(8)}, **rest)
+
+
+def stored(tensors, metadata=None, **rest):
+    metadata = KINDS if metadata is None else metadata
+    lazy = {key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}
+    return Stored(lazy, metadata, plain=gguf_values.plain(metadata), **rest)
+
+
+def pair(tensor="blk.0.attn_v", *, out=16, in_=6, r=2, dtype=np.float32):
+    return {
+        f"{tensor}.weight.lora_a": drawn(r, in_, dtype=dtype, seed=1),
+        f"{tensor}.weight.lora_b": drawn(out, r, dtype=dtype),
+    }
+
+
+def on_disk(value: Stored, folder: Path) -> Stored:
+    write_gguf(value, folder / "adapter.gguf")
+    return read_gguf(folder / "adapter.gguf")
+
+
+def assert_equal(first, second):
+    """Tensors by key, to the bit."""
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert tensor.dtype == second[key].dtype
+        assert tensor.shape == second[key].shape
+        assert tensor.read().tobytes() == second[key].read().tobytes()
+
+
+# --- rows of q and k ------------------------------------------------------------------------------------------------
+
+
+def by_hand(rows, heads):
+    """Row i + j·d/2 of a head goes to 2·i + j (llama.cpp conversion/llama.py, written with indices)."""
+    size = len(rows) // heads
+    turned = np.empty_like(rows)
+    for head in range(heads):
+        for i in range(size // 2):
+            for j in range(2):
+                turned[head * size + 2 * i + j] = rows[head * size + i + j * size // 2]
+    return turned
+
+
+@pytest.mark.parametrize(("heads", "size"), [(1, 2), (1, 8), (3, 4), (4, 6)])
+def test_permuting_B_permutes_the_rows_of_the_update_as_the_base_is_permuted(heads, size):
+    B, A = drawn(heads * size, 2), drawn(2, 5)
+    turned = gguf_rows.permute(B, heads)
+    np.testing.assert_array_equal(turned, by_hand(B, heads))
+    np.testing.assert_allclose(turned @ A, by_hand(B @ A, heads), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(gguf_rows.unpermute(turned, heads), B)
+    if size > 2:
+        assert not np.array_equal(turned, B)
+
+
+def hugging_face_rotary(x, position):
+    """The halves of a head turned against each other; x (heads, d)."""
+    half = x.shape[1] // 2
+    angle = position * 10000.0 ** (-np.arange(half) / half)
+    first, second = x[:, :half], x[:, half:]
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
+
+
+def ggml_rotary(x, position):
+    """Neighbours turned against each other: ggml's "normal" kind."""
+    half = x.shape[1] // 2
+    angle = position * 10000.0 ** (-np.arange(half) / half)
+    even, odd = x[:, ::2], x[:, 1::2]
+    turned = np.empty_like(x)
+    turned[:, ::2] = even * np.cos(angle) - odd * np.sin(angle)
+    turned[:, 1::2] = odd * np.cos(angle) + even * np.sin(angle)
+    return turned
+
+
+def scores(rotary, W_q, W_k, x, y, heads, kv):
+    """Attention scores of one position for another, by query head."""
+    q = rotary((W_q @ x).reshape(heads, -1), 7)
+    k = rotary((W_k @ y).reshape(kv, -1), 3)
+    return np.sum(q * np.repeat(k, heads // kv, axis=0), axis=1)
+
+
+def test_the_attention_of_the_written_adapter_in_ggml_is_that_of_hugging_face():
+    """W + ΔW scores the same with either program's rows and rotary embedding, and W alone does not."""
+    q, k = low_rank(scale=0.5), low_rank(8, scale=0.5)
+    written = write(adapter({Q: q, K: k}), base_config=LLAMA).tensors
+    W_q, W_k, x, y = drawn(16, 6, dtype=float), drawn(8, 6, dtype=float), drawn(6, dtype=float), drawn(6, dtype=float)
+    expected = scores(hugging_face_rotary, W_q + q.dense(), W_k + k.dense(), x, y, 4, 2)
+    there = [
+        0.5 * written[f"blk.0.attn_{name}.weight.lora_b"].read().astype(float)
+        @ written[f"blk.0.attn_{name}.weight.lora_a"].read()
+        for name in "qk"
+    ]  # fmt: skip
+    base = by_hand(W_q, 4), by_hand(W_k, 2)
+    found = scores(ggml_rotary, base[0] + there[0], base[1] + there[1], x, y, 4, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert np.abs(found - scores(ggml_rotary, *base, x, y, 4, 2)).max() > MOVED
+
+
+def test_rows_of_v_and_of_other_architectures_stay():
+    written = write(adapter(), base_config=LLAMA).tensors
+    np.testing.assert_array_equal(written["blk.0.attn_v.weight.lora_b"].read(), low_rank(8).B)
+    plain = write(adapter(), base_config=QWEN).tensors
+    np.testing.assert_array_equal(plain["blk.0.attn_q.weight.lora_b"].read(), low_rank().B)
+
+
+def test_only_q_and_k_of_llama_need_the_numbers_of_heads():
+    assert write(adapter({V: low_rank()}), arch="llama").tensors
+    assert write(adapter(), arch="qwen2").tensors
+    with pytest.raises(OptionError, match="self_attn") as caught:
+        write(adapter(), arch="llama")
+    assert "--base" in caught.value.fix
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+def test_one_alpha_is_there_for_all_ranks():
+    found = gguf.read(stored({**pair(), **pair("blk.1.attn_v", r=3)}, {**KINDS, "adapter.lora.alpha:f32": "7.0"}))
+    scales = [module.scale for module in found.modules.values()]
+    assert scales == [7 / 2, 7 / 3]
+    assert all(module.scaling.rule == "alpha/r" for module in found.modules.values())
+
+
+@pytest.mark.parametrize("metadata", [KINDS, {**KINDS, "adapter.lora.alpha:f32": "0.0"}])
+def test_alpha_of_0_is_scale_1_and_that_is_no_guess(metadata):
+    found = gguf.read(stored(pair(), metadata))
+    assert found[V].scale == 1
+    assert found[V].scaling.rule == "given"
+    assert "alpha-unknown" not in {finding.code for finding in found.findings}
+
+
+def test_the_token_embedding_is_stored_with_lora_a_transposed():
+    a, b = drawn(9, 2), drawn(4, 2)
+    found = gguf.read(stored({"token_embd.weight.lora_a": a, "token_embd.weight.lora_b": b}))["model.embed_tokens"]
+    assert found.layout.kind == "embedding"
+    assert found.shape == (4, 9)
+    np.testing.assert_allclose(found.dense(), b.astype(float) @ a.T.astype(float), **SAME_UPDATE)
+
+
+def test_rows_are_brought_back_where_the_file_or_the_base_says_the_heads():
+    tensors, llama = pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}
+    expected = gguf_rows.unpermute(tensors["blk.0.attn_q.weight.lora_b"], 4)
+    own = {**llama, f"{gguf.HEADS}:u32": "4", f"{gguf.HEADS_KV}:u32": "2"}
+    for value in (stored(tensors, own), stored(tensors, llama, config=LLAMA)):
+        found = gguf.read(value)
+        np.testing.assert_array_equal(found[Q].B, expected)
+        assert not found.findings
+
+
+def test_rows_of_other_architectures_stay_whatever_the_base_says():
+    found = gguf.read(stored(pair("blk.0.attn_q"), config=QWEN))
+    assert found.config == QWEN
+    np.testing.assert_array_equal(found[Q].B, drawn(16, 2))
+
+
+def test_two_tensors_of_one_name_are_refused():
+    tensors = {
+        "x_exps.lora_a": drawn(1, 2, 6), "x_exps.lora_b": drawn(1, 8, 2),
+        "x_exps[0].lora_a": drawn(2, 6), "x_exps[0].lora_b": drawn(8, 2),
+    }  # fmt: skip
+    with pytest.raises(FormatError, match=r"x_exps\[0\] is stored twice"):
+        gguf.read(stored(tensors))
+
+
+def test_rows_stay_where_nothing_says_the_heads_and_that_is_said():
+    llama = {**KINDS, "general.architecture": "llama"}
+    found = gguf.read(stored(pair("blk.0.attn_q"), llama))
+    assert [finding.code for finding in found.findings] == ["rows-permuted"]
+    assert "--base" in found.findings[0].fix
+    np.testing.assert_array_equal(found[Q].B, drawn(16, 2))
+    assert not gguf.read(stored(pair("blk.0.attn_v"), llama)).findings
+    assert not gguf.read(stored(pair("blk.0.attn_q"))).findings
+
+
+def test_a_configuration_of_PEFT_beside_the_file_says_nothing():
+    found = gguf.read(stored(pair(), config={"peft_type": "LORA", "num_attention_heads": 4}))
+    assert found.config is None
+
+
+def test_a_base_of_another_architecture_is_refused():
+    with pytest.raises(MismatchError, match=r"qwen2.*llama"):
+        gguf.read(stored(pair(), config=LLAMA))
+
+
+def test_rows_that_are_not_so_many_heads_are_refused():
+    with pytest.raises(MismatchError, match="16 rows are not 3 heads"):
+        gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama", f"{gguf.HEADS}:u32": "3"}))
+
+
+def test_an_unknown_architecture_keeps_its_names():
+    found = gguf.read(stored({**pair(), **pair("blk.3.ssm_in")}, {**KINDS, "general.architecture": "brand_new"}))
+    assert list(found) == ["blk.0.attn_v", "blk.3.ssm_in"]
+    assert [finding.code for finding in found.findings] == ["names-unknown"]
+    assert list(gguf.read(stored(pair("blk.3.ssm_in")))) == ["blk.3.ssm_in"]
+    assert_equal(write(found).tensors, stored({**pair(), **pair("blk.3.ssm_in")}).tensors)
+
+
+def test_a_class_of_hugging_face_is_no_architecture_of_a_file():
+    found = gguf.read(stored(pair(), {**KINDS, "general.architecture": "LlamaForCausalLM"}))
+    assert list(found) == ["blk.0.attn_v"]
+
+
+def test_norms_and_strange_tensors_ride_along():
+    tensors = {**pair(), "blk.0.attn_norm.weight": drawn(6), "mystery": np.arange(3, dtype=np.int32)}
+    found = gguf.read(stored(tensors))
+    assert {key: extra.role for key, extra in found.extra.items()} == {
+        "blk.0.attn_norm.weight": "saved",
+        "mystery": "other",
+    }
+    assert_equal(write(found).tensors, stored(tensors).tensors)
+    assert [finding.code for finding in found.findings] == ["norms-ignored"]
+
+
+def test_an_activated_lora_is_said_to_be_one():
+    found = gguf.read(stored(pair(), {**KINDS, "adapter.alora.invocation_tokens:u32[]": "[64, 512]"}))
+    assert [finding.code for finding in found.findings] == ["alora"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("repo_url", "https://huggingface.co/org/base.1/tree/main", "org/base.1"),
+        ("name", "Base", "Base"),
+        ("name:u32", "3", None),
+    ],
+)
+def test_the_base_is_the_one_that_the_file_names(key, value, expected):
+    assert gguf.read(stored(pair(), {**KINDS, f"general.base_model.0.{key}": value})).base_model == expected
+
+
+A_KEY, B_KEY = "blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({A_KEY: None}, FormatError, "has no A beside it"),
+        ({B_KEY: None}, FormatError, "has no B beside it"),
+        ({A_KEY: np.zeros((2, 6), np.int8)}, FormatError, "int8"),
+        ({A_KEY: np.zeros((3, 6), np.float32)}, ShapeError, "do not multiply"),
+        ({A_KEY: np.zeros((0, 6), np.float32), B_KEY: np.zeros((8, 0), np.float32)}, ShapeError, "no numbers"),
+        ({A_KEY: np.zeros((2, 3, 2), np.float32)}, ShapeError, "no shapes of a pair"),
+        (
+            {"blk.0.attn_v_exps.lora_a": np.zeros((2, 2, 6)), "blk.0.attn_v_exps.lora_b": np.zeros((3, 8, 2))},
+            ShapeError,
+            "experts",
+        ),
+        ({"blk.0.attn_v.lora_a": np.zeros((2, 6), np.float32)}, FormatError, "same tensor"),
+    ],
+)
+def test_a_damaged_pair_is_refused_with_its_name(change, error, message):
+    tensors = {key: array for key, array in {**pair(), **change}.items() if array is not None}
+    with pytest.raises(error, match=message) as caught:
+        read_everything(gguf.read(stored(tensors)))
+    assert "blk.0.attn_v" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha"),
+    [(":f32", "NaN"), (":f32", "Infinity"), (":f64", "1e300"), (":f64", "0.1"), ("", "16"), (":bool", "true")],
+)
+def test_an_alpha_that_is_no_float32_is_refused(kind, alpha):
+    with pytest.raises(FormatError, match="finite float32"):
+        gguf.read(stored(pair(), {**KINDS, f"adapter.lora.alpha{kind}": alpha}))
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_implementation_reads_what_is_written(tmp_path):
+    value = write(replace(adapter(), base_model="org/base"), base_config=LLAMA)
+    write_gguf(value, tmp_path / "a.gguf")
+    reader = package.GGUFReader(tmp_path / "a.gguf")
+    said = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert said == {
+        "general.architecture": "llama",
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": "org/base",
+        gguf.HEADS: 4,
+        gguf.HEADS_KV: 2,
+        "adapter.lora.alpha": 4.0,
+    }
+    assert reader.fields["adapter.lora.alpha"].types == [package.GGUFValueType.FLOAT32]
+    assert [tensor.name for tensor in reader.tensors] == [
+        f"blk.0.attn_{kind}.weight.lora_{half}" for kind in "kqv" for half in "ab"
+    ]
+    for tensor in reader.tensors:
+        np.testing.assert_array_equal(tensor.data, value.tensors[tensor.name].read())
+        assert tensor.tensor_type == package.GGMLQuantizationType.F32
+
+
+@pytest.mark.parametrize("base", [LLAMA, QWEN])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "scales", [(2, 2, 2), (0.1, 0.1, 0.1), (2, 3, 2), (-1, -1, -1), (0, 0, 0), (0, 1, 2), (1, 1, 1), (1e-30, 1, 1e30)]
+)
+def test_the_update_survives_whatever_the_scales(base, dtype, scales, tmp_path):
+    first = adapter({name: low_rank(16, dtype=dtype, scale=s) for name, s in zip((Q, K, V), scales, strict=True)})
+    back = gguf.read(on_disk(write(first, base_config=base), tmp_path))
+    assert set(back) == set(first)
+    for name, module in first.items():
+        error = np.abs(back[name].dense() - module.dense()).max()
+        assert error <= CONFORMANCE * np.abs(module.dense()).max()
+
+
+def test_alpha_is_kept_where_it_says_every_scale_and_no_factor_is_touched():
+    first = adapter({Q: low_rank(r=2, scale=4), K: low_rank(r=4, scale=2)})
+    value = write(first, arch="qwen2")
+    assert value.plain["adapter.lora.alpha"] == 8
+    np.testing.assert_array_equal(value.tensors["blk.0.attn_q.weight.lora_b"].read(), first[Q].B)
+
+
+@pytest.mark.parametrize("scales", [(2, 3), (0, 0), (1e300, 1e300)])
+def test_other_scales_go_into_B_and_alpha_is_0(scales):
+    first = adapter({name: low_rank(scale=s, dtype=np.float16) for name, s in zip((Q, K), scales, strict=True)})
+    value = write(first, arch="qwen2")
+    assert value.plain["adapter.lora.alpha"] == 0
+    B = value.tensors["blk.0.attn_q.weight.lora_b"]
+    assert B.dtype == np.float32
+    if scales[0] > 1e30:
+        with pytest.raises(FormatError, match="overflows"):
+            B.read()
+    else:
+        np.testing.assert_array_equal(B.read(), np.float32(scales[0]) * first[Q].B.astype(np.float32))
+
+
+def test_a_scale_of_1_leaves_its_factors_alone():
+    value = write(adapter({Q: low_rank(scale=1, dtype=np.float16), K: low_rank(scale=3)}), arch="qwen2")
+    assert value.plain["adapter.lora.alpha"] == 0
+    assert value.tensors["blk.0.attn_q.weight.lora_b"].dtype == np.float16
+
+
+def test_rslora_of_mixed_ranks_goes_into_B():
+    modules = {}
+    for name, r in ((Q, 2), (K, 3)):
+        scaling = Scaling("alpha/sqrt(r)", 16, r)
+        modules[name] = low_rank(r=r, scale=scaling.value, scaling=scaling)
+    value = write(adapter(modules), arch="qwen2")
+    assert value.plain["adapter.lora.alpha"] == 0
+    back = gguf.read(value)
+    for name, module in modules.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
+        assert back[name].scale == 1
+
+
+def test_an_embedding_is_written_transposed_and_only_as_one():
+    embedding = low_rank(4, 9, layout=Layout("embedding"))
+    value = write(adapter({"model.embed_tokens": embedding}), arch="qwen2")
+    assert value.tensors["token_embd.weight.lora_a"].shape == (9, 2)
+    np.testing.assert_allclose(gguf.read(value)["model.embed_tokens"].dense(), embedding.dense(), **SAME_UPDATE)
+    with pytest.raises(FormatError, match="token_embd as linear"):
+        write(adapter({"model.embed_tokens": low_rank()}), arch="qwen2")
+    with pytest.raises(FormatError, match="attn_q as embedding"):
+        write(adapter({Q: embedding}), arch="qwen2")
+
+
+@pytest.mark.parametrize(
+    ("arch", "pattern", "tensor"),
+    [
+        ("qwen3moe", "model.layers.1.mlp.experts.{}.down_proj", "blk.1.ffn_down_exps"),
+        ("qwen3moe", "model.layers.1.mlp.experts.down_proj[{}]", "blk.1.ffn_down_exps"),
+        ("llama", "model.layers.1.block_sparse_moe.experts.{}.w3", "blk.1.ffn_up_exps"),
+    ],
+)
+def test_experts_are_stacked(arch, pattern, tensor, tmp_path):
+    modules = {pattern.format(e): low_rank(8, 6, scale=e + 1.0) for e in range(11)}
+    value = write(adapter(modules), arch=arch)
+    assert value.tensors[f"{tensor}.weight.lora_a"].shape == (11, 2, 6)
+    assert value.tensors[f"{tensor}.weight.lora_b"].shape == (11, 8, 2)
+    back = gguf.read(on_disk(value, tmp_path))
+    names = {value.names.get(name, name): module for name, module in back.items()}
+    assert set(names) == set(modules)
+    for name, module in modules.items():
+        np.testing.assert_allclose(names[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_stack_without_some_experts_is_refused():
+    modules = {f"model.layers.1.mlp.experts.{e}.down_proj": low_rank() for e in (0, 2)}
+    with pytest.raises(ShapeError, match="2 experts"):
+        write(adapter(modules), arch="qwen3moe")
+    modules = {f"model.layers.1.mlp.experts.{e}.down_proj": low_rank() for e in (0, 1)}
+    with pytest.raises(ShapeError, match="0 to 3"):
+        write(adapter(modules), base_config={"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4})
+    modules = {f"model.layers.1.mlp.experts.{e}.down_proj": low_rank(r=e + 1) for e in (0, 1)}
+    with pytest.raises(ShapeError, match="rank"):
+        write(adapter(modules), arch="qwen3moe")
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({"model.layers.0.conv": low_rank()}, "no tensor of that name"),
+        ({"vision_tower.layers.0.self_attn.q_proj": low_rank()}, "no tensor of that name"),
+        ({Q: low_rank(in_=9, layout=Layout("conv", kernel=(3, 3)))}, "convolutions"),
+        ({Q: low_rank(), f"language_model.{Q}": low_rank()}, "has the place of"),
+        ({Q: low_rank(dtype=np.float64)}, "float64"),
+        ({"lm_head": low_rank()}, "head is its embedding"),
+    ],
+)
+def test_what_llama_cpp_has_no_place_for_is_refused_by_name(modules, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        write(adapter(modules), base_config={**QWEN, "tie_word_embeddings": True})
+    assert next(reversed(modules)) in str(caught.value)
+
+
+def test_a_structured_update_is_refused():
+    update = Structured(Dense(LazyArray.of(drawn(8, 6))), 1.0)
+    with pytest.raises(MismatchError, match="convert --rank"):
+        write(adapter({Q: update}), arch="qwen2")
+
+
+@pytest.mark.parametrize("role", ["magnitude", "bias", "lora_bias", "saved", "norm", "tokens", "other"])
+def test_extras_of_other_dialects_are_refused_by_name(role):
+    extra = {"some.key": Extra(role, Q, LazyArray.of(drawn(8)))}
+    with pytest.raises(FormatError, match=r"some\.key") as caught:
+        write(adapter(extra=extra), arch="qwen2")
+    assert "--drop-extra" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "says the architecture"),
+        ({"arch": "gpt9"}, "gpt9"),
+        ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
+        ({"base_config": {}}, "none of those known"),
+        ({"base_config": LLAMA, "arch": "qwen2"}, "--arch says qwen2"),
+        ({"base_config": {**LLAMA, "num_attention_heads": "many"}}, "no numbers of heads"),
+        ({"base_config": {**LLAMA, "num_key_value_heads": [1, 2]}}, "no numbers of heads"),
+        ({"base_config": {**LLAMA, "num_attention_heads": 0}}, "no numbers of heads"),
+    ],
+)
+def test_options_that_say_nothing_or_two_things_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        write(adapter(), **options)
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(MismatchError, match="16 rows are not 3 heads"):
+        write(adapter({Q: low_rank()}), base_config={**LLAMA, "num_attention_heads": 3})
+
+
+# --- back into the same file ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", OWN, ids=lambda folder: folder.name)
+def test_what_was_read_is_written_back_to_the_bit(folder, tmp_path):
+    first = read_gguf(folder / "adapter.gguf")
+    found = gguf.read(first)
+    for again in (write(found), on_disk(write(found), tmp_path)):
+        assert_equal(again.tensors, first.tensors)
+        assert again.metadata == first.metadata
+        assert again.plain == first.plain
+        assert gguf.read(again).config == found.config
+    assert not write(found).names
+
+
+def test_with_a_base_what_was_read_is_written_back_to_the_bit_too():
+    first = stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}, config=LLAMA)
+    assert_equal(write(gguf.read(first)).tensors, first.tensors)
+    assert_equal(write(gguf.read(first), base_config=LLAMA).tensors, first.tensors)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
+    """Where rows were brought into Hugging Face's order they go back; where nobody knew the heads they never left."""
+    tensors, metadata = pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}
+    first = gguf.read(stored(tensors, metadata, config=LLAMA if known else None))
+    changed = first.map(lambda m: loralens.LowRank(2 * m.B, m.A, m.scale, scaling=m.scaling))
+    value = write(changed)
+    np.testing.assert_array_equal(
+        value.tensors["blk.0.attn_q.weight.lora_b"].read(), 2 * tensors["blk.0.attn_q.weight.lora_b"]
+    )
+    assert_equal(write(changed, base_config=LLAMA).tensors, value.tensors)
+
+
+def test_another_scale_changes_alpha_and_nothing_else():
+    first = gguf.read(stored(pair(), {"general.name": "x", **KINDS, "adapter.lora.alpha:f32": "4.0"}))
+    value = write(first.map(lambda m: m.rescaled(3.0, Scaling())))
+    assert value.plain == {"general.name": "x", **KINDS, "adapter.lora.alpha": 6.0}
+    assert_equal(value.tensors, stored(pair()).tensors)
+
+
+def test_one_changed_rank_keeps_alpha_and_one_changed_scale_folds_all():
+    first = gguf.read(stored({**pair(), **pair("blk.1.attn_v")}, {**KINDS, "adapter.lora.alpha:f32": "4.0"}))
+    truncated = loralens.LowRank(first[V].B[:, :1], first[V].A[:1], 4.0)
+    value = write(replace(first, modules={**first.modules, V: truncated}))
+    assert value.plain["adapter.lora.alpha"] == 4.0
+    assert value.tensors["blk.0.attn_v.weight.lora_b"].shape == (16, 1)
+    mixed = replace(first, modules={**first.modules, V: first[V].rescaled(3.0, Scaling())})
+    back = gguf.read(write(mixed))
+    for name, module in mixed.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
+
+
+def experts():
+    folder = next(folder for folder in OWN if folder.name == "gguf-experts")
+    return read_gguf(folder / "adapter.gguf")
+
+
+def test_experts_share_their_tensors():
+    assert gguf.read(experts()).parameters == sum(tensor.size for tensor in experts().tensors.values())
+
+
+def test_a_stack_from_which_an_expert_was_taken_is_refused():
+    first = gguf.read(experts())
+    some = {name: module for name, module in first.items() if ".2." not in name}
+    assert len(some) == len(first) - 1
+    with pytest.raises(ShapeError, match="needs all, 0 to 2"):
+        write(replace(first, modules=some))
+
+
+def test_experts_of_a_stack_are_written_back_in_part_as_new():
+    first = gguf.read(experts())
+    name = "model.layers.0.mlp.experts.1.gate_proj"
+    changed = loralens.LowRank(3 * first[name].B, first[name].A, 2.0)
+    back = gguf.read(write(replace(first, modules={**first.modules, name: changed})))
+    np.testing.assert_array_equal(back[name].dense(), changed.dense())
+    other = "model.layers.0.mlp.experts.2.gate_proj"
+    np.testing.assert_array_equal(back[other].dense(), first[other].dense())
+
+
+def test_for_another_architecture_it_is_written_anew():
+    first = gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "adapter.lora.alpha:f32": "4.0"}))
+    value = write(first, base_config=LLAMA)
+    assert value.plain["general.architecture"] == "llama"
+    np.testing.assert_array_equal(value.tensors["blk.0.attn_q.weight.lora_b"].read(), by_hand(first[Q].B, 4))
+
+
+def test_names_that_the_file_cannot_say_come_back_from_the_record(tmp_path):
+    first = adapter({"bert.encoder.layer.10.attention.self.query": low_rank(scale=2)})
+    value = write(first, arch="bert")
+    assert value.names == {"encoder.layer.10.attention.self.query": "bert.encoder.layer.10.attention.self.query"}
+    loralens.save(first, tmp_path / "a.gguf", format="gguf", arch="bert")
+    back = loralens.load(tmp_path / "a.gguf")
+    assert list(back) == list(first)
+    assert_equal(write(back).tensors, value.tensors)
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: arch.name)
+def test_every_listed_name_has_a_tensor_and_comes_back_from_it(arch):
+    tables = package.get_tensor_name_map(
+        next(number for number, name in package.MODEL_ARCH_NAMES.items() if name == arch.name), 13
+    )
+    for pattern in (*arch.others, *(arch.block + kind for kind in arch.kinds)):
+        name = pattern.format(bid=12, e=7)
+        place = gguf_names.place_of(name, arch.name)
+        assert place, name
+        assert gguf_names.module_of(place.tensor, arch, place.expert) == name
+        if place.expert is None:
+            assert tables.get_name(f"{name}.weight", (".weight",)) == f"{place.tensor}.weight"
+        else:
+            assert place.expert == 7
+            assert place.tensor.endswith("_exps")
+            assert gguf_names.module_of(place.tensor, arch) is None
+
+
+def test_every_class_and_model_type_belongs_to_one_architecture():
+    names = [name for arch in ARCHITECTURES for name in {arch.name, *arch.classes, *arch.types}]
+    assert len(names) == len(set(names))
+    for arch in ARCHITECTURES:
+        assert architecture_of({"architectures": [arch.classes[0]]}) is arch
+        assert architecture_of({"model_type": arch.types[0]}) is arch
+        assert architecture(arch.name) is arch
+
+
+def test_the_configuration_of_a_multimodal_base_is_read_for_its_text():
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {"num_attention_heads": 8, "num_key_value_heads": 4, "model_type": "gemma3_text"},
+    }
+    assert architecture_of(config) is architecture("gemma3")
+    assert heads_of(config) == (8, 4)
+    assert heads_of({"num_attention_heads": 8}) == (8, 8)
+    assert heads_of({}) is heads_of(None) is None
+
+
+def test_wrapped_names_find_their_tensor():
+    for name in (Q, f"language_model.{Q}", "model.language_model.layers.0.self_attn.q_proj", Q.removeprefix("model.")):
+        assert gguf_names.place_of(name, "gemma3") == ("blk.0.attn_q", None)
+    assert gguf_names.place_of("roberta.encoder.layer.3.output.dense", "bert") == ("blk.3.ffn_down", None)
+    assert gguf_names.place_of("model.layers.0.mlp.experts.gate_up_proj[3]", "qwen3moe") is None
+    assert gguf_names.place_of(Q, "no_architecture") is None
+
+
+# --- the container --------------------------------------------------------------------------------------------------
+
+
+def test_values_keep_their_types(tmp_path):
+    metadata = {
+        **KINDS,
+        "empty": "",
+        "text": "two\nlines: é",
+        "colon:in:key:str": "x",
+        "adapter.alora.invocation_tokens:u32[]": "[64, 4294967295]",
+        "words:str[]": '["a", "é"]',
+        "yes:bool": "true",
+        "flags:bool[]": "[true, false]",
+        "low:i8": "-128",
+        "far:i64": "-9223372036854775808",
+        "high:u64": "18446744073709551615",
+        "third:f32": "0.3333333432674408",
+        "exact:f64": "0.1",
+    }
+    assert on_disk(stored(pair(), metadata), tmp_path).metadata == metadata
+    reader = package.GGUFReader(tmp_path / "adapter.gguf")
+    assert reader.fields["adapter.alora.invocation_tokens"].types == [
+        package.GGUFValueType.ARRAY,
+        package.GGUFValueType.UINT32,
+    ]
+    assert reader.fields["colon:in:key"].contents() == "x"
+    assert on_disk(stored(pair(), metadata), tmp_path).plain["far"] == -(2**63)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("x:u9", "1", "no type"),
+        ("x:u8", "256", "no u8"),
+        ("x:u8", "true", "no u8"),
+        ("x:u8", "[1]", "no u8"),
+        ("x:u8[]", "1", "no u8"),
+        ("x:f32", "1e39", "no f32"),
+        ("x:f32", "one", "not valid JSON"),
+        ("x:str[]", "[1]", "no str"),
+        ("x:bool", "1", "no bool"),
+        ("x:u32[]", "[]", "empty array"),
+    ],
+)
+def test_a_value_that_gguf_cannot_hold_is_refused_and_nothing_is_written(key, text, message, tmp_path):
+    with pytest.raises(FormatError, match=message):
+        write_gguf(Stored({}, {**KINDS, key: text}), tmp_path / "a.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.int16, np.int64])
+@pytest.mark.parametrize("shape", [(1,), (3,), (0, 4), (5, 3), (2, 3, 4), (2, 1, 3, 2)])
+def test_every_dtype_and_shape_survives_the_file(dtype, shape, tmp_path):
+    value = stored({"before": np.ones(3, np.int8), "x": drawn(*shape).astype(dtype), "y": drawn(2, 3)})
+    back = on_disk(value, tmp_path)
+    assert_equal(back.tensors, value.tensors)
+    if shape and shape[0] > 1:
+        np.testing.assert_array_equal(back.tensors["x"].rows(1, 2).read(), value.tensors["x"].read()[1:2])
+
+
+def test_dtypes_that_gguf_lacks_are_refused(tmp_path):
+    for dtype in (np.uint8, np.complex64, ml_dtypes.float8_e4m3fn):
+        with pytest.raises(FormatError, match="x: GGUF has no"):
+            write_gguf(stored({"x": np.ones(2, dtype)}), tmp_path / "a.gguf")
+
+
+def test_a_number_without_axes_survives_the_file(tmp_path):
+    value = stored({"x": np.float32(3)})
+    assert_equal(on_disk(value, tmp_path).tensors, value.tensors)
+
+
+def test_what_the_reference_implementation_cannot_read_is_not_left_there(tmp_path):
+    with pytest.raises(FormatError, match="gguf cannot read"):
+        write_gguf(stored({"x": np.asarray(3, ml_dtypes.bfloat16)}), tmp_path / "a.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_alignment_is_kept(tmp_path):
+    value = stored(pair(), {**KINDS, "general.alignment:u32": "256"})
+    assert_equal(on_disk(value, tmp_path).tensors, value.tensors)
+    for said in ("3", "0", "131072"):
+        with pytest.raises(FormatError, match="alignment"):
+            write_gguf(stored(pair(), {**KINDS, "general.alignment:u32": said}), tmp_path / "b.gguf")
+
+
+def test_q8_0_is_read_as_the_reference_implementation_does(tmp_path):
+    kind = package.GGMLQuantizationType.Q8_0
+    packed = package.quants.quantize(drawn(6, 64), kind)
+    writer = package.GGUFWriter(tmp_path / "a.gguf", "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_tensor("x", packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found, expected = read_gguf(tmp_path / "a.gguf").tensors["x"], package.quants.dequantize(packed, kind)
+    np.testing.assert_array_equal(found.read(), expected)
+    np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
+
+
+def test_same_input_same_bytes_and_no_leftovers(tmp_path):
+    digests = set()
+    for name in ("a", "b"):
+        write_gguf(write(adapter(), base_config=LLAMA), tmp_path / f"{name}.gguf")
+        digests.add(hashlib.sha256((tmp_path / f"{name}.gguf").read_bytes()).digest())
+    assert len(digests) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+    before = (tmp_path / "a.gguf").read_bytes()
+    broken = LazyArray(lambda: 1 / 0, shape=(2, 2), dtype=np.float32)
+    with pytest.raises(ZeroDivisionError):
+        write_gguf(Stored({"x": broken}, KINDS), tmp_path / "a.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"general.architecture": "llama"}, "is a GGUF 'model' file"),
+        ({"general.architecture": "llama", "general.type": "model"}, "is a GGUF 'model' file"),
+        ({"general.type": "imatrix"}, "'imatrix' file"),
+        ({**KINDS, "adapter.type": "control"}, "'control' adapter"),
+    ],
+)
+def test_a_gguf_file_that_is_no_lora_is_refused_by_its_name(metadata, message, tmp_path):
+    write_gguf(stored(pair(), metadata), tmp_path / "a.gguf")
+    with pytest.raises(FormatError, match=message):
+        read_gguf(tmp_path / "a.gguf")
+    assert not gguf.detect(stored(pair(), metadata))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a small file."""
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    metadata = {**KINDS, "adapter.lora.alpha:f32": "16.0", "tokens:u32[]": "[1, 2]", "yes:bool": "true"}
+    write_gguf(stored({**pair(), "blk.0.attn_norm.weight": drawn(6)}, metadata), path)
+    return path.read_bytes()
+
+
+def placed(data, position, number, size):
+    return data[:position] + number.to_bytes(size, "little") + data[position + size :]
+
+
+def after(data, text):
+    return data.index(text) + len(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: b"", "needs 4 bytes"),
+        (lambda d: b"GGML" + d[4:], "does not begin"),
+        (lambda d: placed(d, 4, 1, 4), "version 1"),
+        (lambda d: placed(d, 4, 3 << 24, 4), "big-endian"),
+        (lambda d: placed(d, 8, 1 << 62, 8), "too many"),
+        (lambda d: placed(d, 16, 1 << 62, 8), "too many"),
+        (lambda d: placed(d, 24, 1 << 62, 8), "a name claims"),
+        (lambda d: placed(d, after(d, b"general.architecture"), 99, 4), "type 99"),
+        (lambda d: placed(d, after(d, b"general.architecture") + 4, 1 << 62, 8), "header needs"),
+        (lambda d: placed(d, after(d, b"tokens") + 4, 9, 4), "array of arrays"),
+        (lambda d: placed(d, after(d, b"tokens") + 8, 1 << 62, 8), "array claims"),
+        (lambda d: placed(d, after(d, b"lora_a"), 5, 4), "axes"),
+        (lambda d: placed(d, after(d, b"lora_a") + 4, 1 << 62, 8), "truncated"),
+        (lambda d: placed(d, after(d, b"lora_a") + 20, 2, 4), "Q4_0"),
+        (lambda d: placed(d, after(d, b"lora_a") + 20, 999, 4), "unknown type 999"),
+        (lambda d: placed(d, after(d, b"lora_a") + 20, 8, 4), "blocks of 32"),
+        (lambda d: placed(d, after(d, b"lora_a") + 24, 32, 8), "not behind"),
+        (lambda d: placed(d, after(d, b"lora_a") + 24, 1 << 62, 8), "not behind"),
+        (lambda d: d.replace(b"lora_b", b"lora_a"), "appears twice"),
+        (lambda d: d.replace(b"adapter.type", b"general.type"), "appears twice"),
+        (lambda d: d.replace(b"tokens", b"tok\x1b[s"), "control characters"),
+        (lambda d: d.replace(b"qwen2", b"qwen\xff"), "not UTF-8"),
+        (lambda d: d[:-40], "truncated"),
+        (lambda d: d + bytes(64), "bytes follow"),
+    ],
+)
+def test_a_damaged_file_is_refused_before_a_number_is_read(whole, change, message, tmp_path):
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(change(whole))
+    with pytest.raises(FormatError, match=message) as caught:
+        read_gguf(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_an_error(whole, tmp_path):
+    file = tmp_path / "a.gguf"
+    file.write_bytes(whole)
+    found = gguf.read(read_gguf(file))
+    with file.open("r+b") as stream:
+        stream.truncate(len(whole) // 2)
+    with pytest.raises(FormatError, match="shorter"):
+        read_everything(found)
+
+
+@fuzz
+@given(st.data())
+def test_whatever_happens_to_the_bytes_it_is_an_adapter_or_an_error(whole, tmp_path_factory, data):
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(damaged) - 1))
+        how = data.draw(st.sampled_from(["flip", "cut", "splice", "number"]))
+        if how == "flip":
+            damaged[position] ^= 1 << data.draw(st.integers(0, 7))
+        elif how == "cut":
+            del damaged[position : position + data.draw(st.integers(1, 40))]
+        elif how == "splice":
+            begin = data.draw(st.integers(0, len(whole) - 1))
+            damaged[position:position] = whole[begin : begin + data.draw(st.integers(1, 40))]
+        else:
+            number = data.draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
+            damaged[position : position + 8] = number.to_bytes(8, "little")
+        if not damaged:
+            break
+    file = tmp_path_factory.getbasetemp() / "fuzz.gguf"
+    file.write_bytes(damaged)
+    try:
+        found = gguf.read(read_gguf(file))
+        read_everything(found)
+        written = write(found)
+        assert gguf.read(written).modules.keys() == found.modules.keys()
+    except LoraLensError as error:
+        assert "\x1b" not in str(error)  # noqa: PT017
+
+
+TENSORS = ("token_embd", "output", "blk.0.attn_q", "blk.1.attn_k", "blk.0.ffn_up_exps", "blk.1.strange", "x[3]")
+METADATA = (
+    ("general.architecture", "llama"), ("general.architecture", "qwen3moe"), ("general.architecture:u32", "1"),
+    ("adapter.lora.alpha:f32", "-3.5"), ("adapter.lora.alpha:f64", "1e300"), ("adapter.lora.alpha:bool", "true"),
+    (f"{gguf.HEADS}:u32", "4"), (f"{gguf.HEADS}:i32", "-1"), (gguf.HEADS, "4"), (f"{gguf.HEADS_KV}:f32", "2.0"),
+    ("general.base_model.0.repo_url:u8[]", "[1]"), ("loralens", "{"), ("x:", "1"), ("x:u8", "-1"),
+)  # fmt: skip
+SHAPES = ((2, 8), (8, 2), (2,), (), (3, 2, 8), (3, 8, 2), (1, 2, 8), (0, 2), (8, 3))
+
+
+@fuzz
+@given(st.data())
+def test_whatever_the_file_holds_it_is_an_adapter_or_an_error(data):
+    dtypes = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.float64])
+    tensors = {}
+    for tensor in data.draw(st.lists(st.sampled_from(TENSORS), unique=True, max_size=4)):
+        for half in data.draw(st.sampled_from([("a", "b"), ("a",), ("b", "a")])):
+            suffix = data.draw(st.sampled_from([".weight.lora_", ".weight.lora_", ".lora_", ".bias.lora_"]))
+            tensors[f"{tensor}{suffix}{half}"] = np.ones(data.draw(st.sampled_from(SHAPES)), data.draw(dtypes))
+    metadata = {**KINDS, **dict(data.draw(st.lists(st.sampled_from(METADATA), max_size=4)))}
+    config = data.draw(st.sampled_from([None, LLAMA, QWEN, {"num_attention_heads": "x"}, {"text_config": 3}]))
+    try:
+        found = gguf.read(stored(tensors, metadata, config=config))
+        read_everything(found)
+        again = write(found)
+    except LoraLensError:
+        return
+    assert_equal(again.tensors, stored(tensors).tensors)
+
+
+# --- beside the other dialects, and real adapters -------------------------------------------------------------------
+
+
+def test_no_other_file_is_taken_for_a_gguf_adapter(real):
+    folders = [*(folder for folder in CASES if folder not in OWN), *real.iterdir()]
+    files = [file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors")]
+    assert len(files) > 20
+    for file in files:
+        if file.name != "expected.safetensors" and "neg-" not in file.parent.name:
+            assert not gguf.detect(read_safetensors(file)), file
+    for folder in OWN:
+        assert gguf.detect(read_gguf(folder / "adapter.gguf"))
+
+
+def test_a_real_adapter_goes_there_and_back(real, tmp_path):
+    folder = real / "qwen05b-peft-r8"
+    if not folder.is_dir():
+        pytest.skip("not here")
+    first = loralens.load(folder)
+    back = gguf.read(on_disk(write(first, arch="qwen2"), tmp_path))
+    assert list(back) == list(first)
+    for name, module in first.items():
+        np.testing.assert_array_equal(back[name].B, module.B)
+        np.testing.assert_array_equal(back[name].A, module.A)
+        assert back[name].scale == module.scale
+    assert any(np.any(module.B) for module in first.modules.values())
+
+
+def test_a_real_adapter_of_bert_comes_back_under_its_own_names(real, tmp_path):
+    folder = real / "minilm-souravt-finetuned"
+    if not folder.is_dir():
+        pytest.skip("not here")
+    first = replace(loralens.load(folder), extra={})
+    loralens.save(first, tmp_path / "out", format="gguf", arch="bert")
+    back = loralens.load(tmp_path / "out")
+    assert list(back) == list(first)
+    for name, module in first.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_real_adapter_with_a_trained_head_is_refused_by_the_heads_name(real):
+    for folder in sorted(real.iterdir()):
+        config, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        if config.is_file() and file.is_file():
+            found = peft.read(replace(read_safetensors(file), config=read_json(config)))
+            if any(extra.role == "saved" for extra in found.extra.values()):
+                with pytest.raises(FormatError, match="has no place for"):
+                    write(found, arch="bert")
+                return
+    pytest.skip("none has one")
+
+
+def test_reading_needs_the_gguf_package_for_names_only():
+    code = (
+        "import sys, loralens.formats.gguf, loralens.formats.gguf_writer, loralens.formats.gguf_container\n"
+        "assert 'gguf' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,257 @@
+"""loralib state dicts: against loralib's own merged weights, fused slices, convolutions, what else they hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import loralens
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.errors import FormatError, ShapeError
+from loralens.formats import litgpt, loralib
+from loralens.formats.loralib_writer import write
+from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, from_pickle, outcome, stored
+from tests.tolerances import SAME_UPDATE
+
+Q = "roberta.encoder.layer.0.attention.self.query"
+SLICES = {"enable_lora": [True, False, True]}
+
+
+def pair(name, out, in_, rank):
+    return {f"{name}.lora_A": drawn(rank, in_), f"{name}.lora_B": drawn(out, rank)}
+
+
+def fused():
+    """A query and a value of a fused weight of 9 rows, rank 2."""
+    return {"c_attn.lora_A": drawn(4, 5), "c_attn.lora_B": drawn(6, 2)}
+
+
+def convolution():
+    return {"c.lora_A": drawn(6, 6), "c.lora_B": drawn(12, 6), "c.conv.weight": drawn(4, 2, 3, 3)}
+
+
+def of(adapter):
+    """``adapter`` as loralib, with no trace of the file it was read from."""
+    return replace(adapter, modules={n: LowRank(m.B, m.A, m.scale, layout=m.layout) for n, m in adapter.items()})
+
+
+@pytest.fixture(scope="module")
+def lora():
+    return pytest.importorskip("loralib")
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+def filled(torch, layer):
+    """Random factors; loralib starts with one of them at 0."""
+    for factor in (layer.lora_A, layer.lora_B):
+        factor.data = torch.from_numpy(drawn(*factor.shape))
+    return layer.double()
+
+
+def merged(layer):
+    """What merging adds to the weight, by loralib, float64."""
+    weight = layer.conv.weight if hasattr(layer, "conv") else layer.weight
+    before = weight.detach().clone()
+    layer.eval()
+    delta = (weight - before).detach().numpy()
+    layer.train()
+    assert np.abs(delta).max() > 1e-3
+    return delta
+
+
+def read_state(torch, layers, path, **other):
+    model = torch.nn.Module()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    torch.save(model.state_dict(), path)
+    file = from_pickle(path, **other)
+    assert loralib.detect(file)
+    return loralib.read(file)
+
+
+def test_linear_embedding_and_a_transposed_weight_as_loralib_merges_them(torch, lora, tmp_path):
+    layers = {
+        "q": filled(torch, lora.Linear(4, 6, r=2, lora_alpha=3)),
+        "t": filled(torch, lora.Linear(4, 6, r=2, lora_alpha=3, fan_in_fan_out=True)),
+        "e": filled(torch, lora.Embedding(7, 4, r=2, lora_alpha=3)),
+    }
+    adapter = read_state(torch, layers, tmp_path / "a.bin")
+    np.testing.assert_allclose(1.5 * adapter["q"].dense(), merged(layers["q"]), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(1.5 * adapter["t"].dense(), merged(layers["t"]).T, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(1.5 * adapter["e"].dense(), merged(layers["e"]).T, rtol=1e-12, atol=1e-12)
+    assert adapter["e"].layout.kind == "embedding"  # its weight is in the file: (vocab, dim)
+    assert "base-included" in [finding.code for finding in adapter.findings]
+
+
+@pytest.mark.parametrize("enabled", [[True, False, True], [False, True, True], [True, True, True], [False, True]])
+def test_fused_projections_as_loralib_merges_them(torch, lora, tmp_path, enabled):
+    layer = filled(torch, lora.MergedLinear(5, 12, r=2, lora_alpha=3, enable_lora=enabled))
+    adapter = read_state(torch, {"c_attn": layer}, tmp_path / "a.bin", config={"enable_lora": enabled})
+    module = adapter["c_attn"]
+    np.testing.assert_allclose(1.5 * module.dense(), merged(layer), rtol=1e-12, atol=1e-12)
+    assert module.layout == Layout("merged", groups=sum(enabled))
+    assert module.scaling.rank == 2
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_convolutions_as_loralib_merges_them(torch, lora, tmp_path, kernel):
+    layer = filled(torch, lora.Conv2d(3, 4, kernel, r=2, lora_alpha=3))
+    module = read_state(torch, {"c": layer}, tmp_path / "a.bin")["c"]
+    np.testing.assert_allclose(1.5 * module.dense(), merged(layer).reshape(4, -1), rtol=1e-12, atol=1e-12)
+    assert module.layout == Layout("conv", (kernel, kernel))
+    assert module.scaling.rank == 2
+    assert module.rank == 2 * kernel**2
+
+
+def test_alpha_is_never_in_the_file():
+    adapter = loralib.read(stored(pair(Q, 6, 4, 2)))
+    assert {module.scaling.rule for module in adapter.modules.values()} == {"unknown"}
+    (finding,) = adapter.findings
+    assert finding.code == "alpha-unknown"
+    assert "--alpha" in finding.fix
+
+
+def test_fused_projections_need_a_word_about_which():
+    with pytest.raises(FormatError, match=r"c_attn: .* does not say which of them\n  fix: .*enable_lora"):
+        loralib.read(stored(fused()))
+    for held in ({"config": SLICES}, {"plain": SLICES}):
+        adapter = loralib.read(stored(fused(), **held))
+        assert adapter["c_attn"].shape == (9, 5)
+        assert adapter.config == SLICES
+        assert not adapter["c_attn"].dense()[3:6].any()
+        assert_same_adapter(loralib.read(write(adapter)), adapter)
+    with pytest.raises(ShapeError, match="do not fit 3 adapted slices"):
+        loralib.read(stored(fused(), config={"enable_lora": [True, True, True]}))
+
+
+@pytest.mark.parametrize("enabled", [True, [], [False, False], [1, 0, 1], "query", {"q": True}, None])
+def test_a_list_of_slices_that_is_none(enabled):
+    with pytest.raises(FormatError, match="enable_lora is not a list of true and false"):
+        loralib.read(stored(fused(), config={"enable_lora": enabled}))
+
+
+def test_one_slice_alone_is_taken_from_the_configuration():
+    file = stored(pair("c_attn", 3, 5, 2), config={"enable_lora": [False, False, True]})
+    adapter = loralib.read(file)
+    assert adapter["c_attn"].shape == (9, 5)
+    assert not adapter["c_attn"].dense()[:6].any()
+    assert_same_file(write(adapter), file)
+    with pytest.raises(ShapeError, match="one slice of a fused weight"):
+        write(of(adapter))
+
+
+def test_roles_of_what_stands_beside():
+    tensors = {
+        **pair(Q, 6, 4, 2),
+        f"{Q}.bias": drawn(6),
+        "out.dense.bias": drawn(4),
+        "classifier.dense.weight": drawn(4, 4),
+        "classifier.dense.bias": drawn(4),
+        "step": drawn(1),
+    }
+    roles = {key: extra.role for key, extra in loralib.read(stored(tensors)).extra.items()}
+    assert roles == {
+        f"{Q}.bias": "bias",
+        "out.dense.bias": "bias",
+        "classifier.dense.weight": "saved",
+        "classifier.dense.bias": "saved",
+        "step": "other",
+    }
+
+
+def test_a_convolution_without_its_weight_is_doubted():
+    adapter = loralib.read(stored(pair("features.conv1", 6, 4, 2)))
+    assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "conv-unknown"]
+
+
+def test_a_convolution_that_does_not_fit_its_weight():
+    with pytest.raises(ShapeError, match=r"do not fit the convolution \(4, 1, 3, 3\)"):
+        loralib.read(stored({**convolution(), "c.conv.weight": drawn(4, 1, 3, 3)}))  # two groups
+
+
+def test_what_is_not_loralib():
+    for name in ("transformer.transformer_blocks.0.attn1.to_q", "diffusion_model.blocks.0.q", "text_encoders.a.q"):
+        assert not loralib.detect(stored(pair(name, 6, 4, 2))), name
+    ours = pair("transformer.h.0.attn.c_attn", 6, 4, 2)  # GPT-2 in loralib's examples
+    assert loralib.detect(stored(ours))
+    assert not litgpt.detect(stored(ours))
+    theirs = pair("transformer.h.0.attn.qkv", 6, 4, 2)
+    assert not loralib.detect(stored(theirs))
+    assert litgpt.detect(stored(theirs))
+    peft = {"base_model.model.q.lora_A.weight": drawn(2, 4), "base_model.model.q.lora_embedding_B": drawn(6, 2)}
+    assert not loralib.detect(stored(peft))
+
+
+def test_untouched_it_is_written_back_to_the_bit():
+    source = stored({**pair(Q, 6, 4, 2), **fused(), **convolution(), "head.weight": drawn(2, 4)}, config=SLICES)
+    adapter = loralib.read(source)
+    assert_same_file(write(adapter), source)
+    assert list(write(adapter).tensors)[:2] == [f"{n}.lora_{h}" for n in list(adapter)[:1] for h in "AB"]
+    assert_same_adapter(loralib.read(write(adapter)), adapter)
+
+
+def test_changed_modules_are_written_exactly():
+    adapter = loralib.read(stored({**pair(Q, 6, 4, 2), **fused(), **convolution()}, config=SLICES))
+    back = loralib.read(write(of(adapter)))
+    for name, module in adapter.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), **SAME_UPDATE)
+    assert back["c"].layout.kind == "conv"
+    assert back["c_attn"].layout.kind == "linear"  # a whole fused weight, as loralib.Linear has it
+
+
+def test_from_another_dialect():
+    modules = {Q: LowRank(drawn(6, 2), drawn(2, 4), 4.0), "embed_tokens": LowRank(drawn(4, 2), drawn(2, 7))}
+    bias = {f"base_model.model.{Q}.bias": Extra("bias", Q, LazyArray.of(drawn(6)))}
+    out = write(loralens.Adapter(modules=modules, extra=bias))
+    assert set(out.tensors) == {f"{n}.lora_{half}" for n in modules for half in "AB"} | {f"{Q}.bias"}
+    assert out.config is None
+    with pytest.raises(FormatError, match="does not say what a conv weight is"):
+        write(loralens.Adapter(modules={"c": LowRank(drawn(6, 2), drawn(2, 36), layout=Layout("conv", (3, 3)))}))
+    dora = {"q.lora_magnitude_vector": Extra("magnitude", Q, LazyArray.of(drawn(6)))}
+    with pytest.raises(FormatError, match=r"no place for q\.lora_magnitude_vector \(magnitude\)"):
+        write(loralens.Adapter(modules=modules, extra=dora))
+
+
+def test_loralib_itself_loads_what_is_written(torch, lora, tmp_path):
+    """Live: our state dict in loralib's layer, merged with lora_alpha = scale · r, is W + ΔW."""
+    from loralens.formats.torch_writer import pickle_bytes
+
+    module = LowRank(drawn(6, 2), drawn(2, 4), 4.0)
+    (tmp_path / "a.bin").write_bytes(b"".join(pickle_bytes(write(loralens.Adapter(modules={"q": module})).tensors)))
+    model = torch.nn.Module()
+    model.add_module("q", lora.Linear(4, 6, r=2, lora_alpha=8))
+    missing = model.load_state_dict(torch.load(tmp_path / "a.bin"), strict=False)
+    assert not missing.unexpected_keys
+    np.testing.assert_allclose(merged(model.q), module.dense(), atol=1e-5)
+
+
+PARTS = [Q, "c", "c_attn", "embed_tokens", ".lora_A", ".lora_B", ".conv", ".weight", ".bias", ""]
+GOOD = stored({**pair(Q, 6, 4, 2), **fused(), **convolution(), "head.weight": drawn(2, 4)}, config=SLICES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(broken(GOOD, PARTS, ["enable_lora", "peft_type", "scale"]))
+def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):
+    outcome(loralib, bad, write)
+
+
+def test_the_real_file(real):
+    file = from_pickle(real / "roberta-mnli-loralib" / "roberta_base_lora_mnli.bin")
+    assert loralib.detect(file)
+    adapter = loralib.read(file)
+    assert len(adapter) == 24
+    assert {module.rank for module in adapter.modules.values()} == {8}
+    assert {module.shape for module in adapter.modules.values()} == {(768, 768)}
+    assert sorted(adapter.extra) == [f"classifier.{n}.{p}" for n in ("dense", "out_proj") for p in ("bias", "weight")]
+    assert {extra.role for extra in adapter.extra.values()} == {"saved"}
+    assert_same_file(write(adapter), file)
+    module = adapter[Q]
+    np.testing.assert_array_equal(module.B, file.tensors[f"{Q}.lora_B"].read())
+    np.testing.assert_array_equal(module.A, file.tensors[f"{Q}.lora_A"].read())

@@ -1,0 +1,298 @@
+"""mlx-lm files: orientation, the raw scale, experts, DoRA by rows, what is refused, and what is written."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import loralens
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError
+from loralens.formats import mlx, torchtune
+from loralens.formats.container import read_json, read_safetensors
+from loralens.formats.mlx_writer import write
+from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, outcome, stored
+from tests.tolerances import SAME_UPDATE
+
+Q, EMBED, UP = "model.layers.0.self_attn.q_proj", "model.embed_tokens", "model.layers.0.mlp.switch_mlp.up_proj"
+CONFIG = {
+    "fine_tune_type": "lora",
+    "lora_parameters": {"rank": 2, "scale": 10.0, "dropout": 0.0, "alpha": 16},
+    "model": "tiny/base",
+    "num_layers": 4,
+}
+
+
+def file(config=CONFIG, **tensors):
+    return stored(tensors or full(), config=config)
+
+
+def full():
+    """One of each kind, and something unknown."""
+    return {
+        f"{Q}.lora_a": drawn(4, 2),
+        f"{Q}.lora_b": drawn(2, 6),
+        f"{EMBED}.lora_a": drawn(7, 2),
+        f"{EMBED}.lora_b": drawn(2, 4),
+        f"{UP}.lora_a": drawn(3, 2, 4),
+        f"{UP}.lora_b": drawn(3, 6, 2),
+        "model.norm.weight": drawn(4),
+    }
+
+
+def made(modules, extra=None):
+    return loralens.Adapter(modules=modules, extra=extra or {}, base_model="tiny/base")
+
+
+def random_module(out=6, in_=4, rank=2, scale=2.0, kind="linear", dtype=np.float32):
+    return LowRank(drawn(out, rank, dtype=dtype), drawn(rank, in_, dtype=dtype), scale, layout=Layout(kind))
+
+
+def test_each_kind_is_the_transpose_times_the_raw_scale():
+    tensors = full()
+    adapter = mlx.read(file(**tensors))
+    wide = {key: array.astype(np.float64) for key, array in tensors.items()}
+    for name, kind in ((Q, "linear"), (EMBED, "embedding")):
+        delta = 10.0 * (wide[f"{name}.lora_a"] @ wide[f"{name}.lora_b"]).T
+        np.testing.assert_allclose(adapter[name].dense(), delta, **SAME_UPDATE)
+        assert adapter[name].layout.kind == kind
+    for e in range(3):
+        delta = 10.0 * wide[f"{UP}.lora_b"][e] @ wide[f"{UP}.lora_a"][e]
+        np.testing.assert_allclose(adapter[f"{UP}[{e}]"].dense(), delta, **SAME_UPDATE)
+    assert len(adapter) == 5
+    assert adapter.base_model == "tiny/base"
+    assert [(e.role, e.module) for e in adapter.extra.values()] == [("other", "model.norm")]
+    assert not adapter.findings  # the alpha of old defaults beside a fine_tune_type says nothing
+
+
+def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
+    adapter = mlx.read(file(None))
+    assert {module.scaling.rule for module in adapter.modules.values()} == {"unknown"}
+    (finding,) = adapter.findings
+    assert finding.code == "alpha-unknown"
+    assert "--scale" in finding.fix
+    assert "--alpha" not in finding.fix
+
+
+def test_a_configuration_without_scale_is_as_good_as_none():
+    adapter = mlx.read(file({"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "alpha": 16}}))
+    assert [f.code for f in adapter.findings] == ["alpha-unknown"]
+    assert "holds no scale" in adapter.findings[0].text
+
+
+@pytest.mark.parametrize("scale", ["10", True, float("nan"), float("inf"), 10**400, []])
+def test_a_scale_that_is_no_number_is_an_error(scale):
+    with pytest.raises(FormatError, match="finite number"):
+        mlx.read(file({**CONFIG, "lora_parameters": {"scale": scale}}))
+
+
+def test_full_fine_tuning_is_refused_by_name():
+    whole = stored({f"{Q}.weight": drawn(6, 4)}, config={"fine_tune_type": "full", "lora_parameters": None})
+    assert mlx.detect(whole)
+    with pytest.raises(FormatError, match="fine_tune_type full"):
+        mlx.read(whole)
+
+
+def test_findings_of_rank_and_of_an_alpha_that_early_versions_used():
+    adapter = mlx.read(file({"lora_parameters": {"rank": 4, "scale": 10.0, "alpha": 16}, "lora_layers": 4}))
+    assert [f.code for f in adapter.findings] == ["rank-disagrees", "alpha-beside-scale"]
+
+
+def test_dora_magnitudes_are_on_the_rows_of_the_stored_weight():
+    adapter = mlx.read(file(**full(), **{f"{Q}.m": drawn(6), f"{EMBED}.m": drawn(7), "model.norm.m": drawn(3)}))
+    roles = {key: extra.role for key, extra in adapter.extra.items() if key.endswith(".m")}
+    assert roles == {f"{Q}.m": "magnitude", f"{EMBED}.m": "magnitude_in", "model.norm.m": "other"}
+    with pytest.raises(ShapeError, match="not one number for each of 6 rows"):
+        mlx.read(file(**full(), **{f"{Q}.m": drawn(5)}))
+
+
+def test_a_magnitude_says_what_a_name_does_not():
+    pair = {"model.table.lora_a": drawn(7, 2), "model.table.lora_b": drawn(2, 4)}
+    assert mlx.read(file(**pair))["model.table"].layout.kind == "linear"
+    assert mlx.read(file(**pair, **{"model.table.m": drawn(7)}))["model.table"].layout.kind == "embedding"
+
+
+def test_experts_with_lora_a_in_two_dimensions():
+    tensors = full()
+    flat = {**tensors, f"{UP}.lora_a": tensors[f"{UP}.lora_a"].reshape(6, 4)}
+    first, second = mlx.read(file(**tensors)), mlx.read(file(**flat))
+    for e in range(3):
+        np.testing.assert_array_equal(first[f"{UP}[{e}]"].dense(), second[f"{UP}[{e}]"].dense())
+
+
+def test_what_is_not_mlx():
+    gguf = {"blk.0.attn_q.weight.lora_a": drawn(2, 2), "blk.0.attn_q.weight.lora_b": drawn(2, 2)}
+    other_way = {f"{Q}.lora_a": drawn(2, 4), f"{Q}.lora_b": drawn(6, 2)}
+    tune = {f"{Q}.lora_a.weight": drawn(2, 4), f"{Q}.lora_b.weight": drawn(6, 2)}
+    peft = {f"base_model.model.{Q}.lora_A.weight": drawn(2, 4), f"base_model.model.{Q}.lora_B.weight": drawn(6, 2)}
+    for tensors in (gguf, other_way, tune, peft, {}, {"model.norm.weight": drawn(4)}):
+        assert not mlx.detect(stored(tensors))
+    assert not mlx.detect(stored(peft, config=CONFIG))  # a stray configuration does not win
+    assert not mlx.detect(stored(gguf, config=CONFIG))
+    assert torchtune.detect(stored(tune))
+    assert mlx.detect(stored(other_way, config=CONFIG))  # its own, and broken
+    with pytest.raises(ShapeError, match="do not multiply"):
+        mlx.read(stored(other_way, config=CONFIG))
+
+
+@pytest.mark.parametrize("config", [CONFIG, None])
+def test_untouched_it_is_written_back_to_the_bit(config):
+    source = stored({**full(), f"{Q}.m": drawn(6)}, config=config, metadata={"format": "mlx"})
+    adapter = mlx.read(source)
+    assert_same_file(write(adapter), source)
+    assert_same_adapter(mlx.read(write(adapter)), adapter)
+
+
+def test_mixed_ranks_of_an_old_file_stay_while_untouched():
+    source = file(
+        **{f"{Q}.lora_a": drawn(4, 2), f"{Q}.lora_b": drawn(2, 6), "v.lora_a": drawn(4, 3), "v.lora_b": drawn(3, 6)}
+    )
+    adapter = mlx.read(source)
+    assert_same_file(write(adapter), source)
+    changed = replace(adapter, modules={name: LowRank(m.B, m.A, m.scale) for name, m in adapter.items()})
+    with pytest.raises(ShapeError, match="one rank for all modules, and these have 2, 3"):
+        write(changed)
+
+
+def test_another_scale_changes_the_configuration_alone():
+    source = file()
+    doubled = mlx.read(source).map(lambda m: m.rescaled(20.0, Scaling("given")))
+    out = write(doubled)
+    assert out.config == {**CONFIG, "lora_parameters": {**CONFIG["lora_parameters"], "scale": 20.0}}
+    assert_same_file(replace(out, config=None), replace(source, config=None))
+
+
+def test_a_scale_given_for_a_bare_file_is_written():
+    given = mlx.read(file(None)).map(lambda m: m.rescaled(10.0, Scaling("given", origin="--scale")))
+    assert write(given).config["lora_parameters"]["scale"] == 10.0
+
+
+def test_from_another_dialect_with_a_configuration_that_makes_the_same_layers():
+    experts = {f"{UP}[{e}]": random_module(kind="experts") for e in range(3)}
+    adapter = made({Q: random_module(), EMBED: random_module(4, 7, kind="embedding"), **experts})
+    out = write(adapter)
+    assert out.config == {
+        "fine_tune_type": "lora",
+        "lora_parameters": {
+            "rank": 2,
+            "scale": 2.0,
+            "dropout": 0.0,
+            "keys": ["mlp.switch_mlp.up_proj", "model.embed_tokens", "self_attn.q_proj"],
+        },
+        "model": "tiny/base",
+        "num_layers": -1,
+    }
+    back = mlx.read(out)
+    for name, module in adapter.items():
+        np.testing.assert_array_equal(back[name].dense(), module.dense())
+
+
+def test_other_scales_are_folded_exactly_where_they_are_powers_of_two_apart():
+    modules = {
+        "a.q": random_module(scale=3.0),
+        "b.q": random_module(scale=3.0),
+        "half": random_module(scale=1.5, dtype=np.float64),
+        "third": random_module(scale=-1.0, dtype=np.float16),
+        "none": random_module(scale=0.0),
+    }
+    out = write(made(modules))
+    assert out.config["lora_parameters"]["scale"] == 3.0
+    assert out.tensors["half.lora_b"].dtype == np.float64
+    assert out.tensors["third.lora_b"].dtype == np.float32
+    back = mlx.read(out)
+    for name in ("a.q", "b.q", "half", "none"):
+        np.testing.assert_array_equal(back[name].dense(), modules[name].dense())
+    np.testing.assert_allclose(back["third"].dense(), modules["third"].dense(), rtol=1e-5, atol=1e-6)
+
+
+def magnitude(role, name, *shape):
+    return {f"base_model.model.{name}.lora_magnitude_vector": Extra(role, name, LazyArray.of(drawn(*shape)))}
+
+
+def test_dora_goes_over_where_the_axis_is_the_same():
+    out = write(made({Q: random_module()}, magnitude("magnitude", Q, 6, 1)))
+    assert out.config["fine_tune_type"] == "dora"
+    assert out.tensors[f"{Q}.m"].shape == (6,)
+    with pytest.raises(FormatError, match="another axis"):
+        write(made({EMBED: random_module(4, 7, kind="embedding")}, magnitude("magnitude", EMBED, 4)))
+    with pytest.raises(FormatError, match=r"1 of 2 modules, v the first, have no DoRA magnitude"):
+        write(made({Q: random_module(), "v": random_module()}, magnitude("magnitude", Q, 6)))
+    with pytest.raises(ShapeError, match="not one number for each of 6 rows"):
+        write(made({Q: random_module()}, magnitude("magnitude", Q, 5)))
+
+
+def test_what_mlx_cannot_hold_is_refused_by_name():
+    with pytest.raises(FormatError, match="no LoRA for a conv weight"):
+        write(made({"c": LowRank(drawn(6, 2), drawn(2, 36), layout=Layout("conv", (3, 3)))}))
+    with pytest.raises(FormatError, match=r"mlx has no place for head\.weight \(saved\)"):
+        write(made({Q: random_module()}, {"head.weight": Extra("saved", "head", LazyArray.of(drawn(2, 4)))}))
+    with pytest.raises(ShapeError, match="some experts of this stack are missing"):
+        write(made({f"{UP}[1]": random_module(kind="experts")}))
+    adapter = mlx.read(file())
+    kept = {name: module for name, module in adapter.items() if name != f"{UP}[2]"}
+    with pytest.raises(ShapeError, match="some experts of this stack are missing"):
+        write(replace(adapter, modules=kept))
+
+
+PARTS = [Q, UP, EMBED, "[0]", "[1]", ".lora_a", ".lora_b", ".m", ".weight", ""]
+FIELDS = ["fine_tune_type", "lora_parameters", "model", "num_layers"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(broken(file(**full(), **{f"{Q}.m": drawn(6)}), PARTS, FIELDS))
+def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):
+    outcome(mlx, bad, write)
+
+
+def test_the_real_file(real):
+    folder = real / "qwen05b-mlx-100"
+    source = replace(
+        read_safetensors(folder / "0000100_adapters.safetensors"), config=read_json(folder / "adapter_config.json")
+    )
+    assert mlx.detect(source)
+    adapter = mlx.read(source)
+    assert {module.scale for module in adapter.modules.values()} == {10.0}  # not 16/8
+    assert not adapter.findings
+    assert_same_file(write(adapter), source)
+    peft = loralens.load(real / "qwen05b-peft-r8")
+    assert len(adapter) == 8
+    assert set(adapter) < set(peft)
+    for name, module in adapter.items():
+        assert module.shape == peft[name].shape
+        a, b = source.tensors[f"{name}.lora_a"].read(), source.tensors[f"{name}.lora_b"].read()
+        np.testing.assert_array_equal(module.B, b.T)
+        np.testing.assert_array_equal(module.A, a.T)
+        assert module.singular_values()[0] > 0
+    bare = mlx.read(replace(source, config=None))
+    assert [f.code for f in bare.findings] == ["alpha-unknown"]
+
+
+def test_mlx_lm_itself_applies_what_is_written(tmp_path):
+    """Live: the layers that mlx-lm makes by our configuration, fused, are W + ΔW. Skips where mlx is not installed."""
+    mx, nn = pytest.importorskip("mlx.core"), pytest.importorskip("mlx.nn")
+    load_adapters = pytest.importorskip("mlx_lm.tuner.utils").load_adapters
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(4, 6, bias=False) for _ in range(3)]
+
+    block = type("Block", (nn.Module,), {})
+    model = Model()
+    for i, linear in enumerate(model.layers):
+        model.layers[i] = block()
+        model.layers[i].q_proj = linear
+    W = np.array(model.layers[0].q_proj.weight).astype(np.float64)
+    module = random_module(scale=3.0)
+    out = write(made({"layers.0.q_proj": module}))
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), {k: mx.array(t.read()) for k, t in out.tensors.items()})
+    (tmp_path / "adapter_config.json").write_text(json.dumps(out.config))
+    load_adapters(model, str(tmp_path))
+    fused = np.array(model.layers[0].q_proj.fuse().weight).astype(np.float64)
+    assert np.abs(fused - W).max() > 1e-2
+    np.testing.assert_allclose(fused, W + module.dense(), atol=1e-5)

@@ -1,0 +1,276 @@
+"""torchtune, LitGPT, safeloras and plain pairs: their formulas, what is missing in them, and damage."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from loralens.core.lowrank import Layout
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError
+from loralens.formats import litgpt, loralib, mlx, peft, plain, safeloras, torchtune
+from loralens.formats.container import read_safetensors
+from tests.formats.stores import broken, drawn, outcome, stored
+from tests.tolerances import SAME_UPDATE
+
+ALL = (peft, mlx, loralib, torchtune, litgpt, safeloras, plain)
+QKV, PROJ, FC = "transformer.h.0.attn.qkv", "transformer.h.0.attn.proj", "transformer.h.0.mlp.fc_1"
+TUNE = "layers.0.attn.q_proj"
+
+
+def tune():
+    return {
+        f"{TUNE}.lora_a.weight": drawn(2, 4),
+        f"{TUNE}.lora_b.weight": drawn(6, 2),
+        f"{TUNE}.magnitude": drawn(6),
+        "layers.0.mlp.experts.lora_gate_a": drawn(3, 4, 2),
+        "layers.0.mlp.experts.lora_gate_b": drawn(3, 2, 5),
+        "epochs_run": drawn(1),
+    }
+
+
+def lit(A=(4, 4), B=(6, 2), name=QKV):
+    """Query and value of two heads that share one key: rows 4 + 2, rank 2."""
+    return {
+        f"{name}.lora_A": drawn(*A),
+        f"{name}.lora_B": drawn(*B),
+        f"{FC}.lora_A": drawn(2, 4),
+        f"{FC}.lora_B": drawn(5, 2),
+    }
+
+
+LIT = {"enable_lora": [True, False, True], "n_head": 2, "n_query_groups": 1, "head_size": 2}
+
+
+def safe():
+    held = {f"unet:{i}:{half}": drawn(*shape) for i in (0, 2, 10) for half, shape in (("up", (6, 1)), ("down", (1, 4)))}
+    return {
+        **held,
+        "text_encoder:0:up": drawn(3, 2),
+        "text_encoder:0:down": drawn(2, 3),
+        "<s1>": drawn(4),
+        "odd": drawn(1),
+    }
+
+
+SAFE = {"unet": '["CrossAttention"]', "<s1>": "<embed>"}
+
+
+def sam():
+    return {f"w_{half}_{i:03d}": drawn(*shape) for i in (0, 1, 10) for half, shape in (("a", (2, 4)), ("b", (6, 2)))}
+
+
+GOOD = {
+    torchtune: stored(tune()),
+    litgpt: stored(lit(), config=LIT),
+    safeloras: stored(safe(), metadata=SAFE),
+    plain: stored(sam()),
+}
+
+
+@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
+def test_each_file_is_of_one_dialect(module):
+    assert [one for one in ALL if one.detect(GOOD[module])] == [module]
+    adapter = module.read(GOOD[module])
+    assert adapter.format == module.NAME
+    assert adapter.metadata == GOOD[module].metadata
+    assert adapter.config == GOOD[module].config
+    held = {key for one in adapter.modules.values() for key in one.origin.tensors} | set(adapter.extra)
+    assert held == set(GOOD[module].tensors)
+
+
+@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
+def test_a_half_alone_is_an_error_that_names_it(module):
+    good = GOOD[module]
+    halves = {key for one in module.read(good).modules.values() for key in one.origin.tensors}
+    for key in halves:
+        with pytest.raises(FormatError, match=r"has no .* beside it"):
+            module.read(replace(good, tensors={k: t for k, t in good.tensors.items() if k != key}))
+
+
+@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
+def test_factors_that_do_not_multiply(module):
+    good = GOOD[module]
+    for one in module.read(good).modules.values():
+        key = next(iter(one.origin.tensors))
+        for odd in (drawn(3, 3, 3), drawn(5, 7), drawn(0, 0), drawn(4)):
+            with pytest.raises((ShapeError, FormatError)):
+                module.read(replace(good, tensors={**good.tensors, **stored({key: odd}).tensors}))
+
+
+def test_nothing_is_none_of_them():
+    assert not any(module.detect(stored({})) for module in ALL)
+    assert not any(module.detect(stored({"model.norm.weight": drawn(4)})) for module in ALL)
+
+
+def test_torchtune_linear_and_experts():
+    tensors = tune()
+    adapter = torchtune.read(stored(tensors))
+    assert list(adapter) == [TUNE, *(f"layers.0.mlp.experts.gate_proj[{e}]" for e in range(3))]
+    wide = {key: array.astype(np.float64) for key, array in tensors.items()}
+    np.testing.assert_allclose(
+        adapter[TUNE].dense(), wide[f"{TUNE}.lora_b.weight"] @ wide[f"{TUNE}.lora_a.weight"], **SAME_UPDATE
+    )
+    a, b = wide["layers.0.mlp.experts.lora_gate_a"], wide["layers.0.mlp.experts.lora_gate_b"]
+    for e in range(3):
+        module = adapter[f"layers.0.mlp.experts.gate_proj[{e}]"]
+        np.testing.assert_allclose(module.dense(), (a[e] @ b[e]).T, **SAME_UPDATE)
+        assert module.layout == Layout("experts")
+    assert [extra.role for extra in adapter.extra.values()] == ["magnitude", "other"]
+    assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "rotary-rows"]
+
+
+def test_torchtune_takes_alpha_from_the_configuration_it_writes_beside():
+    adapter = torchtune.read(stored(tune(), config={"peft_type": "LORA", "r": 2, "lora_alpha": 16}))
+    assert adapter[TUNE].scaling == Scaling("alpha/r", 16.0, 2, "adapter_config.json")
+    assert adapter[TUNE].scale == 8.0
+    assert [finding.code for finding in adapter.findings] == ["rotary-rows"]
+    for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": "16"}, {"r": 2, "lora_alpha": 10**400}):
+        assert torchtune.read(stored(tune(), config=stray))[TUNE].scaling.rule == "unknown"
+
+
+def test_litgpt_puts_the_parts_where_they_belong():
+    tensors = lit()
+    adapter = litgpt.read(stored(tensors, config=LIT))
+    A, B = (tensors[f"{QKV}.lora_{half}"].astype(np.float64) for half in "AB")
+    expected = np.zeros((8, 4))  # 4 rows of query, 2 of key, 2 of value
+    expected[:4], expected[6:] = B[:4] @ A[:2], B[4:] @ A[2:]
+    np.testing.assert_allclose(adapter[QKV].dense(), expected, **SAME_UPDATE)
+    assert adapter[QKV].layout == Layout("merged", groups=2)
+    assert adapter[QKV].scaling.rank == 2
+    assert adapter[FC].layout == Layout()
+
+
+def test_litgpt_before_0_5_goes_group_by_group():
+    name = "transformer.h.0.attn.attn"
+    tensors = lit((4, 4), (12, 2), name)
+    config = {"enable_lora": [True, False, True], "n_head": 4, "n_query_groups": 2, "head_size": 2}
+    A, B = (tensors[f"{name}.lora_{half}"].astype(np.float64) for half in "AB")
+    query, value = B[:8] @ A[:2], B[8:] @ A[2:]
+    expected = np.concatenate([query[:4], 0 * value[:2], value[:2], query[4:], 0 * value[:2], value[2:]])
+    np.testing.assert_allclose(litgpt.read(stored(tensors, config=config))[name].dense(), expected, **SAME_UPDATE)
+
+
+def test_litgpt_learns_the_height_of_the_query_from_the_projection_behind_it():
+    tensors = lit((6, 4), (8, 2)) | {f"{PROJ}.lora_A": drawn(2, 4), f"{PROJ}.lora_B": drawn(4, 2)}
+    module = litgpt.read(stored(tensors))[QKV]
+    A, B = (tensors[f"{QKV}.lora_{half}"].astype(np.float64) for half in "AB")
+    expected = np.concatenate([B[:4] @ A[:2], B[4:6] @ A[2:4], B[6:] @ A[4:]])
+    np.testing.assert_allclose(module.dense(), expected, **SAME_UPDATE)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        (lit(), None, "2 of query, key and value are adapted, and the file does not say which"),
+        (lit((2, 4), (4, 2)), None, "1 of query, key and value are adapted"),
+        (lit((6, 4), (8, 2)), None, "the heights of query, key and value are not in the file"),
+        (lit(), {"enable_lora": [True, False, True]}, "the heights of query"),
+        (lit(), {**LIT, "enable_lora": [True, True, True]}, "3 parts are said to be adapted, and lora_A has 2 blocks"),
+        (lit(), {**LIT, "enable_lora": [True, True]}, "need three flags"),
+        (lit(), {**LIT, "head_size": 3}, "lora_B has 6 rows, and query, key and value of 6, 3, 3 rows give 9"),
+        (lit(), {**LIT, "n_head": "two"}, "n_head is not a number"),
+        (lit((5, 4)), LIT, "is not one to three blocks of rank 2"),
+    ],
+)
+def test_litgpt_asks_for_what_the_file_does_not_say(tensors, config, message):
+    with pytest.raises((FormatError, ShapeError), match=message):
+        litgpt.read(stored(tensors, config=config))
+
+
+def test_litgpt_flags_in_its_own_words():
+    flags = {"lora_query": True, "lora_value": True, "lora_key": False, "lora_alpha": 16, "lora_r": 2}
+    shape = {key: LIT[key] for key in ("n_head", "n_query_groups", "head_size")}
+    adapter = litgpt.read(stored(lit(), config={**flags, **shape}))
+    first = litgpt.read(stored(lit(), config=LIT))
+    assert adapter[QKV].shape == first[QKV].shape
+    assert adapter[QKV].scaling == Scaling("alpha/r", 16.0, 2, "adapter_config.json")
+    assert not adapter.findings
+
+
+def test_safeloras_numbers_are_numbers():
+    tensors = safe()
+    adapter = safeloras.read(stored(tensors, metadata=SAFE))
+    assert list(adapter) == ["text_encoder.0", "unet.0", "unet.2", "unet.10"]
+    assert {module.scale for module in adapter.modules.values()} == {1.0}
+    delta = tensors["unet:10:up"].astype(np.float64) @ tensors["unet:10:down"]
+    np.testing.assert_allclose(adapter["unet.10"].dense(), delta, **SAME_UPDATE)
+    assert {key: extra.role for key, extra in adapter.extra.items()} == {"<s1>": "tokens", "odd": "other"}
+    assert "CrossAttention" in adapter.findings[0].text
+    with pytest.raises(FormatError, match="are the same tensor of one module"):
+        safeloras.read(stored({**tensors, "unet:010:up": drawn(6, 1)}))
+    long = {f"unet:{'1' * 5000}:{half}": drawn(1, 1) for half in ("up", "down")}
+    assert list(safeloras.read(stored(long))) == [f"unet.{'1' * 5000}"]
+
+
+def test_safeloras_convolutions():
+    up, down = drawn(6, 2, 1, 1), drawn(2, 4, 3, 3)
+    module = safeloras.read(stored({"unet:0:up": up, "unet:0:down": down}))["unet.0"]
+    delta = up.reshape(6, 2).astype(np.float64) @ down.reshape(2, -1)
+    np.testing.assert_allclose(module.dense(), delta, **SAME_UPDATE)
+    assert module.layout == Layout("conv", (3, 3))
+
+
+def test_plain_pairs_are_nothing_but_pairs():
+    tensors = sam()
+    adapter = plain.read(stored(tensors))
+    assert list(adapter) == ["w_000", "w_001", "w_010"]
+    delta = tensors["w_b_010"].astype(np.float64) @ tensors["w_a_010"]
+    np.testing.assert_allclose(adapter["w_010"].dense(), delta, **SAME_UPDATE)
+    assert adapter["w_010"].scaling.rule == "given"
+    assert not plain.detect(stored({**tensors, "head.weight": drawn(2)}))
+
+
+PARTS = {
+    torchtune: [
+        TUNE,
+        "layers.0.mlp.experts",
+        ".lora_a",
+        ".lora_b",
+        ".lora_gate_a",
+        ".gate_proj",
+        ".weight",
+        ".magnitude",
+    ],
+    litgpt: [QKV, PROJ, FC, "transformer.h.0.attn.attn", ".lora_A", ".lora_B", "lm_head"],
+    safeloras: ["unet", "text_encoder", ":", "0", "10", "٣", "up", "down", "<s1>"],
+    plain: ["w_a_", "w_b_", "000", "0", "٣", "w_c"],
+}
+FIELDS = ["enable_lora", "n_head", "n_query_groups", "head_size", "lora_query", "lora_alpha", "lora_r", "r"]
+
+
+@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
+def test_whatever_is_broken_ends_in_an_adapter_or_a_message(module):
+    @settings(max_examples=200, deadline=None)
+    @given(broken(GOOD[module], PARTS[module], FIELDS))
+    def check(bad):
+        outcome(module, bad)
+
+    check()
+
+
+@pytest.mark.parametrize("rank", [2, 4, 8, 16])
+def test_the_real_plain_files(real, rank):
+    file = read_safetensors(real / f"sam-vitb-rank{rank}" / f"lora_rank{rank}.safetensors")
+    assert [module for module in ALL if module.detect(file)] == [plain]
+    adapter = plain.read(file)
+    assert list(adapter) == [f"w_{i:03d}" for i in range(24)]
+    assert {(module.rank, module.shape, module.scale) for module in adapter.modules.values()} == {
+        (rank, (768, 768), 1.0)
+    }
+    assert not adapter.extra
+    assert adapter["w_000"].singular_values()[0] > 0
+
+
+def test_the_real_safeloras(real):
+    file = read_safetensors(real / "sd15-cloneofsimo-disney-r1" / "lora_disney.safetensors")
+    assert [module for module in ALL if module.detect(file)] == [safeloras]
+    adapter = safeloras.read(file)
+    assert len(adapter) == 192
+    assert {module.rank for module in adapter.modules.values()} == {1}
+    assert {key: extra.role for key, extra in adapter.extra.items()} == {"<s1>": "tokens", "<s2>": "tokens"}
+    *_, last = adapter
+    assert (next(iter(adapter)), last) == ("text_encoder.0", "unet.143")
+    up, down = file.tensors["unet:143:up"].read(), file.tensors["unet:143:down"].read()
+    np.testing.assert_allclose(adapter[last].dense(), up.astype(np.float64) @ down, **SAME_UPDATE)
