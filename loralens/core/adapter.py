@@ -48,7 +48,8 @@ class Extra:
     role : str
         ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias
         on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding`` (the
-        full matrix of an adapted or resized one, or of a head), ``tokens``, ``norm``, ``diagonal`` (KaSA) or ``other``.
+        full matrix of an adapted or resized one, or of a head), ``tokens``, ``norm``, ``diagonal`` (KaSA), ``diff`` and
+        ``diff_b`` (differences to be added to a weight or bias), ``shape`` or ``other``.
     module : str
         The base model's module that it belongs to.
     tensor : LazyArray

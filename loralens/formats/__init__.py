@@ -24,7 +24,8 @@ class Format:
     """A dialect: its name, what it is called in words, where its functions live, and the files it is written to.
 
     ``module`` has ``detect`` and ``read``; ``writer``, where there is one, has ``write``. They are imported when they
-    are needed: most adapters are PEFT's, and nobody should wait for the other dialects.
+    are needed: most adapters are PEFT's, and nobody should wait for the other dialects. A ``silent`` dialect stores no
+    scale, so our record goes with every file.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Format:
     module: str
     writer: str = ""
     files: Files | None = None
+    silent: bool = False
 
     def detect(self, stored: Stored) -> bool:
         """Whether a file is of this dialect, by its content."""
@@ -50,10 +52,12 @@ class Format:
         return write
 
 
-def _format(name: str, title: str, *, writer: str = "", files: Files | None = None) -> Format:
+def _format(name: str, title: str, *, writer: str = "", files: Files | None = None, silent: bool = False) -> Format:
     here = "loralens.formats."
-    return Format(name, title, here + name, here + writer if writer else "", files)
+    return Format(name, title, here + name, here + writer if writer else "", files, silent)
 
+
+LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
 
 # In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
 FORMATS: tuple[Format, ...] = (
@@ -67,7 +71,13 @@ FORMATS: tuple[Format, ...] = (
     _format("xlabs", "XLabs FLUX"),
     _format("torchtune", "torchtune"),
     _format("litgpt", "litgpt"),
-    _format("loralib", "microsoft/loralib", writer="loralib_writer", files=Files("lora.bin")),
+    _format(
+        "loralib",
+        "microsoft/loralib",
+        writer="loralib_writer",
+        files=LORALIB,
+        silent=True,
+    ),
     _format("safeloras", "cloneofsimo safeloras"),
     _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
 )
@@ -206,20 +216,20 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
     """The adapter with the α or scale that its file does not say."""
     if alpha is None and scale is None:
         return adapter
-    known = [name for name, module in adapter.items() if module.scaling.stated]
-    if known:
-        raise OptionError(
-            f"the file says its own scale ({adapter[known[0]].scaling})", fix="leave out --alpha and --scale"
-        )
 
     def given(module: "Update") -> "Update":
         if scale is not None:
             return module.rescaled(scale, Scaling("given", origin="--scale"))
-        scaling = Scaling("alpha/r", alpha, module.rank // module.layout.blocks, "--alpha")
+        rank = module.scaling.rank or module.rank // module.layout.blocks
+        scaling = Scaling("alpha/r", alpha, rank, "--alpha")
         return module.rescaled(scaling.value, scaling)
 
+    rescaled = adapter.map(given)
+    for name, module in adapter.items():
+        if module.scaling.stated and rescaled[name].scale != module.scale:
+            raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
-    return replace(adapter.map(given), findings=findings)
+    return replace(rescaled, findings=findings)
 
 
 def save(
@@ -266,6 +276,6 @@ def save(
     assert form.files
     with place(target):
         stored = form.write(adapter, **options)
-        if adapter.format != name:
+        if adapter.format != name or form.silent:
             stored = record.stamp(stored, adapter, name)
     write_files(stored, target, files=form.files, overwrite=overwrite, dry_run=dry_run)

@@ -30,7 +30,7 @@ from loralens.formats import alpha
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import LYCORIS
 from loralens.formats.diffusers_metadata import KEY
-from loralens.formats.kohya import _axis as axis
+from loralens.formats.kohya import axis
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, pair
 
 NAME = "comfyui"

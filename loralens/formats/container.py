@@ -91,10 +91,14 @@ class Stored:
 @final
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one."""
+    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one.
+
+    ``optional``: the dialect mostly does without a configuration, so one that stands there is left alone.
+    """
 
     weights: str
     config: str | None = None
+    optional: bool = False
 
 
 PEFT = Files("adapter_model.safetensors", CONFIG)

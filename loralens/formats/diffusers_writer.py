@@ -21,9 +21,7 @@ from loralens.formats.diffusers_metadata import KEY, Configs, dumps
 from loralens.formats.extras import to_translate
 from loralens.formats.pairs import SAVE_AGAIN, pack
 from loralens.formats.peft_config import PeftConfig
-from loralens.formats.peft_writer import _most_common as most_common
-from loralens.formats.peft_writer import _pattern as pattern
-from loralens.formats.peft_writer import _whole as whole
+from loralens.formats.peft_writer import most_common, pattern, whole
 
 KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
 _FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them

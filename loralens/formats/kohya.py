@@ -133,11 +133,11 @@ def companions(name: str, parts: Parts, module: Update | None, used: Iterable[st
     loose = {part: held for part, held in parts.items() if module is None or part not in used}
     roles = dict.fromkeys(loose, "other")
     if "dora_scale" in loose and module:
-        roles["dora_scale"] = _axis(loose["dora_scale"][1], module)
+        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
     return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
 
 
-def _axis(tensor: LazyArray, module: Update) -> str:
+def axis(tensor: LazyArray, module: Update) -> str:
     """The role of a dora_scale: one number an output, (out, 1…), or one an input, (1, in…)."""
     (out, in_), kernel = module.shape, prod(module.layout.kernel)
     if tensor.size == out and tensor.shape[:1] == (out,):

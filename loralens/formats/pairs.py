@@ -79,7 +79,14 @@ def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, scale: float | None = 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
     """A (r, in, k…), B (out, r/groups, 1…) → B (out, r), block-diagonal if grouped, A (r, in·k…)."""
     rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
-    if B.ndim != A.ndim or B.size != B.shape[0] * width or not width or rank % width or B.shape[0] % (rank // width):
+    if (
+        not rank
+        or B.ndim != A.ndim
+        or B.size != B.shape[0] * width
+        or not width
+        or rank % width
+        or B.shape[0] % (rank // width)
+    ):
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
     groups = rank // width
     flat = B.reshape(B.shape[0], width)

@@ -39,6 +39,8 @@ Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "dia
 def detect(stored: Stored) -> bool:
     """Whether a file is PEFT's: pairs under ``base_model.model.``, or a LoRA configuration beside pairs."""
     pairs = [key for key in stored.tensors if is_pair(key)]
+    if "lora_adapter_metadata" in (stored.metadata or {}):  # diffusers', beside a configuration that strayed there
+        return False
     said = (stored.config or {}).get("peft_type") == "LORA"
     return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
 

@@ -236,14 +236,14 @@ def _width(module: Update) -> int:
 def _updated(fields: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
     """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was."""
     terms = _terms(PeftConfig(fields), stacks)
-    rank = _most_common(r for r, _ in terms.values())
-    alpha = _most_common(a for _, a in terms.values())
+    rank = most_common(r for r, _ in terms.values())
+    alpha = most_common(a for _, a in terms.values())
     found = dict(fields)
     found.update(
         r=rank,
-        lora_alpha=_whole(alpha),
-        rank_pattern=_pattern({path: r for path, (r, _) in terms.items()}, rank),
-        alpha_pattern=_pattern({path: _whole(a) for path, (_, a) in terms.items()}, alpha),
+        lora_alpha=whole(alpha),
+        rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
+        alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
     )
     if PeftConfig(found).unmatched_modules(terms):
         found.update(_targets(stacks, terms))
@@ -288,17 +288,17 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _most_common(values: Iterator[Any]) -> Any:
+def most_common(values: Iterator[Any]) -> Any:
     counts = Counter(values)
     return counts.most_common(1)[0][0] if counts else 8
 
 
-def _whole(alpha: float) -> float | int:
+def whole(alpha: float) -> float | int:
     """A whole number written as one, as people write α."""
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
-def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
     odd = {path for path, value in values.items() if value != default}
     paths = [path for path in values if ends(path, odd)]

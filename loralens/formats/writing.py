@@ -121,7 +121,7 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
 def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
     """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
     beside: dict[str, bytes | None] = {}
-    if files.config:
+    if files.config and not (files.optional and stored.config is None):
         beside[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
     if Path(files.weights).suffix == ".bin":  # a pickle has no metadata
         record = (stored.metadata or {}).get(RECORD)

@@ -167,6 +167,15 @@ def test_another_scale_changes_the_configuration_alone():
     assert_same_file(replace(out, config=None), replace(source, config=None))
 
 
+def test_one_module_of_another_scale_in_its_own_file_is_folded():
+    adapter = mlx.read(file())
+    changed = {**adapter.modules, Q: adapter[Q].rescaled(2.5, Scaling("given"))}
+    back = mlx.read(write(replace(adapter, modules=changed)))
+    assert {module.scale for module in back.modules.values()} == {10.0}
+    for name, module in changed.items():
+        np.testing.assert_array_equal(back[name].dense(), module.dense())
+
+
 def test_a_scale_given_for_a_bare_file_is_written():
     given = mlx.read(file(None)).map(lambda m: m.rescaled(10.0, Scaling("given", origin="--scale")))
     assert write(given).config["lora_parameters"]["scale"] == 10.0
@@ -198,14 +207,16 @@ def test_other_scales_are_folded_exactly_where_they_are_powers_of_two_apart():
         "b.q": random_module(scale=3.0),
         "half": random_module(scale=1.5, dtype=np.float64),
         "third": random_module(scale=-1.0, dtype=np.float16),
+        "narrow": random_module(scale=0.75, dtype=np.float16),
         "none": random_module(scale=0.0),
     }
     out = write(made(modules))
     assert out.config["lora_parameters"]["scale"] == 3.0
     assert out.tensors["half.lora_b"].dtype == np.float64
     assert out.tensors["third.lora_b"].dtype == np.float32
+    assert out.tensors["narrow.lora_b"].dtype == np.float32  # float16 has no exponents to spare
     back = mlx.read(out)
-    for name in ("a.q", "b.q", "half", "none"):
+    for name in ("a.q", "b.q", "half", "narrow", "none"):
         np.testing.assert_array_equal(back[name].dense(), modules[name].dense())
     np.testing.assert_allclose(back["third"].dense(), modules["third"].dense(), rtol=1e-5, atol=1e-6)
 
