@@ -61,7 +61,7 @@ def command(
     from loralens.errors import place
     from loralens.formats import load
 
-    adapter = load(source, **reading)
+    adapter = load(source, base=base, **reading)
     with place(source):
         _check(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)
@@ -80,9 +80,13 @@ def command(
 
 
 def _check(adapter: "Adapter", to: str) -> None:
-    """Refuse to carry an unknown strength into a dialect that states one."""
+    """Refuse to carry on what is not known: a strength that the target has to state, an order of rows."""
     from loralens.errors import OptionError
 
+    if to != "gguf" and any(finding.code == "rows-permuted" for finding in adapter.findings):
+        raise OptionError(
+            "rows of q and k are in llama.cpp's order, and the file does not say the head counts", fix="give --base DIR"
+        )
     unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
     if unknown and to != "loralib":
         raise OptionError(

@@ -53,7 +53,7 @@ def _inspect(
     from loralens.errors import place
     from loralens.formats import load
 
-    adapter = load(path, strict=False, **reading)
+    adapter = load(path, strict=False, base=base, **reading)
     with place(path):
         inspection = inspect(adapter, modules=modules)
         match = _match(inspection, base) if base else None

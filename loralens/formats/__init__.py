@@ -90,6 +90,7 @@ def load(
     alpha: float | None = None,
     scale: float | None = None,
     allow_pickle: bool = False,
+    base: str | PathLike[str] | None = None,
     strict: bool = True,
 ) -> Adapter:
     """The adapter at ``path``, its numbers read when they are asked for.
@@ -104,6 +105,8 @@ def load(
         For files that do not say: α (the scale is then α/r of each module) or the scale itself.
     allow_pickle : bool
         Read ``.bin`` and ``.pt`` files, by an unpickler that builds tensors and nothing else.
+    base : path, optional
+        The base model's folder: a GGUF adapter needs its head counts to put rows of q and k back in order.
     strict : bool
         Raise what the reader found wrong enough to make the numbers wrong; else it stays in ``findings``.
 
@@ -114,8 +117,7 @@ def load(
     """
     _check_options(format, alpha, scale)
     file = adapter_file(Path(path))
-    beside = config_beside(file)
-    config = read_json(beside) if beside else None
+    config = _config(file, base)
     with place(file):
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
@@ -125,6 +127,16 @@ def load(
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
+
+
+def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
+    """The configuration that goes with a file: what stands beside it; for GGUF that of the base model."""
+    if is_gguf(file):
+        from loralens.formats.checkpoint import model_config
+
+        return model_config(Path(base)) if base else None
+    beside = config_beside(file)
+    return read_json(beside) if beside else None
 
 
 def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
@@ -276,6 +288,6 @@ def save(
     assert form.files
     with place(target):
         stored = form.write(adapter, **options)
-        if adapter.format != name or form.silent:
-            stored = record.stamp(stored, adapter, name)
+        if adapter.format != name or form.silent or RECORD in (adapter.metadata or {}):
+            stored = record.stamp(stored, adapter, form.read(stored))
     write_files(stored, target, files=form.files, overwrite=overwrite, dry_run=dry_run)

@@ -71,7 +71,7 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
 
 
 def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, scale: float | None = None, origin: Origin) -> LowRank:
-    """The update of linear factors B (out, r), A (r, in), or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
     B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
     return LowRank(B, A, scaling.value if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
 

@@ -289,6 +289,7 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
 
 
 def most_common(values: Iterator[Any]) -> Any:
+    """The value that most modules have; PEFT's default of 8 where there are none."""
     counts = Counter(values)
     return counts.most_common(1)[0][0] if counts else 8
 

@@ -22,22 +22,31 @@ from loralens.version import __version__
 AGREE = 1e-6  # relative: α is stored as float32
 
 
-def stamp(stored: Stored, adapter: Adapter, form: str) -> Stored:
-    """``stored``, of dialect ``form``, with a record of what ``adapter`` called its modules and of their scales."""
+def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
+    """``stored`` with a record of what ``adapter`` called its modules and of their scales.
+
+    ``back`` is what the dialect's reader makes of ``stored``: where a writer folded a scale into the factors, the file
+    has another scale than the adapter had, and the record says the file's.
+    """
     canonical = {name: name for name in adapter} | {new: file for file, new in stored.names.items()}
-    modules = {
-        canonical[name]: {"name": name, "scale": module.scale, "scaling": asdict(module.scaling)}
-        for name, module in adapter.items()
-    }
+    modules = {}
+    for name, module in adapter.items():
+        file = canonical[name]
+        true = back[file] if file in back and _folded(module, back[file]) else module
+        modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
     record = {
         "version": __version__,
-        "format": form,
+        "format": back.format,
         "source": adapter.format,
         "base_model": adapter.base_model,
         "modules": modules,
     }
     text = json.dumps(record, ensure_ascii=False)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
+
+
+def _folded(module: Update, written: Update) -> bool:
+    return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
 def of(stored: Stored, file: Path) -> str | None:
