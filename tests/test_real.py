@@ -27,6 +27,20 @@ PEFT = {
     "qwen05b-peft-r8": (48, {8}, 2.0, 0, {"linear"}),
     "roberta-agnews-biasall": (36, {4}, 4.0, 105, {"linear"}),
 }
+# folder → format, modules, ranks, shape of the first module
+OTHERS = {
+    "flux-aitoolkit-r16": ("diffusers", 4, {16}, (3072, 15360)),
+    "qwen05b-mlx-100": ("mlx", 8, {8}, (896, 896)),
+    "roberta-mnli-loralib": ("loralib", 24, {8}, (768, 768)),
+    "sam-vitb-rank2": ("plain", 24, {2}, (768, 768)),
+    "sam-vitb-rank4": ("plain", 24, {4}, (768, 768)),
+    "sam-vitb-rank8": ("plain", 24, {8}, (768, 768)),
+    "sam-vitb-rank16": ("plain", 24, {16}, (768, 768)),
+    "sd15-cloneofsimo-disney-r1": ("safeloras", 192, {1}, (768, 768)),
+    "sd15-diffusers-processor": ("diffusers", 128, {4}, (320, 320)),
+    "sd15-timohavdk-diffusers": ("diffusers", 128, {4}, (320, 320)),
+    "sd15-timohavdk-kohya": ("kohya", 128, {4}, (320, 320)),
+}
 NEGATIVE = {
     "neg-2byte": "2 bytes are too few",
     "neg-lfs-pointer": "is a Git-LFS pointer, not the weights",
@@ -69,6 +83,51 @@ def test_tables_are_printed_for_people(name: str, real: Path) -> None:
         result = run(command, "--allow-pickle", real / name)
         assert result.exit_code == 0
         assert len(result.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_dialects_are_told_by_their_content(name: str, real: Path) -> None:
+    form, count, ranks, shape = OTHERS[name]
+    adapter = loralens.load(real / name, allow_pickle=True)
+    modules = list(adapter.modules.values())
+    assert (adapter.format, len(adapter), {module.rank for module in modules}) == (form, count, ranks)
+    assert modules[0].shape == shape
+    for command in ("inspect", "spectrum"):
+        assert run(command, "--allow-pickle", real / name).exit_code == 0
+
+
+def test_one_adapter_in_two_dialects_is_equal(real: Path) -> None:
+    result = run("equal", real / "sd15-timohavdk-diffusers", real / "sd15-timohavdk-kohya", "--tolerance", "0")
+    assert "different" not in result.stdout or float(result.stdout.split("difference ")[1].split(",")[0]) < 1e-14
+
+
+def test_mlx_modules_are_among_those_of_peft(real: Path) -> None:
+    mlx, peft = loralens.load(real / "qwen05b-mlx-100"), loralens.load(real / "qwen05b-peft-r8")
+    assert set(mlx) < set(peft)
+    assert {module.scale for module in mlx.modules.values()} == {10.0}
+    assert all(module.shape == peft[name].shape for name, module in mlx.items())
+
+
+def test_loralib_through_peft_and_back(real: Path, tmp_path: Path) -> None:
+    source = real / "roberta-mnli-loralib"
+    pickled = ("--allow-pickle", "--alpha", "16")
+    there, back = tmp_path / "peft", tmp_path / "back"
+    assert run("convert", source, "-o", there, "--to", "peft", *pickled).exit_code == 1  # its head has no place there
+    assert run("convert", source, "-o", there, "--to", "peft", "--drop-extra", *pickled).exit_code == 0
+    assert run("convert", there, "-o", back, "--to", "loralib").exit_code == 0
+    assert run("equal", source, back, *pickled).exit_code == 0
+    assert {module.scale for module in loralens.load(back, allow_pickle=True).modules.values()} == {2.0}
+
+
+@pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"])
+@pytest.mark.parametrize(
+    "name", ["bertbase-rslora-epoch2", "bloom560m-mergedlinear", "opt125m-bf16-r16", "sam-vitb-rank4"]
+)
+def test_converted_it_is_the_same_update(name: str, to: str, real: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    arguments = ("convert", real / name, "-o", target, "--to", to, "--allow-pickle", "--drop-extra")
+    assert run(*arguments).exit_code == 0
+    assert run("equal", real / name, target, "--allow-pickle", "--tolerance", "1e-13").exit_code == 0
 
 
 @pytest.mark.parametrize("name", NEGATIVE)
