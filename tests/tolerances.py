@@ -37,5 +37,6 @@ TWO_SVDS = 1e-5
 # A dialect's own software works in float32: its ΔW agrees with ours to a few roundings of the largest entry.
 CONFORMANCE = 2e-6
 
-# A float32 forward pass of a loaded model against the same weights added by hand: so that a wrong scale or a lost module cannot hide.
+# A float32 forward pass of a loaded model against the same weights added by hand,
+# near enough that a wrong scale or a lost module cannot hide.
 LIVE_OUTPUT = {"rtol": 1e-6, "atol": 1e-5}

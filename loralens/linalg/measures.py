@@ -5,6 +5,8 @@ return 0 where every value is 0 (or there is none). Ranks are dimensionless and 
 they and the norms are computed from σ_i / σ_1, so nothing over- or underflows on the way.
 """
 
+from math import exp
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,14 +102,16 @@ def energy_rank(s: Floats, fraction: float) -> int:
 
 def _relative(s: Floats) -> Floats:
     """The positive σ_i / σ_1; empty where all are 0."""
-    s = s[s > 0]
+    if not (s.size and s[-1] > 0):
+        s = s[s > 0]
     return s / s[0] if s.size else s
 
 
 def _exp_entropy(x: Floats) -> float:
     """exp(-Σ p ln p) for p = x / Σx; 0 for none. 0 ln 0 = 0."""
-    x = x[x > 0]
+    if not (x.size and x[-1] > 0):  # the smallest: x falls
+        x = x[x > 0]
     if not x.size:
         return 0.0
     p = x / x.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return exp(-float(p @ np.log(p)))

@@ -46,6 +46,15 @@ def test_threads_change_nothing() -> None:
     assert all(np.array_equal(one[name].s, two[name].s) for name in one)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_error_in_order_is_raised_whatever_the_threads(threads: int) -> None:
+    modules = {f"layers.{i}.q": LowRank(np.ones((4, 2)), np.ones((2, 3))) for i in range(40)}
+    for i in (31, 11, 22):
+        modules[f"layers.{i}.q"] = LowRank(np.full((4, 2), np.nan), np.ones((2, 3)))
+    with pytest.raises(loralens.FormatError, match=r"layers\.11\.q: .*NaN"):
+        loralens.spectrum(loralens.Adapter(modules=modules), threads=threads)
+
+
 def test_groups_share_the_energy_and_count_zero_modules() -> None:
     spectra = {
         "model.layers.0.q_proj": spectrum_of(3.0, 0.0),
