@@ -25,13 +25,13 @@ from collections.abc import Mapping
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.errors import ShapeError, place
+from loralens.errors import ShapeError
 from loralens.formats import alpha
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import LYCORIS
 from loralens.formats.diffusers_metadata import KEY
 from loralens.formats.kohya import axis
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, pair
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
 
 NAME = "comfyui"
 STORED = ("A", "B", "alpha")  # the parts of one module
@@ -104,15 +104,12 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, factors that do not multiply, an α that is no number.
     """
-    groups, rest = group(stored.tensors, leaf)
-    modules: dict[str, Update] = {}
-    extra: dict[str, Extra] = {}
-    for name, parts in groups.items():
-        with place(name):
-            if "A" in parts or "B" in parts:
-                modules[name] = _module(parts)
-            extra.update(_companions(name, parts, modules.get(name)))
-    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
+        companions=_companions,
+    )
     return Adapter(
         modules=modules,
         extra=extra,

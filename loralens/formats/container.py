@@ -213,7 +213,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check_printable(name: str) -> None:
     """Refuse a name that could move the cursor, hide text or flood a terminal."""
-    if name.isprintable() and len(name) <= 64:  # nearly always, and at the speed of C
+    if name.isprintable() and len(name) <= NAME_LIMIT:  # nearly always, and at the speed of C
         return
     if len(name) > NAME_LIMIT:
         raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")

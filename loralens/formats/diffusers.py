@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
-from loralens.errors import ShapeError, place
+from loralens.errors import ShapeError
 from loralens.formats import alpha
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import HALVES, LYCORIS, fits, leaf
 from loralens.formats.diffusers_metadata import KEY, Configs
-from loralens.formats.pairs import SAVE_AGAIN, Parts, group, halves, origin_of, pair
+from loralens.formats.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
 
 NAME = "diffusers"
 STORED = (*HALVES, "alpha")  # the parts of one module
@@ -50,15 +50,12 @@ def read(stored: Stored) -> Adapter:
         A pair with one half missing, factors that do not multiply, a header or an α that makes no sense.
     """
     configs = Configs.of(stored.metadata)
-    groups, rest = group(stored.tensors, leaf)
-    modules: dict[str, Update] = {}
-    extra: dict[str, Extra] = {}
-    for name, parts in groups.items():
-        with place(name):
-            if parts.keys() & set(HALVES):
-                modules[name] = _module(name, parts, configs)
-            extra.update(_companions(name, parts, paired=name in modules))
-    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
+        companions=lambda name, parts, found: _companions(name, parts, paired=found is not None),
+    )
     findings = [*_about_ranks(modules), *_about_alphas(modules, configs), *alpha.findings(modules, stored.metadata)]
     findings += [*configs.findings(), *_about_extras(extra.items()), *_about_config(stored)]
     return Adapter(

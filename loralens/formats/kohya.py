@@ -17,16 +17,17 @@ scale than it trained with. A module's ``dora_scale`` is on the output axis, (ou
 
 import re
 from collections.abc import Iterable, Mapping
-from math import isfinite, prod
+from math import prod
 
 from loralens.core.adapter import Adapter, Extra, Finding, Level
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.container import FLOATS, Stored
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, pair
+from loralens.errors import ShapeError
+from loralens.formats.alpha import number
+from loralens.formats.container import Stored
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
 
 NAME = "kohya"
 PREFIXES = ("lora_", "lycoris_")
@@ -79,15 +80,12 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, factors that do not multiply, an α that is no number.
     """
-    groups, rest = group(stored.tensors, leaf)
-    modules: dict[str, Update] = {}
-    extra: dict[str, Extra] = {}
-    for name, parts in groups.items():
-        with place(name):
-            if "A" in parts or "B" in parts:
-                modules[name] = plain(parts, NAME)
-            extra.update(companions(name, parts, modules.get(name)))
-    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda _, parts: plain(parts, NAME) if "A" in parts or "B" in parts else None,
+        companions=companions,
+    )
     return Adapter(
         modules=modules,
         extra=extra,
@@ -111,21 +109,10 @@ def scaling(parts: Parts, rank: int) -> Scaling:
     """α/r by the module's alpha; 1 where it has none, or a 0."""
     if "alpha" not in parts:
         return Scaling("alpha/r", rank, rank, "no alpha in the file: α = r")
-    alpha = _number(*parts["alpha"])
+    alpha = number(*parts["alpha"])
     if alpha == 0:
         return Scaling("alpha/r", rank, rank, "alpha 0 in the file: α = r")
     return Scaling("alpha/r", alpha, rank, "alpha in the file")
-
-
-def _number(key: str, tensor: LazyArray) -> float:
-    if tensor.size != 1:
-        raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
-    if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
-        raise FormatError(f"{key} is {tensor.dtype}, not a number", fix=SAVE_AGAIN)
-    number = float(tensor.read().reshape(-1)[0])
-    if not isfinite(number):
-        raise FormatError(f"{key} is {number}", fix="train or save the adapter again")
-    return number
 
 
 def companions(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from loralens.core.adapter import Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import FLOATS
 
 if TYPE_CHECKING:
@@ -50,6 +51,30 @@ def group(
             raise FormatError(f"{key} and {parts[found.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
         parts[found.part] = key, tensor
     return modules, rest
+
+
+def gather(
+    tensors: Mapping[str, LazyArray],
+    leaf: Callable[[str], Leaf | None],
+    *,
+    update: Callable[[str, Parts], "Update | None"],
+    companions: Callable[[str, Parts, "Update | None"], Mapping[str, Extra]],
+) -> "tuple[dict[str, Update], dict[str, Extra]]":
+    """The modules of a file and everything else in it, by what a dialect makes of the parts of one name.
+
+    ``update`` gives the update of a name, or None where its parts are none; ``companions`` what stands beside it.
+    """
+    groups, rest = group(tensors, leaf)
+    modules: dict[str, Update] = {}
+    extra: dict[str, Extra] = {}
+    for name, parts in groups.items():
+        with place(name):
+            found = update(name, parts)
+            if found is not None:
+                modules[name] = found
+            extra.update(companions(name, parts, found))
+    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
+    return modules, extra
 
 
 def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
