@@ -155,3 +155,12 @@ def test_for_vllm_everything_it_refuses(tmp_path: Path, base: Path) -> None:
     record = json.loads(run("inspect", "--json", "--for", "vllm", "--base", base, tmp_path / "a").stdout)["adapters"][0]
     codes = {finding["code"] for finding in record["findings"]}
     assert {"dora", "saved-modules", "rank", "rank-pattern", "names-differ"} <= codes
+
+
+@pytest.mark.parametrize("to", ["peft", "kohya", "comfyui", "diffusers", "mlx", "loralib"])
+def test_by_way_of_gguf(small: Path, tmp_path: Path, to: str) -> None:
+    gguf, back = tmp_path / "a.gguf", tmp_path / "back"
+    assert "--arch" in run("convert", small, "-o", gguf, "--to", "gguf").stderr
+    assert run("convert", small, "-o", gguf, "--to", "gguf", "--arch", "qwen2").exit_code == 0
+    assert run("convert", gguf, "-o", back, "--to", to).exit_code == 0
+    assert run("equal", small, back, "--allow-pickle").exit_code == 0
