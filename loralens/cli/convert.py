@@ -132,6 +132,10 @@ def _prefixed(adapter: "Adapter", pair: str) -> Mapping[str, str]:
 def _paired(adapter: "Adapter", rank: int | None) -> "Adapter":
     """Structured modules as their nearest pairs of a rank, where one was given."""
     from loralens.core.structured import Structured
+    from loralens.errors import OptionError
+
+    if rank and not any(isinstance(module, Structured) for module in adapter.modules.values()):
+        raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
 
     def pair(module: "Update") -> "Update":
         return module.truncated(min(rank, *module.shape)) if rank and isinstance(module, Structured) else module

@@ -13,7 +13,12 @@ from loralens.cli import options
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option(
-    "--tolerance", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖."
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    callback=options.finite,
+    default=1e-6,
+    show_default=True,
+    help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module.")
 @options.reading
@@ -26,7 +31,8 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
     from loralens.analysis.equality import differences
     from loralens.cli.table import Column, Table, show
 
-    found = differences(options.load_if_unknown(first, reading), options.load_if_unknown(second, reading))
+    one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
+    found, extra = differences(one, two), len(one.extra) + len(two.extra)
     far = [one for one in found if not one.relative <= tolerance]
     worst = max((one.relative for one in found), default=0.0)
     if as_json:
@@ -34,10 +40,12 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
             {"name": d.name, "relative": None if d.relative == float("inf") else d.relative, "note": d.note}
             for d in found
         ]
-        click.echo(json.dumps({"equal": not far, "tolerance": tolerance, "modules": modules}))
+        click.echo(json.dumps({"equal": not far, "tolerance": tolerance, "not_compared": extra, "modules": modules}))
     else:
         rows = [[d.name, f"{d.relative:.3g}", d.note] for d in sorted(far, key=lambda d: -d.relative)[:20]]
         columns = (Column("module", "left"), Column("difference"), Column("", "left"))
         show(Table(f"{len(far)} of {len(found)} modules differ", columns, rows))
         click.echo(f"{'different' if far else 'equal'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
+        if extra:
+            click.echo(f"not compared: {extra} tensors that are half of no pair (heads, biases, magnitudes …)")
     sys.exit(1 if far or not found else 0)

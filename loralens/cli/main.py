@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage
 
 import gc
 import os
+import signal
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -68,9 +70,18 @@ def _one_blas_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
+def _cannot_write(error: OSError) -> NoReturn:
+    """Say that standard output is full or gone; what was to be flushed there cannot be."""
+    sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n  fix: check where it goes to\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def run() -> None:
     """The entry point of the ``loralens`` command."""
     _one_blas_thread()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
     gc.disable()  # a command is over before cycles matter, and looking for them costs 3 % of a short one
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -83,6 +94,11 @@ def run() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    sys.stdout.flush()
+    except OSError as error:
+        _cannot_write(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _cannot_write(error)
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)  # nothing is left to do; taking NumPy apart would cost 7 %

@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinity, as wrong usage."""
     del ctx
     if value is not None and not isfinite(value):
         raise click.BadParameter("must be a finite number", param=param)
@@ -21,8 +22,8 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 
 _READING = (
     click.option("--format", metavar="NAME", help="The dialect of the file, where its content could be several."),
-    click.option("--alpha", type=float, callback=_finite, help="α of a file that does not say it: scale = α/r."),
-    click.option("--scale", type=float, callback=_finite, help="Scale of a file that does not say it."),
+    click.option("--alpha", type=float, callback=finite, help="α of a file that does not say it: scale = α/r."),
+    click.option("--scale", type=float, callback=finite, help="Scale of a file that does not say it."),
     click.option(
         "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
     ),

@@ -39,7 +39,11 @@ GROUPS_SHOWN = 40  # lines of "by block" that still fit a person's patience
 @click.argument("paths", nargs=-1, required=True, metavar="ADAPTER...")
 @options.MODULES
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the first N modules in the order of --sort.")
-@click.option("--sort", type=click.Choice(SORTS), help="Largest first; 'name' is natural order. [default: name]")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    help="Largest first; 'name' is natural order. [default: name; with --top: frobenius]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a module.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the spectra: .png, .svg or .pdf.")

@@ -185,7 +185,10 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
 
 def _read(stored: Stored, name: str | None) -> Adapter:
     if name is not None:
-        return next(form for form in FORMATS if form.name == name).read(stored)
+        adapter = next(form for form in FORMATS if form.name == name).read(stored)
+        if not len(adapter):
+            raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
+        return adapter
     kind = (stored.config or {}).get("peft_type", "LORA")
     if kind != "LORA" and not any(form.detect(stored) for form in FORMATS):
         raise _not_lora(kind)

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import PEFT, RECORD, Files, Stored, chunks, dumps
+from loralens.formats.location import NAMES, SUFFIXES
 
 
 @contextmanager
@@ -60,6 +61,11 @@ def write_safetensors(stored: Stored, path: Path) -> None:
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
     """Write into a folder, or to the file that ``path`` names by its suffix."""
+    if path.suffix in SUFFIXES and path.suffix != Path(files.weights).suffix:
+        raise OptionError(
+            f"{path}: this format is not written to {path.suffix} files",
+            fix=f"give a folder, or a file ending in {Path(files.weights).suffix}",
+        )
     if dry_run:
         _exists(path, overwrite=overwrite)
         return
@@ -84,6 +90,10 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
                 f"give a folder, or a file ending in {Path(files.weights).suffix}",
             )
             raise OptionError(what, fix=fix)
+        strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+        if strangers:
+            what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
+            raise OptionError(what, fix="choose another folder")
         _write_together(stored, folder / files.weights, files)
         return
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")

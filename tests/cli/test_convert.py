@@ -164,3 +164,29 @@ def test_by_way_of_gguf(small: Path, tmp_path: Path, to: str) -> None:
     assert run("convert", small, "-o", gguf, "--to", "gguf", "--arch", "qwen2").exit_code == 0
     assert run("convert", gguf, "-o", back, "--to", to).exit_code == 0
     assert run("equal", small, back, "--allow-pickle").exit_code == 0
+
+
+def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small: Path, tmp_path: Path) -> None:
+    run("convert", small, "-o", tmp_path / "out", "--to", "peft")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    result = run("convert", small, "-o", tmp_path / "out", "--to", "mlx", "--overwrite")
+    assert result.exit_code == 1
+    assert "holds another adapter" in result.stderr
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "SMALL", "-o", "TMP/k.bin", "--to", "kohya"], "is not written to .bin files"),
+        (["convert", "SMALL", "-o", "TMP/x", "--to", "peft", "--rank", "1"], "--rank is for modules"),
+        (["inspect", "SMALL", "--format", "kohya"], "nothing in this file is kohya"),
+        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in this file is gguf"),
+        (["inspect", "SMALL", "--format", "nonsense"], "is no format"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run(*(a.replace("SMALL", str(small)).replace("TMP", str(tmp_path)) for a in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,42 @@
+"""The command as a process: exit codes, closed pipes, full disks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = [sys.executable, "-m", "loralens"]
+
+
+def exit_code(*arguments: str) -> int:
+    return subprocess.run([*RUN, *arguments], capture_output=True, check=False).returncode
+
+
+def test_exit_codes(small: Path) -> None:
+    assert exit_code("spectrum", str(small)) == 0
+    assert exit_code("spectrum", "nowhere") == 1
+    assert exit_code("spectrum", "--beauty") == 2
+    assert exit_code("equal", str(small), str(small)) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["spectrum", "--json"], ["inspect"]])
+def test_a_full_disk_behind_stdout_is_one_message(small: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*RUN, *arguments, str(small)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output cannot be written")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_closed_pipe_ends_the_command_quietly(small: Path) -> None:
+    with subprocess.Popen([*RUN, "spectrum", str(small)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode < 0  # by SIGPIPE, as cat
