@@ -1,6 +1,5 @@
 """Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.core.matching import normal_form
+from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
 from loralens.errors import place
@@ -52,24 +51,12 @@ def differences(first: Adapter, second: Adapter) -> list[Difference]:
 
 def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
     """Modules of both by the first's names."""
-    names = _same_names(first, second)
+    names = same_modules(first, second)
     pairs: dict[str, tuple[Update | None, Update | None]] = {
         name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
     }
     taken = set(names.values())
     return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
-
-
-def _same_names(first: Adapter, second: Adapter) -> Mapping[str, str]:
-    """Names of the first → names of the second."""
-    exact = {name: name for name in first if name in second}
-    if len(exact) == len(first):
-        return exact
-    forms: dict[str, list[str]] = {}
-    for name in second:
-        forms.setdefault(normal_form(name), []).append(name)
-    by_form = {name: forms[normal_form(name)] for name in first if normal_form(name) in forms}
-    return exact | {name: found[0] for name, found in by_form.items() if len(found) == 1 and name not in exact}
 
 
 def _difference(name: str, first: Update | None, second: Update | None) -> Difference:

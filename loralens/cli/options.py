@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
+    from loralens.core.structured import Updates
+    from loralens.core.weights import Weights
+
+BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,3 +61,15 @@ def warn(path: str, adapter: "Adapter") -> None:
         click.echo(f"{finding.level}: {path}: {finding.text}", err=True)
         if finding.fix:
             click.echo(f"  fix: {finding.fix}", err=True)
+
+
+def base_weights(base: str, modules: "Updates") -> "Weights":
+    """The weights of the base at ``base`` that these modules adapt; errors say the base."""
+    from loralens.core.weights import weights_of
+    from loralens.errors import place
+    from loralens.formats.checkpoint import stores_conv1d, weights
+
+    path = Path(base)
+    tensors = weights(path)
+    with place(base):
+        return weights_of(modules, tensors, conv1d=stores_conv1d(path))

@@ -87,10 +87,21 @@ class LazyArray:
             return self.map(lambda array: array[start:stop], shape=shape)
         return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype)
 
+    @property
+    def streams(self) -> bool:
+        """Whether some rows can be read without the others."""
+        return self._rows is not None
+
     def reshape(self, *shape: int) -> "LazyArray":
-        """The same numbers in another shape."""
+        """The same numbers in another shape; rows can still be read alone where the first dimension stays."""
         assert prod(shape) == self.size, (shape, self.shape)
-        return self.map(lambda array: array.reshape(shape), shape=shape)
+        rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
+        return LazyArray(
+            lambda: self.read().reshape(shape),
+            shape=shape,
+            dtype=self.dtype,
+            rows=None if rows is None else lambda start, stop: rows(start, stop).reshape(stop - start, *shape[1:]),
+        )
 
     @property
     def T(self) -> "LazyArray":

@@ -10,7 +10,8 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.scaling import Scaling
 from loralens.errors import ShapeError
-from loralens.linalg.product import product_singular_values, product_svd
+from loralens.linalg.basis import Basis
+from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
 
 class SVD(NamedTuple):
@@ -19,6 +20,18 @@ class SVD(NamedTuple):
     U: Array
     s: Array
     Vh: Array
+
+
+class Bases(NamedTuple):
+    """A singular value decomposition whose vectors are kept as products: left (out, k), s (k,), right (in, k).
+
+    Only directions that have a length: k is at most the numerical rank, and 0 where ΔW = 0. The columns of ``left`` and
+    ``right`` are paired up to one sign each.
+    """
+
+    left: Basis
+    s: Array
+    right: Basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +228,11 @@ class LowRank:
         """
         U, s, Vh = product_svd(self.B, self.A)
         return SVD(-U if self.scale < 0 else U, abs(self.scale) * s, Vh)
+
+    def bases(self) -> "Bases":
+        """Singular directions of ΔW on both sides, without forming them: what overlaps are computed from."""
+        left, s, right = product_bases(self.B, self.A)
+        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, abs(self.scale) * s, right)
 
     def __repr__(self) -> str:
         out, in_ = self.shape

@@ -134,6 +134,23 @@ def fits(update: Shape, weight: Shape) -> bool:
     return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, expert) if candidate)
 
 
+def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
+    """Names of the first adapter → names that the second has for the same modules.
+
+    By name, else by normal form where that is unambiguous; in the order of ``first``. What only one has is left out.
+    """
+    first, second = list(first), set(second)
+    exact = {name: name for name in first if name in second}
+    if len(exact) == len(first):
+        return exact
+    forms: dict[str, list[str]] = {}
+    for name in second - set(exact):
+        forms.setdefault(normal_form(name), []).append(name)
+    by_form = {name: forms[normal_form(name)] for name in first if name not in exact and normal_form(name) in forms}
+    found = exact | {name: names[0] for name, names in by_form.items() if len(names) == 1}
+    return {name: found[name] for name in first if name in found}
+
+
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str] | None:
     """Keys by normal form, where every module finds exactly one."""
     forms: dict[str, list[str]] = {}

@@ -13,9 +13,11 @@ from typing import Any, NoReturn, Protocol, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Layout, LowRank, Origin
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, MismatchError
+from loralens.linalg.basis import Basis
+from loralens.linalg.measures import numerical_rank
 
 
 class Form(Protocol):
@@ -200,6 +202,12 @@ class Structured:
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
         return SVD(*np.linalg.svd(_finite(self.dense()), full_matrices=False))
+
+    def bases(self) -> Bases:
+        """Singular directions of the dense ΔW that have a length."""
+        U, s, Vh = self.svd()
+        k = numerical_rank(s, self.shape)
+        return Bases(Basis.of(U[:, :k]), s[:k], Basis.of(Vh[:k].T))
 
     def truncated(self, rank: int) -> LowRank:
         """The nearest pair of this rank (Eckart–Young), float32, factors balanced."""

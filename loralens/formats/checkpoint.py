@@ -9,7 +9,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import read_json, read_safetensors
 from loralens.formats.location import existing
 
-INDEX = "model.safetensors.index.json"
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model types that store (in, out)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -45,6 +45,11 @@ def model_config(path: Path) -> dict[str, Any] | None:
     folder = existing(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
+
+
+def stores_conv1d(path: Path) -> bool:
+    """Whether the model's linear weights are stored (in, out), as ``config.json`` says its type."""
+    return (model_config(path) or {}).get("model_type") in CONV1D
 
 
 def _folder(folder: Path) -> dict[str, LazyArray] | None:

@@ -9,13 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, ShapeError
+from loralens.linalg import factor as thin
 from loralens.linalg import product
-from loralens.linalg.product import gram, product_inner, product_norm, product_singular_values, product_svd
+from loralens.linalg.factor import gram
+from loralens.linalg.product import (
+    column_basis,
+    product_bases,
+    product_inner,
+    product_norm,
+    product_singular_values,
+    product_svd,
+)
 from tests import reference
 from tests.strategies import DTYPES, ORDERS, equal_singular_values, factor_pairs, grading, orthogonal, plain, rotated
-from tests.tolerances import ANY_FACTORS, BACKWARD, INNER, ORTHONORMAL, RECONSTRUCTION, RELATIVE
+from tests.tolerances import ANY_FACTORS, BACKWARD, IMPLICIT, INNER, ORTHONORMAL, RECONSTRUCTION, RELATIVE
 
-ROWS = product.BLOCK // 4  # more rows than a block of four columns or more has
+ROWS = thin.BLOCK // 4  # more rows than a block of four columns or more has
 
 
 def random_pair(seed=0, m=40, n=30, r=7):
@@ -25,9 +34,9 @@ def random_pair(seed=0, m=40, n=30, r=7):
 
 def routes(B, A):
     """The route taken to the triangle of B and of Aᵀ."""
-    left, right = product._measure(B), product._measure(A.T)
+    left, right = thin.measure(B), thin.measure(A.T)
     order, D, _ = product._graded(left, right)
-    return tuple(product._triangle(factor, order[D > 0])[0] for factor in (left, right))
+    return tuple(thin.triangle(factor, order[D > 0])[0] for factor in (left, right))
 
 
 def hidden(decades, seed=0, m=40, n=30, r=7):
@@ -98,7 +107,7 @@ def test_the_gram_matrix_alone_would_lose_a_hidden_grading(monkeypatch):
     rng, B, A = random_pair(5)
     B = B * grading(rng, 7, 7, "falling") @ orthogonal(rng, 7)
     exact, unit = reference.exact_values_of_full_rank(B, A), reference.size(B, A)
-    monkeypatch.setattr(product, "CONDITION_LIMIT", 1e30)
+    monkeypatch.setattr(thin, "CONDITION_LIMIT", 1e30)
     assert routes(B, A) == ("cholesky", "cholesky")
     assert np.abs(product_singular_values(B, A) - exact).max() > 1e3 * BACKWARD * unit
 
@@ -120,8 +129,8 @@ def test_a_hidden_grading_below_a_visible_one_is_relative_to_the_columns(decades
 )
 def test_each_route_is_taken_and_gives_a_triangle_of_the_factor(decades, route):
     B, _ = hidden(decades, m=60, r=9)
-    factor, order = product._measure(B), np.random.default_rng(1).permutation(9)
-    taken, R = product._triangle(factor, order)
+    factor, order = thin.measure(B), np.random.default_rng(1).permutation(9)
+    taken, R = thin.triangle(factor, order)
     assert taken == route
     X = (B / np.linalg.norm(B, axis=0))[:, order]
     np.testing.assert_allclose(R.T @ R, X.T @ X, rtol=0, atol=ANY_FACTORS)
@@ -141,8 +150,8 @@ def test_the_free_bound_on_the_condition_is_never_wrong():
             X = np.linalg.qr(rng.standard_normal((40, r)))[0] * grading(rng, r, decades, "falling") @ orthogonal(rng, r)
             X /= np.linalg.norm(X, axis=0)
             kappa = np.linalg.cond(X)
-            assert product._cholesky(X.T @ X, 1.001 * kappa) is not None
-            assert r == 1 or product._cholesky(X.T @ X, 0.999 * kappa) is None
+            assert thin._cholesky(X.T @ X, 1.001 * kappa) is not None
+            assert r == 1 or thin._cholesky(X.T @ X, 0.999 * kappa) is None
 
 
 def test_equal_columns_and_rows_are_no_obstacle():
@@ -392,3 +401,28 @@ def test_empty_factors_have_no_singular_values(m, r, n):
     assert [x.shape for x in product_svd(B, A)] == [(m, 0), (0,), (0, n)]
     assert product_norm(B, A) == 0
     assert product_inner(B, A, B, A) == 0
+
+
+@given(factor_pairs())
+def test_bases_are_those_of_the_svd_without_the_directions_that_have_no_length(pair):
+    B, A = pair
+    left, s, right = product_bases(B, A)
+    assert left.k == s.size == right.k <= min(*B.shape, A.shape[1])
+    unit = reference.size(B, A)
+    U, Vh = left.columns(), right.columns().T
+    np.testing.assert_allclose((U * s) @ Vh, reference.dense_product(B, A), rtol=0, atol=1e3 * RECONSTRUCTION * unit)
+    for basis, Q in ((left, U), (right, Vh.T)):
+        np.testing.assert_allclose(Q.T @ Q, np.eye(s.size), rtol=0, atol=IMPLICIT)
+        np.testing.assert_allclose(basis.cross(basis), np.eye(s.size), rtol=0, atol=IMPLICIT)
+
+
+@given(factor_pairs())
+def test_a_column_basis_is_that_of_the_factor_alone(pair):
+    X = pair[0]
+    basis, s = column_basis(X)
+    exact = np.linalg.svd(X.astype(np.float64), compute_uv=False)[: s.size]
+    np.testing.assert_allclose(s, exact, rtol=0, atol=ANY_FACTORS * exact.max(initial=0))
+    Q = basis.columns()
+    np.testing.assert_allclose(Q.T @ Q, np.eye(s.size), rtol=0, atol=IMPLICIT)
+    if s.size and (s[0] < 1e6 * s[-1]):
+        np.testing.assert_allclose(Q @ (Q.T @ X.astype(np.float64)), X.astype(np.float64), rtol=0, atol=1e-9 * s[0])

@@ -1,0 +1,138 @@
+"""Weight: the base weight that a module adapts, in the orientation (out, in) of its update."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from re import compile as regex
+from typing import final
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.matching import Match, Shape, match
+from loralens.core.structured import Update, Updates
+from loralens.errors import MismatchError
+
+BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
+_EXPERT = regex(r"\[(\d+)\]$")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The weight W (out, in) of the base that one module adapts; its numbers stay in the file until they are read.
+
+    Attributes
+    ----------
+    key : str
+        Of the stored tensor in the base checkpoint.
+    stored : LazyArray, 2-D
+        As the base holds it: a convolution flattened to (out, in·k…), one expert of a stack alone.
+    transposed : bool
+        Whether ``stored`` is (in, out): GPT-2's Conv1D, embeddings, some expert stacks.
+    """
+
+    key: str
+    stored: LazyArray
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.stored.shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def read(self) -> Array:
+        """W, shape (out, in), in the dtype of the base; read now and not kept."""
+        array = self.stored.read()
+        return array.T if self.transposed else array
+
+    def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
+        """``stored``, some rows at a time, with their slice: rows are of the out side, of the in side if transposed.
+
+        Where single rows cannot be read the tensor is read once and held.
+        """
+        count, width = self.stored.shape
+        step = max(1, numbers // max(1, width))
+        whole = None if self.stored.streams else self.stored.read()
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            yield part, self.stored.rows(part.start, part.stop).read() if whole is None else whole[part]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights of a base that the modules of an adapter adapt: module name → `Weight`.
+
+    Attributes
+    ----------
+    modules : mapping of str to Weight
+    match : Match
+        How the names were matched, to be said.
+    """
+
+    modules: Mapping[str, Weight]
+    match: Match
+
+
+def weights_of(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool = False) -> Weights:
+    """The weight of the base for every module.
+
+    Parameters
+    ----------
+    modules : mapping of str to LowRank or Structured
+        Of an adapter: all, or those of interest.
+    base : mapping of str to LazyArray
+        Key → tensor of the base checkpoint.
+    conv1d : bool
+        The base is of a kind (GPT-2) whose linear weights are stored (in, out).
+
+    Raises
+    ------
+    MismatchError
+        A module has no weight in the base, or one of another shape.
+
+    Notes
+    -----
+    The orientation is decided by the shapes. A square weight tells nothing: it follows what the file says of it, the
+    kind of the base, or the other linear weights of the adapter.
+    """
+    found = match({name: m.shape for name, m in modules.items()}, {key: t.shape for key, t in base.items()})
+    stored = {name: _flat(name, base[key]) for name, key in found.keys.items()}
+    lying = {name: _lies(modules[name], tensor.shape) for name, tensor in stored.items()}
+    habit = conv1d or any(lying[name] for name, m in modules.items() if m.layout.kind == "linear")
+    kinds = {name: m.layout.kind for name, m in modules.items()}
+    return Weights(
+        {
+            name: Weight(
+                found.keys[name],
+                tensor,
+                modules[name].layout.transposed or (habit and kinds[name] == "linear")
+                if lying[name] is None
+                else bool(lying[name]),
+            )
+            for name, tensor in stored.items()
+        },
+        found,
+    )
+
+
+def _flat(name: str, tensor: LazyArray) -> LazyArray:
+    """The 2-D array of one module: its expert of a stack, a kernel flattened."""
+    expert, shape = _EXPERT.search(name), tensor.shape
+    if expert and len(shape) == 3:
+        index = int(expert[1])
+        if index >= shape[0]:
+            raise MismatchError(f"{name}: the base has {shape[0]} experts", fix="give the base it was trained on")
+        return tensor.rows(index, index + 1).reshape(*shape[1:])
+    if len(shape) == 2:
+        return tensor
+    return tensor.reshape(shape[0], prod(shape[1:]))
+
+
+def _lies(module: Update, stored: Shape) -> bool | None:
+    """Whether a stored weight is (in, out); None where its shape does not tell."""
+    if module.layout.kind == "embedding":
+        return stored != module.shape or stored[0] == stored[1]
+    if module.shape[0] == module.shape[1]:
+        return None
+    return stored != module.shape

@@ -1,0 +1,50 @@
+"""Basis: orthonormal columns, kept as the product of a tall factor and a small matrix."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+import numpy as np
+
+from loralens.linalg.factor import Array, Floats, cross_gram
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Orthonormal columns X @ T, ordered by singular value; the product is formed only by `columns`.
+
+    Attributes
+    ----------
+    X : array, shape (n, r), any float dtype
+    T : float64 array, shape (r, k)
+    """
+
+    X: Array
+    T: Floats
+
+    @classmethod
+    def of(cls, columns: Floats) -> Self:
+        """The basis of these orthonormal columns, shape (n, k)."""
+        return cls(columns, np.eye(columns.shape[1]))
+
+    @property
+    def n(self) -> int:
+        """Length of a column: the dimension of the space."""
+        return int(self.X.shape[0])
+
+    @property
+    def k(self) -> int:
+        """Number of columns."""
+        return int(self.T.shape[1])
+
+    def columns(self) -> Floats:
+        """The columns themselves, float64, shape (n, k)."""
+        return np.asarray(self.X.astype(np.float64) @ self.T, dtype=np.float64)
+
+    def head(self, k: int) -> "Basis":
+        """The first k columns."""
+        return Basis(self.X, self.T[:, :k])
+
+    def cross(self, other: "Basis") -> Floats:
+        """Inner products of the columns, float64, shape (k, other.k): one thin product, no column formed."""
+        return np.asarray(self.T.T @ cross_gram(self.X, other.X) @ other.T, dtype=np.float64)

@@ -1,0 +1,90 @@
+"""What chance alone would give: mean and spread of overlaps between directions that know nothing of each other.
+
+The null is strength-matched: singular values are kept and the directions drawn uniformly (Haar) on each side. The
+first two moments are then known in closed form, so nothing is sampled and no seed is needed; `haar_corner` draws from
+the same null where a whole distribution is wanted.
+"""
+
+from math import sqrt
+
+import numpy as np
+
+from loralens.linalg.factor import Floats
+
+
+def overlap_chance(k1: int, k2: int, n: int) -> Floats:
+    """Mean of φ(i, j) between uniform subspaces of R^n, max(i, j)/n; float64, shape (k1, k2)."""
+    i, j = np.ogrid[1 : k1 + 1, 1 : k2 + 1]
+    return np.asarray(np.minimum(np.maximum(i, j) / n, 1.0), dtype=np.float64)
+
+
+def overlap_spread(i: int, j: int, n: int) -> float:
+    """Standard deviation of φ(i, j) between uniform subspaces of R^n; 0 where one of them is all of it.
+
+    Var Σcos² = 2 i j (n − i)(n − j) / (n² (n − 1)(n + 2)), and φ = Σcos²/min(i, j).
+    """
+    if not (0 < i < n and 0 < j < n):
+        return 0.0
+    return sqrt(2 * i * j * (n - i) * (n - j) / ((n - 1) * (n + 2))) / n / min(i, j)
+
+
+def cosine_spread(shape: tuple[int, int]) -> float:
+    """Standard deviation 1/√(out·in) of the cosine of two updates of this shape; its mean is 0, whatever their ranks.
+
+    Exact where both sides are drawn: E⟨M, P N Qᵀ⟩² = ‖M‖²‖N‖²/(out·in). At small ranks the tails are heavier than a
+    Gaussian's.
+    """
+    return 1 / sqrt(shape[0] * shape[1])
+
+
+def projection_moments(shape: tuple[int, int], rank: int, squares: float, fourths: float) -> tuple[float, float]:
+    """Mean and standard deviation of ‖UᵀWV‖_F² over uniform U (out, rank) and V (in, rank).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (out, in) of W.
+    rank : int
+        At most min(out, in).
+    squares, fourths : float
+        Σσ² = ‖W‖_F² and Σσ⁴ = ‖WᵀW‖_F² of W.
+
+    Notes
+    -----
+    The mean is rank²‖W‖²/(out·in). The variance follows from E[Q_ij Q_kl] = α δ_ij δ_kl + β (δ_ik δ_jl + δ_il δ_jk) for
+    a uniform projection Q, once on each side.
+    """
+    out, in_ = shape
+    mean = rank**2 / (out * in_) * squares
+    alpha, beta = _projection_moments(in_, rank)
+    trace_squared = alpha * squares**2 + 2 * beta * fourths  # E (tr M)², M = W Q Wᵀ
+    square_trace = (alpha + beta) * fourths + beta * squares**2  # E tr M²
+    alpha, beta = _projection_moments(out, rank)
+    second = alpha * trace_squared + 2 * beta * square_trace  # E (tr P M)²
+    return mean, sqrt(max(second - mean**2, 0.0))
+
+
+def _projection_moments(n: int, r: int) -> tuple[float, float]:
+    """α and β of a uniform projection of rank r in R^n."""
+    if n == 1:
+        return 1.0 / 3.0, 1.0 / 3.0
+    beta = r * (n - r) / (n * (n - 1) * (n + 2))
+    return (r * r - 2 * beta * n) / n**2, beta
+
+
+def haar_corner(rng: np.random.Generator, n: int, shape: tuple[int, int]) -> Floats:
+    """The overlap UᵀV of two uniform orthonormal bases of R^n, float64, of this shape; O(k³) whatever n is.
+
+    U may be taken as the first columns of 1, so this is the corner of a Haar matrix: a Gaussian block over the
+    Cholesky factor of its Gram matrix plus that of the n − k1 rows below, which Bartlett's triangle gives.
+    """
+    k1, k2 = shape
+    X = rng.standard_normal((k1, k2))
+    rest = n - k1
+    if rest >= k2:
+        R = np.triu(rng.standard_normal((k2, k2)), 1)
+        R[np.diag_indices(k2)] = np.sqrt(rng.chisquare(rest - np.arange(k2)))
+    else:
+        R = rng.standard_normal((rest, k2))
+    L = np.linalg.cholesky(X.T @ X + R.T @ R)
+    return np.asarray(np.linalg.solve(L, X.T).T, dtype=np.float64)

@@ -1,0 +1,213 @@
+"""A thin factor X (m, r): its Gram matrix, the lengths of its columns, and the triangle R in X̂ = Q R.
+
+X̂ is X with its columns scaled to length 1. Three routes lead to R; the first that is safe is taken:
+
+    cholesky      From the Gram matrix G = X̂ᵀX̂, one pass over X. Errs by ε κ(X̂), so only if κ is small.
+    rotated       The directions that G holds badly are its last eigenvectors V₂. A second pass computes X̂V₂, stably
+                  because V is orthogonal, and the Gram matrix of that. Then R_V of X̂V is known, and R = qr(R_V Vᵀ).
+    householder   What is left: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.errors import FormatError
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Route = Literal["cholesky", "rotated", "householder"]
+
+CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖X̂‖ in every singular value of X̂
+STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
+NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
+SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
+BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
+
+
+def gram(X: Array, basis: Floats | None = None) -> Floats:
+    """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made.
+
+    With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
+    """
+    k = X.shape[1] if basis is None else basis.shape[1]
+    G = np.zeros((k, k))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
+            y = x if basis is None else x @ basis
+            G += np.dot(y.T, y)  # not @: matmul keeps the GIL while the result is small
+    return G
+
+
+def cross_gram(X: Array, Y: Array) -> Floats:
+    """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; made blockwise as `gram`."""
+    G = np.zeros((X.shape[1], Y.shape[1]))
+    rows = min(_block_rows(X), _block_rows(Y))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for x, y in zip(_blocks(X, rows), _blocks(Y, rows), strict=True):
+            G += x.T @ y
+    return G
+
+
+class Measured(NamedTuple):
+    """A factor, and what one pass over it tells. Column k stands for 2**exponents[k] times itself."""
+
+    X: Array  # (m, r)
+    G: Floats  # (r, r) Gram matrix of X
+    norms: Floats  # (r,) of the columns of X
+    exponents: Integers  # (r,)
+
+
+class _Scratch(threading.local):
+    """A float64 buffer for each thread, kept: fresh pages cost more than casting into old ones."""
+
+    def __init__(self) -> None:
+        self.buffer = np.empty(0)
+
+    def of(self, size: int) -> Floats:
+        """``size`` numbers to write into."""
+        if self.buffer.size < size:
+            self.buffer = np.empty(size)
+        return self.buffer[:size]
+
+
+_scratch = _Scratch()
+
+
+def _block_rows(X: Array) -> int:
+    """How many rows of X make a block."""
+    return int(max(1, BLOCK // max(1, X.shape[1])))
+
+
+def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
+    """X in float64, ``rows`` at a time. A block in ``buffer``, where one is given, is gone when the next one comes."""
+    order: Literal["C", "F"] = "F" if X.strides[0] < X.strides[1] else "C"
+    for i in range(0, X.shape[0], rows):
+        x = X[i : i + rows]
+        if buffer is None:
+            yield x.astype(np.float64)
+            continue
+        block = buffer[: x.size].reshape(x.shape, order=order)
+        np.copyto(block, x)
+        yield block
+
+
+def measure(X: Array) -> Measured:
+    """Gram matrix and column norms of X, scaled first if their squares would over- or underflow."""
+    G = gram(X)
+    exponents = np.zeros(len(G), dtype=np.int64)
+    squares = G.diagonal()
+    if not (SQUARES[0] < squares.min(initial=1.0) and squares.max(initial=1.0) < SQUARES[1]):  # not: NaN is never <
+        X, exponents = scaled(X)
+        G = gram(X)
+    return Measured(X, G, np.sqrt(G.diagonal()), exponents)
+
+
+def scaled(X: Array) -> tuple[Floats, Integers]:
+    """X with each column scaled exactly, by a power of two, to a largest entry in [0.5, 1), and the exponents."""
+    X = X.astype(np.float64)
+    peaks = np.abs(X).max(axis=0, initial=0.0)
+    if not np.isfinite(peaks).all():
+        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    exponents = np.frexp(peaks)[1].astype(np.int64)
+    return np.ldexp(X, -exponents), exponents
+
+
+def triangle(factor: Measured, order: Integers) -> tuple[Route, Floats]:
+    """R (min(m, k), k) of X̂[:, order] = Q R by the cheapest route that is safe, and which one that was."""
+    norms = factor.norms[order]
+    G = _equilibrated(factor.G[np.ix_(order, order)], norms)
+    R = _cholesky(G, CONDITION_LIMIT)
+    if R is not None:
+        return "cholesky", R
+    R = _rotated(factor, order, G) if factor.X.shape[0] >= order.size else None
+    if R is not None:
+        return "rotated", R
+    return "householder", _qr_triangle(factor.X[:, order].astype(np.float64) / norms)
+
+
+def _rotated(factor: Measured, order: Integers, G: Floats) -> Floats | None:
+    """R of X̂[:, order] by way of X̂V, or None; G = Ĝ = V Λ Vᵀ.
+
+    X̂V has the Gram matrix Λ, but the small λ are mostly rounding error: their columns X̂V₂ are made, and their own
+    Gram matrix. What is left outside the two diagonal blocks is the rounding error of large λ.
+    """
+    values, V = _eigenvectors(G)
+    strong = np.count_nonzero(values * STRONG**2 > values[0])
+    H = gram(factor.X, basis=_unscaled(V[:, strong:], factor, order))
+    y = np.sqrt(H.diagonal())
+    R = _cholesky(_equilibrated(H, y), CONDITION_LIMIT) if y.all() else None
+    if R is None:
+        return None
+    T = np.diag(np.sqrt(np.maximum(values, 0.0)))
+    T[strong:, strong:] = R * y
+    return _qr_triangle(T @ V.T)
+
+
+def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floats]:
+    """Y (m, k), Z (k, k) and R (k, r) with X̂[:, order] = Q R, where Q = Y Z is orthonormal, k = min(m, r)."""
+    norms = np.where(factor.norms > 0, factor.norms, 1.0)[order]
+    if factor.norms.all() and factor.X.shape[0] >= order.size:
+        V = _eigenvectors(_equilibrated(factor.G[np.ix_(order, order)], norms))[1]
+        Y = factor.X.astype(np.float64) @ _unscaled(V, factor, order)
+        H = gram(Y)
+        y = np.sqrt(H.diagonal())
+        L = _cholesky(_equilibrated(H, y), NEARLY_ORTHOGONAL) if y.all() else None
+        if L is not None:
+            Q, R = np.linalg.qr((L * y) @ V.T)  # X̂ = Y Vᵀ = Y (L y)⁻¹ Q R
+            return Y, np.linalg.solve(L, Q) / y[:, None], R
+    Q, R = np.linalg.qr(factor.X[:, order].astype(np.float64) / norms)
+    return Q, np.eye(Q.shape[1]), R
+
+
+def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
+    """X, T and R with X̂[:, order] = Q R, where Q = X T is orthonormal and not formed: X is the factor itself if it can.
+
+    T = R⁻¹ loses κ(X̂)² ε of orthonormality, so only the Cholesky route is taken that way; what else comes as
+    `orthonormal` makes it.
+    """
+    if factor.norms.all():
+        R = _cholesky(_equilibrated(factor.G[np.ix_(order, order)], factor.norms[order]), CONDITION_LIMIT)
+        if R is not None:
+            return factor.X, _unscaled(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
+    return orthonormal(factor, order)
+
+
+def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues and eigenvectors of a symmetric G, largest first."""
+    values, V = np.linalg.eigh(G)
+    return values[::-1], V[:, ::-1]
+
+
+def _unscaled(V: Floats, factor: Measured, order: Integers) -> Floats:
+    """The matrix that takes X where V takes X̂[:, order]: no permuted or scaled copy of X is made."""
+    basis = np.zeros((factor.norms.size, V.shape[1]))
+    basis[order] = V / factor.norms[order, None]
+    return basis
+
+
+def _qr_triangle(X: Floats) -> Floats:
+    """R (min(m, r), r) of the Householder QR of X."""
+    return np.asarray(np.linalg.qr(X, mode="r"), dtype=np.float64)
+
+
+def _equilibrated(G: Floats, norms: Floats) -> Floats:
+    """The Gram matrix that G becomes when its columns are scaled to length 1."""
+    return G / norms / norms[:, None]
+
+
+def _cholesky(G: Floats, limit: float) -> Floats | None:
+    """R with RᵀR = G, or None unless κ(R) ≤ limit. G has a unit diagonal."""
+    try:
+        R = np.asarray(np.linalg.cholesky(G).T, dtype=np.float64)
+    except np.linalg.LinAlgError:
+        return None
+    # trace G = r, so λ_max ≤ r and λ_min ≥ det G ((r - 1)/r)**(r - 1) ≥ det G / e: a free bound, enough for most.
+    if np.e * len(G) <= (limit * np.prod(R.diagonal())) ** 2:
+        return R
+    low, high = np.linalg.eigvalsh(G)[[0, -1]]
+    return R if high <= limit**2 * low else None

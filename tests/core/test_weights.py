@@ -1,0 +1,79 @@
+"""Which weight of a base a module adapts, and in which orientation."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from loralens.core.weights import weights_of
+from loralens.errors import MismatchError
+
+
+def module(out, in_, **layout):
+    return loralens.LowRank(np.zeros((out, 2)), np.zeros((2, in_)), layout=Layout(**layout))
+
+
+def tensor(*shape):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    return LazyArray(lambda: array, shape=shape, dtype=array.dtype, rows=lambda start, stop: array[start:stop])
+
+
+def test_linear_weights_stand_as_they_are_and_conv1d_lies():
+    base = {"a.weight": tensor(3, 5), "b.weight": tensor(3, 5)}
+    found = weights_of({"a": module(3, 5), "b": module(5, 3)}, base).modules
+    assert not found["a"].transposed
+    assert found["b"].transposed
+    np.testing.assert_array_equal(found["b"].read(), base["b.weight"].read().T)
+    assert found["b"].shape == (5, 3)
+
+
+@pytest.mark.parametrize("names", [("square", "wide"), ("wide", "square")])
+def test_a_square_weight_follows_its_siblings(names):
+    modules = {"square": module(4, 4), "wide": module(12, 4)}
+    base = {"square.weight": tensor(4, 4), "wide.weight": tensor(4, 12)}
+    found = weights_of({name: modules[name] for name in names}, base).modules
+    assert found["square"].transposed
+
+
+def test_a_square_weight_alone_follows_the_kind_of_the_base_or_the_file():
+    base = {"a.weight": tensor(4, 4)}
+    assert not weights_of({"a": module(4, 4)}, base).modules["a"].transposed
+    assert weights_of({"a": module(4, 4)}, base, conv1d=True).modules["a"].transposed
+    assert weights_of({"a": module(4, 4, transposed=True)}, base).modules["a"].transposed
+
+
+def test_an_embedding_is_dim_by_vocab_even_where_it_is_square():
+    for vocab in (7, 4):
+        found = weights_of({"e": module(4, vocab, kind="embedding")}, {"e.weight": tensor(vocab, 4)}).modules["e"]
+        assert found.transposed
+        assert found.read().shape == (4, vocab)
+
+
+def test_convolutions_are_flattened_and_experts_picked():
+    base = {"c.weight": tensor(4, 3, 2, 2), "x.w": tensor(5, 6, 4)}
+    modules = {"c": module(4, 12, kind="conv", kernel=(2, 2)), "x.w[3]": module(4, 6, kind="experts")}
+    found = weights_of(modules, base).modules
+    np.testing.assert_array_equal(found["c"].read(), base["c.weight"].read().reshape(4, 12))
+    np.testing.assert_array_equal(found["x.w[3]"].read(), base["x.w"].read()[3].T)
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 1000])
+@pytest.mark.parametrize("streams", [True, False])
+def test_blocks_are_the_stored_rows_in_order(numbers, streams):
+    held = tensor(6, 5) if streams else LazyArray.of(tensor(6, 5).read())
+    weight = weights_of({"a": module(6, 5)}, {"a.weight": held}).modules["a"]
+    parts = list(weight.blocks(numbers))
+    np.testing.assert_array_equal(np.vstack([part for _, part in parts]), held.read())
+    assert [rows.start for rows, _ in parts] == [0, *[rows.stop for rows, _ in parts][:-1]]
+    assert len(parts) > 1 or numbers == 1000
+
+
+def test_an_expert_that_the_base_has_not_is_an_error():
+    with pytest.raises(MismatchError, match="has 5 experts"):
+        weights_of({"x.w[5]": module(4, 6, kind="experts")}, {"x.w": tensor(5, 4, 6)})
+
+
+def test_a_grouped_convolution_has_the_shape_of_its_weight():
+    found = weights_of({"c": module(4, 6, kind="conv", groups=2)}, {"c.weight": tensor(4, 3, 2)}).modules["c"]
+    assert found.shape == (4, 6)

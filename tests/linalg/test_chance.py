@@ -1,0 +1,73 @@
+"""Moments of the random controls against draws of their definition."""
+
+import numpy as np
+import pytest
+
+from loralens.linalg.chance import cosine_spread, haar_corner, overlap_chance, overlap_spread, projection_moments
+
+DRAWS = 20000
+MEAN = 4 / DRAWS**0.5  # four standard errors of a mean, in standard deviations
+SPREAD = 0.06  # a standard deviation from so many draws of a moderately heavy-tailed number
+
+
+def haar(rng, n, k):
+    Q, R = np.linalg.qr(rng.standard_normal((n, k)))
+    return Q * np.sign(np.diag(R))
+
+
+@pytest.mark.parametrize(("n", "i", "j"), [(12, 3, 5), (12, 1, 1), (6, 3, 5), (9, 4, 4)])
+def test_overlap_of_uniform_subspaces(n, i, j):
+    rng = np.random.default_rng(1)
+    phi = np.array([np.linalg.norm(haar(rng, n, i).T @ haar(rng, n, j)) ** 2 / min(i, j) for _ in range(DRAWS)])
+    spread = overlap_spread(i, j, n)
+    assert abs(phi.mean() - overlap_chance(i, j, n)[-1, -1]) < MEAN * spread
+    assert abs(phi.std() / spread - 1) < SPREAD
+
+
+def test_the_corner_of_a_haar_matrix_has_the_same_moments():
+    rng = np.random.default_rng(2)
+    for n, i, j in ((12, 3, 5), (6, 3, 5), (4096, 8, 8)):
+        phi = np.array([np.linalg.norm(haar_corner(rng, n, (i, j))) ** 2 / min(i, j) for _ in range(DRAWS)])
+        spread = overlap_spread(i, j, n)
+        assert abs(phi.mean() - max(i, j) / n) < MEAN * spread
+        assert abs(phi.std() / spread - 1) < SPREAD
+
+
+def test_chance_of_the_paper_random_64_in_12288():
+    assert round(overlap_chance(64, 64, 12288)[-1, -1], 4) == 0.0052
+
+
+def test_the_whole_space_overlaps_without_spread():
+    assert overlap_chance(4, 4, 4)[-1, -1] == 1
+    assert overlap_spread(4, 2, 4) == 0
+
+
+def test_cosine_of_updates_whose_directions_are_uniform():
+    rng, s1, s2 = np.random.default_rng(3), np.array([3.0, 1.0]), np.array([1.0, 0.9, 0.1])
+    draws = [
+        s1
+        @ (haar_corner(rng, 9, (2, 3)) * haar_corner(rng, 7, (2, 3)))
+        @ s2
+        / (np.linalg.norm(s1) * np.linalg.norm(s2))
+        for _ in range(DRAWS)
+    ]
+    assert abs(np.mean(draws)) < MEAN * cosine_spread((9, 7))
+    assert abs(np.std(draws) / cosine_spread((9, 7)) - 1) < SPREAD
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (8, 8)])
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_projection_of_any_weight(shape, rank):
+    rng = np.random.default_rng(4)
+    W = rng.standard_normal(shape)
+    W[0] *= 4
+    s = np.linalg.svd(W, compute_uv=False)
+    mean, spread = projection_moments(shape, rank, (s**2).sum(), (s**4).sum())
+    draws = np.array(
+        [np.linalg.norm(haar(rng, shape[0], rank).T @ W @ haar(rng, shape[1], rank)) ** 2 for _ in range(4000)]
+    )
+    assert abs(draws.mean() - mean) <= 4 * spread / 4000**0.5 + 1e-9 * mean
+    if rank == 8 and shape == (8, 8):
+        assert spread < 1e-5 * mean  # nothing is left to chance
+    else:
+        assert abs(draws.std() / spread - 1) < 0.15
