@@ -20,6 +20,16 @@ COMMANDS = {
     "convert": "Write an adapter in another dialect, names and scale kept.",
     "equal": "Say whether two adapters are the same update.",
     "spectrum": "Show the singular values of ΔW, and the ranks and norms they imply.",
+    "similarity": "Compare the directions of adapters: φ(i, j), cosines, angles, beside chance.",
+    "trajectory": "Follow one run through its checkpoints.",
+    "survey": "One line for each adapter under a folder, duplicates named.",
+    "amplify": "Show what ΔW amplifies of W, beside random and top directions.",
+    "intruders": "Find singular vectors of W + ΔW that W does not have.",
+    "doctor": "Say what is wrong with an adapter, and how to mend it.",
+    "compress": "Make an adapter smaller, and say what that cost.",
+    "curve": "Show rank against size against error, before anything is written.",
+    "calibrate": "Measure what real inputs excite, for compress --activations.",
+    "behave": "Show what adapters do to a model's outputs on real inputs.",
 }
 
 
