@@ -24,12 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.factor import Array, Floats
+from loralens.linalg.factor import Array, Floats, Scratch
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
 
+ROWS = 64  # of D made at a time: their float64 buffer stays in the cache
 WIDEST = 512  # rank indices whose products are summed without rounding; further ones are added block by block
+
+
+_scratch = Scratch()
 
 
 @final
@@ -53,14 +57,28 @@ class ExactProduct:
         """Dᵀ, with the same bits: for weights that are stored (in, out)."""
         return ExactProduct(tuple(piece.T for piece in self.pieces), self.shape[::-1])
 
-    def rows(self, start: int, stop: int) -> Singles:
-        """Rows ``start`` to ``stop`` of D, float32, shape (stop − start, n); they do not depend on the cut."""
-        total = np.zeros((stop - start, self.shape[1]))
+    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
+        """Rows ``start`` to ``stop`` of D, float32, shape (stop − start, n); they do not depend on the cut.
+
+        Into ``out`` where one is given. 64 rows at a time are worked on, in a float64 buffer that each thread keeps.
+        """
+        if out is None:
+            out = np.empty((stop - start, self.shape[1]), np.float32)
+        for first in range(start, stop, ROWS):
+            last = min(first + ROWS, stop)
+            with np.errstate(over="ignore"):
+                np.copyto(out[first - start : last - start], self._sum(first, last), casting="same_kind")
+        return out
+
+    def _sum(self, start: int, stop: int) -> Floats:
+        shape = (stop - start, self.shape[1])
+        total = _scratch.of(shape[0] * shape[1]).reshape(shape)
         for i, piece in enumerate(self.pieces):
-            part = piece.rows(start, stop)
-            total = part if i == 0 else total + part
-        with np.errstate(over="ignore"):
-            return total.astype(np.float32)
+            if i == 0:
+                piece.rows(start, stop, out=total)
+            else:
+                total += piece.rows(start, stop)
+        return total
 
     def dense(self) -> Singles:
         """The whole of D."""
@@ -91,9 +109,9 @@ class Piece:
         swapped = (None, None) if self.B2 is None or self.A2 is None else (self.A2.T, self.B2.T)
         return Piece(self.A1.T, self.B1.T, *swapped)
 
-    def rows(self, start: int, stop: int) -> Floats:
+    def rows(self, start: int, stop: int, out: Floats | None = None) -> Floats:
         """Some rows of the piece, float64: the terms of an entry share one power of two, so their sum is exact."""
-        total = np.asarray(np.dot(self.B1[start:stop], self.A1), dtype=np.float64)
+        total = np.asarray(np.dot(self.B1[start:stop], self.A1, out=out), dtype=np.float64)
         if self.B2 is not None and self.A2 is not None:
             total += np.dot(self.B2[start:stop], self.A2)
         return total

@@ -62,7 +62,7 @@ class Measured(NamedTuple):
     exponents: Integers  # (r,)
 
 
-class _Scratch(threading.local):
+class Scratch(threading.local):
     """A float64 buffer for each thread, kept: fresh pages cost more than casting into old ones."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Scratch(threading.local):
         return self.buffer[:size]
 
 
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _block_rows(X: Array) -> int:
