@@ -1,0 +1,1 @@
+"""Into the base and back: merging with proof, exact unmerging, extraction."""
