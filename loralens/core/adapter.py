@@ -48,16 +48,19 @@ class Extra:
     role : str
         ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias
         on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding`` (the
-        full matrix of an adapted or resized one, or of a head), ``tokens``, ``norm``, ``diagonal`` (KaSA), ``diff`` and
+        full matrix of an adapted or resized one, or of a head), ``tokens``, ``diagonal`` (KaSA), ``diff`` and
         ``diff_b`` (differences to be added to a weight or bias), ``shape`` or ``other``.
     module : str
         The base model's module that it belongs to.
     tensor : LazyArray
+    parameter : str
+        Which parameter of that module it stands for: ``weight``, ``bias`` …
     """
 
     role: str
     module: str
     tensor: LazyArray
+    parameter: str = "weight"
 
 
 @final

@@ -133,7 +133,10 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
     roles = {part: ROLES.get(part, "other") for part in loose}
     if "dora_scale" in loose and module:
         roles["dora_scale"] = axis(loose["dora_scale"][1], module)
-    return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
+    return {
+        key: Extra(roles[part], name, tensor, "bias" if part == "diff_b" else "weight")
+        for part, (key, tensor) in loose.items()
+    }
 
 
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:

@@ -169,10 +169,10 @@ def _extra(key: str, tensor: LazyArray, rest: Mapping[str, LazyArray], modules: 
     name, _, last = key.rpartition(".")
     inner = name.removesuffix(".conv")
     if name in modules or inner in modules:
-        return Extra("bias" if last == "bias" else "other", inner if inner in modules else name, tensor)
+        return Extra("bias" if last == "bias" else "other", inner if inner in modules else name, tensor, last)
     if last == "bias" and f"{name}.weight" not in rest:
-        return Extra("bias", name, tensor)
-    return Extra("saved" if last in ("weight", "bias") else "other", name, tensor)
+        return Extra("bias", name, tensor, last)
+    return Extra("saved" if last in ("weight", "bias") else "other", name, tensor, last)
 
 
 def _findings(modules: Mapping[str, Update], rest: Mapping[str, LazyArray]) -> list[Finding]:

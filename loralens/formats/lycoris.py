@@ -47,7 +47,7 @@ _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
 _OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
 _FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
 _NAMES = (*kohya.PREFIXES, "diffusion_model.", "transformer.", "unet.", "text_encoder")
-_ROLES = {"diff_b": "bias", "b_norm": "bias", "w_norm": "norm"}
+_ROLES = {"diff_b": ("diff_b", "bias"), "b_norm": ("diff_b", "bias"), "w_norm": ("diff", "weight")}
 FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
     "a1.weight": "GLoRA, whose update is a product with the base weight",
     "on_input": "(IA)³, which multiplies the base weight",
@@ -221,8 +221,11 @@ def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algor
     extra = kohya.companions(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
     if not algorithm and "diff" in parts:
-        roles[parts["diff"][0]] = "norm"
-    return {key: replace(one, role=roles.get(key, one.role)) for key, one in extra.items()}
+        roles[parts["diff"][0]] = ("diff", "weight")
+    return {
+        key: replace(one, role=roles[key][0], parameter=roles[key][1]) if key in roles else one
+        for key, one in extra.items()
+    }
 
 
 def _nothing(foreign: Mapping[str, int]) -> FormatError:
@@ -245,7 +248,7 @@ def _findings(
         held = ", ".join(f"{count} as {name}" for name, count in forms.items())
         text = f"{held}: of more than half the full rank, so kept in this form, without B and A"
         yield Finding("note", "structured", text, "make pairs of them: loralens convert --rank R")
-    added = [key for key, one in extra.items() if one.role in ("bias", "norm")]
+    added = [key for key, one in extra.items() if one.role in ("diff", "diff_b")]
     if added:
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
         yield Finding("note", "bias-differences", text)

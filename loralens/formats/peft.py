@@ -251,20 +251,20 @@ def _extra(
     """The role of a tensor that is not half of a pair, and the module it belongs to."""
     found = leaf(key)
     if found:
-        return Extra(found.role, module_path(found.path), tensor)
+        return Extra(found.role, module_path(found.path), tensor, "bias" if found.role == "lora_bias" else "weight")
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
     plain = _plain_copy(key)
     if plain != key:
-        return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor)
+        return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor, parameter)
     if any(_names(saved, path) for saved in (config.saved if config else [])):
-        return Extra("saved", path, tensor)
+        return Extra("saved", path, tensor, parameter)
     if parameter == "bias":
-        return Extra("bias", path, tensor)
+        return Extra("bias", path, tensor, parameter)
     embedding = path in modules and modules[path].layout.kind == "embedding"
     embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
-    return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor)
+    return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
 
 
 def _plain_copy(key: str) -> str:

@@ -147,6 +147,51 @@ def product_bases(B: Array, A: Array) -> tuple[Basis, Floats, Basis]:
     return Basis(X_B, T_B @ U[:, :k]), s[:k], Basis(X_A, T_A @ Vh[:k].T)
 
 
+def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
+    """Every best approximation of ``B @ A`` at once, as two small matrices.
+
+    Parameters
+    ----------
+    B : array, shape (m, r), any float dtype
+    A : array, shape (r, n), any float dtype
+
+    Returns
+    -------
+    L : float64 array, shape (r, k)
+    s : float64 array, shape (k,)
+        Singular values, largest first. k counts the nonzero ones, as in `product_bases`.
+    R : float64 array, shape (k, r)
+        For every j ≤ k, ``(B @ L[:, :j]) @ (R[:j] @ A)`` is the best approximation of rank j (Eckart & Young 1936),
+        its two factors balanced: √σ_i is the length of column i of the one and of row i of the other.
+
+    Raises
+    ------
+    ShapeError, FormatError
+        As `product_singular_values`.
+
+    Notes
+    -----
+    B L = B A V S^(-1/2) and R A = S^(-1/2) Uᵀ B A, made from the triangles of B and A alone: nothing is inverted but
+    S, and no tall matrix is formed. Each direction errs by c ε ‖B‖₂‖A‖₂, as those of `product_svd` do.
+    """
+    _check_shapes(B, A)
+    left, right = measure(B), measure(A.T)
+    order, D, exponent = _graded(left, right)
+    alive = np.count_nonzero(D)
+    order, D = order[:alive], D[:alive]
+    R_B, R_A = triangle(left, order)[1], triangle(right, order)[1]
+    M = (R_B * D) @ R_A.T
+    U, _, Vh = np.linalg.svd(M, full_matrices=False)
+    s = np.linalg.svd(M, compute_uv=False)
+    k = numerical_rank(s, (B.shape[0], A.shape[1]))
+    U, s, Vh = U[:, :k], s[:k], Vh[:k]
+    root = np.ldexp(np.sqrt(np.ldexp(s, exponent % 2)), exponent // 2) / s  # 2**(e/2) s**(-1/2)
+    L, R = np.zeros((B.shape[1], k)), np.zeros((k, B.shape[1]))
+    L[order] = _unit(D[:, None] * (R_A.T @ Vh.T) * root, left, order)
+    R[:, order] = _unit(D[:, None] * (R_B.T @ U) * root, right, order).T
+    return L, np.ldexp(s, exponent), R
+
+
 def column_basis(X: Array) -> tuple[Basis, Floats]:
     """Left singular vectors of one thin factor X (m, r), any float dtype, and its singular values; k as above.
 
@@ -159,7 +204,7 @@ def column_basis(X: Array) -> tuple[Basis, Floats]:
     order = order[:alive]
     Y, T, R = implicit(factor, order)
     U, s, _ = np.linalg.svd(R * norms[order], full_matrices=False)
-    s = np.ldexp(s, exponent)
+    s = np.asarray(np.ldexp(s, exponent), dtype=np.float64)
     k = numerical_rank(s, (X.shape[0], X.shape[1]))
     return Basis(Y, T @ U[:, :k]), s[:k]
 
@@ -233,6 +278,11 @@ def _one_exponent(X: Floats, exponents: Integers) -> tuple[Floats, int]:
     exponents = exponents + shifts
     e = int(exponents[M != 0].max()) if M.any() else 0
     return np.ldexp(M, exponents - e), e
+
+
+def _unit(rows: Floats, factor: Measured, order: Integers) -> Floats:
+    """Rows for the columns of X̂[:, order] as rows for those of the factor itself."""
+    return np.ldexp(rows / factor.norms[order, None], -factor.exponents[order, None])
 
 
 def _signs(U: Floats) -> Floats:

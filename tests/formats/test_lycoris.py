@@ -255,14 +255,14 @@ def test_differences_of_biases_and_norms_ride_along():
     read = lycoris.read(held)
     roles = {key: (extra.role, extra.module) for key, extra in read.extra.items()}
     assert roles == {
-        "lycoris_norm.w_norm": ("norm", "lycoris_norm"),
-        "lycoris_norm.b_norm": ("bias", "lycoris_norm"),
+        "lycoris_norm.w_norm": ("diff", "lycoris_norm"),
+        "lycoris_norm.b_norm": ("diff_b", "lycoris_norm"),
     }
     assert [(finding.level, finding.code) for finding in read.findings] == [("note", "bias-differences")]
     full = lycoris.read(read_safetensors(CONFORMANCE / "lycoris-full" / "adapter_model.safetensors"))
     assert {key: extra.role for key, extra in full.extra.items()} == {
-        "lycoris_linear.diff_b": "bias",
-        "lycoris_conv.diff_b": "bias",
+        "lycoris_linear.diff_b": "diff_b",
+        "lycoris_conv.diff_b": "diff_b",
     }
     assert {module.form.name for module in full.modules.values()} == {"full difference"}
     assert {finding.code for finding in full.findings} == {"structured", "bias-differences"}
@@ -271,7 +271,7 @@ def test_differences_of_biases_and_norms_ride_along():
 def test_a_difference_of_one_axis_is_a_norms():
     read = lycoris.read(stored({**lokr(), **under("lora_unet_n", diff=drawn(8))}))
     assert list(read) == [X]
-    assert read.extra["lora_unet_n.diff"].role == "norm"
+    assert read.extra["lora_unet_n.diff"].role == "diff"
     with pytest.raises(FormatError, match="only differences of biases and norms"):
         lycoris.read(stored(under("lora_unet_n", w_norm=drawn(8))))
 
@@ -398,7 +398,7 @@ def test_pairs_can_be_written_for_kohya_and_forms_are_refused(case):
 
 def test_norms_are_not_dropped_silently():
     read = lycoris.read(read_safetensors(CONFORMANCE / "lycoris-locon-norm" / "adapter_model.safetensors"))
-    with pytest.raises(FormatError, match=r"no place for lycoris_norm.\w+ \((norm|bias)\)"):
+    with pytest.raises(FormatError, match=r"no place for lycoris_norm.\w+ \(diff(_b)?\)"):
         kohya_writer.write(read)
 
 
