@@ -17,6 +17,7 @@ from loralens.core.names import natural_key, nearest
 from loralens.errors import MismatchError
 
 Shape = tuple[int, ...]
+Rename = Callable[[str], str]
 _EXPERT = re.compile(r"\[\d+\]$")
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
@@ -37,10 +38,14 @@ class Match:
         Module name → key of the weight in the base checkpoint.
     edit : str
         What was done to the names, in words; empty where nothing was.
+    rename : callable
+        The name in the base of any other module that the adapter speaks of: the same edit; where names were read by
+        their normal form, the one name in the base of that form, else the name as it is.
     """
 
     keys: Mapping[str, str]
     edit: str
+    rename: Rename = str
 
     def __str__(self) -> str:
         count = len(self.keys)
@@ -74,14 +79,11 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Match:
     for edit, rename in _edits(modules, base):
         keys = {name: _weight(rename(name), shape, base) for name, shape in modules.items()}
         if all(keys.values()):
-            return Match({name: key for name, key in keys.items() if key}, edit)
+            return Match({name: key for name, key in keys.items() if key}, edit, rename)
     by_form = _by_normal_form(modules, base)
     if by_form:
-        return Match(by_form, "reading underscores as dots")
+        return Match(by_form, "reading underscores as dots", _form_reader(base))
     raise _no_match(modules, base)
-
-
-Rename = Callable[[str], str]
 
 
 def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[str, Rename]]:
@@ -132,6 +134,20 @@ def fits(update: Shape, weight: Shape) -> bool:
     flat = (weight[0], prod(weight[1:])) if weight else ()
     expert = weight[1:] if len(weight) == 3 else ()
     return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, expert) if candidate)
+
+
+def _form_reader(base: Iterable[str]) -> Rename:
+    """From a name to the one module of the base that has its normal form."""
+    forms: dict[str, set[str]] = {}
+    for key in base:
+        module = key.rpartition(".")[0]
+        forms.setdefault(normal_form(module), set()).add(module)
+
+    def read(name: str) -> str:
+        found = forms.get(normal_form(name), set())
+        return next(iter(found)) if len(found) == 1 else name
+
+    return read
 
 
 def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:

@@ -87,3 +87,17 @@ def test_experts_share_their_weight() -> None:
     base = {"experts.gate_up_proj": (2, 6, 4)}
     found = match({"experts.gate_up_proj[0]": (6, 4), "experts.gate_up_proj[1]": (6, 4)}, base)
     assert set(found.keys.values()) == {"experts.gate_up_proj"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "name"),
+    [
+        (names("encoder.layer.{}.attention.self.query"), "pooler.dense"),
+        (names("bert.encoder.layer.{}.attention.self.query"), "bert.pooler.dense"),
+        (names("lora_unet_encoder_layer_{}_attention_self_query"), "lora_unet_pooler_dense"),
+    ],
+)
+def test_other_modules_are_renamed_alike(modules: dict[str, tuple[int, int]], name: str) -> None:
+    found = match(modules, BERT)
+    assert found.rename(name) == "pooler.dense"
+    assert found.rename(name) != name or name == "pooler.dense"
