@@ -61,7 +61,7 @@ def normal_form(name: str) -> str:
     return re.sub(r"[./]", "_", name)
 
 
-def match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Match:
+def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_missing: bool = False) -> Match:
     """Which weight of the base each module adapts.
 
     Parameters
@@ -70,19 +70,25 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Match:
         Module name → (out, in) of its update.
     base : mapping of str to tuple of int
         Key → shape of every tensor of the base checkpoint.
+    allow_missing : bool
+        Leave out modules without a weight: the edit that finds most of them is taken. One at least must be found.
 
     Raises
     ------
     MismatchError
         Some module finds no weight, or several; the message holds the nearest names.
     """
+    best = Match({}, "")
     for edit, rename in _edits(modules, base):
         keys = {name: _weight(rename(name), shape, base) for name, shape in modules.items()}
-        if all(keys.values()):
-            return Match({name: key for name, key in keys.items() if key}, edit, rename)
-    by_form = _by_normal_form(modules, base)
-    if by_form:
-        return Match(by_form, "reading underscores as dots", _form_reader(base))
+        found = Match({name: key for name, key in keys.items() if key}, edit, rename)
+        if len(found.keys) == len(modules):
+            return found
+        best = max(best, found, key=lambda one: len(one.keys))
+    by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
+    best = max(best, by_form, key=lambda one: len(one.keys))
+    if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
+        return best
     raise _no_match(modules, base)
 
 
@@ -167,17 +173,16 @@ def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     return {name: found[name] for name in first if name in found}
 
 
-def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str] | None:
-    """Keys by normal form, where every module finds exactly one."""
+def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
+    """Keys by normal form, of the modules that find exactly one."""
     forms: dict[str, list[str]] = {}
     for key in base:
         forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
     found = {}
     for name, shape in modules.items():
         keys = [key for key in forms.get(normal_form(_EXPERT.sub("", name)), []) if fits(shape, base[key])]
-        if len(keys) != 1:
-            return None
-        found[name] = keys[0]
+        if len(keys) == 1:
+            found[name] = keys[0]
     return found
 
 

@@ -74,7 +74,9 @@ class Weights:
     match: Match
 
 
-def weights_of(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool = False) -> Weights:
+def weights_of(
+    modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool = False, allow_missing: bool = False
+) -> Weights:
     """The weight of the base for every module.
 
     Parameters
@@ -85,6 +87,8 @@ def weights_of(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool 
         Key → tensor of the base checkpoint.
     conv1d : bool
         The base is of a kind (GPT-2) whose linear weights are stored (in, out).
+    allow_missing : bool
+        Leave out modules that have no weight in the base.
 
     Raises
     ------
@@ -96,10 +100,11 @@ def weights_of(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool 
     The orientation is decided by the shapes. A square weight tells nothing: it follows what the file says of it, the
     kind of the base, or the other linear weights of the adapter.
     """
-    found = match({name: m.shape for name, m in modules.items()}, {key: t.shape for key, t in base.items()})
+    shapes = {key: tensor.shape for key, tensor in base.items()}
+    found = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
     stored = {name: _flat(name, base[key]) for name, key in found.keys.items()}
     lying = {name: _lies(modules[name], tensor.shape) for name, tensor in stored.items()}
-    habit = conv1d or any(lying[name] for name, m in modules.items() if m.layout.kind == "linear")
+    habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
     kinds = {name: m.layout.kind for name, m in modules.items()}
     return Weights(
         {

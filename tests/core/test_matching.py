@@ -101,3 +101,14 @@ def test_other_modules_are_renamed_alike(modules: dict[str, tuple[int, int]], na
     found = match(modules, BERT)
     assert found.rename(name) == "pooler.dense"
     assert found.rename(name) != name or name == "pooler.dense"
+
+
+def test_missing_modules_may_be_left_out() -> None:
+    modules = names("bert.encoder.layer.{}.attention.self.query") | {"bert.classifier": (2, 8)}
+    found = match(modules, BERT, allow_missing=True)
+    assert set(found.keys) == set(modules) - {"bert.classifier"}
+    assert found.edit == "dropping 'bert.'"
+    modules = names("lora_unet_encoder_layer_{}_attention_self_query") | {"lora_unet_nowhere": (2, 8)}
+    assert len(match(modules, BERT, allow_missing=True).keys) == 3
+    with pytest.raises(MismatchError):
+        match({"nowhere": (2, 8)}, BERT, allow_missing=True)
