@@ -2,8 +2,12 @@
 
 D is float32 (`loralens.merge.update`), never rounded to the dtype of the weight by itself. The sum is made in float32
 and rounded to the stored dtype: for float32 that is one rounding; for bf16, f16 and fp8 it is a double one, at most
-0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64.
+0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64. With DoRA's gain g it is round(g·(W + D)).
 """
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,6 +16,41 @@ from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
 
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
+DRAWS = 16  # numbers of 16 bits that one step of the counter gives
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How sums are rounded to the stored dtype.
+
+    Attributes
+    ----------
+    mode : str
+        ``nearest``, ties to even; or ``stochastic``: up or down with the probability that makes the mean exact.
+    seed : int
+    key : str
+        Of the tensor: each has its own random numbers.
+    offset : int
+        Number of the first entry. A draw belongs to an entry, however the tensor is cut.
+    """
+
+    mode: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
+    key: str = ""
+    offset: int = 0
+
+    def at(self, offset: int) -> "Rounding":
+        """The same from another entry on."""
+        return replace(self, offset=offset)
+
+    def draws(self, count: int) -> Singles:
+        """Uniform numbers in [0, 1), multiples of 2⁻¹⁶, for the next entries: Philox 4×64, 16 of them a step."""
+        key = int.from_bytes(sha256(f"{self.seed}:{self.key}".encode()).digest()[:16], "little")
+        first, skipped = divmod(self.offset, DRAWS)
+        engine = np.random.Philox(key=key, counter=first)
+        words = engine.random_raw(4 * -(-(skipped + count) // DRAWS)).astype("<u8").view("<u2")
+        return words[skipped : skipped + count].astype(np.float32) * np.float32(2.0**-16)
 
 
 def slices_for(dtype: DTypeLike) -> int:
@@ -19,16 +58,28 @@ def slices_for(dtype: DTypeLike) -> int:
     return 2 if np.dtype(dtype) in WIDE else 1
 
 
-def added(W: Array, D: Singles, dtype: DTypeLike) -> Array:
-    """W' = round(W + D) in ``dtype``; D (float32) of the shape of W. Overflow becomes ±inf as IEEE says, but for fp8,
-    whose largest number stands for what lies beyond.
+def added(
+    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: Rounding | None = None
+) -> Array:
+    """W' = round(g·(W + D)) in ``dtype``; D (float32) of the shape of W, g = 1 where there is none.
+
+    Overflow becomes ±inf as IEEE says, but in fp8 the largest number.
     """
-    return _rounded(_wide(W) + D, dtype)
+    total = _wide(W) + D
+    if gain is not None:
+        total *= gain
+    if rounding and rounding.mode == "stochastic" and np.dtype(dtype) not in WIDE:
+        return _drawn(total, dtype, rounding)
+    return _rounded(total, dtype)
 
 
-def removed(merged: Array, D: Singles, dtype: DTypeLike) -> Array:
-    """R = round(W' − D) in ``dtype``: W itself, except where rounding gave two W one W'."""
-    return _rounded(_wide(merged) - D, dtype)
+def removed(merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None) -> Array:
+    """R = round(W'/g − D) in ``dtype``: W itself, except where rounding gave two W one W'."""
+    total = _wide(merged)
+    if gain is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            total = total / gain
+    return _rounded(total - D, dtype)
 
 
 def _wide(W: Array) -> Array:
@@ -36,11 +87,29 @@ def _wide(W: Array) -> Array:
 
 
 def _rounded(total: Array, dtype: DTypeLike) -> Array:
-    import ml_dtypes
-
     dtype = np.dtype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.itemsize == 1:
-            limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+            limit = _largest(dtype)
             total = np.clip(total, -limit, limit)  # NaN stays
         return total.astype(dtype, copy=False)
+
+
+def _largest(dtype: np.dtype[np.generic]) -> float:
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def _drawn(total: Array, dtype: DTypeLike, rounding: Rounding) -> Array:
+    """Each entry on one of its two neighbours, the nearer one the likelier."""
+    nearest = _rounded(total, dtype)
+    limit = _largest(nearest.dtype)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        error = total - nearest.astype(total.dtype)
+        beyond = np.where(error > 0, limit, -limit).astype(nearest.dtype)
+        other = np.nextafter(nearest, beyond)
+        step = np.abs(other.astype(total.dtype) - nearest.astype(total.dtype))
+        share = np.where((error != 0) & np.isfinite(step), np.abs(error) / step, 0)
+    drawn = rounding.draws(total.size).reshape(total.shape)
+    return np.where(drawn < share, other, nearest)

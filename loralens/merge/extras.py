@@ -1,0 +1,149 @@
+"""What an adapter carries besides pairs, as changes of stored tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, final
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+from loralens.core.weights import Weights
+from loralens.errors import FormatError, MismatchError
+from loralens.merge.plan import Tokens
+from loralens.merge.update import Weighted
+
+UNREADABLE = {  # role → why a merge cannot honour it
+    "shape": "weights padded to another shape",
+    "diagonal": "KaSA's diagonal, whose base was truncated",
+    "other": "tensors that were not understood",
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an adapter says of one stored tensor besides its pair.
+
+    Attributes
+    ----------
+    replacement : LazyArray or None
+    tokens : Tokens or None
+    magnitude : tuple of (LazyArray, bool) or None
+        DoRA's lengths, and whether there is one an output.
+    added : tuple of (float, Structured)
+        Differences.
+    """
+
+    replacement: LazyArray | None = None
+    tokens: Tokens | None = None
+    magnitude: tuple[LazyArray, bool] | None = None
+    added: tuple[Weighted, ...] = ()
+
+
+@final
+@dataclass(slots=True)
+class Found:
+    """The changes by key of the base, what has no place there, and what to tell the user."""
+
+    changes: dict[str, Changes] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> Found:
+    """The changes that an adapter's extras make.
+
+    Replacements (saved modules, PEFT's biases, token rows) and DoRA's magnitudes stand as they are, whatever
+    ``strength``; differences count that often.
+
+    Raises
+    ------
+    FormatError
+        Tensors of a role that a merge cannot honour, by name.
+    MismatchError
+        A difference of another shape than its tensor.
+    """
+    found = Found()
+    for key, extra in adapter.extra.items():
+        if extra.role in UNREADABLE:
+            raise FormatError(
+                f"{key}: {UNREADABLE[extra.role]} cannot be merged",
+                fix="leave it out first: loralens convert --drop-extra",
+            )
+        if extra.role != "copy":
+            _one(key, extra, adapter, strength, weights, base, found)
+    replaced = [key for key, change in found.changes.items() if change.replacement is not None]
+    if replaced and strength != 1:
+        found.notes.append(f"{len(replaced)} tensors trained in full replace those of the base, whatever the weight")
+    return found
+
+
+def _one(
+    key: str,
+    extra: Extra,
+    adapter: Adapter,
+    strength: float,
+    weights: Weights,
+    base: Mapping[str, LazyArray],
+    found: Found,
+) -> None:
+    home = _home(extra, weights)
+    target = home if extra.role in ("magnitude", "magnitude_in", "tokens") else f"{_stem(home)}.{extra.parameter}"
+    if extra.role in ("saved", "embedding") and target not in base:
+        found.notes.append(f"{target} is new: the base has no such tensor")
+    elif target not in base:
+        found.missing.append(key)
+        return
+    found.changes[target] = _merged(found.changes.get(target, Changes()), key, extra, adapter, strength, base, target)
+
+
+def _home(extra: Extra, weights: Weights) -> str:
+    """The base's key of the weight of the module that an extra belongs to."""
+    if extra.module in weights.modules:
+        return weights.modules[extra.module].key
+    return f"{weights.match.rename(extra.module)}.weight"
+
+
+def _stem(key: str) -> str:
+    return key.removesuffix(".weight")
+
+
+def _merged(
+    here: Changes, key: str, extra: Extra, adapter: Adapter, strength: float, base: Mapping[str, LazyArray], target: str
+) -> Changes:
+    tensor, role = extra.tensor, extra.role
+    if role in ("saved", "bias", "embedding"):
+        same = target not in base or base[target].shape == tensor.shape or role == "embedding"
+        if not same:
+            raise MismatchError(
+                f"{key} {tensor.shape} is to replace {target} {base[target].shape}",
+                fix="give the base it was trained on",
+            )
+        return Changes(tensor, here.tokens, here.magnitude, here.added)
+    if role == "tokens":
+        return Changes(here.replacement, _tokens(key, extra, adapter.config), here.magnitude, here.added)
+    if role in ("magnitude", "magnitude_in"):
+        return Changes(here.replacement, here.tokens, (tensor, role == "magnitude"), here.added)
+    assert role in ("lora_bias", "diff", "diff_b"), role
+    if prod(tensor.shape) != prod(base[target].shape):
+        raise MismatchError(
+            f"{key} {tensor.shape} is to be added to {target} {base[target].shape}",
+            fix="give the base it was trained on",
+        )
+    scale = adapter.modules[extra.module].scale if role == "lora_bias" else 1.0
+    shape = tensor.shape if len(tensor.shape) > 1 else (1, tensor.size)
+    term = (strength, Structured(Dense(tensor.reshape(*shape)), scale))
+    return Changes(here.replacement, here.tokens, here.magnitude, (*here.added, term))
+
+
+def _tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) -> Tokens:
+    """Which rows of the embedding were trained: the configuration says it."""
+    said = (config or {}).get("trainable_token_indices")
+    if isinstance(said, dict):
+        said = next((rows for name, rows in said.items() if f".{extra.module}".endswith(f".{name}")), None)
+    if not isinstance(said, list) or not all(type(i) is int and i >= 0 for i in said):
+        raise FormatError(f"{key}: nothing says which rows these are", fix="put adapter_config.json beside the file")
+    if len(said) != extra.tensor.shape[0]:
+        raise FormatError(f"{key}: {extra.tensor.shape[0]} rows for {len(said)} tokens", fix="save the adapter again")
+    return Tokens(tuple(said), extra.tensor)

@@ -1,0 +1,206 @@
+"""From adapters and a base model to the `Plan` of their merge; nothing an adapter carries is left without a word."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.matching import Match
+from loralens.core.structured import Update, Updates
+from loralens.core.weights import Weight, Weights, weights_of
+from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.merge.extras import Changes, changes_of
+from loralens.merge.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
+from loralens.merge.tying import Tied
+
+CHANGED_BASE = {  # finding of a reader → why its update cannot be added to the original base
+    "mutated-base": "it was trained on a changed base, so scale·B·A is not its change",
+    "kasa-config": "KaSA truncates the base weight too",
+    "layer-replication": "its layers index a replicated stack",
+    "alora-invocation-tokens": "aLoRA acts only after its invocation tokens",
+    "arrow-config": "Arrow chooses between adapters at run time",
+    "use-qalora": "QALoRA's A acts on pooled inputs",
+    "pair-ignored": "it holds a pair and a full tensor for one module",
+}
+
+
+@final
+@dataclass(slots=True)
+class _Draft:
+    """The plan of one stored tensor while it is drawn up."""
+
+    slabs: dict[int, Slab] = field(default_factory=dict)
+    changes: Changes = field(default_factory=Changes)
+    experts: bool = False
+
+
+def plan(
+    adapters: Sequence[tuple[Adapter, float]],
+    base: Mapping[str, LazyArray],
+    *,
+    config: Mapping[str, Any] | None = None,
+    conv1d: bool = False,
+    allow_missing: bool = False,
+    untie: bool = False,
+) -> Plan:
+    """What merging the adapters into the base changes.
+
+    Parameters
+    ----------
+    adapters : sequence of (Adapter, float)
+        And how strongly each counts: W' = W + Σ w·ΔW. Of a DoRA adapter ΔW counts w times, the magnitude as it is.
+    base : mapping of str to LazyArray
+        Key → tensor of the base checkpoint.
+    config : mapping or None
+        ``config.json`` of the base.
+    conv1d : bool
+        The base stores linear weights (in, out).
+    allow_missing : bool
+        Leave out what has no place in the base.
+    untie : bool
+        Give the head a weight of its own where the base shares it with the embedding.
+
+    Raises
+    ------
+    MismatchError
+        A module or tensor has no place in the base; two adapters replace one tensor, or one is DoRA where another adds.
+    FormatError
+        An adapter that is no sum with the original base, or holds what is not understood.
+    """
+    tied = Tied.of(base, config or {})
+    base = tied.shown(base) if untie else base
+    drafts: dict[str, _Draft] = {}
+    matches: list[Match] = []
+    missing: list[str] = []
+    notes: list[str] = []
+    for adapter, strength in adapters:
+        _check(adapter)
+        weights = _weights(adapter.modules, base, tied, conv1d=conv1d, allow_missing=allow_missing)
+        matches.append(weights.match)
+        missing += [name for name in adapter if name not in weights.modules]
+        for name, weight in weights.modules.items():
+            _add(drafts.setdefault(weight.key, _Draft()), name, weight, adapter.modules[name], strength)
+        found = changes_of(adapter, strength, weights, base)
+        missing += found.missing
+        notes += found.notes
+        for key, changes in found.changes.items():
+            _change(drafts.setdefault(key, _Draft()), key, changes)
+    if missing and not allow_missing:
+        raise MismatchError(
+            f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
+            fix="give the base it was trained on, or leave them out with --allow-missing",
+        )
+    changed = {key: _tensor(key, draft, base) for key, draft in drafts.items()}
+    told, fields = tied.consequences(changed, untie=untie)
+    if untie:
+        changed = tied.completed(changed)
+    return Plan(changed, tuple(matches), tuple(missing), (*notes, *told), {**_resized(changed, config), **fields})
+
+
+def _check(adapter: Adapter) -> None:
+    for finding in adapter.findings:
+        if finding.code in CHANGED_BASE:
+            raise FormatError(f"cannot be merged: {CHANGED_BASE[finding.code]}", fix=finding.fix or "serve it unmerged")
+
+
+def _weights(
+    modules: Updates, base: Mapping[str, LazyArray], tied: Tied, *, conv1d: bool, allow_missing: bool
+) -> Weights:
+    try:
+        return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
+    except MismatchError as error:
+        if tied.head and any(name.endswith(tied.head.removesuffix(".weight")) for name in modules):
+            raise MismatchError(
+                "the head is adapted, and the base shares its weight with the embedding",
+                fix="give the head a weight of its own with --untie",
+            ) from error
+        raise
+
+
+def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: float) -> None:
+    """Add the update of one module to the slab of its rows: several adapters there become one sum."""
+    if module.layout.kind == "conv" and module.layout.groups > 1:
+        raise MismatchError(
+            f"{name}: the update of a grouped convolution reads all input channels and fits no weight",
+            fix="leave it out with --modules",
+        )
+    rows = weight.stored.shape[0]
+    expert = name.rpartition("[")[2].removesuffix("]") if name.endswith("]") else ""
+    draft.experts |= expert.isdecimal()
+    start = int(expert) * rows if expert.isdecimal() else 0
+    here = draft.slabs.get(start, Slab(name, start, start + rows, (), weight.transposed))
+    draft.slabs[start] = replace(here, terms=(*here.terms, (strength, module)))
+
+
+def _change(draft: _Draft, key: str, changes: Changes) -> None:
+    """Take over what else an adapter says of a tensor."""
+    ours = draft.changes
+    for name in ("replacement", "tokens", "magnitude"):
+        if getattr(ours, name) is not None and getattr(changes, name) is not None:
+            raise MismatchError(
+                f"two adapters give a {name} for {key}", fix="merge one of them, or leave it out with --modules"
+            )
+    draft.changes = Changes(
+        replacement=ours.replacement or changes.replacement,
+        tokens=ours.tokens or changes.tokens,
+        magnitude=ours.magnitude or changes.magnitude,
+        added=(*ours.added, *changes.added),
+    )
+
+
+def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray]) -> TensorPlan:
+    changes = draft.changes
+    source = changes.replacement or base[key]
+    matrix = as_matrix(source.shape, experts=draft.experts)
+    slabs = dict(draft.slabs)
+    if changes.added:
+        whole = Slab(key, 0, matrix[0], ())
+        here = slabs.get(0, whole)
+        if here.transposed:
+            raise MismatchError(
+                f"{key} is stored (in, out), and a full difference beside a pair is not", fix="leave one of them out"
+            )
+        slabs[0] = replace(here, terms=(*here.terms, *changes.added))
+    if changes.magnitude:
+        slabs = {start: _dora(slab, changes.magnitude) for start, slab in slabs.items()}
+    return TensorPlan(
+        key,
+        base.get(key),
+        matrix,
+        tuple(slabs[start] for start in sorted(slabs)),
+        changes.replacement,
+        changes.tokens,
+    )
+
+
+def _dora(slab: Slab, lengths: tuple[LazyArray, bool]) -> Slab:
+    """The slab with its magnitude on the axis that it has as stored."""
+    tensor, by_output = lengths
+    if len(slab.terms) > 1:
+        raise MismatchError(
+            f"{slab.module} is DoRA in one adapter and adapted by another: there is no order in which both hold",
+            fix="merge the DoRA adapter alone first, and the others into the result",
+        )
+    axis = "rows" if by_output != slab.transposed else "columns"
+    size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
+    if tensor.size != size:
+        raise OptionError(
+            f"{slab.module}: {tensor.size} magnitudes for {size} vectors", fix="save the adapter again from training"
+        )
+    return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))  # type: ignore[arg-type]
+
+
+def _resized(changed: Mapping[str, TensorPlan], config: Mapping[str, Any] | None) -> dict[str, object]:
+    """Fields of the configuration that a replaced embedding of another size changes."""
+    if not config or "vocab_size" not in config:
+        return {}
+    for tensor in changed.values():
+        if tensor.base is not None and tensor.replacement is not None and tensor.base.shape != tensor.shape:
+            if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
+                return {"vocab_size": tensor.shape[0]}
+            raise MismatchError(
+                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}",
+                fix="give the base it was trained on",
+            )
+    return {}
