@@ -16,7 +16,7 @@ from loralens.formats.location import NAMES, SUFFIXES
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with place(path), _disk():
+    with place(path), disk():
         try:
             with part.open("wb") as stream:
                 yield stream
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
+def disk() -> Iterator[None]:
     """An OSError of the block as a message."""
     try:
         yield
@@ -97,7 +97,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
         _write_together(stored, folder / files.weights, files)
         return
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    with place(folder), _disk():
+    with place(folder), disk():
         try:
             part.mkdir(parents=True)
             _write_together(stored, part / files.weights, files)
@@ -122,7 +122,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:
-    with place(path), _disk():
+    with place(path), disk():
         if path.exists() and not overwrite:
             raise OptionError("exists", fix="choose another target, or give --overwrite")
         return path.exists()
@@ -149,7 +149,7 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
         _writer(path)(stored, path)
     for name, content in beside.items():
         if content is None:
-            with place(path.with_name(name)), _disk():
+            with place(path.with_name(name)), disk():
                 path.with_name(name).unlink(missing_ok=True)
 
 

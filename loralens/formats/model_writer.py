@@ -1,0 +1,279 @@
+"""A changed copy of a model: shard by shard, in the layout of the original, whole or not there."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import OptionError, place
+from loralens.formats.container import header_bytes, read_json
+from loralens.formats.model_files import Index, ModelFiles, Shard
+from loralens.formats.writing import disk
+
+CHUNK = 1 << 22  # bytes copied at a time
+
+Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One tensor of the copy that is not a copy: what it will be."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_model(
+    files: ModelFiles,
+    target: Path,
+    *,
+    changes: Mapping[str, Change],
+    fill: Fill,
+    config: Mapping[str, object] | None = None,
+    beside: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
+) -> None:
+    """A copy of a model in which some tensors are others.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        Never written to.
+    target : Path
+        A folder; a file where the model is one. It appears complete or not at all.
+    changes : mapping of str to Change
+        By key. A key that the model has not is added to its last shard.
+    fill : callable
+        Takes the key of a change, gives its rows in order, each block in the dtype of the change. Called in threads,
+        one tensor in each.
+    config : mapping or None
+        Fields of ``config.json`` that change.
+    beside : callable or None
+        Writes further files into the folder before it takes its place.
+    overwrite : bool
+        Let the copy take the place of what stands at ``target``: by two renames, so that one of the two is whole.
+    threads : int
+        Tensors worked on at a time.
+
+    Raises
+    ------
+    OptionError
+        The target exists, or is the model itself.
+    FormatError
+        The disk refuses.
+    """
+    _check_target(files.root, target, overwrite=overwrite)
+    with _appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
+        if files.root.is_dir():
+            _copy_others(files, part, config or {})
+            for index in files.indices:
+                _write_index(part / index.name, index, files, changes)
+        jobs: list[_Job] = []
+        for shard in files.shards:
+            fd = os.open(part / shard.name if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666)
+            opened.callback(os.close, fd)
+            jobs += _jobs(shard, fd, files, changes)
+        _run(sorted(jobs, key=lambda job: -job.nbytes), fill, threads)
+        if beside:
+            beside(part)
+
+
+def _check_target(root: Path, target: Path, *, overwrite: bool) -> None:
+    with place(target), disk():
+        if target.exists() and target.resolve() == root.resolve():
+            raise OptionError("is the base itself", fix="choose another target: the base is never written to")
+        if root.resolve() in target.resolve().parents:
+            raise OptionError("lies within the base", fix="choose a target outside: the base is never written to")
+        if target.exists() and not overwrite:
+            raise OptionError("exists", fix="choose another target, or give --overwrite")
+        if target.exists() and target.is_dir() != root.is_dir():
+            raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
+        if not target.absolute().parent.is_dir():
+            raise OptionError(f"{target.parent}: no such folder", fix="make the folder first")
+
+
+@contextmanager
+def _appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
+    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not."""
+    home = target.absolute().parent
+    for stale in home.glob(f".{target.name}.*.part"):
+        if not _alive(stale.name.split(".")[-2]):
+            _remove(stale)
+    part = home / f".{target.name}.{os.getpid()}.part"
+    old = home / f".{target.name}.{os.getpid()}.old"
+    with place(target), disk():
+        try:
+            if folder:
+                part.mkdir()
+            yield part
+            if overwrite and target.exists():
+                target.rename(old)
+            part.rename(target)
+            _remove(old)
+        finally:
+            _remove(part)
+            if old.exists() and not target.exists():
+                old.rename(target)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this number runs: what it writes is not ours to remove."""
+    if not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _copy_others(files: ModelFiles, part: Path, config: Mapping[str, object]) -> None:
+    """Everything that is not weights, links followed; ``config.json`` with its changes."""
+    for name in files.others:
+        target = part / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files.root / name, target)
+    for shard in files.shards:
+        (part / shard.name).parent.mkdir(parents=True, exist_ok=True)
+    if config and (part / "config.json").is_file():
+        content = {**read_json(part / "config.json"), **config}
+        (part / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_index(path: Path, index: Index, files: ModelFiles, changes: Mapping[str, Change]) -> None:
+    """The index with the keys that were added and the size that changed."""
+    known, last = files.tensors, files.shards[-1]
+    names = dict(index.content["weight_map"])
+    if last.prefix == index.prefix:
+        names |= {key.removeprefix(last.prefix): Path(last.name).name for key in changes if key not in known}
+    size = sum(_spec(index.prefix + key, known, changes).nbytes for key in names)
+    content = {**index.content, "metadata": {**index.content.get("metadata", {}), "total_size": size}}
+    path.write_text(json.dumps({**content, "weight_map": names}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _spec(key: str, known: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
+    """What a tensor of the copy will be."""
+    return changes[key] if key in changes else Change(known[key].dtype, known[key].shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One tensor to be written at its place."""
+
+    key: str
+    file: int
+    offset: int
+    nbytes: int
+    source: LazyArray | None  # to be copied; None: to be filled
+
+
+def _jobs(shard: Shard, fd: int, files: ModelFiles, changes: Mapping[str, Change]) -> Iterator[_Job]:
+    """The file of a shard at its full size with its header, and the work left to do in it."""
+    known = files.tensors
+    keys = [shard.prefix + key for key in shard.stored.tensors]
+    if shard is files.shards[-1]:
+        keys += [key for key in changes if key not in known]
+    specs = {key: _spec(key, known, changes) for key in keys}
+    header = header_bytes(
+        {k.removeprefix(shard.prefix): _blank(spec) for k, spec in specs.items()}, shard.stored.metadata
+    )
+    os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
+    _write_at(fd, header, 0)
+    offset = len(header)
+    for key, spec in specs.items():
+        yield _Job(key, fd, offset, spec.nbytes, None if key in changes else known[key])
+        offset += spec.nbytes
+
+
+def _blank(spec: Change) -> LazyArray:
+    """Something of this dtype and shape, for the header."""
+    return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
+
+
+def _run(jobs: list[_Job], fill: Fill, threads: int) -> None:
+    """Do all jobs; the first error stops every thread and is raised here."""
+    queue: SimpleQueue[_Job] = SimpleQueue()
+    for job in jobs:
+        queue.put(job)
+    stop, errors = Event(), list[BaseException]()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                _do(queue.get_nowait(), fill, stop)
+            except Empty:
+                return
+            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+                errors.append(error)
+                stop.set()
+
+    others = [Thread(target=work, daemon=True) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    try:
+        work()
+        for thread in others:
+            thread.join()
+    finally:  # an interrupt while waiting
+        stop.set()
+        for thread in others:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _do(job: _Job, fill: Fill, stop: Event) -> None:
+    offset = job.offset
+    blocks = fill(job.key) if job.source is None else _copied(job.source)
+    for block in blocks:
+        if stop.is_set():
+            return
+        data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        _write_at(job.file, data, offset)
+        offset += len(data)
+
+
+def _copied(tensor: LazyArray) -> Iterator[Array]:
+    """The numbers of a stored tensor, some rows at a time."""
+    if not tensor.streams or not tensor.size:
+        yield tensor.read()
+        return
+    step = max(1, CHUNK * tensor.shape[0] // max(1, tensor.nbytes))
+    for start in range(0, tensor.shape[0], step):
+        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()
+
+
+def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """All of the data, at its place."""
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
