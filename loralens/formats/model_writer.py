@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -15,14 +15,15 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import OptionError, place
-from loralens.formats.container import header_bytes, read_json
-from loralens.formats.model_files import Index, ModelFiles, Shard
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.container import header_bytes
+from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.writing import disk
 
 CHUNK = 1 << 22  # bytes copied at a time
 
 Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
+Watch = Callable[[str, Array], None]
 
 
 @final
@@ -45,7 +46,11 @@ def write_model(
     *,
     changes: Mapping[str, Change],
     fill: Fill,
-    config: Mapping[str, object] | None = None,
+    watch: Watch | None = None,
+    dropped: Collection[str] = (),
+    headers: Mapping[str, bytes] | None = None,
+    texts: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
     beside: Callable[[Path], None] | None = None,
     overwrite: bool = False,
     threads: int = 1,
@@ -63,8 +68,16 @@ def write_model(
     fill : callable
         Takes the key of a change, gives its rows in order, each block in the dtype of the change. Called in threads,
         one tensor in each.
-    config : mapping or None
-        Fields of ``config.json`` that change.
+    watch : callable or None
+        Sees the rows of every tensor that is copied, in order: its key and each block.
+    dropped : collection of str
+        Keys that the copy is to lack.
+    headers : mapping of str to bytes, or None
+        The whole header of some shards, length and JSON, as it is to stand there.
+    texts : mapping of str to str, or None
+        What other files of the folder are to hold instead.
+    without : collection of str
+        Other files that do not come along.
     beside : callable or None
         Writes further files into the folder before it takes its place.
     overwrite : bool
@@ -82,15 +95,17 @@ def write_model(
     _check_target(files.root, target, overwrite=overwrite)
     with _appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
-            _copy_others(files, part, config or {})
+            _copy_others(files, part, without)
             for index in files.indices:
-                _write_index(part / index.name, index, files, changes)
+                _write_text(part / index.name, _index_text(index, files, changes, dropped))
+            for name, text in (texts or {}).items():
+                _write_text(part / name, text)
         jobs: list[_Job] = []
         for shard in files.shards:
             fd = os.open(part / shard.name if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
-            jobs += _jobs(shard, fd, files, changes)
-        _run(sorted(jobs, key=lambda job: -job.nbytes), fill, threads)
+            jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
+        _run(sorted(jobs, key=lambda job: -job.nbytes), fill, watch, threads)
         if beside:
             beside(part)
 
@@ -154,33 +169,45 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _copy_others(files: ModelFiles, part: Path, config: Mapping[str, object]) -> None:
-    """Everything that is not weights, links followed; ``config.json`` with its changes."""
-    for name in files.others:
-        target = part / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(files.root / name, target)
-    for shard in files.shards:
-        (part / shard.name).parent.mkdir(parents=True, exist_ok=True)
-    if config and (part / "config.json").is_file():
-        content = {**read_json(part / "config.json"), **config}
-        (part / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _copy_others(files: ModelFiles, part: Path, without: Collection[str]) -> None:
+    """Everything that is not weights, links followed."""
+    for name in (*files.others, *(shard.name for shard in files.shards)):
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in set(files.others) - set(without):
+        shutil.copyfile(files.root / name, part / name)
 
 
-def _write_index(path: Path, index: Index, files: ModelFiles, changes: Mapping[str, Change]) -> None:
-    """The index with the keys that were added and the size that changed."""
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
+    """The index with the keys that came and went, and the size that changed; as it was where nothing did."""
     known, last = files.tensors, files.shards[-1]
-    names = dict(index.content["weight_map"])
+    old = index.content["weight_map"]
+    names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
     if last.prefix == index.prefix:
         names |= {key.removeprefix(last.prefix): Path(last.name).name for key in changes if key not in known}
     size = sum(_spec(index.prefix + key, known, changes).nbytes for key in names)
+    if names == old and size == sum(known[index.prefix + key].nbytes for key in old):
+        return (files.root / index.name).read_text(encoding="utf-8")
     content = {**index.content, "metadata": {**index.content.get("metadata", {}), "total_size": size}}
-    path.write_text(json.dumps({**content, "weight_map": names}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps({**content, "weight_map": names}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _spec(key: str, known: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
     """What a tensor of the copy will be."""
     return changes[key] if key in changes else Change(known[key].dtype, known[key].shape)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """How one shard of the copy differs from its original."""
+
+    changes: Mapping[str, Change]
+    dropped: Collection[str]
+    header: bytes | None
 
 
 @final
@@ -195,22 +222,36 @@ class _Job:
     source: LazyArray | None  # to be copied; None: to be filled
 
 
-def _jobs(shard: Shard, fd: int, files: ModelFiles, changes: Mapping[str, Change]) -> Iterator[_Job]:
-    """The file of a shard at its full size with its header, and the work left to do in it."""
-    known = files.tensors
-    keys = [shard.prefix + key for key in shard.stored.tensors]
+def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterator[_Job]:
+    """The file of a shard at its full size with its header, and the work left to do in it.
+
+    The header stays byte for byte where no tensor changes its dtype, its shape or its place.
+    """
+    known, changes = files.tensors, outline.changes
+    keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
     if shard is files.shards[-1]:
         keys += [key for key in changes if key not in known]
-    specs = {key: _spec(key, known, changes) for key in keys}
-    header = header_bytes(
-        {k.removeprefix(shard.prefix): _blank(spec) for k, spec in specs.items()}, shard.stored.metadata
-    )
+    specs = {key.removeprefix(shard.prefix): _spec(key, known, changes) for key in keys}
+    header, offsets = outline.header or shard.header, shard.offsets
+    if outline.header:
+        offsets = offsets_of(outline.header[8:])
+    elif not _alike(specs, shard.stored.tensors):
+        header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
+        offsets = offsets_of(header[8:])
+    if set(offsets) != set(specs):
+        raise FormatError(f"{shard.name}: its header names other tensors", fix="the undo file is damaged")
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
-    offset = len(header)
     for key, spec in specs.items():
-        yield _Job(key, fd, offset, spec.nbytes, None if key in changes else known[key])
-        offset += spec.nbytes
+        whole = shard.prefix + key
+        yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
+
+
+def _alike(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
+    """Whether the tensors are those that were there, of the same dtypes and shapes."""
+    return set(specs) == set(tensors) and all(
+        (spec.dtype, spec.shape) == (tensors[key].dtype, tensors[key].shape) for key, spec in specs.items()
+    )
 
 
 def _blank(spec: Change) -> LazyArray:
@@ -218,7 +259,7 @@ def _blank(spec: Change) -> LazyArray:
     return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
 
 
-def _run(jobs: list[_Job], fill: Fill, threads: int) -> None:
+def _run(jobs: list[_Job], fill: Fill, watch: Watch | None, threads: int) -> None:
     """Do all jobs; the first error stops every thread and is raised here."""
     queue: SimpleQueue[_Job] = SimpleQueue()
     for job in jobs:
@@ -228,7 +269,7 @@ def _run(jobs: list[_Job], fill: Fill, threads: int) -> None:
     def work() -> None:
         while not stop.is_set():
             try:
-                _do(queue.get_nowait(), fill, stop)
+                _do(queue.get_nowait(), fill, watch, stop)
             except Empty:
                 return
             except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
@@ -250,15 +291,17 @@ def _run(jobs: list[_Job], fill: Fill, threads: int) -> None:
         raise errors[0]
 
 
-def _do(job: _Job, fill: Fill, stop: Event) -> None:
+def _do(job: _Job, fill: Fill, watch: Watch | None, stop: Event) -> None:
     offset = job.offset
-    blocks = fill(job.key) if job.source is None else _copied(job.source)
-    for block in blocks:
+    for block in fill(job.key) if job.source is None else _copied(job.source):
         if stop.is_set():
             return
+        if watch and job.source is not None:
+            watch(job.key, block)
         data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         _write_at(job.file, data, offset)
         offset += len(data)
+    assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
 
 
 def _copied(tensor: LazyArray) -> Iterator[Array]:

@@ -76,7 +76,7 @@ class TensorMerge:
         """All rows in order, in blocks that end where slabs do."""
         source = MatrixRows(self.plan.source, self.plan.matrix)
         buffer = np.empty(0, np.float32)
-        for start, stop, slab in _cuts(self.plan):
+        for start, stop, slab in cuts(self.plan):
             W = source.rows(start, stop)
             D = gain = None
             if slab:
@@ -158,7 +158,7 @@ class MatrixRows:
         return self._held[1][start:stop]
 
 
-def _cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
+def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
     """Blocks of rows in order, each within one slab or between two, and within one expert."""
     rows, columns = plan.matrix
     shape = plan.shape

@@ -1,0 +1,72 @@
+"""The undo file of a merge: a safetensors container under another name, so that no loader takes it for weights.
+
+What its tensors and its one metadata key mean is said in `loralens.merge.undo_layout`.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any, final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.writing import write_safetensors
+
+KEY = "loralens_undo"
+NAME = "undo.loralens"
+
+
+@final
+class Spool:
+    """Byte strings kept in a temporary file that nobody else sees, to be read back as arrays; safe among threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the arrays do
+        self._end = 0
+        self._lock = Lock()
+
+    def keep(self, data: bytes) -> LazyArray:
+        """The bytes as a U8 array that is read when it is asked for."""
+        with self._lock:
+            start, self._end = self._end, self._end + len(data)
+        os.pwrite(self._file.fileno(), data, start)
+
+        def read() -> Array:
+            return np.frombuffer(os.pread(self._file.fileno(), len(data), start), np.uint8)
+
+        return LazyArray(read, shape=(len(data),), dtype=np.uint8)
+
+
+def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
+    """Write an undo file; it is whole or not there."""
+    write_safetensors(Stored(dict(tensors), {KEY: json.dumps(content, ensure_ascii=False)}), path)
+
+
+def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
+    """The tensors of an undo file, unread, and the JSON object of its metadata.
+
+    Raises
+    ------
+    OptionError
+        There is no such file.
+    FormatError
+        It is damaged, or no undo file.
+    """
+    if not path.is_file():
+        raise OptionError(f"{path}: no such file", fix=f"give the undo file of the merge: {NAME} in its folder")
+    stored = read_safetensors(path)
+    with place(path):
+        text = (stored.metadata or {}).get(KEY)
+        try:
+            content = json.loads(text or "")
+        except ValueError as error:
+            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote") from error
+        if not isinstance(content, dict):
+            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote")
+    return stored.tensors, content

@@ -1,0 +1,121 @@
+"""What an undo file holds: records of a merge as named arrays and one JSON object, and back.
+
+Arrays, for each stored tensor KEY that the merge changed and the base has:
+
+    KEY#patch.I         the deflated streams of its patch, U8
+    KEY#gain.START      DoRA's gain of the slab that begins at row START, F32
+    KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
+    KEY#A.START.I
+
+JSON: ``version``; ``adapters``, what was merged; ``added``, keys that the base has not; ``headers``, ``texts``, what
+stood at the head of shards and in other files that the merge changed; ``tensors``, KEY → ``dtype``, ``shape``,
+``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``, ``different``, ``against``, ``slabs``: ``module``, ``start``,
+``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
+import numpy as np
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.errors import FormatError, place
+from loralens.merge.apply import Gain
+from loralens.merge.patch import Blob
+from loralens.merge.plan import Slab
+from loralens.merge.record import TensorRecord
+from loralens.merge.undo import TensorUndo
+
+VERSION = 1
+_DAMAGED = "the undo file is damaged: use another copy"
+
+
+def packed(record: TensorRecord, keep: Callable[[bytes], LazyArray]) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    """The arrays and the JSON entry of one tensor; ``keep`` puts bytes where they need no memory."""
+    plan, patch = record.plan, record.patch
+    assert plan.base is not None
+    assert patch is not None
+    arrays = {f"{plan.key}#patch.{i}": keep(stream) for i, stream in enumerate(patch.streams)}
+    factors = record.against == "subtracted"
+    for slab in plan.slabs if factors else ():
+        if slab.start in record.gains:
+            arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.gains[slab.start].values)
+        for i, (_, update) in enumerate(slab.terms):
+            B, A = update.factors
+            arrays |= {f"{plan.key}#B.{slab.start}.{i}": B, f"{plan.key}#A.{slab.start}.{i}": A}
+    entry = {
+        "dtype": str(plan.base.dtype),
+        "shape": list(plan.base.shape),
+        "matrix": list(plan.matrix if plan.base.shape == plan.shape else (1, plan.base.size)),
+        "base": record.base_hash,
+        "merged": record.merged_hash,
+        "coding": patch.coding,
+        "different": patch.different,
+        "against": record.against,
+        "slabs": [_slab_entry(slab, record) for slab in plan.slabs] if factors else [],
+    }
+    return arrays, entry
+
+
+def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
+    gain = record.gains.get(slab.start)
+    return {
+        "module": slab.module,
+        "start": slab.start,
+        "stop": slab.stop,
+        "transposed": slab.transposed,
+        "factors": [[strength, update.scale] for strength, update in slab.terms],
+        "gain": gain.axis if gain else None,
+    }
+
+
+def unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
+    """The undo of one tensor.
+
+    Raises
+    ------
+    FormatError
+        Something is missing, or of another kind than it has to be.
+    """
+    with place(key):
+        try:
+            return _unpacked(key, entry, arrays)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
+
+
+def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
+    streams = tuple(arrays[name].read().tobytes() for name in _numbered(f"{key}#patch.", arrays))
+    rows, columns = entry["matrix"]
+    return TensorUndo(
+        key,
+        np.dtype(entry["dtype"]),
+        tuple(entry["shape"]),
+        (int(rows), int(columns)),
+        tuple(_slab(key, one, arrays) for one in entry["slabs"]),
+        {
+            one["start"]: Gain(arrays[f"{key}#gain.{one['start']}"].read(), one["gain"])
+            for one in entry["slabs"]
+            if one["gain"]
+        },
+        Blob(entry["coding"], int(entry["different"]), streams),
+        entry["against"],
+        entry["base"],
+        entry["merged"],
+    )
+
+
+def _slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
+    start = int(entry["start"])
+    terms = tuple(
+        (float(strength), LowRank(arrays[f"{key}#B.{start}.{i}"], arrays[f"{key}#A.{start}.{i}"], float(scale)))
+        for i, (strength, scale) in enumerate(entry["factors"])
+    )
+    return Slab(entry["module"], start, int(entry["stop"]), terms, bool(entry["transposed"]))
+
+
+def _numbered(stem: str, names: Iterable[str]) -> list[str]:
+    """The names that begin with ``stem``, in the order of the numbers behind it."""
+    return sorted((name for name in names if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
