@@ -22,8 +22,8 @@ LINEAR = {
 }
 
 
-def adapter(folder: Path, *, rank: int, condition: float = 1.0) -> Path:
-    """The folder of an adapter of this rank, made unless it is there.
+def adapter(folder: Path, *, rank: int, condition: float = 1.0, seed: int | None = None) -> Path:
+    """The folder of an adapter of this rank, made unless it is there; the seed is its rank unless given.
 
     ``condition`` is κ of every B: its columns are drawn towards each other until they are that near to dependent.
     """
@@ -31,7 +31,7 @@ def adapter(folder: Path, *, rank: int, condition: float = 1.0) -> Path:
     if file.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(rank)
+    rng = np.random.default_rng(rank if seed is None else seed)
     tensors = {}
     for block in range(BLOCKS):
         for name, (out, in_) in LINEAR.items():

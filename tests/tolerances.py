@@ -43,3 +43,119 @@ LIVE_OUTPUT = {"rtol": 1e-6, "atol": 1e-5}
 
 # Of an entry of QᵀQ - 1 where Q = X T is not formed: κ² ε, κ ≤ 40 (measured: 2e-13).
 IMPLICIT = 1e-11
+
+# Of a singular value of W + ΔW, relative to the largest, and of a score where the values lie 1e-2 apart: the vectors
+# of W are kept in float32 (measured: 5e-9 and 5e-8); a score errs by this over the distance of its neighbours.
+UPDATED_VALUE = 1e-7
+SCORE = 1e-5
+SCORE_TIMES_GAP = 1e-6
+
+# The same where nothing is kept in float32: of the largest singular value (measured: 1e-15).
+LANCZOS = 1e-12
+
+# Of a written update whose new factors are float32, relative to the largest singular value of W + ΔW (measured: 1e-7).
+MITIGATED = 1e-6
+
+# What rounding to whole numbers of b bits may cost of ‖ΔW‖ at uniform bits, on factors of independent Gaussian entries
+# or real ones: int8 at most 1.5 %, int4 17.5 % (measured on real ones: 0.25–1.01 %, 4.1–15.2 %).
+INT8, INT4 = 0.015, 0.175
+
+# Of float32(q·s) beside q·s, and of products of two of them.
+FLOAT32_FACTORS = 3e-7
+
+# Of a prediction of rounding from 8,192 entries, relative to that from all, at ‖ΔW‖/‖W‖ from 0.05 % to 3 % (measured:
+# 0.4 % on Gaussian factors, 1.4 % on trained ones).
+SAMPLED_ROUNDING = 0.03
+
+# Of the predicted cost of rounding, relative to that of the merge itself (measured: 0.2 %).
+PREDICTED_ROUNDING = 0.01
+
+# Of the outputs of a model with an adapter on: the same sums in another order, float64 (measured: 2e-15); in a 16-bit
+# model the sum of a rounded output and a float32 update, rounded again.
+ATTACHED = {"rtol": 1e-10, "atol": 1e-12}
+ATTACHED_16 = {"rtol": 2.0**-7, "atol": 1e-3}
+
+# Of a whitened truncation beside full whitening with the covariance, relative to ‖ΔW‖ (measured: 5e-15, with the out
+# side 3e-14), and of its errors.
+WHITENED = 1e-12
+
+# Of moments summed by hooks beside the same in NumPy; z in float64, and in float32.
+MOMENTS = 1e-12
+MOMENTS_32 = 1e-5
+
+# Of an amplification and what it is made of, relative: float64 beside a dense float64 SVD (measured: 3e-13).
+AMPLIFIED = 1e-10
+
+# Of the same where torch works in float32 (measured: 2e-6).
+SINGLE = 1e-5
+
+# Of the projection of a float32 copy of W, beside that of W in float64; of singular values, relative to σ₁.
+SINGLE_COPY = 2.0**-20
+
+# Of the error of a truncation, measured on the factors, relative to ‖ΔW‖ (measured: 5e-14 at κ = 30; float64).
+LOSS = 1e-12
+
+# Of the same where float32 factors of it were rounded: 6e-8 √r.
+LOSS_FLOAT32 = 1e-6
+
+# Of ΔW', entry by entry, relative to the largest entry of ΔW: float64 factors made by two small matrices.
+TRUNCATED = 1e-12
+
+# Of a cosine, φ or share of energy of a collection, beside dense matrices: bases orthonormal to 1e-12 (measured:
+# 3e-15).
+COLLECTION = 1e-10
+
+# Of φ, a cosine, CKA or a distance of two updates, beside their dense SVDs (measured: 2e-13).
+SIMILARITY = 1e-10
+
+# Of a principal angle, relative to itself where it is below 8°, beside 100 digits (measured: 2e-14 / angle).
+ANGLE = {"rtol": 1e-9, "atol": 1e-14}
+
+# Of a merged weight beside the dense float64 sum: half a unit in the last place for the rounding, and what D, the
+# sum and
+# DoRA's gain are rounded to float32, relative to the largest weight.
+MERGED_UNITS = 0.5
+MERGED_SINGLE = 2.0**-22
+
+# Of an elementwise rule in the full space, whose blocks are float32, relative to the result (measured: 2e-7).
+ELEMENTWISE = 2e-6
+
+# Of the same in the small spaces: float64 (measured: 4e-15).
+SMALL_SPACE = 1e-11
+
+# Of the error of the range finder beyond that of the SVD, relative (measured: 4 % where σ falls slowly).
+RANGE_FINDER = 0.06
+
+# Of a threshold or a median of the Marchenko–Pastur law, relative to one by integrals and bisection (measured: 2e-9).
+NOISE_EDGE = 1e-6
+
+# Of the error of an extracted pair, relative to ‖D‖, beside the dense SVD in float64: factors rounded to float32.
+EXTRACTED = 1e-6
+
+# Of a model with an extracted adapter that holds all of the difference, beside the tuned model: float32 outputs.
+EXTRACTED_OUTPUT = {"rtol": 1e-4, "atol": 1e-5}
+
+# Of a combined update beside the dense rule, relative to the largest of the two norms and Σ|w|‖ΔW‖ (measured: 3e-15).
+COMBINED = 1e-12
+
+# Of the same where the rule is iterated (Karcher mean, HOOI), or blows up the smallest directions (polar factors).
+COMBINED_ITERATED = 1e-9
+
+# Of two LAPACK drivers beside each other.
+TWO_DRIVERS = 1e-10
+
+# Of gain, error and norm of a merge as measured, relative: float32 sums within a block.
+MEASURED_FIDELITY = 1e-4
+
+# Of the corrections of error feedback: rank-one updates beside an inverse for each input, κ up to 1/λ = 1000.
+FEEDBACK = {"rtol": 1e-8, "atol": 1e-8}
+
+# Of a merged float32 weight beside PEFT's, relative to the largest of its tensor: float32 sums in another order
+# (measured: 2e-7).
+MERGED_BY_PEFT = 1e-6
+
+# Units in the last place by which we may be further from W + ΔW than PEFT: our sum is rounded to float32 first.
+NEVER_FURTHER = 2.0**-15
+
+# Of the logits of a merged float32 model beside base + adapter in PEFT, relative to what the adapter changes.
+MERGED_OUTPUT = 1e-5

@@ -1,19 +1,15 @@
 """Singular values of every module, and the ranks, norms and energies they imply."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
 from typing import final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import select
-from loralens.errors import LoraLensError, place
+from loralens.core.threads import in_threads
+from loralens.errors import place
 from loralens.linalg import measures
-
-FEW = 16  # modules below which starting threads costs more than they save
-MOST = 8  # threads: each holds the factors of one module
 
 
 @final
@@ -110,29 +106,4 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
         with place(name):
             return Spectrum(module.singular_values(), module.shape, module.rank)
 
-    names = select(adapter, modules)
-    if threads == 1 or len(names) < FEW:
-        return {name: measure(name) for name in names}
-    return _in_threads(measure, names, min(threads, MOST))
-
-
-def _in_threads(measure: Callable[[str], Spectrum], names: Sequence[str], count: int) -> dict[str, Spectrum]:
-    """``measure`` of every name, each of ``count`` threads taking every ``count``-th.
-
-    A thread stops at its first error; what is left is measured by the caller, who meets the first error in order.
-    (A pool would cost 10 ms to import and as much to feed.)
-    """
-    found: dict[str, Spectrum] = {}
-
-    def work(first: int) -> None:
-        with suppress(LoraLensError):
-            for name in names[first::count]:
-                found[name] = measure(name)
-
-    others = [Thread(target=work, args=(first,)) for first in range(1, count)]
-    for thread in others:
-        thread.start()
-    work(0)
-    for thread in others:
-        thread.join()
-    return {name: found[name] if name in found else measure(name) for name in names}
+    return in_threads(measure, select(adapter, modules), threads)

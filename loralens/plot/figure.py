@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from loralens.errors import OptionError
 from loralens.formats.writing import replacing
 
+DPI = 150  # of a .png, and of the layout: letters are as wide in the one as they were measured in the other
+
 SUFFIXES: Mapping[str, Mapping[str, Any]] = {
-    ".png": {"dpi": 150},
+    ".png": {"dpi": DPI},
     ".svg": {"metadata": {"Date": None}},
     ".pdf": {"metadata": {"CreationDate": None}},
 }
@@ -24,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 8,
     "figure.constrained_layout.h_pad": 0.06,  # inches
     "figure.constrained_layout.hspace": 0.0,  # a share of the height would grow with tall figures
-    "figure.dpi": 100,
+    "figure.dpi": DPI,
     "figure.facecolor": "white",
     "figure.titlesize": 10,
     "font.family": ["DejaVu Sans"],  # ships with matplotlib and has σ, Δ, ᵢ and –

@@ -57,7 +57,7 @@ class Sheet:
     @property
     def stacks(self) -> dict[str, str]:
         """The stacks of blocks, and their short names."""
-        return _short(dict.fromkeys(c.stack for c in self.columns if isinstance(c, Block)))
+        return stack_names(c.stack for c in self.columns if isinstance(c, Block))
 
     @property
     def headed(self) -> bool:
@@ -125,8 +125,8 @@ def _rows(spectra: Mapping[str, Spectrum], limit: int) -> tuple[list[str], dict[
     return rows, {k: own.index(k) if k in own else len(own) for k in kinds}, others
 
 
-def _short(stacks: Iterable[str]) -> dict[str, str]:
-    """Short names of stacks, each different: without the path that all share."""
+def stack_names(stacks: Iterable[str]) -> dict[str, str]:
+    """Short names of stacks, each once and each different: without the path that all share."""
     paths = {stack: stack.split(".") for stack in stacks}
     levels = zip(*(path[:-1] for path in paths.values()), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))

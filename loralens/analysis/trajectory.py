@@ -1,0 +1,152 @@
+"""One run through its checkpoints: how far it went, where to, and from when on it kept its direction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import final
+
+import numpy as np
+
+from loralens.analysis.equality import differences
+from loralens.analysis.groups import total
+from loralens.analysis.pairwise import Side, groups, mean, pairwise
+from loralens.analysis.spectrum import Spectrum, spectrum
+from loralens.core.adapter import Adapter
+from loralens.core.matching import same_modules
+
+SETTLED = 0.9  # cosine with the last checkpoint from which on a direction counts as the last one's
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One checkpoint.
+
+    Attributes
+    ----------
+    frobenius : float
+        ‖ΔW‖_F of the whole update, √Σ over modules.
+    spectral : float
+        The largest σ₁ of any module.
+    effective_rank : float
+        Mean over non-zero modules.
+    length : float or None
+        ‖ΔW_t − ΔW_{t−1}‖_F, exact; None for the first.
+    cosine, cosine_z : float
+        With the last checkpoint, of the whole updates, and in standard deviations from chance.
+    previous_cosine : float or None
+        With the checkpoint before; None for the first.
+    phi : dict of side to float
+        φ of all directions against the last checkpoint, mean over modules.
+    previous_phi : dict of side to float, or None
+        Against the checkpoint before.
+    initial : float
+        Cosine of vec(A) with the last checkpoint, mean over modules.
+    """
+
+    frobenius: float
+    spectral: float
+    effective_rank: float
+    length: float | None
+    cosine: float
+    cosine_z: float
+    previous_cosine: float | None
+    phi: dict[Side, float]
+    previous_phi: dict[Side, float] | None
+    initial: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """The checkpoints of a run.
+
+    Attributes
+    ----------
+    points : tuple of Point
+    chance : dict of side to float
+        Chance level of φ against the last checkpoint, mean over the others that are not 0; NaN where all of them are.
+    runs : tuple of tuple of int
+        Checkpoints that began from the same A, or move the same way whatever A is (a run may end re-factored); more
+        than one group means that these are not of one run.
+    settled : int or None
+        The first checkpoint but the last from which on every cosine with the last is at least `SETTLED`; None where
+        the direction still turned before the last checkpoint, or these are several runs.
+    """
+
+    points: tuple[Point, ...]
+    chance: dict[Side, float]
+    runs: tuple[tuple[int, ...], ...]
+    settled: int | None
+
+
+def trajectory(
+    adapters: Sequence[Adapter], *, modules: Sequence[str] = (), labels: Sequence[str] = (), threads: int = 1
+) -> Trajectory:
+    """How an update grew and turned from checkpoint to checkpoint.
+
+    Parameters
+    ----------
+    adapters : sequence of Adapter
+        Two or more, in order of steps.
+    modules : sequence of str
+        Globs over module names or kinds; all where empty.
+    labels : sequence of str
+        What errors call the adapters; as in `pairwise`.
+    threads : int
+        Modules worked on at a time.
+
+    Raises
+    ------
+    OptionError, MismatchError, FormatError
+        As `pairwise`.
+
+    Notes
+    -----
+    ``length`` comes from the norm of one product a module (`differences`), so near-equal checkpoints do not cancel.
+    """
+    pairs = pairwise(adapters, modules=modules, labels=labels, threads=threads)
+    spectra = [spectrum(adapter, modules=modules, threads=threads) for adapter in adapters]
+    lengths = [_length(adapters[t - 1 : t + 1], spectra[t - 1 : t + 1]) for t in range(1, len(adapters))]
+    sides: tuple[Side, ...] = ("in", "out")
+    phis = {side: pairs.phi(side) for side in sides}
+    cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
+    points = []
+    for t, measured in enumerate(spectra):
+        ranks = [one.effective_rank for one in measured.values() if one.spectral > 0]
+        points.append(
+            Point(
+                frobenius=total(measured.values()),
+                spectral=max((one.spectral for one in measured.values()), default=0.0),
+                effective_rank=sum(ranks) / len(ranks) if ranks else 0.0,
+                length=lengths[t - 1] if t else None,
+                cosine=float(cosine[t, -1]),
+                cosine_z=float(z[t, -1]),
+                previous_cosine=float(cosine[t, t - 1]) if t else None,
+                phi={side: float(phis[side][t, -1]) for side in sides},
+                previous_phi={side: float(phis[side][t, t - 1]) for side in sides} if t else None,
+                initial=float(initial[t, -1]),
+            )
+        )
+    runs = tuple(tuple(group) for group in groups(np.fmax(initial, cosine >= SETTLED)))
+    chance = {side: float(mean(pairs.chance(side)[-1, :-1])) for side in sides}
+    return Trajectory(tuple(points), chance, runs, _settled(points) if len(runs) == 1 else None)
+
+
+def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]]) -> float:
+    """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite where the two differ in shape."""
+    (first, second), (one, two) = adapters, spectra
+    names = same_modules(first, second)
+    squares = 0.0
+    for found in differences(first, second):
+        known = [*filter(None, (one.get(found.name), two.get(names.get(found.name, found.name))))]
+        squares += (found.relative * max(s.frobenius for s in known)) ** 2 if known else 0.0
+    return sqrt(squares)
+
+
+def _settled(points: Sequence[Point]) -> int | None:
+    """The first of the checkpoints before the last that all have at least `SETTLED` with it."""
+    start = len(points) - 1
+    while start and points[start - 1].cosine >= SETTLED:
+        start -= 1
+    return start if start < len(points) - 1 else None

@@ -1,0 +1,109 @@
+"""The adapters under a folder, found by their names and told from models by their headers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, final
+
+from loralens.core.adapter import Adapter
+from loralens.errors import LoraLensError, OptionError
+from loralens.formats import FORMATS, load
+from loralens.formats.container import CONFIG, OpenFile, read_safetensors
+from loralens.formats.location import SUFFIXES, is_gguf, is_pickle
+
+NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
+
+Status = Literal["adapter", "unreadable", "other"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What stands at one path.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder whose configuration has no weights beside it.
+    adapter : Adapter or None
+        Its numbers unread.
+    size : int
+        Bytes on disk; 0 for a folder.
+    status : str
+        ``adapter``; ``unreadable``: it should be one; ``other``: a model's weights, or another tensor file.
+    reason, fix : str
+        Why it is not an adapter, in words.
+    """
+
+    path: Path
+    adapter: Adapter | None
+    size: int
+    status: Status
+    reason: str = ""
+    fix: str = ""
+
+
+def candidates(root: Path) -> list[Path]:
+    """Tensor files under a folder, and folders whose adapter_config.json has none beside it, in order of paths.
+
+    Hidden folders are left out, and what training tools leave beside an adapter: optimizer states, random states.
+
+    Raises
+    ------
+    OptionError
+        ``root`` is no folder.
+    """
+    if not root.is_dir():
+        raise OptionError(f"{root}: is no folder", fix="give the folder to look through")
+    return sorted(_walk(root), key=lambda path: path.parts)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
+        yield from (Path(folder, name) for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+        if CONFIG in files and not tensors:
+            yield Path(folder)
+
+
+def examine(path: Path, *, allow_pickle: bool = False) -> Found:
+    """What stands at a candidate's path, by its header; no number is read, but for pickles. Raises nothing."""
+    try:
+        size = path.stat().st_size if path.is_file() else 0
+    except OSError:
+        size = 0
+    try:
+        return Found(path, load(path, allow_pickle=allow_pickle, strict=False), size, "adapter")
+    except LoraLensError as error:
+        status: Status = "other" if _is_model(path) else "unreadable"
+        reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what
+        return Found(path, None, size, status, reason, "" if status == "other" else error.fix)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file that is no adapter is sound all the same, and nothing beside it says that it should be one."""
+    try:
+        if path.is_dir() or (path.parent / CONFIG).exists() or is_pickle(path):
+            return False
+        if is_gguf(path):
+            return _gguf_type(path) != "adapter"
+        stored = read_safetensors(path)
+    except (LoraLensError, OSError):
+        return False
+    return not any(form.detect(stored) for form in FORMATS)
+
+
+def _gguf_type(path: Path) -> object:
+    """What the header of a GGUF file says it is, as far as it can be read; files older than that key say nothing."""
+    from loralens.formats.gguf_header import Header, counts, values
+
+    with suppress(LoraLensError):
+        header = Header(OpenFile(path))
+        for key, value in values(header, counts(header)[1]):
+            if key == "general.type":
+                return value.value
+    return None

@@ -1,0 +1,155 @@
+"""Shared and private energy beside dense projections, and the stretches in which two adapters fight or agree."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.interference import LARGE, Meeting, far, interference, meetings
+from loralens.analysis.pairwise import pairwise
+from loralens.linalg.pairwise import SAME
+from tests.reference import divided_energy
+from tests.tolerances import COLLECTION
+
+
+def low_rank(rng: np.random.Generator, shape: tuple[int, int], rank: int) -> loralens.LowRank:
+    return loralens.LowRank(rng.standard_normal((shape[0], rank)), rng.standard_normal((rank, shape[1])), 0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.booleans())
+def test_energy_is_divided_as_dense_projections_divide_it(seed: int, count: int, shares: bool) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(4, 14, 2))
+    updates = [low_rank(rng, shape, int(rng.integers(1, 4))) for _ in range(count)]
+    if shares:  # the first again, in another gauge and with a direction more
+        extra = low_rank(rng, shape, 1)
+        B, A = np.hstack([updates[0].B, extra.B]), np.vstack([updates[0].A, extra.A])
+        G = rng.standard_normal((len(A), len(A))) + 3 * np.eye(len(A))
+        updates.append(loralens.LowRank(B @ G, np.linalg.solve(G, A)))
+    adapters = [loralens.Adapter(modules={"layers.0.q": update}) for update in updates]
+    found = interference(adapters, pairwise(adapters).modules)
+    dense = [update.dense() for update in updates]
+    for t, D in enumerate(dense):
+        others = [E for i, E in enumerate(dense) if i != t]
+        shared, private, d_U, d_V = divided_energy(D, others, SAME)
+        assert found.shared[0, t] == pytest.approx(shared, abs=1e-8)
+        assert found.private[0, t] == pytest.approx(private, abs=1e-8)
+        assert found.shared_chance[0, t] == pytest.approx(d_U * d_V / D.size)
+        assert found.private_chance[0, t] == pytest.approx((1 - d_U / D.shape[0]) * (1 - d_V / D.shape[1]))
+
+
+def test_chance_is_the_mean_over_random_directions() -> None:
+    rng = np.random.default_rng(1)
+    fixed = [loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)}) for _ in range(2)]
+    found = []
+    for _ in range(300):
+        adapters = [*fixed, loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)})]
+        found.append(interference(adapters, pairwise(adapters).modules))
+    for energy, chance in (("shared", "shared_chance"), ("private", "private_chance")):
+        values = [getattr(one, energy)[0, 2] for one in found]
+        assert np.mean(values) == pytest.approx(getattr(found[0], chance)[0, 2], abs=4 * np.std(values) / 300**0.5)
+
+
+def test_copies_share_all_and_strangers_in_their_own_spaces_share_nothing() -> None:
+    rng = np.random.default_rng(2)
+    one, two = np.zeros((8, 2)), np.zeros((8, 2))
+    one[:4], two[4:] = rng.standard_normal((2, 4, 2))
+    alone = [loralens.Adapter(modules={"q": loralens.LowRank(B, B.T)}) for B in (one, two)]
+    apart = interference(alone, pairwise(alone).modules)
+    np.testing.assert_allclose(apart.shared, 0, atol=COLLECTION)
+    np.testing.assert_allclose(apart.private, 1, atol=COLLECTION)
+    twins = interference([alone[0], alone[0]], pairwise(alone).modules)
+    np.testing.assert_allclose(twins.shared, 1, atol=COLLECTION)
+    np.testing.assert_allclose(twins.private, 0, atol=COLLECTION)
+
+
+def test_what_is_zero_or_absent_has_no_energy_to_divide() -> None:
+    rng = np.random.default_rng(3)
+    q, v = low_rank(rng, (6, 5), 2), low_rank(rng, (6, 5), 2)
+    dead = loralens.LowRank(0 * q.B, q.A)
+    adapters = [
+        loralens.Adapter(modules={"q": q, "v": v}),
+        loralens.Adapter(modules={"q": dead, "v": v}),
+        loralens.Adapter(modules={"q": v}),
+    ]
+    found = interference(adapters, pairwise(adapters).modules)
+    assert np.isnan(found.shared).tolist() == [[False, True, False], [False, False, True]]
+    assert found.shared[1, 0] == pytest.approx(1)
+
+
+KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+
+
+def fighting(
+    where: dict[tuple[int, str], float],
+    blocks: tuple[int, ...] = tuple(range(12)),
+    extra: dict[str, float] | None = None,
+) -> list[loralens.Adapter]:
+    """Two adapters that are cos alike in some modules, and have orthogonal directions elsewhere."""
+    first, second = {}, {}
+    names = {f"model.layers.{i}.{kind}": where.get((i, kind), 0.0) for i in blocks for kind in KINDS} | (extra or {})
+    for name, cosine in names.items():
+        B, A = np.zeros((40, 1)), np.zeros((1, 40))
+        B[0], A[0, 0] = 1, 1
+        C = np.zeros((40, 1))
+        C[0], C[1] = cosine, (1 - cosine**2) ** 0.5
+        first[name], second[name] = loralens.LowRank(B, A), loralens.LowRank(C, A)
+    return [loralens.Adapter(modules=first), loralens.Adapter(modules=second)]
+
+
+def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
+    v, q, down = "self_attn.v_proj", "self_attn.q_proj", "mlp.down_proj"
+    where = {(i, v): -0.5 for i in (3, 4, 5, 8)} | {(i, q): -0.5 for i in (3, 4, 5)} | {(9, down): 0.6}
+    pairs = pairwise(fighting(where))
+    fights = meetings(pairs, fights=True)
+    assert [(one.where, one.modules, round(one.cosine, 6)) for one in fights] == [
+        ("blocks 3–5, q_proj, v_proj", 6, -0.5),
+        ("block 8, v_proj", 1, -0.5),
+    ]
+    assert fights[0].weight == pytest.approx(-0.5 * 6 / 36)
+    assert [one.where for one in meetings(pairs, fights=False)] == ["block 9, down_proj"]
+
+
+def test_blocks_next_to_each_other_are_those_that_the_adapters_have() -> None:
+    v = "self_attn.v_proj"
+    pairs = pairwise(fighting({(2, v): -0.4, (7, v): -0.4, (9, v): -0.4}, blocks=(2, 7, 8, 9)))
+    assert [one.where for one in meetings(pairs, fights=True)] == ["blocks 2–7, v_proj", "block 9, v_proj"]
+
+
+def test_modules_outside_any_block_are_named() -> None:
+    pairs = pairwise(fighting({}, extra={"lm_head": -0.7}))
+    assert meetings(pairs, fights=True) == [
+        Meeting(0, 1, None, (), ("lm_head",), 1, pytest.approx(-0.7), pytest.approx(-0.7 / 37))  # type: ignore[arg-type]
+    ]
+    assert meetings(pairs, fights=True)[0].where == "lm_head"
+
+
+@pytest.mark.parametrize(
+    ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 40, True), (-0.99 * 4 / 40, False), (0.5, False)]
+)
+def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
+    pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}))
+    assert far(pairs) == 4
+    assert bool(meetings(pairs, fights=True)) == counts
+
+
+def test_a_fight_is_large_too() -> None:
+    B, A, C = np.zeros((400, 1)), np.zeros((1, 400)), np.zeros((400, 1))
+    B[0] = A[0, 0] = 1
+    C[0], C[1] = -0.9 * LARGE, 1
+    pairs = pairwise([loralens.Adapter(modules={"q": loralens.LowRank(X, A)}) for X in (B, C)])
+    assert pairs.cosines[0, 0, 1] < -4 * pairs.spreads[0]
+    assert not meetings(pairs, fights=True)
+
+
+def test_many_comparisons_ask_for_more() -> None:
+    rng = np.random.default_rng(4)
+    adapters = [
+        loralens.Adapter(modules={f"layers.{i}.q": low_rank(rng, (12, 12), 1) for i in range(20)}) for _ in range(12)
+    ]
+    pairs = pairwise(adapters)
+    assert far(pairs) == pytest.approx(np.log(20 * 66))
+    assert not meetings(pairs, fights=True)
+    assert not meetings(pairs, fights=False)

@@ -1,0 +1,263 @@
+"""Every adapter against every other: beside dense matrices, and the laws that cosines and φ keep."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.pairwise import Pairwise, aligned, groups, leaves, mean, pairwise
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+from loralens.errors import MismatchError, OptionError
+from tests.reference import first_rows_cosine, subspace_phi, whole_cosine, whole_cosine_spread
+from tests.tolerances import COLLECTION
+
+SHAPES = {"layers.0.q": (7, 5), "layers.0.v": (4, 9), "layers.1.q": (7, 5)}
+
+
+def adapter(rng: np.random.Generator, ranks: dict[str, int]) -> loralens.Adapter:
+    modules = {}
+    for name, rank in ranks.items():
+        out, in_ = SHAPES[name]
+        B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+        modules[name] = loralens.LowRank(B.astype(np.float32), A.astype(np.float32), float(rng.choice([2.0, -0.5])))
+    return loralens.Adapter(modules=modules)
+
+
+def collection(seed: int = 0, count: int = 4) -> list[loralens.Adapter]:
+    rng = np.random.default_rng(seed)
+    return [adapter(rng, {name: int(rng.integers(1, 4)) for name in SHAPES}) for _ in range(count)]
+
+
+def dense(one: loralens.Adapter) -> list[np.ndarray]:
+    return [one[name].dense() for name in SHAPES]
+
+
+def same(first: Pairwise, second: Pairwise) -> None:
+    for name in ("cosine", "cosine_z", "shared_initialisation"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-6, atol=COLLECTION)
+    for side in first.overlaps:
+        np.testing.assert_allclose(first.phi(side), second.phi(side), atol=COLLECTION)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_numbers_are_those_of_the_dense_updates(seed: int) -> None:
+    adapters = collection(seed)
+    found = pairwise(adapters)
+    for s, one in enumerate(adapters):
+        for t, two in enumerate(adapters):
+            cosine = whole_cosine(dense(one), dense(two))
+            assert found.cosine[s, t] == pytest.approx(cosine, abs=COLLECTION)
+            spread = whole_cosine_spread(dense(one), dense(two))
+            assert found.cosine_z[s, t] == pytest.approx(cosine / spread, abs=COLLECTION / spread)
+            for m, name in enumerate(SHAPES):
+                D, E = one[name].dense(), two[name].dense()
+                assert found.cosines[m, s, t] == pytest.approx(whole_cosine([D], [E]), abs=COLLECTION)
+                i, j = one[name].rank, two[name].rank
+                (U1, _, V1), (U2, _, V2) = (np.linalg.svd(M, full_matrices=False) for M in (D, E))
+                assert found.overlaps["out"][m, s, t] == pytest.approx(subspace_phi(U1, U2, i, j), abs=COLLECTION)
+                assert found.overlaps["in"][m, s, t] == pytest.approx(subspace_phi(V1.T, V2.T, i, j), abs=COLLECTION)
+                assert found.chances["out"][m, s, t] == max(i, j) / D.shape[0]
+                assert found.chances["in"][m, s, t] == max(i, j) / D.shape[1]
+                initial = first_rows_cosine(one[name].A, two[name].A)
+                assert found.initial[m, s, t] == pytest.approx(initial, abs=COLLECTION)
+    np.testing.assert_allclose(found.norms[:, 0], [np.linalg.norm(D) for D in dense(adapters[0])])
+
+
+def test_a_pair_is_symmetric_bounded_and_one_with_itself() -> None:
+    found = pairwise([*collection(), collection()[0]])
+    for values in (found.cosine, found.phi("in"), found.phi("out"), found.shared_initialisation, found.cosine_z):
+        np.testing.assert_allclose(values, values.T, rtol=1e-12)
+    for values in (found.cosine, found.phi("in"), found.shared_initialisation):
+        assert np.abs(values).max() <= 1
+        assert values[0, 4] == pytest.approx(1, abs=COLLECTION)
+        np.testing.assert_allclose(values.diagonal(), 1, atol=COLLECTION)
+
+
+def test_gauge_and_scale_change_nothing_but_the_start() -> None:
+    adapters = collection()
+    rng = np.random.default_rng(5)
+
+    def turned(module: loralens.LowRank) -> loralens.LowRank:
+        G = rng.standard_normal((module.rank, module.rank)) + 2 * np.eye(module.rank)
+        return loralens.LowRank(module.B @ G, np.linalg.solve(G, module.A), 3 * module.scale)
+
+    first, second = pairwise(adapters), pairwise([one.map(turned) for one in adapters])  # type: ignore[arg-type]
+    np.testing.assert_allclose(first.cosine, second.cosine, atol=COLLECTION)
+    np.testing.assert_allclose(first.phi("in"), second.phi("in"), atol=COLLECTION)
+    np.testing.assert_allclose(first.cosine_z, second.cosine_z, atol=1e-8)
+    assert not np.allclose(first.initial, second.initial)
+
+
+def test_the_null_of_the_whole_cosine_has_the_spread_that_z_is_measured_in() -> None:
+    rng, z = np.random.default_rng(6), []
+    for _ in range(40):
+        found = pairwise([adapter(rng, dict.fromkeys(SHAPES, 3)) for _ in range(6)])
+        z.append(found.cosine_z[np.triu_indices(6, 1)])
+    assert np.mean(z) == pytest.approx(0, abs=0.15)
+    assert np.std(z) == pytest.approx(1, abs=0.1)
+
+
+def test_order_and_threads_change_nothing() -> None:
+    rng = np.random.default_rng(7)
+    adapters = [
+        loralens.Adapter(
+            modules={
+                f"layers.{i}.q": loralens.LowRank(rng.standard_normal((7, 2)), rng.standard_normal((2, 5)))
+                for i in range(20)
+            }
+        )
+        for _ in range(3)
+    ]
+    same(pairwise(adapters), pairwise(adapters, threads=3))
+    backwards = pairwise(adapters[::-1])
+    np.testing.assert_allclose(pairwise(adapters).cosine, backwards.cosine[::-1, ::-1], atol=COLLECTION)
+
+
+def test_each_pair_is_compared_on_what_both_have() -> None:
+    rng = np.random.default_rng(8)
+    names = list(SHAPES)
+    one, two = adapter(rng, dict.fromkeys(names, 2)), adapter(rng, dict.fromkeys(names[:2], 2))
+    three = adapter(rng, dict.fromkeys(names[1:], 2))
+    found = pairwise([one, two, three])
+    assert found.common.tolist() == [[3, 2, 2], [2, 2, 1], [2, 1, 2]]
+    shared = [[one[name].dense(), two[name].dense()] for name in names[:2]]
+    assert found.cosine[0, 1] == pytest.approx(whole_cosine(*zip(*shared, strict=True)), abs=COLLECTION)
+    assert np.isnan(found.cosines[0, 0, 2])
+    assert found.norms[0, 2] == 0
+    assert found.ranks[0].tolist() == [2, 2, 0]
+
+
+def test_a_module_of_another_shape_is_another_module() -> None:
+    rng = np.random.default_rng(9)
+    one, two = adapter(rng, {"layers.0.q": 2, "layers.0.v": 2}), adapter(rng, {"layers.0.v": 2})
+    wide = loralens.Adapter(
+        modules={**two.modules, "layers.0.q": loralens.LowRank(rng.random((8, 2)), rng.random((2, 5)))}
+    )
+    found = pairwise([one, wide])
+    assert [module.name for module in found.modules] == ["layers.0.v"]
+    assert [(module.name, module.shape) for module in aligned([one, wide])] == [
+        ("layers.0.q", (7, 5)), ("layers.0.q", (8, 5)), ("layers.0.v", (4, 9)),
+    ]  # fmt: skip
+
+
+def test_names_of_two_dialects_are_one_module() -> None:
+    one = adapter(np.random.default_rng(10), {"layers.0.q": 2})
+    two = loralens.Adapter(modules={"lora_unet_layers_0_q": one["layers.0.q"]})
+    found = pairwise([one, two, one])
+    assert found.modules[0].holders == ("layers.0.q", "lora_unet_layers_0_q", "layers.0.q")
+    np.testing.assert_allclose(found.cosine, 1, atol=COLLECTION)
+
+
+def test_a_zero_update_has_no_direction_and_no_cosine() -> None:
+    one, two, three = collection(count=3)
+    dead = two.map(lambda m: loralens.LowRank(0 * m.B, m.A, m.scale))
+    found = pairwise([one, dead, three])
+    assert np.isnan(found.cosine[1]).all()
+    assert np.isnan(found.phi("in")[1]).all()
+    assert np.isnan(found.cosine_z[0, 1])
+    assert found.common[0, 1] == 3
+    assert found.shared_initialisation[0, 1] == pytest.approx(pairwise([one, two]).shared_initialisation[0, 1])
+    assert not np.isnan(found.cosine[0, 2])
+    assert leaves(found.cosine)[1] in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
+
+
+@pytest.mark.parametrize(("of", "side"), [("A", "in"), ("B", "out")])
+def test_directions_of_one_factor_are_the_papers(of: str, side: str) -> None:
+    adapters = collection()
+    found = pairwise(adapters, of=of, phi_rank=1)  # type: ignore[arg-type]
+    assert list(found.overlaps) == [side]
+    for m, name in enumerate(SHAPES):
+        bases = [np.linalg.svd(a[name].A.T if of == "A" else a[name].B, full_matrices=False)[0] for a in adapters]
+        expected = subspace_phi(bases[0].astype(np.float64), bases[2].astype(np.float64), 1, 1)
+        assert found.overlaps[side][m, 0, 2] == pytest.approx(expected, abs=1e-5)  # type: ignore[index]
+    np.testing.assert_allclose(found.cosine, pairwise(adapters).cosine, atol=COLLECTION)
+
+
+def test_phi_rank_compares_the_leading_directions() -> None:
+    adapters = collection()
+    found = pairwise(adapters, phi_rank=2)
+    for m, name in enumerate(SHAPES):
+        one, two = adapters[0][name], adapters[3][name]
+        i, j = min(2, one.rank), min(2, two.rank)
+        U1, U2 = (np.linalg.svd(x.dense(), full_matrices=False)[0] for x in (one, two))
+        assert found.overlaps["out"][m, 0, 3] == pytest.approx(subspace_phi(U1, U2, i, j), abs=COLLECTION)
+        assert found.chances["out"][m, 0, 3] == max(i, j) / one.shape[0]
+
+
+def test_structured_updates_have_directions_and_no_start() -> None:
+    one, two = collection(count=2)
+    form = loralens.Adapter(
+        modules={name: Structured(Dense(LazyArray.of(module.dense()))) for name, module in two.items()}
+    )
+    found, plain = pairwise([one, form]), pairwise([one, two])
+    np.testing.assert_allclose(found.cosine, plain.cosine, atol=COLLECTION)
+    np.testing.assert_allclose(found.phi("out"), plain.phi("out"), atol=COLLECTION)
+    assert np.isnan(found.shared_initialisation[0, 1])
+    with pytest.raises(MismatchError, match="no factors"):
+        pairwise([one, form], of="A")
+
+
+def test_starts_are_told_apart() -> None:
+    rng = np.random.default_rng(11)
+    starts = [{name: rng.standard_normal((2, shape[1])) for name, shape in SHAPES.items()} for _ in range(2)]
+
+    def trained(start: int) -> loralens.Adapter:
+        return loralens.Adapter(
+            modules={
+                name: loralens.LowRank(rng.standard_normal((out, 2)), A + 0.2 * rng.standard_normal(A.shape))
+                for (name, (out, _)), A in zip(SHAPES.items(), starts[start].values(), strict=True)
+            }
+        )
+
+    found = pairwise([trained(0), trained(1), trained(0), trained(1)])
+    assert groups(found.shared_initialisation) == [[0, 2], [1, 3]]
+    assert found.phi("in")[0, 2] > 0.8 > found.phi("out")[0, 2]
+
+
+def test_groups_are_connected_through_others() -> None:
+    near = np.eye(4)
+    near[0, 3] = near[3, 0] = near[3, 1] = near[1, 3] = 0.5
+    near[2, 0] = near[0, 2] = 0.49
+    near[2, 1] = near[1, 2] = np.nan
+    assert groups(near) == [[0, 1, 3], [2]]
+
+
+def test_leaves_put_near_adapters_side_by_side_and_opposed_ones_too() -> None:
+    cosine = np.eye(4)
+    cosine[0, 2] = cosine[2, 0] = -0.9
+    cosine[1, 3] = cosine[3, 1] = 0.8
+    tree, order = leaves(cosine)
+    assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
+    np.testing.assert_allclose(tree[:, 2], [0.1, 0.2, 1.0])
+
+
+def test_mean_leaves_out_what_is_not_there() -> None:
+    np.testing.assert_array_equal(mean(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])), [2, 5, np.nan])
+
+
+def test_what_cannot_be_compared_says_so() -> None:
+    one, two = collection(count=2)
+    with pytest.raises(OptionError, match="two adapters"):
+        pairwise([one])
+    other = loralens.Adapter(modules={"elsewhere": one["layers.0.q"]})
+    with pytest.raises(MismatchError, match="in common"):
+        pairwise([one, other])
+    with pytest.raises(OptionError, match="no module matches"):
+        pairwise([one, two], modules=["k"])
+    assert [module.name for module in pairwise([one, two], modules=["q"]).modules] == ["layers.0.q", "layers.1.q"]
+    spoilt = two.map(lambda m: loralens.LowRank(m.B * np.nan, m.A))
+    with pytest.raises(loralens.FormatError, match=r"layers\.0\.q: .*NaN"):
+        pairwise([one, spoilt])
+
+
+def test_real_series_have_the_published_numbers(real: object) -> None:
+    series = [loralens.load(real / f"sam-vitb-rank{rank}") for rank in (2, 4, 8, 16)]  # type: ignore[operator]
+    phi = pairwise(series, phi_rank=1).phi("out")
+    assert [phi[0, 1], phi[1, 2], phi[2, 3]] == pytest.approx([0.69459, 0.65118, 0.78546], abs=5e-6)
+    seeds = pairwise([loralens.load(real / f"gemma270m-{name}") for name in ("aowei-main", "zouhe0")])  # type: ignore[operator]
+    assert (seeds.phi("in")[0, 1], seeds.phi("out")[0, 1]) == pytest.approx((0.93, 0.04), abs=0.005)
+    assert seeds.cosine[0, 1] == pytest.approx(0.12, abs=0.005)
+    assert groups(seeds.shared_initialisation) == [[0, 1]]

@@ -1,0 +1,351 @@
+"""Similarity of two adapters against dense matrices, its laws, its null, and what is known of real adapters."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.similarity import Comparison, side_of, similarity
+from loralens.analysis.similarity_initialisation import initialisation
+from loralens.analysis.similarity_nested import closest, nesting, relations
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+from loralens.errors import MismatchError, OptionError
+from loralens.linalg.chance import haar_corner
+from loralens.linalg.subspace import update_cosine
+from tests import reference
+from tests.strategies import SCALES
+from tests.tolerances import SIMILARITY
+
+NAME = "model.layers.0.self_attn.q_proj"
+
+
+def adapter(*modules: loralens.LowRank | Structured, base: str | None = None, **named: loralens.LowRank):
+    numbered = {f"model.layers.{i}.self_attn.q_proj": one for i, one in enumerate(modules)}
+    return loralens.Adapter(modules={**numbered, **named}, base_model=base)
+
+
+def random(rng, out=14, in_=11, rank=3, scale=1.0, dtype=np.float64):
+    B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+    return loralens.LowRank(B.astype(dtype), A.astype(dtype), scale)
+
+
+def only(found: Comparison):
+    (one,) = found.modules.values()
+    return one
+
+
+@st.composite
+def updates(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    out, in_ = draw(st.integers(2, 20)), draw(st.integers(2, 20))
+    pair = []
+    for _ in range(2):
+        dtype = draw(st.sampled_from([np.float64, np.float32, ml_dtypes.bfloat16]))
+        pair.append(random(rng, out, in_, draw(st.integers(1, 8)), draw(st.sampled_from(SCALES)), dtype))
+    return pair
+
+
+@given(updates())
+@settings(max_examples=40, deadline=None)
+def test_all_numbers_are_those_of_the_dense_updates(pair):
+    one = only(similarity(*(adapter(update) for update in pair)))
+    D1, D2 = (update.dense() for update in pair)
+    k1, k2 = (reference.numerical_rank(np.linalg.svd(D, compute_uv=False), D.shape) for D in (D1, D2))
+    assert one.directions == (k1, k2)
+    assert one.norms == pytest.approx((np.linalg.norm(D1), np.linalg.norm(D2)))
+    assert one.cosine == pytest.approx(reference.dense_cosine(D1, D2), abs=SIMILARITY)
+    assert one.cosine_z == pytest.approx(one.cosine * np.sqrt(D1.size), abs=SIMILARITY)
+    for side, n in (("in", D1.shape[1]), ("out", D1.shape[0])):
+        X, Y = reference.leading_columns(D1, k1, side), reference.leading_columns(D2, k2, side)
+        phi = reference.phi_of(X, Y)
+        np.testing.assert_allclose(one.overlaps[side].phi, phi, atol=1e-7)  # near-equal σ have no vectors of their own
+        assert one.overlaps[side].full == pytest.approx(phi[-1, -1], abs=SIMILARITY)
+        assert one.spans[side] == one.overlaps[side].full
+        assert one.overlaps[side].n == n
+        strengths = [np.linalg.svd(D, compute_uv=False)[:k] for D, k in ((D1, k1), (D2, k2))]
+        expected = np.prod([np.sum(s**2) / np.sqrt(np.sum(s**4)) for s in strengths]) / n
+        assert one.cka_chance[side] == pytest.approx(expected)
+        assert one.cka[side] == pytest.approx(reference.dense_cka(D1, D2, side), abs=SIMILARITY)
+
+
+def test_phi_of_separated_directions_is_exact():
+    rng = np.random.default_rng(0)
+    for side in ("in", "out"):
+        pair = [random(rng, 30, 20, r) for r in (3, 5)]
+        one = only(similarity(*map(adapter, pair), side=side))
+        X, Y = (reference.leading_columns(u.dense(), u.rank, side) for u in pair)
+        np.testing.assert_allclose(one.overlap.phi, reference.phi_of(X, Y), atol=SIMILARITY)
+        np.testing.assert_allclose(np.cos(one.overlap.angles), np.linalg.svd(X.T @ Y)[1], atol=SIMILARITY)
+
+
+def test_of_A_and_of_B_are_the_factors_own_directions_and_cosine_stays_that_of_the_update():
+    rng = np.random.default_rng(1)
+    x, y = random(rng, rank=3, scale=2.0), random(rng, rank=4, scale=-1.0)
+    plain = only(similarity(adapter(x), adapter(y)))
+    for of, side, factors in (("A", "in", (x.A, y.A)), ("B", "out", (x.B, y.B))):
+        one = only(similarity(adapter(x), adapter(y), of=of))
+        X, Y = (np.linalg.svd(F, full_matrices=False)[2 if of == "A" else 0] for F in factors)
+        X, Y = (X.T, Y.T) if of == "A" else (X, Y)
+        np.testing.assert_allclose(one.overlap.phi, reference.phi_of(X, Y), atol=SIMILARITY)
+        assert (one.side, tuple(one.overlaps)) == (side, (side,))
+        assert (one.cosine, one.cka, one.spans) == (plain.cosine, plain.cka, plain.spans)
+    assert plain.overlap.full == pytest.approx(only(similarity(adapter(x), adapter(y), of="A")).overlap.full)
+
+
+def test_gauge_sign_and_size_change_nothing_but_the_sign_of_the_cosine():
+    rng = np.random.default_rng(2)
+    x, y, G = random(rng), random(rng, rank=5), rng.standard_normal((3, 3))
+    plain = only(similarity(adapter(x), adapter(y)))
+    other = loralens.LowRank(x.B @ G, np.linalg.solve(G, x.A), -7.0)
+    moved = only(similarity(adapter(other), adapter(y)))
+    assert moved.cosine == pytest.approx(-plain.cosine, abs=SIMILARITY)
+    for side in ("in", "out"):
+        np.testing.assert_allclose(moved.overlaps[side].phi, plain.overlaps[side].phi, atol=SIMILARITY)
+        assert moved.cka[side] == pytest.approx(plain.cka[side])
+    assert moved.initial != pytest.approx(plain.initial)
+
+
+def test_exchange_transposes_phi():
+    rng = np.random.default_rng(3)
+    first, second = adapter(random(rng)), adapter(random(rng, rank=6))
+    one, two = only(similarity(first, second)), only(similarity(second, first))
+    np.testing.assert_allclose(one.overlap.phi, two.overlap.phi.T, atol=1e-14)
+    assert one.cosine == pytest.approx(two.cosine, abs=1e-15)
+    assert one.ranks == two.ranks[::-1] == (3, 6)
+
+
+def test_an_update_is_itself():
+    one = only(similarity(adapter(random(np.random.default_rng(4))), adapter(random(np.random.default_rng(4)))))
+    assert one.cosine == pytest.approx(1.0)
+    np.testing.assert_allclose(np.diag(one.overlap.phi), 1.0)
+    assert one.overlap.angles.max() < 1e-13
+    assert (one.cka["in"], one.cka["out"], one.initial) == (pytest.approx(1.0),) * 3
+
+
+def test_phi_rank_limits_directions_and_not_the_cosine():
+    rng = np.random.default_rng(5)
+    first, second = adapter(random(rng, rank=6)), adapter(random(rng, rank=4))
+    whole, part = (only(similarity(first, second, phi_rank=k)) for k in (None, 3))
+    np.testing.assert_array_equal(part.overlap.phi, whole.overlap.phi[:3, :3])
+    assert part.overlap.angles.shape == (3,)
+    assert (part.cosine, part.cka, part.spans) == (whole.cosine, whole.cka, whole.spans)
+
+
+def test_the_null_of_the_cosine_is_the_one_drawn():
+    rng = np.random.default_rng(6)
+    s1, s2, shape = np.array([3.0, 1.0, 0.2]), np.array([1.0, 0.9]), (40, 25)
+    drawn = [update_cosine(s1, s2, *(haar_corner(rng, n, (3, 2)) for n in shape)) for _ in range(4000)]
+    x, y = random(rng, *shape), random(rng, *shape)
+    one = only(similarity(adapter(x), adapter(y)))
+    assert one.cosine / one.cosine_z == pytest.approx(np.std(drawn), rel=0.05)
+    assert abs(np.mean(drawn)) < 4 * np.std(drawn) / np.sqrt(len(drawn))
+
+
+def test_whole_cosine_and_its_z_weigh_modules_by_their_norms():
+    rng = np.random.default_rng(7)
+    pairs = [(random(rng, o, i, scale=s), random(rng, o, i)) for o, i, s in ((5, 9, 1.0), (20, 4, 30.0), (6, 6, 0.1))]
+    found = similarity(*(adapter(*side) for side in zip(*pairs, strict=True)))
+    flat = [np.concatenate([u.dense().ravel() for u in side]) for side in zip(*pairs, strict=True)]
+    assert found.cosine == pytest.approx(reference.dense_cosine(*flat), abs=SIMILARITY)
+    squares = [[np.sum(u.dense() ** 2) for u in side] for side in zip(*pairs, strict=True)]
+    variance = sum(a * b / u.dense().size for a, b, (u, _) in zip(*squares, pairs, strict=True))
+    spread = np.sqrt(variance / sum(squares[0]) / sum(squares[1]))
+    assert found.cosine_z == pytest.approx(found.cosine / spread)
+
+
+def test_what_is_zero_is_said_and_has_no_directions():
+    rng = np.random.default_rng(8)
+    zero = loralens.LowRank(np.zeros((14, 3)), rng.standard_normal((3, 11)))
+    found = similarity(adapter(zero, random(rng), zero), adapter(random(rng), zero, zero))
+    assert [one.zero for one in found.modules.values()] == ["the first is 0", "the second is 0", "both are 0"]
+    for one in found.modules.values():
+        assert one.cosine == one.cosine_z == 0.0
+        assert one.overlap.phi.size == 0
+        assert all(np.isnan(value) for value in (*one.cka.values(), *one.spans.values()))
+    assert (found.cosine, found.cosine_z) == (0.0, 0.0)
+    assert initialisation(found).verdict == "none"
+
+
+def test_modules_of_one_alone_and_of_other_shapes_are_told():
+    rng = np.random.default_rng(9)
+    first = adapter(random(rng), head=random(rng, 3, 11), a_proj=random(rng))
+    second = adapter(random(rng), head=random(rng, 5, 11), b_proj=random(rng))
+    found = similarity(first, second)
+    assert list(found) == [NAME]
+    assert (found.alone, found.misfits) == ((("a_proj",), ("b_proj",)), ("head",))
+    assert similarity(first, second, modules=["q_proj"]).alone == ((), ())
+
+
+def test_names_of_two_dialects_are_matched():
+    rng = np.random.default_rng(10)
+    x, y = random(rng), random(rng)
+    one = similarity(
+        loralens.Adapter(modules={"unet.down.0.to_q": x}), loralens.Adapter(modules={"lora_unet_down_0_to_q": y})
+    )
+    assert one["unet.down.0.to_q"].other == "lora_unet_down_0_to_q"
+
+
+def test_what_cannot_be_compared_is_refused_by_name():
+    rng = np.random.default_rng(11)
+    with pytest.raises(MismatchError, match=r"adapts a/small, and \(16, 12\) .* adapts b/large"):
+        similarity(adapter(random(rng), base="a/small"), adapter(random(rng, 16, 12), base="b/large"))
+    two = {"y_proj": random(rng), "z_proj": random(rng)}
+    with pytest.raises(MismatchError, match="no module in common: the first has x_proj, the second y_proj and 1 more"):
+        similarity(adapter(x_proj=random(rng)), adapter(**two))
+    with pytest.raises(MismatchError, match="only one of the two has x_proj"):
+        similarity(adapter(random(rng), x_proj=random(rng)), adapter(random(rng)), modules=["x_proj"])
+    with pytest.raises(OptionError, match="no module matches"):
+        similarity(adapter(random(rng)), adapter(random(rng)), modules=["k_proj"])
+
+
+@pytest.mark.parametrize(("of", "side"), [("A", "out"), ("B", "in")])
+def test_a_factor_has_one_side(of, side):
+    with pytest.raises(OptionError, match=f"{of} has no {side} side"):
+        side_of(of, side)
+    assert side_of(of) == {"A": "in", "B": "out"}[of]
+    assert (side_of("update"), side_of("update", "out")) == ("in", "out")
+
+
+def test_full_differences_are_compared_as_they_are():
+    rng = np.random.default_rng(12)
+    D, y = rng.standard_normal((14, 11)), random(rng)
+    whole = adapter(Structured(Dense(LazyArray.of(D)), scale=-2.0))
+    one = only(similarity(whole, adapter(y)))
+    assert one.cosine == pytest.approx(reference.dense_cosine(-D, y.dense()), abs=SIMILARITY)
+    assert one.overlap.phi.shape == (11, 3)
+    assert one.overlap.full == pytest.approx(1.0)
+    assert np.isnan(one.initial)
+    assert initialisation(similarity(whole, adapter(y))).verdict == "unknown"
+    with pytest.raises(MismatchError, match="no factors"):
+        similarity(whole, adapter(y), of="A")
+
+
+def test_threads_change_nothing():
+    rng = np.random.default_rng(13)
+    first, second = (adapter(*(random(rng) for _ in range(20))) for _ in range(2))
+    one, two = similarity(first, second), similarity(first, second, threads=3)
+    assert list(one) == list(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name].overlap.phi, two[name].overlap.phi)
+
+
+def seeded(rng, A, moved=0.0, gauge=None):
+    B, A = rng.standard_normal((40, 4)), A + moved * rng.standard_normal(A.shape)
+    return loralens.LowRank(B, A) if gauge is None else loralens.LowRank(B @ np.linalg.inv(gauge), gauge @ A)
+
+
+def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
+    rng = np.random.default_rng(14)
+    starts = [rng.standard_normal((4, 60)) for _ in range(5)]
+    first = adapter(*(seeded(rng, A) for A in starts))
+    moved = initialisation(similarity(first, adapter(*(seeded(rng, A, moved=0.5) for A in starts))))
+    assert (moved.verdict, moved.alike, moved.compared) == ("shared", 5, 5)
+    assert moved.one_sided
+    assert "the A of 5 of 5 modules are alike" in moved.text
+    assert moved.advice == "directions of the in side show the seed, not the task: look at --side out"
+    turned = adapter(*(seeded(rng, A, gauge=rng.standard_normal((4, 4))) for A in starts))
+    likely = initialisation(similarity(first, turned))
+    assert (likely.verdict, likely.advice) == ("likely", moved.advice)
+    apart = initialisation(similarity(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
+    assert (apart.verdict, apart.text, apart.advice) == ("none", "", "")
+    assert apart.chance == {"in": 4 / 60, "out": 4 / 40}
+
+
+def test_where_both_sides_agree_the_seed_is_not_all():
+    rng = np.random.default_rng(15)
+    x = seeded(rng, rng.standard_normal((4, 60)))
+    found = initialisation(similarity(adapter(x), adapter(x)))
+    assert (found.verdict, found.one_sided) == ("shared", False)
+    assert found.advice.endswith("where these two agree as well")
+
+
+def test_of_different_ranks_the_first_rows_are_compared():
+    rng = np.random.default_rng(16)
+    A = rng.standard_normal((8, 60))
+    found = similarity(adapter(seeded(rng, A[:4])), adapter(loralens.LowRank(rng.standard_normal((40, 8)), A)))
+    assert only(found).initial == pytest.approx(1.0)
+    assert not initialisation(found).equal_ranks
+
+
+def test_modules_of_one_width_are_nested_or_not():
+    rng = np.random.default_rng(17)
+    v = rng.standard_normal((2, 30))
+    modules = {}
+    for block in range(3):
+        for kind, A in (("q_proj", v), ("k_proj", np.vstack([v, rng.standard_normal((1, 30))]))):
+            A = A if block < 2 else rng.standard_normal(A.shape)
+            modules[f"layers.{block}.{kind}"] = loralens.LowRank(rng.standard_normal((9, len(A))), A)
+    modules["layers.0.down"] = random(rng, 9, 50)
+    modules["layers.0.zero"] = loralens.LowRank(np.zeros((9, 2)), rng.standard_normal((2, 30)))
+    groups = nesting(loralens.Adapter(modules=modules))
+    assert [(one.width, len(one.names)) for one in groups] == [(30, 7), (50, 1)]
+    one = groups[0]
+    assert one.names[:3] == ("layers.0.k_proj", "layers.1.k_proj", "layers.2.k_proj")
+    for i, first in enumerate(one.names):
+        for j, second in enumerate(one.names):
+            k1, k2 = one.directions[i], one.directions[j]
+            if not (k1 and k2):
+                assert np.isnan(one.full[i, j])
+                assert np.isnan(one.first[i, j])
+                continue
+            X, Y = (reference.leading_columns(modules[n].dense(), k, "in") for n, k in ((first, k1), (second, k2)))
+            assert one.full[i, j] == pytest.approx(reference.phi_of(X, Y)[-1, -1], abs=SIMILARITY)
+            assert one.first[i, j] == pytest.approx(reference.phi_of(X, Y)[0, 0], abs=SIMILARITY)
+            assert one.chance[i, j] == pytest.approx(max(k1, k2) / 30)
+    q, k = one.names.index("layers.0.q_proj"), one.names.index("layers.1.k_proj")
+    assert one.full[q, k] == pytest.approx(1.0)
+    assert {frozenset((one.names[i], one.names[j])) for i, j in closest(one, 2)} <= {
+        frozenset((a, b)) for a in one.names for b in one.names if "layers.2" not in a + b
+    }
+    both, kq, qq = relations(one)
+    assert (both.kinds, kq.kinds, qq.kinds) == (("k_proj", "k_proj"), ("k_proj", "q_proj"), ("q_proj", "q_proj"))
+    assert (qq.pairs, kq.pairs) == (3, 9)
+    full = {frozenset(p): one.full[one.names.index(p[0]), one.names.index(p[1])]
+            for p in ((a, b) for a in one.names for b in one.names)}  # fmt: skip
+    pick = lambda a, b: full[frozenset((f"layers.{a}", f"layers.{b}"))]  # noqa: E731
+    assert kq.same == pytest.approx(np.mean([pick(f"{b}.k_proj", f"{b}.q_proj") for b in range(3)]))
+    assert qq.next == pytest.approx((pick("0.q_proj", "1.q_proj") + pick("1.q_proj", "2.q_proj")) / 2)
+    assert qq.apart == pytest.approx(pick("0.q_proj", "2.q_proj"))
+    assert np.isnan(qq.same)
+
+
+def test_nesting_of_factors_and_leading_directions():
+    rng = np.random.default_rng(18)
+    mine = adapter(random(rng), random(rng, rank=4))
+    (one,) = nesting(mine, of="B", phi_rank=2)
+    X, Y = (np.linalg.svd(mine[name].B, full_matrices=False)[0][:, :2] for name in mine)
+    assert one.width == 14
+    assert one.full[0, 1] == pytest.approx(reference.phi_of(X, Y)[-1, -1], abs=SIMILARITY)
+    with pytest.raises(OptionError):
+        nesting(mine, of="A", side="out")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("first", "second", "expected"), [(2, 4, 0.69459), (4, 8, 0.65118), (8, 16, 0.78546)])
+def test_ranks_share_their_first_direction_on_the_out_side_and_not_in_A(real: Path, first, second, expected):
+    pair = [loralens.load(real / f"sam-vitb-rank{rank}") for rank in (first, second)]
+    found = similarity(*pair, side="out")
+    assert np.mean([one.overlap.first for one in found.modules.values()]) == pytest.approx(expected, abs=5e-6)
+    assert len(found) == 24
+    of_A = [one.overlap.first for one in similarity(*pair, of="A").modules.values()]
+    assert 0.13 < np.mean(of_A) < 0.29
+    assert max(of_A) < 0.5
+
+
+def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
+    found = similarity(loralens.load(real / "gemma270m-aowei-main"), loralens.load(real / "gemma270m-zouhe0"))
+    seen = initialisation(found)
+    assert (seen.verdict, seen.alike, seen.compared, seen.one_sided) == ("shared", 72, 72, True)
+    assert seen.spans == {"in": pytest.approx(0.93, abs=0.005), "out": pytest.approx(0.04, abs=0.005)}
+    assert found.cosine == pytest.approx(0.12, abs=0.005)
+
+
+def test_two_runs_of_one_recipe_are_not(real: Path):
+    pair = [loralens.load(real / f"minilm-souravt-{name}") for name in ("finetuned", "ckpt750")]
+    seen = initialisation(similarity(*pair))
+    assert (seen.verdict, seen.cosine) == ("none", pytest.approx(-0.0025, abs=5e-5))

@@ -1,0 +1,125 @@
+"""A run through its checkpoints: what it says is what dense updates say."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.trajectory import SETTLED, trajectory
+from tests.reference import effective_rank, whole_cosine
+from tests.tolerances import COLLECTION, MEASURE
+
+NAMES = ("layers.0.q", "layers.1.q")
+
+
+def run(steps: tuple[float, ...] = (0.1, 0.5, 0.95, 1.0), seed: int = 0, turn: bool = False) -> list[loralens.Adapter]:
+    """Checkpoints of one run: A near its start, B on its way from one matrix to another."""
+    rng = np.random.default_rng(seed)
+    start = {name: rng.standard_normal((2, 9)) for name in NAMES}
+    far = {name: (rng.standard_normal((8, 2)), rng.standard_normal((8, 2))) for name in NAMES}
+    return [
+        loralens.Adapter(
+            modules={
+                name: loralens.LowRank(
+                    far[name][0] * step + (far[name][1] * (1 - step) if turn else 0),
+                    start[name] * (1 + 0.01 * step),
+                    2.0,
+                )
+                for name in NAMES
+            }
+        )
+        for step in steps
+    ]
+
+
+def dense(one: loralens.Adapter) -> list[np.ndarray]:
+    return [one[name].dense() for name in NAMES]
+
+
+def test_points_are_those_of_the_dense_updates() -> None:
+    adapters = run(turn=True)
+    found = trajectory(adapters)
+    for t, point in enumerate(found.points):
+        own, last = dense(adapters[t]), dense(adapters[-1])
+        spectra = [np.linalg.svd(D, compute_uv=False)[:2] for D in own]
+        assert point.frobenius == pytest.approx(np.linalg.norm(np.concatenate(own)), rel=MEASURE)
+        assert point.spectral == pytest.approx(max(s[0] for s in spectra))
+        assert point.effective_rank == pytest.approx(np.mean([effective_rank(s) for s in spectra]))
+        assert point.cosine == pytest.approx(whole_cosine(own, last), abs=COLLECTION)
+        if t:
+            before = dense(adapters[t - 1])
+            assert point.length == pytest.approx(np.linalg.norm(np.concatenate(own) - np.concatenate(before)))
+            assert point.previous_cosine == pytest.approx(whole_cosine(own, before), abs=COLLECTION)
+    assert found.points[0].length is found.points[0].previous_cosine is found.points[0].previous_phi is None
+    assert found.points[-1].phi == pytest.approx({"in": 1.0, "out": 1.0})
+    assert found.points[0].phi["in"] == pytest.approx(1)
+    assert found.points[0].phi["out"] < 0.99
+    assert found.points[1].previous_phi == pytest.approx(trajectory(adapters[:2]).points[0].phi)
+    assert found.chance == {"in": pytest.approx(2 / 9), "out": pytest.approx(2 / 8)}
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-13])
+def test_a_tiny_step_is_measured_not_lost(size: float) -> None:
+    one = run((1.0,))[0]
+    two = one.map(lambda m: loralens.LowRank(m.B * (1 + size), m.A, m.scale))
+    found = trajectory([one, two])
+    assert found.points[1].length == pytest.approx(size * found.points[0].frobenius, rel=1e-2)
+
+
+def test_a_module_that_only_one_has_counts_in_the_step() -> None:
+    one, two = run((1.0, 1.0))
+    grown = loralens.Adapter(modules={**two.modules, "layers.2.q": two["layers.0.q"]})
+    found = trajectory([one, grown])
+    assert found.points[1].length == pytest.approx(np.linalg.norm(two["layers.0.q"].dense()))
+    chosen = trajectory([one, grown], modules=["layers.1.*"])
+    assert chosen.points[1].length == pytest.approx(0, abs=1e-12)
+    assert chosen.points[1].frobenius == pytest.approx(np.linalg.norm(two["layers.1.q"].dense()))
+
+
+def test_settled_is_the_first_from_which_all_have_the_direction() -> None:
+    assert trajectory(run()).settled == 0
+    turning = trajectory(run(turn=True))
+    cosines = [point.cosine for point in turning.points]
+    assert turning.settled == next(t for t in range(4) if min(cosines[t:]) >= SETTLED)
+    assert cosines[turning.settled - 1] < SETTLED
+    assert trajectory(run((0.1, 0.2, 1.0), turn=True)).settled is None
+    there_and_back = run((0.99, 0.2, 1.0), turn=True)
+    found = trajectory(there_and_back)
+    assert found.points[0].cosine > SETTLED > found.points[1].cosine
+    assert found.settled is None
+
+
+def test_another_run_is_told_apart_and_nothing_is_settled() -> None:
+    found = trajectory([*run(), run((1.0,), seed=1)[0]])
+    assert found.runs == ((0, 1, 2, 3), (4,))
+    assert found.settled is None
+    assert trajectory(run()).runs == ((0, 1, 2, 3),)
+    led = trajectory([run((1.0,), seed=1)[0], *run((0.9, 1.0))])
+    assert led.runs == ((0,), (1, 2))
+    assert led.settled is None
+
+
+def test_a_run_that_ends_refactored_is_one_run() -> None:
+    adapters = run(turn=True)
+    last = adapters[-1].map(lambda m: loralens.LowRank(m.B[:, ::-1], -m.A[::-1], -m.scale))  # type: ignore[arg-type]
+    found = trajectory([*adapters[:3], last])
+    assert found.points[2].initial < 0.5
+    assert found.runs == ((0, 1, 2, 3),)
+
+
+def test_a_zero_checkpoint_has_no_direction() -> None:
+    one, two = run((0.0, 1.0))
+    found = trajectory([one, two])
+    assert found.points[0].frobenius == found.points[0].effective_rank == 0
+    assert np.isnan(found.points[0].cosine)
+    assert found.points[1].length == pytest.approx(found.points[1].frobenius)
+    assert found.settled is None
+
+
+def test_the_real_run(real: object) -> None:
+    checkpoints = [loralens.load(real / f"minilm-souravt-ckpt{step}") for step in (100, 400, 750)]  # type: ignore[operator]
+    found = trajectory(checkpoints)
+    assert found.runs == ((0, 1, 2),)
+    assert found.settled == 1
+    other = trajectory([*checkpoints, loralens.load(real / "minilm-souravt-finetuned")])  # type: ignore[operator]
+    assert other.runs == ((0, 1, 2), (3,))
+    assert other.points[2].initial == pytest.approx(-0.0025, abs=5e-5)

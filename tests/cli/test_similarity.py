@@ -1,0 +1,216 @@
+"""``loralens similarity`` of one and two adapters: exact output on a small pair, the JSON contract, the error exits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli.main import main
+from tests.conftest import small_adapter
+
+QUERY, VALUE = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["similarity", *(str(arg) for arg in args)])
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_adapter` with an A of its own: queries keep direction 1 and turn direction 2, values trade theirs."""
+
+    def turned(name: str, module: loralens.LowRank) -> loralens.LowRank:
+        A = np.zeros((2, 4), np.float32)
+        A[0, int("v_proj" in name)] = A[1, 2 - 2 * int("v_proj" in name)] = 1
+        return loralens.LowRank(module.B, A, module.scale, scaling=module.scaling)
+
+    modules = {name: turned(name, module) for name, module in small_adapter().items() if ".1." not in name}
+    folder = tmp_path_factory.mktemp("adapters") / "other"
+    loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), folder)
+    return folder
+
+
+TABLE = """\
+SMALL and OTHER: 4 modules, in side of ΔW, cosine +0.547 in all (z +4.6)
+module                            r  cosine     z  φ(1,1)  φ(all)  chance     z  θ min  median  max °  distance    CKA
+model.layers.0.self_attn.q_proj   2  +0.800  +3.9   1.000   0.500     0.5  +0.0    0.0    45.0   90.0     1.000  0.941
+model.layers.0.self_attn.v_proj   2  +0.000  +0.0   0.000   1.000     0.5  +3.0    0.0     0.0    0.0     0.000  0.303
+model.layers.10.self_attn.q_proj  2  +0.800  +3.9   1.000   0.500     0.5  +0.0    0.0    45.0   90.0     1.000  0.941
+model.layers.10.self_attn.v_proj  2       –     –       –       –       –     –      –       –      –         –      –
+
+mean by kind
+kind    side  modules  cosine  φ(1,1)  chance  > 0.5  φ(all)  chance     z    CKA
+q_proj  in          2  +0.800  1.0000    0.25      2  0.5000     0.5  +0.0  0.941
+q_proj  out         2  +0.800  1.0000    0.17      2  1.0000    0.33  +4.5  1.000
+v_proj  in          1  +0.000  0.0000    0.25      0  1.0000     0.5  +3.0  0.303
+v_proj  out         1  +0.000  1.0000    0.17      1  1.0000    0.33  +4.5  0.983
+
+not compared, as ΔW is 0: model.layers.10.self_attn.v_proj (both are 0)
+only in SMALL: model.layers.1.self_attn.q_proj, model.layers.1.self_attn.v_proj
+"""
+
+
+def test_table_is_exactly_this(small: Path, other: Path) -> None:
+    result = run(small, other)
+    assert result.stdout.replace(str(small), "SMALL").replace(str(other), "OTHER") == TABLE
+    assert result.stderr == ""
+
+
+def test_json_keeps_its_contract(small: Path, other: Path) -> None:
+    record = json.loads(run(small, other, "--json").stdout)
+    assert (record["of"], record["side"], record["adapters"]) == ("update", "in", [str(small), str(other)])
+    assert record["loralens"] == loralens.__version__
+    by_name = {module["name"]: module for module in record["modules"]}
+    query, zero = by_name[QUERY], by_name["model.layers.10.self_attn.v_proj"]
+    assert query["phi"] == [[1.0, 1.0], [1.0, 0.5]]
+    assert query["chance"] == [[0.25, 0.5], [0.5, 0.5]]
+    assert query["cosine"] == pytest.approx(0.8)
+    assert query["cosine_z"] == pytest.approx(0.8 * 24**0.5)
+    assert query["principal_angles"] == pytest.approx([0.0, np.pi / 2])
+    assert (query["ranks"], query["directions"], query["shape"], query["zero"]) == ([2, 2], [2, 2], [6, 4], "")
+    assert query["sides"]["out"]["full"] == pytest.approx(1.0)
+    assert (zero["phi"], zero["principal_angles"], zero["cosine"], zero["phi_z"]) == ([], [], None, None)
+    assert (zero["cosine_z"], zero["projection_distance"], zero["gap"]) == (None,) * 3
+    assert zero["zero"] == "both are 0"
+    assert record["cosine"] == [[1.0, pytest.approx(32 / 3420**0.5)], [pytest.approx(32 / 3420**0.5), 1.0]]
+    initial = record["initialisation"]
+    assert record["shared_initialisation"][0][1] == record["shared_initialisation"][1][0]
+    assert (initial["verdict"], initial["compared"]) == ("none", 4)
+    assert record["only_first"] == ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+    assert (record["only_second"], record["misfits"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "side"),
+    [
+        (["--phi-rank", "1"], (1, 1), "in"),
+        (["--side", "out"], (2, 2), "out"),
+        (["--of", "B"], (2, 2), "out"),
+        (["--of", "A"], (2, 2), "in"),
+    ],
+)
+def test_options_choose_directions(small: Path, other: Path, options: list[str], shape: tuple[int, int], side: str):
+    record = json.loads(run(small, other, "--json", "-m", "q_proj", *options).stdout)
+    assert [np.shape(module["phi"]) for module in record["modules"]] == [shape] * 2
+    assert record["side"] == side
+
+
+def test_a_shared_start_is_a_warning_with_advice(small: Path) -> None:
+    result = run(small, small, "--side", "out")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: shared initialisation: the A of 6 of 6 modules are alike entry by entry")
+    assert "\n  fix: directions of the in side show the seed, not the task: look at --side out" in result.stderr
+    assert json.loads(run(small, small, "--json").stdout)["initialisation"]["verdict"] == "shared"
+
+
+ALONE = """\
+SMALL: 6 modules of width 4, in side of ΔW
+kind    and     pairs  φ(1,1) nearest  φ(all) same block  next block  farther  chance
+q_proj  q_proj      3           1.000                  –      1.0000   1.0000     0.5
+q_proj  v_proj      6           1.000             1.0000      1.0000   1.0000     0.5
+v_proj  v_proj      1           1.000                  –      1.0000        –     0.5
+
+not compared, as ΔW is 0: model.layers.10.self_attn.v_proj
+"""
+
+
+def test_one_adapter_is_compared_with_itself(small: Path) -> None:
+    assert run(small).stdout.replace(str(small), "SMALL") == ALONE
+    record = json.loads(run(small, "--json").stdout)
+    (group,) = record["groups"]
+    assert (group["width"], len(group["modules"]), group["directions"]) == (4, 6, [2, 2, 2, 2, 2, 0])
+    assert np.shape(group["phi"]) == np.shape(group["first"]) == np.shape(group["z"]) == (6, 6)
+    assert group["phi"][5] == [None] * 6
+    assert (record["cosine"], record["shared_initialisation"]) == ([[1.0]], [[1.0]])
+    assert "no other module is as wide as model.layers.0.self_attn.q_proj" in run(small, "-m", QUERY).stdout
+
+
+def test_pairs_beyond_chance_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((300, 2)), rng.standard_normal((2, 400))
+    loralens.save(loralens.Adapter(modules={f"layers.{b}.q": loralens.LowRank(B, A) for b in (0, 1)}), tmp_path / "x")
+    text = run(tmp_path / "x").stdout
+    assert "share most, beside chance\n" in text
+    assert text.rstrip().splitlines()[-1].split()[:5] == ["layers.0.q", "layers.1.q", "1.000", "1.0000", "0.005"]
+
+
+def test_figures_are_written(small: Path, other: Path, tmp_path: Path) -> None:
+    for paths, name in (((small, other), "two.png"), ((small,), "one.svg")):
+        result = run(*paths, "--plot", tmp_path / name)
+        assert result.exit_code == 0
+        assert f"wrote {tmp_path / name}" in result.stderr
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_three_are_compared_in_pairs(small: Path, other: Path) -> None:
+    record = json.loads(run(small, other, small, "--json").stdout)
+    assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    alone = json.loads(run(small, other, "--json").stdout)
+    assert record["pairs"][0]["modules"] == alone["modules"]
+    assert record["cosine"][0][1] == pytest.approx(alone["cosine"][0][1])
+    assert record["shared_initialisation"][0][1] == pytest.approx(alone["shared_initialisation"][0][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SMALL", "nowhere"], "no such file or folder"),
+        (["SMALL", "OTHER", "--of", "A", "--side", "out"], "A has no out side"),
+        (["SMALL", "--of", "B", "--side", "in"], "B has no in side"),
+        (["SMALL", "OTHER", "-m", "k_prj"], "the nearest names are"),
+        (["SMALL", "OTHER", "-m", "*.1.*"], "only one of the two has model.layers.1.self_attn.q_proj and 1 more"),
+        (["SMALL", "OTHER", "--plot", "out.gif"], "out.gif"),
+        (["SMALL", "-m", QUERY, "--plot", "TMP/x.png"], "no two modules are of one width"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_1(
+    small: Path, other: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    known = {"SMALL": str(small), "OTHER": str(other)}
+    result = run(*(known.get(a, a.replace("TMP", str(tmp_path))) for a in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--of", "C", "x"], ["--side", "left", "x"], ["--phi-rank", "0", "x"]])
+def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def spoiled(small: Path, folder: Path, factor: float) -> Path:
+    """The small adapter with every B times ``factor``."""
+    adapter = loralens.load(small)
+    loralens.save(
+        adapter.map(lambda m: loralens.LowRank(m.B * np.float32(factor), m.A, m.scale, scaling=m.scaling)), folder
+    )
+    return folder
+
+
+def test_an_error_says_which_adapter_it_is_in(small: Path, tmp_path: Path) -> None:
+    broken = spoiled(small, tmp_path / "broken", np.nan)
+    for paths in ((broken, small), (small, broken), (small, small, broken)):
+        for of in ("update", "A"):
+            result = run(*paths, "--of", of)
+            assert result.exit_code == 1
+            assert result.stderr.startswith(f"error: {broken}: {QUERY}: a factor holds NaN or Inf\n  fix: ")
+
+
+def test_an_update_that_is_0_everywhere_has_no_numbers(small: Path, tmp_path: Path) -> None:
+    zero = spoiled(small, tmp_path / "zero", 0)
+    result = run(zero, small)
+    assert result.stdout.splitlines()[0] == f"{zero} and {small}: 6 modules, in side of ΔW"
+    assert "nan" not in result.stdout + result.stderr
+    assert "(mean cosine 1.00)\n  fix: one of them is 0 in every module" in result.stderr
+    record = json.loads(run(zero, small, "--json").stdout)
+    assert (record["cosine"], record["cosine_z"]) == ([[1.0, None], [None, 1.0]], None)
+    alone = run(zero).stdout
+    assert alone.startswith("not compared, as ΔW is 0: model.layers.0.self_attn.q_proj, model.layers.1.")
+    assert alone.endswith(" … and 3 more\n")
+
+
+def test_one_module_is_one_module(small: Path, other: Path) -> None:
+    assert f"{small} and {other}: 1 module, in side" in run(small, other, "-m", QUERY).stdout

@@ -1,0 +1,118 @@
+"""``loralens survey``: exact output on a small folder, JSON and CSV, nothing that stops it."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.cli.survey import COLUMNS
+from tests.conftest import small_adapter
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["survey", *(str(arg) for arg in args)])
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small, tmp_path / "a")
+    shutil.copytree(small, tmp_path / "b" / "copy")
+    near = small_adapter().map(lambda m: loralens.LowRank(m.B * np.float32(1.003), m.A, m.scale))
+    loralens.save(near, tmp_path / "c")
+    (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    (tmp_path / "old.bin").write_bytes(b"PK\3\4 and more")
+    save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "model.safetensors")
+    nan = small_adapter().map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale))
+    loralens.save(nan, tmp_path / "nan")
+    return tmp_path
+
+
+def test_table(folder: Path) -> None:
+    result = run(folder)
+    assert result.exit_code == 0
+    lines = result.stdout.replace(str(folder), "FOLDER").splitlines()
+    assert lines[0] == "FOLDER: 3 adapters, 1 of them different"
+    rows = {line.split()[0]: " ".join(line.split()) for line in lines if line}
+    fingerprint = json.loads(run("--json", folder).stdout)["adapters"][0]["fingerprint"][:12]
+    size = f"{(folder / 'a' / 'adapter_model.safetensors').stat().st_size / 1024:.1f} KiB"
+    assert rows["a"] == f"a peft base 6 (1 zero) 2 4 120 {size} 9.695 1.79 {fingerprint}"
+    assert rows["b/copy"].endswith(f"{fingerprint} = a")
+    assert rows["c"].endswith("≈ a (ΔW differs by 0.003)")
+    assert rows["bad.safetensors"] == "bad.safetensors 2 bytes are too few for any tensor file"
+    assert rows["nan"] == "nan model.layers.0.self_attn.q_proj: a factor holds NaN or Inf"
+    assert "1 of them is a pickle: give --allow-pickle" in lines
+    assert lines[-1].startswith("no adapters: 1 file of 2.")
+    assert lines[-1].endswith("model.safetensors")
+
+
+RECORD = {
+    "path", "format", "base_model", "modules", "zero_modules", "ranks", "scales", "parameters", "bytes", "frobenius",
+    "effective_rank", "fingerprint", "duplicate_of", "duplicate_kind", "duplicate_difference", "findings",
+}  # fmt: skip
+
+
+def test_json_keeps_its_contract(folder: Path) -> None:
+    record = json.loads(run("--json", folder).stdout)
+    assert record["loralens"] == loralens.__version__
+    assert record["folder"] == str(folder)
+    one, two, three = record["adapters"]
+    assert all(set(adapter) >= RECORD for adapter in (one, two, three))
+    assert one["path"] == str(folder / "a" / "adapter_model.safetensors")
+    assert (one["format"], one["base_model"], one["modules"], one["zero_modules"]) == ("peft", "tiny/base", 6, 1)
+    assert (one["ranks"], one["scales"], one["parameters"]) == ([2], [4.0], 120)
+    assert one["duplicate_of"] is one["duplicate_kind"] is one["duplicate_difference"] is None
+    assert (two["duplicate_of"], two["duplicate_kind"], two["duplicate_difference"]) == (one["path"], "tensors", 0)
+    assert (three["duplicate_of"], three["duplicate_kind"]) == (one["path"], "update")
+    assert {Path(bad["path"]).relative_to(folder).parts[0] for bad in record["unreadable"]} == {
+        "bad.safetensors", "old.bin", "nan",
+    }  # fmt: skip
+    assert all(bad["reason"] and bad["fix"] for bad in record["unreadable"])
+    assert [Path(other["path"]).name for other in record["no_adapters"]] == ["model.safetensors"]
+
+
+def test_csv_has_a_line_for_each_and_the_numbers_of_the_json(folder: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("--csv", folder).stdout)))
+    adapters = json.loads(run("--json", folder).stdout)["adapters"]
+    assert [row["path"] for row in rows[:3]] == [adapter["path"] for adapter in adapters]
+    for row, adapter in zip(rows, adapters, strict=False):
+        assert float(row["frobenius"]) == adapter["frobenius"]
+        assert row["ranks"] == "2"
+        assert row["reason"] == ""
+    assert len(rows) == 6
+    assert tuple(rows[0]) == COLUMNS
+    assert set(COLUMNS) - set(adapters[0]) == {"reason"}
+    assert all(row["reason"] and not row["format"] for row in rows[3:])
+
+
+def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path}: no adapter in this folder, nor in any under it\n"
+    assert run("--csv", tmp_path).stdout == ",".join(COLUMNS) + "\n"
+    assert json.loads(run("--json", tmp_path).stdout)["adapters"] == []
+
+
+def test_no_folder_is_exit_1_and_two_forms_are_exit_2(tmp_path: Path) -> None:
+    result = run(tmp_path / "nowhere")
+    assert result.exit_code == 1
+    assert "no folder" in result.stderr
+    assert run("--json", "--csv", tmp_path).exit_code == 2
+
+
+def test_all_real_adapters(real: Path) -> None:
+    result = run("--json", "--allow-pickle", real)
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert len(record["adapters"]) == 24
+    assert len(record["unreadable"]) == 3
+    copies = [one for one in record["adapters"] if one["duplicate_of"]]
+    assert [Path(one["path"]).parent.name for one in copies] == ["sd15-timohavdk-kohya"]
+    assert Path(copies[0]["duplicate_of"]).parent.name == "sd15-timohavdk-diffusers"

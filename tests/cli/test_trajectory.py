@@ -1,0 +1,154 @@
+"""``loralens trajectory``: exact output on a small run, the JSON contract, strangers, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli.main import main
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["trajectory", *(str(arg) for arg in args)])
+
+
+def checkpoint(angle: float, size: float) -> loralens.Adapter:
+    """One direction of length ``size``, turned by ``angle`` from the last one's on the out side."""
+    B, A = np.zeros((4, 1), np.float32), np.zeros((1, 4), np.float32)
+    B[0], B[1], A[0, 0] = size * np.cos(angle), size * np.sin(angle), 1
+    return loralens.Adapter(modules={"layers.0.q": loralens.LowRank(B, A)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for step, angle, size in ((5, 1.0, 0.5), (20, 0.1, 1.5), (100, 0.0, 2.0)):
+        loralens.save(checkpoint(angle, size), tmp_path / f"checkpoint-{step}")
+    state = {
+        "global_step": 100,
+        "log_history": [{"step": 1, "loss": 3.5}, {"step": 19, "loss": 2.25}, {"step": 100, "eval_loss": 2.5}],
+    }
+    (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(json.dumps(state))
+    return tmp_path
+
+
+TABLE = """\
+3 checkpoints, in order of steps
+checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last  loss  eval loss
+checkpoint-5       5    0.5  0.5       1.00                           0.540       0.292      1.000   3.5        2.5
+checkpoint-20     20    1.5  1.5       1.00   1.252         0.622     0.995       0.990      1.000  2.25        2.5
+checkpoint-100   100      2    2       1.00  0.5291         0.995     1.000       1.000      1.000  2.25        2.5
+
+chance level of φ: in 0.25, out 0.25; moved: ‖ΔW − ΔW of the row above‖F
+the direction is settled from step 20 on (of step 100): from there every cosine with the last is at least 0.9
+φ in is high from the start because A stays near its random beginning (cosine 1.00 of A first to last): what was \
+learnt is on the out side
+"""
+
+
+def test_table_is_exactly_this(folder: Path) -> None:
+    result = run(folder)
+    assert result.stdout == TABLE
+    assert "warning" not in result.stderr
+
+
+def test_json_keeps_its_contract(folder: Path) -> None:
+    record = json.loads(run("--json", folder).stdout)
+    assert record["loralens"] == loralens.__version__
+    assert record["trainer_state"] == str(folder / "checkpoint-100" / "trainer_state.json")
+    assert record["settled"] == str(folder / "checkpoint-20")
+    assert record["runs"] == [[str(folder / f"checkpoint-{step}") for step in (5, 20, 100)]]
+    assert record["history"] == {"loss": [[1, 3.5], [19, 2.25]], "eval_loss": [[100, 2.5]]}
+    assert record["chance"] == {"in": 0.25, "out": 0.25}
+    first, second, third = record["checkpoints"]
+    assert (first["path"], first["step"], first["frobenius"]) == (str(folder / "checkpoint-5"), 5, pytest.approx(0.5))
+    assert first["cosine"] == pytest.approx(np.cos(1.0), abs=1e-6)
+    assert first["cosine_z"] == pytest.approx(4 * np.cos(1.0), abs=1e-5)
+    assert first["phi"] == {"in": pytest.approx(1), "out": pytest.approx(np.cos(1.0) ** 2, abs=1e-6)}
+    assert first["step_length"] is first["previous_cosine"] is first["previous_phi"] is None
+    assert second["previous_phi"]["out"] == pytest.approx(np.cos(0.9) ** 2, abs=1e-6)
+    assert second["step_length"] == pytest.approx(np.sqrt(0.25 + 2.25 - 1.5 * np.cos(0.9)), rel=1e-6)
+    assert (second["loss"], second["eval_loss"]) == ({"value": 2.25, "step": 19}, {"value": 2.5, "step": 100})
+    assert third["initial_cosine"] == pytest.approx(1)
+
+
+def test_what_still_turns_is_said_to_turn(tmp_path: Path) -> None:
+    for step, angle in ((1, 1.0), (2, 0.6), (3, 0.0)):
+        loralens.save(checkpoint(angle, 1.0), tmp_path / f"checkpoint-{step}")
+    said = run(tmp_path).stdout
+    assert "the direction was still turning: cosine 0.825 between the last two checkpoints" in said
+    assert "settled" not in said
+    assert "  loss" not in said
+
+
+def test_a_stranger_is_named_and_nothing_is_concluded(folder: Path, tmp_path: Path) -> None:
+    other = checkpoint(0.0, 1.0)["layers.0.q"]
+    A = np.roll(other.A, 1)
+    loralens.save(loralens.Adapter(modules={"layers.0.q": loralens.LowRank(other.B, A)}), tmp_path / "another")
+    result = run(*(folder / f"checkpoint-{step}" for step in (5, 20, 100)), tmp_path / "another")
+    assert "warning: another is not of one run with the others" in result.stderr
+    assert "settled" not in result.stdout
+    assert result.stdout.startswith("4 checkpoints, 1 of them without a step and last, as given\n")
+    assert result.stdout.splitlines()[5].split()[:2] == ["another", "–"]
+    pair = run(folder / "checkpoint-5", tmp_path / "another")
+    assert "warning: checkpoint-5, another are not of one run:" in pair.stderr
+    assert len(json.loads(run("--json", folder / "checkpoint-5", tmp_path / "another").stdout)["runs"]) == 2
+
+
+def test_a_checkpoint_that_is_zero_is_a_dash(tmp_path: Path) -> None:
+    loralens.save(checkpoint(0.0, 0.0), tmp_path / "checkpoint-0")
+    loralens.save(checkpoint(0.0, 1.0), tmp_path / "checkpoint-1")
+    lines = run(tmp_path).stdout.splitlines()
+    assert lines[2].split() == ["checkpoint-0", "0", "0", "0", "0.00", "–", "–", "–"]
+    record = json.loads(run("--json", tmp_path).stdout)
+    assert record["checkpoints"][0]["cosine"] is None
+    assert record["settled"] is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_plot_is_written(folder: Path, suffix: str) -> None:
+    file = folder / f"run.{suffix}"
+    assert run(folder, "--plot", file).exit_code == 0
+    assert file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such file or folder"),
+        (["FOLDER/checkpoint-5"], "holds no checkpoints"),
+        (["FOLDER", "--modules", "k"], "no module matches"),
+        (["FOLDER", "--plot", "x.gif"], "x.gif"),
+        (["FOLDER/checkpoint-5", "FOLDER/checkpoint-5"], "both of step 5"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_1(folder: Path, arguments: list[str], message: str) -> None:
+    result = run(*(argument.replace("FOLDER", str(folder)) for argument in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_argument_is_exit_2() -> None:
+    assert run().exit_code == 2
+
+
+def test_a_checkpoint_that_is_0_does_not_hide_the_chance_level(tmp_path: Path) -> None:
+    for step, size in ((0, 0.0), (10, 1.0), (20, 2.0)):
+        loralens.save(checkpoint(0.1, size), tmp_path / f"checkpoint-{step}")
+    result = run(tmp_path)
+    assert "chance level of φ: in 0.25, out 0.25; moved" in result.stdout
+    loralens.save(checkpoint(0.1, 0.0), tmp_path / "checkpoint-30")
+    text = run(tmp_path).stdout
+    assert "nan" not in text
+    assert "the last checkpoint is 0, so there is no direction to compare the others with\n" in text
+
+
+def test_an_error_says_which_checkpoint_it_is_in(folder: Path) -> None:
+    loralens.save(checkpoint(0.1, np.nan), folder / "checkpoint-50")
+    result = run(folder)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {folder / 'checkpoint-50'}: layers.0.q: a factor holds NaN or Inf\n")

@@ -1,0 +1,84 @@
+"""A fingerprint is that of the numbers: not of names' dialects, dtypes, order or metadata."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.adapter import Extra
+from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+
+rng = np.random.default_rng(0)
+B, A = (rng.standard_normal((6, 2)).astype(ml_dtypes.bfloat16), rng.standard_normal((2, 4)).astype(ml_dtypes.bfloat16))
+
+
+def adapter(name: str = "layers.0.q", scale: float = 2.0, **more: object) -> loralens.Adapter:
+    return loralens.Adapter(modules={name: loralens.LowRank(B, A, scale)}, **more)  # type: ignore[arg-type]
+
+
+def test_it_is_32_digits_and_always_the_same() -> None:
+    one = loralens.Adapter(modules={"q": loralens.LowRank(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))})
+    assert fingerprint(one) == "865e622db6fefb4e5b2159c43358453c"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_wider_dtype_with_the_same_values_is_the_same(dtype: type) -> None:
+    wide = loralens.Adapter(modules={"layers.0.q": loralens.LowRank(B.astype(dtype), A.astype(dtype), 2.0)})
+    assert fingerprint(wide) == fingerprint(adapter())
+
+
+def test_values_that_float32_cannot_hold_count() -> None:
+    big, bigger = (
+        loralens.Adapter(modules={"q": loralens.LowRank(np.full((2, 1), x), np.ones((1, 2)))}) for x in (1e300, 2e300)
+    )
+    near = loralens.Adapter(modules={"q": loralens.LowRank(np.full((2, 1), 1 + 2.0**-40), np.ones((1, 2)))})
+    ones = loralens.Adapter(modules={"q": loralens.LowRank(np.ones((2, 1)), np.ones((1, 2)))})
+    assert len({fingerprint(one) for one in (big, bigger, near, ones)}) == 4
+
+
+def test_names_of_two_dialects_order_strides_and_metadata_do_not_count() -> None:
+    said = adapter(metadata={"a": "b"}, base_model="somewhere", format="kohya")
+    assert fingerprint(said) == fingerprint(adapter())
+    assert fingerprint(adapter("lora_unet_layers_0_q")) == fingerprint(adapter("layers.0.q"))
+    first, second = loralens.LowRank(B, A), loralens.LowRank(B, A, 3.0)
+    pipeline = loralens.Adapter(modules={"unet.b": first, "text_encoder.c": second})
+    assert fingerprint(pipeline) == fingerprint(loralens.Adapter(modules={"b": first, "c": second}))
+    turned = loralens.LowRank(np.asfortranarray(B), np.asfortranarray(A), 2.0)
+    assert fingerprint(loralens.Adapter(modules={"layers.0.q": turned})) == fingerprint(adapter())
+
+
+def test_minus_zero_is_zero() -> None:
+    plus, minus = (
+        loralens.Adapter(modules={"q": loralens.LowRank(np.array([[x]]), np.ones((1, 1)))}) for x in (0.0, -0.0)
+    )
+    assert fingerprint(plus) == fingerprint(minus)
+
+
+def test_what_changes_the_update_changes_the_fingerprint() -> None:
+    other = B.copy()
+    other[0, 0] += 1
+    bias = {"k": Extra("bias", "layers.0.q", LazyArray.of(np.ones(6)))}
+    changed = [
+        adapter(),
+        adapter(scale=-2.0),
+        adapter("layers.1.q"),
+        loralens.Adapter(modules={"layers.0.q": loralens.LowRank(other, A, 2.0)}),
+        loralens.Adapter(modules={"layers.0.q": loralens.LowRank(B[:, :1], A[:1], 2.0)}),
+        loralens.Adapter(modules={"layers.0.q": loralens.LowRank(B.reshape(3, 4), np.vstack([A, A]), 2.0)}),
+        loralens.Adapter(modules={"layers.0.q": Structured(Dense(LazyArray.of(np.eye(3))))}),
+        adapter(extra=bias),
+        loralens.Adapter(modules={}),
+    ]
+    assert len({fingerprint(one) for one in changed}) == len(changed)
+
+
+def test_copies_of_what_is_saved_once_do_not_count() -> None:
+    copy = {"k": Extra("copy", "head", LazyArray.of(np.ones(6)))}
+    assert fingerprint(adapter(extra=copy)) == fingerprint(adapter())
+
+
+def test_two_files_with_the_same_tensors(real: object) -> None:
+    first, second = (fingerprint(loralens.load(real / f"sd15-timohavdk-{name}")) for name in ("kohya", "diffusers"))  # type: ignore[operator]
+    assert first == second

@@ -1,0 +1,113 @@
+"""What stands under a folder: adapters, what should be one, and whole models."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.errors import OptionError
+from loralens.formats.collection import candidates, examine
+from tests.conftest import small_adapter
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path) -> Path:
+    """One of everything."""
+    shutil.copytree(small, tmp_path / "good")
+    shutil.copytree(small, tmp_path / ".hidden" / "good")
+    loralens.save(small_adapter(), tmp_path / "deep" / "er", format="kohya")
+    (tmp_path / "deep" / "er" / "optimizer.pt").write_bytes(b"PK\3\4 state")
+    (tmp_path / "deep" / "er" / "rng_state_0.pth").write_bytes(b"PK\3\4 state")
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"PK\3\4 and more")
+    (tmp_path / "lonely").mkdir()
+    shutil.copy(small / "adapter_config.json", tmp_path / "lonely")
+    (tmp_path / "short.safetensors").write_bytes(b"{}")
+    save_file({"model.embed.weight": np.ones((3, 2), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "notes.txt").write_text("x")
+    return tmp_path
+
+
+def status(folder: Path, **options: bool) -> dict[str, tuple[str, str]]:
+    found = [examine(path, **options) for path in candidates(folder)]
+    return {str(one.path.relative_to(folder)): (one.status, one.reason) for one in found}
+
+
+def test_everything_is_found_in_order_and_told_apart(folder: Path) -> None:
+    found = status(folder)
+    assert list(found) == [
+        "deep/er/lora.safetensors", "good/adapter_model.safetensors", "lonely", "model.safetensors",
+        "pickle/adapter_model.bin", "short.safetensors",
+    ]  # fmt: skip
+    assert {name: kind for name, (kind, _) in found.items()} == {
+        "deep/er/lora.safetensors": "adapter",
+        "good/adapter_model.safetensors": "adapter",
+        "lonely": "unreadable",
+        "model.safetensors": "other",
+        "pickle/adapter_model.bin": "unreadable",
+        "short.safetensors": "unreadable",
+    }
+    assert found["lonely"][1] == "the folder holds no adapter file"
+    assert "pickle" in found["pickle/adapter_model.bin"][1]
+    assert found["short.safetensors"][1] == "2 bytes are too few for any tensor file"
+
+
+def test_a_found_adapter_has_its_size_and_its_dialect(folder: Path) -> None:
+    one = examine(folder / "deep" / "er" / "lora.safetensors")
+    assert one.adapter is not None
+    assert one.adapter.format == "kohya"
+    assert one.size == one.path.stat().st_size
+    assert (one.reason, one.fix) == ("", "")
+
+
+def test_tensors_beside_a_configuration_should_be_an_adapter(small: Path, tmp_path: Path) -> None:
+    shutil.copy(small / "adapter_config.json", tmp_path)
+    save_file({"weight": np.ones((3, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
+    assert examine(tmp_path / "adapter_model.safetensors").status == "unreadable"
+
+
+def test_no_number_is_read_to_tell_a_model(tmp_path: Path) -> None:
+    """A sparse file of 4 GB is told by its header in no time."""
+    header = b'{"w":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + 4_000_000_000)
+    assert examine(file).status == "other"
+
+
+def gguf(kind: str | None) -> bytes:
+    """The head of a GGUF file: no tensors, two keys, the second cut short."""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    said = text("general.type") + (8).to_bytes(4, "little") + text(kind) if kind else b""
+    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little")
+    return head + (2).to_bytes(8, "little") + said + text("general.name")
+
+
+@pytest.mark.parametrize(("kind", "found"), [("model", "other"), (None, "other"), ("adapter", "unreadable")])
+def test_a_gguf_model_is_told_from_a_broken_adapter(tmp_path: Path, kind: str | None, found: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf(kind))
+    assert examine(tmp_path / "x.gguf").status == found
+
+
+def test_a_file_that_vanishes_is_unreadable(tmp_path: Path) -> None:
+    assert examine(tmp_path / "gone.safetensors").status == "unreadable"
+
+
+def test_only_a_folder_can_be_looked_through(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no folder"):
+        candidates(tmp_path / "nowhere")
+    assert candidates(tmp_path) == []
+
+
+def test_all_real_adapters(real: Path) -> None:
+    found = status(real, allow_pickle=True)
+    bad = {name.split("/")[0] for name, (kind, _) in found.items() if kind != "adapter"}
+    assert bad == {"neg-2byte", "neg-lfs-pointer", "neg-prompt-tuning"}
+    assert len(found) == 27

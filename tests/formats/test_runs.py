@@ -1,0 +1,110 @@
+"""Runs on disk: which checkpoints, in what order, with which losses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.runs import Loss, nearest, run_of
+
+
+def checkpoint(folder: Path, state: object = None) -> Path:
+    folder.mkdir(parents=True)
+    if state is not None:
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+HISTORY = [
+    {"step": 10, "loss": 3.0},
+    {"step": 20, "loss": 2.0, "learning_rate": 1e-4},
+    {"step": 20, "eval_loss": 2.5},
+    {"step": 30, "loss": float("nan")},
+    {"step": 40, "loss": 1},
+    {"step": 40, "train_runtime": 1.0},
+    "nonsense",
+]
+
+
+def test_a_folder_of_the_trainer_is_in_order_of_steps(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "checkpoint-1000", {"global_step": 1000, "log_history": HISTORY})
+    checkpoint(tmp_path / "checkpoint-200", {"global_step": 200, "log_history": HISTORY[:1]})
+    checkpoint(tmp_path / "checkpoint-90")
+    checkpoint(tmp_path / "checkpoint-best")
+    (tmp_path / "checkpoint-7").write_text("a file")
+    run = run_of([tmp_path])
+    assert [(one.path.name, one.step) for one in run.checkpoints] == [
+        ("checkpoint-90", 90), ("checkpoint-200", 200), ("checkpoint-1000", 1000),
+    ]  # fmt: skip
+    assert run.train == (Loss(3.0, 10), Loss(2.0, 20), Loss(1.0, 40))
+    assert run.evaluation == (Loss(2.5, 20),)
+    assert run.source == tmp_path / "checkpoint-1000" / "trainer_state.json"
+
+
+def test_the_state_is_believed_before_the_name(tmp_path: Path) -> None:
+    first = checkpoint(tmp_path / "checkpoint-5", {"global_step": 50})
+    second = checkpoint(tmp_path / "checkpoint-6", {"global_step": 40, "log_history": None})
+    assert [(one.path.name, one.step) for one in run_of([first, second]).checkpoints] == [
+        ("checkpoint-6", 40), ("checkpoint-5", 50),
+    ]  # fmt: skip
+
+
+def test_a_state_beside_the_run_counts_too(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "run" / "checkpoint-1")
+    checkpoint(tmp_path / "run" / "checkpoint-2")
+    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": HISTORY[:2]}))
+    run = run_of([tmp_path / "run"])
+    assert run.train == (Loss(3.0, 10), Loss(2.0, 20))
+    assert run.source == tmp_path / "run" / "trainer_state.json"
+
+
+def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: Path) -> None:
+    names = ("final", "other", "model-ckpt750", "step_20", "iter-100")
+    run = run_of([checkpoint(tmp_path / name) for name in names])
+    assert [(one.path.name, one.step) for one in run.checkpoints] == [
+        ("step_20", 20), ("iter-100", 100), ("model-ckpt750", 750), ("final", None), ("other", None),
+    ]  # fmt: skip
+    assert run.train == ()
+    assert run.source is None
+
+
+def test_a_folder_of_mlx(tmp_path: Path) -> None:
+    for name in ("0000200_adapters.safetensors", "0000100_adapters.safetensors", "adapters.safetensors"):
+        (tmp_path / name).touch()
+    assert [(one.path.name, one.step) for one in run_of([tmp_path]).checkpoints] == [
+        ("0000100_adapters.safetensors", 100), ("0000200_adapters.safetensors", 200),
+    ]  # fmt: skip
+
+
+def test_files_in_a_checkpoint_folder_have_its_step(tmp_path: Path) -> None:
+    files = []
+    for step in (2, 1):
+        files.append(checkpoint(tmp_path / f"checkpoint-{step}") / "adapter_model.safetensors")
+        files[-1].touch()
+    assert [one.step for one in run_of(files).checkpoints] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("step", "found"), [(0, 10), (15, 10), (16, 20), (30, 20), (31, 40), (10**9, 40), (None, None)]
+)
+def test_the_nearest_loss_is_the_earlier_of_two(step: int | None, found: int | None) -> None:
+    loss = nearest([Loss(1.0, 10), Loss(2.0, 20), Loss(3.0, 40)], step)
+    assert (loss.step if loss else None) == found
+    assert nearest([], 3) is None
+
+
+def test_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such file"):
+        run_of([tmp_path / "nowhere"])
+    with pytest.raises(OptionError, match="holds no checkpoints"):
+        run_of([tmp_path])
+    one = checkpoint(tmp_path / "checkpoint-1")
+    with pytest.raises(OptionError, match="holds 1 checkpoint\n"):
+        run_of([tmp_path])
+    twin = checkpoint(tmp_path / "b" / "checkpoint-1")
+    with pytest.raises(OptionError, match="both of step 1"):
+        run_of([one, twin])
+    (twin / "trainer_state.json").write_text("[")
+    with pytest.raises(FormatError, match="trainer_state"):
+        run_of([one, twin])
