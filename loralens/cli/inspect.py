@@ -69,11 +69,11 @@ def _match(inspection: "Inspection", base: str) -> "Match | None":
     from loralens.core.adapter import Finding
     from loralens.core.matching import match
     from loralens.errors import MismatchError
-    from loralens.formats.checkpoint import weights
+    from loralens.formats.checkpoint import shapes
 
-    shapes = {key: tensor.shape for key, tensor in weights(Path(base)).items()}
+    known = shapes(Path(base))
     try:
-        found = match({name: module.shape for name, module in inspection.modules.items()}, shapes)
+        found = match({name: module.shape for name, module in inspection.modules.items()}, known)
     except MismatchError as error:
         inspection.findings.append(Finding("error", "names", f"against {base}: {error.what}", error.fix))
         return None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.structured import Updates
     from loralens.core.weights import Weights
 
+ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,9 +68,28 @@ def base_weights(base: str, modules: "Updates") -> "Weights":
     """The weights of the base at ``base`` that these modules adapt; errors say the base."""
     from loralens.core.weights import weights_of
     from loralens.errors import place
-    from loralens.formats.checkpoint import stores_conv1d, weights
+    from loralens.formats.checkpoint import open_checkpoint, stores_conv1d
 
     path = Path(base)
-    tensors = weights(path)
+    checkpoint = open_checkpoint(path)
+    for note in checkpoint.notes:
+        click.echo(f"{note.level}: {base}: {note.text}", err=True)
     with place(base):
-        return weights_of(modules, tensors, conv1d=stores_conv1d(path))
+        return weights_of(modules, checkpoint.tensors, conv1d=stores_conv1d(path))
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """``ADAPTER:0.7`` taken apart: what follows the last colon is a weight if it is a number and the rest exists."""
+    from loralens.formats.location import existing
+
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return text, 1.0
+    existing(Path(path))
+    if not isfinite(weight):
+        raise click.BadParameter(f"{text}: the weight must be a finite number")
+    return path, weight

@@ -15,10 +15,12 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.groups import Group
     from loralens.analysis.spectrum import Spectrum
+    from loralens.analysis.weight_norms import WeightNorms
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
 
 Spectra = Mapping[str, "Spectrum"]
+Norms = Mapping[str, "WeightNorms"]
 
 FRACTIONS = (0.9, 0.95, 0.99)
 MEASURES = (
@@ -32,6 +34,7 @@ MEASURES = (
     "participation_ratio",
 )
 SORTS = ("name", "rank", *MEASURES)
+RELATIVE = ("weight_frobenius", "weight_spectral", "weight_spectral_error", "relative_frobenius", "relative_spectral")
 GROUPS_SHOWN = 40  # lines of "by block" that still fit a person's patience
 
 
@@ -44,6 +47,8 @@ GROUPS_SHOWN = 40  # lines of "by block" that still fit a person's patience
     type=click.Choice(SORTS),
     help="Largest first; 'name' is natural order. [default: name; with --top: frobenius]",
 )
+@click.option("--base", metavar="MODEL", help="Also say how large ΔW is beside W. " + options.BASE_HELP)
+@click.option("--device", metavar="NAME", help="Where to work on W: cpu, cuda or cuda:N. [default: cpu]")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a module.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the spectra: .png, .svg or .pdf.")
@@ -53,6 +58,8 @@ def command(
     modules: tuple[str, ...],
     top: int | None,
     sort: str | None,
+    base: str | None,
+    device: str | None,
     as_json: bool,
     as_csv: bool,
     plot: Path | None,
@@ -64,19 +71,23 @@ def command(
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
+    if device and not base:
+        raise click.UsageError("--device is where the weights of --base are worked on")
     if plot:
         from loralens.plot.figure import check_suffix
 
         check_suffix(plot)
     measured = [_measure(path, modules, reading) for path in paths]
     chosen = [(path, adapter, _order(spectra, sort, top)) for path, adapter, spectra in measured]
+    norms = [_weight_norms(adapter, spectra, base, device) if base else {} for _, adapter, spectra in chosen]
     if as_json:
-        click.echo(json.dumps({"loralens": __version__, "adapters": [_record(*one) for one in chosen]}))
+        adapters = [_record(*one, beside) for one, beside in zip(chosen, norms, strict=True)]
+        click.echo(json.dumps({"loralens": __version__, **({"base": base} if base else {}), "adapters": adapters}))
     elif as_csv:
-        _write_csv(chosen)
+        _write_csv(chosen, norms)
     else:
-        for (path, adapter, spectra), (_, _, rows) in zip(measured, chosen, strict=True):
-            _show(path, adapter, spectra, rows)
+        for (path, adapter, spectra), (_, _, rows), beside in zip(measured, chosen, norms, strict=True):
+            _show(path, adapter, spectra, rows, beside)
     if plot:
         _plot(plot, measured)
 
@@ -92,6 +103,30 @@ def _measure(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "
         return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1)
 
 
+def _weight_norms(adapter: "Adapter", spectra: Spectra, base: str, device: str | None) -> Norms:
+    """Norms of the base weights of the modules to be shown."""
+    from loralens.analysis.weight_norms import weight_norms, work
+    from loralens.cli.progress import progress
+    from loralens.errors import place
+    from loralens.linalg.device import Device
+
+    where = Device.of(device or "cpu", threads=os.cpu_count() or 1)
+    weights = options.base_weights(base, {name: adapter[name] for name in spectra}).modules
+    with place(base), progress("reading the base", work(weights.values(), top=True)) as step:
+        return weight_norms(weights, device=where, step=step)
+
+
+def _beside(one: "Spectrum", norms: "WeightNorms | None") -> dict[str, float | None]:
+    """ΔW beside W; what would be divided by 0 is None."""
+    if norms is None:
+        return {}
+    shares = (
+        one.frobenius / norms.frobenius if norms.frobenius else None,
+        one.spectral / norms.spectral if norms.spectral else None,
+    )
+    return dict(zip(RELATIVE, (norms.frobenius, norms.spectral, norms.spectral_error, *shares), strict=True))
+
+
 def _order(spectra: Spectra, sort: str | None, top: int | None) -> Spectra:
     """The modules to list: in natural order, or largest first; ``--top`` alone means the largest norms."""
     key = sort or ("frobenius" if top else "name")
@@ -101,7 +136,7 @@ def _order(spectra: Spectra, sort: str | None, top: int | None) -> Spectra:
     return {name: spectra[name] for name in names[:top]}
 
 
-def _record(path: str, adapter: "Adapter", spectra: Spectra) -> dict[str, Any]:
+def _record(path: str, adapter: "Adapter", spectra: Spectra, norms: Norms) -> dict[str, Any]:
     from loralens.analysis.groups import total
 
     chosen = [adapter[name] for name in spectra]
@@ -109,7 +144,9 @@ def _record(path: str, adapter: "Adapter", spectra: Spectra) -> dict[str, Any]:
         "path": path,
         "format": adapter.format,
         "base_model": adapter.base_model,
-        "modules": [_module_record(name, adapter, one) for name, one in spectra.items()],
+        "modules": [
+            {**_module_record(name, adapter, one), **_beside(one, norms.get(name))} for name, one in spectra.items()
+        ],
         "total": {
             "modules": len(chosen),
             "parameters": sum(module.parameters for module in chosen),
@@ -135,13 +172,15 @@ def _module_record(name: str, adapter: "Adapter", one: "Spectrum") -> dict[str, 
     }
 
 
-def _write_csv(chosen: "Sequence[tuple[str, Adapter, Spectra]]") -> None:
+def _write_csv(chosen: "Sequence[tuple[str, Adapter, Spectra]]", norms: Sequence[Norms]) -> None:
     import csv
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
     energies = [f"energy_rank_{fraction:g}" for fraction in FRACTIONS]
-    writer.writerow(["path", "name", "out", "in", "rank", "scale", "dtype", *MEASURES, *energies, "singular_values"])
-    for path, adapter, spectra in chosen:
+    more = RELATIVE if any(norms) else ()
+    heads = ["path", "name", "out", "in", "rank", "scale", "dtype", *MEASURES, *energies, "singular_values", *more]
+    writer.writerow(heads)
+    for (path, adapter, spectra), beside in zip(chosen, norms, strict=True):
         for name, one in spectra.items():
             record = _module_record(name, adapter, one)
             writer.writerow(
@@ -149,27 +188,29 @@ def _write_csv(chosen: "Sequence[tuple[str, Adapter, Spectra]]") -> None:
                 + [record[measure] for measure in MEASURES]
                 + list(record["energy_rank"].values())
                 + [" ".join(map(repr, record["singular_values"]))]
+                + list(_beside(one, beside.get(name)).values())
             )
 
 
-def _show(path: str, adapter: "Adapter", spectra: Spectra, rows: Spectra) -> None:
+def _show(path: str, adapter: "Adapter", spectra: Spectra, rows: Spectra, norms: Norms) -> None:
     from loralens.analysis.groups import by_block, by_kind
     from loralens.cli.table import show
 
     show(
-        _modules_table(path, adapter, spectra, rows),
+        _modules_table(path, adapter, spectra, rows, norms),
         _groups_table("by kind", by_kind(spectra)),
         _groups_table("by block", by_block(spectra)[:GROUPS_SHOWN]),
         _outliers_table(spectra),
     )
 
 
-def _modules_table(path: str, adapter: "Adapter", spectra: Spectra, rows: Spectra) -> "Table":
+def _modules_table(path: str, adapter: "Adapter", spectra: Spectra, rows: Spectra, norms: Norms) -> "Table":
     from loralens.analysis.groups import total
     from loralens.cli.table import Column, Table, number, spark
 
     heads = ("out × in", "r", "scale", "‖ΔW‖F", "σ₁", "stable", "effective", "E90", "E99")
-    columns = [Column("module", "left"), *map(Column, heads), Column("spectrum", "left")]
+    more = ("‖ΔW‖/‖W‖", "σ₁/σ₁(W)") if norms else ()
+    columns = [Column("module", "left"), *map(Column, (*heads, *more)), Column("spectrum", "left")]
     lines = [
         [
             name,
@@ -182,12 +223,15 @@ def _modules_table(path: str, adapter: "Adapter", spectra: Spectra, rows: Spectr
             f"{one.effective_rank:.2f}",
             str(one.energy_rank(0.9)),
             str(one.energy_rank(0.99)),
+            *("" if share is None else number(share) for share in [*_beside(one, norms.get(name)).values()][-2:]),
             spark(one.s.tolist()),
         ]
         for name, one in rows.items()
     ]
     count = f"{len(rows)} of {len(spectra)}" if len(rows) < len(spectra) else f"{len(spectra)}"
     title = f"{path}: {count} modules, ‖ΔW‖F = {number(total(spectra.values()))} in all"
+    worst = max((n.spectral_error / n.spectral for n in norms.values() if n.spectral), default=0.0)
+    title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
     return Table(title, columns, lines)
 
 

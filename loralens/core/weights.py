@@ -102,7 +102,7 @@ def weights_of(
     """
     shapes = {key: tensor.shape for key, tensor in base.items()}
     found = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
-    stored = {name: _flat(name, base[key]) for name, key in found.keys.items()}
+    stored = {name: _flat(name, modules[name], base[key]) for name, key in found.keys.items()}
     lying = {name: _lies(modules[name], tensor.shape) for name, tensor in stored.items()}
     habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
     kinds = {name: m.layout.kind for name, m in modules.items()}
@@ -121,7 +121,7 @@ def weights_of(
     )
 
 
-def _flat(name: str, tensor: LazyArray) -> LazyArray:
+def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The 2-D array of one module: its expert of a stack, a kernel flattened."""
     expert, shape = _EXPERT.search(name), tensor.shape
     if expert and len(shape) == 3:
@@ -131,6 +131,8 @@ def _flat(name: str, tensor: LazyArray) -> LazyArray:
         return tensor.rows(index, index + 1).reshape(*shape[1:])
     if len(shape) == 2:
         return tensor
+    if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
+        return tensor.reshape(*shape[1:])  # a stack of one expert, whose name says no number
     return tensor.reshape(shape[0], prod(shape[1:]))
 
 

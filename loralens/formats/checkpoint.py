@@ -1,48 +1,85 @@
-"""A base model's checkpoint: names and shapes of its tensors, from the headers alone."""
+"""A base model's checkpoint: its tensors, from the headers alone until somebody asks for numbers."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
+from loralens.formats.checkpoint_float8 import dequantised
+from loralens.formats.checkpoint_quantised import check_16_bit, check_shapes
 from loralens.formats.container import read_json, read_safetensors
-from loralens.formats.location import existing
+from loralens.formats.location import existing, is_gguf, snapshot
+from loralens.formats.shards import weight_files
 
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model types that store (in, out)
+PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
 
-def weights(path: Path) -> Mapping[str, LazyArray]:
-    """Every tensor of a checkpoint by key, its numbers read when they are asked for.
+@final
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a base model by key, and what there is to say of how they were read."""
+
+    tensors: Mapping[str, LazyArray]
+    notes: tuple[Finding, ...] = ()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose weights can be read as numbers.
 
     Parameters
     ----------
     path : Path
         A safetensors file; a folder with one file, with shards and their index, or with the component folders of a
-        pipeline (``unet/…``: their tensors come as ``unet.…``); or a Hub id that the local cache holds.
+        pipeline (``unet/…``: their tensors come as ``unet.…``); a model's folder of a Hub cache
+        (``models--org--name``); or a Hub id that the local cache holds.
+
+    Returns
+    -------
+    Checkpoint
+        float8 weights that have scales beside them come as float32, multiplied when they are read; their scales are
+        not among the tensors.
 
     Raises
     ------
     OptionError, FormatError
-        Nothing is there, a shard is missing, or the weights are in no safetensors file.
+        Nothing is there, a shard is missing, the weights are in no safetensors file, or they are quantised: their
+        numbers are codes. That is seen from keys, dtypes and ``config.json``; no number is read.
     """
-    path = existing(path)
-    if path.is_file():
-        return read_safetensors(path).tensors
+    path = resolved(path)
+    stored, config = _stored(path), model_config(path)
     with place(path):
-        found = _folder(path)
-        if found is None:
-            found = _components(path)
-        if not found:
-            raise FormatError(
-                "holds no safetensors weights", fix="give the folder of a model, or convert its weights to safetensors"
-            )
-    return found
+        check_16_bit(stored, config)
+        tensors, notes = dequantised(stored, config)
+    return Checkpoint(tensors, notes)
+
+
+def weights(path: Path) -> Mapping[str, LazyArray]:
+    """The tensors of `open_checkpoint`."""
+    return open_checkpoint(path).tensors
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, for whom names are enough.
+
+    Raises
+    ------
+    OptionError, FormatError
+        As `open_checkpoint`, but a quantised base is refused only where it does not store weights in their own shape.
+    """
+    path = resolved(path)
+    stored = _stored(path)
+    with place(path):
+        check_shapes(stored, model_config(path))
+    return {key: tensor.shape for key, tensor in stored.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
     """``config.json`` of a base model's folder; None where there is none."""
-    folder = existing(path)
+    folder = resolved(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
 
@@ -52,32 +89,56 @@ def stores_conv1d(path: Path) -> bool:
     return (model_config(path) or {}).get("model_type") in CONV1D
 
 
+def resolved(path: Path) -> Path:
+    """The file or folder itself: of a cache's folder, the snapshot that ``main`` points to, else the only one."""
+    path = existing(path)
+    if not (path / "snapshots").is_dir():
+        return path
+    found = snapshot(path)
+    if not found:
+        names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
+        raise OptionError(
+            f"{path}: refs/main points to none of its snapshots ({names})",
+            fix="give the folder of one snapshot, or download the model again",
+        )
+    return found
+
+
+def _stored(path: Path) -> Mapping[str, LazyArray]:
+    """Every tensor as it is stored."""
+    if path.is_file():
+        if is_gguf(path):
+            raise _gguf().at(str(path))
+        return read_safetensors(path).tensors
+    with place(path):
+        found = _folder(path)
+        if found is None:
+            found = _components(path)
+        if not found:
+            raise _nothing(path)
+    return found
+
+
+def _gguf() -> FormatError:
+    return FormatError(
+        "is GGUF: llama.cpp's names, rows of q and k in its own order, mostly quantised",
+        fix="give the model that it was converted from: a folder with safetensors files in 16 or 32 bits",
+    )
+
+
+def _nothing(folder: Path) -> FormatError:
+    """What is wrong with a folder that holds no safetensors weights."""
+    if list(folder.glob("*.gguf")):
+        return _gguf()
+    pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
+    fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
+    return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")
+
+
 def _folder(folder: Path) -> dict[str, LazyArray] | None:
     """The tensors of one model's folder; None where it holds none."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices:
-        return _sharded(folder, indices[0])
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        named = [file for file in files if file.name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
-        if len(named) != 1:
-            names = ", ".join(file.name for file in files[:6])
-            raise FormatError(f"holds several files and no index: {names}", fix="give one of these files")
-        files = named
-    return dict(read_safetensors(files[0]).tensors) if files else None
-
-
-def _sharded(folder: Path, index: Path) -> dict[str, LazyArray]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise FormatError(f"{index.name} has no weight_map", fix="download the index again")
-    tensors: dict[str, LazyArray] = {}
-    for name in sorted(set(names.values())):
-        shard = folder / name
-        if Path(name).name != name or not shard.is_file():
-            raise OptionError(f"{name} is named by {index.name} and missing", fix="download the missing shard")
-        tensors.update(read_safetensors(shard).tensors)
-    return tensors
+    found = weight_files(folder)
+    return {key: t for file in found.files for key, t in read_safetensors(file).tensors.items()} if found else None
 
 
 def _components(folder: Path) -> dict[str, LazyArray]:

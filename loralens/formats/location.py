@@ -48,16 +48,19 @@ def existing(path: Path) -> Path:
 
 
 def _cached(name: str) -> Path | None:
-    """The snapshot of ``org/name`` in the Hugging Face cache: the one ``main`` points to, else the only one."""
+    """The snapshot of ``org/name`` in the Hugging Face cache."""
     home = _folder("HF_HOME", _folder("XDG_CACHE_HOME", Path("~/.cache")) / "huggingface")
-    hub = _folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}"
-    snapshots = hub / "snapshots"
-    main = hub / "refs" / "main"
+    return snapshot(_folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}")
+
+
+def snapshot(folder: Path) -> Path | None:
+    """The snapshot in a cache's ``models--org--name`` folder: the one ``main`` points to, else the only one."""
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
     if main.is_file():
-        snapshot = snapshots / main.read_text(errors="replace").strip()
-        return snapshot if snapshot != snapshots and snapshot.is_dir() else None
-    found = list(snapshots.glob("*"))
-    return found[0] if len(found) == 1 else None
+        found = snapshots / main.read_text(errors="replace").strip()
+        return found if found != snapshots and found.is_dir() else None
+    all_found = list(snapshots.glob("*"))
+    return all_found[0] if len(all_found) == 1 else None
 
 
 def _folder(variable: str, default: Path) -> Path:

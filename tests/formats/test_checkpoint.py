@@ -1,0 +1,114 @@
+"""Base models on disk: one file, shards, pipelines, cache folders; and what is refused, with the way out."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d, weights
+
+
+def array(*shape, dtype=np.float32):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape).astype(dtype)
+
+
+def model(folder: Path, tensors, *, name="model.safetensors", config=None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def sharded(folder: Path, **tensors) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {}
+    for i, (key, tensor) in enumerate(tensors.items(), start=1):
+        names[f"{key}.weight"] = f"model-{i:05}-of-{len(tensors):05}.safetensors"
+        save_file({f"{key}.weight": tensor}, folder / names[f"{key}.weight"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+def test_a_folder_a_file_and_shards_are_read_alike(tmp_path, dtype):
+    a, b = array(3, 5, dtype=dtype), array(4, 2, dtype=dtype)
+    folder = model(tmp_path / "one", {"a.weight": a, "b.weight": b})
+    for path in (folder, folder / "model.safetensors", sharded(tmp_path / "many", a=a, b=b)):
+        found = open_checkpoint(path)
+        assert found.notes == ()
+        assert {key: tensor.dtype for key, tensor in found.tensors.items()} == dict.fromkeys(
+            ("a.weight", "b.weight"), dtype
+        )
+        np.testing.assert_array_equal(found.tensors["a.weight"].read(), a)
+        np.testing.assert_array_equal(found.tensors["b.weight"].rows(1, 3).read(), b[1:3])
+        assert shapes(path) == {"a.weight": (3, 5), "b.weight": (4, 2)}
+
+
+def test_a_pipeline_has_its_components_names(tmp_path):
+    model(tmp_path / "unet", {"a.weight": array(2, 2)}, name="diffusion_pytorch_model.safetensors")
+    model(tmp_path / "vae", {"a.weight": array(3, 3)})
+    assert shapes(tmp_path) == {"unet.a.weight": (2, 2), "vae.a.weight": (3, 3)}
+
+
+def cache(tmp_path: Path, *revisions: str, main: str | None) -> Path:
+    hub = tmp_path / "models--org--name"
+    for i, revision in enumerate(revisions, start=1):
+        model(hub / "snapshots" / revision, {"a.weight": array(i, 2)}, config={"model_type": "gpt2"})
+    if main is not None:
+        (hub / "refs").mkdir()
+        (hub / "refs" / "main").write_text(main + "\n")
+    return hub
+
+
+@pytest.mark.parametrize(("revisions", "main", "rows"), [(("x", "y"), "y", 2), (("x",), None, 1)])
+def test_the_cache_folder_of_a_model_is_the_model(tmp_path, revisions, main, rows, monkeypatch):
+    hub = cache(tmp_path, *revisions, main=main)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for path in (hub, Path("org/name")):
+        assert weights(path)["a.weight"].shape == (rows, 2)
+        assert model_config(path) == {"model_type": "gpt2"}
+        assert stores_conv1d(path)
+
+
+@pytest.mark.parametrize(("revisions", "main"), [(("x", "y"), None), (("x",), "gone"), ((), None)])
+def test_a_cache_folder_without_one_snapshot_says_so(tmp_path, revisions, main):
+    hub = cache(tmp_path, *revisions, main=main)
+    (hub / "snapshots").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(OptionError, match="none of its snapshots") as error:
+        weights(hub)
+    assert ", ".join(revisions) in str(error.value)
+
+
+def test_what_holds_no_weights_says_what_it_holds(tmp_path):
+    with pytest.raises(FormatError, match="no safetensors weights"):
+        weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FormatError) as error:
+        weights(tmp_path)
+    assert "convert pytorch_model.bin to safetensors" in error.value.fix
+
+
+def test_gguf_is_refused_as_a_file_and_as_a_folder(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(60))
+    for path in (file, tmp_path):
+        for read in (weights, shapes):
+            with pytest.raises(FormatError, match="is GGUF") as error:
+                read(path)
+            assert "16 or 32 bits" in error.value.fix
+
+
+def test_a_missing_shard_and_two_files_are_said(tmp_path):
+    folder = sharded(tmp_path / "many", a=array(2, 2), b=array(2, 2))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(OptionError, match=r"model-00002-of-00002\.safetensors is named by"):
+        weights(folder)
+    model(tmp_path / "two", {"a": array(2)}, name="one.safetensors")
+    model(tmp_path / "two", {"a": array(2)}, name="other.safetensors")
+    with pytest.raises(FormatError, match="several files and no index"):
+        weights(tmp_path / "two")

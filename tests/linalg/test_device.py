@@ -1,0 +1,100 @@
+"""Where arrays are worked on: NumPy in threads, torch on the CPU as it would be on a GPU, and what is refused."""
+
+import sys
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.errors import OptionError
+from loralens.linalg.device import ROWS, Device
+
+
+def torch_device():
+    torch = pytest.importorskip("torch")
+    return Device("cpu", 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+def test_numbers_arrive_as_they_were(dtype):
+    array = np.array([[1.5, -2.0, 0.25], [0.0, 3.5, 8.0]]).astype(dtype)
+    array.flags.writeable = False
+    for device in (Device(), torch_device()):
+        for there in (device.put(array), device.cast(array)):
+            assert str(there.dtype).removeprefix("torch.") == device.dtype
+            np.testing.assert_array_equal(device.numpy(there), array.astype(np.float64))
+
+
+def test_a_cast_block_is_not_the_array_that_was_given():
+    array = np.ones((2, 2), np.float32)
+    Device().cast(array)[:] = 5
+    assert array.sum() == 4
+
+
+def test_products_do_not_depend_on_the_threads():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((2 * ROWS + 7, 40)), rng.standard_normal((40, 9))
+    np.testing.assert_allclose(Device().matmul(X, Y), X @ Y, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(Device().matmul(X, Y), Device(threads=4).matmul(X, Y))
+    np.testing.assert_allclose(Device(threads=4).matmul(X.T, X), X.T @ X, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_items_are_drawn_late_and_come_back_in_order(threads):
+    drawn, seen = [], []
+
+    def items():
+        for i in range(20):
+            drawn.append(i)
+            yield i
+
+    names = set()
+
+    def work(i):
+        names.add(threading.current_thread().name)
+        return i * i
+
+    for i, square in enumerate(Device(threads=threads).map(work, items())):
+        assert square == i * i
+        assert len(drawn) <= i + 2 + threads  # no more blocks in memory than that
+        seen.append(square)
+    assert len(seen) == 20
+    assert (threading.current_thread().name in names) == (threads == 1)
+
+
+def test_an_error_in_a_thread_is_the_callers():
+    def work(i):
+        raise OptionError(f"{i} is wrong", fix="give another")
+
+    with pytest.raises(OptionError, match="0 is wrong"):
+        list(Device(threads=2).map(work, range(5)))
+
+
+def test_a_device_is_found_by_its_name():
+    assert Device.of("cpu", threads=3) == Device("cpu", 3)
+    there = torch_device()
+    assert Device.of(there, threads=3) is there
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "gpu", ""])
+def test_other_names_are_refused(name):
+    with pytest.raises(OptionError, match="no device is called") as error:
+        Device.of(name)
+    assert "cuda:N" in error.value.fix
+
+
+def test_without_torch_or_a_gpu_it_says_so(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match="sees no CUDA device"):
+        Device.of("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(OptionError, match="no cuda:2") as error:
+        Device.of("cuda:2")
+    assert "cuda:1" in error.value.fix
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(OptionError, match="not installed") as error:
+        Device.of("cuda:0")
+    assert "pip install torch" in error.value.fix

@@ -1,0 +1,99 @@
+"""Leading singular triplets: within the stated error of the dense ones, on hard and easy spectra, in any shape."""
+
+import numpy as np
+import pytest
+
+from loralens.linalg.device import Device
+from loralens.linalg.randomized import ENOUGH, STEPS, holds, is_dense, leading
+from tests.tolerances import ORTHONORMAL, SINGLE_COPY
+
+SHAPE = (700, 640)
+RNG = np.random.default_rng(0)
+LEFT, RIGHT = (np.linalg.qr(RNG.standard_normal((n, 640)))[0] for n in SHAPE)
+i = np.arange(1, 641)
+SPECTRA = {
+    "slow": i**-0.25,
+    "steep": 1.0 / i,
+    "crowded": np.linspace(2, 0, 640),
+    "outliers": np.r_[20, 12, np.linspace(2, 0, 638)],
+    "equal": np.r_[3, 3, 3, np.linspace(1, 0, 637)],
+    "rank 5": np.where(i <= 5, 1.0 / i, 0),
+}
+
+
+def devices():
+    found = [Device(threads=2)]
+    try:
+        import torch
+    except ImportError:
+        return found
+    return [*found, Device("cpu", 1, torch.device("cpu"))]
+
+
+@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("k", [1, 12])
+def test_within_the_stated_error(name, k, device):
+    s = SPECTRA[name]
+    for W, U, V in ((LEFT * s @ RIGHT.T, LEFT, RIGHT), (RIGHT * s @ LEFT.T, RIGHT, LEFT)):
+        told = []
+        found = leading(device.put(W, "float32"), k, rng=np.random.default_rng(1), device=device, step=told.append)
+        assert 1 <= found.steps <= STEPS
+        assert told == [W.size] * found.steps
+        assert np.all(np.abs(found.s - s[:k]) <= found.error)
+        assert np.all(found.s <= s[:k] + SINGLE_COPY * s[0])  # never above the true one
+        stated = np.linalg.norm(found.error)
+        assert abs(np.linalg.norm(found.s) - np.linalg.norm(s[:k])) <= stated
+        assert stated <= 2 * ENOUGH * np.linalg.norm(found.s) or found.steps == STEPS or found.steps * (k + 8) > 200
+        residual = np.linalg.norm(W.T @ found.U - found.V * found.s, axis=0)
+        np.testing.assert_allclose(found.error, residual, atol=2 * SINGLE_COPY * s[0])
+        assert np.all(residual <= found.error)
+        np.testing.assert_allclose(W @ found.V, found.U * found.s, rtol=0, atol=4 * SINGLE_COPY * s[0])
+        for X in (found.U, found.V):
+            np.testing.assert_allclose(X.T @ X, np.eye(k), atol=2 * SINGLE_COPY)
+        if name == "steep":
+            space = np.linalg.norm(U[:, :k].T @ found.U) ** 2, np.linalg.norm(V[:, :k].T @ found.V) ** 2
+            assert min(space) > k * (1 - 1e-6)
+
+
+def test_same_seed_same_bits_whatever_the_threads():
+    W = (LEFT * SPECTRA["slow"] @ RIGHT.T).astype(np.float32)
+    one, many = (leading(W, 4, rng=np.random.default_rng(7), device=Device(threads=n)) for n in (1, 3))
+    for first, second in zip(one, many, strict=True):
+        np.testing.assert_array_equal(first, second)
+    other = leading(W, 4, rng=np.random.default_rng(8), device=Device())
+    assert not np.array_equal(other.U, one.U)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (1, 9), (9, 1)])
+def test_small_matrices_are_decomposed_exactly(shape):
+    W = np.random.default_rng(2).standard_normal(shape)
+    k = min(shape)
+    for device in devices():
+        found = leading(device.put(W, "float64"), 50, rng=np.random.default_rng(0), device=device)
+        assert found.steps == 0
+        np.testing.assert_allclose(found.s, np.linalg.svd(W, compute_uv=False), rtol=1e-12)
+        np.testing.assert_allclose(found.U * found.s @ found.V.T, W, atol=1e-13)
+        np.testing.assert_allclose(found.U.T @ found.U, np.eye(k), atol=ORTHONORMAL)
+        np.testing.assert_array_equal(found.error, np.zeros(k))
+
+
+def test_exact_is_exact():
+    W = LEFT * SPECTRA["crowded"] @ RIGHT.T
+    found = leading(W, 3, rng=np.random.default_rng(0), device=Device(), exact=True)
+    np.testing.assert_allclose(found.s, SPECTRA["crowded"][:3], rtol=1e-12)
+    assert found.U.shape == (700, 3)
+
+
+def test_when_the_dense_svd_is_taken():
+    assert is_dense((4096, 512), 8)
+    assert not is_dense((4096, 513), 8)
+    assert is_dense((4096, 4096), 8, exact=True)
+    assert is_dense((600, 600), 200)  # too few steps would fit
+    assert [holds((4096, n), 8) for n in (512, 4096)] == ["float64", "float32"]
+
+
+def test_a_zero_matrix_has_zero_values():
+    found = leading(np.zeros((600, 600), np.float32), 4, rng=np.random.default_rng(0), device=Device())
+    np.testing.assert_array_equal(found.s, np.zeros(4))
+    np.testing.assert_array_equal(found.error, np.zeros(4))
