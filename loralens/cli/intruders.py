@@ -1,0 +1,355 @@
+"""``loralens intruders``: singular vectors of W + ΔW that W does not have, their energy, and a way to shrink them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import compress_rule, options, target
+from loralens.version import __version__
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.analysis.intruders import Intruders
+    from loralens.cli.table import Table
+    from loralens.core.adapter import Adapter
+    from loralens.core.structured import Update
+    from loralens.core.weights import Weight
+    from loralens.formats.cache import SvdCache
+    from loralens.linalg.device import Device
+    from loralens.linalg.rank_update import Decomposed
+
+Found = Mapping[str, "Intruders"]
+
+SAMPLE = 256  # side of the matrix whose SVD is timed, so that the others' time can be said
+PATH = click.Path(path_type=Path)
+
+
+@click.command("intruders")
+@click.argument("adapter", metavar="ADAPTER")
+@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
+@options.MODULES
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Look at so many leading directions."
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    callback=options.finite,
+    default=0.5,
+    show_default=True,
+    help="An intruder has no cosine as large as this with any direction of W.",
+)
+@click.option(
+    "--remove",
+    type=float,
+    callback=options.finite,
+    metavar="λ",
+    help="Write an adapter that leaves λ of every intruder: 0 removes them, 1 keeps them. Needs -o.",
+)
+@click.option("-o", "--output", type=PATH, metavar="TARGET", help="Where --remove writes: a folder or a file.")
+@click.option("--uniform", is_flag=True, help="Give all modules of the written adapter one rank, with zeros.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(compress_rule.DTYPES)),
+    default="f32",
+    show_default=True,
+    help="Of the changed factors.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
+@click.option("--dry-run", is_flag=True, help="Say what --remove would write, and write nothing.")
+@click.option("--cache", type=PATH, metavar="DIR", help="Where SVDs of W are kept. [default: the user's cache folder]")
+@click.option("--cache-limit", default="20GB", show_default=True, metavar="SIZE", help="Drop the oldest beyond this.")
+@click.option("--no-cache", is_flag=True, help="Keep no SVD, and use none that is kept.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where SVDs of W are computed: cpu, cuda, cuda:1 …",
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
+@options.reading
+def command(
+    adapter: str,
+    base: str,
+    modules: tuple[str, ...],
+    top: int,
+    threshold: float,
+    remove: float | None,
+    output: Path | None,
+    uniform: bool,
+    dtype: str,
+    overwrite: bool,
+    dry_run: bool,
+    cache: Path | None,
+    cache_limit: str,
+    no_cache: bool,
+    device: str,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
+
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold it
+    is an intruder. Nearly every random direction is one, as the column "chance" says: a low score means spread over
+    many directions of W, not unknown to it. No SVD of W + ΔW is taken; that of W is, once, and kept.
+    """
+    if (remove is None) != (output is None):
+        raise click.UsageError("--remove and -o belong together")
+    from loralens.analysis.intruders import check_plain, intruders, mitigated
+    from loralens.core.names import select
+    from loralens.errors import place
+    from loralens.formats import load
+    from loralens.linalg.device import Device
+
+    store = _store(cache, cache_limit, no_cache=no_cache)
+    place_of_work = Device.of(device)
+    read = load(adapter, **reading)
+    options.warn(adapter, read)
+    with place(adapter):
+        names = select(read, modules)
+        check_plain(read, names, pairs=remove not in (None, 1))
+    if output:
+        target.refuse_source(adapter, output)
+        _write(read, {}, output, uniform=False, overwrite=overwrite, dry_run=True)  # not to fail after hours
+    weights = options.base_weights(base, {name: read[name] for name in names}).modules
+    found: dict[str, Intruders] = {}
+    changed: dict[str, Update] = {}
+    for name, W in _decomposed(weights, store, base, place_of_work):
+        with place(adapter), place(name):
+            one = intruders(read[name], W, top=top, threshold=threshold)
+            found[name] = one.without_vectors()
+            if remove is not None:
+                new = mitigated(read[name], one, strength=remove, dtype=compress_rule.dtype_of(dtype))
+                if new is not read[name]:
+                    changed[name] = new
+    written = None
+    if output and remove is not None:
+        written = _write(read, changed, output, uniform=uniform, overwrite=overwrite, dry_run=dry_run)
+    if as_json:
+        head = {"loralens": __version__, "adapter": adapter, "base": base, "threshold": threshold, "top": top}
+        record = head | _record(read, found)
+        click.echo(json.dumps(record | ({"output": {"strength": remove, **written}} if written else {})))
+        return
+    _show(f"{adapter} on {base}", read, found, threshold)
+    if written:
+        click.echo(_written(written, found, remove))
+
+
+def _store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | None":
+    from loralens.formats.cache import SvdCache, default_folder, size_of
+
+    if no_cache:
+        if folder:
+            raise click.UsageError("--cache and --no-cache exclude each other")
+        return None
+    return SvdCache(folder or default_folder(), limit=size_of(limit))
+
+
+def _decomposed(
+    weights: "Mapping[str, Weight]", store: "SvdCache | None", base: str, device: "Device"
+) -> "Iterator[tuple[str, Decomposed]]":
+    """The SVD of every weight, one after the other: read where it is kept, else computed, and said before the first."""
+    from loralens.cli.progress import progress
+    from loralens.errors import FormatError, place
+    from loralens.formats.cache import digest
+    from loralens.linalg.rank_update import decompose
+
+    keys = {}
+    with place(base):
+        for name, weight in weights.items():
+            with place(name):
+                keys[name] = digest(weight)
+        missing = [name for name in weights if store is None or keys[name] not in store]
+        _announce([weights[name] for name in missing], store, device)
+        with progress("SVD of W", sum(_work(weights[name]) for name in missing)) as advance:
+            for name, weight in weights.items():
+                W = store.read(keys[name]) if store else None
+                if W is None:
+                    if name not in missing:
+                        click.echo(f"warning: the SVD kept for {name} is damaged: computed again", err=True)
+                    with place(name):
+                        W = decompose(weight.read(), device)
+                    try:
+                        if store:
+                            store.write(keys[name], W)
+                    except FormatError as error:
+                        click.echo(f"warning: {error.at('the SVDs are not kept')}", err=True)
+                        store = None
+                    if advance:
+                        advance(_work(weight))
+                yield name, W
+
+
+def _work(weight: "Weight") -> int:
+    """What a dense SVD costs, max·min² of the shape."""
+    return max(weight.shape) * min(weight.shape) ** 2
+
+
+def _announce(weights: "Sequence[Weight]", store: "SvdCache | None", device: "Device") -> None:
+    """What the missing SVDs will take, on stderr."""
+    if not weights:
+        return
+    from loralens.cli.table import count, size
+    from loralens.formats.cache import nbytes
+
+    seconds = sum(map(_work, weights)) * _seconds_a_product(device)
+    total = sum(map(nbytes, weights))
+    words = f"the SVD of {count(len(weights), 'weight')} of the base comes first: about {_duration(seconds)}"
+    if store:
+        words += f", and {size(total)} kept in {store.folder} for the next time"
+        if total > store.limit:
+            words += f" as far as the limit of {size(store.limit)} goes (--cache-limit)"
+    click.echo(words, err=True)
+
+
+def _seconds_a_product(device: "Device") -> float:
+    """Seconds that a dense SVD takes here, over max·min² of its shape."""
+    from time import perf_counter
+
+    import numpy as np
+
+    from loralens.linalg.rank_update import decompose
+
+    W = np.random.default_rng(0).standard_normal((SAMPLE, SAMPLE))
+    times = []
+    for _ in range(2):  # the first one also warms up
+        start = perf_counter()
+        decompose(W, device)
+        times.append(perf_counter() - start)
+    return min(times) / SAMPLE**3
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _write(
+    adapter: "Adapter", changed: "Mapping[str, Update]", output: Path, *, uniform: bool, overwrite: bool, dry_run: bool
+) -> dict[str, Any]:
+    """Write the changed adapter in its own dialect, or PEFT's where that cannot be written; a record of it."""
+    from loralens.analysis.intruders import replaced
+    from loralens.formats import FORMATS, QUANTISED, save
+
+    new = replaced(adapter, changed, uniform=uniform)
+    writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
+    form = adapter.format if writable else "peft"
+    save(new, output, format=form, overwrite=overwrite, dry_run=dry_run)
+    ranks = [module.rank for module in new.modules.values()]
+    return {
+        "path": str(output),
+        "format": form,
+        "dry_run": dry_run,
+        "modules": len(new),
+        "changed": len(changed),
+        "ranks": [min(ranks), max(ranks)],
+        "parameters": new.parameters,
+    }
+
+
+def _written(written: Mapping[str, Any], found: Found, strength: float | None) -> str:
+    from loralens.cli.table import count
+
+    low, high = written["ranks"]
+    shrunk = count(sum(one.count for one in found.values()) if strength != 1 else 0, "intruder")
+    return (
+        f"{'would write' if written['dry_run'] else 'wrote'} {written['path']}: {written['format']}, {shrunk} "
+        f"scaled by {strength:g}, {written['changed']} of {written['modules']} modules changed, "
+        f"rank {low if low == high else f'{low}–{high}'}"
+    )
+
+
+def _record(adapter: "Adapter", found: Found) -> dict[str, Any]:
+    looked, count, share = _total(found)
+    return {
+        "modules": [
+            {
+                "name": name,
+                "shape": list(one.shape),
+                "rank": adapter[name].rank,
+                "count": one.count,
+                "energy_share": one.energy_share,
+                "chance": one.chance,
+                "random_score": one.random_score,
+                "singular_values": one.s.tolist(),
+                "scores": one.scores.tolist(),
+                "intruders": [
+                    {"index": int(j) + 1, "singular_value": float(one.s[j]), "score": float(one.scores[j])}
+                    for j in one.indices
+                ],
+                "tied": one.tied,
+                "method": one.method,
+            }
+            for name, one in found.items()
+        ],
+        "total": {"modules": len(found), "directions": looked, "count": count, "energy_share": share},
+    }
+
+
+def _total(found: Found) -> tuple[int, int, float]:
+    """Directions looked at, intruders among them, and their share of the energy, over several modules."""
+    energy = sum(float((one.s**2).sum()) for one in found.values())
+    intruding = sum(float((one.s[one.indices] ** 2).sum()) for one in found.values())
+    share = intruding / energy if energy else 0.0
+    return sum(one.s.size for one in found.values()), sum(one.count for one in found.values()), share
+
+
+def _show(place: str, adapter: "Adapter", found: Found, threshold: float) -> None:
+    from loralens.cli.table import show
+
+    show(_modules_table(place, adapter, found, threshold), _kinds_table(found))
+    tied = [name for name, one in found.items() if one.tied]
+    if tied:
+        click.echo(f"tied: {len(tied)} modules have equal leading singular values, {tied[0]} first; their vectors, and")
+        click.echo("  so their scores and counts, are not unique")
+    dense = sum(one.method == "dense" for one in found.values())
+    if dense:
+        click.echo(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
+
+
+def _modules_table(place: str, adapter: "Adapter", found: Found, threshold: float) -> "Table":
+    from loralens.cli.table import Column, Table, count, number
+
+    heads = ("out × in", "r", "intruders", "energy", "first", "its σ", "its score", "lowest", "random", "chance")
+    rows = []
+    for name, one in found.items():
+        first = int(one.indices[0]) if one.count else None
+        rows.append(
+            [
+                name,
+                f"{one.shape[0]} × {one.shape[1]}",
+                str(adapter[name].rank),
+                f"{one.count}/{one.s.size}",
+                f"{one.energy_share:.1%}",
+                "" if first is None else str(first + 1),
+                "" if first is None else number(one.s[first]),
+                "" if first is None else f"{one.scores[first]:.3f}",
+                f"{one.scores.min(initial=1.0):.3f}",
+                f"{one.random_score:.3f}",
+                f"{one.chance:.4g}",
+            ]
+        )
+    looked, intruding, share = _total(found)
+    title = (
+        f"{place}: {count(len(found), 'module')}, {intruding} of {looked} leading directions of W + ΔW are intruders "
+        f"(score below {threshold:g}), with {share:.1%} of their energy"
+    )
+    return Table(title, [Column("module", "left"), *map(Column, heads)], rows)
+
+
+def _kinds_table(found: Found) -> "Table":
+    from loralens.cli.table import Column, Table
+    from loralens.core.names import kind, natural_key
+
+    members: dict[str, dict[str, Intruders]] = {}
+    for name, one in found.items():
+        members.setdefault(kind(name), {})[name] = one
+    rows = []
+    for label in sorted(members, key=natural_key):
+        looked, count, share = _total(members[label])
+        rows.append([label, str(len(members[label])), f"{count}/{looked}", f"{share:.1%}"])
+    return Table("by kind", [Column("kind", "left"), *map(Column, ("modules", "intruders", "energy"))], rows)

@@ -1,0 +1,246 @@
+"""Intruder dimensions beside the dense definition, and the edit that shrinks them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.analysis.intruders import check_plain, intruders, mitigated, replaced
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Structured
+from loralens.errors import MismatchError, OptionError
+from loralens.linalg.rank_update import Decomposed, decompose
+from tests.reference import intruder_scores, intruders_scaled
+from tests.strategies import factor_pairs
+from tests.tolerances import MITIGATED, SCORE, SCORE_TIMES_GAP, UPDATED_VALUE
+
+LowRank = loralens.LowRank
+
+
+def made(shape, r=3, size=0.3, seed=0, **options):
+    """W with a falling spectrum, and an update of ``size`` times its norm."""
+    rng = np.random.default_rng(seed)
+    out, in_ = shape
+    W = rng.standard_normal(shape) * np.linspace(3, 1, in_)
+    B, A = rng.standard_normal((out, r)), rng.standard_normal((r, in_))
+    B *= size * np.linalg.norm(W) / np.linalg.norm(B @ A)
+    return W, LowRank(B / 2, A, 2.0, **options)
+
+
+def assert_as_dense(found, W, module, top=10):
+    s, scores = intruder_scores(W, module.dense(), top)
+    np.testing.assert_allclose(found.s, s, atol=UPDATED_VALUE * s[0])
+    np.testing.assert_allclose(found.scores, scores, atol=SCORE)
+    assert found.count == np.count_nonzero(scores < found.threshold)
+    share = np.sum(s[scores < found.threshold] ** 2) / np.sum(s**2)
+    assert found.energy_share == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (60, 25), (25, 60), (40, 3), (3, 40)], ids=str)
+@pytest.mark.parametrize("size", [1e-3, 0.3, 1.0, 100.0])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+def test_counts_and_scores_are_those_of_the_definition(shape, size, threshold):
+    W, module = made(shape, size=size)
+    assert_as_dense(intruders(module, decompose(W), threshold=threshold), W, module)
+
+
+def test_some_are_intruders_and_some_are_not():
+    """Or the equalities above would prove little."""
+    counts = [intruders(m, decompose(W)).count for W, m in (made((60, 60), size=size) for size in (1e-3, 0.5, 100.0))]
+    assert counts[0] == 0
+    assert 0 < counts[1] <= counts[2] < 10
+
+
+def test_larger_than_any_matrix_that_is_finished():
+    W, module = made((640, 700), r=8)
+    found = intruders(module, decompose(W))
+    assert found.method == "lanczos"
+    s, U0 = np.linalg.svd(W + module.dense())[1], np.linalg.svd(W)[0]
+    U = np.linalg.svd(W + module.dense())[0][:, :10]
+    np.testing.assert_allclose(found.s, s[:10], atol=UPDATED_VALUE * s[0])
+    np.testing.assert_allclose(found.scores, np.abs(U0.T @ U).max(axis=0), atol=SCORE)
+
+
+@pytest.mark.parametrize("deficient", [0, 1, 4])
+def test_a_weight_of_less_than_full_rank(deficient):
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((20, deficient)) @ rng.standard_normal((deficient, 14))
+    _, module = made((20, 14))
+    found = intruders(module, decompose(W))
+    assert found.s.size == deficient + 3  # directions without a length are none
+    s, _ = intruder_scores(W, module.dense(), 10)
+    np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
+
+
+@pytest.mark.parametrize("W", [made((30, 20))[0], np.eye(20), np.ones((20, 30))], ids=["any", "ties", "rank one"])
+def test_no_update_has_no_intruders(W):
+    module = LowRank(np.zeros((W.shape[0], 2)), np.ones((2, W.shape[1])))
+    found = intruders(module, decompose(W))
+    assert (found.count, found.energy_share) == (0, 0.0)
+    np.testing.assert_allclose(found.scores, 1.0, atol=1e-6)
+
+
+def test_nothing_at_all():
+    found = intruders(LowRank(np.zeros((5, 2)), np.zeros((2, 4))), decompose(np.zeros((5, 4))))
+    assert (found.s.size, found.count, found.energy_share) == (0, 0, 0.0)
+
+
+def test_equal_values_are_said():
+    rng = np.random.default_rng(0)
+    module = LowRank(0.1 * rng.standard_normal((30, 1)), rng.standard_normal((1, 30)))
+    assert intruders(module, decompose(np.eye(30)), top=5).tied
+    assert not intruders(module, decompose(np.diag(np.linspace(2, 1, 30))), top=5).tied
+
+
+@settings(max_examples=60, deadline=None)
+@given(factor_pairs(), st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 30.0]))
+def test_any_factors(pair, seed, size):
+    B, A = pair
+    module = LowRank(B, A, -0.7)
+    W = size * np.random.default_rng(seed).standard_normal(module.shape)
+    found = intruders(module, decompose(W), top=4)
+    s, scores = intruder_scores(W, module.dense(), 4)
+    np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
+    every = np.linalg.svd(W + module.dense(), compute_uv=False)
+    for j in range(found.s.size):
+        gap = np.abs(np.delete(every, j) - s[j]).min(initial=s[0]) / s[0]
+        assert abs(found.scores[j] - scores[j]) < max(SCORE_TIMES_GAP / max(gap, 1e-300), SCORE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_gauge_and_orthogonal_turns_of_the_in_side_change_nothing(seed):
+    rng = np.random.default_rng(seed)
+    W, module = made((12, 9), seed=seed)
+    plain = intruders(module, decompose(W))
+    assume(np.abs(np.diff(plain.s)).min() > 1e-2 * plain.s[0])
+    G = rng.standard_normal((3, 3)) + 3 * np.eye(3)
+    turned = intruders(LowRank(module.B @ G, np.linalg.solve(G, module.A), module.scale), decompose(W))
+    Q = np.linalg.qr(rng.standard_normal((9, 9)))[0]
+    rotated = intruders(LowRank(module.B, module.A @ Q, module.scale), decompose(W @ Q))
+    for other in (turned, rotated):
+        np.testing.assert_allclose(other.s, plain.s, rtol=1e-6)
+        np.testing.assert_allclose(other.scores, plain.scores, atol=SCORE)
+
+
+def test_chance_is_that_of_random_directions():
+    W, module = made((60, 25))
+    found = intruders(module, decompose(W), threshold=0.35)
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((4000, 60))
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    scores = np.abs(y @ np.linalg.svd(W, full_matrices=False)[0]).max(axis=1)
+    assert found.chance == pytest.approx((scores < 0.35).mean(), abs=0.03)
+    assert found.random_score == pytest.approx(np.median(scores), abs=0.01)
+
+
+def test_a_structured_update_is_measured_too():
+    W, module = made((20, 14))
+    dense = Structured(Dense(LazyArray.of(module.dense())))
+    assert_as_dense(intruders(dense, decompose(W)), W, module)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"threshold": 0.0}, "threshold is 0"), ({"top": 0}, "top 0")])
+def test_options_without_sense(options, message):
+    W, module = made((6, 5))
+    with pytest.raises(OptionError, match=message):
+        intruders(module, decompose(W), **options)
+
+
+# ---------------------------------------------------------------- the edit
+
+
+def exact(W):
+    U, s, Vh = np.linalg.svd(W, full_matrices=False)
+    return Decomposed(U, s, Vh.T)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (60, 25), (25, 60)], ids=str)
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.7, -1.0])
+@pytest.mark.parametrize("scale", [2.0, -0.3, 1e-6])
+def test_the_edit_scales_the_intruders_and_nothing_else(shape, strength, scale):
+    W, module = made(shape, size=1.0)
+    module = LowRank(module.B * 2 / scale, module.A, scale)
+    found = intruders(module, exact(W))
+    assert 0 < found.count < 10
+    new = mitigated(module, found, strength=strength, dtype=np.float64)
+    expected = intruders_scaled(W, module.dense(), found.indices, strength)
+    np.testing.assert_allclose(W + new.dense(), expected, atol=1e-11 * found.s[0])
+    assert (new.rank, new.scale) == (module.rank + found.count, scale)
+    np.testing.assert_array_equal(new.B[:, :3], module.B)
+
+
+def test_removed_intruders_are_gone():
+    W, module = made((40, 40), size=0.7)
+    found = intruders(module, exact(W))
+    new = mitigated(module, found, strength=0.0, dtype=np.float64)
+    again = intruders(new, exact(W))
+    kept = np.delete(found.s, found.indices)
+    np.testing.assert_allclose(again.s[: kept.size], kept, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_float32_factors_lose_their_rounding_and_narrow_ones_theirs(dtype):
+    W, module = made((40, 40), size=1.0)
+    module = LowRank(module.B.astype(dtype), module.A.astype(dtype), module.scale)
+    found = intruders(module, decompose(W))
+    expected = intruders_scaled(W, module.dense(), found.indices, 0.0)
+    new = mitigated(module, found, strength=0.0)
+    assert new.dtype == np.float32
+    assert np.abs(W + new.dense() - expected).max() < MITIGATED * found.s[0]
+    narrow = mitigated(module, found, strength=0.0, dtype=ml_dtypes.bfloat16)
+    assert MITIGATED < np.abs(W + narrow.dense() - expected).max() / found.s[0] < 1e-2
+
+
+def test_a_module_without_intruders_or_at_full_strength_stays_itself():
+    W, module = made((40, 40), size=1e-3)
+    assert mitigated(module, intruders(module, decompose(W)), strength=0.0) is module
+    W, module = made((40, 40), size=1.0)
+    assert mitigated(module, intruders(module, decompose(W)), strength=1.0) is module
+
+
+def test_a_scale_of_0_cannot_be_divided_by():
+    W, module = made((40, 40), size=1.0)
+    found = intruders(module, exact(W))
+    new = mitigated(LowRank(module.B, module.A, 0.0), found, strength=0.0, dtype=np.float64)
+    np.testing.assert_allclose(new.dense(), -(found.U * found.s[found.indices]) @ found.V.T, atol=1e-12 * found.s[0])
+
+
+def test_a_structured_module_is_refused_with_the_way_out():
+    W, module = made((20, 14), size=2.0)
+    dense = Structured(Dense(LazyArray.of(module.dense())))
+    with pytest.raises(MismatchError, match="full difference has no factors") as caught:
+        mitigated(dense, intruders(dense, decompose(W)), strength=0.0)
+    assert "convert --rank" in caught.value.fix
+    adapter = loralens.Adapter(modules={"a": module, "b": dense})
+    check_plain(adapter, ["a", "b"])
+    with pytest.raises(MismatchError, match="b: a full difference"):
+        check_plain(adapter, ["a", "b"], pairs=True)
+
+
+def test_dora_is_refused_by_name():
+    _, module = made((20, 14))
+    magnitude = Extra("magnitude", "b", LazyArray.of(np.ones(20)))
+    adapter = loralens.Adapter(modules={"a": module, "b": module}, extra={"b.m": magnitude})
+    check_plain(adapter, ["a"])
+    with pytest.raises(MismatchError, match="b is DoRA"):
+        check_plain(adapter, ["a", "b"])
+
+
+def test_one_rank_where_one_is_needed():
+    small, large = made((6, 5), r=2)[1], made((6, 5), r=4)[1]
+    experts = [LowRank(m.B, m.A, m.scale, layout=Layout(kind="experts")) for m in (small, small)]
+    adapter = loralens.Adapter(modules={"x[0]": experts[0], "x[1]": experts[1], "y": small, "z": small})
+    wide = LowRank(large.B.astype(np.float64), large.A, 2.0, layout=Layout(kind="experts"), scaling=Scaling("given"))
+    new = replaced(adapter, {"x[1]": wide})
+    assert {name: m.rank for name, m in new.items()} == {"x[0]": 4, "x[1]": 4, "y": 2, "z": 2}
+    assert new["y"] is small
+    np.testing.assert_array_equal(new["x[0]"].dense(), small.dense())
+    new = replaced(adapter, {"y": large}, uniform=True)
+    assert {m.rank for m in new.modules.values()} == {4}
+    np.testing.assert_array_equal(new["z"].dense(), small.dense())

