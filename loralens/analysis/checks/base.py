@@ -1,0 +1,132 @@
+"""Base: the model that an adapter is held against, and what its weights make of each update."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from loralens.analysis.spectrum import Spectrum
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.matching import Shape, match
+from loralens.core.structured import Update, Updates
+from loralens.core.weights import Weight, weights_of
+from loralens.errors import MismatchError
+from loralens.linalg.rounding import Rounding, product_entries, rounded, sample_entries, sampled_rounding
+
+Reason = tuple[str, str]  # what, and a fix
+
+TRIES = 200  # matchings tried to find out which modules are strangers: enough for a dozen of them among thousands
+NARROW = 2  # bytes of the dtypes that a merge can hurt; float32 weights are asked what bfloat16 would do to them
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model: what it is called, its tensors, whether linear weights are stored (in, out)."""
+
+    name: str
+    tensors: Mapping[str, LazyArray]
+    conv1d: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What the weight W makes of ΔW.
+
+    Attributes
+    ----------
+    ratio : float
+        ‖ΔW‖_F/‖W‖_F, the latter from 8,192 entries (1 % off).
+    dtype : str
+        The dtype of a merge: as asked for, else that of W, else (W in float32) bfloat16.
+    supposed : bool
+        Whether that dtype is neither asked for nor W's own.
+    rounding : Rounding
+        What a merge into it would make of ΔW, from the same entries.
+    """
+
+    ratio: float
+    dtype: str
+    supposed: bool
+    rounding: Rounding
+
+
+def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
+    """The weights of the modules that have one; for those that have none why, and a fix; the same of all under "".
+
+    Strangers are found by halves, so that a head that the base has not hides none of the others.
+    """
+    shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
+    tries = iter(range(TRIES))
+    whole: list[MismatchError] = []
+
+    def strangers(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
+        try:
+            match({name: modules[name].shape for name in names}, shapes)
+        except MismatchError as error:
+            whole.append(error)
+            if len(names) == 1 or next(tries, None) is None:
+                yield from ((name, _stranger(name, modules[name].shape, shapes, error)) for name in names)
+                return
+            middle = len(names) // 2
+            yield from strangers(names[:middle])
+            yield from strangers(names[middle:])
+
+    strays = dict(strangers(list(modules)))
+    known = {name: module for name, module in modules.items() if name not in strays}
+    if not known:
+        return {}, strays | {"": (whole[0].what, whole[0].fix)} if whole else {}
+    try:
+        return dict(weights_of(known, base.tensors, conv1d=base.conv1d).modules), strays
+    except MismatchError as error:  # halves that match, each by names of its own
+        return {}, strays | {"": (error.what, error.fix)}
+
+
+def _stranger(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
+    stored = next((shapes[key] for key in (f"{name}.weight", name) if key in shapes), None)
+    if stored is not None:
+        return f"{shape} here and {stored} in the base", "give the base it was trained on"
+    return f"the base has no weight of this name and shape {shape}", error.fix
+
+
+def landings(
+    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], dtype: str | None
+) -> dict[str, Landing]:
+    """What every weight makes of its update, from entries drawn with a fixed seed."""
+    return {
+        name: _landing(modules[name], one.frobenius, weights[name], dtype)
+        for name, one in spectra.items()
+        if name in weights and one.spectral > 0
+    }
+
+
+def _landing(module: Update, norm: float, weight: Weight, dtype: str | None) -> Landing:
+    out, in_ = module.shape
+    rows, columns = sample_entries((out, in_))
+    w = weight.read()[rows, columns]
+    size = out * in_
+    mean_square = float(np.mean(w.astype(np.float64) ** 2))
+    supposed = dtype is None and w.dtype.itemsize > NARROW
+    target = dtype or ("bfloat16" if supposed else w.dtype.name)
+    kind = _dtype(target)
+    rounding = sampled_rounding(
+        rounded(w, kind), update_entries(module, rows, columns), size=size, norm=norm, dtype=kind
+    )
+    whole = (mean_square * size) ** 0.5
+    return Landing(norm / whole if whole else np.inf, target, supposed, rounding)
+
+
+def update_entries(module: Update, rows: Array, columns: Array) -> Array:
+    """ΔW at some entries, float64."""
+    if isinstance(module, LowRank):
+        return module.scale * product_entries(module.B, module.A, rows, columns)
+    return np.asarray(module.dense()[rows, columns])
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,0 +1,119 @@
+"""Pairs that are several pairs side by side, under the α of one."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from loralens.analysis.checks.diagnosis import Diagnosis, share, some
+from loralens.analysis.checks.patient import Patient, Reading
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+
+RULES = {
+    "concat-alpha": "Adapters put side by side (sd-scripts' --concat) keep the α of the first while the rank becomes "
+    "the sum: everything is too weak by the ratio of the ranks.",
+    "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "
+    "whose α is that of one part: every program then applies 1/3 or 1/4 of what was trained.",
+}
+APART = 1.3  # lengths of neighbouring rows in two blocks differ by this at least
+ALIKE = 1.15  # ... and within a block by this at most; over all rows of most published adapters 1.04 to 1.12
+MOST = 0.9  # of the modules must be cut at the same rows
+FEWEST = 4  # modules below which one cut may be chance
+
+
+def look(patient: Patient) -> Iterator[Diagnosis]:
+    """Suspicions from the metadata, from the lengths of A's rows, and from the zero blocks of B."""
+    yield from _split(patient)
+    pairs = {name: one for name, one in patient.pairs.items() if isinstance(one.module, LowRank)}
+    said = _number((patient.adapter.metadata or {}).get("ss_network_dim"))
+    plain = [one for one in pairs.values() if _block_diagonal(one) == 1]
+    ranks = {one.module.scaling.rank or one.module.rank for one in plain}  # not that of an expanded LoHa
+    if said and len(ranks) == 1 and (rank := ranks.pop()) > said and rank % said == 0 and _scale(plain[0]) < 1:
+        evidence = f"ss_network_dim says {said:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
+        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / said))
+        return
+    blocks = row_blocks(plain)
+    if blocks and _scale(plain[0]) < 1:
+        evidence = (
+            f"in {MOST:.0%} of the modules or more the rows of A fall in blocks of {blocks} by their lengths, as those "
+            f"of adapters put side by side do; scale {plain[0].module.scaling}"
+        )
+        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
+
+
+def row_blocks(readings: Sequence[Reading]) -> list[int]:
+    """Sizes of the blocks that the rows of A fall into by their length, the same in nearly all modules; else empty.
+
+    A trained A stays near its random start, whose rows are equally long; side by side, two adapters with different
+    weights or scales show as a step.
+    """
+    if len(readings) < FEWEST:
+        return []
+    found = [_cuts(one.A.lengths) for one in readings if one.A]
+    commonest = max(set(found), key=found.count, default=())
+    if not commonest or found.count(commonest) < MOST * len(found):
+        return []
+    return [int(n) for n in np.diff(commonest)]
+
+
+def _cuts(lengths: Array) -> tuple[int, ...]:
+    """0, the rows where a block begins, r; empty where there is one block or none is clear."""
+    if len(lengths) < 2 or not lengths.all():
+        return ()
+    steps = np.abs(np.diff(np.log(lengths)))
+    cuts = [0, *(np.flatnonzero(steps > np.log(APART)) + 1).tolist(), len(lengths)]
+    parts = [lengths[a:b] for a, b in pairwise(cuts)]
+    clear = all(part.max() <= ALIKE * part.min() and len(part) > 1 for part in parts)
+    return tuple(cuts) if clear and len(parts) > 1 else ()
+
+
+def _split(patient: Patient) -> Iterator[Diagnosis]:
+    found: dict[int, list[str]] = {}
+    for name, one in patient.pairs.items():
+        count = _block_diagonal(one)
+        if count > 1 and 0 < _scale(one) <= 1 / count:
+            found.setdefault(count, []).append(name)
+    for count, names in found.items():
+        module = patient.readings[names[0]].module
+        evidence = (
+            f"B is block-diagonal, {count} parts of rank {module.rank // count}, in "
+            f"{share(len(names), len(patient.readings))}: {some(names)}; scale {module.scaling}"
+        )
+        yield Diagnosis("warning", "split-qkv-alpha", evidence, _stronger(count), names[0] if len(names) == 1 else None)
+
+
+def _block_diagonal(reading: Reading) -> int:
+    """Diagonal blocks that B falls into: zero outside, equal in columns, the heights free; 1 for an ordinary B."""
+    module, factor = reading.module, reading.B
+    if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < 0.4:
+        return 1
+    held = module.B != 0
+    for count in range(module.rank // 2, 1, -1):  # the finest cut; blocks of one column are no adapters
+        if module.rank % count == 0 and _is_block_diagonal(held, count):
+            return count
+    return 1
+
+
+def _is_block_diagonal(held: Array, count: int) -> bool:
+    width = held.shape[1] // count
+    used = np.stack([held[:, i * width : (i + 1) * width].any(axis=1) for i in range(count)])  # (count, out)
+    first = [int(np.flatnonzero(rows)[0]) if rows.any() else -1 for rows in used]
+    return bool((used.sum(axis=0) <= 1).all()) and min(first) >= 0 and first == sorted(first)
+
+
+def _scale(reading: Reading) -> float:
+    """α/r of a module that says it; 1 where α is not said."""
+    return reading.module.scale if reading.module.scaling.stated and reading.module.scaling.rule == "alpha/r" else 1.0
+
+
+def _stronger(factor: float) -> str:
+    return f"if so, use it at {factor:g} times the strength, or multiply its alphas by {factor:g}"
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(str(text))
+    except ValueError:
+        return None
+    return value if value > 0 else None

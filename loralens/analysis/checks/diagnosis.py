@@ -1,0 +1,58 @@
+"""Diagnosis: what one check saw, in one module or in the adapter."""
+
+from dataclasses import dataclass
+from typing import final
+
+from loralens.core.adapter import Level
+
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What one check saw.
+
+    Attributes
+    ----------
+    level : str
+        ``error``: it does not work as it is; ``warning``: it may not do what was meant; ``note``: good to know.
+    code : str
+        A stable name of the kind of finding, for machines.
+    evidence : str
+        The numbers, in words.
+    fix : str
+        The command that mends it, or one sentence; empty where there is nothing to mend.
+    module : str or None
+        None where it is the adapter's.
+    adapter : str
+        The path of the adapter, as it was given.
+    """
+
+    level: Level
+    code: str
+    evidence: str
+    fix: str = ""
+    module: str | None = None
+    adapter: str = ""
+
+    def record(self) -> dict[str, str | None]:
+        """As a JSON object."""
+        return {
+            "level": self.level,
+            "code": self.code,
+            "adapter": self.adapter,
+            "module": self.module,
+            "evidence": self.evidence,
+            "fix": self.fix,
+        }
+
+
+def share(count: int, of: int) -> str:
+    """``all 12 modules``, ``3 of 12 modules``."""
+    return f"all {of} modules" if count == of > 1 else f"{count} of {of} modules"
+
+
+def some(names: list[str], count: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,54 @@
+"""Adapters that began from the same random A."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from loralens.analysis.checks.diagnosis import Diagnosis, some
+from loralens.analysis.checks.patient import Patient
+from loralens.analysis.pairwise import SHARED, aligned, groups, mean
+from loralens.core.lazy import Array
+from loralens.linalg.rounding import sample_entries
+
+RULES = {
+    "shared-initialisation": "Adapters trained from one seed share the random start of A. Overlaps of A, or of the in "
+    "side of ΔW, then show the seed and not the tasks."
+}
+ENTRIES = 512  # of every A: the cosine of a whole adapter is then good to 1/√(512·modules), 0.01 at 20 modules
+
+
+def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
+    """One diagnosis for every group of adapters whose A point the same way, at the first of them."""
+    modules = aligned([one.adapter for one in patients])
+    cosines = np.full((max(len(modules), 1), len(patients), len(patients)), np.nan)
+    for cosine, module in zip(cosines, modules, strict=False):
+        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(patients, module.holders, strict=True))}
+        held = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
+        for i, (x, r) in held.items():
+            for j, (y, s) in held.items():
+                if r == s:
+                    cosine[i, j] = x @ y
+    similar = mean(cosines)
+    for group in groups(similar, SHARED):
+        if len(group) < 2:
+            continue
+        first, others = patients[group[0]], [patients[i] for i in group[1:]]
+        least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
+        evidence = (
+            f"A points where that of {some([one.path for one in others])} points (cosine {least:.2f} or more): they "
+            "began from one random A, or are one run"
+        )
+        quoted = " ".join(one.quoted for one in (first, others[0]))
+        fix = f"compare them on the side that the seed does not fix: `loralens similarity {quoted} --side out`"
+        yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
+
+
+def _some(patient: Patient, name: str | None) -> tuple[Array | None, int]:
+    """Some entries of A, their length 1, and r; None where there is no A to compare."""
+    reading = patient.readings.get(name) if name else None
+    if reading is None or reading.A is None or not reading.A.lengths.any():
+        return None, 0
+    A = reading.module.A
+    row = A[sample_entries(A.shape, count=ENTRIES)].astype(np.float64)
+    length = float(np.linalg.norm(row))
+    return (row / length if length else None), reading.module.rank

@@ -1,0 +1,153 @@
+"""Patient: an adapter read once, and all that the checks ask about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from shlex import quote
+from typing import Any, final
+
+import numpy as np
+
+from loralens.analysis.checks.base import Landing, Reason
+from loralens.analysis.spectrum import Spectrum
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.core.names import select
+from loralens.core.structured import Update
+from loralens.errors import FormatError
+
+SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a file, not a folder
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One factor in its rank direction: rows of A, or columns of B.
+
+    Attributes
+    ----------
+    lengths : float64 array, shape (r,)
+        Euclidean lengths.
+    skew : float
+        Largest |cosine| between two of them that have a length: 0 where they are orthogonal.
+    zeros : float
+        Share of the entries that are exactly 0, in [0, 1].
+    """
+
+    lengths: Array
+    skew: float
+    zeros: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one pass over the numbers of a module showed.
+
+    Attributes
+    ----------
+    module : LowRank or Structured
+    spectrum : Spectrum or None
+        None where a factor holds NaN or Inf.
+    B, A : Factor or None
+        None where there is no pair, or no spectrum.
+    """
+
+    module: Update
+    spectrum: Spectrum | None
+    B: Factor | None = None
+    A: Factor | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patient:
+    """An adapter, read once.
+
+    Attributes
+    ----------
+    path : str
+        Where it is, as the user wrote it: for messages and commands.
+    adapter : Adapter
+    readings : mapping of str to Reading
+        The modules asked for, in natural order.
+    landings : mapping of str to Landing
+        What the base's weight makes of a module; empty without a base.
+    strays : mapping of str to pair of str
+        Modules that find no weight in the base: why, and a fix; under "" where that is so of all of them.
+    to : str
+        The dialect that a command has to write it in; empty where its own will do.
+    """
+
+    path: str
+    adapter: Adapter
+    readings: Mapping[str, Reading]
+    landings: Mapping[str, Landing] = field(default_factory=dict)
+    strays: Mapping[str, Reason] = field(default_factory=dict)
+    to: str = ""
+
+    @property
+    def quoted(self) -> str:
+        """The path as a shell wants it."""
+        return quote(self.path)
+
+    def beside(self, word: str) -> str:
+        """A path beside this one for what a command would make of it, as a shell wants it."""
+        path = PurePath(self.path)
+        name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
+        return quote(str(path.with_name(name)))
+
+    def compress(self, word: str, rule: str) -> str:
+        """The command that writes it smaller, beside itself."""
+        to = f" --to {self.to}" if self.to else ""
+        return f"loralens compress {self.quoted} -o {self.beside(word)} {rule}{to}"
+
+    @property
+    def spectra(self) -> dict[str, Spectrum]:
+        """Spectra of the modules that are finite."""
+        return {name: one.spectrum for name, one in self.readings.items() if one.spectrum is not None}
+
+    @property
+    def pairs(self) -> dict[str, Reading]:
+        """The modules whose pair is finite and not zero."""
+        return {
+            name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
+        }
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A field of the adapter's configuration."""
+        return (self.adapter.config or {}).get(key, default)
+
+
+def examine(adapter: Adapter, path: str, *, modules: Sequence[str] = (), to: str = "") -> Patient:
+    """The adapter read once, module by module; its factors are not kept.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing.
+    """
+    readings = {name: _reading(adapter[name]) for name in select(adapter, modules)}
+    return Patient(path=path, adapter=adapter, readings=readings, to=to)
+
+
+def _reading(module: Update) -> Reading:
+    try:
+        if not isinstance(module, LowRank):
+            return Reading(module, Spectrum(module.singular_values(), module.shape, module.rank))
+        held = module.load()
+        spectrum = Spectrum(held.singular_values(), held.shape, held.rank)
+    except FormatError:  # the one thing that arithmetic refuses: NaN or Inf
+        return Reading(module, None)
+    return Reading(module, spectrum, _factor(held.B.T), _factor(held.A))
+
+
+def _factor(X: Array) -> Factor:
+    """Of rows."""
+    X = X.astype(np.float64)
+    lengths = np.linalg.norm(X, axis=1)
+    unit = X[lengths > 0] / lengths[lengths > 0, None]
+    cosines = np.abs(unit @ unit.T)
+    np.fill_diagonal(cosines, 0.0)
+    return Factor(lengths, float(cosines.max(initial=0.0)), 1 - np.count_nonzero(X) / max(X.size, 1))

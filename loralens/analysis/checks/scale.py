@@ -1,0 +1,61 @@
+"""Scales that are hardly meant: zero, negative, very large, very small."""
+
+from collections.abc import Callable, Iterator
+
+from loralens.analysis.checks.diagnosis import Diagnosis, share, some
+from loralens.analysis.checks.patient import Patient
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+
+LARGEST = 8.0  # α/r; the LoRA paper's own largest is 32/4, and what is usual is 0.5 to 4
+LARGEST_GIVEN = 32.0  # of a scale that the file gives itself: mlx-lm's default is 20
+SMALLEST = 1 / 64  # kohya's default α of 1 reaches it at r = 64
+
+RULES = {
+    "scale-zero": "The scale is 0, so the module adds nothing; α = 0 means 0 to some programs and r to others.",
+    "scale-negative": "The scale is negative: the update is taken off instead of added.",
+    "scale-large": "The scale is larger than training uses. α may have been set for another rank, applied twice, or "
+    "taken as the scale itself.",
+    "scale-small": "The scale is very small: the α of another rank, or kohya's default of 1 at a high rank.",
+    "scale-is-alpha": "The configuration's scale is its α, not α/r: some MLX tools used α as the multiplier.",
+}
+
+
+def look(patient: Patient) -> Iterator[Diagnosis]:
+    """One diagnosis for every suspicion, with the modules that raise it."""
+    yield from _suspect(patient, "scale-zero", lambda scale, _: scale == 0, "state α = r, or leave the modules out")
+    yield from _suspect(
+        patient, "scale-negative", lambda scale, _: scale < 0, "right only if it is meant to be subtracted"
+    )
+    fix = "compare with the α and r of the training run; if it is wrong, train's own value goes into the configuration"
+    yield from _suspect(patient, "scale-large", lambda scale, how: scale > _largest(how), fix)
+    fix = "compare with the α and r of the training run"
+    yield from _suspect(patient, "scale-small", lambda scale, _: 0 < scale < SMALLEST, fix)
+    yield from _scale_is_alpha(patient)
+
+
+def _suspect(patient: Patient, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
+    hit = [name for name, one in patient.readings.items() if wrong(one.module.scale, one.module.scaling)]
+    if not hit:
+        return
+    module = patient.readings[hit[0]].module
+    where = "" if len(hit) == len(patient.readings) else f": {some(hit)}"
+    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(patient.readings))}{where}"
+    level = "note" if code == "scale-small" else "warning"
+    yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)  # type: ignore[arg-type]
+
+
+def _largest(how: Scaling) -> float:
+    return LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN
+
+
+def _scale_is_alpha(patient: Patient) -> Iterator[Diagnosis]:
+    said = patient.setting("lora_parameters")
+    if patient.adapter.format != "mlx" or not isinstance(said, dict) or "alpha" not in said:
+        return
+    rank = max((one.module.rank for one in patient.readings.values() if isinstance(one.module, LowRank)), default=1)
+    if said.get("scale") == said["alpha"] and rank > 1:
+        evidence = f"lora_parameters has scale {said['scale']} and the same alpha, at rank {rank}: α/r would be "
+        evidence += f"{said['alpha'] / rank:.4g}"
+        fix = "if it was trained with α/r, write that as lora_parameters.scale in adapter_config.json"
+        yield Diagnosis("warning", "scale-is-alpha", evidence, fix)

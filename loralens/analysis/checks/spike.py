@@ -1,0 +1,26 @@
+"""Updates that are one direction, whatever rank they were given."""
+
+from collections.abc import Iterator
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.checks.patient import Patient
+
+RULES = {
+    "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
+    "adapters are stacked, and often come from a learning rate that is too high."
+}
+SMALLEST_RANK = 4
+ENERGY = 0.99  # σ₁²/Σσ²; stable rank below 1.01
+
+
+def look(patient: Patient) -> Iterator[Diagnosis]:
+    """One diagnosis for every module, the sharpest first."""
+    spikes = [
+        (one.stable_rank, name, one)
+        for name, one in patient.spectra.items()
+        if min(one.rank, *one.shape) >= SMALLEST_RANK and 0 < one.stable_rank < 1 / ENERGY
+    ]
+    for stable, name, one in sorted(spikes, key=lambda spike: spike[:2]):
+        ratio = f", σ₁/σ₂ = {one.s[0] / one.s[1]:.3g}" if one.s[1] > 0 else ""
+        evidence = f"one of {one.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
+        yield Diagnosis("note", "spike", evidence, "", name)

@@ -1,0 +1,46 @@
+"""Rank that was bought and is not used."""
+
+from collections.abc import Iterator
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.checks.patient import Patient
+
+RULES = {
+    "rank-impossible": "The rank is larger than the weight has rows or columns: the directions beyond can never count.",
+    "rank-unused": "Far fewer directions than the rank hold nearly all of the energy: the file and every product with "
+    "it could be smaller at the same effect.",
+}
+ENERGY = 0.99  # of Σσ² that must stay
+LEAST = 0.3  # of the parameters that truncation must save to be worth a word
+
+
+def look(patient: Patient) -> Iterator[Diagnosis]:
+    """Modules with more rank than their weight has; and what `compress --energy 0.99` would save, counted exactly."""
+    for name, reading in patient.readings.items():
+        rank, most = reading.module.rank, min(reading.module.shape)
+        if rank > most:
+            out, in_ = reading.module.shape
+            cut = patient.compress("cut", "--energy 1")
+            fix = f"train it with r = {most}; `{cut}` drops them"
+            yield Diagnosis("note", "rank-impossible", f"r = {rank} for a weight of {out} × {in_}", fix, name)
+    before = after = 0
+    ranks, effective = [], []
+    for one in patient.readings.values():
+        if one.A is None or one.spectrum is None:
+            continue
+        stored = one.module.parameters
+        before += stored
+        after += min(stored, max(1, one.spectrum.energy_rank(ENERGY)) * sum(one.module.shape))
+        if one.spectrum.spectral > 0:
+            ranks.append(one.module.rank)
+            effective.append(one.spectrum.effective_rank)
+    saved = 1 - after / before if before else 0.0
+    if saved < LEAST or not ranks:
+        return
+    mean = sum(effective) / len(effective)
+    said = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
+    evidence = (
+        f"{said}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the parameters"
+    )
+    command = patient.compress("e99", f"--energy {ENERGY}")
+    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {saved:.0%}")

@@ -1,0 +1,160 @@
+"""``loralens doctor``: what is wrong with an adapter, and what mends it."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import options
+from loralens.version import __version__
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.analysis.checks.base import Base
+    from loralens.analysis.checks.diagnosis import Diagnosis
+    from loralens.core.adapter import Adapter
+
+LEVELS = ("error", "warning", "note")
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
+WORST = 3  # modules that a line of text names
+
+
+@click.command("doctor")
+@click.argument("paths", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("--base", metavar="MODEL", help=options.BASE_HELP)
+@options.MODULES
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="What a merge would be rounded to. [default: as the base]"
+)
+@click.option(
+    "--sarif", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as SARIF 2.1.0, for CI."
+)
+@click.option(
+    "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, one finding a module.")
+@options.reading
+def command(
+    paths: tuple[str, ...],
+    base: str | None,
+    modules: tuple[str, ...],
+    dtype: str | None,
+    sarif: Path | None,
+    fail_on: str | None,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Say what is wrong with adapters, most serious first, each finding with its evidence and what mends it.
+
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; several are also compared with each
+    other. A file that cannot be read is a finding too. Exit 0 whatever is found, unless --fail-on says otherwise.
+    """
+    from loralens.analysis.doctor import diagnose
+    from loralens.formats import FORMATS
+    from loralens.formats.sarif import check_place
+
+    if sarif:
+        check_place(sarif)
+    adapters, broken = _load(dict.fromkeys(paths), base, reading)
+    bed = _bed(base) if base else None
+    only_read = {form.name for form in FORMATS if not form.writer}
+    findings = broken + diagnose(
+        adapters, base=bed, dtype=DTYPES.get(dtype or ""), modules=modules, only_read=only_read
+    )
+    if sarif:
+        _write_sarif(sarif, findings)
+    if as_json:
+        click.echo(json.dumps({"loralens": __version__, "findings": [one.record() for one in findings]}))
+    else:
+        for path in dict.fromkeys(paths):
+            _show(path, [one for one in findings if one.adapter == path], adapters.get(path), base)
+    if fail_on and any(LEVELS.index(one.level) <= LEVELS.index(fail_on) for one in findings):
+        sys.exit(1)
+
+
+def _load(
+    paths: Mapping[str, None], base: str | None, reading: Mapping[str, Any]
+) -> "tuple[dict[str, Adapter], list[Diagnosis]]":
+    """The adapters that can be read, and a finding for each that cannot; a wrong path or option is no finding."""
+    from loralens.analysis.checks.diagnosis import Diagnosis
+    from loralens.analysis.doctor import UNREADABLE
+    from loralens.errors import LoraLensError, OptionError
+    from loralens.formats import load
+
+    adapters, broken = {}, []
+    for path in paths:
+        try:
+            adapters[path] = load(path, strict=False, base=base, **reading)
+        except OptionError:
+            raise
+        except LoraLensError as error:
+            broken.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=path))
+    return adapters, broken
+
+
+def _bed(base: str) -> "Base":
+    from loralens.analysis.checks.base import Base
+    from loralens.formats.checkpoint import open_checkpoint, stores_conv1d
+
+    checkpoint = open_checkpoint(Path(base))
+    for note in checkpoint.notes:
+        click.echo(f"{note.level}: {base}: {note.text}", err=True)
+    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)))
+
+
+def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:
+    from loralens.analysis.doctor import rules
+    from loralens.errors import LoraLensError
+    from loralens.formats.location import adapter_file
+    from loralens.formats.sarif import sarif, write_sarif
+
+    def located(path: str) -> str:
+        try:
+            return str(adapter_file(Path(path)))
+        except LoraLensError:
+            return path
+
+    records = [{**one.record(), "adapter": located(one.adapter)} for one in findings]
+    write_sarif(sarif(records, rules=rules(), root=Path.cwd()), file)
+    click.echo(f"wrote {file}", err=True)
+
+
+def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None", base: str | None) -> None:
+    """The findings of one adapter, those of one kind together."""
+    from loralens.cli.table import count
+
+    read = count(len(adapter), "module") if adapter is not None else "not read"
+    against = f", against {base}" if base else ""
+    kinds: dict[tuple[str, str], list[Diagnosis]] = {}
+    for one in findings:
+        kinds.setdefault((one.level, one.code if one.module else f"{one.code}\n{one.evidence}"), []).append(one)
+    levels = Counter(level for level, _ in kinds)
+    said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
+    click.echo(f"{path} ({read}{against}): {said or 'nothing found'}")
+    for same in kinds.values():
+        _show_kind(same, len(adapter) if adapter is not None else 0)
+    click.echo()
+
+
+def _show_kind(same: "Sequence[Diagnosis]", of: int) -> None:
+    from loralens.core.names import kind
+
+    first = same[0]
+    if len(same) == 1:
+        where = f"{first.module}: " if first.module else ""
+        click.echo(f"  {first.level}: {first.code}: {where}{first.evidence}")
+    else:
+        modules = {one.module for one in same}
+        kinds = {kind(name or "") for name in modules}
+        alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
+        click.echo(f"  {first.level}: {first.code}: {len(modules)} of {of} modules{alike}")
+        shown = same[:WORST]
+        for one in shown:
+            click.echo(f"    {one.module}: {one.evidence}")
+        if len(same) > len(shown):
+            click.echo(f"    and {len(same) - len(shown)} more (--json names them)")
+    if first.fix:
+        click.echo(f"    fix: {first.fix}")

@@ -1,0 +1,116 @@
+"""Checks against the base: names, sizes, and what a merge would lose."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.checks import base as bases
+from loralens.analysis.checks.absorption import FIX
+from loralens.analysis.checks.base import Base
+from loralens.analysis.doctor import diagnose
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.linalg.rounding import predicted_rounding
+from tests.analysis.checks.patients import base, healthy, trained
+from tests.tolerances import SAMPLED_ROUNDING
+
+FIRST = "model.layers.0.self_attn.q_proj"
+BF16 = ml_dtypes.bfloat16
+
+
+def found(adapter, bed, **options):
+    return diagnose({"adapter": adapter}, base=bed, **options)
+
+
+def test_a_healthy_adapter_on_its_base_has_nothing():
+    assert found(healthy(), base(healthy(), dtype=BF16)) == []
+    assert found(healthy(), base(healthy(), dtype=BF16, prefix="language.")) == []
+
+
+def test_modules_that_the_base_lacks_are_named_and_hide_no_others():
+    lacking = ["model.layers.1.self_attn.v_proj", "model.layers.3.self_attn.q_proj"]
+    said = found(healthy(), base(healthy(), prefix="language.", ratio=0.003, leave_out=lacking), dtype="bfloat16")
+    strays = [one for one in said if one.code == "base-mismatch"]
+    assert [(one.level, one.module) for one in strays] == [("error", name) for name in lacking]
+    assert all("no weight of this name and shape (48, 40)" in one.evidence for one in strays)
+    lossy = {one.module for one in said if one.code == "merge-lossy"}
+    assert lossy == set(healthy()) - set(lacking)
+
+
+def test_another_shape_is_said_with_both_shapes():
+    bed = base(healthy())
+    wrong = LazyArray.of(np.ones((48, 41), np.float32))
+    (said,) = found(healthy(), Base("b", {**bed.tensors, f"{FIRST}.weight": wrong}))
+    assert (said.code, said.module) == ("base-mismatch", FIRST)
+    assert said.evidence == "(48, 40) here and (48, 41) in the base"
+
+
+def test_another_base_is_one_finding():
+    (said,) = found(healthy(), Base("b", {"encoder.0.weight": LazyArray.of(np.ones((48, 40)))}))
+    assert (said.level, said.code, said.module) == ("error", "base-mismatch", None)
+    assert said.evidence.startswith("this is not its base: 8 of 8 modules have no weight in the base")
+
+
+def test_finding_strangers_is_bounded(monkeypatch):
+    adapter = healthy(blocks=40)
+    calls = []
+    monkeypatch.setattr(bases, "match", lambda *a, real=bases.match: calls.append(1) or real(*a))
+    monkeypatch.setattr(bases, "TRIES", 10)
+    odd = [name for name in adapter if "q_proj" in name]
+    bases.find(adapter.modules, base(adapter, leave_out=odd))
+    assert len(calls) <= 21
+
+
+def test_an_update_larger_than_its_weight():
+    said = found(healthy(), base(healthy(), ratio=1.5))
+    assert {(one.level, one.code) for one in said} == {("warning", "update-dominates")}
+    assert len(said) == 8
+    assert said[0].evidence == "‖ΔW‖ is 1.5 times ‖W‖"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "ratio", "code", "level"),
+    [
+        (BF16, None, 0.003, "merge-lossy", "warning"),
+        (BF16, None, 0.001, "below-rounding", "warning"),
+        (np.float16, None, 0.0003, "merge-lossy", "warning"),
+        (np.float32, None, 0.003, "merge-lossy", "note"),  # nobody said bfloat16
+        (np.float32, "bfloat16", 0.003, "merge-lossy", "warning"),
+        (np.float32, "float8_e4m3fn", 0.01, "below-rounding", "warning"),
+        (BF16, None, 0.02, None, ""),
+        (np.float32, "float32", 0.001, None, ""),
+        (np.float16, None, 0.003, None, ""),
+    ],
+)
+def test_updates_that_a_merge_would_swallow(dtype, asked, ratio, code, level):
+    said = found(healthy(), base(healthy(), dtype=dtype, ratio=ratio), dtype=asked)
+    assert {(one.code, one.level) for one in said} == ({(code, level)} if code else set())
+    assert len(said) == (8 if code else 0)
+    assert all(one.fix == FIX for one in said)
+
+
+def test_a_landing_is_the_full_prediction_within_its_tolerance():
+    rng = np.random.default_rng(0)
+    B, A = trained(rng, out=400, in_=300)
+    adapter = loralens.Adapter(modules={"m": LowRank(B, A, 0.5)})
+    bed = base(adapter, dtype=BF16, ratio=0.002)
+    weights, strays = bases.find(adapter.modules, bed)
+    assert strays == {}
+    from loralens.analysis.spectrum import spectrum
+
+    landing = bases.landings(adapter.modules, spectrum(adapter), weights, None)["m"]
+    full = predicted_rounding(weights["m"].read(), adapter["m"].dense(), dtype=BF16)
+    assert landing.ratio == pytest.approx(0.002, rel=0.03)
+    assert landing.rounding.error == pytest.approx(full.error, rel=SAMPLED_ROUNDING)
+    assert landing.rounding.gain == pytest.approx(full.gain, rel=SAMPLED_ROUNDING)
+    assert (landing.dtype, landing.supposed) == ("bfloat16", False)
+
+
+def test_a_transposed_weight_is_read_as_out_by_in():
+    B, A = trained(np.random.default_rng(0), out=48, in_=40)
+    adapter = loralens.Adapter(modules={"m": LowRank(B, A)})
+    bed = base(adapter, dtype=BF16, ratio=0.003)
+    W = bed.tensors["m.weight"].read()
+    lying = Base("b", {"m.weight": LazyArray.of(W.T.copy())})
+    assert [one.evidence for one in found(adapter, lying)] == [one.evidence for one in found(adapter, bed)]

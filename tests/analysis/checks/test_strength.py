@@ -1,0 +1,235 @@
+"""Checks of the scale: implausible ones, and the damage that known tools do, rebuilt as they do it."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.checks import blocks, combination, combined, initialisation, scale
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from tests.analysis.checks.patients import changed, healthy, patient, scaling, trained
+
+
+def codes(found):
+    return [one.code for one in found]
+
+
+@pytest.mark.parametrize("check", [scale, combined, blocks])
+@pytest.mark.parametrize("rule", ["alpha/r", "alpha/sqrt(r)"])
+def test_a_trained_adapter_is_not_suspected_whatever_its_alpha(check, rule):
+    for alpha in (1.0, 4.0, 8.0, 16.0):
+        assert (
+            list(check.look(patient(healthy(alpha=alpha, rule=rule, config={"use_rslora": rule != "alpha/r"})))) == []
+        )
+
+
+@pytest.mark.parametrize(
+    ("alpha", "code"), [(0.0, "scale-zero"), (-8.0, "scale-negative"), (72.0, "scale-large"), (0.1, "scale-small")]
+)
+def test_scales_that_are_hardly_meant(alpha, code):
+    (found,) = scale.look(patient(healthy(alpha=alpha)))
+    assert (found.code, found.module) == (code, None)
+    assert found.evidence.startswith(
+        f"scale {alpha / 8:.4g}, α/r = {alpha:g}/8 (adapter_config.json), in all 8 modules"
+    )
+    assert found.level == ("note" if code == "scale-small" else "warning")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "said"), [(64.0, []), (64.1, ["scale-large"]), (0.125, []), (0.124, ["scale-small"])]
+)
+def test_the_bounds_themselves_are_plausible(alpha, said):
+    assert codes(scale.look(patient(healthy(alpha=alpha)))) == said
+
+
+def test_one_module_of_many_is_named():
+    one = changed(healthy(), lambda B, A, s: (B, A, 100.0), only=lambda name: name.endswith("3.self_attn.v_proj"))
+    (found,) = scale.look(patient(one))
+    assert found.module == "model.layers.3.self_attn.v_proj"
+    assert "1 of 8 modules: model.layers.3.self_attn.v_proj" in found.evidence
+
+
+@pytest.mark.parametrize(("said", "found"), [({"scale": 16.0, "alpha": 16}, 1), ({"scale": 20.0, "alpha": 16}, 0)])
+def test_alpha_taken_as_the_scale(said, found):
+    adapter = healthy(config={"lora_parameters": said}, format="mlx")
+    adapter = adapter.map(lambda m: m.rescaled(said["scale"], Scaling("given", origin="adapter_config.json")))
+    assert codes(scale.look(patient(adapter))) == ["scale-is-alpha"] * found
+
+
+def decomposed(B, A, s):
+    """As PEFT stores the result of an SVD: B = U S, A = Vᵀ, α = r."""
+    U, values, Vh = np.linalg.svd(s * B @ A, full_matrices=False)
+    return U[:, :8] * values[:8], Vh[:8], 1.0
+
+
+@pytest.mark.parametrize(
+    ("version", "suspected"), [(None, True), ("0.19.1", True), ("0.21.2", False), ("0.22.0.dev0@main", False)]
+)
+def test_singular_vectors_under_alpha_equal_to_r_are_peft_s_combination(version, suspected):
+    adapter = changed(healthy(config={"peft_version": version}), decomposed)
+    assert codes(combined.look(patient(adapter))) == ["svd-combined"] * suspected
+
+
+def test_singular_vectors_under_another_alpha_are_not_suspected():
+    other = changed(healthy(), lambda B, A, s: (*decomposed(B, A, s)[:2], 2.0))
+    assert list(combined.look(patient(other))) == []
+
+
+def balanced(B, A, s):
+    """As loralens truncates: √σ on both sides."""
+    U, values, Vh = np.linalg.svd(s * B @ A, full_matrices=False)
+    root = values[:8] ** 0.5
+    return U[:, :8] * root, root[:, None] * Vh[:8], 1.0
+
+
+def orthonormal_A(B, A, s):
+    """As orthogonal training leaves them: A orthonormal, B whatever it may be."""
+    Q, R = np.linalg.qr(A.T)
+    order = np.argsort(-np.linalg.norm(B @ R.T, axis=0))
+    return s * (B @ R.T)[:, order], Q.T[order], 1.0
+
+
+def rising(B, A, s):
+    B, A, s = decomposed(B, A, s)
+    return B[:, ::-1], A[::-1], s
+
+
+@pytest.mark.parametrize("form", [balanced, orthonormal_A, rising])
+def test_other_orthogonal_factors_are_not_suspected(form):
+    assert list(combined.look(patient(changed(healthy(), form)))) == []
+
+
+def test_rslora_combinations_are_root_r_too_strong():
+    adapter = changed(healthy(config={"use_rslora": True}), decomposed)
+    adapter = adapter.map(lambda m: m.rescaled(8**0.5, scaling(8, 8, "alpha/sqrt(r)")))
+    (found,) = combined.look(patient(adapter))
+    assert found.code == "rslora-combined"
+    assert "√r = 2.83" in found.evidence
+
+
+def side_by_side(rng):
+    """Two adapters of rank 4 in one pair, the second at 0.5: A carries the weights."""
+    (B1, A1), (B2, A2) = trained(rng, in_=400, rank=4), trained(rng, in_=400, rank=4)
+    return np.hstack([B1, B2]), np.vstack([A1, 0.5 * A2])
+
+
+def test_rslora_concatenations_show_by_the_lengths_of_rows():
+    adapter = healthy(alpha=8.0, rule="alpha/sqrt(r)", config={"use_rslora": True}, make=side_by_side)
+    (found,) = combined.look(patient(adapter))
+    assert (found.code, "blocks of [4, 4]" in found.evidence) == ("rslora-combined", True)
+
+
+@pytest.mark.parametrize(("alpha", "found"), [(4.0, ["concat-alpha"]), (8.0, [])])
+def test_concatenations_with_the_alpha_of_the_first(alpha, found):
+    said = list(blocks.look(patient(healthy(alpha=alpha, make=side_by_side, format="kohya"))))
+    assert codes(said) == found
+    assert all("2 times the strength" in one.fix for one in said)
+
+
+@pytest.mark.parametrize(
+    ("dim", "alpha", "found"),
+    [("4", 4.0, True), ("8", 4.0, False), ("Dynamic", 4.0, False), ("4", 8.0, False), ("3", 4.0, False)],
+)
+def test_concatenations_that_the_metadata_gives_away(dim, alpha, found):
+    adapter = healthy(alpha=alpha, format="kohya", metadata={"ss_network_dim": dim})
+    said = list(blocks.look(patient(adapter)))
+    assert codes(said) == ["concat-alpha"] * found
+    assert all("ss_network_dim says 4, the pairs have rank 8" in one.evidence for one in said)
+
+
+def split(rng, parts=3):
+    """q, k and v trained apart and stored as one: B block-diagonal."""
+    pairs = [trained(rng, out=16, rank=4) for _ in range(parts)]
+    B = np.zeros((16 * parts, 4 * parts), np.float32)
+    for i, (b, _) in enumerate(pairs):
+        B[16 * i : 16 * (i + 1), 4 * i : 4 * (i + 1)] = b
+    return B, np.vstack([A for _, A in pairs])
+
+
+@pytest.mark.parametrize(
+    ("parts", "alpha", "found"), [(3, 4.0, True), (4, 4.0, True), (3, 12.0, False), (3, 1.0, True)]
+)
+def test_split_projections_at_a_third_or_a_quarter(parts, alpha, found):
+    adapter = healthy(alpha=alpha, make=lambda rng: split(rng, parts), format="kohya")
+    said = list(blocks.look(patient(adapter)))
+    assert codes(said) == ["split-qkv-alpha"] * found
+    assert all(f"{parts} parts of rank 4" in one.evidence and f"{parts} times" in one.fix for one in said)
+
+
+def together(*terms, rank=None):
+    """Σ w·ΔW as one adapter: factors side by side, or their SVD of this rank."""
+    modules = {}
+    for name in terms[0][1]:
+        parts = [(w * a[name].scale * a[name].B, a[name].A) for w, a in terms]
+        B, A = np.hstack([b for b, _ in parts]), np.vstack([a for _, a in parts])
+        if rank:
+            U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
+            B, A = U[:, :rank] * s[:rank], Vh[:rank]
+        modules[name] = LowRank(B, A, 1.0, scaling=scaling(A.shape[0], A.shape[0]))
+    return loralens.Adapter(modules=modules, config={"r": rank or 16})
+
+
+def judged(*adapters):
+    return list(combination.look([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
+
+
+def test_the_weights_of_a_sum_are_read_off():
+    first, second = healthy(0), healthy(1)
+    (found,) = judged(first, second, together((0.25, first), (0.5, second)))
+    assert (found.level, found.code, found.adapter) == ("note", "combination", "adapter2")
+    assert found.evidence == "ΔW = 0.25 × adapter0 + 0.5 × adapter1"
+
+
+@pytest.mark.parametrize("rank", [None, 16])
+def test_a_scale_applied_twice_shows_in_the_weights(rank):
+    first, second = healthy(0), healthy(1)  # α/r = 2
+    (found,) = judged(together((1.4, first), (0.6, second), rank=rank), first, second)
+    assert (found.level, found.code, found.adapter) == ("warning", "combination-scale", "adapter0")
+    assert "1.4 × adapter1 + 0.6 × adapter2: the weights sum to 2, the scale of the sources" in found.evidence
+    assert "0.5 of the strength" in found.fix
+
+
+def test_root_r_of_rslora_and_the_halves_of_concat_show_in_the_weights():
+    first, second = healthy(0, alpha=8.0), healthy(1, alpha=8.0)
+    strong = together((2.0, first), (2.0, second))
+    strong = loralens.Adapter(modules=strong.modules, config={"use_rslora": True})
+    (found,) = judged(first, second, strong)
+    assert "as PEFT leaves them under rsLoRA" in found.evidence
+    (found,) = judged(first, second, together((0.5, first), (0.5, second)))
+    assert "every weight is 0.5 = r₁/Σr" in found.evidence
+    assert "use it at 2 of the strength" in found.fix
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_the_one_with_the_bug_is_named_in_either_order(order):
+    first = healthy(0)
+    doubled = changed(first, lambda B, A, s: (B, A, s * s))
+    (found,) = judged(*[first, doubled][::order])
+    assert (found.code, found.adapter) == ("combination-scale", "adapter1" if order == 1 else "adapter0")
+
+
+def test_the_same_update_under_two_names_is_a_note():
+    (found,) = judged(healthy(0), healthy(0))
+    assert (found.level, found.code, found.evidence) == ("note", "combination", "ΔW = 1 × adapter0")
+    assert found.fix.endswith("loralens equal adapter1 adapter0")
+
+
+def test_unrelated_adapters_and_differences_are_no_sums():
+    first, second, third = healthy(0), healthy(1), healthy(2)
+    assert judged(first, second, third) == []
+    assert [one.adapter for one in judged(first, second, together((1, first), (-0.5, second)))] == ["adapter0"]
+    other = loralens.Adapter(modules={"x": LowRank(*trained(np.random.default_rng(9)))})
+    assert judged(first, other) == []
+
+
+def test_shared_starts_are_grouped():
+    def again(seed, start):
+        new, old = healthy(seed), healthy(start)
+        return loralens.Adapter(modules={n: LowRank(new[n].B, old[n].A + 0.01 * new[n].A) for n in new})
+
+    adapters = [healthy(0), healthy(1), again(2, 0), again(3, 0), again(4, 1), healthy(5), healthy(6, rank=4)]
+    found = list(initialisation.look([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
+    assert [one.adapter for one in found] == ["adapter0", "adapter1"]
+    assert found[0].evidence.startswith("A points where that of adapter2, adapter3 points (cosine 1.00 or more)")
+    assert "loralens similarity adapter0 adapter2 --side out" in found[0].fix
+    assert found[0].level == "note"

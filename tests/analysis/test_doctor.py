@@ -1,0 +1,122 @@
+"""The whole of doctor: order, the table of checks, and what it says of adapters that people published."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.checks import CHECKS
+from loralens.analysis.checks.diagnosis import LEVELS
+from loralens.analysis.doctor import diagnose, rules
+from loralens.core.adapter import Finding
+from loralens.core.lowrank import LowRank
+from loralens.errors import OptionError
+from tests.analysis.checks.patients import base, changed, healthy
+
+
+def sick():
+    """NaN in one module, nothing in another, a note and an error of the reader."""
+    adapter = changed(healthy(), lambda B, A, s: (0 * B, A, s), only=lambda name: ".0." in name)
+    adapter = changed(adapter, lambda B, A, s: (np.nan * B, A, s), only=lambda name: ".1." in name)
+    findings = (Finding("note", "dora", "a note"), Finding("error", "rank-disagrees", "an error", "a fix"))
+    return loralens.Adapter(modules=adapter.modules, findings=findings)
+
+
+def test_most_serious_first_then_in_the_order_of_the_checks():
+    found = diagnose({"a": sick(), "b": healthy(5)})
+    assert [one.code for one in found] == [
+        "non-finite", "non-finite", "rank-disagrees", "zero-update", "zero-update", "dora", "rank-unused",
+    ]  # fmt: skip
+    assert {one.adapter for one in found} == {"a"}
+    assert [LEVELS.index(one.level) for one in found] == sorted(LEVELS.index(one.level) for one in found)
+
+
+def test_the_same_every_time_and_nothing_is_changed():
+    adapter = sick()
+    before = {name: (module.B.copy(), module.A.copy()) for name, module in adapter.items()}
+    assert diagnose({"a": adapter}) == diagnose({"a": adapter})
+    for name, (B, A) in before.items():
+        np.testing.assert_array_equal(adapter[name].B, B)
+        np.testing.assert_array_equal(adapter[name].A, A)
+
+
+def test_a_diagnosis_does_not_depend_on_the_gauge():
+    rng = np.random.default_rng(3)
+
+    def turn(B, A, scale):
+        G = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+        return 7 * B @ G, G.T @ A / 7, scale
+
+    weak = healthy(2)
+    bed = base(weak, ratio=0.003)
+    first, second = (diagnose({"a": one}, base=bed) for one in (weak, changed(weak, turn)))
+    assert [(one.code, one.module) for one in first] == [(one.code, one.module) for one in second]
+    assert first
+
+
+def test_only_the_modules_asked_for():
+    assert {one.module for one in diagnose({"a": sick()}, modules=["*.0.*"]) if one.module} == {
+        "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj",
+    }  # fmt: skip
+    with pytest.raises(OptionError, match="no module matches"):
+        diagnose({"a": sick()}, modules=["k_prj"])
+
+
+def test_every_row_of_the_table_is_whole():
+    codes = [code for check in CHECKS for code in check.rules]
+    assert len(codes) == len(set(codes))
+    assert set(codes) < set(rules())
+    for check in CHECKS:
+        assert (check.one is None) == (check.needs == "several")
+        assert (check.all is None) == (check.needs != "several")
+    assert all(text.endswith(".") for text in rules().values())
+
+
+def test_forms_without_factors_are_examined_too():
+    from loralens.core.lazy import LazyArray
+    from loralens.core.structured import Dense, Structured
+
+    rng = np.random.default_rng(0)
+    modules = {f"m.{i}": Structured(Dense(LazyArray.of(rng.normal(size=(12, 10))))) for i in range(3)}
+    modules["m.3"] = Structured(Dense(LazyArray.of(np.zeros((12, 10)))))
+    modules["m.4"] = LowRank(np.ones((12, 2)), np.ones((2, 10)))
+    adapter = loralens.Adapter(modules=modules)
+    found = diagnose({"a": adapter, "b": adapter}, base=base(adapter, ratio=0.02))
+    assert [(one.code, one.module) for one in found if one.adapter == "a"][:1] == [("zero-update", "m.3")]
+    assert "combination" in {one.code for one in found}
+
+
+# folder → codes, with how many modules each names; what is not here is well
+REAL = {
+    "bertbase-rslora-epoch2": {"outlier": 2},
+    "bloom560m-mergedlinear": {"outlier": 1},
+    "flux-aitoolkit-r16": {"alpha-folded": 0, "rank-unused": 0},
+    "gemma270m-aowei-main": {},
+    "gpt2-emotion-anirudh": {"rank-unused": 0},
+    "labram-eeg-partialzero": {"zero-update": 12, "outlier": 5, "rank-impossible": 1},
+    "minilm-souravt-ckpt750": {"spike": 3, "rank-unused": 0},
+    "opt125m-bf16-r16": {},
+    "qwen05b-mlx-100": {},
+    "qwen05b-peft-r8": {},
+    "roberta-mnli-loralib": {"alpha-unknown": 0, "outlier": 6, "spike": 1},
+    "sam-vitb-rank16": {"names-unknown": 0, "outlier": 3, "rank-unused": 0},
+    "sd15-timohavdk-kohya": {"alpha-missing": 0, "outlier": 1},
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_published_adapters_are_not_alarmed_about(name: str, real: Path) -> None:
+    found = diagnose({name: loralens.load(real / name, allow_pickle=True, strict=False)})
+    counts = {code: len({one.module for one in found if one.code == code} - {None}) for code in (o.code for o in found)}
+    assert counts == REAL[name]
+    assert not [one for one in found if one.level == "error"]
+
+
+def test_published_adapters_among_each_other(real: Path) -> None:
+    names = ["gemma270m-aowei-main", "gemma270m-zouhe0", "sd15-timohavdk-diffusers", "sd15-timohavdk-kohya"]
+    found = diagnose({name: loralens.load(real / name) for name in names})
+    said = {(one.code, one.adapter) for one in found if one.code in ("shared-initialisation", "combination")}
+    assert said == {
+        ("shared-initialisation", names[0]), ("shared-initialisation", names[2]), ("combination", names[3]),
+    }  # fmt: skip

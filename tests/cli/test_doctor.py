@@ -1,0 +1,189 @@
+"""``loralens doctor``: exact output, the JSON contract, SARIF, and the exits."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.main import main
+from tests.conftest import small_adapter
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+TEXT = """\
+PATH (6 modules): 1 warning
+  warning: zero-update: model.layers.10.self_attn.v_proj: B is all zero
+    fix: never trained: check the training code's target modules; or leave them out: `loralens compress PATH -o \
+PATH-trained --energy 1 --drop-dead`
+
+"""
+
+
+def test_text_is_exactly_this(small: Path) -> None:
+    result = run("doctor", small)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.replace(str(small), "PATH") == TEXT
+
+
+def test_json_keeps_its_contract(small: Path) -> None:
+    record = json.loads(run("doctor", "--json", small).stdout)
+    assert record["loralens"] == loralens.__version__
+    (finding,) = record["findings"]
+    assert set(finding) == {"level", "code", "adapter", "module", "evidence", "fix"}
+    assert (finding["level"], finding["code"], finding["adapter"]) == ("warning", "zero-update", str(small))
+    assert finding["module"] == "model.layers.10.self_attn.v_proj"
+
+
+@pytest.fixture
+def well(tmp_path: Path) -> Path:
+    loralens.save(loralens.Adapter(modules=dict(list(small_adapter().items())[:5])), tmp_path / "well")
+    return tmp_path / "well"
+
+
+def test_nothing_found_is_said(well: Path) -> None:
+    assert run("doctor", well).stdout == f"{well} (5 modules): nothing found\n\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "which", "code"),
+    [("error", "small", 0), ("warning", "small", 1), ("note", "small", 1), ("note", "well", 0), ("error", "broken", 1)],
+)
+def test_fail_on_counts_a_level_and_worse(
+    level: str, which: str, code: int, small: Path, well: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    path = {"small": small, "well": well, "broken": broken}[which]
+    assert run("doctor", path, "--fail-on", level).exit_code == code
+    assert run("doctor", path).exit_code == 0
+
+
+def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_examined(small: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    result = run("doctor", broken, small, "--json")
+    findings = json.loads(result.stdout)["findings"]
+    assert [(one["level"], one["code"], one["adapter"]) for one in findings] == [
+        ("error", "unreadable", str(broken)),
+        ("warning", "zero-update", str(small)),
+    ]
+    assert run("doctor", broken).stdout.startswith(
+        f"{broken} (not read): 1 error\n  error: unreadable: 2 bytes are too"
+    )
+
+
+def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    large = np.full((6, 4), 3000.0, ml_dtypes.bfloat16)  # ulp 16: an update of 4 moves nothing
+    save_file({f"{name}.weight": large for name in small_adapter()}, base / "model.safetensors")
+    text = run("doctor", small, "--base", base).stdout
+    assert text.startswith(f"{small} (6 modules, against {base}): 2 warnings\n")
+    assert "  warning: below-rounding: 5 of 6 modules\n    model.layers.0.self_attn.q_proj: ‖ΔW‖ is 0.2 of" in text
+    assert "merged into bfloat16 it is 100% off at 0% of its strength, 100% of the weights unmoved" in text
+    assert "    and 2 more (--json names them)\n" in text
+    assert text.count("fix: keep float32 when merging (`loralens merge --dtype f32`)") == 1
+    findings = json.loads(run("doctor", small, "--base", base, "--json").stdout)["findings"]
+    assert [one["code"] for one in findings] == ["zero-update"] + ["below-rounding"] * 5
+    wide = json.loads(run("doctor", small, "--base", base, "--dtype", "f32", "--json").stdout)["findings"]
+    assert [one["code"] for one in wide] == ["zero-update"]
+
+
+def test_names_that_match_nothing_in_the_base_are_findings(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    save_file({"other.weight": np.ones((3, 3), np.float32)}, tmp_path / "base" / "model.safetensors")
+    result = run("doctor", small, "--base", tmp_path / "base")
+    assert result.exit_code == 0
+    assert "error: base-mismatch: this is not its base: 6 of 6 modules" in result.stdout
+
+
+def test_nan_is_a_finding_and_only_chosen_modules_are_examined(tmp_path: Path) -> None:
+    def spoil(module: loralens.LowRank) -> loralens.LowRank:
+        B = module.B.copy()
+        B[0, 0] = np.nan
+        return loralens.LowRank(B, module.A, module.scale)
+
+    loralens.save(small_adapter().map(spoil), tmp_path / "bad")
+    result = run("doctor", tmp_path / "bad", "--modules", "q_proj", "--json")
+    findings = json.loads(result.stdout)["findings"]
+    assert {one["code"] for one in findings} == {"non-finite"}
+    assert len(findings) == 3
+    assert (
+        "error: non-finite: 3 of 6 modules, of the kind q_proj\n"
+        in run("doctor", tmp_path / "bad", "-m", "q_proj").stdout
+    )
+
+
+def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.parent)
+    first = run("doctor", small, "--sarif", tmp_path / "a.sarif")
+    assert (first.exit_code, first.stderr) == (0, f"wrote {tmp_path / 'a.sarif'}\n")
+    run("doctor", "small", "--sarif", tmp_path / "b.sarif")
+    text = (tmp_path / "a.sarif").read_text(encoding="utf-8")
+    (result,) = json.loads(text)["runs"][0]["results"]
+    location = result["locations"][0]
+    assert location["physicalLocation"]["artifactLocation"]["uri"] == "small/adapter_model.safetensors"
+    assert location["logicalLocations"][0]["fullyQualifiedName"] == "model.layers.10.self_attn.v_proj"
+    other = (tmp_path / "b.sarif").read_text(encoding="utf-8")
+    assert other == text.replace(str(small), "small")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such file or folder"),
+        (["SMALL", "--modules", "k_prj"], "the nearest names are"),
+        (["SMALL", "--alpha", "3"], "the file says its own scale"),
+        (["SMALL", "--base", "nowhere"], "no such file or folder"),
+        (["SMALL", "--sarif", "no/such/folder/x.sarif"], "no/such/folder: no such folder"),
+        (["SMALL", "--sarif", "."], "is a folder"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_1(small: Path, arguments: list[str], message: str) -> None:
+    result = run("doctor", *(str(small) if a == "SMALL" else a for a in arguments))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--fail-on", "never", "x"], ["--dtype", "int8", "x"]])
+def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
+    assert run("doctor", *arguments).exit_code == 2
+
+
+def test_help_imports_no_numpy() -> None:
+    code = "import sys; from loralens.cli.main import main\nmain(['doctor', '-h'], standalone_mode=False)\n"
+    code += "assert not {'numpy', 'ml_dtypes'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loralens.formats.load", lambda *args, **kwargs: pytest.fail("the work has begun"))
+    assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 1
+
+
+def test_a_command_for_a_dialect_that_is_only_read_writes_another(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A = (rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)).astype(np.float32), np.eye(8, 20, dtype=np.float32)
+    tensors = {f"w_{x}_{i:03}": t for i in range(4) for x, t in (("a", A), ("b", B))}
+    save_file({key: np.ascontiguousarray(t) for key, t in tensors.items()}, tmp_path / "sam.safetensors")
+    adapter = loralens.load(tmp_path / "sam.safetensors")
+    assert adapter.format == "plain"
+    text = run("doctor", tmp_path / "sam.safetensors").stdout
+    (command,) = re.findall(r"`loralens (compress [^`]*)`", text)
+    assert command.endswith("--energy 0.99 --to peft")
+    assert CliRunner().invoke(main, shlex.split(command.replace("-e99.safetensors", "-e99"))).exit_code == 0

@@ -1,0 +1,89 @@
+"""SARIF 2.1.0: the parts of the schema that hosts rely on, checked by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loralens.errors import OptionError
+from loralens.formats.sarif import check_place, sarif, write_sarif
+
+FINDINGS = [
+    {
+        "level": "error",
+        "code": "non-finite",
+        "adapter": "a b/é.safetensors",
+        "module": "m.0",
+        "evidence": "NaN",
+        "fix": "f",
+    },
+    {"level": "note", "code": "dora", "adapter": "/root/x/y", "module": None, "evidence": "text", "fix": ""},
+    {
+        "level": "warning",
+        "code": "non-finite",
+        "adapter": "/elsewhere/y",
+        "module": "m.1",
+        "evidence": "Inf",
+        "fix": "",
+    },
+]
+RULES = {"non-finite": "A tensor holds NaN.", "unused": "Never said."}
+
+
+def made(**changes):
+    return sarif(FINDINGS, **{"rules": RULES, "root": Path("/root"), **changes})
+
+
+def check(log):
+    """What sarif-schema-2.1.0.json requires of the parts that are used."""
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].endswith("sarif-2.1.0.json")
+    (run,) = log["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"]
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(ids) == len(set(ids))
+    for rule in driver["rules"]:
+        assert all(rule[part]["text"] for part in ("shortDescription", "fullDescription", "help"))
+    for result in run["results"]:
+        assert result["level"] in ("none", "note", "warning", "error")
+        assert ids[result["ruleIndex"]] == result["ruleId"]
+        assert result["message"]["text"]
+        (location,) = result["locations"]
+        uri = location["physicalLocation"]["artifactLocation"]["uri"]
+        assert uri.isascii()
+        assert not set(uri) & set(' \\"<>')
+        assert not uri.startswith("/")
+        for logical in location.get("logicalLocations", []):
+            assert logical["fullyQualifiedName"]
+            assert logical["kind"] == "module"
+
+
+def test_the_structure_is_that_of_the_schema():
+    log = json.loads(made())
+    check(log)
+    run = log["runs"][0]
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["dora", "non-finite"]
+    assert [result["ruleIndex"] for result in run["results"]] == [1, 0, 1]
+    assert run["tool"]["driver"]["rules"][1]["help"]["text"] == "A tensor holds NaN."
+    assert [result["message"]["text"] for result in run["results"]] == ["m.0: NaN\nFix: f", "text", "m.1: Inf"]
+    uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
+    assert uris == ["a%20b/%C3%A9.safetensors", "x/y", "../elsewhere/y"]
+    assert "logicalLocations" not in run["results"][1]["locations"][0]
+
+
+def test_no_findings_are_a_log_too_and_same_findings_same_bytes(tmp_path):
+    check(json.loads(sarif([], rules=RULES, root=Path("/root"))))
+    assert made() == made(rules=dict(reversed(RULES.items())))
+    write_sarif(made(), tmp_path / "a.sarif")
+    write_sarif(made(), tmp_path / "a.sarif")
+    assert (tmp_path / "a.sarif").read_bytes().decode("utf-8") == made()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.sarif"]
+
+
+def test_a_place_that_cannot_hold_a_log(tmp_path: Path) -> None:
+    check_place(tmp_path / "new.sarif")
+    with pytest.raises(OptionError, match="nowhere: no such folder"):
+        check_place(tmp_path / "nowhere" / "x.sarif")
+    with pytest.raises(OptionError, match="is a folder"):
+        check_place(tmp_path)

