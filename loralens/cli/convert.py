@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import options
+from loralens.cli import options, target
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
     from loralens.core.structured import Update
 
-TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf")
+TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
 PATH = click.Path(path_type=Path)
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
@@ -63,14 +63,14 @@ def command(
 
     adapter = load(source, base=base, **reading)
     with place(source):
-        _check(adapter, to)
+        target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)
         adapter = _narrowed(_paired(adapter, rank), dtype)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
-    _refuse_source(source, output)
-    report = _write(adapter, output, to, overwrite=overwrite, dry_run=dry_run, **_of_format(to, arch, base))
+    target.refuse_source(source, output)
+    report = _write(adapter, output, to, overwrite=overwrite, dry_run=dry_run, **target.of_format(to, base, arch))
     if as_json:
         click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))
         return
@@ -79,30 +79,14 @@ def command(
     click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
-def _check(adapter: "Adapter", to: str) -> None:
-    """Refuse to carry on what is not known: a strength that the target has to state, an order of rows."""
-    from loralens.errors import OptionError
-
-    if to != "gguf" and any(finding.code == "rows-permuted" for finding in adapter.findings):
-        raise OptionError(
-            "rows of q and k are in llama.cpp's order, and the file does not say the head counts", fix="give --base DIR"
-        )
-    unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
-    if unknown and to != "loralib":
-        raise OptionError(
-            f"the file does not say its α, and {to} has to", fix="give --alpha or --scale, as the training code has it"
-        )
-
-
 def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -> "tuple[Adapter, list[str]]":
     """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words."""
     words = []
     if base:
         from loralens.core.matching import match
-        from loralens.formats.checkpoint import weights
+        from loralens.formats.checkpoint import shapes
 
-        shapes = {key: tensor.shape for key, tensor in weights(base).items()}
-        found = match({name: module.shape for name, module in adapter.items()}, shapes)
+        found = match({name: module.shape for name, module in adapter.items()}, shapes(base))
         words.append(str(found))
         if found.edit:
             adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
@@ -152,35 +136,15 @@ def _narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
 
     from loralens.core.lowrank import LowRank
 
-    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else DTYPES[dtype])
+    narrow_to = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else DTYPES[dtype])
 
     def narrow(module: "Update") -> "Update":
-        B, A = (factor.map(lambda x: x.astype(target), shape=factor.shape, dtype=target) for factor in module.factors)
-        if all(factor.dtype == target for factor in module.factors):
+        B, A = (f.map(lambda x: x.astype(narrow_to), shape=f.shape, dtype=narrow_to) for f in module.factors)
+        if all(factor.dtype == narrow_to for factor in module.factors):
             return module
         return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
     return adapter.map(narrow)
-
-
-def _refuse_source(source: str, output: Path) -> None:
-    from loralens.errors import OptionError
-    from loralens.formats.location import adapter_file
-
-    file = adapter_file(Path(source))
-    if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
-        raise OptionError(
-            f"{output} is where the source is", fix="choose another target: a source is never written over"
-        )
-
-
-def _of_format(to: str, arch: str | None, base: Path | None) -> dict[str, Any]:
-    """Options that only one dialect has."""
-    if to != "gguf":
-        return {}
-    from loralens.formats.checkpoint import model_config
-
-    return {"arch": arch, "base_config": model_config(base) if base else None}
 
 
 def _write(

@@ -1,6 +1,6 @@
 """Adapter: the updates of a whole model, and whatever else their file carried."""
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, final
@@ -86,6 +86,8 @@ class Adapter:
         What the file says it was trained on.
     findings : tuple of Finding
         What the reader noticed.
+    narrowed : bool
+        Modules were taken out since it was read: a configuration that names them by pattern says too much.
     """
 
     modules: "Mapping[str, Update]"
@@ -95,6 +97,7 @@ class Adapter:
     format: str = "peft"
     base_model: str | None = None
     findings: tuple[Finding, ...] = ()
+    narrowed: bool = False
 
     def __post_init__(self) -> None:
         ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}
@@ -123,6 +126,11 @@ class Adapter:
         """The same adapter with ``f`` of every module."""
         return replace(self, modules={name: f(module) for name, module in self.items()})
 
+    def without(self, names: Collection[str]) -> Self:
+        """The same adapter, these modules left out."""
+        kept = {name: module for name, module in self.items() if name not in names}
+        return replace(self, modules=kept, narrowed=self.narrowed or len(kept) < len(self))
+
     def renamed(self, names: Mapping[str, str]) -> Self:
         """The same adapter with modules, and what belongs to them, under other names; the rest keeps its own.
 
@@ -144,6 +152,32 @@ class Adapter:
         """The same adapter with all its factors held in memory."""
         return self.map(lambda module: module.load())
 
+    def __add__(self, other: "Adapter") -> "Adapter":
+        """The exact sum of both updates, module by module."""
+        return _sum((self, 1.0), (other, 1.0)) if isinstance(other, Adapter) else NotImplemented
+
+    def __radd__(self, other: object) -> "Adapter":
+        """0 + a is a, so that `sum` of adapters works."""
+        return self if type(other) is int and other == 0 else NotImplemented
+
+    def __sub__(self, other: "Adapter") -> "Adapter":
+        """The exact difference of both updates; a − a is 0."""
+        return _sum((self, 1.0), (other, -1.0)) if isinstance(other, Adapter) else NotImplemented
+
+    def __neg__(self) -> "Adapter":
+        """The update with its sign changed, its factors untouched."""
+        return _sum((self, -1.0))
+
+    def __mul__(self, strength: float) -> "Adapter":
+        """The update so many times, its factors untouched."""
+        return _sum((self, strength)) if isinstance(strength, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Adapter":
+        """The update divided by a number."""
+        return _sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
+
     @property
     def parameters(self) -> int:
         """Numbers stored in pairs."""
@@ -157,6 +191,12 @@ class Adapter:
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()})
         return f"Adapter({self.format}, {len(self)} modules, rank {_span(ranks)}, {self.parameters:,} parameters)"
+
+
+def _sum(*terms: tuple[Adapter, float]) -> Adapter:
+    from loralens.core.vector import weighted_sum  # which stands on this file
+
+    return weighted_sum(terms)
 
 
 def _span(ranks: list[int]) -> str:

@@ -74,15 +74,20 @@ class Origin:
         By their key in the file. The experts of one stack share theirs.
     share : int
         How many modules share these tensors.
+    numbers : int or None
+        How many numbers the tensors hold, where they are packed bits; None: as many as their sizes say.
     """
 
     format: str
     tensors: Mapping[str, LazyArray]
     share: int = 1
+    numbers: int | None = None
 
     @property
     def parameters(self) -> int:
         """Numbers stored for one module, a lone α not counted."""
+        if self.numbers is not None:
+            return self.numbers // self.share
         return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
 
     @property

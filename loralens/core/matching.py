@@ -99,7 +99,7 @@ def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[
     shared = _shared_parts(names)
     for count in range(1, len(shared) + 1):
         lead = ".".join(shared[:count]) + "."
-        yield f"dropping {lead!r}", lambda name, lead=lead: name[len(lead) :]  # type: ignore[misc]
+        yield f"dropping {lead!r}", lambda name, lead=lead: name.removeprefix(lead)  # type: ignore[misc]
     for lead in _leads(names, base):
         yield f"adding {lead!r}", lambda name, lead=lead: lead + name  # type: ignore[misc]
 

@@ -25,7 +25,7 @@ class Format:
 
     ``module`` has ``detect`` and ``read``; ``writer``, where there is one, has ``write``. They are imported when they
     are needed: most adapters are PEFT's, and nobody should wait for the other dialects. A ``silent`` dialect stores no
-    scale, so our record goes with every file.
+    scale, so our record goes with every file; a ``complete`` one says all that a record would.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Format:
     writer: str = ""
     files: Files | None = None
     silent: bool = False
+    complete: bool = False
 
     def detect(self, stored: Stored) -> bool:
         """Whether a file is of this dialect, by its content."""
@@ -58,6 +59,7 @@ def _format(name: str, title: str, *, writer: str = "", files: Files | None = No
 
 
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
+QUANTISED = "loralens-q"
 
 # In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
 FORMATS: tuple[Format, ...] = (
@@ -80,6 +82,14 @@ FORMATS: tuple[Format, ...] = (
     ),
     _format("safeloras", "cloneofsimo safeloras"),
     _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
+    Format(
+        QUANTISED,
+        "loralens in few bits",
+        "loralens.formats.quantised",
+        "loralens.formats.quantised_writer",
+        Files("adapter_quantised.safetensors"),
+        complete=True,
+    ),
 )
 
 
@@ -271,7 +281,7 @@ def save(
     dry_run : bool
         Check all that can be checked, and write nothing.
     **options
-        Of the format: ``arch`` and ``base_config`` for GGUF.
+        Of the format: ``arch`` and ``base_config`` for GGUF, ``bits`` for loralens-q.
 
     Raises
     ------
@@ -280,17 +290,33 @@ def save(
     FormatError, MismatchError
         What the format cannot hold, or a disk that cannot be written.
     """
+    from loralens.formats.writing import write_files
+
+    target = Path(path)
+    with place(target):
+        stored, files = stored_as(adapter, format, **options)
+    write_files(stored, target, files=files, overwrite=overwrite, dry_run=dry_run)
+
+
+def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tuple[Stored, Files]:
+    """What `save` would write: tensors and header, no number computed yet, and the files they go to.
+
+    Parameters and errors as those of `save`.
+    """
+    from loralens.formats import record
+
     name = format or adapter.format
     writers = {form.name: form for form in FORMATS if form.writer}
     if name not in writers:
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
-    from loralens.formats import record
-    from loralens.formats.writing import write_files
-
-    form, target = writers[name], Path(path)
+    form = writers[name]
     assert form.files
-    with place(target):
-        stored = form.write(adapter, **options)
-        if adapter.format != name or form.silent or RECORD in (adapter.metadata or {}):
-            stored = record.stamp(stored, adapter, form.read(stored))
-    write_files(stored, target, files=form.files, overwrite=overwrite, dry_run=dry_run)
+    if adapter.format == QUANTISED != name:
+        from loralens.formats.quantised import expanded
+
+        adapter = expanded(adapter)
+    stored = form.write(adapter, **options)
+    told = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
+    if not (told or form.complete):
+        stored = record.stamp(stored, adapter, form.read(stored))
+    return stored, form.files

@@ -311,9 +311,14 @@ def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
     return len(text).to_bytes(8, "little") + text
 
 
+def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """Tensors in the order in which they lie in a file: wide numbers first, so that all of them are aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+
+
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file, one tensor at a time; wide numbers first, so that all of them are aligned."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+    """The bytes of a safetensors file, one tensor at a time."""
+    tensors = aligned(tensors)
     yield header_bytes(tensors, metadata)
     for tensor in tensors.values():
         yield np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data

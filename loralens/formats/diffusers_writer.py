@@ -63,6 +63,8 @@ def _as_read(adapter: Adapter) -> Stored | None:
     for module in adapter.modules.values():
         tensors.update(module.origin.tensors if module.origin else {})
     stored = Stored(tensors, adapter.metadata, adapter.config)
+    if adapter.narrowed and KEY in (adapter.metadata or {}):
+        return None
     back = read(stored)
     same = set(back) == set(adapter) and all(_agree(back[name], module) for name, module in adapter.items())
     return stored if same else None
@@ -182,7 +184,7 @@ def _updated(
         rank_pattern=pattern(ranks, rank),
         alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
     )
-    if "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
+    if adapter.narrowed or "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
         found["target_modules"] = list(paths)
     return found
 

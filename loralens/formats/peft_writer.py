@@ -197,7 +197,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     if old is None:
         return _updated(_fresh(adapter), stacks)
     config = PeftConfig(old)
-    if _still_true(config, stacks):
+    if _still_true(config, stacks) and not adapter.narrowed:
         return old
     if config.changed_base:
         raise FormatError(
@@ -205,7 +205,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
             "training the base would be another",
             fix="convert it with PEFT to a plain LoRA first",
         )
-    return _updated(old, stacks)
+    return _updated(old, stacks, exact=adapter.narrowed)
 
 
 def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
@@ -233,8 +233,11 @@ def _width(module: Update) -> int:
     return module.rank // module.layout.groups if fused else module.rank
 
 
-def _updated(fields: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
-    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was."""
+def _updated(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
+    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was.
+
+    ``exact``: targets by pattern would make PEFT adapt modules that are not there.
+    """
     terms = _terms(PeftConfig(fields), stacks)
     rank = most_common(r for r, _ in terms.values())
     alpha = most_common(a for _, a in terms.values())
@@ -245,7 +248,7 @@ def _updated(fields: Mapping[str, Any], stacks: Stacks) -> dict[str, Any]:
         rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
         alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
     )
-    if PeftConfig(found).unmatched_modules(terms):
+    if exact or PeftConfig(found).unmatched_modules(terms):
         found.update(_targets(stacks, terms))
     return found
 

@@ -47,9 +47,10 @@ def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; made blockwise as `gram`."""
     G = np.zeros((X.shape[1], Y.shape[1]))
     rows = min(_block_rows(X), _block_rows(Y))
+    buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
-        for x, y in zip(_blocks(X, rows), _blocks(Y, rows), strict=True):
-            G += x.T @ y
+        for x, y in zip(_blocks(X, rows, buffer), _blocks(Y, rows), strict=True):
+            G += np.dot(x.T, y)
     return G
 
 
@@ -89,11 +90,19 @@ def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Float
     for i in range(0, X.shape[0], rows):
         x = X[i : i + rows]
         if buffer is None:
-            yield x.astype(np.float64)
+            yield x.astype(np.float64, copy=False)
             continue
         block = buffer[: x.size].reshape(x.shape, order=order)
         np.copyto(block, x)
         yield block
+
+
+def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
+    """X in float64, some rows at a time, with their slice; a block is gone when the next one comes."""
+    rows = _block_rows(X)
+    buffer = _scratch.of(min(X.size, max(BLOCK, X.shape[1])))
+    for i, block in enumerate(_blocks(X, rows, buffer)):
+        yield slice(i * rows, i * rows + len(block)), block
 
 
 def measure(X: Array) -> Measured:

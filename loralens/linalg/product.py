@@ -142,7 +142,7 @@ def product_bases(B: Array, A: Array) -> tuple[Basis, Floats, Basis]:
     X_A, T_A, R_A = implicit(right, order)
     M = (R_B * D) @ R_A.T
     U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.ldexp(np.linalg.svd(M, compute_uv=False), exponent)
+    s = np.asarray(np.ldexp(np.linalg.svd(M, compute_uv=False), exponent), dtype=np.float64)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
     return Basis(X_B, T_B @ U[:, :k]), s[:k], Basis(X_A, T_A @ Vh[:k].T)
 
@@ -182,7 +182,7 @@ def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
     R_B, R_A = triangle(left, order)[1], triangle(right, order)[1]
     M = (R_B * D) @ R_A.T
     U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.linalg.svd(M, compute_uv=False)
+    s = np.asarray(np.linalg.svd(M, compute_uv=False), dtype=np.float64)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
     U, s, Vh = U[:, :k], s[:k], Vh[:k]
     root = np.ldexp(np.sqrt(np.ldexp(s, exponent % 2)), exponent // 2) / s  # 2**(e/2) s**(-1/2)

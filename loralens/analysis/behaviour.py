@@ -1,0 +1,234 @@
+"""What adapters do to the outputs of a model on real inputs: the model is run without them and with each."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import combinations
+from math import sqrt
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.attached import Attachment, call, still
+from loralens.errors import MismatchError, OptionError, place
+
+if TYPE_CHECKING:  # 1.4 s: torch is here when a model is
+    from torch import Tensor, nn
+
+BASE = "base"
+CHUNK = 1 << 22  # logits that are held in float64 at a time: 32 MiB
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """How far the outputs of two versions of a model are apart, over all positions that count.
+
+    Attributes
+    ----------
+    first, second : str
+        Names of adapters; ``base`` is the model without any.
+    kl : float or None
+        Mean KL(first ‖ second) of the output distributions softmax(logits), in nats, ≥ 0 up to rounding. None, as the
+        two below, for a model without logits.
+    logits : float or None
+        Root mean square of the difference of the logits, each position's centred on 0 over the vocabulary (a constant
+        added to all of them changes no probability), in nats.
+    agreement : float or None
+        Share of positions at which both have the same largest logit, in [0, 1].
+    hidden : tuple of float
+        √(Σ‖h₁ − h₂‖² / Σ‖h₁‖²) of the hidden states, one number for every layer that the model returns: first the
+        embeddings, last the output. Infinite where h₁ = 0 and h₂ is not.
+    """
+
+    first: str
+    second: str
+    kl: float | None
+    logits: float | None
+    agreement: float | None
+    hidden: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What adapters do to a model on real inputs.
+
+    Attributes
+    ----------
+    contrasts : tuple of Contrast
+        The base against every adapter, then the adapters against each other, in the order given.
+    positions : int
+        Over which the logits were compared: tokens, or inputs where the model gives one answer for each.
+    states : int
+        Over which the hidden states were.
+    left_out : mapping of str to mapping of str to str
+        Adapter → what of its file was not applied → why.
+    idle : mapping of str to tuple of str
+        Adapter → its modules that the model never called.
+    changed : mapping of str to tuple of str
+        Adapter → its modules whose weight was changed in place and so rounded to the dtype of the model.
+    """
+
+    contrasts: tuple[Contrast, ...]
+    positions: int
+    states: int
+    left_out: Mapping[str, Mapping[str, str]]
+    idle: Mapping[str, tuple[str, ...]]
+    changed: Mapping[str, tuple[str, ...]]
+
+
+def behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[str, Adapter]) -> Behaviour:
+    """What each adapter does to the outputs of its base, beside the base and beside each other.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The base, of transformers or plain torch, without any adapter. It is run in evaluation mode and left as it was.
+        Of what it returns, ``logits`` and ``hidden_states`` are compared; a tensor counts as one hidden state.
+    batches : iterable
+        As in ``loralens.compress.calibrate``: an ``attention_mask`` says which positions count.
+    adapters : mapping of str to Adapter
+        Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads take the place of the
+        model's own, DoRA is applied; what has no equivalent in this model is in ``left_out``.
+
+    Returns
+    -------
+    Behaviour
+
+    Raises
+    ------
+    OptionError
+        No batches; no adapters; one that is called "base".
+    MismatchError
+        An adapter does not fit the model, or changes the number of logits.
+
+    Notes
+    -----
+    One forward pass a batch for the base and for each adapter. The outputs of a batch are held together:
+    (1 + adapters) · positions · vocabulary numbers. Distributions are compared in float64.
+    """
+    if not adapters or BASE in adapters:
+        what = f"an adapter is called {BASE!r}" if adapters else "there are no adapters"
+        raise OptionError(what, fix="give adapters, under other names")
+    if hasattr(model, "peft_config"):
+        raise MismatchError("the model carries PEFT adapters already", fix="give their base: model.unload()")
+    attached: dict[str, Attachment] = {}
+    for name, adapter in adapters.items():
+        with place(name):
+            attached[name] = Attachment(model, adapter)
+    names = [BASE, *adapters]
+    pairs = list(combinations(names, 2))
+    sums: dict[tuple[str, str], _Difference] = {pair: _Difference() for pair in pairs}
+    with still(model, gradient=False):
+        for batch in batches:
+            outputs = {name: _output(model, batch, attached.get(name)) for name in names}
+            for first, second in pairs:
+                sums[first, second].add(outputs[first], outputs[second])
+    done = sums[pairs[0]]
+    if not done.states:
+        raise OptionError("there are no inputs", fix="give at least one")
+    return Behaviour(
+        tuple(one.contrast(*pair) for pair, one in sums.items()),
+        done.positions,
+        done.states,
+        {name: one.left_out for name, one in attached.items()},
+        {name: tuple(module for module in one.hooked if module not in one.ran) for name, one in attached.items()},
+        {name: one.changed for name, one in attached.items()},
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What a model returned for a batch, at the positions that count: logits (n, classes), states (n, width)."""
+
+    logits: "Tensor | None"
+    hidden: "tuple[Tensor, ...]"
+
+
+def _output(model: "nn.Module", batch: Any, attachment: Attachment | None) -> _Output:
+    with attachment.on() if attachment else nullcontext():
+        returned = call(model, batch)
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    logits = getattr(returned, "logits", None)
+    hidden = getattr(returned, "hidden_states", None)
+    if hidden is None:
+        last = returned if hasattr(returned, "detach") else getattr(returned, "last_hidden_state", None)
+        hidden = () if last is None else (last,)
+    if logits is None and not hidden:
+        raise OptionError(
+            f"the model returns {type(returned).__name__}, without logits or hidden states",
+            fix="give a model whose output has them, or is a tensor",
+        )
+    return _Output(None if logits is None else _counted(logits, mask), tuple(_counted(state, mask) for state in hidden))
+
+
+def _counted(values: "Tensor", mask: "Tensor | None") -> "Tensor":
+    """The rows of (batch, length, n) at the positions that count; all rows of anything else."""
+    if mask is not None and mask.ndim == 2 and values.shape[:2] == mask.shape and values.ndim == 3:
+        return values[mask.bool().to(values.device)]
+    return values.reshape(-1, values.shape[-1])
+
+
+@final
+class _Difference:
+    """Sums over batches, from which a `Contrast` is made."""
+
+    def __init__(self) -> None:
+        self.positions = self.states = 0
+        self.kl = self.squares = 0.0
+        self.same = 0
+        self.apart: list[float] = []
+        self.length: list[float] = []
+
+    def add(self, first: _Output, second: _Output) -> None:
+        """Add the outputs of one batch."""
+        if first.logits is not None and second.logits is not None:
+            self._add_logits(first.logits, second.logits)
+        if not self.apart:
+            self.apart, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
+        for layer, (one, other) in enumerate(zip(first.hidden, second.hidden, strict=True)):
+            one = _double(one)
+            self.apart[layer] += float((one - _double(other)).square().sum())
+            self.length[layer] += float(one.square().sum())
+        self.states += len(first.hidden[0]) if first.hidden else len(first.logits)  # type: ignore[arg-type]
+
+    def _add_logits(self, first: "Tensor", second: "Tensor") -> None:
+        if first.shape != second.shape:
+            raise MismatchError(
+                f"one version gives {first.shape[-1]} logits and the other {second.shape[-1]}",
+                fix="compare adapters of one task, on a model with its head",
+            )
+        for one, other in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
+            p, q = one.log_softmax(-1), other.log_softmax(-1)
+            self.kl += float((p.exp() * (p - q)).sum())
+            apart = (one - one.mean(-1, keepdim=True)) - (other - other.mean(-1, keepdim=True))
+            self.squares += float(apart.square().mean(-1).sum())
+            self.same += int((one.argmax(-1) == other.argmax(-1)).sum())
+        self.positions += len(first)
+
+    def contrast(self, first: str, second: str) -> Contrast:
+        """The means."""
+        n = self.positions
+        hidden = tuple(_ratio(apart, length) for apart, length in zip(self.apart, self.length, strict=True))
+        if not n:
+            return Contrast(first, second, None, None, None, hidden)
+        return Contrast(first, second, self.kl / n, sqrt(self.squares / n), self.same / n, hidden)
+
+
+def _chunks(logits: "Tensor") -> "Iterator[Tensor]":
+    """Some rows at a time, in float64."""
+    step = max(1, CHUNK // logits.shape[-1])
+    for start in range(0, len(logits), step):
+        yield _double(logits[start : start + step])
+
+
+def _double(values: "Tensor") -> "Tensor":
+    """Float64; on the CPU where the device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _ratio(apart: float, length: float) -> float:
+    return sqrt(apart / length) if length else (np.inf if apart else 0.0)

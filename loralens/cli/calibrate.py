@@ -1,0 +1,148 @@
+"""``loralens calibrate``: what real inputs excite in an adapter."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import options
+from loralens.cli.models import Loaded, running
+from loralens.cli.texts import Text
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.core.moments import Moments
+
+SHOWN = 3  # modules named in a warning before the rest is counted
+
+
+@click.command("calibrate")
+@click.option("--adapter", required=True, metavar="A", help="The adapter: a file, a folder, or a Hub id.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="A .safetensors.")
+@running
+@click.option("--out-side", is_flag=True, help="Measure gradients at the outputs too: a loss and a backward pass.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@click.option("--dry-run", is_flag=True, help="Check model, adapter and texts; run and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
+@options.reading
+def command(
+    model: str,
+    adapter: str,
+    data: Path,
+    output: Path,
+    limit: int | None,
+    batch: int,
+    length: int,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    out_side: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Measure what real inputs excite in every module of an adapter: K = E[z zᵀ], z = A x.
+
+    The model runs with the adapter on, so x are the inputs that its modules will see. The r × r matrices go to a small
+    file; compress --activations uses them to keep what matters on such inputs. Some hundred texts like those of later
+    use are enough. The same call on the same machine gives the same bytes.
+    """
+    from loralens.cli.models import load_model
+    from loralens.cli.texts import read_texts
+    from loralens.compress.calibration import calibrate
+    from loralens.core.attached import Attachment
+    from loralens.errors import place
+    from loralens.formats import load
+    from loralens.formats.moments import check_target, save_moments
+
+    check_target(output, overwrite=overwrite)
+    texts = read_texts(data, limit=limit)
+    loaded_adapter = load(adapter, **reading)
+    options.warn(adapter, loaded_adapter)
+    loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+    batches: Any = loaded.batches(texts, batch=batch, length=length)
+    loss = None
+    if out_side:
+        loss, batches = _objective(loaded, texts, batches, batch)
+    with place(model):
+        attachment = Attachment(loaded.model, loaded_adapter)
+    for key, why in attachment.left_out.items():
+        click.echo(f"warning: {adapter}: {key} is not applied ({why})", err=True)
+    if dry_run:
+        click.echo(f"would write {output}: moments of {len(attachment.hooked)} modules on {len(texts)} texts")
+        return
+    found = calibrate(
+        loaded.model,
+        batches,
+        adapter=loaded_adapter,
+        out_side=out_side,
+        loss=loss,
+        source={"texts": len(texts), "length": length, "dtype": dtype, "data": data.name},
+    )
+    save_moments(found, output, overwrite=overwrite)
+    _report(found, texts=len(texts), output=output, as_json=as_json)
+
+
+def _objective(
+    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
+) -> tuple[Any, Iterator[dict[str, Any]]]:
+    """The loss of the model's head, and the batches with what it needs."""
+    from loralens.compress.objective import label, next_token
+    from loralens.errors import OptionError
+
+    if loaded.head == "causal":
+        return next_token, batches
+    if loaded.head == "classifier" and all(text.label is not None for text in texts):
+        return label, _labelled(loaded, texts, batches, size)
+    needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
+    raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
+
+
+def _labelled(
+    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
+) -> Iterator[dict[str, Any]]:
+    """Batches with the numbers of their labels."""
+    import torch
+
+    from loralens.errors import OptionError
+
+    config: Any = loaded.model.config
+    names = {name: number for number, name in config.id2label.items()}
+    numbers = names | {str(number): number for number in range(config.num_labels)}
+    for i, inputs in enumerate(batches):
+        part = [str(text.label) for text in texts[i * size : (i + 1) * size]]
+        unknown = [name for name in part if name not in numbers]
+        if unknown:
+            raise OptionError(f"the model knows no label {unknown[0]!r}", fix=f"use its own: {', '.join(names)}")
+        yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
+
+
+def _report(found: "Moments", *, texts: int, output: Path, as_json: bool) -> None:
+    """What was measured on stdout, and what was not on stderr."""
+    from loralens.version import __version__
+
+    inputs = max((moment.count for _, moment in found.items()), default=0)
+    _warn([f"{name} ({why})" for name, why in found.unmeasured.items()], "cannot be measured")
+    _warn(found.unreached, "were reached by no input")
+    if as_json:
+        record = {
+            "loralens": __version__,
+            "target": str(output),
+            "fingerprint": found.fingerprint,
+            "source": dict(found.source),
+            "modules": [{"name": name, "rank": len(m.K), "count": m.count} for name, m in found.items()],
+            "unreached": list(found.unreached),
+            "unmeasured": dict(found.unmeasured),
+        }
+        click.echo(json.dumps(record))
+        return
+    click.echo(f"wrote {output}: moments of {len(found)} modules over {inputs:,} positions of {texts} texts")
+
+
+def _warn(names: Sequence[str], what: str) -> None:
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        click.echo(f"warning: {len(names)} modules {what}: {', '.join(names[:SHOWN])}{more}", err=True)
+        click.echo("  fix: compress truncates these by their weights alone", err=True)

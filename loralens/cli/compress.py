@@ -1,0 +1,216 @@
+"""``loralens compress``: the same adapter with fewer directions, and what that cost."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import compress_rule, options
+from loralens.cli.compress_form import BITS, FEW, Form
+from loralens.cli.convert import TARGETS
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.cli.compress_form import Bits
+    from loralens.cli.compress_report import Report
+    from loralens.compress.plan import Plan
+    from loralens.core.adapter import Adapter
+    from loralens.core.moments import Moments
+    from loralens.core.ranks import Rule
+
+
+@click.command("compress")
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
+@compress_rule.rules
+@click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
+@compress_rule.PROTECT
+@click.option("--activations", metavar="FILE", help="What real inputs excite, as `loralens calibrate` measured it.")
+@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA's magnitudes, and for GGUF.")
+@click.option("--to", type=click.Choice(TARGETS), help="The dialect to write. [default: the source's own]")
+@click.option(
+    "--dtype",
+    type=click.Choice([*compress_rule.DTYPES, *BITS]),
+    help=f"Round the factors to this; int8 and int4 are written as {FEW}. [default: as they are]",
+)
+@options.MODULES
+@click.option("--drop-dead", is_flag=True, help="Leave out modules that do nothing, or that the budget cannot pay for.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
+@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw what every rank would cost.")
+@options.reading
+def command(
+    source: str,
+    output: Path | None,
+    uniform: bool,
+    weights: str,
+    activations: str | None,
+    base: str | None,
+    to: str | None,
+    dtype: str | None,
+    modules: tuple[str, ...],
+    drop_dead: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    plot: Path | None,
+    **given: Any,
+) -> None:
+    """Write SOURCE with fewer directions: the best update of the smaller ranks, and what it lost.
+
+    Give one of the rules. The first four look at each module alone, --parameters and --size at all of them together:
+    directions go where they save most, and with --to loralens-q bits too. The scale of every module stays. What is not
+    half of a pair rides along. The errors reported are those of the file, read back. SOURCE is never written over.
+    """
+    rule = compress_rule.rule_of(given)
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    if plot:
+        from loralens.plot.figure import check_suffix
+
+        check_suffix(plot)
+    from loralens.errors import place
+    from loralens.formats import load
+
+    adapter = load(source, base=base, **{k: v for k, v in given.items() if k not in compress_rule.NAMES})
+    options.warn(source, adapter)
+    form = Form.of(adapter, to=to, base=base, dtype=dtype)
+    if output:
+        form.check(source, output, overwrite=overwrite)
+    moments = _moments(activations)
+    with place(source):
+        plan = _plan(adapter, form, dtype, modules, moments)
+        protect = compress_rule.protection_of(weights)
+        together = rule.name == "bytes" and form.bits is not None and dtype is None and not uniform
+        if together:
+            chosen, bits = _with_bits(plan, rule, form, protect=protect, drop_dead=drop_dead)
+            form = form.with_bits(bits)
+        else:
+            cost = form.cost if form.bits else None
+            chosen = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
+        smaller, said = _magnitudes(adapter, plan.at(chosen), base)
+    if output and not dry_run:
+        after, size = form.write(smaller, output, overwrite=overwrite)
+    else:
+        after, size = form.rehearse(smaller)
+    report = _report(adapter, after, (_source_bytes(source), size), [said, *_notes(plan, chosen)], moments)
+    _say(report, source, output, form, dry_run=dry_run, as_json=as_json)
+    if plot:
+        _plot(plot, source, plan, form, report)
+
+
+def _moments(file: str | None) -> "Moments | None":
+    if file is None:
+        return None
+    from loralens.formats.moments import load_moments
+
+    return load_moments(file)
+
+
+def _plan(
+    adapter: "Adapter", form: Form, dtype: str | None, modules: tuple[str, ...], moments: "Moments | None"
+) -> "Plan":
+    """The plan; towards few bits in float32, so that nothing is rounded twice."""
+    import numpy as np
+
+    from loralens.compress.plan import Plan
+
+    narrow = np.dtype(np.float32) if form.bits and adapter.format != FEW else compress_rule.dtype_of(dtype)
+    return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=os.cpu_count() or 1)
+
+
+def _with_bits(
+    plan: "Plan", rule: "Rule", form: Form, *, protect: Any, drop_dead: bool
+) -> "tuple[dict[str, int], Bits]":
+    """Ranks and bits in one decision, by reverse water-filling over directions."""
+    from loralens.compress.bits import allocate
+    from loralens.compress.protection import protection
+    from loralens.core.ranks import shared_ranks
+
+    spectra = {name: one.s for name, one in plan.found.items()}
+    others = {name: (8,) * min(m.rank, *m.shape) for name, m in plan.adapter.items() if name not in spectra}
+
+    def size(bits: "Mapping[str, tuple[int, ...]]") -> int:
+        """Of a file in which the chosen modules have these bits, and the others 8."""
+        kept = {name: each for name, each in bits.items() if each}
+        return form.with_bits({**others, **kept}).size(plan.at({name: len(each) for name, each in bits.items()}))
+
+    found = allocate(
+        spectra,
+        {name: plan.adapter[name].shape for name in spectra},
+        int(rule.value),
+        weights=protection(spectra, protect),
+        shared=shared_ranks(plan.adapter.modules),
+        least=plan.least(drop_dead=drop_dead),
+        size=size,
+    )
+    kept = {name: each for name, each in found.bits.items() if each}
+    return {name: len(each) for name, each in found.bits.items()}, {**others, **kept}
+
+
+def _source_bytes(source: str) -> int:
+    from loralens.formats.location import adapter_file
+
+    return adapter_file(Path(source)).stat().st_size
+
+
+def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple[Adapter, str]":
+    """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
+    from loralens.compress.magnitudes import magnitudes, resolved
+
+    found = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
+    if not found:
+        return after, ""
+    if base is None:
+        return after, f"magnitudes of {len(found)} DoRA modules kept; with --base they are solved anew"
+    weights = options.base_weights(base, found)
+    return resolved(before, after, weights.modules), f"magnitudes of {len(found)} DoRA modules solved anew"
+
+
+def _notes(plan: "Plan", chosen: Mapping[str, int]) -> list[str]:
+    from loralens.compress.plan import kept_whole
+    from loralens.core.structured import Structured
+
+    whole = sum(map(kept_whole, plan.adapter.modules.values()))
+    pairs = sum(isinstance(plan.adapter[name], Structured) for name in chosen)
+    return [
+        *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),
+        *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
+    ]
+
+
+def _report(
+    before: "Adapter", after: "Adapter", sizes: tuple[int, int], notes: list[str], moments: "Moments | None"
+) -> "Report":
+    from loralens.cli.compress_report import Report
+    from loralens.compress.informed import data_losses
+    from loralens.compress.loss import losses
+
+    lost = losses(before, after, threads=os.cpu_count() or 1)
+    on_data = data_losses(before, after, moments) if moments else {}
+    return Report(before, after, lost, on_data, sizes, [note for note in notes if note])
+
+
+def _say(report: "Report", source: str, output: Path | None, form: Form, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        written = None if dry_run or output is None else str(output)
+        click.echo(json.dumps({"source": source, "target": written, "format": form.name, **report.record()}))
+        return
+    report.show(source)
+    if dry_run:
+        click.echo(f"would write {form.name}" + (f" to {output}" if output else ""))
+    else:
+        click.echo(f"wrote {output}: {form.name}; the errors are those of this file, read back")
+
+
+def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -> None:
+    from loralens.cli.curve import trade_off
+    from loralens.compress.loss import total_error
+    from loralens.plot.curve import curve_figure
+    from loralens.plot.figure import save
+
+    save(curve_figure(source, trade_off(plan, form), chosen=(report.sizes[1], total_error(report.losses))), file)
+    click.echo(f"wrote {file}", err=True)

@@ -1,0 +1,141 @@
+"""What ranks and budgets look like on a command line."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.compress.protection import Protection
+    from loralens.core.ranks import Rule
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NAMES = {  # option → rule
+    "rank": "rank",
+    "energy": "energy",
+    "error": "error",
+    "sv_ratio": "sv-ratio",
+    "parameters": "parameters",
+    "size": "bytes",
+}
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>[kmg]?i?b?)", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
+    """Bytes: ``512KiB``, ``20MB`` (powers of 1000 without an i), or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Whole bytes."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(str(value).strip())
+        if not found:
+            self.fail(f"{value!r} is no size: write 20MB, 512KiB or 100000", param, ctx)
+        unit = found["unit"].lower().removesuffix("b")
+        count = int(float(found["number"]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit.removesuffix("i")])
+        if count < 1:
+            self.fail(f"{value!r} is less than a byte", param, ctx)
+        return count
+
+
+_RULES = (
+    click.option("--rank", type=click.IntRange(min=1), metavar="R", help="So many directions of every module."),
+    click.option(
+        "--energy",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        metavar="X",
+        help="As many as hold this part of Σσ² of the module: 0.99.",
+    ),
+    click.option(
+        "--error",
+        type=click.FloatRange(min=0, max=1, max_open=True),
+        metavar="X",
+        help="As many as keep ‖ΔW−ΔW'‖/‖ΔW‖ of the module down to this: 0.05.",
+    ),
+    click.option(
+        "--sv-ratio", type=click.FloatRange(min=1), metavar="X", help="Those with σ above σ₁/X of the module."
+    ),
+    click.option(
+        "--parameters",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="One budget for the whole adapter: a part (0.5), or a count.",
+    ),
+    click.option("--size", type=Size(), metavar="BYTES", help="The same, as bytes of the file: 20MB, 512KiB."),
+)
+
+PROTECT = click.option(
+    "--weights",
+    default="absolute",
+    show_default=True,
+    metavar="WHAT",
+    help="What a budget protects: the absolute error, the relative one of each module, or a JSON file of glob: weight.",
+)
+
+
+def rules(function: F) -> F:
+    """The options that say how ranks are chosen, of which a command needs one."""
+    for option in reversed(_RULES):
+        function = option(function)
+    return function
+
+
+def rule_of(given: Mapping[str, Any]) -> "Rule":
+    """The one rule that was given.
+
+    Raises
+    ------
+    click.UsageError
+        None, or several.
+    """
+    said = [name for name in NAMES if given[name] is not None]
+    if len(said) != 1:
+        options = ", ".join("--" + name.replace("_", "-") for name in NAMES)
+        what = "exclude each other" if said else "are the ways to choose ranks"
+        raise click.UsageError(f"{options} {what}: give one of them")
+    from math import isfinite
+
+    value = given[said[0]]
+    if not isfinite(value):
+        raise click.UsageError(f"--{said[0].replace('_', '-')} must be a finite number")
+    from loralens.core.ranks import Rule
+
+    return Rule(NAMES[said[0]], value)  # type: ignore[arg-type]
+
+
+def protection_of(said: str) -> "Protection":
+    """``relative``, ``absolute``, or what a JSON file of glob → weight says."""
+    if said in ("absolute", "relative"):
+        return said  # type: ignore[return-value]
+    from loralens.errors import FormatError, OptionError, place
+
+    file = Path(said)
+    if not file.is_file():
+        raise OptionError(f"--weights {said}: no such file", fix="give absolute, relative, or a JSON file")
+    with place(said):
+        try:
+            weights = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"is not readable as JSON ({error})", fix='write {"q_proj": 2.0}') from error
+        if not isinstance(weights, dict):
+            raise FormatError("is not a JSON object of glob and weight", fix='write {"q_proj": 2.0}')
+    return weights
+
+
+def dtype_of(name: str | None) -> Any:
+    """The dtype of an option --dtype; None where it was not given, or is none of NumPy's."""
+    if name not in DTYPES:
+        return None
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else DTYPES[name])

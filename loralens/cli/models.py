@@ -1,0 +1,207 @@
+"""A local transformers folder, loaded to be run: its model, its tokenizer, and batches of texts."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import click
+
+from loralens.cli.texts import Text
+from loralens.errors import FormatError, MismatchError, OptionError, place
+
+if TYPE_CHECKING:  # keeps torch out of --help
+    from torch import nn
+
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+Head = Literal["causal", "masked", "classifier", ""]
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What an architecture's name ends in → the class that loads it, and what its logits are.
+HEADS: dict[str, tuple[str, Head]] = {
+    "ForCausalLM": ("AutoModelForCausalLM", "causal"),
+    "LMHeadModel": ("AutoModelForCausalLM", "causal"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "masked"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "classifier"),
+}
+
+RUNNING = (
+    click.option("--model", required=True, metavar="DIR", help="The base model: a transformers folder, or a Hub id."),
+    click.option(
+        "--data",
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help='Real inputs: .jsonl of {"text": …}, .txt of one a line, .csv or .tsv with a column text.',
+    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N texts."),
+    click.option(
+        "--batch", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Texts at a time."
+    ),
+    click.option(
+        "--length", type=click.IntRange(min=1), default=256, show_default=True, metavar="N", help="Tokens of a text."
+    ),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, mps …"),
+    click.option(
+        "--dtype", type=click.Choice(list(DTYPES)), default="f32", show_default=True, help="What the model computes in."
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Of the CPU.  [default: all that it may use]"
+    ),
+)
+
+
+def running(function: F) -> F:
+    """The options of every command that runs a model on texts."""
+    for option in reversed(RUNNING):
+        function = option(function)
+    return function
+
+
+class Loaded(NamedTuple):
+    """A model ready to run: what its logits are ("": it has none), and what turns texts into its inputs."""
+
+    model: "nn.Module"
+    tokenizer: Any
+    head: Head
+
+    def batches(self, texts: Sequence[Text], *, batch: int, length: int) -> Iterator[dict[str, Any]]:
+        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; labels where given."""
+        length = min(length, self.longest)
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            inputs = dict(
+                self.tokenizer(
+                    [one.text for one in part],
+                    padding=len(part) > 1,
+                    truncation=True,
+                    max_length=length,
+                    return_tensors="pt",
+                    return_attention_mask=True,
+                )
+            )
+            _progress(start, len(texts))
+            yield inputs
+        _progress(len(texts), len(texts))
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that the model has positions for."""
+        config = self.model.config
+        found = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        return int(min([n for n in found if isinstance(n, int) and n > 0] + [self.tokenizer.model_max_length]))
+
+
+def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Loaded:
+    """The model in a local transformers folder, with the head that its configuration names; nothing is downloaded.
+
+    Weights that the folder lacks are made at random from a fixed seed, and said on stderr.
+
+    Raises
+    ------
+    OptionError
+        torch or transformers is missing, the device is none, nothing is at ``path``.
+    FormatError
+        No model or no tokenizer can be loaded from there.
+    MismatchError
+        It is an encoder with a decoder.
+    """
+    from loralens.formats.location import existing
+
+    folder = existing(Path(path))
+    torch, transformers = _imported()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(threads or _processors())
+    torch.manual_seed(0)
+    with place(path):
+        name, head = _class(transformers, folder)
+        target = _device(torch, device)
+        tokenizer = _tokenizer(transformers, folder)
+        model, info = _loading(
+            lambda: getattr(transformers, name).from_pretrained(
+                folder, local_files_only=True, dtype=getattr(torch, DTYPES[dtype]), output_loading_info=True
+            ),
+            "its model cannot be loaded",
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        click.echo(f"warning: {path}: {len(missing)} weights are missing and random here: {missing[0]} …", err=True)
+        click.echo("  fix: trust no number that depends on them, or give a folder that has them", err=True)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token that is none
+    model.config.use_cache = False
+    return Loaded(model.to(target).eval(), tokenizer, head)
+
+
+def _imported() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise OptionError(
+            f"running a model needs torch and transformers ({error})", fix="pip install 'loralens[train]'"
+        ) from error
+    return torch, transformers
+
+
+def _processors() -> int:
+    """How many processors this process may use; our own entry point has told OpenMP to use one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _class(transformers: Any, folder: Path) -> tuple[str, Head]:
+    config = _loading(
+        lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "holds no transformers model"
+    )
+    if getattr(config, "is_encoder_decoder", False):
+        raise MismatchError(
+            f"{config.model_type} is an encoder with a decoder, and only one stack can be run", fix="give another model"
+        )
+    for architecture in config.architectures or ():
+        for ending, found in HEADS.items():
+            if architecture.endswith(ending):
+                return found
+    return "AutoModel", ""
+
+
+def _tokenizer(transformers: Any, folder: Path) -> Any:
+    tokenizer = _loading(
+        lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), "no tokenizer can be loaded"
+    )
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise FormatError("its tokenizer pads with nothing", fix="set pad_token in tokenizer_config.json")
+        tokenizer.pad_token = tokenizer.eos_token  # where the attention mask says 0, so it does not matter which
+    return tokenizer
+
+
+def _loading(load: Callable[[], Any], what: str) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(
+            f"{what}: {first}", fix="give the folder of a transformers model, with its tokenizer"
+        ) from error
+
+
+def _device(torch: Any, name: str) -> Any:
+    if name == "auto":
+        mps = getattr(torch.backends, "mps", None)
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = f"--device {name}: {str(error).splitlines()[0]}"
+        raise OptionError(what, fix="give cpu, or a device of this machine") from error
+    return device
+
+
+def _progress(done: int, count: int) -> None:
+    """How far it is, on a terminal's stderr."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {count} texts" + ("\n" if done == count else ""), nl=False, err=True)

@@ -1,0 +1,43 @@
+"""Where an adapter goes, for every command that writes one: what is refused before any work."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.core.adapter import Adapter
+
+
+def check_known(adapter: "Adapter", to: str) -> None:
+    """Refuse to carry on what is not known: a strength that the target has to state, an order of rows."""
+    from loralens.errors import OptionError
+
+    if to != "gguf" and any(finding.code == "rows-permuted" for finding in adapter.findings):
+        raise OptionError(
+            "rows of q and k are in llama.cpp's order, and the file does not say the head counts", fix="give --base DIR"
+        )
+    unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
+    if unknown and to != "loralib":
+        raise OptionError(
+            f"the file does not say its α, and {to} has to", fix="give --alpha or --scale, as the training code has it"
+        )
+
+
+def refuse_source(source: str, output: Path) -> None:
+    """Refuse a target that is the source, file or folder."""
+    from loralens.errors import OptionError
+    from loralens.formats.location import adapter_file
+
+    file = adapter_file(Path(source))
+    if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
+        raise OptionError(
+            f"{output} is where the source is", fix="choose another target: a source is never written over"
+        )
+
+
+def of_format(to: str, base: Path | None, arch: str | None = None) -> dict[str, Any]:
+    """Options that only one dialect has."""
+    if to != "gguf":
+        return {}
+    from loralens.formats.checkpoint import model_config
+
+    return {"arch": arch, "base_config": model_config(base) if base else None}

@@ -1,0 +1,237 @@
+"""Truncation that knows the data: the rank-k ΔW' that is nearest to ΔW on real inputs, from r × r moments alone.
+
+What is minimised is E‖(ΔW − ΔW')x‖², or with the out side E(gᵀ(ΔW − ΔW')x)² as K-FAC has it, instead of ‖ΔW − ΔW'‖_F².
+Full whitening needs C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither: with B = Q_B R_B and
+K = A C Aᵀ = E[z zᵀ], z = A x, the left singular vectors Û of s R_B K^½ (r × r) are all there is to know, and
+ΔW'_k = Q_B Û_k · s Û_kᵀ R_B A: a projection, so nothing is inverted and a singular K is no special case.
+
+C is taken as C + εI, ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², that is K + ε A Aᵀ. So the directions that the data never excites
+are dropped last and in the order of their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW', and the
+error on the data is never above that of plain truncation. (A term δI on K itself has none of the last two.)
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from loralens.core.lazy import Array
+from loralens.core.lowrank import SVD, LowRank
+from loralens.errors import FormatError, ShapeError
+from loralens.linalg.basis import Basis
+from loralens.linalg.factor import implicit, measure
+from loralens.linalg.measures import EPS
+
+SHARE = 1e-6  # of the energy on the data, mean over directions: what white inputs are mixed in
+
+
+@final
+@dataclass(frozen=True)
+class Whitened:
+    """A module's update as a sum of rank-one terms in the order in which the data misses them; made by `whitened_svd`.
+
+    ΔW = Q_B (X Y) A, and the best ΔW' of rank k on the data keeps the first k columns of X and rows of Y.
+
+    Attributes
+    ----------
+    module : LowRank
+        (out, in) of rank r; m = min(out, r), n = min(r, in) where its factors have no zero columns.
+    s : float64 array, shape (m,)
+        Singular values of the whitened update, largest first: √Σ_{i>k} s_i² is the error at rank k in the norm that
+        was minimised, in units of y = W x (with G: of the loss). What a budget over modules compares.
+    X : float64 array, shape (m, m)
+    Y : float64 array, shape (m, r)
+    in_sides : tuple of two float64 arrays
+        K^½ (r, r) and R_Aᵀ (r, n): a row vector Y_i times the first is its length on the data, times the second on
+        the weights.
+    left, right : Basis
+        Q_B, m columns of length out, and Q_A, n columns of length in.
+    """
+
+    module: LowRank
+    s: Array
+    X: Array
+    Y: Array
+    in_sides: tuple[Array, Array]
+    left: Basis
+    right: Basis
+
+    @cached_property
+    def data_errors(self) -> Array:
+        """Relative error √(E‖(ΔW − ΔW'_k)x‖² / E‖ΔW x‖²) of every k = 0 … m, float64, shape (m + 1,); 0 if ΔW x = 0.
+
+        On the data itself, ε not included.
+        """
+        return _relative(_tails(self.X, self.Y @ self.in_sides[0]))
+
+    @cached_property
+    def weight_errors(self) -> Array:
+        """Relative error ‖ΔW − ΔW'_k‖_F / ‖ΔW‖_F of every k = 0 … m, float64, shape (m + 1,); 0 if ΔW = 0."""
+        return _relative(_tails(self.X, self.Y @ self.in_sides[1]))
+
+    @cached_property
+    def data_norm(self) -> float:
+        """√(E‖ΔW x‖²): how large the update is at the module's output."""
+        return float(_tails(self.X, self.Y @ self.in_sides[0])[0])
+
+    def svd(self, k: int) -> SVD:
+        """The thin SVD of ΔW'_k, float64: U (out, j), s (j,), Vh (j, in), j = min(k, m, n).
+
+        Raises
+        ------
+        ShapeError
+            k is negative.
+        """
+        if k < 0:
+            raise ShapeError(f"no update has rank {k}", fix="pass a rank from 0")
+        P, sigma, Wh = np.linalg.svd(self.X[:, :k] @ (self.Y[:k] @ self.in_sides[1]), full_matrices=False)
+        j = min(k, sigma.size)
+        U, V = Basis(self.left.X, self.left.T @ P[:, :j]), Basis(self.right.X, self.right.T @ Wh[:j].T)
+        return SVD(U.columns(), sigma[:j], V.columns().T)
+
+    def truncated(self, k: int) -> LowRank:
+        """The best pair of rank k on the data: float64 factors, balanced (√σ each), the module's own scale.
+
+        Rank min(k, m, n). A module of scale 0 stays 0.
+        """
+        U, sigma, Vh = self.svd(k)
+        scale = self.module.scale
+        root = np.sqrt(sigma / abs(scale)) if scale else np.zeros_like(sigma)
+        B, A = np.copysign(root, scale or 1.0) * U, root[:, None] * Vh
+        return LowRank(B, A, scale, scaling=self.module.scaling, layout=self.module.layout)
+
+
+def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
+    """The directions of a module in the order in which real inputs miss them.
+
+    Parameters
+    ----------
+    module : LowRank, (out, in) of rank r
+    K : array, shape (r, r)
+        E[z zᵀ], z = A x: `loralens.core.moments.Moment.K`.
+    G : array, shape (r, r), optional
+        E[(Bᵀg)(Bᵀg)ᵀ], g the gradient at the output. Then ‖G^½(ΔW − ΔW')C^½‖_F is minimised, the error of the loss
+        under K-FAC's factorisation, and `data_errors` are no longer the smallest possible.
+
+    Returns
+    -------
+    Whitened
+
+    Raises
+    ------
+    ShapeError
+        K or G is not (r, r).
+    FormatError
+        K, G or a factor holds NaN or Inf.
+
+    Notes
+    -----
+    One-sided: SVD(s R_B [K^½, √ε R_Aᵀ]) = U s V, X = U, Y = s Uᵀ R_B. Two-sided: with FᵀF = G + η R_BᵀR_B,
+    SVD(F [K^½, √ε R_Aᵀ]) = u s v, X = s R_B F⁺ u, Y = uᵀ F, F⁺ on the numerical range of F, which is that of B.
+    η = 1e-6 of the ratio of the two energies, for the reason that ε has. SVD-LLM (one-sided, with a Cholesky
+    factor of C) and K-FAC-weighted SVD give the same ΔW' from matrices of the size of W.
+
+    O((out + in) r²) work.
+    """
+    K = _moment(K, module.rank, "K")
+    left, R_B = _orthogonal(module.B)
+    right, R_A = _orthogonal(module.A.T)
+    core = module.scale * R_B  # (m, r)
+    sides = _root(K), R_A.T
+    L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
+    if G is None:
+        U, s, _ = np.linalg.svd(core @ L, full_matrices=False)
+        return Whitened(module, s, U, U.T @ core, sides, left, right)
+    G_root = _root(_moment(G, module.rank, "G")).T
+    eta = _share(G_root @ L, R_B @ L)
+    F = np.asarray(np.linalg.qr(_mixed((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
+    u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
+    m = left.k
+    s = abs(module.scale) * s[:m]
+    return Whitened(module, s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, sides, left, right)
+
+
+def plain_data_errors(module: LowRank, K: Array) -> Array:
+    """Relative error on the data of plain (Eckart–Young) truncation at every k = 0 … m, float64, shape (m + 1,).
+
+    What `Whitened.data_errors` is to be compared with. Raises as `whitened_svd`.
+    """
+    K = _moment(K, module.rank, "K")
+    core = module.scale * _orthogonal(module.B)[1]
+    U, _, _ = np.linalg.svd(core @ _orthogonal(module.A.T)[1].T, full_matrices=True)
+    return _relative(_tails(U, U.T @ core @ _root(K)))
+
+
+def data_error(module: LowRank, other: LowRank, K: Array) -> float:
+    """Relative error √(E‖(ΔW − ΔW')x‖² / E‖ΔW x‖²) of any update ``other`` of the same weight; 0 if both are 0.
+
+    K knows inputs only through A, so the rows of A' are projected on those of A first. That is exact for whatever was
+    made from the module; what rounding put beside them, of relative size ε of the dtype, is not seen. Infinite where
+    ΔW x = 0 and ΔW' x is not. Raises as `whitened_svd`, and ShapeError where the two are updates of different weights.
+    """
+    if module.shape != other.shape:
+        raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
+    root = _root(_moment(K, module.rank, "K"))
+    right, R_A = _orthogonal(module.A.T)
+    inside = right.columns().T @ other.A.T.astype(np.float64)  # Q_Aᵀ A'ᵀ (n, r')
+    through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A
+    stacked = np.hstack([module.scale * module.B.astype(np.float64), -other.scale * other.B.astype(np.float64)])
+    R = _orthogonal(stacked)[1]
+    first = R[:, : module.rank] @ root
+    error, whole = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
+    return float(error / whole) if whole else (np.inf if error else 0.0)
+
+
+def _moment(K: Array, rank: int, name: str) -> Array:
+    """A moment in float64, symmetric to the bit."""
+    K = np.asarray(K, np.float64)
+    if K.shape != (rank, rank):
+        raise ShapeError(f"{name} {K.shape} is no moment of a module of rank {rank}", fix="calibrate this adapter")
+    if not np.isfinite(K).all():
+        raise FormatError(f"{name} holds NaN or Inf", fix="calibrate again, with inputs that the model survives")
+    return np.asarray((K + K.T) / 2, np.float64)
+
+
+def _root(K: Array) -> Array:
+    """L with L Lᵀ = K, shape (r, r); eigenvalues within rounding of 0 are 0, or their roots would count as 1e-8."""
+    values, V = np.linalg.eigh(K)
+    alive = values > values[-1:] * len(K) * EPS
+    return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)
+
+
+def _orthogonal(X: Array) -> tuple[Basis, Array]:
+    """Q and R with X = Q R, Q a basis of min(m, r) columns at most and R with all r columns."""
+    factor = measure(X)
+    order = np.flatnonzero(factor.norms)
+    Y, T, R = implicit(factor, order)
+    full = np.zeros((R.shape[0], X.shape[1]))
+    full[:, order] = R * np.ldexp(factor.norms, factor.exponents)[order]
+    return Basis(Y, T), full
+
+
+def _share(data: Array, weight: Array) -> float:
+    """The ε with which ``weight`` enters: 1 where the data says nothing, so that plain truncation is left."""
+    energy, whole = float(np.sum(data**2)), float(np.sum(weight**2))
+    return SHARE * energy / whole if energy and whole else 1.0
+
+
+def _mixed(sides: tuple[Array, Array], share: float) -> Array:
+    """[first, √share · second]."""
+    return np.hstack([sides[0], np.sqrt(share) * sides[1]])
+
+
+def _pseudo_inverse(F: Array) -> Array:
+    """F⁺ on the numerical range of F."""
+    return np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)
+
+
+def _tails(X: Array, Z: Array) -> Array:
+    """‖X[:, k:] Z[k:]‖_F of every k = 0 … m, shape (m + 1,): suffix sums of XᵀX ∘ ZZᵀ."""
+    products = (X.T @ X) * (Z @ Z.T)
+    suffix = products[::-1, ::-1].cumsum(0).cumsum(1).diagonal()[::-1]
+    return np.append(np.sqrt(np.maximum(suffix, 0.0)), 0.0)
+
+
+def _relative(tails: Array) -> Array:
+    return tails / tails[0] if tails[0] else tails

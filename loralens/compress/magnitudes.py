@@ -1,0 +1,97 @@
+"""DoRA's magnitudes for a truncated direction: those with which the merged weight is nearest to what it was.
+
+DoRA has W' = m · V/‖V‖ with V = W + ΔW, ‖·‖ and m for each output (or each input, as some LyCORIS files have it). With
+another V' the nearest multiple of V'/‖V'‖ to the old row m V/‖V‖ is its projection: m' = m · cos∠(V, V'). So a shorter
+row, never a longer one; with the old m the norms would be right and the distance larger.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.structured import Update
+from loralens.core.weights import Weight
+from loralens.errors import ShapeError, place
+
+ROLES = ("magnitude", "magnitude_in")
+
+
+def magnitudes(adapter: Adapter) -> dict[str, str]:
+    """Module → key, of every DoRA magnitude of a module that is there."""
+    return {e.module: key for key, e in adapter.extra.items() if e.role in ROLES and e.module in adapter}
+
+
+def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
+    """``after`` with magnitudes solved anew for its directions, wherever a module is not the one of ``before``.
+
+    Parameters
+    ----------
+    before, after : Adapter
+        With the same extras.
+    weights : mapping of str to Weight
+        The base weight of every module that has a magnitude.
+
+    Raises
+    ------
+    ShapeError
+        A magnitude that is not one number for each output, or input channel.
+    """
+    extra = dict(after.extra)
+    for name, key in magnitudes(after).items():
+        if after[name] is not before[name]:
+            with place(key):
+                extra[key] = _solved(extra[key], before[name], after[name], weights[name])
+    return replace(after, extra=extra)
+
+
+def _solved(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
+    cosines = cosines_of(before, after, weight, over_in=extra.role == "magnitude", kernel=before.layout.kernel)
+    tensor = extra.tensor
+    if tensor.size != cosines.size:
+        raise ShapeError(
+            f"{tensor.shape} is not one number for each of {cosines.size} channels", fix="save the adapter again"
+        )
+    m = tensor.read().astype(np.float64) * cosines.reshape(tensor.shape)
+    return replace(extra, tensor=LazyArray.of(m.astype(tensor.dtype)))
+
+
+def cosines_of(
+    before: Update, after: Update, weight: Weight, *, over_in: bool = True, kernel: tuple[int, ...] = ()
+) -> Array:
+    """cos∠(V, V') of each row (``over_in``) or column of V = W + ΔW and V' = W + ΔW'.
+
+    Returns
+    -------
+    float64 array, shape (out,), or (in channels,): columns of one input channel of a kernel count as one; 1 where a
+    row is 0.
+    """
+    out, in_ = before.shape
+    sums = np.zeros((3, out if over_in else in_))
+    for part, block in weight.blocks():
+        W = block.astype(np.float64).T if weight.transposed else block.astype(np.float64)
+        V, V_ = (W + _part(module, part, in_side=weight.transposed) for module in (before, after))
+        products = [np.einsum("ij,ij->i" if over_in else "ij,ij->j", x, y) for x, y in ((V, V_), (V, V), (V_, V_))]
+        if over_in == weight.transposed:  # each block holds a piece of every row
+            sums += products
+        else:
+            sums[:, part] = products
+    if not over_in and kernel:
+        sums = sums.reshape(3, in_ // prod(kernel), prod(kernel)).sum(2)
+    dot, first, second = sums
+    length = np.sqrt(first) * np.sqrt(second)
+    return np.asarray(np.divide(dot, length, out=np.ones_like(dot), where=length > 0))
+
+
+def _part(module: Update, part: slice, *, in_side: bool) -> Array:
+    """Some rows of ΔW, or some columns."""
+    if not isinstance(module, LowRank):
+        dense = module.dense()
+        return dense[:, part] if in_side else dense[part]
+    B, A = module.B, module.A
+    B, A = (B, A[:, part]) if in_side else (B[part], A)
+    return module.scale * (B.astype(np.float64) @ A.astype(np.float64))

@@ -1,0 +1,22 @@
+"""Losses to differentiate while calibrating: sums over positions, so that batches of any size weigh alike."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def next_token(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(next token) of a causal language model, over the pairs of neighbours that the attention mask counts."""
+    from torch.nn.functional import cross_entropy
+
+    logits, ids, mask = output.logits[:, :-1], batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+    both = (mask[:, 1:] & mask[:, :-1]).to(logits.device)
+    return cross_entropy(logits[both].float(), ids.to(logits.device)[both], reduction="sum")
+
+
+def label(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(label) of a classifier, ``labels`` in the batch."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(output.logits.float(), batch["labels"].to(output.logits.device), reduction="sum")

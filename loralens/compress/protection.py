@@ -1,0 +1,41 @@
+"""What a budget protects: the weight of every module's error."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from loralens.core.lazy import Array
+from loralens.core.names import select
+from loralens.errors import OptionError
+from loralens.linalg.measures import frobenius
+
+Protection = Literal["absolute", "relative"] | Mapping[str, float]
+
+
+def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, float]:
+    """Module name → what its squared error is multiplied with.
+
+    Parameters
+    ----------
+    spectra : mapping of str to float64 array
+    protect : "absolute", "relative" or mapping of str to float
+        ``absolute``: 1, so that ‖ΔW−ΔW'‖ of the whole adapter is least. ``relative``: 1/‖ΔW‖_F² of the module, so that
+        small modules count as much as large ones. A mapping: the number of the first glob that matches, or kind; 1
+        for what none does.
+
+    Raises
+    ------
+    OptionError
+        A weight that is negative, or no number; a glob that matches nothing.
+    """
+    if protect == "absolute":
+        return dict.fromkeys(spectra, 1.0)
+    if protect == "relative":
+        norms = {name: frobenius(s) for name, s in spectra.items()}
+        return {name: norm**-2 if norm else 0.0 for name, norm in norms.items()}
+    found: dict[str, float] = {}
+    for glob, weight in protect.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise OptionError(f"the weight of {glob} is {weight!r}", fix="give a finite number from 0")
+        for name in select(spectra, [glob]):
+            found.setdefault(name, float(weight))
+    return {name: found.get(name, 1.0) for name in spectra}

@@ -1,0 +1,237 @@
+"""Joint: one module of several adapters, brought into the small space that all their updates share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError
+from loralens.linalg.basis import Basis
+from loralens.linalg.factor import Integers, Measured, blocks_of, implicit, measure
+from loralens.linalg.measures import EPS
+
+Floats = NDArray[np.float64]
+
+BACKWARD = 64  # a core errs by less than this times ε ‖b_k‖‖a_k‖, summed over k
+
+COMBINED = Scaling("given", origin="combined")
+
+
+class Core(NamedTuple):
+    """The SVD of a core matrix, as far as it is above rounding: U (p, k), s (k,) largest first, Vh (k, q)."""
+
+    U: Floats
+    s: Floats
+    Vh: Floats
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """ΔW_t = Q_B M_t Q_Aᵀ for T updates of one weight, Q_B (out, p) and Q_A (in, q) with orthonormal columns.
+
+    Any rule that is orthogonally equivariant gives the same update from the small M_t as from the ΔW_t themselves.
+
+    Attributes
+    ----------
+    updates : tuple of LowRank or None
+        None where an adapter does not have the module: then M_t = 0.
+    strengths : float64 array, shape (T,)
+        The weights w_t, which are not in the cores.
+    left, right : Basis
+        Q_B and Q_A; p and q are at most the ranks of all updates together, and may be 0.
+    cores : float64 array, shape (T, p, q)
+        M_t, its scale included.
+    floors : float64 array, shape (T,)
+        Up to where singular values of M_t are rounding: max(out, in)·ε·σ₁(ΔW_t), or 64·ε·Σ_k‖b_k‖‖a_k‖ where that is
+        more, as for factors that cancel in their product.
+    plain : tuple of bool
+        Whether the bases are combinations of the factors as they are, side by side.
+    """
+
+    updates: tuple[LowRank | None, ...]
+    strengths: Floats
+    left: Basis
+    right: Basis
+    cores: Floats
+    floors: Floats
+    plain: tuple[bool, bool] = (False, False)
+
+    @classmethod
+    def of(cls, updates: "Sequence[Update | None]", strengths: Sequence[float] | Floats) -> Self:
+        """The joint space of these updates, at least one of which is there.
+
+        Raises
+        ------
+        ShapeError
+            Updates of different shapes.
+        MismatchError
+            An update that is no pair (LoKr, LoHa, full).
+        FormatError
+            A factor holds NaN or Inf.
+
+        Notes
+        -----
+        [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once: O((out + in)·(Σr)²), and nothing of size out × in.
+        """
+        present = [update for update in updates if update is not None]
+        if len({update.shape for update in present}) > 1:
+            shapes = ", ".join(str(update.shape) for update in present)
+            raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
+        factors = [(update.B, update.A) for update in present]
+        stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
+        left, right = map(measure, stacks)
+        D = _lengths(left, right) * np.repeat([update.scale for update in present], [A.shape[0] for _, A in factors])
+        alive = np.flatnonzero(D)
+        X_B, T_B, R_B = implicit(left, alive)
+        X_A, T_A, R_A = implicit(right, alive)
+        owner = np.repeat([t for t, update in enumerate(updates) if update is not None], [len(A) for _, A in factors])
+        cores = np.zeros((len(updates), len(R_B), len(R_A)))
+        for t in set(owner[alive].tolist()):
+            mine = owner[alive] == t
+            cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
+        w = np.asarray(strengths, dtype=np.float64)
+        tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
+        lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
+        floors = EPS * np.maximum(max(present[0].shape) * tops, BACKWARD * lengths)
+        pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
+        plain = X_B is stacks[0], X_A is stacks[1]
+        return cls(pairs, w, Basis(X_B, T_B), Basis(X_A, T_A), cores, floors, plain)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.left.n, self.right.n
+
+    @property
+    def floor(self) -> float:
+        """Σ|w_t|·floors_t: up to this, singular values of a combination are rounding.
+
+        Against its own σ₁ a − a would have a rank.
+        """
+        return float(np.abs(self.strengths) @ self.floors)
+
+    @property
+    def weighted(self) -> Floats:
+        """w_t·M_t, float64, shape (T, p, q)."""
+        return self.strengths[:, None, None] * self.cores
+
+    @property
+    def present(self) -> Integers:
+        """Which updates are there and not 0, int64."""
+        return np.flatnonzero(np.any(self.cores != 0, axis=(1, 2)))
+
+    def total(self) -> Floats:
+        """Σ w_t·M_t, the core of the exact weighted sum, float64, shape (p, q)."""
+        return np.asarray(np.tensordot(self.strengths, self.cores, 1), dtype=np.float64)
+
+    def decomposed(self, M: Floats | Core) -> Core:
+        """The SVD of a core matrix (p, q), what is below ``floor`` cut off; k may be 0."""
+        U, s, Vh = M if isinstance(M, Core) else np.linalg.svd(M, full_matrices=False)
+        k = int(np.count_nonzero(s > self.floor))
+        return Core(U[:, :k], s[:k], Vh[:k])
+
+    def lifted(self, M: Floats | Core) -> "Lift":
+        """The update Q_B M Q_Aᵀ at any rank, its factors not made yet."""
+        U, s, Vh = self.decomposed(M)
+        present = [update for update in self.updates if update is not None]
+        root = np.sqrt(s)
+        sides = (
+            _side(self.left, U * root, self.plain[0], lambda: [update.B for update in present]),
+            _side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in present]),
+        )
+        return Lift(s, *sides, self.dtype, present[0].layout)
+
+    def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
+        """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
+        return self.lifted(M).at(dtype=dtype)
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The dtype of a combination: the one that all factors have, else float32."""
+        found = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
+        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+
+def _side_by_side(parts: Sequence[Array]) -> Array:
+    """Factors of n rows each as one; in float64 where their dtypes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.astype(np.float64) for part in parts]
+    if all(part.strides[0] < part.strides[1] for part in parts):
+        return np.vstack([part.T for part in parts]).T
+    return np.hstack(list(parts))
+
+
+def _lengths(left: Measured, right: Measured) -> Floats:
+    """‖b_k‖‖a_k‖."""
+    return np.asarray(np.ldexp(left.norms * right.norms, left.exponents + right.exponents), dtype=np.float64)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Columns X @ M of a factor that is made when it is read: ``source`` gives X (n, r), M is (r, k)."""
+
+    n: int
+    source: Callable[[], Array]
+    M: Floats
+
+    def factor(self, rank: int, dtype: "np.dtype[Any]") -> LazyArray:
+        """The first ``rank`` columns, rounded once to ``dtype``; those that there are not are 0."""
+        M = np.zeros((len(self.M), rank))
+        M[:, : self.M.shape[1]] = self.M[:, :rank]
+        return LazyArray(lambda: _times(self.source(), M, dtype), shape=(self.n, rank), dtype=dtype)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """A combined update at any rank up to its own: balanced factors U √s and √s Vᵀ under scale 1.
+
+    They are combinations of the factors of its updates, and made of them each time they are read.
+    """
+
+    s: Floats
+    out: Side
+    in_: Side
+    dtype: "np.dtype[Any]"
+    layout: Layout
+
+    def at(self, rank: int | None = None, dtype: DTypeLike | None = None) -> LowRank:
+        """The best update of this rank (all of it by default), in ``dtype`` (by default that of all factors).
+
+        Rank 0 becomes rank 1 of exact zeros: no format holds rank 0. Factors are made in float64 and rounded once;
+        reading one raises FormatError where its numbers are too large for ``dtype``.
+        """
+        rank, kind = max(1, self.s.size if rank is None else rank), np.dtype(dtype or self.dtype)
+        B, A = self.out.factor(rank, kind), self.in_.factor(rank, kind).T
+        return LowRank(B, A, scaling=COMBINED, layout=self.layout)
+
+
+def _side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
+    """The columns Q @ M of a basis: of the factors themselves where they span it, else made now."""
+    if not M.shape[1]:
+        return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
+    if plain:
+        return Side(basis.n, lambda: _side_by_side(parts()), basis.T @ M)
+    made = _times(basis.X, basis.T @ M, np.dtype(np.float64))
+    return Side(basis.n, lambda: made, np.eye(M.shape[1]))
+
+
+def _times(X: Array, M: Floats, dtype: "np.dtype[Any]") -> Array:
+    """X @ M in float64, rounded once to ``dtype``, shape (n, k)."""
+    product = np.empty((X.shape[0], M.shape[1]), dtype)
+    with np.errstate(over="ignore"):
+        for rows, block in blocks_of(X):
+            product[rows] = np.dot(block, M)
+    if dtype.itemsize < 4 and not np.isfinite(product.astype(np.float32)).all():
+        raise FormatError(f"its balanced factors are too large for {dtype}", fix="give --dtype bf16 or f32")
+    return product

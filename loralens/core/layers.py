@@ -1,0 +1,146 @@
+"""A pair beside the torch layer that it adapts: what it does to an input, in the layer's own geometry.
+
+A pair has two steps, and between them is its bottleneck z = A x, with the r numbers of each position last. Both are
+computed in float32 (float64 in float64 models), whatever the dtype of the model. The second goes backwards too: Bᵀg is
+what the gradient at the output says about z.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import numpy as np
+
+from loralens.core.lowrank import LowRank
+from loralens.errors import MismatchError
+
+if TYPE_CHECKING:  # 1.4 s: imported where it is used
+    import torch
+    from torch import Tensor, nn
+
+
+class Steps(Protocol):
+    """The two steps of a pair. ``axis`` is that of the channels in the output of the layer: -1 but for convolutions."""
+
+    axis: int
+
+    def inside(self, x: "Tensor") -> "Tensor":
+        """The bottleneck z = A x, shape (…, r), from the input of the layer."""
+
+    def outside(self, z: "Tensor") -> "Tensor":
+        """The update scale · B z, in the shape of the output of the layer."""
+
+    def back(self, g: "Tensor") -> "Tensor":
+        """Bᵀ g, shape (…, r), from the gradient at the output of the layer."""
+
+
+@final
+class LinearSteps:
+    """``nn.Linear``, and GPT-2's Conv1D, which is one with its weight stored (in, out)."""
+
+    axis = -1
+
+    def __init__(self, A: "Tensor", B: "Tensor", scale: float) -> None:
+        self.A, self.B, self.scale = A, B, scale
+
+    def inside(self, x: "Tensor") -> "Tensor":
+        """(…, in) → (…, r)."""
+        return x.to(self.A.dtype) @ self.A.T
+
+    def outside(self, z: "Tensor") -> "Tensor":
+        """(…, r) → (…, out)."""
+        return (self.scale * z) @ self.B.T
+
+    def back(self, g: "Tensor") -> "Tensor":
+        """(…, out) → (…, r)."""
+        return g.to(self.B.dtype) @ self.B
+
+
+@final
+class ConvolutionSteps:
+    """A convolution that is not grouped: A is a kernel like its own with r outputs, B a 1 × 1 one."""
+
+    def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
+        self.A, self.B, self.scale = A.reshape(len(A), *layer.weight.shape[1:]), B, scale
+        self.layer = layer
+        self.axis = 1 - layer.weight.ndim  # counted from the end: there may be no batch
+
+    def inside(self, x: "Tensor") -> "Tensor":
+        """(…, in, size…) → (…, size'…, r), padded and strided as the layer is."""
+        z: Tensor = self.layer._conv_forward(x.to(self.A.dtype), self.A, None)
+        return z.movedim(self.axis, -1)
+
+    def outside(self, z: "Tensor") -> "Tensor":
+        """(…, size'…, r) → (…, out, size'…)."""
+        return ((self.scale * z) @ self.B.T).movedim(-1, self.axis)
+
+    def back(self, g: "Tensor") -> "Tensor":
+        """(…, out, size'…) → (…, size'…, r)."""
+        return g.to(self.B.dtype).movedim(self.axis, -1) @ self.B
+
+
+@final
+class EmbeddingSteps:
+    """``nn.Embedding``: x is one-hot, so A x is a column of A. Gemma's scaled embeddings scale the update too."""
+
+    axis = -1
+
+    def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
+        self.columns, self.B, self.scale = A.T.contiguous(), B, scale
+        self.outer = getattr(layer, "embed_scale", 1.0)
+
+    def inside(self, x: "Tensor") -> "Tensor":
+        """(…) of whole numbers → (…, r)."""
+        return self.columns[x]
+
+    def outside(self, z: "Tensor") -> "Tensor":
+        """(…, r) → (…, dim)."""
+        return (self.scale * z) @ self.B.T * self.outer
+
+    def back(self, g: "Tensor") -> "Tensor":
+        """(…, dim) → (…, r)."""
+        return (self.outer * g).to(self.B.dtype) @ self.B
+
+
+def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
+    """The steps of a pair beside its layer; None where a hook on the layer cannot stand in for the pair.
+
+    That is so for parameters that are no layer's weight, for layers of unknown arithmetic, for grouped convolutions
+    (every group has an A x of its own) and for the ``out_proj`` of ``nn.MultiheadAttention``, which is never called.
+    """
+    from torch import nn
+
+    names = {base.__name__ for base in type(layer).__mro__}
+    weight: Any = getattr(layer, "weight", None)
+    if weight is None or "NonDynamicallyQuantizableLinear" in names:
+        return None
+    dtype = compute_dtype(weight)
+    A, B, scale = tensor(module.A, weight, dtype), tensor(module.B, weight, dtype), module.scale
+    if isinstance(layer, nn.Embedding):
+        _check(module, tuple(weight.shape[::-1]))
+        return EmbeddingSteps(A, B, scale, layer)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ConvolutionSteps(A, B, scale, layer) if layer.groups == 1 else None
+    if not (isinstance(layer, nn.Linear) or "Conv1D" in names):
+        return None
+    _check(module, tuple(weight.shape[::-1] if "Conv1D" in names else weight.shape))
+    return LinearSteps(A, B, scale)
+
+
+def _check(module: LowRank, shape: tuple[int, ...]) -> None:
+    """Matching takes a weight that lies either way; what is multiplied here must lie as the layer has it."""
+    if module.shape != shape:
+        raise MismatchError(f"its update is {module.shape} and the layer {shape}", fix="give the model it was made for")
+
+
+def compute_dtype(like: "Tensor") -> "torch.dtype":
+    """float64 beside float64 weights, float32 beside all others."""
+    import torch
+
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
+    import torch
+
+    wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
+    return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)

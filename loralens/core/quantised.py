@@ -1,0 +1,173 @@
+"""Modules in few bits: the bytes that hold one, and the `LowRank` that reads them.
+
+The bytes of a module (out, in) of k directions, whole numbers as `loralens.linalg.packing` lays them out:
+
+=====================  =======================================================================
+k bytes                bits b of each direction, 2 to 16
+4k bytes               scales of the columns of B, float32, little-endian
+4k bytes               scales of the rows of A
+Σ⌈out·b/8⌉ bytes       numbers of B, column by column
+Σ⌈in·b/8⌉ bytes        numbers of A, row by row
+=====================  =======================================================================
+
+B[:, i] = scale_B[i] · numbers of column i, A[i] = scale_A[i] · numbers of row i; ΔW = scale · B · A as ever.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, OptionError
+from loralens.linalg.packing import FEWEST, MOST, Bytes, Integers, pack, packed_length, unpack
+from loralens.linalg.quantise import Quantised, quantise_product
+
+NAME = "loralens-q"  # the dialect of files that hold these bytes
+PART = "q"  # what the bytes of a module are called, behind its name
+HEAD = 9  # bytes of a direction beside its numbers
+
+_DAMAGED = "the file is damaged: download or save it again"
+
+
+def direction_bytes(shape: tuple[int, int], bits: int) -> int:
+    """Bytes of one direction of a module (out, in): 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉; 0 for a direction left out."""
+    return HEAD + sum(packed_length(side, bits) for side in shape) if bits else 0
+
+
+def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
+    """A module in whole numbers of a few bits, which are kept: written as ``loralens-q``, they are what is written.
+
+    Parameters
+    ----------
+    module : LowRank
+    bits : int or sequence of int
+        2 to 16 for every direction, or for each leading singular direction, largest first; those of 0 bits and those
+        not named are left out.
+
+    Returns
+    -------
+    LowRank
+        Of as many directions as have bits; factors float32; scale, its origin and layout kept. ``nbytes`` is what the
+        numbers and their scales take.
+
+    Raises
+    ------
+    OptionError
+        Bits that are none of these, for more directions than there are, or for none.
+    FormatError
+        A factor holds NaN or Inf, or is too large for float32.
+    """
+    wanted = directions(module, bits)
+    data = as_bytes(quantise_product(module.B, module.A, np.array(wanted)))
+    return from_bytes(
+        LazyArray.of(data), module.shape, rank=len(wanted), scale=module.scale, scaling=module.scaling,
+        layout=module.layout, key=PART,
+    )  # fmt: skip
+
+
+def directions(module: LowRank, bits: int | Sequence[int]) -> list[int]:
+    """The bits of the directions of ``module`` that are kept, largest first.
+
+    Raises
+    ------
+    OptionError
+        As `quantised`.
+    """
+    most = min(module.rank, *module.shape)
+    each = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
+    kept = [b for b in each if b]
+    if not kept or len(each) > most or not all(FEWEST <= b <= MOST for b in kept) or each[: len(kept)] != kept:
+        raise OptionError(
+            f"{bits} are no bits of at most {most} directions, largest first",
+            fix=f"give {FEWEST} to {MOST} to each direction that is kept",
+        )
+    return kept
+
+
+def as_bytes(found: Quantised) -> Bytes:
+    """The bytes that hold a product in whole numbers, uint8, one dimension."""
+    scales = np.stack([found.out_scales, found.in_scales]).astype("<f4")
+    parts = [
+        found.bits,
+        scales.view(np.uint8).ravel(),
+        _packed(found.Q_B.T, found.bits),
+        _packed(found.Q_A, found.bits),
+    ]
+    return np.concatenate(parts)
+
+
+def _packed(lines: Integers, bits: NDArray[np.uint8]) -> Bytes:
+    widths = [packed_length(lines.shape[1], int(b)) for b in bits]
+    starts = np.cumsum([0, *widths])
+    data = np.empty(starts[-1], np.uint8)
+    for run in _runs(bits):
+        data[starts[run.start] : starts[run.stop]] = pack(lines[run], int(bits[run.start])).ravel()
+    return data
+
+
+def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Integers:
+    """Lines of ``count`` numbers, int16, shape (k, count)."""
+    starts = np.cumsum([0, *(packed_length(count, int(b)) for b in bits)])
+    lines = np.empty((bits.size, count), np.int16)
+    for run in _runs(bits):
+        part = data[starts[run.start] : starts[run.stop]].reshape(run.stop - run.start, -1)
+        lines[run] = unpack(part, int(bits[run.start]), count)
+    return lines
+
+
+def _runs(bits: NDArray[np.uint8]) -> list[slice]:
+    """Directions one after the other that have equal bits."""
+    edges = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), bits.size]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def from_bytes(
+    data: LazyArray,
+    shape: tuple[int, int],
+    *,
+    rank: int,
+    scale: float,
+    scaling: Scaling,
+    layout: Layout,
+    key: str,
+) -> LowRank:
+    """The module that these bytes hold; only the bits of its directions are read at once.
+
+    Raises
+    ------
+    FormatError
+        They are not bytes of a module of this shape and rank.
+    """
+    out, in_ = shape
+    if data.dtype != np.uint8 or data.ndim != 1 or not 0 < HEAD * rank <= data.size:
+        raise FormatError(f"{key}: {data.dtype} {data.shape} holds no {rank} directions", fix=_DAMAGED)
+    bits = data.rows(0, rank).read()
+    if not ((bits >= FEWEST) & (bits <= MOST)).all():
+        raise FormatError(f"{key}: a direction of {bits.max()} or {bits.min()} bits", fix=_DAMAGED)
+    size = sum(direction_bytes(shape, int(b)) for b in bits)
+    if data.size != size:
+        raise FormatError(f"{key}: {data.size:,} bytes where {rank} directions of {shape} take {size:,}", fix=_DAMAGED)
+    middle = HEAD * rank + sum(packed_length(out, int(b)) for b in bits)
+
+    def side(scales: int, start: int, stop: int, count: int) -> Array:
+        """The scales at this byte, times the numbers in these: (k, count), float32."""
+        numbers = _unpacked(data.rows(start, stop).read(), bits, count)
+        found = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
+        if not np.isfinite(found).all():
+            raise FormatError(f"{key}: a scale is NaN or Inf", fix=_DAMAGED)
+        return numbers.astype(np.float32) * found[:, None]
+
+    B = LazyArray(lambda: side(rank, HEAD * rank, middle, out).T, shape=(out, rank), dtype=np.float32)
+    A = LazyArray(lambda: side(5 * rank, middle, size, in_), shape=(rank, in_), dtype=np.float32)
+    origin = Origin(NAME, {key: data}, numbers=rank * sum(shape))
+    return LowRank(B, A, scale, scaling=scaling, layout=layout, origin=origin)
+
+
+def kernel_fits(layout: Layout, shape: tuple[int, int]) -> bool:
+    """Whether a layout is one that a module of this shape can have."""
+    return layout.groups > 0 and all(k > 0 for k in layout.kernel) and shape[1] % prod(layout.kernel) == 0

@@ -1,0 +1,138 @@
+"""The modules of several adapters brought together under the names of the first."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from loralens.core.adapter import Adapter
+from loralens.core.joint import COMBINED
+from loralens.core.lowrank import LowRank
+from loralens.core.matching import same_modules
+from loralens.core.names import kind
+from loralens.core.ranks import shared_ranks
+from loralens.core.structured import Update
+from loralens.errors import MismatchError, ShapeError, place
+
+Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
+LISTED = 4  # names of an adapter that a message holds
+
+
+def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
+    """Module name → the module of every adapter.
+
+    By the names of the first adapter, for modules that it lacks by those of the first that has them; names are matched
+    exactly, else by normal form.
+
+    Raises
+    ------
+    MismatchError
+        An adapter has no module in common with those before it.
+    ShapeError
+        A module has two shapes.
+    """
+    rows: dict[str, list[Update | None]] = {name: [module] for name, module in adapters[0].items()}
+    for t, adapter in enumerate(adapters[1:], 1):
+        found = same_modules(rows, adapter)
+        if not found:
+            raise _no_common(adapters, labels, t)
+        for name, row in rows.items():
+            row.append(adapter[found[name]] if name in found else None)
+        known = set(found.values())
+        rows |= {name: [*[None] * t, module] for name, module in adapter.items() if name not in known}
+    for name, row in rows.items():
+        _check_shapes(name, row, labels)
+    return {name: tuple(row) for name, row in rows.items()}
+
+
+def _no_common(adapters: Sequence[Adapter], labels: Sequence[str], t: int) -> MismatchError:
+    here, there = (f"{labels[i]} has {_listed(adapters[i])}" for i in (0, t))
+    return MismatchError(
+        f"no module in common: {here}; {there}",
+        fix="give adapters of one base model; loralens convert --base DIR puts names right",
+    )
+
+
+def _listed(adapter: Adapter) -> str:
+    """The kinds of an adapter, and its first names, in words."""
+    kinds = list(dict.fromkeys(map(kind, adapter)))
+    shown = ", ".join(kinds[:LISTED]) + (" …" if len(kinds) > LISTED else "")
+    return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
+
+
+def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
+    shapes = {update.shape: label for update, label in zip(row, labels, strict=True) if update is not None}
+    if len(shapes) > 1:
+        (one, here), (other, there), *_ = shapes.items()
+        raise ShapeError(
+            f"{name} is {one[0]} × {one[1]} in {here} and {other[0]} × {other[1]} in {there}: two base models",
+            fix="give adapters of one base model",
+        )
+
+
+def checked(name: str, row: Row, labels: Sequence[str]) -> None:
+    """Refuse updates that have no factors to combine, or whose factors would not stay what the format needs."""
+    for update, label in zip(row, labels, strict=True):
+        if update is None:
+            continue
+        with place(label), place(name):
+            if not isinstance(update, LowRank):
+                _ = update.factors  # raises, with the way out
+            if update.layout.kind == "conv" and update.layout.groups > 1:
+                raise MismatchError(
+                    "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
+                    fix="take the module from one adapter only: loralens drop --modules",
+                )
+
+
+def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
+    """The one module that counts in a sum, its factors untouched under another scale; None where several do, or none.
+
+    Also None where its factors are not of ``dtype``, or it is no pair.
+    """
+    alone = [(update, w) for update, w in zip(row, strengths, strict=True) if update is not None and w]
+    if len(alone) != 1:
+        return None
+    module, w = alone[0]
+    if not isinstance(module, LowRank) or not module.scale:
+        return None
+    if dtype is not None and any(factor.dtype != dtype for factor in module.factors):
+        return None
+    return module if w == 1 else module.rescaled(w * module.scale, COMBINED)
+
+
+def keepable(rows: Mapping[str, Row], found: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
+    """Those of ``found`` that may stay: where modules share one rank and scale, only if all of them do."""
+    groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
+    broken = {group for name, group in groups.items() if found.get(name) is None}
+    broken |= _uneven(groups, found)
+    return {name: module for name, module in found.items() if module and groups.get(name) not in broken}
+
+
+def _uneven(groups: Mapping[str, str], found: Mapping[str, LowRank | None]) -> set[str]:
+    """Groups whose members differ in rank or scale."""
+    terms: dict[str, set[tuple[int, float]]] = {}
+    for name, group in groups.items():
+        module = found.get(name)
+        if module is not None:
+            terms.setdefault(group, set()).add((module.rank, module.scale))
+    return {group for group, each in terms.items() if len(each) > 1}
+
+
+def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
+    """The modules, those that can only have one rank together widened to the largest of them, by zeros."""
+    groups = shared_ranks(modules)
+    widest: dict[str, int] = {}
+    for name, group in groups.items():
+        widest[group] = max(widest.get(group, 0), modules[name].rank)
+    return {name: widened(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
+
+
+def widened(module: Update, rank: int) -> Update:
+    """The module with zeros beside its factors up to this rank: the same update. One that is no pair stays."""
+    if module.rank >= rank or not isinstance(module, LowRank):
+        return module
+    (out, in_), more, (B, A) = module.shape, rank - module.rank, module.factors
+    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, more))), shape=(out, rank))
+    tall = A.map(lambda X: np.pad(X, ((0, more), (0, 0))), shape=(rank, in_))
+    return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)

@@ -1,0 +1,200 @@
+"""What adapters do to outputs: beside PEFT's own outputs and the formulas written out."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis import behaviour as room
+from loralens.analysis.behaviour import BASE, behaviour
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.errors import MismatchError, OptionError
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+nn = torch.nn
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+
+def batches() -> list[dict[str, Any]]:
+    """Padded on the right, of different sizes; the pads are real words, which must count nowhere."""
+    made = []
+    for seed, (rows, length) in enumerate(((3, 7), (2, 5))):
+        ids = torch.randint(2, 24, (rows, length), generator=torch.Generator().manual_seed(seed))
+        mask = torch.ones(rows, length, dtype=torch.long)
+        mask[0, 3:] = 0
+        made.append({"input_ids": ids, "attention_mask": mask, "output_hidden_states": True})
+    return made
+
+
+def outputs(model: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits and hidden states at the positions that count, one after another, float64."""
+    logits, hidden = [], []
+    with torch.no_grad():
+        for batch in batches():
+            out, mask = model(**batch), batch["attention_mask"].bool()
+            logits.append(out.logits[mask].numpy())
+            hidden.append([state[mask].numpy() for state in out.hidden_states])
+    return np.concatenate(logits), [np.concatenate(layer) for layer in zip(*hidden, strict=True)]
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def in_peft(path: Path, kinds: list[str], seed: int) -> tuple[Any, Adapter]:
+    model = peft.get_peft_model(
+        models.llama(), peft.LoraConfig(target_modules=kinds, r=3, lora_alpha=6, modules_to_save=["lm_head"])
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if "lora_" in name or ("modules_to_save" in name and p.requires_grad):
+            p.data += torch.randn(p.shape, generator=generator) / 4
+    model.save_pretrained(path)
+    return model.double().eval(), loralens.load(path)
+
+
+def test_the_numbers_are_those_of_peft_models(tmp_path: Path) -> None:
+    made = {
+        name: in_peft(tmp_path / name, kinds, i)
+        for i, (name, kinds) in enumerate({"one": ["q_proj"], "two": ["v_proj", "up_proj"]}.items())
+    }
+    base = models.llama().double()
+    before = copy.deepcopy(base.state_dict())
+    found = behaviour(base, batches(), adapters={name: adapter for name, (_, adapter) in made.items()})
+    assert [(c.first, c.second) for c in found.contrasts] == [(BASE, "one"), (BASE, "two"), ("one", "two")]
+    out = {BASE: outputs(base)} | {name: outputs(model) for name, (model, _) in made.items()}
+    for contrast in found.contrasts:
+        (l1, h1), (l2, h2) = out[contrast.first], out[contrast.second]
+        p, q = probabilities(l1), probabilities(l2)
+        assert contrast.kl == pytest.approx(np.mean(np.sum(p * np.log(p / q), axis=1)), rel=1e-9)
+        assert contrast.kl > 1e-3
+        apart = (l1 - l1.mean(1, keepdims=True)) - (l2 - l2.mean(1, keepdims=True))
+        assert contrast.logits == pytest.approx(np.sqrt(np.mean(apart**2)), rel=1e-9)
+        assert contrast.agreement == np.mean(l1.argmax(1) == l2.argmax(1)) < 1
+        expected = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(h1, h2, strict=True)]
+        assert contrast.hidden == pytest.approx(expected, rel=1e-9, abs=1e-14)
+        assert contrast.hidden[0] == 0 < contrast.hidden[-1]
+    assert found.positions == found.states == 3 + 7 + 7 + 3 + 5
+    assert dict(found.left_out) == {"one": {}, "two": {}}
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+
+
+def test_distributions_are_compared_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.llama()
+    adapters = {"a": models.adapter(model, ("q_proj",))}
+    whole = behaviour(model, batches(), adapters=adapters).contrasts[0]
+    monkeypatch.setattr(room, "CHUNK", 50)  # two positions
+    parts = behaviour(model, batches(), adapters=adapters).contrasts[0]
+    assert (parts.kl, parts.logits) == pytest.approx((whole.kl, whole.logits), rel=1e-12)
+    assert parts.agreement == whole.agreement
+
+
+def test_an_encoder_has_hidden_states_only() -> None:
+    model = models.bert().double()
+    adapters = {
+        "a": models.adapter(model, ("query",)),
+        "nothing": models.adapter(model, ("value",)).map(lambda m: LowRank(0 * m.B, m.A)),
+    }
+    first, none, _ = behaviour(model, batches(), adapters=adapters).contrasts
+    assert (first.kl, first.logits, first.agreement) == (None, None, None)
+    assert len(first.hidden) == 3
+    assert first.hidden[-1] > 1e-5
+    assert none.hidden == (0.0, 0.0, 0.0)
+
+
+def test_a_classifier_answers_once_a_text() -> None:
+    model = models.bert("BertForSequenceClassification", num_labels=3).double()
+    head = Extra("saved", "classifier", LazyArray.of(-model.classifier.weight.detach().numpy()))
+    adapter = models.adapter(model, ("query",)).map(lambda m: LowRank(0 * m.B, m.A))
+    adapter = Adapter(modules=adapter.modules, extra={"base_model.model.classifier.weight": head})
+    plain = [{**batch, "output_hidden_states": False} for batch in batches()]
+    found = behaviour(model, plain, adapters={"a": adapter})
+    assert (found.positions, found.states) == (5, 5)
+    (contrast,) = found.contrasts
+    assert contrast.hidden == ()
+    with torch.no_grad():
+        l1 = np.concatenate([model(**batch).logits.numpy() for batch in plain])
+    l2 = -l1 + 2 * model.classifier.bias.detach().numpy()
+    assert contrast.agreement == np.mean(l1.argmax(1) == l2.argmax(1))
+    p, q = probabilities(l1), probabilities(l2)
+    assert contrast.kl == pytest.approx(np.mean(np.sum(p * np.log(p / q), axis=1)), rel=1e-9)
+
+
+class Skips(nn.Module):
+    """Plain torch: a layer that is never called, and attention whose projections are no layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.attn = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.attn(*[self.fc(x)] * 3)[0]
+
+
+def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"fc": (4, 4), "idle": (4, 4), "attn.in_proj_weight": (12, 4), "attn.out_proj": (4, 4)}
+    modules = {
+        name: LowRank(rng.standard_normal((o, 1)), rng.standard_normal((1, i))) for name, (o, i) in shapes.items()
+    }
+    extra = {
+        "head.weight": Extra("saved", "head", LazyArray.of(np.ones((2, 2)))),
+        "x": Extra("other", "fc", LazyArray.of(np.ones(2))),
+    }
+    found = behaviour(
+        Skips().double(),
+        [torch.ones(2, 3, 4).double().cumsum(1)],
+        adapters={"a": Adapter(modules=modules, extra=extra)},
+    )
+    assert set(found.left_out["a"]) == {"head.weight", "x"}
+    assert found.idle["a"] == ("idle",)
+    assert found.changed["a"] == ("attn.in_proj_weight", "attn.out_proj")
+    assert (found.positions, found.states) == (0, 6)
+    assert len(found.contrasts[0].hidden) == 1
+    assert found.contrasts[0].hidden[0] > 0.01
+
+
+def test_a_base_that_says_nothing_is_infinitely_far() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False)).double()
+    model[0].weight.data *= 0
+    adapter = Adapter(modules={"0": LowRank(np.ones((3, 1)), np.ones((1, 3)))})
+    assert behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (np.inf,)
+
+
+def test_misuse() -> None:
+    model = models.llama()
+    adapter = models.adapter(model, ("q_proj",))
+    with pytest.raises(OptionError, match="no adapters"):
+        behaviour(model, batches(), adapters={})
+    with pytest.raises(OptionError, match="is called 'base'"):
+        behaviour(model, batches(), adapters={BASE: adapter})
+    with pytest.raises(OptionError, match="no inputs"):
+        behaviour(model, [], adapters={"a": adapter})
+    with pytest.raises(MismatchError, match=r"mine: .*no weight in the base"):
+        behaviour(models.bert(), batches(), adapters={"mine": adapter})
+    with pytest.raises(MismatchError, match="carries PEFT adapters already"):
+        behaviour(
+            peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])), batches(), adapters={"a": adapter}
+        )
+
+    class Odd(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return [super().forward(x)]
+
+    with pytest.raises(OptionError, match="returns list, without logits"):
+        behaviour(
+            nn.Sequential(Odd(2, 2)),
+            [torch.ones(1, 2)],
+            adapters={"a": Adapter(modules={"0": LowRank(np.ones((2, 1)), np.ones((1, 2)))})},
+        )

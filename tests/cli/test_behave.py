@@ -1,0 +1,148 @@
+"""``loralens behave``: the table, the JSON contract, and what it says of what it could not do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli.main import main
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["behave", "--threads", "1", *(str(arg) for arg in args)])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    llama, bert = models.llama(), models.bert()
+    models.folder(llama, home / "llama")
+    models.folder(bert, home / "bert")
+    models.saved(models.adapter(llama, ("q_proj", "up_proj")), home / "one")
+    models.saved(models.adapter(llama, ("down_proj",), seed=1), home / "two")
+    models.saved(models.adapter(bert, ("query",), scale=0.0), home / "zero")
+    models.jsonl(home / "texts.jsonl")
+    return home
+
+
+def test_json_keeps_its_contract(home: Path) -> None:
+    result = run(
+        "--model", home / "llama", "--adapters", home / "one", home / "two", "--data", home / "texts.jsonl", "--json"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    record = json.loads(result.stdout)
+    assert (record["loralens"], record["model"], record["head"]) == (
+        loralens.__version__,
+        str(home / "llama"),
+        "causal",
+    )
+    assert record["data"] == {"file": str(home / "texts.jsonl"), "texts": 4, "positions": 25, "states": 25}
+    assert record["adapters"] == [
+        {"name": name, "path": str(home / name), "not_applied": {}, "never_called": [], "rounded": []}
+        for name in ("one", "two")
+    ]
+    assert [(c["first"], c["second"]) for c in record["contrasts"]] == [
+        ("base", "one"),
+        ("base", "two"),
+        ("one", "two"),
+    ]
+    for contrast in record["contrasts"]:
+        assert set(contrast) == {"first", "second", "kl", "logits", "agreement", "hidden"}
+        assert contrast["kl"] > 0
+        assert 0 <= contrast["agreement"] <= 1
+        assert len(contrast["hidden"]) == 3
+        assert contrast["hidden"][0] == 0
+
+
+def test_the_table(home: Path) -> None:
+    args = ("--model", home / "llama", "--adapters", home / "one", "--data", home / "texts.jsonl")
+    lines = run(*args).stdout.splitlines()
+    assert lines[0] == f"{home / 'llama'} on 4 texts of {home / 'texts.jsonl'}: 25 tokens"
+    assert lines[1].split("  ")[0] == "from"
+    assert all(title in lines[1] for title in ("KL (nats)", "logits rms", "same top", "hidden, last"))
+    assert lines[2].split()[:2] == ["base", "one"]
+    assert lines[4].startswith("hidden states")
+    assert [line.split()[0] for line in lines[5:9]] == ["layer", "0", "1", "2"]
+    record = json.loads(run(*args, "--json").stdout)["contrasts"][0]
+    assert lines[2].split()[2:] == [
+        f"{record['kl']:.4g}", f"{record['logits']:.4g}", f"{record['agreement']:.2%}", f"{record['hidden'][-1]:.4g}"
+    ]  # fmt: skip
+
+
+def test_an_encoder_and_an_adapter_that_does_nothing(home: Path) -> None:
+    result = run("--model", home / "bert", "--adapters", home / "zero", "--data", home / "texts.jsonl")
+    assert result.exit_code == 0
+    assert "KL" not in result.stdout
+    assert result.stdout.splitlines()[2].split() == ["base", "zero", "0"]
+
+
+def test_a_head_that_the_model_lacks_is_said(home: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from loralens.core.adapter import Adapter, Extra
+    from loralens.core.lazy import LazyArray
+
+    adapter = models.adapter(models.bert(), ("query",))
+    key = "base_model.model.classifier.weight"
+    extra = {key: Extra("saved", "classifier", LazyArray.of(np.ones((2, 16), np.float32)))}
+    models.saved(
+        Adapter(modules=adapter.modules, extra=extra, config={"modules_to_save": ["classifier"]}), tmp_path / "headed"
+    )
+    result = run("--model", home / "bert", "--adapters", tmp_path / "headed", "--data", home / "texts.jsonl")
+    assert result.exit_code == 0
+    assert (
+        f"warning: headed: {key} (saved: the model has no parameter of this name and size) is not applied"
+        in result.stderr
+    )
+
+
+def test_names_where_two_folders_are_called_alike(home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    twin = tmp_path / "one"
+    shutil.copytree(home / "one", twin)
+    result = run(
+        "--model",
+        home / "llama",
+        "--adapters",
+        home / "one",
+        "--adapters",
+        twin,
+        "--data",
+        home / "texts.jsonl",
+        "--json",
+    )
+    record = json.loads(result.stdout)
+    assert [one["name"] for one in record["adapters"]] == [str(home / "one"), str(twin)]
+    assert record["contrasts"][-1]["kl"] == pytest.approx(0, abs=1e-15)
+    assert record["contrasts"][-1]["hidden"] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        (["one", "one"], "named twice"),
+        (["zero"], "no weight in the base"),
+        (["nowhere"], "no such file"),
+    ],
+)
+def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: str) -> None:
+    paths = [home / name for name in adapters]
+    result = run("--model", home / "llama", "--adapters", *paths, "--data", home / "texts.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_wrong_usage_is_exit_2() -> None:
+    assert run("--model", "x", "--data", "y.txt").exit_code == 2

@@ -1,0 +1,269 @@
+"""``loralens calibrate``: what it writes, says and refuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli.main import main
+from loralens.compress.calibration import calibrate
+from loralens.formats.moments import load_moments
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.test_house import HEAVY, imported
+from tests.tolerances import MOMENTS_32
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["calibrate", "--threads", "1", *(str(arg) for arg in args)])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    """A causal language model, an encoder, a classifier, adapters for them, and texts."""
+    home = tmp_path_factory.mktemp("home")
+    made = {
+        "llama": models.llama(),
+        "bert": models.bert(),
+        "classifier": models.bert("BertForSequenceClassification", num_labels=2, id2label={0: "cat", 1: "dog"}),
+    }
+    for name, model in made.items():
+        models.folder(model, home / name)
+        models.saved(models.adapter(model, ("q_proj", "down_proj", "query")), home / f"{name}-adapter")
+    models.jsonl(home / "texts.jsonl", label=["cat", "dog", 1, "cat"])
+    (home / "texts.txt").write_text("\n".join(models.TEXTS), encoding="utf-8")
+    return home
+
+
+def arguments(home: Path, name: str, target: Path, *more: object) -> list[object]:
+    files = ["--model", home / name, "--adapter", home / f"{name}-adapter", "--data", home / "texts.jsonl"]
+    return [*files, "-o", target, *more]
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 4), ("bert", 2)])
+def test_the_file_holds_the_moments(name: str, count: int, home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    result = run(*arguments(home, name, target))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"wrote {target}: moments of {count} modules over 25 positions of 4 texts\n"
+    moments, adapter = load_moments(target), loralens.load(home / f"{name}-adapter")
+    moments.check(adapter)
+    assert dict(moments.source) == {
+        "batches": 1, "texts": 4, "length": 256, "dtype": "f32", "data": "texts.jsonl"
+    }  # fmt: skip
+    inputs = dict(models.tokenizer()(list(models.TEXTS), padding=True, return_tensors="pt"))
+    inputs.pop("token_type_ids", None)
+    model = models.llama() if name == "llama" else models.bert()
+    expected = calibrate(model, [inputs], adapter=adapter)
+    for name, moment in moments.items():
+        assert moment.count == expected[name].count == 25
+        np.testing.assert_allclose(moment.K, expected[name].K, rtol=MOMENTS_32, atol=MOMENTS_32)
+
+
+def test_batches_make_no_difference_and_two_runs_none_at_all(home: Path, tmp_path: Path) -> None:
+    whole, again, small = (tmp_path / f"{name}.safetensors" for name in ("whole", "again", "small"))
+    for target, more in ((whole, ()), (again, ()), (small, ("--batch", "1"))):
+        assert run(*arguments(home, "llama", target, "--out-side", *more)).exit_code == 0
+    assert whole.read_bytes() == again.read_bytes()
+    one, other = load_moments(whole), load_moments(small)
+    for name, moment in one.items():
+        np.testing.assert_allclose(other[name].K, moment.K, rtol=1e-4, atol=1e-5)
+        assert moment.G is not None
+        assert moment.G.any()
+        np.testing.assert_allclose(other[name].G, moment.G, rtol=1e-3, atol=1e-4 * np.abs(moment.G).max())
+
+
+def test_limit_length_and_plain_lines(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    args = arguments(home, "llama", target, "--limit", 2, "--length", 5, "--json")
+    args[args.index("--data") + 1] = home / "texts.txt"
+    result = run(*args)
+    record = json.loads(result.stdout)
+    assert record["target"] == str(target)
+    assert record["source"]["texts"] == 2
+    assert record["modules"][0] == {"name": "model.layers.0.mlp.down_proj", "rank": 3, "count": 10}
+    assert (record["unreached"], record["unmeasured"]) == ([], {})
+    assert record["fingerprint"] == load_moments(target).fingerprint
+
+
+def test_texts_longer_than_the_model_are_cut(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    args = arguments(home, "bert", target)
+    args[args.index("--data") + 1] = models.jsonl(tmp_path / "long.jsonl", [" ".join(models.TEXTS * 3)])
+    assert run(*args).exit_code == 0
+    assert {moment.count for _, moment in load_moments(target).items()} == {32}
+
+
+def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    assert run(*arguments(home, "classifier", target, "--out-side")).exit_code == 0
+    assert all(moment.G is not None and moment.G.any() for _, moment in load_moments(target).items())
+    odd = models.jsonl(tmp_path / "odd.jsonl", label=["cat", "cow", 1, "cat"])
+    args = arguments(home, "classifier", tmp_path / "odd.safetensors", "--out-side")
+    args[args.index("--data") + 1] = odd
+    result = run(*args)
+    assert result.exit_code == 1
+    assert "knows no label 'cow'" in result.stderr
+    assert "cat, dog" in result.stderr
+
+
+def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    result = run(*arguments(home, "bert", target, "--dry-run"))
+    assert result.stdout == f"would write {target}: moments of 2 modules on 4 texts\n"
+    assert not target.exists()
+
+
+def test_modules_without_moments_are_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", _second_layer_only(transformers.LlamaModel.forward))
+    result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
+    assert result.exit_code == 0
+    names = f"{QUERY.replace('self_attn.q', 'mlp.down')}, {QUERY}"
+    first, second = result.stderr.splitlines()
+    assert first == f"warning: 2 modules were reached by no input: {names}"
+    assert second == "  fix: compress truncates these by their weights alone"
+
+
+def _second_layer_only(forward: Any) -> Any:
+    def skipping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layers = self.layers
+        self.layers = layers[1:]
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            self.layers = layers
+
+    return skipping
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "nowhere"}, "nowhere: no such file or folder"),
+        ({"--model": "llama-adapter"}, "holds no transformers model"),
+        ({"--adapter": "bert-adapter"}, "no weight in the base"),
+        ({"--data": "nowhere.jsonl"}, "no such file"),
+        ({"-o": "stats.bin"}, ".safetensors"),
+        ({"-o": "no/stats.safetensors"}, "no such folder"),
+        ({"--device": "cuda:99"}, "--device cuda:99"),
+        ({"--device": "nonsense"}, "--device nonsense"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_one_message(home: Path, changes: dict[str, str], message: str) -> None:
+    args = arguments(home, "llama", home / "never.safetensors", "--device", "cpu")
+    for option, value in changes.items():
+        args[args.index(option) + 1] = value if option == "--device" else home / value
+    result = run(*args)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert result.stdout == ""
+    assert not (home / "never.safetensors").exists()
+
+
+def test_an_existing_target_is_left_alone(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stats.safetensors"
+    target.write_bytes(b"mine")
+    result = run(*arguments(home, "llama", target))
+    assert (result.exit_code, target.read_bytes()) == (1, b"mine")
+    assert "exists" in result.stderr
+    assert run(*arguments(home, "llama", target, "--overwrite")).exit_code == 0
+
+
+def test_an_encoder_has_no_loss(home: Path, tmp_path: Path) -> None:
+    result = run(*arguments(home, "bert", tmp_path / "stats.safetensors", "--out-side"))
+    assert result.exit_code == 1
+    assert "needs a causal language model or a classifier" in result.stderr
+
+
+def test_a_folder_without_tokenizer_and_one_with_weights_missing(home: Path, tmp_path: Path) -> None:
+    models.llama().save_pretrained(tmp_path / "bare")
+    args = arguments(home, "llama", tmp_path / "stats.safetensors")
+    args[1] = tmp_path / "bare"
+    result = run(*args)
+    assert result.exit_code == 1
+    assert "no tokenizer can be loaded" in result.stderr
+    headless = models.folder(models.bert(), tmp_path / "headless")
+    config = json.loads((headless / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (headless / "config.json").write_text(json.dumps(config))
+    args = arguments(home, "bert", tmp_path / "stats.safetensors")
+    args[1] = headless
+    result = run(*args)
+    assert result.exit_code == 0
+    assert "weights are missing and random here: cls.predictions" in result.stderr
+
+
+def test_a_tokenizer_without_a_pad_pads_with_its_end_or_is_refused(home: Path, tmp_path: Path) -> None:
+    bare = models.folder(models.llama(), tmp_path / "bare")
+    for file, keys in (("config.json", ["pad_token_id"]), ("tokenizer_config.json", ["pad_token"])):
+        config = json.loads((bare / file).read_text())
+        (bare / file).write_text(json.dumps({key: value for key, value in config.items() if key not in keys}))
+    args = arguments(home, "llama", tmp_path / "stats.safetensors")
+    args[1] = bare
+    assert run(*args).exit_code == 0
+    whole = tmp_path / "whole.safetensors"
+    assert run(*arguments(home, "llama", whole)).exit_code == 0
+    assert (tmp_path / "stats.safetensors").read_bytes() == whole.read_bytes()
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
+    result = run(*args, "--overwrite")
+    assert result.exit_code == 1
+    assert "its tokenizer pads with nothing" in result.stderr
+
+
+def test_an_encoder_with_a_decoder_is_refused(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
+    args = arguments(home, "llama", tmp_path / "stats.safetensors")
+    args[1] = tmp_path
+    result = run(*args)
+    assert result.exit_code == 1
+    assert "t5 is an encoder with a decoder" in result.stderr
+
+
+def test_what_of_the_adapter_is_not_applied_is_said(home: Path, tmp_path: Path) -> None:
+    from loralens.core.adapter import Adapter, Extra
+    from loralens.core.lazy import LazyArray
+
+    adapter = models.adapter(models.bert(), ("query",))
+    key = "base_model.model.classifier.weight"
+    extra = {key: Extra("saved", "classifier", LazyArray.of(np.ones((2, 16), np.float32)))}
+    config = {"modules_to_save": ["classifier"]}
+    headed = models.saved(Adapter(modules=adapter.modules, extra=extra, config=config), tmp_path / "headed")
+    args = arguments(home, "bert", tmp_path / "stats.safetensors")
+    args[args.index("--adapter") + 1] = headed
+    result = run(*args)
+    assert result.exit_code == 0
+    assert f"warning: {headed}: {key} is not applied (saved: the model has no parameter of" in result.stderr
+
+
+def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
+    assert result.exit_code == 1
+    assert "pip install 'loralens[train]'" in result.stderr
+
+
+@pytest.mark.parametrize("args", [[], ["--model", "x"], ["--batch", "0"]])
+def test_wrong_usage_is_exit_2(args: list[Any]) -> None:
+    assert run(*args).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["calibrate", "behave"])
+def test_help_is_light(command: str) -> None:
+    assert not imported(command, "--help") & {*HEAVY, "numpy", "ml_dtypes"}

@@ -1,0 +1,303 @@
+"""``loralens compress``: exact output on a small adapter, the JSON contract, every refusal, nothing left behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.compress_rule import Size
+from loralens.cli.main import main
+from loralens.compress.loss import losses, total_error
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.core.moments import Moment, Moments
+from loralens.formats.moments import save_moments
+from tests import reference
+from tests.conftest import small_adapter
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def told(*args: object) -> dict[str, object]:
+    result = run("compress", "--json", *args)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+REPORT = """\
+SOURCE: 6 modules, r before and r' after
+module                            out × in  r  r'   error  spectral  energy kept
+model.layers.0.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %       80.00%
+model.layers.0.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %       94.12%
+model.layers.1.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %       80.00%
+model.layers.1.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %       94.12%
+model.layers.10.self_attn.q_proj     6 × 4  2   1  44.7 %      50 %       80.00%
+model.layers.10.self_attn.v_proj     6 × 4  2   1       0         0      100.00%
+
+error       ‖ΔW−ΔW'‖/‖ΔW‖ = 38.6 % over all modules
+parameters  120 → 60, 50.0% of it
+file        1.9 KiB (BEFORE bytes) → 1.6 KiB (AFTER bytes), SHARE of it
+wrote TARGET: peft; the errors are those of this file, read back
+"""
+
+
+def test_report_is_exactly_this(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    result = run("compress", small, "-o", target, "--rank", 1)
+    assert result.exit_code == 0
+    before, after = ((f / "adapter_model.safetensors").stat().st_size for f in (small, target))
+    expected = REPORT.replace("BEFORE", f"{before:,}").replace("AFTER", f"{after:,}")
+    expected = expected.replace("SHARE", f"{after / before:.1%}").replace("1.9 KiB", f"{before / 1024:.1f} KiB")
+    expected = expected.replace("1.6 KiB", f"{after / 1024:.1f} KiB")
+    assert result.stdout.replace(str(small), "SOURCE").replace(str(target), "TARGET") == expected
+
+
+def test_json_keeps_its_contract(small: Path, tmp_path: Path) -> None:
+    record = told(small, "-o", tmp_path / "out", "--rank", 1)
+    assert set(record) == {"source", "target", "format", "modules", "total", "notes"}
+    module = record["modules"][0]
+    assert module == {
+        "name": Q, "rank_before": 2, "rank_after": 1, "relative_error": pytest.approx(0.2**0.5),
+        "spectral_error": pytest.approx(0.5), "energy_kept": pytest.approx(0.8),
+    }  # fmt: skip
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    assert record["total"] == {
+        "relative_error": pytest.approx((14 / 94) ** 0.5), "modules_before": 6, "modules_after": 6,
+        "parameters_before": 120, "parameters_after": 60,
+        "bytes_before": (small / "adapter_model.safetensors").stat().st_size, "bytes_after": file.stat().st_size,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "ranks"),
+    [
+        (["--rank", 1], [1, 1, 1, 1, 1, 1]),
+        (["--rank", 7], [2, 2, 2, 2, 2, 1]),  # the last one does nothing
+        (["--rank", 7, "--uniform"], [2, 2, 2, 2, 2, 2]),
+        (["--energy", "0.9"], [2, 1, 2, 1, 2, 1]),
+        (["--energy", "0.9", "--uniform"], [2, 2, 2, 2, 2, 2]),
+        (["--error", "0.3"], [2, 1, 2, 1, 2, 1]),
+        (["--sv-ratio", "2"], [1, 1, 1, 1, 1, 1]),
+        (["--sv-ratio", "2.1"], [2, 1, 2, 1, 2, 1]),
+        (["--parameters", "0.75"], [2, 1, 2, 1, 2, 1]),
+        (["--parameters", "80"], [2, 1, 2, 1, 1, 1]),
+        (["--parameters", "80", "--weights", "relative"], [2, 1, 2, 1, 1, 1]),
+        (["--parameters", "80", "--uniform"], [1, 1, 1, 1, 1, 1]),
+        (["--energy", "0.9", "-m", "q_proj"], [2, 2, 2, 2, 2, 2]),
+        (["--energy", "0.9", "--drop-dead"], [2, 1, 2, 1, 2, 0]),
+    ],
+)
+def test_rules(rule: list[object], ranks: list[int], small: Path, tmp_path: Path) -> None:
+    record = told(small, "-o", tmp_path / "out", *rule)
+    assert [module["rank_after"] for module in record["modules"]] == ranks
+    back = loralens.load(tmp_path / "out")
+    assert [module.rank for module in back.modules.values()] == [rank for rank in ranks if rank]
+    assert record["total"]["relative_error"] == total_error(losses(loralens.load(small), back))
+
+
+def test_size_is_kept_to_the_byte(small: Path, tmp_path: Path) -> None:
+    for budget in (1700, 1750, 1800):
+        record = told(small, "-o", tmp_path / "out", "--size", budget, "--overwrite")
+        size = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+        assert size == record["total"]["bytes_after"] <= budget
+        assert sum(module["rank_after"] for module in record["modules"]) == 11 or size > budget - 40 - 16
+
+
+def test_untouched_it_keeps_its_bits(small: Path, tmp_path: Path) -> None:
+    run("compress", small, "-o", tmp_path / "out", "--rank", 2, "--uniform")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_dtype_and_dialect(small: Path, tmp_path: Path) -> None:
+    record = told(small, "-o", tmp_path / "a.safetensors", "--energy", 1, "--dtype", "bf16", "--to", "kohya")
+    back = loralens.load(tmp_path / "a.safetensors")
+    assert (record["format"], back.format) == ("kohya", "kohya")
+    assert {str(module.dtype) for module in back.modules.values()} == {"bfloat16"}
+    assert record["total"]["relative_error"] == 0  # powers of two
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("int8", 0.02), ("int4", 0.3)])
+def test_few_bits(dtype: str, share: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    adapter = Adapter(modules={
+        f"m.{i}.q_proj": loralens.LowRank(rng.standard_normal((40, 4)), rng.standard_normal((4, 30)), 2.0)
+        for i in range(2)
+    })  # fmt: skip
+    loralens.save(adapter, tmp_path / "in")
+    record = told(tmp_path / "in", "-o", tmp_path / "out", "--rank", 4, "--dtype", dtype)
+    assert record["format"] == "loralens-q"
+    assert 0 < record["total"]["relative_error"] < share
+    assert loralens.load(tmp_path / "out").format == "loralens-q"
+    dry = told(tmp_path / "in", "--rank", 4, "--dtype", dtype, "--dry-run")
+    assert dry["total"] == pytest.approx(record["total"])
+    both = told(tmp_path / "in", "-o", tmp_path / "both", "--size", 2600, "--to", "loralens-q")
+    assert (tmp_path / "both" / "adapter_quantised.safetensors").stat().st_size <= 2600
+    rank_alone = told(tmp_path / "in", "-o", tmp_path / "rank", "--size", 2600)
+    assert both["total"]["relative_error"] < 0.5 * rank_alone["total"]["relative_error"]
+    fixed = told(tmp_path / "in", "-o", tmp_path / "fixed", "--size", 2600, "--dtype", dtype)
+    assert fixed["total"]["bytes_after"] <= 2600
+
+
+def test_activations(small: Path, tmp_path: Path) -> None:
+    adapter = loralens.load(small)
+    K = np.diag([1e-4, 1.0])  # the second direction is all that the data knows
+    moments = Moments(modules={name: Moment(K, 10) for name in adapter}, fingerprint=fingerprint(adapter))
+    save_moments(moments, tmp_path / "k.safetensors")
+    record = told(small, "-o", tmp_path / "out", "--rank", 1, "--activations", tmp_path / "k.safetensors")
+    query = record["modules"][0]
+    assert query["relative_error"] == pytest.approx(0.8**0.5, rel=1e-5)
+    assert query["data_error"] == pytest.approx((16e-4 / (16e-4 + 4)) ** 0.5, rel=1e-3)
+    assert record["total"]["data_error"] < 0.1
+    shown = run("compress", small, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors").stdout
+    assert "on data" in shown
+    assert "over the 5 modules measured" in shown or "over the 6 modules measured" in shown
+    twin = tmp_path / "twin"
+    loralens.save(small_adapter().map(lambda m: m.rescaled(2.0, m.scaling)), twin)
+    result = run("compress", twin, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors")
+    assert result.exit_code == 1
+    assert "belong to another adapter" in result.stderr
+
+
+def test_dora_is_solved_anew_with_the_base_and_kept_without(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    W, m = rng.standard_normal((7, 5)).astype(np.float32), (1 + rng.random(7)).astype(np.float32)
+    folder, base = tmp_path / "dora", tmp_path / "base"
+    folder.mkdir()
+    base.mkdir()
+    key = "base_model.model.fc"
+    tensors = {
+        f"{key}.lora_A.weight": rng.standard_normal((3, 5)).astype(np.float32),
+        f"{key}.lora_B.weight": rng.standard_normal((7, 3)).astype(np.float32),
+        f"{key}.lora_magnitude_vector": m,
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": ["fc"], "use_dora": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"fc.weight": W}, base / "model.safetensors")
+    kept = told(folder, "-o", tmp_path / "kept", "--rank", 1)
+    solved = told(folder, "-o", tmp_path / "solved", "--rank", 1, "--base", base)
+    assert kept["notes"] == ["magnitudes of 1 DoRA modules kept; with --base they are solved anew"]
+    assert solved["notes"] == ["magnitudes of 1 DoRA modules solved anew"]
+    old = reference.dora(W, loralens.load(folder)["fc"].dense(), m)
+    distances = []
+    for name in ("kept", "solved"):
+        adapter = loralens.load(tmp_path / name)
+        (extra,) = adapter.extra.values()
+        distances.append(np.linalg.norm(old - reference.dora(W, adapter["fc"].dense(), extra.tensor.read())))
+    assert distances[1] < distances[0]
+
+
+def test_dry_run_writes_nothing_and_needs_no_target(small: Path, tmp_path: Path) -> None:
+    record = told(small, "--dry-run", "--rank", 1)
+    assert record["target"] is None
+    assert record == {**told(small, "-o", tmp_path / "out", "--rank", 1), "target": None}
+    result = run("compress", small, "--dry-run", "--rank", 1, "-o", tmp_path / "dry")
+    assert result.stdout.endswith(f"would write peft to {tmp_path / 'dry'}\n")
+    assert not (tmp_path / "dry").exists()
+
+
+def test_plot(small: Path, tmp_path: Path) -> None:
+    assert run("compress", small, "--dry-run", "--rank", 1, "--plot", tmp_path / "curve.png").exit_code == 0
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of them"),
+        (["--rank", 1, "--energy", 0.9], "exclude each other"),
+        (["--rank", 0], "0 is not in the range"),
+        (["--rank", "1.5"], "not a valid integer"),
+        (["--energy", 0], "not in the range"),
+        (["--energy", 1.1], "not in the range"),
+        (["--error", 1], "not in the range"),
+        (["--sv-ratio", 0.5], "not in the range"),
+        (["--parameters", 0], "not in the range"),
+        (["--parameters", "inf"], "finite"),
+        (["--size", "20 parsecs"], "is no size"),
+        (["--size", "0MB"], "less than a byte"),
+        (["--rank", 1, "--dtype", "int8", "--to", "peft"], "written as loralens-q"),
+        (["--rank", 1, "--dtype", "f64"], "is not one of"),
+    ],
+)
+def test_wrong_usage(arguments: list[object], message: str, small: Path, tmp_path: Path) -> None:
+    result = run("compress", small, "-o", tmp_path / "out", *arguments)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_to_write_has_to_be_said(small: Path) -> None:
+    result = run("compress", small, "--rank", 1)
+    assert (result.exit_code, "--dry-run" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", 1, "-o", "SMALL"], "is where the source is"),
+        (["--rank", 1, "-o", "SMALL/adapter_model.safetensors", "--overwrite"], "is where the source is"),
+        (["--rank", 1, "-o", "THERE"], "exists"),
+        (["--rank", 1, "-o", "out", "-m", "k_prj"], "no module matches"),
+        (["--size", "1KB", "-o", "out"], "rank 1 everywhere"),
+        (["--parameters", "59", "-o", "out"], "at least 60 parameters"),
+        (["--parameters", "1", "-o", "out", "--weights", "nowhere.json"], "no such file"),
+        (["--rank", 1, "-o", "out", "--activations", "nowhere"], "nowhere"),
+        (["--rank", 1, "-o", "out.bin"], "not written to .bin"),
+        (["--rank", 1, "-o", "out", "--plot", "x.gif"], "x.gif"),
+    ],
+)
+def test_refusals(
+    arguments: list[object], message: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "THERE").mkdir()
+    result = run("compress", small, *(str(a).replace("SMALL", str(small)) for a in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "\n  fix: " in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["THERE"]
+
+
+def test_the_smallest_that_works_works(small: Path, tmp_path: Path) -> None:
+    said = run("compress", small, "--size", "1KB", "--dry-run").stderr
+    least = int(said.split("at least ")[1].split(" ")[0].replace(",", ""))
+    assert run("compress", small, "--size", least, "-o", tmp_path / "out").exit_code == 0
+    assert run("compress", small, "--size", least - 1, "--dry-run").exit_code == 1
+
+
+def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loralens.compress.directions._times", interrupted)
+    result = run("compress", small, "-o", tmp_path / "out", "--rank", 1)
+    assert result.exit_code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_from_a_file(small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "w.json"
+    file.write_text('{"v_proj": 1000}')
+    record = told(small, "--dry-run", "--parameters", 80, "--weights", file)
+    assert [module["rank_after"] for module in record["modules"]] == [1, 2, 1, 2, 1, 1]
+    for text, message in (("{", "JSON"), ("[1]", "not a JSON object"), ('{"v_proj": "x"}', "the weight of v_proj")):
+        file.write_text(text)
+        assert message in run("compress", small, "--dry-run", "--parameters", 80, "--weights", file).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("20MB", 20_000_000), ("512KiB", 524_288), ("1.5 MiB", 1_572_864), ("100000", 100_000), ("3kb", 3000), ("7B", 7),
+     ("2G", 2_000_000_000), (".5k", 500)],
+)  # fmt: skip
+def test_sizes(text: str, count: int) -> None:
+    assert Size().convert(text, None, None) == count

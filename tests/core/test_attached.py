@@ -1,0 +1,171 @@
+"""Attachment beside PEFT itself: the same outputs from a base with our hooks, and the base untouched afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.attached import Attachment, call
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.errors import MismatchError
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.tolerances import ATTACHED, ATTACHED_16, MOVED
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+live = pytest.importorskip("tests.formats.test_peft_live")
+nn = torch.nn
+
+pytestmark = [
+    pytest.mark.usefixtures("quiet_torch"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module"),
+    pytest.mark.filterwarnings("ignore:Adapter 'default'. 3 LoRA tensor.s. have invalid shape"),  # biases on B
+]
+
+LEFT_OUT = {"tokens": {"tokens"}, "words-dora": {"magnitude"}}
+TWICE = {"attention"}  # PEFT adds out_proj's update twice
+# The weight itself is changed: experts, fused attention.
+CHANGED = {"attention", "mixtral", "mixtral-v4", "qwen3-moe"}
+
+
+def read(case: Any, folder: Path) -> tuple[Any, Adapter]:
+    """A PEFT model of a case, and the adapter as loralens reads it from what PEFT saved."""
+    model = live.adapt(case)
+    model.save_pretrained(folder)
+    return model, loralens.load(folder)
+
+
+@pytest.mark.parametrize("case", [case for case in live.CASES if case.name not in TWICE], ids=str)
+def test_outputs_are_those_of_peft(case: Any, tmp_path: Path) -> None:
+    model, adapter = read(case, tmp_path)
+    base = live.base(case).double()
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    plain = live.answer(base, case)
+    attachment = Attachment(base, adapter)
+    assert {adapter.extra[key].role for key in attachment.left_out} == LEFT_OUT.get(case.name, set())
+    with torch.no_grad(), attachment.on():
+        found = base(case.input())
+    found = found.logits if hasattr(found, "logits") else found
+    assert float((found - plain).abs().max()) > MOVED
+    if not attachment.left_out:
+        torch.testing.assert_close(found, live.answer(model, case), **ATTACHED)
+    assert set(attachment.changed) | set(attachment.hooked) == set(adapter)
+    assert bool(attachment.changed) == (case.name in CHANGED or "expert" in case.name)
+    assert set(attachment.hooked) == attachment.ran
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+    torch.testing.assert_close(live.answer(base, case), plain, rtol=0, atol=0)
+
+
+def grouped() -> Any:
+    case = next(case for case in live.CASES if case.name == "conv")
+    torch.manual_seed(0)
+    return live.Convolutions(groups=2).double().eval(), case.input()
+
+
+def test_a_grouped_convolution_is_changed_in_place() -> None:
+    model, x = grouped()
+    rng = np.random.default_rng(0)
+    module = LowRank(rng.standard_normal((8, 3)), rng.standard_normal((3, 3 * 6)), 0.5)
+    attachment = Attachment(model, Adapter(modules={"two": module}))
+    assert (attachment.hooked, attachment.changed) == ((), ("two",))
+    plain = model(x)
+    weight = model.two.weight.detach().clone()
+    with attachment.on():
+        found = model(x)
+    model.two.weight.data += torch.from_numpy(module.dense()).reshape(weight.shape)
+    torch.testing.assert_close(found, model(x))
+    assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_model_rounds_the_sum_once(dtype: Any) -> None:
+    rng = np.random.default_rng(1)
+    model = nn.Sequential(nn.Linear(12, 10)).to(dtype)
+    module = LowRank(rng.standard_normal((10, 2)).astype(np.float32), rng.standard_normal((2, 12)).astype(np.float32))
+    x = torch.from_numpy(rng.standard_normal((5, 12))).to(dtype)
+    with torch.no_grad(), Attachment(model, Adapter(modules={"0": module})).on():
+        found = model(x)
+    exact = model(x).double() + x.double() @ torch.from_numpy(module.dense()).T
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, exact.to(dtype), **ATTACHED_16)
+
+
+def test_a_scaled_embedding_scales_the_update() -> None:
+    class Scaled(nn.Embedding):
+        embed_scale = 3.0
+
+        def forward(self, ids: Any) -> Any:
+            return super().forward(ids) * self.embed_scale
+
+    rng = np.random.default_rng(2)
+    model = nn.ModuleDict({"words": Scaled(9, 4)}).double()
+    module = LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 9)), -2.0)
+    ids = torch.tensor([[1, 8, 8]])
+    plain = model["words"](ids)
+    with Attachment(model, Adapter(modules={"words": module})).on():
+        found = model["words"](ids)
+    torch.testing.assert_close(found - plain, 3.0 * torch.from_numpy(module.dense().T)[ids], rtol=1e-12, atol=1e-12)
+
+
+def test_keyword_inputs_and_names_with_another_lead() -> None:
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(6, 5), nn.LayerNorm(5)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(self.fc(input=x))
+
+    rng = np.random.default_rng(3)
+    module = LowRank(rng.standard_normal((5, 2)), rng.standard_normal((2, 6)))
+    model, x = Keyed().double(), torch.from_numpy(rng.standard_normal((3, 6)))
+    extra = {"scale": Extra("saved", "encoder.norm", LazyArray.of(np.full(5, 2.0)))}
+    attachment = Attachment(model, Adapter(modules={"encoder.fc": module}, extra=extra))
+    assert not attachment.left_out
+    with attachment.on():
+        found = call(model, (x,))
+    plain = torch.nn.functional.linear(x, model.fc.weight + torch.from_numpy(module.dense()), model.fc.bias)
+    torch.testing.assert_close(found, 2 * torch.nn.functional.layer_norm(plain, (5,)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "B", "A"), [(nn.Linear(6, 5), (6, 2), (2, 5)), (nn.Embedding(9, 4), (9, 2), (2, 4))], ids=str
+)
+def test_an_update_that_lies_the_other_way_is_refused(layer: Any, B: Any, A: Any) -> None:
+    with pytest.raises(MismatchError, match="layer: its update is"):
+        Attachment(nn.ModuleDict({"layer": layer}), Adapter(modules={"layer": LowRank(np.ones(B), np.ones(A))}))
+
+
+def test_an_adapter_of_another_model_is_refused() -> None:
+    with pytest.raises(MismatchError, match="no weight in the base"):
+        Attachment(live.Plain(), Adapter(modules={"fc9": LowRank(np.ones((7, 2)), np.ones((2, 6)))}))
+
+
+def test_a_trained_bias_and_a_magnitude_of_one_layer_and_differences() -> None:
+    rng = np.random.default_rng(4)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double()
+    module = LowRank(rng.standard_normal((5, 2)), rng.standard_normal((2, 6)))
+    m, b, D, d = (rng.standard_normal(shape) for shape in (5, 5, (4, 5), 4))
+    extra = {
+        "m": Extra("magnitude", "0", LazyArray.of(m.reshape(5, 1))),
+        "b": Extra("bias", "0", LazyArray.of(b), "bias"),
+        "D": Extra("diff", "1", LazyArray.of(D)),
+        "d": Extra("diff_b", "1", LazyArray.of(d), "bias"),
+        "in": Extra("magnitude_in", "0", LazyArray.of(np.ones(6))),
+        "short": Extra("bias", "1", LazyArray.of(np.ones(3)), "bias"),
+        "far": Extra("magnitude", "1", LazyArray.of(np.ones(4))),
+    }
+    attachment = Attachment(model, Adapter(modules={"0": module}, extra=extra))
+    assert set(attachment.left_out) == {"in", "short", "far"}
+    x = rng.standard_normal((3, 6))
+    with torch.no_grad(), attachment.on():
+        found = model(torch.from_numpy(x)).numpy()
+    (W0, _), (W1, b1) = ((layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in model)
+    V = W0 + module.dense()
+    V *= (m / np.linalg.norm(V, axis=1))[:, None]
+    np.testing.assert_allclose(found, (x @ V.T + b) @ (W1 + D).T + b1 + d, rtol=1e-10)

@@ -1,0 +1,58 @@
+"""Recipe: what is written down is what is read again, and nothing else."""
+
+import json
+
+import pytest
+
+from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.errors import FormatError
+
+FULL = Recipe(
+    (Ingredient("a", Strength(0.5)), Ingredient("b", Strength(1.0, {"*.0.*": 2.0, "q_proj": -1}))),
+    method="ties",
+    options={"density": 0.2},
+    space="full",
+    seed=3,
+    modules=("q_proj",),
+    take="a",
+    drop_dead=True,
+    truncate={"rank": 4},
+    uniform=True,
+)
+
+
+@pytest.mark.parametrize("recipe", [FULL, Recipe((Ingredient("a"),))])
+def test_a_recipe_round_trips_through_json(recipe):
+    assert Recipe.of(json.loads(json.dumps(recipe.record()))) == recipe
+
+
+def test_defaults_are_not_written_down():
+    assert Recipe((Ingredient("a"),)).record() == {"method": "sum", "adapters": [{"path": "a", "weight": 1.0}]}
+
+
+def test_the_last_glob_that_matches_counts():
+    strength = Strength(0.5, {"*": 2.0, "v_proj": 3.0, "m.[1].v_proj": 4.0})
+    assert strength.of("m.0.v_proj") == 3.0
+    assert strength.of("m.0.q_proj") == 2.0
+    assert strength.of("m.[1].v_proj") == 4.0  # brackets are literal
+    assert Strength(0.5, {"x": 1.0}).of("m.0.q_proj") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "no adapters"),
+        ({"adapters": []}, "no adapters"),
+        ({"adapters": ["a"]}, "not a table"),
+        ({"adapters": [{"weight": 1}]}, "no path"),
+        ({"adapters": [{"path": "a", "weight": "much"}]}, "numbers"),
+        ({"adapters": [{"path": "a", "weigth": 1}]}, "'weigth'"),
+        ({"adapters": [{"path": "a", "modules": {"q": True}}]}, "numbers"),
+        ({"adapters": [{"path": "a"}], "methode": "sum"}, "'methode'"),
+        ({"adapters": [{"path": "a"}], "seed": "1"}, "seed"),
+        ({"adapters": [{"path": "a"}], "truncate": 4}, "truncate"),
+    ],
+)
+def test_what_is_no_recipe_says_what_is_wrong(said, message):
+    with pytest.raises(FormatError, match=message):
+        Recipe.of(said)

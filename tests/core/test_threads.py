@@ -1,0 +1,25 @@
+"""Work in plain threads: the order of the names, and the first error in it."""
+
+import pytest
+
+from loralens.core.threads import in_threads
+from loralens.errors import FormatError
+
+NAMES = [str(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 50])
+def test_results_come_in_the_order_of_the_names(count):
+    found = in_threads(lambda name: int(name) ** 2, NAMES, count)
+    assert list(found.items()) == [(name, int(name) ** 2) for name in NAMES]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_error_in_order_is_raised(count):
+    def work(name: str) -> str:
+        if int(name) >= 20:
+            raise FormatError(f"{name} is broken", fix="mend it")
+        return name
+
+    with pytest.raises(FormatError, match="20 is broken"):
+        in_threads(work, NAMES, count)

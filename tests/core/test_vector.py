@@ -1,0 +1,52 @@
+"""Adapters as vectors: +, −, · and what they refuse."""
+
+import numpy as np
+import pytest
+
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from tests.tolerances import COMBINED
+
+
+def made(seed, rank):
+    rng = np.random.default_rng(seed)
+    return Adapter(modules={"a.q": LowRank(rng.standard_normal((7, rank)), rng.standard_normal((rank, 5)), 0.5)})
+
+
+def dense(adapter):
+    return adapter["a.q"].dense()
+
+
+def test_operators_are_those_of_the_updates():
+    a, b = made(0, 2), made(1, 3)
+    for found, expected in (
+        (a + b, dense(a) + dense(b)),
+        (a - b, dense(a) - dense(b)),
+        (-a, -dense(a)),
+        (0.25 * a, 0.25 * dense(a)),
+        (a * -2, -2 * dense(a)),
+        (b / 4, dense(b) / 4),
+        (sum([a, b, a]), 2 * dense(a) + dense(b)),
+    ):
+        assert np.abs(dense(found) - expected).max() <= COMBINED * 10
+    assert (a + b)["a.q"].rank == 5
+    assert (a + a)["a.q"].rank == 2
+
+
+def test_a_multiple_keeps_the_factors_to_the_bit():
+    a = made(2, 3)
+    assert (-a)["a.q"].B is a["a.q"].B
+    assert (3 * a)["a.q"].scale == 1.5
+
+
+def test_a_less_a_is_exactly_0():
+    a = made(3, 3)
+    assert not dense(a - a).any()
+    assert (a - a)["a.q"].rank == 1
+
+
+def test_other_things_do_not_add_up():
+    a = made(4, 1)
+    for wrong in (lambda: a + 1, lambda: a - "b", lambda: a * "x", lambda: "x" * a, lambda: 1 + a, lambda: a / a):
+        with pytest.raises(TypeError):
+            wrong()

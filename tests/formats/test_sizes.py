@@ -1,0 +1,48 @@
+"""The size of a file, known before it is written: to the byte, in every dialect and container."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.formats import stored_as
+from loralens.formats.sizes import file_size
+from tests.conftest import small_adapter
+
+GGUF = {"base_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}}
+
+
+def adapter(dtype: object, *, mixed: bool) -> loralens.Adapter:
+    rng = np.random.default_rng(0)
+    modules = {}
+    for i, name in enumerate(small_adapter()):
+        rank = 1 + (i % 3 if mixed else 1)
+        B, A = rng.standard_normal((6, rank)).astype(dtype), rng.standard_normal((rank, 4)).astype(dtype)
+        modules[name] = LowRank(B, A, 0.5 + i * mixed)
+    return loralens.Adapter(modules=modules, base_model="tiny/base")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"])
+def test_every_dialect_to_the_byte(to: str, dtype: object, tmp_path: Path) -> None:
+    one = adapter(dtype, mixed=to != "mlx")
+    options = GGUF if to == "gguf" else {}
+    loralens.save(one, tmp_path / "out", format=to, **options)
+    file = tmp_path / "out" / stored_as(one, to, **options)[1].weights
+    assert file_size(one, to, **options) == file.stat().st_size
+
+
+@pytest.mark.parametrize("to", ["peft", "kohya", "loralib"])
+def test_no_number_is_read_for_it(to: str) -> None:
+    def unread() -> np.ndarray:
+        raise AssertionError("read")
+
+    def lazy(*shape: int) -> LazyArray:
+        return LazyArray(unread, shape=shape, dtype=np.float32)
+
+    one = loralens.Adapter(modules={"m.q_proj": LowRank(lazy(6, 2), lazy(2, 4), 2.0)})
+    assert file_size(one, to) > 4 * 20

@@ -1,0 +1,59 @@
+"""The leading part of a matrix that comes in blocks, against its SVD."""
+
+import numpy as np
+import pytest
+
+from loralens.errors import FormatError
+from loralens.linalg.product import column_basis
+from loralens.linalg.sketch import low_rank
+from tests.reference import best_of_rank
+from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
+
+
+def blocks_of(F, rows=7):
+    return lambda: ((slice(i, min(i + rows, len(F))), F[i : i + rows]) for i in range(0, len(F), rows))
+
+
+def masked(rng, m, n, r, falling):
+    B, A = rng.standard_normal((m, r)) * falling ** np.arange(r), rng.standard_normal((r, n))
+    D = B @ A
+    return np.where(np.abs(D) > np.quantile(np.abs(D), 0.7), D, 0), column_basis(A.T)[0]
+
+
+@pytest.mark.parametrize("falling", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("shape", [(150, 200), (200, 150), (40, 300), (300, 40)])
+def test_the_error_is_nearly_the_smallest_and_is_stated(falling, shape):
+    F, start = masked(np.random.default_rng(1), *shape, 12, falling)
+    found = low_rank(blocks_of(F), shape, rank=12, start=start)
+    error = np.linalg.norm(F - found.B @ found.A) / np.linalg.norm(F)
+    smallest = np.linalg.norm(F - best_of_rank(F, 12)) / np.linalg.norm(F)
+    assert found.B.shape == (shape[0], 12)
+    assert found.error == pytest.approx(error, rel=1e-9)
+    assert smallest * (1 - 1e-9) <= error <= smallest * (1 + RANGE_FINDER)
+
+
+def test_a_narrow_matrix_gets_its_svd():
+    F, start = masked(np.random.default_rng(2), 60, 30, 8, 1.0)
+    found = low_rank(blocks_of(F), F.shape, rank=8, start=start)
+    np.testing.assert_allclose(found.B @ found.A, best_of_rank(F, 8), atol=SMALL_SPACE * np.linalg.norm(F))
+    np.testing.assert_allclose(np.linalg.norm(found.B, axis=0), np.linalg.norm(found.A, axis=1))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_matrix_of_low_rank_comes_back_whole_at_its_rank(dtype):
+    rng = np.random.default_rng(3)
+    B, A = rng.standard_normal((90, 5)) * 10.0 ** -np.arange(5), rng.standard_normal((5, 120))
+    F = (B @ A).astype(dtype)
+    found = low_rank(blocks_of(F), F.shape, rank=20, start=column_basis(A.T)[0])
+    tolerance = SMALL_SPACE if dtype is np.float64 else ELEMENTWISE
+    assert found.B.shape[1] == 5
+    assert np.linalg.norm(F - found.B @ found.A) <= tolerance * np.linalg.norm(F)
+    assert found.error <= tolerance  # measured on the rest, not by a difference of squares
+
+
+def test_zeros_and_numbers_out_of_range():
+    start = column_basis(np.ones((100, 1)))[0]
+    none = low_rank(blocks_of(np.zeros((30, 100), np.float32)), (30, 100), rank=3, start=start)
+    assert (none.B.shape, none.A.shape, none.error) == ((30, 0), (0, 100), 0.0)
+    with np.errstate(all="ignore"), pytest.raises(FormatError, match="range"):
+        low_rank(blocks_of(np.full((30, 100), np.inf, np.float32)), (30, 100), rank=3, start=start)

@@ -1,0 +1,81 @@
+"""Every best approximation of a product, and how far a product is from one of known directions."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from loralens.linalg.basis import Basis
+from loralens.linalg.difference import difference_singular_values
+from loralens.linalg.product import product_bases, product_svd, truncating_maps
+from tests import strategies
+from tests.reference import dense_product, size
+from tests.tolerances import ANY_FACTORS, LOSS
+
+
+@given(strategies.factor_pairs())
+@settings(max_examples=80, deadline=None)
+def test_every_head_is_the_best_of_its_rank(pair):
+    B, A = pair
+    L, s, R = truncating_maps(B, A)
+    P, unit = dense_product(B, A), max(size(B, A), 1e-300)
+    expected = np.linalg.svd(P, compute_uv=False)
+    for k in range(s.size + 1):
+        rest = P - (B.astype(np.float64) @ L[:, :k]) @ (R[:k] @ A.astype(np.float64))
+        assert abs(np.linalg.norm(rest) - np.linalg.norm(expected[k:])) <= 10 * ANY_FACTORS * unit
+        assert abs(np.linalg.norm(rest, 2) - (expected[k] if k < expected.size else 0)) <= 10 * ANY_FACTORS * unit
+
+
+@given(strategies.factor_pairs(cases=(strategies.plain, strategies.zero_columns, strategies.equal_singular_values)))
+@settings(max_examples=40, deadline=None)
+def test_factors_are_balanced(pair):
+    B, A = pair
+    L, s, R = truncating_maps(B, A)
+    for lengths in (np.linalg.norm(B.astype(np.float64) @ L, axis=0), np.linalg.norm(R @ A.astype(np.float64), axis=1)):
+        np.testing.assert_allclose(lengths**2, s, rtol=1e-9, atol=1e-13 * size(B, A))
+
+
+@pytest.mark.parametrize("exponent", [-301, -300, 0, 299, 300])
+def test_any_size_of_factors(exponent):
+    rng = np.random.default_rng(0)
+    B, A = np.ldexp(rng.standard_normal((9, 3)), exponent), np.ldexp(rng.standard_normal((3, 7)), -exponent // 2)
+    L, s, R = truncating_maps(B, A)
+    np.testing.assert_allclose(s, product_svd(B, A)[1], rtol=1e-12)
+    np.testing.assert_allclose((B @ L) @ (R @ A), B @ A, rtol=1e-9, atol=1e-12 * np.abs(B @ A).max())
+
+
+def test_nothing_is_left_of_a_product_that_is_zero():
+    L, s, R = truncating_maps(np.zeros((5, 2)), np.ones((2, 4)))
+    assert (L.shape, s.shape, R.shape) == ((2, 0), (0,), (0, 2))
+
+
+@given(strategies.factor_pairs(dtypes=(np.float64,)), strategies.factor_pairs(dtypes=(np.float64,), largest=1))
+@settings(max_examples=60, deadline=None)
+def test_difference_of_any_two_products(pair, seed):
+    B, A = pair
+    rng = np.random.default_rng(int(abs(seed[0][0, 0]) * 1e6) % 2**31)
+    k = rng.integers(1, 5)
+    X, Y = rng.standard_normal((B.shape[0], k)), rng.standard_normal((k, A.shape[1]))
+    found = difference_singular_values(*product_bases(B, A), X, Y)
+    expected = np.linalg.svd(B @ A - X @ Y, compute_uv=False)
+    unit = size(B, A) + size(X, Y)
+    assert abs(np.linalg.norm(found) - np.linalg.norm(expected)) <= 20 * ANY_FACTORS * unit
+    assert abs(found[0] - expected[0]) <= 20 * ANY_FACTORS * unit
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-3, 1e-7, 1e-12])
+def test_near_products_do_not_cancel(share):
+    rng = np.random.default_rng(1)
+    B, A = rng.standard_normal((40, 6)), rng.standard_normal((6, 30))
+    E = share * rng.standard_normal(B.shape)
+    found = difference_singular_values(*product_bases(B, A), B + E, A)
+    exact = np.linalg.norm(((B + E) - B) @ A)  # the E that was added, not the one that was drawn
+    assert abs(np.linalg.norm(found) - exact) <= 1e-9 * exact + LOSS * 1e-2 * np.linalg.norm(B @ A)
+
+
+def test_bases_need_not_be_formed():
+    rng = np.random.default_rng(2)
+    Q, P = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in (12, 10))
+    s = np.array([3.0, 2.0, 1.0])
+    found = difference_singular_values(Basis.of(Q), s, Basis.of(P), 3 * Q[:, :1], P[:, :1].T)
+    np.testing.assert_allclose(found[:2], [2.0, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(found[2:], 0.0, atol=1e-12)

@@ -1,0 +1,95 @@
+"""Tiny transformers models and tokenizers, made offline from fixed seeds, in memory and as folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import loralens
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+
+WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "it", "slept")
+TEXTS = (
+    "the cat sat on the mat",
+    "a dog ran under the tree and then it slept",
+    "it ran",
+    "the dog sat and the cat ran",
+)
+
+
+def llama(**changes: Any) -> Any:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1, **changes,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.LlamaForCausalLM(config))
+
+
+def bert(kind: str = "BertModel", **changes: Any) -> Any:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, **changes,
+    )  # fmt: skip
+    return _seeded(lambda: getattr(transformers, kind)(config))
+
+
+def _seeded(make: Any) -> Any:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().eval()
+
+
+def tokenizer() -> Any:
+    """One token a word; the pad token is 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(("[PAD]", "[END]", "[UNK]", *WORDS))}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", eos_token="[END]", unk_token="[UNK]")
+
+
+def folder(model: Any, path: Path) -> Path:
+    """The model and the tokenizer, saved as transformers saves them."""
+    model.save_pretrained(path)
+    made = tokenizer()
+    made.padding_side = "left"  # as many causal models have it; it must not matter
+    made.save_pretrained(path)
+    return path
+
+
+def adapter(model: Any, kinds: tuple[str, ...], *, seed: int = 0, rank: int = 3, scale: float = 2.0) -> Adapter:
+    """Random pairs for every linear layer whose name ends in one of ``kinds``."""
+    rng = np.random.default_rng(seed)
+    modules = {
+        name: LowRank(
+            rng.standard_normal((layer.out_features, rank)).astype(np.float32) / 4,
+            rng.standard_normal((rank, layer.in_features)).astype(np.float32) / 4,
+            scale,
+        )
+        for name, layer in model.named_modules()
+        if name.endswith(kinds)
+    }
+    return Adapter(modules=modules)
+
+
+def saved(made: Adapter, path: Path) -> Path:
+    loralens.save(made, path)
+    return path
+
+
+def jsonl(path: Path, texts: Any = TEXTS, **fields: Any) -> Path:
+    lines = (
+        json.dumps({"text": text, **{key: value[i] for key, value in fields.items()}}) for i, text in enumerate(texts)
+    )
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
