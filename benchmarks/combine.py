@@ -1,0 +1,105 @@
+"""``loralens combine`` against its floor (read both files, write one as large), and some modules against PEFT's svd."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.process import alternate
+
+FLOOR = """
+import os, sys
+import numpy, ml_dtypes, safetensors, click
+target = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+buffer = memoryview(bytearray(1 << 20))
+for i in (1, 2):
+    source = os.open(sys.argv[i], os.O_RDONLY)
+    while count := os.readv(source, [buffer]):
+        if i == 1:
+            os.write(target, buffer[:count])
+"""
+
+MAKE = """
+import sys
+from pathlib import Path
+from benchmarks.synthetic import adapter
+for seed in (1, 2):
+    adapter(Path(sys.argv[1]) / f"r16-seed{seed}", rank=16, seed=seed)
+"""
+
+# The seven modules of one 7B block, two adapters of rank 16, combined to rank 16: what PEFT's `svd` does (ΔW of both,
+# their sum, a dense SVD of it), by PEFT itself on one layer each, and what loralens does.
+MODULES = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import numpy as np, torch
+from peft import LoraConfig, get_peft_model
+from loralens.arithmetic.combine import combine
+from loralens.compress.truncate import truncate
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.ranks import Rule
+torch.manual_seed(0)
+SHAPES = {"q": (2048, 2048), "k": (256, 2048), "v": (256, 2048), "o": (2048, 2048)}
+base = torch.nn.ModuleDict({n: torch.nn.Linear(i, o, bias=False) for n, (o, i) in SHAPES.items()})
+config = LoraConfig(r=16, lora_alpha=32, target_modules=list(SHAPES), init_lora_weights=False)
+model = get_peft_model(base, config, adapter_name="one")
+model.add_adapter("two", config)
+def adapter(name):
+    layers = {n: model.base_model.model[n] for n in SHAPES}
+    return Adapter(modules={
+        n: LowRank(x.lora_B[name].weight.detach().numpy(), x.lora_A[name].weight.detach().numpy(), 2.0)
+        for n, x in layers.items()
+    })
+pair = [(adapter("one"), 0.7), (adapter("two"), 0.3)]
+def ours():
+    return truncate(combine(pair).adapter, Rule("rank", 16)).adapter
+ours()
+start = time.perf_counter()
+result = ours()
+loralens_seconds = time.perf_counter() - start
+start = time.perf_counter()
+model.add_weighted_adapter(["one", "two"], [0.7, 0.3], "both", combination_type="svd", svd_rank=16)
+peft_seconds = time.perf_counter() - start
+far = 0.0
+for n in SHAPES:
+    theirs = model.base_model.model[n].get_delta_weight("both").detach().numpy().astype(np.float64)
+    mine = result[n].dense()
+    far = max(far, float(np.linalg.norm(mine - theirs) / np.linalg.norm(mine)))
+print(json.dumps({
+    "peft_seconds": round(peft_seconds, 3), "loralens_seconds": round(loralens_seconds, 4),
+    "times_faster": round(peft_seconds / loralens_seconds), "largest_difference": far,
+}))
+"""
+
+
+def run(data: Path, *, runs: int) -> dict[str, object]:
+    """Times, ratios and peak memory for two 7B adapters of rank 16 in ``data`` (made where missing)."""
+    subprocess.run([sys.executable, "-c", MAKE, str(data)], check=True)
+    with TemporaryDirectory(dir=data) as folder:
+        report = _compare([data / "r16-seed1", data / "r16-seed2"], Path(folder), runs=runs)
+    done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=True)
+    return report | {"four_modules_against_peft": json.loads(done.stdout)}
+
+
+def _compare(sources: list[Path], folder: Path, *, runs: int) -> dict[str, object]:
+    loralens = str(Path(sys.executable).with_name("loralens"))
+    pair = [f"{sources[0]}:0.7", f"{sources[1]}:0.3"]
+    combine = [loralens, "combine", *pair, "-o", str(folder / "out"), "--overwrite", "--json", "--rank", "16"]
+    files = [str(source / "adapter_model.safetensors") for source in sources]
+    figures = alternate(
+        {
+            "floor": [sys.executable, "-c", FLOOR, *files, str(folder / "copy")],
+            **{method: [*combine, "--method", method] for method in ("sum", "tsv-m", "iso-c")},
+        },
+        runs=runs,
+    )
+    records: dict[str, object] = {name: figure.record() for name, figure in figures.items()}
+    floor, plain = figures["floor"].seconds, figures["sum"].seconds
+    ratios = {
+        "sum_ratio": round(plain / floor, 2),
+        "tsv_m_to_sum": round(figures["tsv-m"].seconds / plain, 2),
+        "iso_c_to_sum": round(figures["iso-c"].seconds / plain, 2),
+    }
+    return records | ratios | {"goal": 6.0, "goal_to_sum": 2.0}

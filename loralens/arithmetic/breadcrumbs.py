@@ -1,0 +1,55 @@
+"""Model Breadcrumbs: neither the largest entries nor the small ones (Davari & Belilovsky 2024)."""
+
+import numpy as np
+
+from loralens.arithmetic.election import total
+from loralens.arithmetic.elementwise import fused, summed
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+
+
+def breadcrumbs(
+    joint: Joint, *, density: float = 0.15, gamma: float = 0.006, lam: float = 1.0, space: Space = "full"
+) -> Fused:
+    """λ Σ_t of what is left of w_t ΔW_t after a share γ of the largest entries is dropped and a share ``density`` kept.
+
+    Parameters
+    ----------
+    joint : Joint
+    density : float
+        Share of entries that is kept: those that follow the γ largest.
+    gamma : float
+        Share of the largest entries that is dropped, at most 1 − density. The defaults are where the search of the
+        authors' code starts; mergekit takes γ = 0.01.
+    lam : float
+        α in the paper.
+    space : str
+
+    Notes
+    -----
+    arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
+    """
+    if density >= 1:
+        return summed(joint, lam)
+    return fused(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
+
+
+def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
+    dropped, kept = int(gamma * entries.size), entries.count(density)
+    last = min(dropped + kept, entries.size)
+    cutoffs = entries.cutoffs([last, *([dropped] if dropped else [])])
+    work = Workspace()
+
+    def fuse(_: slice, stack: Array) -> Array:
+        for x, (low, *high) in zip(stack, cutoffs, strict=True):
+            size = np.abs(x, out=work.of("size", x.shape, x.dtype))
+            inside = np.greater_equal(size, low, out=work.of("mask", x.shape, np.bool_))
+            if high:
+                inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
+            x *= inside
+        return total(stack, work)
+
+    return fuse

@@ -1,0 +1,84 @@
+"""DARE: drop entries at random, rescale the others (Yu et al. 2024)."""
+
+import numpy as np
+
+from loralens.arithmetic.election import elected_mean, total
+from loralens.arithmetic.elementwise import fused, summed
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+from loralens.linalg.draws import STEPS, Draws
+
+
+def dare(
+    joint: Joint,
+    *,
+    density: float = 0.1,
+    lam: float = 1.0,
+    space: Space = "full",
+    seed: np.random.SeedSequence | None = None,
+) -> Fused:
+    """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and else 0.
+
+    Its mean over seeds is λ Σ_t w_t ΔW_t, in every space.
+
+    Parameters
+    ----------
+    joint : Joint
+    density : float
+        q, in (0, 1], rounded to a multiple of 2⁻¹⁶ so that the mean stays exact; 1 − p in the paper, which drops 90 %
+        and more.
+    lam : float
+    space : str
+    seed : SeedSequence
+        Of the module. Each adapter has draws of its own, by its place among the adapters, and a draw belongs to an
+        entry: the same mask on every machine.
+
+    Notes
+    -----
+    arXiv 2311.03099, §3. PEFT's ``dare_linear`` is the same with torch's global random numbers.
+    """
+    if density >= 1:
+        return summed(joint, lam)
+    return fused(joint, lambda entries: _rule(entries, density, seed, elect=False), space=space, lam=lam)
+
+
+def dare_ties(
+    joint: Joint,
+    *,
+    density: float = 0.1,
+    lam: float = 1.0,
+    space: Space = "full",
+    seed: np.random.SeedSequence | None = None,
+) -> Fused:
+    """λ times the mean of the dropped and rescaled w_t ΔW_t that have the elected sign: DARE before TIES.
+
+    The options are those of `dare`; TIES' own trimming is left out, as everywhere. No longer unbiased.
+    """
+    if density >= 1 and joint.present.size <= 1:
+        return summed(joint, lam)
+    return fused(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
+
+
+def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
+    kept = min(max(1, round(density * STEPS)), STEPS)
+    draws, work = draws_of(entries, seed), Workspace()
+    n = entries.shape[1]
+
+    def fuse(rows: slice, stack: Array) -> Array:
+        for x, own in zip(stack, draws, strict=True):
+            if kept < STEPS:
+                words = own.words(rows.start * n, x.size).reshape(x.shape)
+                x *= np.less(words, kept, out=work.of("mask", x.shape, np.bool_))
+                x *= x.dtype.type(STEPS / kept)
+        return elected_mean(stack, work) if elect else total(stack, work)
+
+    return fuse
+
+
+def draws_of(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
+    """The draws of every update, by its place among the adapters."""
+    seed = np.random.SeedSequence(0) if seed is None else seed
+    return [Draws.of(seed, t) for t in entries.places]

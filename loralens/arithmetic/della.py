@@ -1,0 +1,92 @@
+"""DELLA: drop entries at random, the small ones the likelier; rescale, elect, average (Deep et al. 2024)."""
+
+import numpy as np
+
+from loralens.arithmetic.dare import draws_of
+from loralens.arithmetic.election import elected_mean
+from loralens.arithmetic.elementwise import fused
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+from loralens.errors import OptionError
+from loralens.linalg.draws import STEPS
+from loralens.linalg.factor import Integers
+
+
+def della(
+    joint: Joint,
+    *,
+    density: float = 0.7,
+    epsilon: float = 0.07,
+    lam: float = 1.0,
+    space: Space = "full",
+    seed: np.random.SeedSequence | None = None,
+) -> Fused:
+    """λ times the mean of those of the pruned w_t ΔW_t that have the elected sign.
+
+    Pruning keeps an entry with probability q = density + ε(2i/(n − 1) − 1), where i = 0 … n − 1 is its rank by absolute
+    value within its row, smallest first, and divides it by q.
+
+    Parameters
+    ----------
+    joint : Joint
+    density : float
+        The mean of q.
+    epsilon : float
+        Half the width of q; density ± ε must lie in (0, 1]. The authors' code: density 0.7, window 2ε = 0.14.
+    lam : float
+    space : str
+    seed : SeedSequence
+        As for `loralens.arithmetic.dare.dare`.
+
+    Raises
+    ------
+    OptionError
+        density ± ε leaves (0, 1].
+
+    Notes
+    -----
+    arXiv 2406.11617, §3. Equal entries are ranked from the left. q is rounded to a multiple of 2⁻¹⁶, what is kept is
+    divided by that; mergekit rescales by a norm instead. Every row is sorted in both passes, which is most of the work.
+    """
+    if not 0 < density - epsilon <= density + epsilon <= 1:
+        widest = min(1 - density, 0.99 * density)
+        raise OptionError(
+            f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1]", fix=f"give an epsilon of {widest:g} or less"
+        )
+    return fused(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
+
+
+def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
+    draws, work = draws_of(entries, seed), Workspace()
+    n = entries.shape[1]
+    q = density + epsilon * (2 * np.arange(n) / max(1, n - 1) - 1) if n > 1 else np.full(1, density)
+    kept = np.clip(np.rint(q * STEPS), 1, STEPS)  # of STEPS
+
+    def fuse(rows: slice, stack: Array) -> Array:
+        for x, own in zip(stack, draws, strict=True):
+            chances = work.of("chances", x.shape, x.dtype)
+            for row, order in zip(chances, _orders(x, work), strict=True):
+                row[order] = kept
+            words = own.words(rows.start * n, x.size).reshape(x.shape)
+            x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
+            np.divide(STEPS, chances, out=chances)
+            x *= chances
+        return elected_mean(stack, work)
+
+    return fuse
+
+
+def _orders(x: Array, work: Workspace) -> Integers:
+    """For every row the places of its entries, smallest absolute value first, equal ones from the left."""
+    if x.dtype != np.float32:
+        return np.argsort(np.abs(x), axis=1, kind="stable")
+    keys = work.of("keys", x.shape, np.int64)  # 32 bits of size, which order as the numbers do, then 32 of place
+    np.copyto(keys, np.abs(x).view(np.int32))
+    keys <<= 32
+    keys |= np.arange(x.shape[1])
+    keys.sort(axis=1)
+    keys &= 0xFFFFFFFF
+    return keys

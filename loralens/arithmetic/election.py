@@ -1,0 +1,58 @@
+"""The election of a sign for every entry, and the mean of those who agree with it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from loralens.arithmetic.entries import Workspace
+from loralens.core.lazy import Array
+
+
+def keep_largest(x: Array, cutoff: float, work: Workspace) -> None:
+    """``x`` itself, with every entry below ``cutoff`` in absolute value set to 0."""
+    size = np.abs(x, out=work.of("size", x.shape, x.dtype))
+    x *= np.greater_equal(size, cutoff, out=work.of("mask", x.shape, np.bool_))
+
+
+def total(stack: Array, work: Workspace) -> Array:
+    """The sum over the updates, shape (rows, n); added in their order."""
+    found = work.of("total", stack.shape[1:], stack.dtype)
+    np.copyto(found, stack[0])
+    for x in stack[1:]:
+        found += x
+    return found
+
+
+def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None = None) -> Array:
+    """For every entry the mean of the updates whose sign is that of the sum of all; shape (rows, n).
+
+    Yadav et al. 2023, steps 2 and 3, on the entries that trimming left. With ``shares`` η_t it is Σ η_t x_t / Σ η_t.
+    An update that is 0 there has no voice. Where the sum is exactly 0 no sign is elected and the result is 0; the code
+    of the paper takes the sign of the majority of all entries there, PEFT and mergekit take +, so that their a − a is
+    not 0 and their result for −a, −b is not minus that for a, b.
+    """
+    shape, dtype = stack.shape[1:], stack.dtype
+    masks = ("plus", "minus", "agrees", "other")
+    plus, minus, agrees, other = (work.of(name, shape, np.bool_) for name in masks)
+    part, found = work.of("part", shape, dtype), work.of("found", shape, dtype)
+    weight = work.of("weight", shape, dtype if shares else np.uint16)
+    elected = total(stack, work)
+    np.greater(elected, 0, out=plus)
+    np.less(elected, 0, out=minus)
+    found[:], weight[:] = 0, 0
+    for t, x in enumerate(stack):
+        np.greater(x, 0, out=agrees)
+        agrees &= plus
+        np.less(x, 0, out=other)
+        other &= minus
+        agrees |= other
+        np.multiply(x, agrees, out=part)
+        if shares:
+            part *= dtype.type(shares[t])
+            found += part
+            weight += np.multiply(agrees, dtype.type(shares[t]), out=part)
+        else:
+            found += part
+            weight += agrees
+    weight += np.equal(weight, 0, out=other)  # nobody there: 0 / 1; a maximum would branch at every entry
+    return np.divide(found, weight, out=found, dtype=dtype)

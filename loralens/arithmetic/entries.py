@@ -1,0 +1,177 @@
+"""Entries: the numbers of several weighted updates, side by side, a block of rows at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import pow as power
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.linalg.exact import ExactProduct, exact_product
+from loralens.linalg.factor import Floats
+from loralens.linalg.selection import kth_largest
+
+BLOCK = 1 << 18  # numbers of one update that are held at a time: 1 MiB in float32, which a cache holds
+FEWEST = 8  # rows of a block, or products would be slow
+
+Fuse = Callable[[slice, Array], Array]
+Integers = NDArray[np.int64]
+
+
+class Matrix(Protocol):
+    """One weighted update in some space."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+
+    def fill(self, start: int, stop: int, out: Array) -> None:
+        """Some rows, into ``out``."""
+
+    def at(self, i: Integers, j: Integers) -> Floats:
+        """Single entries, good enough to guess an order statistic from."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Product:
+    """w·ΔW as `loralens.linalg.exact` defines it: float32, the same bits on every machine and however it is cut."""
+
+    product: ExactProduct
+
+    @classmethod
+    def of(cls, update: LowRank, strength: float) -> "Product":
+        """One update times its weight."""
+        return cls(exact_product([(strength * update.scale, update.B, update.A)]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.product.shape
+
+    def fill(self, start: int, stop: int, out: Array) -> None:
+        """Some rows, into ``out``."""
+        self.product.rows(start, stop, out)
+
+    def at(self, i: Integers, j: Integers) -> Floats:
+        """Single entries, by their inner products."""
+        parts = [np.einsum("sr,sr->s", piece.B1[i], piece.A1.T[j]) for piece in self.product.pieces]
+        return np.asarray(np.sum(parts, axis=0), np.float64)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A small matrix that is there: float64."""
+
+    array: Floats
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.array.shape[0], self.array.shape[1]
+
+    def fill(self, start: int, stop: int, out: Array) -> None:
+        """Some rows, into ``out``."""
+        out[:] = self.array[start:stop]
+
+    def at(self, i: Integers, j: Integers) -> Floats:
+        """Single entries."""
+        return np.asarray(self.array[i, j], np.float64)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The entries of the weighted updates of one module.
+
+    Attributes
+    ----------
+    matrices : tuple of Matrix
+        Of one shape; updates that are not there, or 0, are not among them.
+    places : tuple of int
+        Which adapter each of them belongs to.
+    adapters : int
+        T, how many adapters there are.
+    dtype : dtype
+        Of a block.
+    """
+
+    matrices: tuple[Matrix, ...]
+    places: tuple[int, ...]
+    adapters: int
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.matrices[0].shape
+
+    @property
+    def size(self) -> int:
+        """m·n."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sampled(self) -> int:
+        """How many entries bracket an order statistic best: as many as the bracket then holds, but for a factor."""
+        return round(power(self.size, 2 / 3))
+
+    def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
+        """Some rows of all updates with their place, shape (updates, rows, n); gone when the next ones come.
+
+        Whoever takes a block may write into it.
+        """
+        m, n = self.shape
+        step = min(m, max(FEWEST, numbers // n))
+        buffer = np.empty((len(self.matrices), step, n), self.dtype)
+        for start in range(0, m, step):
+            stop = min(start + step, m)
+            block = buffer[:, : stop - start]
+            for one, part in zip(self.matrices, block, strict=True):
+                one.fill(start, stop, part)
+            yield slice(start, stop), block
+
+    def count(self, share: float) -> int:
+        """How many entries a share of all is: rounded down, at least 1."""
+        return max(1, int(share * self.size))
+
+    def cutoffs(self, ks: Sequence[int]) -> list[tuple[float, ...]]:
+        """For every update, the ``k``-th largest |entry|, for every k: exact for the numbers that `blocks` gives."""
+        alone = [
+            replace(self, matrices=(matrix,), places=(t,)) for t, matrix in zip(self.places, self.matrices, strict=True)
+        ]
+        return [kth_largest(one.magnitudes, ks, size=one.size, sample=one.sample(one.sampled)) for one in alone]
+
+    def magnitudes(self) -> Iterator[Array]:
+        """All |entries|, a block at a time."""
+        for _, stack in self.blocks():
+            yield np.abs(stack, out=stack)
+
+    def sample(self, count: int, measure: Callable[[Array], Array] = np.abs) -> Floats:
+        """``count`` |entries| of every update, or another measure of them, at the same random places."""
+        rng = np.random.default_rng(0)
+        i, j = rng.integers(self.shape[0], size=count), rng.integers(self.shape[1], size=count)
+        return np.asarray(measure(np.array([matrix.at(i, j) for matrix in self.matrices])), np.float64)
+
+    def cutoff_of(self, measure: Callable[[Array], Array], k: int) -> float:
+        """The k-th largest of what ``measure`` makes of every entry: (updates, …) → (…)."""
+        sample = self.sample(self.sampled, measure)
+        return kth_largest(lambda: (measure(x) for _, x in self.blocks()), [k], size=self.size, sample=sample)[0]
+
+
+class Workspace:
+    """Arrays to write intermediate results into, kept: fresh pages cost ten times the arithmetic."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[str, np.dtype[Any]], Array] = {}
+
+    def of(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array of this name; what it held is of no use."""
+        size, key = int(np.prod(shape)), (name, np.dtype(dtype))
+        if key not in self.arrays or self.arrays[key].size < size:
+            self.arrays[key] = np.empty(size, dtype)
+        return self.arrays[key][:size].reshape(shape)

@@ -1,0 +1,30 @@
+"""The sum of weighted updates: task arithmetic, and its average."""
+
+import numpy as np
+
+from loralens.core.joint import Floats, Joint
+from loralens.errors import OptionError
+
+
+def weighted_sum(joint: Joint, *, lam: float = 1.0) -> Floats:
+    """λ Σ w_t M_t, float64, shape (p, q): task arithmetic (Ilharco et al. 2023), exact.
+
+    PEFT's ``linear`` adds the A's and the B's, which is another update: (Σ√w_t B_t)(Σ√w_t A_t).
+    """
+    return lam * joint.total()
+
+
+def average(joint: Joint, *, lam: float = 1.0) -> Floats:
+    """λ Σ w_t M_t / Σ w_t, float64, shape (p, q): the mean of the updates.
+
+    Adapters that lack the module count as ΔW = 0.
+
+    Raises
+    ------
+    OptionError
+        The weights add up to 0.
+    """
+    whole = float(np.sum(joint.strengths))
+    if whole == 0:
+        raise OptionError("the weights add up to 0, so there is no average", fix="give --method sum, or other weights")
+    return lam * joint.total() / whole

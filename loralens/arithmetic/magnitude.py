@@ -1,0 +1,30 @@
+"""Magnitude pruning: only the largest entries of every update are added."""
+
+from loralens.arithmetic.election import keep_largest, total
+from loralens.arithmetic.elementwise import fused, summed
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+
+
+def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
+    """λ Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
+
+    The largest of each module; all of several equal ones at the boundary, where PEFT's ``magnitude_prune`` keeps some.
+    """
+    if density >= 1:
+        return summed(joint, lam)
+    return fused(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
+
+
+def _rule(entries: Entries, density: float) -> Fuse:
+    cutoffs, work = entries.cutoffs([entries.count(density)]), Workspace()
+
+    def fuse(_: slice, stack: Array) -> Array:
+        for x, (cutoff,) in zip(stack, cutoffs, strict=True):
+            keep_largest(x, cutoff, work)
+        return total(stack, work)
+
+    return fuse

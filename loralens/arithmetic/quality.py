@@ -1,0 +1,137 @@
+"""Quality: what one combined module has of the exact sum, and of every adapter, at every rank it may be cut to."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Self, final
+
+import numpy as np
+
+from loralens.core.joint import Core, Floats, Joint
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Squares and inner products of the result R, the sum S = Σ w_t ΔW_t and the updates ΔW_t of one module.
+
+    The last axis of three of them is the rank j = 0 … k to which R = U diag(s) Vᵀ is cut; all float64.
+
+    Attributes
+    ----------
+    s : array, shape (k,)
+        Singular values of R, largest first; its rank is k.
+    strengths : array, shape (T,)
+    energies : array, shape (T,)
+        ‖ΔW_t‖².
+    sum_energy : float
+        ‖S‖².
+    sum_inner : array, shape (T,)
+        ⟨S, ΔW_t⟩.
+    errors : array, shape (k + 1,)
+        ‖R_j − S‖².
+    inner : array, shape (T, k + 1)
+        ⟨R_j, ΔW_t⟩.
+    retained : array, shape (T, k + 1)
+        ‖U_j U_jᵀ ΔW_t V_j V_jᵀ‖²: the energy of an update within the directions of the result.
+    """
+
+    s: Floats
+    strengths: Floats
+    energies: Floats
+    sum_energy: float
+    sum_inner: Floats
+    errors: Floats
+    inner: Floats
+    retained: Floats
+
+    @classmethod
+    def of(cls, joint: Joint, core: Core, count: int) -> Self:
+        """Of the result ``core`` and the first ``count`` updates of a joint space.
+
+        No difference of near-equal squares is taken: an exact sum has an error of a few ε, not √ε.
+        """
+        U, s, Vh = core
+        cores, strengths = joint.cores[:count], joint.strengths[:count]
+        S = np.tensordot(strengths, cores, 1)
+        if np.linalg.norm(S) <= joint.floor:
+            S = np.zeros_like(S)  # what cancelled is 0, not rounding
+        inside = U.T @ cores @ Vh.T  # (T, k, k)
+        along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
+        of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
+        rest = float(np.sum((U * s @ Vh - S) ** 2))
+        lost = of_sum**2 - (s - of_sum) ** 2  # what the error grows by when direction i goes
+        errors = np.maximum(rest + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
+        blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
+        zero = np.zeros((count, 1))
+        return cls(
+            s,
+            strengths,
+            np.sum(cores**2, axis=(1, 2)),
+            float(np.sum(S**2)),
+            np.einsum("ij,tij->t", S, cores),
+            errors,
+            np.hstack([zero, (s * along).cumsum(1)]),
+            np.hstack([zero, blocks]),
+        )
+
+    def error_to_sum(self, rank: int | None = None) -> float | None:
+        """‖R − S‖_F/‖S‖_F, R cut to ``rank``; 0 where both are 0, None where only S is."""
+        return relative(self.errors[self._at(rank)], self.sum_energy)
+
+    def _at(self, rank: int | None) -> int:
+        return self.s.size if rank is None else min(rank, self.s.size)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the result has of one adapter, over all its modules; None where the adapter is 0.
+
+    Attributes
+    ----------
+    retained : float or None
+        The part of its energy that lies within the directions of the result, on both sides; in [0, 1].
+    gain : float or None
+        ⟨R, ΔW⟩/‖ΔW‖²: how strongly the result acts along the adapter. 1: at full strength.
+    interference_before, interference_after : float or None
+        The same less its weight, in the exact sum and in the result: what the other adapters, and the method, add to
+        it or take from it.
+    """
+
+    retained: float | None
+    gain: float | None
+    interference_before: float | None
+    interference_after: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A whole combination: ‖R − S‖/‖S‖ over all modules, and what it has of each adapter."""
+
+    error_to_sum: float | None
+    shares: tuple[Share, ...]
+
+
+def total(modules: Iterable[tuple[Quality, int | None]]) -> Total:
+    """Of modules and the ranks they are cut to, None for their own."""
+    each = [(one, one._at(rank)) for one, rank in modules]
+    error = relative(sum(one.errors[j] for one, j in each), sum(one.sum_energy for one, _ in each))
+    energy = np.sum([one.energies for one, _ in each], axis=0)
+    wanted = np.sum([one.strengths * one.energies for one, _ in each], axis=0)
+    before = np.sum([one.sum_inner for one, _ in each], axis=0)
+    after = np.sum([one.inner[:, j] for one, j in each], axis=0)
+    inside = np.sum([one.retained[:, j] for one, j in each], axis=0)
+    shares = [
+        Share(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e))) if e else Share(None, None, None, None)
+        for e, w, b, a, i in zip(energy, wanted, before, after, inside, strict=True)
+    ]
+    return Total(error, tuple(shares))
+
+
+def relative(part: float, whole: float) -> float | None:
+    """√(part/whole) of squares; 0 where both are 0, None where only the whole is."""
+    if whole > 0:
+        return sqrt(float(part) / float(whole))
+    return None if part > 0 else 0.0

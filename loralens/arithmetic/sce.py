@@ -1,0 +1,62 @@
+"""SCE: select where the adapters differ, calculate their shares, erase minorities (Wan et al. 2024, FuseChat)."""
+
+import numpy as np
+
+from loralens.arithmetic.election import elected_mean
+from loralens.arithmetic.elementwise import fused, summed
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+
+
+def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = "full") -> Fused:
+    """λ Σ_t η_t x_t / Σ_t η_t over those of the x_t that have the elected sign.
+
+    x_t is w_t ΔW_t at the share ``density`` of positions where the variance among the adapters is largest, else 0, and
+    η_t = Σx_t² / Σ_t Σx_t², one number for each adapter and module.
+
+    Notes
+    -----
+    arXiv 2408.07990, §3.2. Of all positions, and with equal ones at the boundary: one adapter alone differs nowhere and
+    stays whole, where mergekit, which counts positions of nonzero variance, makes 0 of it.
+    """
+    if joint.present.size <= 1 and len(joint.updates) == 1:
+        return summed(joint, lam)
+    return fused(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
+
+
+def _rule(entries: Entries, density: float) -> Fuse:
+    work = Workspace()
+
+    def variance(stack: Array) -> Array:
+        shape, dtype = stack.shape[1:], stack.dtype
+        mean, found, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
+        np.sum(stack, axis=0, out=mean)
+        mean /= entries.adapters
+        np.square(mean, out=found)
+        found *= entries.adapters - len(stack)  # those that are 0 here
+        for x in stack:
+            np.subtract(x, mean, out=part)
+            found += np.square(part, out=part)
+        found /= entries.adapters
+        return found
+
+    cutoff = entries.cutoff_of(variance, entries.count(density)) if density < 1 else 0.0
+
+    def select(stack: Array) -> None:
+        if cutoff > 0:
+            stack *= np.greater_equal(variance(stack), cutoff, out=work.of("selected", stack.shape[1:], np.bool_))
+
+    squares = np.zeros(len(entries.places))
+    for _, stack in entries.blocks():
+        select(stack)
+        squares += [float(np.einsum("ij,ij->i", x, x).sum(dtype=np.float64)) for x in stack]
+    shares = (squares / squares.sum()).tolist() if squares.any() else [1.0] * len(squares)
+
+    def fuse(_: slice, stack: Array) -> Array:
+        select(stack)
+        return elected_mean(stack, work, shares)
+
+    return fuse

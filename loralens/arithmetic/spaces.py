@@ -1,0 +1,127 @@
+"""Where an elementwise rule acts: on ΔW itself, on the parts of a joint SVD, or on the small cores.
+
+A rule that looks at single entries depends on the basis, so the three give different updates: TIES of two independent
+adapters in the core space differs from TIES of the full updates by 80 %.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from loralens.arithmetic.entries import Dense, Entries, Fuse, Product
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.knots import aligned
+from loralens.arithmetic.method import Space
+from loralens.core.joint import COMBINED, Joint
+from loralens.core.lowrank import LowRank
+from loralens.linalg.factor import Floats, Integers
+from loralens.linalg.product import truncating_maps
+from loralens.linalg.sketch import low_rank
+
+
+class Place(NamedTuple):
+    """The entries of one module in a space, and the way back: from a rule on blocks to an update of the weight."""
+
+    entries: Entries
+    back: Callable[[Fuse], Fused]
+
+
+def place(joint: Joint, space: Space) -> Place | None:
+    """Entries of the weighted updates w_t ΔW_t of a module in a space; None where all of them are 0.
+
+    full
+        ΔW_t itself, float32, made a block of rows at a time. What a rule makes of it has full rank: it comes back as
+        the leading part of a rank of Σ r_t, the rank that the exact sum needs, with the loss stated.
+    knots
+        S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ], Stoica et al. 2025; back by U. Directions are left
+        out below the rounding of the sum; the paper's code leaves out σ ≤ 1e-5, whatever the size of the others.
+    core
+        U_Bᵀ (w_t ΔW_t) V_A, where U_B and V_A are the left and right singular vectors of [B_1 … B_T] and [A_1; …; A_T],
+        Panariello et al. 2025. Here B_t and A_t are the balanced factors of w_t ΔW_t, P√S and √S Rᵀ: with those of the
+        file the same update in another gauge would give another answer.
+
+    The signs of the singular vectors are free and make no difference to any rule of the house; vectors of equal
+    singular values are not determined, and neither is the answer then. The bits of ``full`` depend on no LAPACK.
+    """
+    places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
+    if not places.size:
+        return None
+    return {"full": _full, "knots": _knots, "core": _core}[space](joint, places)
+
+
+def _full(joint: Joint, places: Integers) -> Place:
+    updates = [(joint.updates[t], float(joint.strengths[t])) for t in places]
+    matrices = tuple(Product.of(update, strength) for update, strength in updates if update is not None)
+    entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
+    rank = min(sum(update.rank for update, _ in updates if update is not None), *joint.shape)
+
+    def back(fuse: Fuse) -> Fused:
+        found = low_rank(
+            lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
+            joint.shape,
+            rank=rank,
+            start=joint.right,
+        )
+        return Fused(_update(joint, found.B, found.A), found.error)
+
+    return Place(entries, back)
+
+
+def _knots(joint: Joint, places: Integers) -> Place:
+    U, parts = aligned(replace(joint, cores=joint.weighted))
+    right = joint.right.columns()
+    entries = _dense(joint, places, [part @ right.T for part in parts[places]])
+
+    def back(fuse: Fuse) -> Fused:
+        return Fused(_balanced(joint, joint.left.columns() @ U, _whole(entries, fuse)), 0.0)
+
+    return Place(entries, back)
+
+
+def _core(joint: Joint, places: Integers) -> Place:
+    cores = joint.weighted[places]
+    triplets = [joint.decomposed(M) for M in cores]
+    U = _directions([one.U * np.sqrt(one.s) for one in triplets])
+    V = _directions([one.Vh.T * np.sqrt(one.s) for one in triplets])
+    entries = _dense(joint, places, [U.T @ M @ V for M in cores])
+
+    def back(fuse: Fuse) -> Fused:
+        left, right = joint.left.columns() @ U, joint.right.columns() @ V
+        return Fused(_balanced(joint, left @ _whole(entries, fuse), right.T), 0.0)
+
+    return Place(entries, back)
+
+
+def _directions(parts: list[Floats]) -> Floats:
+    """The left singular vectors of some matrices side by side, as many as their numerical rank."""
+    U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
+    return np.asarray(U[:, s > s[0] * max(U.shape) * 2.0**-52], np.float64)
+
+
+def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
+    held = tuple(Dense(np.asarray(one, np.float64)) for one in matrices)
+    return Entries(held, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
+
+
+def _whole(entries: Entries, fuse: Fuse) -> Floats:
+    """What a rule makes of all entries of a small space."""
+    found = np.empty(entries.shape)
+    for rows, stack in entries.blocks():
+        found[rows] = fuse(rows, stack)
+    return found
+
+
+def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
+    L, s, R = truncating_maps(B, A)
+    k = int(np.count_nonzero(s > joint.floor))
+    return _update(joint, B @ L[:, :k], R[:k] @ A)
+
+
+def _update(joint: Joint, B: Floats, A: Floats) -> LowRank:
+    """The update B A; rank 0 becomes rank 1 of zeros, since no format holds rank 0."""
+    first = next(update for update in joint.updates if update is not None)
+    if not B.shape[1]:
+        B, A = np.zeros((joint.shape[0], 1)), np.zeros((1, joint.shape[1]))
+    return LowRank(B, A, scaling=COMBINED, layout=first.layout)

@@ -1,0 +1,71 @@
+"""TIES: trim, elect a sign, average those who agree (Yadav et al. 2023)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from loralens.arithmetic.election import elected_mean, keep_largest
+from loralens.arithmetic.elementwise import Joints, fused, summed, whole_cutoffs
+from loralens.arithmetic.entries import Entries, Fuse, Workspace
+from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.method import Space
+from loralens.core.joint import Joint
+from loralens.core.lazy import Array
+
+
+def ties(
+    joint: Joint,
+    *,
+    density: float = 0.2,
+    lam: float = 1.0,
+    whole: int = 1,
+    space: Space = "full",
+    cutoffs: Sequence[float] | None = None,
+) -> Fused:
+    """λ times the mean, entry by entry, of the trimmed w_t ΔW_t that have the elected sign.
+
+    Parameters
+    ----------
+    joint : Joint
+    density : float
+        Share of entries that trimming keeps, in (0, 1]; the paper: 0.2.
+    lam : float
+    whole : int
+        1: the largest of all entries of an adapter are kept, as in the paper, by the cutoffs of `prepare`; 0: those of
+        each module, as PEFT and mergekit do.
+    space : str
+    cutoffs : sequence of float, optional
+        One for each adapter; without them this module is the whole.
+
+    Notes
+    -----
+    arXiv 2306.01708, §4. Trimming and election act on the *weighted* updates, so (2a, 1) is (a, 2); the paper has no
+    weights, PEFT elects by the unweighted ones and weights afterwards: the same where all weights are 1. Exactly
+    ⌊density · size⌋ entries are kept, and what equals the last of them (the paper's code: one more).
+    """
+    if density >= 1 and joint.present.size <= 1:
+        return summed(joint, lam)
+    given = cutoffs if whole else None
+    return fused(joint, lambda entries: _rule(entries, density, given), space=space, lam=lam)
+
+
+def prepare(joints: Joints, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
+    """The cutoffs of every adapter over all modules, for `ties`; nothing where each module has its own."""
+    return {"cutoffs": whole_cutoffs(joints, density, space=space)} if whole and density < 1 else {}
+
+
+def _rule(entries: Entries, density: float, given: Sequence[float] | None) -> Fuse:
+    work = Workspace()
+    if density >= 1:
+        cutoffs = [0.0 for _ in entries.places]
+    elif given is not None:
+        cutoffs = [given[t] for t in entries.places]
+    else:
+        cutoffs = [cutoff for (cutoff,) in entries.cutoffs([entries.count(density)])]
+
+    def fuse(_: slice, stack: Array) -> Array:
+        for x, cutoff in zip(stack, cutoffs, strict=True):
+            if cutoff > 0:
+                keep_largest(x, cutoff, work)
+        return elected_mean(stack, work)
+
+    return fuse

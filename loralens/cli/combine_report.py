@@ -1,0 +1,152 @@
+"""What ``loralens combine`` says it did: as tables, and as JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.arithmetic.combine import Combination
+    from loralens.core.adapter import Adapter
+    from loralens.core.recipe import Recipe
+
+
+EXACT = 1e-12  # a relative error below this is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A combination, and what was written of it.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    found : Combination
+    ranks : mapping of str to int
+        That its modules were cut to; empty where they were not.
+    nominal : mapping of str to list of int
+        Ranks of each module in every adapter, 0 where it has none.
+    adapter : Adapter
+        What was written.
+    format : str
+    size : int
+        Bytes of the file of weights.
+    """
+
+    recipe: "Recipe"
+    found: "Combination"
+    ranks: Mapping[str, int]
+    nominal: Mapping[str, list[int]]
+    adapter: "Adapter"
+    format: str
+    size: int
+
+    def say(self, written: Path | None, output: Path | None, *, as_json: bool) -> None:
+        """Print it; ``written`` is None where nothing was."""
+        if as_json:
+            click.echo(json.dumps({"target": None if written is None else str(written), **self._record()}))
+            return
+        self._show()
+        what = "wrote" if written else "would write"
+        where = f" {output}" if output else ""
+        click.echo(f"{what}{where}: {self.format}, {len(self.adapter)} modules")
+
+    def _record(self) -> dict[str, Any]:
+        total = self.found.total(self.ranks)
+        return {
+            "format": self.format,
+            "method": self.recipe.method,
+            "space": self.recipe.space or "core",
+            "adapters": [
+                {
+                    **one.record(),
+                    "retained": share.retained,
+                    "gain": share.gain,
+                    "interference": {"before": share.interference_before, "after": share.interference_after},
+                }
+                for one, share in zip(self.recipe.adapters, total.shares, strict=True)
+            ],
+            "modules": [
+                {
+                    "name": name,
+                    "shape": list(self.adapter[name].shape) if name in self.adapter else None,
+                    "ranks_before": self.nominal[name],
+                    "rank": self._rank(name),
+                    "error_to_sum": quality.error_to_sum(self.ranks.get(name)),
+                    **({"truncation": self.found.truncation[name]} if name in self.found.truncation else {}),
+                }
+                for name, quality in self.found.modules.items()
+            ],
+            "total": {
+                "error_to_sum": total.error_to_sum,
+                "modules": len(self.adapter),
+                "parameters": self.adapter.parameters,
+                "bytes": self.size,
+            },
+            "recipe": self.recipe.record(),
+            "notes": list(self.found.notes),
+        }
+
+    def _rank(self, name: str) -> int:
+        """As written; 0 where the module was left out."""
+        return self.adapter[name].rank if name in self.adapter else 0
+
+    def _show(self) -> None:
+        from loralens.cli.compress_report import percent
+        from loralens.cli.table import Column, Table, show, size
+
+        total = self.found.total(self.ranks)
+        rows = [
+            [
+                name,
+                " × ".join(map(str, self.adapter[name].shape)) if name in self.adapter else "",
+                " + ".join(str(rank) if rank else "–" for rank in self.nominal[name]),
+                str(self._rank(name) or "gone"),
+                _error(quality.error_to_sum(self.ranks.get(name))),
+            ]
+            for name, quality in self.found.modules.items()
+        ]
+        space = f", in the {self.recipe.space} space" if self.recipe.space else ""
+        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, error to the exact sum"
+        columns = [Column("module", "left"), *map(Column, ("out × in", "r", "r'", "error"))]
+        show(Table(title, columns, rows))
+        weights = [one.strength for one in self.recipe.adapters]
+        shares = [
+            [
+                one.path,
+                f"{one.strength.weight:g}" + (" *" if one.strength.modules else ""),
+                "" if share.retained is None else percent(share.retained),
+                _signed(share.gain),
+                _signed(share.interference_before),
+                _signed(share.interference_after),
+            ]
+            for one, share in zip(self.recipe.adapters, total.shares, strict=True)
+        ]
+        summed = sum(weight.weight for weight in weights)
+        title = f"{len(shares)} adapters, weights add up to {summed:g}"
+        if any(weight.modules for weight in weights):
+            title += " (*: others in some modules)"
+        heads = ("weight", "retained", "gain", "interference in the sum", "in the result")
+        show(Table(title, [Column("adapter", "left"), *map(Column, heads)], shares))
+        error = _error(total.error_to_sum)
+        click.echo(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
+        lost = max(self.found.truncation.values(), default=0.0)
+        if lost:
+            click.echo(
+                f"truncation  the method's own result is of full rank; up to {percent(lost)} of a module was cut off"
+            )
+        click.echo(f"parameters  {self.adapter.parameters:,}")
+        click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")
+
+
+def _error(value: float | None) -> str:
+    from loralens.cli.compress_report import percent
+
+    return "sum is 0" if value is None else "0" if value < EXACT else percent(value)
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 3) + 0.0:.3f}"

@@ -1,0 +1,187 @@
+"""A recipe followed: adapters read, combined, truncated, written; and what there is to report."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import compress_rule, options, target
+from loralens.cli.compress_form import Form
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.arithmetic.combine import Combination
+    from loralens.cli.combine_report import Report
+    from loralens.core.adapter import Adapter
+    from loralens.core.recipe import Recipe
+    from loralens.formats.container import Files, Stored
+
+READING = ("format", "alpha", "scale", "allow_pickle")
+
+
+def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
+    """Combine as the recipe says, write the result, and say what came of each adapter."""
+    output: Path | None = given["output"]
+    if output is None and not given["dry_run"]:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    adapters = [load(one.path, given) for one in recipe.adapters]
+    if len(adapters) > 1:
+        for one, adapter in zip(recipe.adapters, adapters, strict=True):
+            _check_known(one.path, adapter)
+    form = Form.of(adapters[0], to=given["to"], base=given["base"])
+    if output:
+        for one in recipe.adapters:
+            form.check(one.path, output, overwrite=given["overwrite"])
+    found, ranks, adapter = _combined(recipe, adapters, form, given["dtype"])
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    stored, files = _stored(adapter, recipe, form)
+    report = _report(recipe, adapters, found, ranks, adapter, form, stored, files)
+    if output and not given["dry_run"]:
+        from loralens.formats.writing import write_files
+
+        write_files(stored, output, files=files, overwrite=given["overwrite"])
+    report.say(None if given["dry_run"] else output, output, as_json=given["as_json"])
+
+
+def load(path: str, given: Mapping[str, Any]) -> "Adapter":
+    """The adapter at ``path``, what the reader found said on stderr."""
+    reading = {name: given[name] for name in READING}
+    adapter = options.load_if_unknown(path, {**reading, "base": given["base"]})
+    options.warn(path, adapter)
+    return adapter
+
+
+def _check_known(path: str, adapter: "Adapter") -> None:
+    """Refuse to add up what is not known: a strength, an order of rows."""
+    from loralens.errors import place
+
+    with place(path):
+        target.check_known(adapter, "a sum")
+
+
+def _combined(
+    recipe: "Recipe", adapters: "list[Adapter]", form: Form, dtype: str | None
+) -> "tuple[Combination, dict[str, int], Adapter]":
+    """The combination, the ranks it is cut to, and what is left of it then."""
+    from loralens.arithmetic.combine import combine
+
+    wanted = compress_rule.dtype_of(dtype)
+    cut, threads = bool(recipe.truncate), os.cpu_count() or 1
+    found = combine(
+        [(adapter, one.strength) for adapter, one in zip(adapters, recipe.adapters, strict=True)],
+        method=recipe.method,
+        seed=recipe.seed,
+        space=recipe.space,  # type: ignore[arg-type]
+        modules=recipe.modules,
+        take=_taken(recipe),
+        dtype=None if cut else wanted,  # what is cut is rounded once, afterwards
+        drop_dead=recipe.drop_dead,
+        labels=[one.path for one in recipe.adapters],
+        threads=threads,
+        **recipe.options,
+    )
+    if cut:
+        return found, *_cut(found, recipe, form, wanted or _common_dtype(adapters))
+    return found, {}, _one_rank(found.adapter) if recipe.uniform else found.adapter
+
+
+def _one_rank(adapter: "Adapter") -> "Adapter":
+    """All modules as wide as the widest, by zeros."""
+    from loralens.core.together import widened
+
+    rank = max(module.rank for module in adapter.modules.values())
+    return adapter.map(lambda module: widened(module, rank))
+
+
+def _cut(found: "Combination", recipe: "Recipe", form: Form, dtype: Any) -> "tuple[dict[str, int], Adapter]":
+    """The ranks that the rule gives, as compress chooses them, and the adapter at these ranks."""
+    import numpy as np
+
+    from loralens.compress.directions import Directions, directions, narrowed, truncated
+    from loralens.compress.plan import Plan, kept_whole
+    from loralens.core.ranks import Rule
+    from loralens.core.vector import with_modules
+
+    def of(name: str, module: Any) -> "Directions":
+        if name not in found.lifts:
+            return directions(module)
+        s = found.lifts[name].s  # new factors are singular vectors already
+        return Directions(s, np.eye(module.rank, s.size), np.eye(s.size, module.rank))
+
+    own = {name: of(name, module) for name, module in found.adapter.items() if not kept_whole(module)}
+    plan = Plan(found.adapter, own, dtype)
+    ((rule, value),) = recipe.truncate.items()
+
+    def size(adapter: "Adapter") -> int:
+        from loralens.formats.sizes import stored_size
+
+        return stored_size(*_stored(adapter, recipe, form))
+
+    chosen = plan.ranks(
+        Rule(rule, value),  # type: ignore[arg-type]
+        one_rank=recipe.uniform,
+        drop_dead=recipe.drop_dead,
+        size=size,
+    )
+
+    def at(name: str, module: Any) -> Any:
+        rank = chosen.get(name, module.rank)
+        if name in found.lifts:
+            return found.lifts[name].at(rank, dtype)
+        return narrowed(module, dtype) if rank == module.rank else truncated(module, own[name].head(rank), dtype)
+
+    modules = {name: at(name, module) for name, module in found.adapter.items() if chosen.get(name, 1)}
+    return chosen, with_modules(found.adapter, modules)
+
+
+def _common_dtype(adapters: "list[Adapter]") -> Any:
+    """The dtype of all factors where they have one, else float32."""
+    import numpy as np
+
+    found = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+
+def _taken(recipe: "Recipe") -> Any:
+    """The place of the adapter whose full tensors stand."""
+    if recipe.take in (None, "none"):
+        return recipe.take
+    paths = [one.path for one in recipe.adapters]
+    hits = [t for t, path in enumerate(paths) if recipe.take in (path, Path(path).name, str(t + 1))]
+    if not hits:
+        from loralens.errors import OptionError
+
+        raise OptionError(f"--take {recipe.take}: no such adapter here", fix=f"give {', '.join(paths)}, or none")
+    return hits[0]
+
+
+def _stored(adapter: "Adapter", recipe: "Recipe", form: Form) -> "tuple[Stored, Files]":
+    """What is written: the adapter, with the recipe in the metadata where there is any."""
+    from loralens.formats import stored_as
+    from loralens.formats.recipes import stamped
+
+    stored, files = stored_as(adapter, form.name, **form.given)
+    return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files
+
+
+def _report(
+    recipe: "Recipe",
+    adapters: "list[Adapter]",
+    found: "Combination",
+    ranks: Mapping[str, int],
+    adapter: "Adapter",
+    form: Form,
+    stored: "Stored",
+    files: "Files",
+) -> "Report":
+    from loralens.cli.combine_report import Report
+    from loralens.core.together import together
+    from loralens.formats.sizes import stored_size
+
+    rows = together(adapters, [one.path for one in recipe.adapters])
+    nominal = {name: [module.rank if module else 0 for module in rows[name]] for name in found.modules}
+    recipe = replace(recipe, space=found.recipe.space)
+    return Report(recipe, found, dict(ranks), nominal, adapter, form.name, stored_size(stored, files))

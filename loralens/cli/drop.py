@@ -1,0 +1,61 @@
+"""``loralens drop``: an adapter without some of its modules."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loralens.cli.combine_recipe import writing
+from loralens.cli.compress_form import Form
+
+
+@click.command("drop")
+@click.argument("adapter")
+@click.option("--modules", "-m", metavar="GLOB", multiple=True, required=True, help="These go. Repeatable.")
+@writing
+def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
+    """Write ADAPTER without the modules that match GLOB: what a block does is seen when it is gone.
+
+    The others keep their stored bits. What hangs on a module (DoRA's magnitude, a bias on B) goes with it; heads and
+    other tensors trained in full stay.
+    """
+    output: Path | None = given["output"]
+    if output is None and not given["dry_run"]:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    from loralens.cli.combine_run import load
+    from loralens.core.names import select
+    from loralens.errors import OptionError, place
+    from loralens.formats import save
+
+    whole = load(adapter, given)
+    form = Form.of(whole, to=given["to"], base=given["base"])
+    if output:
+        form.check(adapter, output, overwrite=given["overwrite"])
+    with place(adapter):
+        gone = set(select(whole, modules))
+        if len(gone) == len(whole):
+            raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
+    extra = {key: one for key, one in whole.extra.items() if one.module not in gone or one.role == "saved"}
+    rest = _narrowed(replace(whole.without(gone), extra=extra), given["dtype"])
+    if output:
+        save(rest, output, format=form.name, overwrite=given["overwrite"], dry_run=given["dry_run"], **form.given)
+    written = None if given["dry_run"] else str(output)
+    if given["as_json"]:
+        record = {"source": adapter, "target": written, "format": form.name, "dropped": sorted(gone), "left": len(rest)}
+        click.echo(json.dumps(record))
+        return
+    what = f"{len(gone)} of {len(whole)} modules dropped, {len(rest)} left"
+    click.echo(f"{'would write' if written is None else 'wrote'} {output or form.name}: {what}")
+
+
+def _narrowed(adapter: Any, dtype: str | None) -> Any:
+    if dtype is None:
+        return adapter
+    from loralens.cli.compress_rule import dtype_of
+    from loralens.compress.directions import narrowed
+    from loralens.core.lowrank import LowRank
+
+    wanted = dtype_of(dtype)
+    return adapter.map(lambda module: narrowed(module, wanted) if isinstance(module, LowRank) else module)

@@ -1,0 +1,329 @@
+"""Every elementwise rule in every space, entry by entry against dense float64."""
+
+import tracemalloc
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from loralens.arithmetic import entries as entries_module
+from loralens.arithmetic.breadcrumbs import breadcrumbs
+from loralens.arithmetic.combine import combine
+from loralens.arithmetic.dare import dare, dare_ties
+from loralens.arithmetic.della import della
+from loralens.arithmetic.elementwise import whole_cutoffs
+from loralens.arithmetic.entries import Entries, Product
+from loralens.arithmetic.magnitude import magnitude
+from loralens.arithmetic.sce import sce
+from loralens.arithmetic.spaces import place
+from loralens.arithmetic.ties import prepare, ties
+from loralens.core.adapter import Adapter
+from loralens.core.joint import Joint
+from loralens.core.lowrank import LowRank
+from loralens.errors import OptionError
+from loralens.linalg import sketch
+from loralens.linalg.draws import Draws
+from tests import reference
+from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
+
+SEED = np.random.SeedSequence([3, 1])
+STRENGTHS = (0.7, -0.4, 1.3)
+
+
+def words(place_of, shape):
+    return Draws.of(SEED, place_of).words(0, shape[0] * shape[1]).reshape(shape)
+
+
+def drawn(rule, updates, *options):
+    return rule(updates, [words(t, D.shape) for t, D in enumerate(updates)], *options)
+
+
+RULES = {
+    "magnitude": (partial(magnitude, density=0.3), lambda Ds: reference.dense_magnitude(Ds, 0.3)),
+    "ties": (partial(ties, density=0.3), lambda Ds: reference.dense_ties(Ds, 0.3)),
+    "ties at 1": (partial(ties, density=1.0), lambda Ds: reference.dense_ties(Ds, 1.0)),
+    "dare": (partial(dare, density=0.6, seed=SEED), lambda Ds: drawn(reference.dense_dare, Ds, 0.6)),
+    "dare-ties": (partial(dare_ties, density=0.6, seed=SEED), lambda Ds: drawn(reference.dense_dare, Ds, 0.6, True)),
+    "della": (
+        partial(della, density=0.6, epsilon=0.3, seed=SEED),
+        lambda Ds: drawn(reference.dense_della, Ds, 0.6, 0.3),
+    ),
+    "breadcrumbs": (
+        partial(breadcrumbs, density=0.3, gamma=0.1),
+        lambda Ds: reference.dense_breadcrumbs(Ds, 0.3, 0.1),
+    ),
+    "sce": (partial(sce, density=0.4), lambda Ds: reference.dense_sce(Ds, 0.4)),
+    "sce at 1": (sce, lambda Ds: reference.dense_sce(Ds, 1.0)),
+}
+DETERMINISTIC = ("magnitude", "ties", "ties at 1", "breadcrumbs", "sce", "sce at 1")
+
+
+def updates(rng, m=9, n=14, ranks=(3, 4, 2)):
+    made = [(rng.standard_normal((m, r)), rng.standard_normal((r, n))) for r in ranks]
+    return [LowRank(B, A, s) for (B, A), s in zip(made, (2.0, 0.5, 1.0), strict=False)]
+
+
+def weighted(ups, strengths=STRENGTHS):
+    return [w * one.dense() for one, w in zip(ups, strengths, strict=False)]
+
+
+def assert_close(found, expected, tolerance):
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_a_rule_is_what_its_paper_says(name, space):
+    rule, dense = RULES[name]
+    ups = updates(np.random.default_rng(5))
+    Ds = weighted(ups)
+    found = rule(Joint.of(ups, STRENGTHS), space=space, lam=0.5)
+    if space == "full":  # ranks 3 + 4 + 2 = 9 hold all of 9 × 14
+        assert_close(found.update.dense(), 0.5 * dense(Ds), ELEMENTWISE)
+        return
+    around = reference.dense_knots if space == "knots" else reference.dense_core
+    assert_close(found.update.dense(), 0.5 * around(Ds, dense), SMALL_SPACE)
+    assert found.truncation == 0
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_the_order_of_adapters_makes_no_difference(name, space):
+    ups, order = updates(np.random.default_rng(6)), [2, 0, 1]
+    one = RULES[name][0](Joint.of(ups, STRENGTHS), space=space).update.dense()
+    other = RULES[name][0](Joint.of([ups[t] for t in order], [STRENGTHS[t] for t in order]), space=space)
+    assert_close(other.update.dense(), one, ELEMENTWISE)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_a_weight_is_part_of_the_update_and_rules_are_odd(name, space):
+    ups, rule = updates(np.random.default_rng(7)), RULES[name][0]
+    scaled = [one.rescaled(w * one.scale, one.scaling) for one, w in zip(ups, STRENGTHS, strict=True)]
+    base = rule(Joint.of(ups, STRENGTHS), space=space).update.dense()
+    assert_close(rule(Joint.of(scaled, [1, 1, 1]), space=space).update.dense(), base, ELEMENTWISE)
+    negative = rule(Joint.of(ups, [-w for w in STRENGTHS]), space=space).update.dense()
+    assert_close(negative, -base, ELEMENTWISE)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_the_gauge_of_the_factors_makes_no_difference(name, space):
+    rng = np.random.default_rng(8)
+    ups, rule = updates(rng), RULES[name][0]
+    turned = []
+    for one in ups:
+        G = rng.standard_normal((one.rank, one.rank)) + 3 * np.eye(one.rank)
+        turned.append(LowRank(one.B @ G, np.linalg.solve(G, one.A), one.scale))
+    base = rule(Joint.of(ups, STRENGTHS), space=space).update.dense()
+    assert_close(rule(Joint.of(turned, STRENGTHS), space=space).update.dense(), base, ELEMENTWISE)
+
+
+@pytest.mark.parametrize("rule", [magnitude, ties, dare, dare_ties, breadcrumbs, sce])
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_one_adapter_at_density_1_is_itself(rule, space):
+    (one, *_) = updates(np.random.default_rng(9))
+    found = rule(Joint.of([one], [1.0]), density=1.0, space=space)
+    assert_close(found.update.dense(), one.dense(), SMALL_SPACE)
+    assert found.update.rank == one.rank
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_an_adapter_that_lacks_the_module_counts_as_0(name, space):
+    ups, rule = updates(np.random.default_rng(10)), RULES[name][0]
+    absent = rule(Joint.of([ups[0], None, ups[2]], STRENGTHS), space=space).update.dense()
+    zero = LowRank(np.zeros((9, 1)), np.ones((1, 14)))
+    assert_close(rule(Joint.of([ups[0], zero, ups[2]], STRENGTHS), space=space).update.dense(), absent, ELEMENTWISE)
+    if space == "full":
+        Ds = [weighted(ups)[0], np.zeros((9, 14)), weighted(ups)[2]]
+        expected = RULES[name][1](Ds)
+        U, s, Vh = np.linalg.svd(expected, full_matrices=False)
+        assert_close(absent, (U[:, :5] * s[:5]) @ Vh[:5], ELEMENTWISE)  # rank 3 + 2
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_nothing_comes_to_exact_zeros(name, space):
+    (one, *_) = updates(np.random.default_rng(11))
+    found = RULES[name][0](Joint.of([one, None], [0.0, 1.0]), space=space).update
+    assert found.rank == 1
+    assert not found.B.any()
+
+
+def test_a_minus_a_under_an_election_is_0():
+    (one, *_) = updates(np.random.default_rng(12))
+    for name in ("ties", "sce at 1"):
+        found = RULES[name][0](Joint.of([one, one], [1.0, -1.0])).update
+        assert not found.dense().any()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_cut_into_blocks_makes_no_difference(name, monkeypatch):
+    ups, rule = updates(np.random.default_rng(13), m=40, n=50), RULES[name][0]
+    whole = rule(Joint.of(ups, STRENGTHS)).update
+    monkeypatch.setattr(entries_module, "FEWEST", 3)
+    monkeypatch.setattr(Entries.blocks, "__defaults__", (1,))
+    cut = rule(Joint.of(ups, STRENGTHS)).update
+    assert_close(cut.dense(), whole.dense(), ELEMENTWISE)
+
+
+def test_blocks_have_the_same_bits_however_they_are_cut():
+    there = place(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
+    whole = np.concatenate([stack.copy() for _, stack in there.entries.blocks()], axis=1)
+    pieces = np.concatenate([stack.copy() for _, stack in there.entries.blocks(1)], axis=1)
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(pieces, whole)
+
+
+def test_the_mean_of_dare_over_seeds_is_the_sum():
+    ups = updates(np.random.default_rng(15))
+    joint, expected = Joint.of(ups, STRENGTHS), sum(weighted(ups))
+    for space in ("full", "knots", "core"):
+        found = [
+            dare(joint, density=0.5, space=space, seed=np.random.SeedSequence(i)).update.dense() for i in range(400)
+        ]
+        spread = np.std(found, axis=0) / np.sqrt(400)
+        assert np.all(np.abs(np.mean(found, axis=0) - expected) <= 5 * spread + 1e-6)
+        assert np.mean(np.abs(np.mean(found, axis=0) - expected) / (spread + 1e-12)) < 1.1
+
+
+def test_adapters_have_draws_of_their_own_and_seeds_decide():
+    (one, *_) = updates(np.random.default_rng(16))
+    joint = Joint.of([one, one], [1.0, 0.0])
+    first = dare(joint, density=0.5, seed=SEED).update.dense()
+    second = dare(Joint.of([one, one], [0.0, 1.0]), density=0.5, seed=SEED).update.dense()
+    assert np.linalg.norm(first - second) > 0.1 * np.linalg.norm(first)
+    np.testing.assert_array_equal(dare(joint, density=0.5, seed=SEED).update.dense(), first)
+    assert np.any(dare(joint, density=0.5, seed=np.random.SeedSequence(4)).update.dense() != first)
+
+
+def test_cutoffs_over_the_whole_adapter():
+    rng = np.random.default_rng(17)
+    modules = [updates(rng), updates(rng, m=30, n=5), updates(rng, m=7, n=8, ranks=(1, 2))]
+    modules[2] = [modules[2][0], None, modules[2][1]]
+    modules[1][0] = modules[1][0].rescaled(50.0, modules[1][0].scaling)
+
+    def joints():
+        return (Joint.of(one, STRENGTHS) for one in modules)
+
+    found = prepare(joints, density=0.2, whole=1, space="full")["cutoffs"]
+    for t, w in enumerate(STRENGTHS):
+        flat = np.concatenate([np.abs(w * one[t].dense()).ravel() for one in modules if one[t] is not None])
+        expected = np.sort(flat)[::-1][max(1, int(0.2 * flat.size)) - 1]
+        assert found[t] == pytest.approx(expected, rel=ELEMENTWISE)
+    assert prepare(joints, density=0.2, whole=0, space="full") == {}
+    assert whole_cutoffs(joints, 0.2, space="core") != found
+    loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in list(joints())[1::-1])
+    own = ties(next(iter(joints())), density=0.2).update
+    assert np.linalg.norm(quiet.dense()) < np.linalg.norm(own.dense())  # the first adapter is cut by its loud module
+    D = [np.where(np.abs(X) >= cut * (1 - 1e-6), X, 0) for X, cut in zip(weighted(modules[1]), found, strict=True)]
+    assert_close(loud.dense(), reference.elected(D), ELEMENTWISE)
+
+
+def test_della_asks_for_probabilities():
+    joint = Joint.of(updates(np.random.default_rng(18)), STRENGTHS)
+    with pytest.raises(OptionError, match=r"leaves \(0, 1\]") as caught:
+        della(joint, density=0.9, epsilon=0.2)
+    assert "0.1 or less" in caught.value.fix
+    with pytest.raises(OptionError):
+        della(joint, density=0.2, epsilon=0.2)
+    assert della(Joint.of(updates(np.random.default_rng(18), n=1), STRENGTHS), density=1.0, epsilon=0.0)
+
+
+def test_truncation_is_what_does_not_fit_into_the_ranks():
+    ups = updates(np.random.default_rng(19), m=80, n=120, ranks=(3, 4))
+    found = ties(Joint.of(ups, (1.0, 1.0)), density=0.2)
+    F = reference.dense_ties(weighted(ups, (1.0, 1.0)), 0.2)
+    assert found.update.rank == 7
+    lost = np.linalg.norm(F - found.update.dense()) / np.linalg.norm(F)
+    assert found.truncation == pytest.approx(lost, rel=1e-5)
+    smallest = np.linalg.norm(F - reference.best_of_rank(F, 7)) / np.linalg.norm(F)
+    assert lost <= smallest * (1 + RANGE_FINDER)
+
+
+def test_memory_is_that_of_a_few_blocks(monkeypatch):
+    monkeypatch.setattr(sketch, "HELD", 0)
+    rng = np.random.default_rng(20)
+    factors = [(rng.standard_normal((4096, 4)), rng.standard_normal((4, 4096))) for _ in range(2)]
+    ups = [LowRank(B.astype(np.float32), A.astype(np.float32)) for B, A in factors]
+    joint = Joint.of(ups, (1.0, 1.0))
+    tracemalloc.start()
+    found = ties(joint, density=0.2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.update.rank == 8
+    assert peak < 24 << 20  # one of the four matrices of 4096 × 4096 is 64 MiB in float32
+
+
+def test_peft_agrees_where_all_weights_are_1():
+    import torch
+    from peft.utils import merge_utils
+
+    ups = updates(np.random.default_rng(21))
+    ones = torch.ones(3, dtype=torch.float64)
+    tensors = [torch.from_numpy(one.dense()) for one in ups]
+    joint = Joint.of(ups, (1.0, 1.0, 1.0))
+    theirs = merge_utils.ties(tensors, ones, 0.3).numpy()
+    assert_close(ties(joint, density=0.3).update.dense(), theirs, ELEMENTWISE)
+    pruned = merge_utils.magnitude_prune(tensors, torch.tensor(STRENGTHS, dtype=torch.float64), 0.3).numpy()
+    assert_close(magnitude(Joint.of(ups, STRENGTHS), density=0.3).update.dense(), pruned, ELEMENTWISE)
+    # With weights PEFT elects first and weights then; where one weight is negative it votes for the wrong sign.
+    weights = torch.tensor(STRENGTHS, dtype=torch.float64)
+    theirs = merge_utils.ties(tensors, weights, 0.3).numpy()
+    ours = ties(Joint.of(ups, STRENGTHS), density=0.3).update.dense()
+    assert np.linalg.norm(ours - theirs) > 0.1 * np.linalg.norm(ours)
+
+
+def test_peft_drops_and_rescales_the_same_way():
+    import torch
+    from peft.utils import merge_utils
+
+    (one, *_) = updates(np.random.default_rng(22), m=4, n=300, ranks=(4,))
+    torch.manual_seed(0)
+    D = torch.from_numpy(one.dense())
+    theirs = merge_utils.dare_linear([D], torch.ones(1, dtype=torch.float64), 0.25).numpy()
+    ours = dare(Joint.of([one], [1.0]), density=0.25, seed=SEED).update.dense()
+    for found in (theirs, ours):
+        kept = np.abs(found) > 1e-5
+        np.testing.assert_allclose(found[kept], 4 * one.dense()[kept], rtol=1e-4, atol=1e-4)
+        assert abs(kept.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1200)
+
+
+def test_nan_is_refused_by_name():
+    one = LowRank(np.full((4, 2), np.nan), np.ones((2, 5)))
+    with pytest.raises(Exception, match="NaN"):
+        Product.of(one, 1.0)
+
+
+def test_spaces_differ_and_say_so():
+    joint = Joint.of(updates(np.random.default_rng(23), m=30, n=40), STRENGTHS)
+    full, knots, core = (ties(joint, density=0.2, space=space).update.dense() for space in ("full", "knots", "core"))
+    for one, other in ((full, knots), (full, core), (knots, core)):
+        assert np.linalg.norm(one - other) > 0.3 * np.linalg.norm(full)
+    again = replace(joint, cores=joint.weighted, strengths=np.ones(3))
+    assert_close(ties(again, density=0.2, space="knots").update.dense(), knots, SMALL_SPACE)
+
+
+def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
+    rng = np.random.default_rng(24)
+    one, two = ({f"model.layers.{b}.q_proj": up for b, up in enumerate(updates(rng))} for _ in range(2))
+    names = list(one)
+    pair = [(Adapter(modules=one), 0.7), (Adapter(modules=two), -0.4)]
+    Ds = [[w * ups[name].dense() for name in names] for ups, w in ((one, 0.7), (two, -0.4))]
+    whole = combine(pair, method="ties", density=0.3, dtype=np.float64)
+    cut = [np.sort(np.abs(np.concatenate(D, axis=None)))[::-1][int(0.3 * 3 * 9 * 14) - 1] for D in Ds]
+    for b, name in enumerate(names):
+        trimmed = [np.where(np.abs(D[b]) >= c * (1 - 1e-6), D[b], 0) for D, c in zip(Ds, cut, strict=True)]
+        F, found = reference.elected(trimmed), whole.adapter.modules[name].dense()
+        rank = one[name].rank + two[name].rank
+        assert_close(found, reference.best_of_rank(F, rank), ELEMENTWISE)
+        lost = np.linalg.norm(F - found) / np.linalg.norm(F)
+        assert whole.truncation[name] == pytest.approx(lost, rel=1e-4, abs=1e-6)
+    each = combine(pair, method="ties", density=0.3, dtype=np.float64, whole=0)
+    for b, name in enumerate(names):
+        F = reference.dense_ties([D[b] for D in Ds], 0.3)
+        rank = one[name].rank + two[name].rank
+        assert_close(each.adapter.modules[name].dense(), reference.best_of_rank(F, rank), ELEMENTWISE)
+    assert not combine(pair, method="sum").truncation

@@ -1,0 +1,278 @@
+"""Every method against the same rule written out for dense matrices, and what the methods promise."""
+
+import inspect
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from loralens.arithmetic.method import SPACES
+from loralens.arithmetic.methods import METHODS
+from loralens.core.joint import Joint
+from loralens.core.lowrank import LowRank
+from loralens.errors import OptionError
+from tests import reference
+from tests.tolerances import COMBINED, COMBINED_ITERATED, TWO_DRIVERS
+
+CASES = {  # name → the dense rule, options of both, tolerance
+    "sum": (reference.dense_sum, {}, COMBINED),
+    "average": (reference.dense_average, {}, COMBINED),
+    "slerp": (reference.dense_slerp, {}, COMBINED),
+    "karcher": (reference.dense_karcher, {}, COMBINED_ITERATED),
+    "model-stock": (reference.dense_model_stock, {}, COMBINED),
+    "equal-norms": (reference.dense_equal_norms, {"beta": 0.3}, COMBINED),
+    "cart": (reference.dense_cart, {"rank": 2}, COMBINED),
+    "tsv-m": (reference.dense_tsv_m, {}, COMBINED_ITERATED),
+    "iso-c": (reference.dense_iso_c, {}, COMBINED_ITERATED),
+    "iso-cts": (reference.dense_iso_cts, {"common": 0.5}, COMBINED_ITERATED),
+    "ctm": (reference.dense_ctm, {"rank": 3}, COMBINED_ITERATED),
+    "null-space": (reference.dense_null_space, {}, COMBINED),
+    "pico": (reference.dense_pico, {}, COMBINED),
+    "knots": (reference.dense_knots_sum, {}, COMBINED),
+}
+EXACT = [name for name, row in METHODS.items() if not row.spaces]
+SIGNED = (
+    "sum",
+    "model-stock",
+    "equal-norms",
+    "cart",
+    "tsv-m",
+    "iso-c",
+    "iso-cts",
+    "ctm",
+    "null-space",
+    "pico",
+    "knots",
+)
+
+
+def adapters(seed, ranks, shape=(40, 30)):
+    """Updates that share some of their directions, of mixed ranks, scales and dtypes."""
+    rng = np.random.default_rng(seed)
+    common_B, common_A = rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1]))
+    found = []
+    for i, r in enumerate(ranks):
+        scale, k = (1.0, 2.0, -0.5)[i % 3], min(r, 2)
+        B, A = rng.standard_normal((shape[0], r)), rng.standard_normal((r, shape[1]))
+        B[:, :k] += common_B[:, :k]
+        A[:k] += common_A[:k]
+        found.append(LowRank(B.astype((np.float64, np.float32)[i % 2]), np.sign(scale) * A, scale))
+    return found
+
+
+def result(name, updates, weights, **options):
+    joint = Joint.of(updates, weights)
+    return joint.lift(METHODS[name].rule(joint, **METHODS[name].settings(options)), np.float64).dense()
+
+
+def far(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def test_every_exact_method_has_a_dense_rule():
+    assert set(CASES) == set(EXACT)
+
+
+@pytest.mark.parametrize("ranks", [(4, 4), (2, 5), (1, 3, 6)])
+@pytest.mark.parametrize("name", EXACT)
+def test_a_method_is_its_dense_rule(name, ranks):
+    dense, options, tolerance = CASES[name]
+    count = METHODS[name].adapters or len(ranks)
+    updates = adapters(sum(ranks), ranks[:count])
+    for weights in ([0.7, 0.3, 1.2], *([[1.0, -0.6, 0.4]] if name in SIGNED else [])):
+        weights = weights[:count]
+        expected = dense([u.dense() for u in updates], weights, **options)
+        if not np.any(expected):
+            assert not result(name, updates, weights, **options).any()
+            continue
+        assert far(result(name, updates, weights, **options), expected) < tolerance
+        assert far(result(name, updates, weights, lam=-1.5, **options), -1.5 * expected) < tolerance or name == "cart"
+
+
+def test_cart_scales_only_what_is_beside_the_mean():
+    updates = adapters(9, (3, 4))
+    expected = reference.dense_cart([u.dense() for u in updates], [1, 0.5], 2, lam=0.3)
+    assert far(result("cart", updates, [1, 0.5], rank=2, lam=0.3), expected) < COMBINED
+    uncut = result("cart", updates, [1, 1])  # 4 % of 30 is 2
+    assert far(uncut, reference.dense_cart([u.dense() for u in updates], [1, 1], 2)) < COMBINED
+    mean = sum(u.dense() for u in updates) / 2
+    assert far(result("cart", updates, [1, 1], rank=20), mean) < COMBINED
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_gauge_and_rotations_make_no_difference(name):
+    """B G, G⁻¹ A is the same update; P ΔW Q gives P R Q: what makes a rule exact in the small space."""
+    _, options, tolerance = CASES[name]
+    rng = np.random.default_rng(7)
+    updates, weights = adapters(3, (3, 4)), [0.7, 0.4]
+    P, Q = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in (40, 30))
+    turned = []
+    for u in updates:
+        G = rng.standard_normal((u.rank, u.rank)) + 2 * np.eye(u.rank)
+        turned.append(LowRank(P @ u.B @ G, np.linalg.solve(G, u.A) @ Q, u.scale))
+    expected = P @ result(name, updates, weights, **options) @ Q
+    assert far(result(name, turned, weights, **options), expected) < 10 * tolerance
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if name != "null-space"])
+def test_order_makes_no_difference(name):
+    _, options, tolerance = CASES[name]
+    updates, weights = adapters(5, (3, 4)), [0.7, 0.4]
+    back = result(name, updates[::-1], weights[::-1], **options)
+    assert far(back, result(name, updates, weights, **options)) < 10 * tolerance
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_missing_or_dead_update_does_no_harm(name):
+    first, second = adapters(6, (3, 2))
+    for other in (None, LowRank(0 * second.B, second.A)):
+        found = result(name, [first, other], [1.0, 1.0])
+        assert np.isfinite(found).all()
+        zero = LowRank(0 * first.B, first.A)
+        assert not result(name, [zero, None], [1.0, 1.0]).any()
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if name in SIGNED])
+def test_what_cancels_is_zero_where_the_rule_is_of_the_sum(name):
+    update = adapters(8, (4,))[0]
+    found = result(name, [update, update], [1.0, -1.0])
+    if name in ("iso-cts", "null-space", "cart", "tsv-m"):
+        assert np.isfinite(found).all()  # these look at the updates one by one
+    else:
+        assert not found.any()
+
+
+@pytest.mark.parametrize("name", ["tsv-m", "iso-c", "iso-cts"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_lapack_drivers_agree(name, shared, monkeypatch):
+    """With gesdd and gesvd, on updates that share all their directions as well: nothing null is lifted."""
+    updates = adapters(11, (4, 4))
+    if shared:
+        first = updates[0]
+        updates = [first, LowRank(first.B, np.random.default_rng(0).standard_normal((4, 4)) @ first.A), first]
+    weights = [0.7, 0.5, 0.2][: len(updates)]
+    plain = result(name, updates, weights)
+    calls = []
+
+    def other(M, full_matrices=True, compute_uv=True):
+        calls.append(M.shape)
+        return scipy.linalg.svd(M, full_matrices=full_matrices, compute_uv=compute_uv, lapack_driver="gesvd")
+
+    monkeypatch.setattr(np.linalg, "svd", other)
+    driven = result(name, updates, weights)
+    assert calls
+    assert far(driven, plain) < TWO_DRIVERS
+
+
+def test_iso_c_of_full_width_is_the_published_one_scaled():
+    """Beside mean(S) of all min(out, in) values, of which most are 0, ours is larger by min(out, in)/rank."""
+    updates = adapters(12, (2, 3))
+    total = reference.dense_sum([u.dense() for u in updates], [1, 1])
+    U, s, Vh = np.linalg.svd(total, full_matrices=False)
+    published = np.mean(s) * U[:, :5] @ Vh[:5]
+    assert far(result("iso-c", updates, [1, 1]), published * 30 / 5) < COMBINED_ITERATED
+
+
+@pytest.mark.parametrize("name", ["iso-c", "iso-cts"])
+def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
+    """All σ are equal: without an order the LAPACK driver would choose what stays."""
+    updates = adapters(12, (4, 4))
+    joint = Joint.of(updates, [1, 1])
+    cut = joint.lifted(METHODS[name].rule(joint, lam=-2.0)).at(3, np.float64).dense()
+    U, _, V = reference.dense_triplets(reference.dense_sum([u.dense() for u in updates], [1, 1]))
+    s = np.linalg.svd(cut, compute_uv=False)
+    np.testing.assert_allclose(s[:3], s[0], rtol=1e-12)
+    if name == "iso-c":
+        assert far(cut, -s[0] * U[:, :3] @ V[:, :3].T) < COMBINED_ITERATED
+    else:
+        assert np.sum((U[:, :3].T @ cut) ** 2) > 0.9 * np.sum(cut**2)
+
+
+def test_tsv_m_of_orthogonal_updates_is_their_sum():
+    Q, P = np.linalg.qr(np.random.default_rng(1).standard_normal((40, 40)))[0], np.eye(30)
+    updates = [LowRank(Q[:, :3] * [3, 2, 1], P[:3]), LowRank(Q[:, 3:5], P[3:5])]
+    assert far(result("tsv-m", updates, [1, 1]), sum(u.dense() for u in updates)) < COMBINED
+
+
+def test_ctm_has_the_rank_of_one_adapter():
+    updates = adapters(13, (3, 4, 2))
+    joint = Joint.of(updates, [1, 1, 1])
+    assert joint.lift(METHODS["ctm"].rule(joint)).rank == 4
+    assert joint.lift(METHODS["ctm"].rule(joint, rank=2)).rank == 2
+
+
+def test_null_space_leaves_the_first_alone():
+    updates = adapters(14, (3, 4))
+    found = result("null-space", updates, [1, 1])
+    V = np.linalg.svd(updates[0].dense())[2][:3].T
+    np.testing.assert_allclose(found @ V, updates[0].dense() @ V, atol=1e-12)
+    for mu, rank in ((0.0, 0), (0.5, 0), (3.0, 2)):
+        expected = reference.dense_null_space([u.dense() for u in updates], [1, 1], mu, rank or None)
+        assert far(result("null-space", updates, [1, 1], mu=mu, rank=rank), expected) < COMBINED
+
+
+def test_karcher_of_two_is_halfway_along_the_arc():
+    first, second = adapters(15, (3, 4))
+    unit = [LowRank(u.B, u.A, u.scale / np.linalg.norm(u.dense())) for u in (first, second)]
+    assert far(result("karcher", unit, [1, 1]), result("slerp", unit, [1, 1])) < COMBINED_ITERATED
+
+
+def test_slerp_of_nearly_parallel_updates_is_the_straight_line():
+    first = adapters(16, (3,))[0]
+    second = LowRank(first.B, first.A, first.scale * 3)
+    assert far(result("slerp", [first, second], [1, 3]), 2.5 * first.dense()) < COMBINED
+    assert far(result("slerp", [first, second], [1, 0]), first.dense()) < COMBINED
+
+
+def test_model_stock_does_not_blow_up_what_disagrees():
+    first = adapters(17, (3,))[0]
+    assert not result("model-stock", [first, LowRank(-first.B, first.A, first.scale)], [1, 1]).any()
+    assert far(result("model-stock", [first, first], [1, 1]), first.dense()) < COMBINED
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("average", [1, -1], "add up to 0"),
+        ("slerp", [1, -1], "weights"),
+        ("slerp", [0, 0], "weights"),
+        ("karcher", [1, -1], "weights from 0"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(name, weights, message):
+    with pytest.raises(OptionError, match=message):
+        result(name, adapters(18, (3, 4)), weights)
+
+
+def test_directions_that_cancel_have_no_mean():
+    first = adapters(19, (3,))[0]
+    with pytest.raises(OptionError, match="cancel"):
+        result("karcher", [first, LowRank(-first.B, first.A, first.scale)], [1, 1])
+
+
+@pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+def test_the_table_says_what_the_rules_take(row):
+    """Name and paper for each, and options that are the keywords of its rule, with the same defaults."""
+    assert METHODS[row.name] is row
+    assert row.text
+    assert any(character.isdigit() for character in row.paper)
+    taken = inspect.signature(row.rule).parameters
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()) and not row.spaces:
+        assert {name for name in taken if name != "joint"} == {option.name for option in row.options}
+        assert all(taken[option.name].default == option.default for option in row.options)
+    assert set(row.spaces) <= set(SPACES)
+    assert row.rule.__doc__
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.0}, "has no option gamma"),
+        ({"beta": 1.5}, r"in \[0, 1\]"),
+        ({"rank": 1.5}, "whole number"),
+        ({"lam": float("nan")}, "lam"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(OptionError, match=message):
+        METHODS["ctm"].settings(options)

@@ -1,0 +1,72 @@
+"""Recipes on disk: TOML, and the metadata of an adapter."""
+
+from pathlib import Path
+
+import pytest
+
+import loralens
+from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.errors import FormatError, LoraLensError
+from loralens.formats import stored_as
+from loralens.formats.recipes import read_recipe, stamped
+from loralens.formats.writing import write_files
+from tests.conftest import small_adapter
+
+TOML = """
+method = "sum"
+options = { lam = 0.5 }
+take = "task"
+truncate = { rank = 16 }
+
+[[adapters]]
+path = "task"
+weight = 0.7
+modules = { "v_proj" = 0.3 }
+
+[[adapters]]
+path = "org/other"
+"""
+
+
+def test_toml_is_read_and_paths_beside_it_are_found(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    file = tmp_path / "recipe.toml"
+    file.write_text(TOML)
+    here = str(tmp_path / "task")
+    assert read_recipe(file) == Recipe(
+        (Ingredient(here, Strength(0.7, {"v_proj": 0.3})), Ingredient("org/other")),
+        options={"lam": 0.5},
+        take=here,
+        truncate={"rank": 16},
+    )
+
+
+def test_the_metadata_of_an_adapter_holds_its_recipe(tmp_path: Path) -> None:
+    recipe = Recipe((Ingredient("ä", Strength(0.5)), Ingredient("b")), method="iso-c")
+    stored, files = stored_as(small_adapter())
+    write_files(stamped(stored, recipe), tmp_path / "out", files=files, overwrite=False)
+    assert read_recipe(tmp_path / "out") == recipe
+    assert read_recipe(tmp_path / "out" / "adapter_model.safetensors") == recipe
+    assert set(loralens.load(tmp_path / "out")) == set(small_adapter())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("bad.toml", "method = ", "not TOML"),
+        ("no.toml", "method = 'sum'", "no adapters"),
+        ("gone.toml", None, "cannot be read"),
+        ("gone", None, "no such file"),
+    ],
+)
+def test_what_is_no_recipe_names_the_file(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(LoraLensError, match=message) as caught:
+        read_recipe(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_an_adapter_that_was_not_combined_has_none(small: Path) -> None:
+    with pytest.raises(FormatError, match="no recipe is in it"):
+        read_recipe(small)
