@@ -7,7 +7,6 @@ from math import log
 from typing import Any, NamedTuple, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.analysis.pairwise import Module, Pairwise
 from loralens.core.adapter import Adapter
@@ -15,10 +14,9 @@ from loralens.core.lazy import Array
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.core.threads import in_threads
 from loralens.errors import place
+from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Segments, outside
-
-Floats = NDArray[np.float64]
 
 FAR = 4.0  # standard deviations from chance beyond which a cosine is no accident, of few
 LARGE = 0.05  # and the cosine at least that it takes to matter: at 768 × 768 four deviations are 0.005

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Literal, NamedTuple, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -17,11 +16,11 @@ from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
+from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Products, Triplets, pairwise_cosines, pairwise_overlaps, pairwise_products
 from loralens.linalg.product import column_basis
 
-Floats = NDArray[np.float64]
 Of = Literal["update", "A", "B"]
 Side = Literal["in", "out"]
 
@@ -74,7 +73,7 @@ class Pairwise:
     overlaps: Mapping[Side, Floats]
     chances: Mapping[Side, Floats]
     initial: Floats
-    ranks: NDArray[np.int64]
+    ranks: Integers
 
     @property
     def count(self) -> int:
@@ -87,7 +86,7 @@ class Pairwise:
         return np.array([cosine_spread(module.shape) for module in self.modules])
 
     @property
-    def common(self) -> NDArray[np.int64]:
+    def common(self) -> Integers:
         """Modules that each pair has in common, shape (T, T)."""
         there = (self.ranks > 0).astype(np.int64)
         return there.T @ there
@@ -266,7 +265,7 @@ class _Row(NamedTuple):
     overlaps: Mapping[Side, Floats]
     chances: Mapping[Side, Floats]
     initial: Floats
-    ranks: NDArray[np.int64]
+    ranks: Integers
 
 
 class _Held(NamedTuple):
@@ -300,7 +299,7 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
     )
 
 
-def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, NDArray[np.int64], Products]:
+def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, Integers, Products]:
     """Norms, numbers of directions, and the products of the updates at norm 1 (0 where they are 0)."""
     norms, widths = np.zeros(len(held)), np.zeros(len(held), dtype=np.int64)
 
@@ -316,7 +315,7 @@ def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, NDArray[
     return norms, widths, products
 
 
-def _of_factor(held: Sequence[_Held], of: Of, head: int | None) -> tuple[NDArray[np.int64], dict[Side, Floats]]:
+def _of_factor(held: Sequence[_Held], of: Of, head: int | None) -> tuple[Integers, dict[Side, Floats]]:
     """Numbers of directions of A or B alone, and their overlaps, on the one side that they have."""
     widths = np.zeros(len(held), dtype=np.int64)
 
@@ -334,7 +333,7 @@ def _of_factor(held: Sequence[_Held], of: Of, head: int | None) -> tuple[NDArray
 
 
 def _phi(
-    overlaps: Mapping[Side, Floats], widths: NDArray[np.int64], shape: tuple[int, int]
+    overlaps: Mapping[Side, Floats], widths: Integers, shape: tuple[int, int]
 ) -> tuple[dict[Side, Floats], dict[Side, Floats]]:
     """φ = Σcos²/min(k_s, k_t), and max(k_s, k_t)/n; NaN where one of the two has no directions."""
     smaller = np.where(np.outer(widths, widths) > 0, np.minimum.outer(widths, widths), np.nan)

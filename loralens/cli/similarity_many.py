@@ -16,9 +16,10 @@ from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.interference import Interference, Meeting
-    from loralens.analysis.pairwise import Floats, Of, Pairwise, Side
+    from loralens.analysis.pairwise import Of, Pairwise, Side
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
+    from loralens.linalg.factor import Floats
 
 MATRIX = 12  # adapters whose matrices fit on a terminal
 PAIRS = 12  # pairs that are listed

@@ -67,6 +67,11 @@ def _show_rich(table: Table) -> None:
     console.print()
 
 
+def count(of: int, noun: str) -> str:
+    """``1 module``, ``12 modules``."""
+    return f"{of:,} {noun}{'' if of == 1 else 's'}"
+
+
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}"

@@ -10,22 +10,20 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from numpy.typing import NDArray
 
 from loralens.analysis.interference import Interference
 from loralens.analysis.pairwise import Module, Pairwise, Side, mean
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.errors import OptionError
+from loralens.linalg.factor import Floats
 from loralens.plot.figure import fit, settle, styled
+from loralens.plot.heat_map import CHANCE
 from loralens.plot.sheet import NAME, STEPS, TICKS, block_order, stack_names
-
-Floats = NDArray[np.float64]
 
 WRITTEN = 8  # adapters up to which every cell of a matrix says its number
 LABELLED = 40  # adapters up to which each has its name beside the map,
 BESIDE = 26  # and beside the matrix
 LEAST = 0.2  # cosine that the colours of the map of conflicts reach at least: 0.01 must not look like a war
-CHANCE = "#D55E00"
 KINDS = 12  # rows of the map of conflicts
 WIDE = 16  # letters of the name of a block
 EMPTY: dict[str, Any] = {"facecolor": "0.93", "hatch": "////", "edgecolor": "0.8", "linewidth": 0}

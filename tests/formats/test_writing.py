@@ -336,3 +336,15 @@ def test_replacing_a_file_of_any_kind(tmp_path):
         stream.write(b"new")
         assert not (tmp_path / "a.txt").exists()
     assert tree(tmp_path) == {"a.txt": b"new"}
+
+
+def test_a_dry_run_refuses_what_the_disk_would(tmp_path, monkeypatch):
+    adapter = loralens.load(made(tmp_path / "in"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OptionError, match="file: is a file, not a folder"):
+        loralens.save(adapter, tmp_path / "file" / "x", dry_run=True)
+    loralens.save(adapter, tmp_path / "new" / "deep", dry_run=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OptionError, match="may not be written to"):
+        loralens.save(adapter, tmp_path / "new", dry_run=True)
+    assert not (tmp_path / "new").exists()

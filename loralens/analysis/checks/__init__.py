@@ -21,19 +21,19 @@ from loralens.analysis.checks.check import Check
 
 # In the order in which findings of one level are told.
 CHECKS: tuple[Check, ...] = (
-    Check(finite.RULES, "adapter", one=finite.look),
-    Check(names.RULES, "base", one=names.look),
-    Check(reader.RULES, "adapter", one=reader.look),
-    Check(zero.RULES, "adapter", one=zero.look),
-    Check(scale.RULES, "adapter", one=scale.look),
-    Check(combined.RULES, "adapter", one=combined.look),  # PEFT #1364 to 9a267b2, #3449
-    Check(blocks.RULES, "adapter", one=blocks.look),  # sd-scripts #839, #868
-    Check(combination.RULES, "several", all=combination.look),
-    Check(dominance.RULES, "base", one=dominance.look),
-    Check(noise.RULES, "adapter", one=noise.look),
-    Check(absorption.RULES, "base", one=absorption.look),
-    Check(initialisation.RULES, "several", all=initialisation.look),
-    Check(outlying.RULES, "adapter", one=outlying.look),
-    Check(spike.RULES, "adapter", one=spike.look),
-    Check(thrift.RULES, "adapter", one=thrift.look),
+    Check(finite.RULES, one=finite.look),
+    Check(names.RULES, one=names.look),
+    Check(reader.RULES, one=reader.look),
+    Check(zero.RULES, one=zero.look),
+    Check(scale.RULES, one=scale.look),
+    Check(combined.RULES, one=combined.look),  # PEFT #1364 to 9a267b2, #3449
+    Check(blocks.RULES, one=blocks.look),  # sd-scripts #839, #868
+    Check(combination.RULES, all=combination.look),
+    Check(dominance.RULES, one=dominance.look),
+    Check(noise.RULES, one=noise.look),
+    Check(absorption.RULES, one=absorption.look),
+    Check(initialisation.RULES, all=initialisation.look),
+    Check(outlying.RULES, one=outlying.look),
+    Check(spike.RULES, one=spike.look),
+    Check(thrift.RULES, one=thrift.look),
 )
