@@ -3,6 +3,8 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Small matrices on few cores: BLAS threads would wait for each other.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
 .PHONY: demo test check bench clean
 .DEFAULT_GOAL := test
@@ -18,7 +20,7 @@ demo: $(READY)
 	$(BIN)/loralens spectrum out/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest
 
 check: $(READY)
 	$(BIN)/ruff check .

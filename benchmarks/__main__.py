@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import spectrum
+from benchmarks import amplify, compress, intruders, merge, pairwise, similarity, spectrum, switchboard
 
 HERE = Path(__file__).parent
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
@@ -34,7 +34,17 @@ def _cpuinfo() -> list[str]:
 
 def main() -> None:
     """Measure, print and write ``benchmarks/results.json``."""
-    report = {"machine": machine(), "spectrum": spectrum.run(HERE / "data", runs=RUNS)}
+    report = {
+        "machine": machine(),
+        "spectrum": spectrum.run(HERE / "data", runs=RUNS),
+        "amplify": amplify.run(HERE / "data", runs=RUNS),
+        "similarity": similarity.run(HERE / "data", runs=RUNS),
+        "compress": compress.run(HERE / "data", runs=RUNS),
+        "intruders": intruders.run(HERE / "data", runs=RUNS),
+        "pairwise": pairwise.run(HERE / "data", runs=RUNS),
+        "merge": merge.run(HERE / "data", runs=RUNS),
+        "switchboard": switchboard.run(runs=RUNS),
+    }
     text = json.dumps(report, indent=2) + "\n"
     (HERE / "results.json").write_text(text)
     sys.stdout.write(text)

@@ -159,3 +159,13 @@ NEVER_FURTHER = 2.0**-15
 
 # Of the logits of a merged float32 model beside base + adapter in PEFT, relative to what the adapter changes.
 MERGED_OUTPUT = 1e-5
+
+# Of a directional derivative of a trained layer beside central differences with steps of 1e-5: float64.
+TRAINED_GRADIENT = {"rtol": 1e-8, "atol": 1e-8}
+
+# Of the output of a saved adapter that PEFT, or we ourselves, load beside the model that trained it: factors and sums
+# in float32 where the model is, PiSSA's first pair added and taken off again.
+TRAINED_LIVE = {"rtol": 1e-5, "atol": 2e-5}
+
+# Of a loss during 20 steps of SGD beside the same in PEFT: float64.
+TRAINED_LOSS = 1e-10

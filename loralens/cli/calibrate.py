@@ -71,7 +71,7 @@ def command(
     for key, why in attachment.left_out.items():
         click.echo(f"warning: {adapter}: {key} is not applied ({why})", err=True)
     if dry_run:
-        click.echo(f"would write {output}: moments of {len(attachment.hooked)} modules on {len(texts)} texts")
+        _rehearse(attachment.hooked, texts=len(texts), output=output, as_json=as_json)
         return
     found = calibrate(
         loaded.model,
@@ -117,6 +117,14 @@ def _labelled(
         if unknown:
             raise OptionError(f"the model knows no label {unknown[0]!r}", fix=f"use its own: {', '.join(names)}")
         yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
+
+
+def _rehearse(hooked: Sequence[str], *, texts: int, output: Path, as_json: bool) -> None:
+    """What would be measured."""
+    if as_json:
+        click.echo(json.dumps({"target": None, "texts": texts, "modules": [{"name": name} for name in hooked]}))
+    else:
+        click.echo(f"would write {output}: moments of {len(hooked)} modules on {texts} texts")
 
 
 def _report(found: "Moments", *, texts: int, output: Path, as_json: bool) -> None:

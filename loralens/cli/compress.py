@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ from loralens.cli.compress_form import BITS, FEW, Form
 from loralens.cli.convert import TARGETS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.cli.compress_form import Bits
     from loralens.cli.compress_report import Report
     from loralens.compress.plan import Plan
     from loralens.core.adapter import Adapter
     from loralens.core.moments import Moments
     from loralens.core.ranks import Rule
+
+    Decision = tuple[Plan, dict[str, int], Form]
+
+BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on the data too"
 
 
 @click.command("compress")
@@ -27,7 +30,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 @compress_rule.rules
 @click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
 @compress_rule.PROTECT
-@click.option("--activations", metavar="FILE", help="What real inputs excite, as `loralens calibrate` measured it.")
+@compress_rule.ACTIVATIONS
 @click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA's magnitudes, and for GGUF.")
 @click.option("--to", type=click.Choice(TARGETS), help="The dialect to write. [default: the source's own]")
 @click.option(
@@ -80,38 +83,31 @@ def command(
     form = Form.of(adapter, to=to, base=base, dtype=dtype)
     if output:
         form.check(source, output, overwrite=overwrite)
-    moments = _moments(activations)
+    moments = compress_rule.moments_of(activations)
     with place(source):
         plan = _plan(adapter, form, dtype, modules, moments)
         protect = compress_rule.protection_of(weights)
-        together = rule.name == "bytes" and form.bits is not None and dtype is None and not uniform
-        if together:
-            chosen, bits = _with_bits(plan, rule, form, protect=protect, drop_dead=drop_dead)
-            form = form.with_bits(bits)
+        if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
+            plans = [plan, *([_plan(adapter, form, dtype, modules)] if moments else [])]
+            decisions = [_with_bits(one, rule, form, protect=protect, drop_dead=drop_dead) for one in plans]
+            followed, chosen, form = _nearest(adapter, moments, decisions) if moments else decisions[0]
         else:
-            cost = form.cost if form.bits else None
+            followed, cost = plan, form.cost if form.bits else None
             chosen = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
-        smaller, said = _magnitudes(adapter, plan.at(chosen), base)
+        smaller, said = _magnitudes(adapter, followed.at(chosen), base)
     if output and not dry_run:
         after, size = form.write(smaller, output, overwrite=overwrite)
     else:
         after, size = form.rehearse(smaller)
-    report = _report(adapter, after, (_source_bytes(source), size), [said, *_notes(plan, chosen)], moments)
+    notes = [said, *_notes(plan, chosen), *([BY_WEIGHTS] if followed is not plan else [])]
+    report = _report(adapter, after, (_source_bytes(source), size), notes, moments)
     _say(report, source, output, form, dry_run=dry_run, as_json=as_json)
     if plot:
         _plot(plot, source, plan, form, report)
 
 
-def _moments(file: str | None) -> "Moments | None":
-    if file is None:
-        return None
-    from loralens.formats.moments import load_moments
-
-    return load_moments(file)
-
-
 def _plan(
-    adapter: "Adapter", form: Form, dtype: str | None, modules: tuple[str, ...], moments: "Moments | None"
+    adapter: "Adapter", form: Form, dtype: str | None, modules: tuple[str, ...], moments: "Moments | None" = None
 ) -> "Plan":
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     import numpy as np
@@ -122,9 +118,7 @@ def _plan(
     return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=os.cpu_count() or 1)
 
 
-def _with_bits(
-    plan: "Plan", rule: "Rule", form: Form, *, protect: Any, drop_dead: bool
-) -> "tuple[dict[str, int], Bits]":
+def _with_bits(plan: "Plan", rule: "Rule", form: Form, *, protect: Any, drop_dead: bool) -> "Decision":
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     from loralens.compress.bits import allocate
     from loralens.compress.protection import protection
@@ -148,7 +142,23 @@ def _with_bits(
         size=size,
     )
     kept = {name: each for name, each in found.bits.items() if each}
-    return {name: len(each) for name, each in found.bits.items()}, {**others, **kept}
+    return plan, {name: len(each) for name, each in found.bits.items()}, form.with_bits({**others, **kept})
+
+
+def _nearest(adapter: "Adapter", moments: "Moments", decisions: "Sequence[Decision]") -> "Decision":
+    """The decision that loses least on the data: the first of equals.
+
+    Data say which directions to keep. In a few bits most of the error is that of rounding, which lies beside them, and
+    whether it pays to follow the data depends on the adapter.
+    """
+    from loralens.compress.informed import data_losses
+    from loralens.compress.loss import total_error
+
+    def error(decision: "Decision") -> float:
+        plan, chosen, form = decision
+        return total_error(data_losses(adapter, form.rehearse(plan.at(chosen))[0], moments))
+
+    return min(decisions, key=error)
 
 
 def _source_bytes(source: str) -> int:
@@ -171,13 +181,15 @@ def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple
 
 
 def _notes(plan: "Plan", chosen: Mapping[str, int]) -> list[str]:
-    from loralens.compress.plan import kept_whole
+    from loralens.compress.plan import fused, kept_whole
     from loralens.core.structured import Structured
 
     whole = sum(map(kept_whole, plan.adapter.modules.values()))
+    blocks = sum(fused(plan.adapter[name]) and rank == plan.adapter[name].rank for name, rank in chosen.items())
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in chosen)
     return [
         *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),
+        *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
         *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
     ]
 
@@ -212,5 +224,7 @@ def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -
     from loralens.plot.curve import curve_figure
     from loralens.plot.figure import save
 
-    save(curve_figure(source, trade_off(plan, form), chosen=(report.sizes[1], total_error(report.losses))), file)
+    chosen = report.sizes[1], total_error(report.on_data or report.losses)
+    points = trade_off(plan, form, on_data=bool(report.on_data))
+    save(curve_figure(source, points, chosen=chosen, on_data=bool(report.on_data)), file)
     click.echo(f"wrote {file}", err=True)

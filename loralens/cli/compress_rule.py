@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.compress.protection import Protection
+    from loralens.core.moments import Moments
     from loralens.core.ranks import Rule
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,6 +83,11 @@ PROTECT = click.option(
 )
 
 
+ACTIVATIONS = click.option(
+    "--activations", metavar="FILE", help="What real inputs excite, as `loralens calibrate` measured it."
+)
+
+
 def rules(function: F) -> F:
     """The options that say how ranks are chosen, of which a command needs one."""
     for option in reversed(_RULES):
@@ -129,6 +135,15 @@ def protection_of(said: str) -> "Protection":
         if not isinstance(weights, dict):
             raise FormatError("is not a JSON object of glob and weight", fix='write {"q_proj": 2.0}')
     return weights
+
+
+def moments_of(file: str | None) -> "Moments | None":
+    """The moments in the file of --activations, where one is given."""
+    if file is None:
+        return None
+    from loralens.formats.moments import load_moments
+
+    return load_moments(file)
 
 
 def dtype_of(name: str | None) -> Any:

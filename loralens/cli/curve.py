@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     "--dtype", type=click.Choice(list(compress_rule.DTYPES)), help="The dtype of the file. [default: as it is]"
 )
 @compress_rule.PROTECT
+@compress_rule.ACTIVATIONS
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: .png, .svg or .pdf.")
@@ -37,6 +38,7 @@ def command(
     to: str | None,
     dtype: str | None,
     weights: str,
+    activations: str | None,
     modules: tuple[str, ...],
     as_json: bool,
     plot: Path | None,
@@ -46,7 +48,8 @@ def command(
 
     Every line is a file that `loralens compress` would write: with --rank R, with a --size of the same bytes, and with
     that size and --to loralens-q (expected, not measured). Errors are those of truncation; rounding to bfloat16 adds
-    about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %.
+    about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations they are those on the data, and nothing is
+    said of few bits.
     """
     if plot:
         from loralens.plot.figure import check_suffix
@@ -59,29 +62,31 @@ def command(
     adapter = load(source, **reading)
     options.warn(source, adapter)
     form = Form.of(adapter, to=to or (None if adapter.format in TARGETS else "peft"))
+    moments = compress_rule.moments_of(activations)
     with place(source):
-        plan = Plan.of(adapter, modules=modules, dtype=compress_rule.dtype_of(dtype), threads=os.cpu_count() or 1)
-        points = trade_off(plan, form, protect=compress_rule.protection_of(weights))
+        narrow, threads = compress_rule.dtype_of(dtype), os.cpu_count() or 1
+        plan = Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads)
+        points = trade_off(plan, form, protect=compress_rule.protection_of(weights), on_data=moments is not None)
     if as_json:
-        click.echo(json.dumps(_record(source, form, adapter, points)))
+        click.echo(json.dumps(_record(source, form, adapter, points, activations)))
     else:
-        _show(source, form, adapter, points)
+        _show(source, form, adapter, points, on_data=moments is not None)
     if plot:
         from loralens.plot.curve import curve_figure
         from loralens.plot.figure import save
 
-        save(curve_figure(source, points), plot)
+        save(curve_figure(source, points, on_data=moments is not None), plot)
         click.echo(f"wrote {plot}", err=True)
 
 
-def trade_off(plan: "Plan", form: Form, protect: "Protection" = "absolute") -> "list[Point]":
-    """The points of the curve for a dialect; in few bits too, where all modules are pairs."""
+def trade_off(plan: "Plan", form: Form, *, protect: "Protection" = "absolute", on_data: bool = False) -> "list[Point]":
+    """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     from loralens.compress.curve import curve
     from loralens.core.structured import Structured
 
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     size = replace(form, bits=8 if form.name == FEW else None).size
-    return curve(plan, size=size, protect=protect, header=_header(plan.adapter) if pairs else None)
+    return curve(plan, size=size, protect=protect, header=_header(plan.adapter) if pairs and not on_data else None)
 
 
 def _header(adapter: "Adapter") -> int:
@@ -93,17 +98,21 @@ def _header(adapter: "Adapter") -> int:
     return whole - sum(rank * direction_bytes(adapter[name].shape, 8) for name, rank in ranks.items())
 
 
-def _record(source: str, form: Form, adapter: "Adapter", points: "Sequence[Point]") -> dict[str, Any]:
+def _record(
+    source: str, form: Form, adapter: "Adapter", points: "Sequence[Point]", activations: str | None
+) -> dict[str, Any]:
+    error = "relative_error" if activations is None else "data_error"
     return {
         "loralens": __version__,
         "source": source,
         "format": form.name,
+        "activations": activations,
         "modules": len(adapter),
         "points": [
             {
                 "rank": point.rank,
-                "uniform": _choice(point.uniform),
-                "budget": _choice(point.budget),
+                "uniform": _choice(point.uniform, error),
+                "budget": _choice(point.budget, error),
                 "few_bits": {"bytes": point.uniform.bytes, "expected_error": point.few_bits},
             }
             for point in points
@@ -111,20 +120,21 @@ def _record(source: str, form: Form, adapter: "Adapter", points: "Sequence[Point
     }
 
 
-def _choice(one: "Choice") -> dict[str, Any]:
+def _choice(one: "Choice", error: str) -> dict[str, Any]:
     return {
         "ranks": list(one.ranks),
         "parameters": one.parameters,
         "bytes": one.bytes,
-        "relative_error": one.error,
+        error: one.error,
     }
 
 
-def _show(source: str, form: Form, adapter: "Adapter", points: "Sequence[Point]") -> None:
+def _show(source: str, form: Form, adapter: "Adapter", points: "Sequence[Point]", *, on_data: bool) -> None:
     from loralens.cli.compress_report import percent
     from loralens.cli.table import Column, Table, show, size
 
-    heads = ("rank", "parameters", f"{form.name} file", "error", "by budget", "its ranks", "in few bits")
+    few = [] if on_data else ["in few bits"]
+    heads = ("rank", "parameters", f"{form.name} file", "error", "by budget", "its ranks", *few)
     rows = [
         [
             str(point.rank),
@@ -133,9 +143,10 @@ def _show(source: str, form: Form, adapter: "Adapter", points: "Sequence[Point]"
             percent(point.uniform.error),
             percent(point.budget.error),
             "–".join(map(str, dict.fromkeys(point.budget.ranks))),
-            percent(point.few_bits),
+            *(percent(point.few_bits) for _ in few),
         ]
         for point in points
     ]
-    title = f"{source}: {len(adapter)} modules; ‖ΔW−ΔW'‖/‖ΔW‖ over all of them"
+    error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
+    title = f"{source}: {len(adapter)} modules; {error} over all of them"
     show(Table(title, [Column(head) for head in heads], rows))

@@ -29,6 +29,16 @@ COMMANDS = {
     "compress": "Make an adapter smaller, and say what that cost.",
     "curve": "Show rank against size against error, before anything is written.",
     "calibrate": "Measure what real inputs excite, for compress --activations.",
+    "combine": "Several adapters as one: exact sums, and the methods of the literature.",
+    "negate": "Change the sign of an adapter, everywhere or in some modules.",
+    "scale": "Change the strength of an adapter, everywhere or in some modules.",
+    "subtract": "One adapter less another, exact.",
+    "interpolate": "A point on the line between two adapters.",
+    "drop": "Leave out modules of an adapter.",
+    "merge": "Merge adapters into a base model, with proof of what arrived and a way back.",
+    "unmerge": "Restore the base from a merged model, bit for bit.",
+    "verify": "Say whether a merged model holds an adapter, and how faithfully.",
+    "extract": "Make an adapter from two checkpoints: a full fine-tune, or a merge.",
     "behave": "Show what adapters do to a model's outputs on real inputs.",
 }
 

@@ -30,6 +30,8 @@ class Inputs:
         Of every planned tensor as it will be written.
     adapters : list of dict
         Path, weight and fingerprint of each.
+    dtype : str or None
+        That was asked for.
     """
 
     base: str
@@ -37,6 +39,13 @@ class Inputs:
     plan: "Plan"
     dtypes: "Mapping[str, np.dtype[Any]]"
     adapters: list[dict[str, Any]]
+    dtype: str | None = None
+
+    @property
+    def narrowest(self) -> str:
+        """The dtype of the adapted weights that holds least of an update."""
+        held = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        return str(min(held, key=lambda one: (one.itemsize, str(one)), default="float32"))
 
     def texts(self) -> dict[str, str]:
         """Files beside the weights that change."""
@@ -44,6 +53,7 @@ class Inputs:
         if not self.plan.config or not path.is_file():
             return {}
         content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
+        content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
         return {"config.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
 
     def originals(self) -> dict[str, Any]:
@@ -51,7 +61,7 @@ class Inputs:
         root = self.files.root
         names = [*self.texts(), *(index.name for index in self.files.indices)]
         return {
-            "added": [key for key, tensor in self.plan.tensors.items() if tensor.base is None],
+            "dropped": list(self.plan.dropped),
             "texts": {name: (root / name).read_text(encoding="utf-8") for name in names},
             "headers": {shard.name: shard.header[8:].decode("utf-8") for shard in self.files.shards},
         }
@@ -69,39 +79,44 @@ def inputs(
 ) -> Inputs:
     """Everything read and planned; no number of the base yet."""
     from loralens.core.fingerprint import fingerprint
-    from loralens.errors import place
+    from loralens.errors import FormatError, LoraLensError, place
     from loralens.formats.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
+    from loralens.formats.checkpoint_float8 import scales_of
     from loralens.formats.model_files import model_files
     from loralens.merge.planning import plan
+    from loralens.merge.recast import recast, recast_dtype
 
-    loaded = [(path, *_load(path, modules, reading)) for path in adapters]
+    loaded = [_load(path, modules, reading) for path in adapters]
     path = Path(base)
-    checkpoint = open_checkpoint(path)
+    open_checkpoint(path)  # refuses codes
+    files, config = model_files(resolved(path)), model_config(path) or {}
     with place(base):
+        scales = scales_of(files.tensors, config)
+    try:
         planned = plan(
             [(adapter, weight) for _, adapter, weight in loaded],
-            checkpoint.tensors,
-            config=model_config(path),
+            {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
+            config=config,
             conv1d=stores_conv1d(path),
             allow_missing=allow_missing,
             untie=untie,
+            scales=scales.spread,
         )
-    files = model_files(resolved(path))
-    planned = _recast(planned, files, dtype)
+    except LoraLensError as error:  # of an adapter by itself, or of the two together
+        raise error.at(", ".join(adapters) if isinstance(error, FormatError) else base) from None
+    planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
     return Inputs(
         base,
         files,
         planned,
-        {
-            key: _dtype(tensor.source.dtype if tensor.base is None else tensor.base.dtype, dtype)
-            for key, tensor in planned.tensors.items()
-        },
+        {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()},
         [{"path": path, "weight": weight, "fingerprint": fingerprint(adapter)} for path, adapter, weight in loaded],
+        dtype,
     )
 
 
-def _load(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[Adapter, float]":
-    """An adapter and how strongly it counts; only the modules asked for, with what belongs to them."""
+def _load(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, float]":
+    """An adapter, its path before and its weight behind it; only the modules asked for, and what belongs to them."""
     from loralens.core.names import select
     from loralens.errors import place
     from loralens.formats import load
@@ -110,36 +125,8 @@ def _load(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tup
     adapter = load(path, **reading)
     options.warn(path, adapter)
     if not modules:
-        return adapter, weight
+        return path, adapter, weight
     with place(path):
         chosen = set(select(adapter, modules))
     kept = {key: one for key, one in adapter.extra.items() if one.module in chosen}
-    return replace(adapter, modules={name: adapter[name] for name in chosen}, extra=kept), weight
-
-
-def _dtype(stored: "np.dtype[Any]", wanted: str | None) -> "np.dtype[Any]":
-    """The dtype of a tensor in the merged model: only floats of 16 bits and more are changed."""
-    import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
-    import numpy as np
-
-    if wanted is None or stored.kind not in "fV" or stored.itemsize < 2:
-        return stored
-    return np.dtype(wanted)
-
-
-def _recast(plan: "Plan", files: "ModelFiles", dtype: str | None) -> "Plan":
-    """The plan with every other tensor that changes its dtype, and what the configuration says of it."""
-    from loralens.merge.plan import TensorPlan, as_matrix
-
-    if dtype is None:
-        return plan
-    others = {
-        key: TensorPlan(key, tensor, as_matrix(tensor.shape))
-        for key, tensor in files.tensors.items()
-        if key not in plan.tensors and _dtype(tensor.dtype, dtype) != tensor.dtype
-    }
-    config = dict(plan.config)
-    path = files.root / "config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config |= {name: dtype for name in ("torch_dtype", "dtype") if name in said}
-    return replace(plan, tensors={**plan.tensors, **others}, config=config)
+    return path, replace(adapter, modules={name: adapter[name] for name in chosen}, extra=kept), weight

@@ -170,6 +170,8 @@ def _tokenizer(transformers: Any, folder: Path) -> Any:
     tokenizer = _loading(
         lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), "no tokenizer can be loaded"
     )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there is no file
+        raise FormatError("its tokenizer knows no words", fix="copy the tokenizer's files into the folder of the model")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -23,14 +23,21 @@ def check_known(adapter: "Adapter", to: str) -> None:
 
 
 def refuse_source(source: str, output: Path) -> None:
-    """Refuse a target that is the source, file or folder."""
+    """Refuse a target that is the source, file or folder, or a file beside it whose configuration would be its own."""
     from loralens.errors import OptionError
-    from loralens.formats.location import adapter_file
+    from loralens.formats.location import SUFFIXES, adapter_file, config_beside
 
     file = adapter_file(Path(source))
     if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
         raise OptionError(
             f"{output} is where the source is", fix="choose another target: a source is never written over"
+        )
+    config = config_beside(file)
+    shares = output.suffix in SUFFIXES and output.suffix != ".gguf"  # which says all of itself
+    if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
+        raise OptionError(
+            f"{output} would share {config.name} with the source, and one of them be read wrongly",
+            fix="choose another folder",
         )
 
 

@@ -103,6 +103,8 @@ def _text(text: object, label: object) -> Text:
     if not isinstance(text, str) or not text.strip():
         what = 'has no "text"' if text is None else '"text" is empty' if isinstance(text, str) else '"text" is no text'
         raise FormatError(what, fix="give every line a text, or take it out")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise FormatError('"text" has half a surrogate pair, which is no letter', fix="write the text again, as UTF-8")
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):
         raise FormatError(f'"label" is {label!r}', fix="write labels as names or whole numbers")
     return Text(text, label)

@@ -61,46 +61,11 @@ def command(
 
 
 def _by_patch(merged: Path, output: Path, undo: Path | None, *, overwrite: bool) -> dict[str, Any]:
-    from loralens.errors import MismatchError, place
-    from loralens.formats.checkpoint import resolved
-    from loralens.formats.model_files import model_files
-    from loralens.formats.model_writer import Change, write_model
-    from loralens.formats.undo import NAME, read_undo
-    from loralens.merge.undo import restored
-    from loralens.merge.undo_layout import unpacked
+    from loralens.cli.unmerge_run import UnmergeRun
 
-    root = resolved(merged)
-    file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
-    arrays, content = read_undo(file)
-    files = model_files(root)
-    known = files.tensors
-    with place(file):
-        undone = {key: unpacked(key, entry, arrays) for key, entry in content["tensors"].items()}
-        missing = [key for key in (*undone, *content["added"]) if key not in known]
-        if missing:
-            raise MismatchError(
-                f"{merged} has no {missing[0]}, which was merged", fix="give the model that it was written for"
-            )
-    texts = content["texts"] if root.is_dir() else {}
-    write_model(
-        files,
-        output,
-        changes={key: Change(one.dtype, one.shape) for key, one in undone.items()},
-        fill=lambda key: restored(undone[key], known[key]),
-        dropped=content["added"],
-        headers={name: _header(text) for name, text in content["headers"].items() if root.is_dir()}
-        or {files.shards[0].name: _header(next(iter(content["headers"].values())))},
-        texts=texts,
-        without=(NAME, "merge_certificate.json"),
-        overwrite=overwrite,
-        threads=os.cpu_count() or 1,
-    )
-    return {"exact": True, "tensors": len(undone)}
-
-
-def _header(text: str) -> bytes:
-    data = text.encode("utf-8")
-    return len(data).to_bytes(8, "little") + data
+    run = UnmergeRun(merged, undo)
+    run.write(output, overwrite=overwrite)
+    return {"exact": True, "tensors": len(run.held.entries)}
 
 
 def _by_subtraction(

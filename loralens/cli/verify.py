@@ -19,7 +19,7 @@ OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 @click.argument("merged")
 @click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
 @click.option("--adapter", "adapters", multiple=True, required=True, metavar="ADAPTER[:W]", help="Repeatable.")
-@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True)
+@click.option("--rounding", type=click.Choice(options.ROUNDINGS), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
 @click.option("--untie", is_flag=True, help="The merge gave the head a weight of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
@@ -81,23 +81,24 @@ def _verdicts(
 ) -> "tuple[list[Verdict], list[str]]":
     from loralens.cli.merge_inputs import inputs
     from loralens.errors import MismatchError, place
-    from loralens.formats.checkpoint import weights
+    from loralens.formats.checkpoint import resolved, weights
+    from loralens.formats.model_files import model_files
     from loralens.merge.apply import prepare
     from loralens.merge.rounding import Rounding
     from loralens.merge.verify import same, verdicts
 
     given = inputs(adapters, base, modules, reading, untie=untie)
-    tensors = weights(Path(merged))
+    tensors, stored = weights(Path(merged)), model_files(resolved(Path(merged))).tensors
     found = []
     for key, tensor in given.plan.tensors.items():
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
         with place(key):
-            merge = prepare(tensor, dtype=tensors[key].dtype, rounding=Rounding(rounding, seed, key))  # type: ignore[arg-type]
-            found += verdicts(merge, tensors[key])
-    stored = given.files.tensors
-    others = [key for key in stored if key not in given.plan.tensors]
-    return found, [key for key in others if key not in tensors or not same(stored[key], tensors[key])]
+            merge = prepare(tensor, dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key))  # type: ignore[arg-type]
+            found += verdicts(merge, tensors[key] if merge.requantised else stored[key])
+    base_tensors = weights(Path(base))
+    others = [key for key in base_tensors if key not in given.plan.tensors]
+    return found, [key for key in others if key not in tensors or not same(base_tensors[key], tensors[key])]
 
 
 def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -> None:
@@ -111,4 +112,9 @@ def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -
     show(Table(f"{merged}: {worst}", columns, rows))
     if foreign:
         names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        click.echo(f"note: {len(foreign)} tensors that the adapter does not touch are not those of the base: {names}")
+        what = (
+            "1 tensor that the adapter does not touch is not that of the base"
+            if len(foreign) == 1
+            else f"{len(foreign)} tensors that the adapter does not touch are not those of the base"
+        )
+        click.echo(f"note: {what}: {names}")

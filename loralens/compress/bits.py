@@ -19,6 +19,7 @@ import numpy as np
 
 from loralens.core.lazy import Array
 from loralens.core.quantised import direction_bytes
+from loralens.core.ranks import energies
 from loralens.errors import OptionError
 from loralens.linalg.packing import FEWEST, MOST
 from loralens.linalg.quantise import expected_noise
@@ -91,7 +92,7 @@ def allocate(
     least : int or mapping of str to int
         1: a module keeps a direction even if it does nothing; 0: it may go altogether.
     size : callable, optional
-        What such bits really take, header included (`loralens.formats.quantised_writer.file_size`), where the budget
+        What such bits really take, header included (`loralens.formats.sizes.file_size`), where the budget
         is one of a file.
 
     Returns
@@ -140,7 +141,7 @@ def tradeoff(
     Points between the steps that `allocate` finds for a budget are no better than these by more than one step.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
-    whole = sum(float(s @ s) for s in spectra.values())
+    whole = sum(float(energy.sum()) for energy in energies(spectra).values())
     left = np.maximum(whole - np.cumsum(ladder.energy), 0.0)
     start = ladder.forced
     nbytes, errors = np.cumsum(ladder.costs), np.sqrt(left / whole) if whole else np.zeros(left.size)
@@ -151,11 +152,11 @@ def tradeoff(
 def expected_error(spectra: Mapping[str, Array], bits: Mapping[str, Sequence[int]]) -> float:
     """‖ΔW − ΔW'‖_F / ‖ΔW‖_F to expect of these bits: √(Σ σ²·ε_b / Σ σ²), ε = 1 where there are none."""
     lost = whole = 0.0
-    for name, s in spectra.items():
-        noise = np.ones(s.size)
-        kept = bits.get(name, ())[: s.size]
+    for name, energy in energies(spectra).items():
+        noise = np.ones(energy.size)
+        kept = bits.get(name, ())[: energy.size]
         noise[: len(kept)] = [expected_noise(b) for b in kept]
-        lost, whole = lost + float(s**2 @ noise), whole + float(s @ s)
+        lost, whole = lost + float(energy @ noise), whole + float(energy.sum())
     return sqrt(lost / whole) if whole else 0.0
 
 
@@ -171,8 +172,8 @@ class _Group(NamedTuple):
     """Modules that have the same bits: their names and what their directions hold."""
 
     names: tuple[str, ...]
-    gains: Array  # w·σ², summed over the modules
-    energy: Array  # σ², summed over the modules
+    gains: Array  # w·σ², summed over the modules, in units of the largest σ² of all
+    energy: Array  # σ², summed over the modules, in the same units
     free: _Hull
     floored: _Hull  # of a direction that has the fewest bits in any case
     forced: int  # how many have: the first ones
@@ -259,13 +260,13 @@ def _groups(
     members: dict[str, list[str]] = {}
     for name in spectra:
         members.setdefault(shared.get(name, name), []).append(name)
-    groups = []
+    groups, own = [], energies(spectra)
     for names in members.values():
         width = max(1, *(spectra[name].size for name in names))
         energy, gains = np.zeros(width), np.zeros(width)
         for name in names:
-            energy[: spectra[name].size] += spectra[name] ** 2
-            gains[: spectra[name].size] += weights.get(name, 1.0) * spectra[name] ** 2
+            energy[: spectra[name].size] += own[name]
+            gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
         each = [shapes[name] for name in names]
         forced = max(least if isinstance(least, int) else least[name] for name in names)
         groups.append(_Group(tuple(names), gains, energy, _hull(each), _hull(each, floored=True), forced))

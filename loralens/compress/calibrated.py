@@ -163,23 +163,30 @@ def plain_data_errors(module: LowRank, K: Array) -> Array:
     return _relative(_tails(U, U.T @ core @ _root(K)))
 
 
-def data_error(module: LowRank, other: LowRank, K: Array) -> float:
+def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None = None) -> float:
     """Relative error √(E‖(ΔW − ΔW')x‖² / E‖ΔW x‖²) of any update ``other`` of the same weight; 0 if both are 0.
 
-    K knows inputs only through A, so the rows of A' are projected on those of A first. That is exact for whatever was
-    made from the module; what rounding put beside them, of relative size ε of the dtype, is not seen. Infinite where
-    ΔW x = 0 and ΔW' x is not. Raises as `whitened_svd`, and ShapeError where the two are updates of different weights.
+    K knows inputs only through A. That is exact as far as the rows of A' are combinations of those of A, as those of
+    every truncation are. For what rounding put beside them, x is taken as ‖x‖² spread evenly over the in − n
+    directions that A does not see, which is exact in the mean for noise that is white; without ``trace``, E‖x‖²
+    (`loralens.core.moments.Moment.trace`), it is not counted. Infinite where ΔW x = 0 and ΔW' x is not. Raises as
+    `whitened_svd`, and ShapeError where the two are updates of different weights.
     """
     if module.shape != other.shape:
         raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
     root = _root(_moment(K, module.rank, "K"))
     right, R_A = _orthogonal(module.A.T)
-    inside = right.columns().T @ other.A.T.astype(np.float64)  # Q_Aᵀ A'ᵀ (n, r')
-    through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A
+    Q_A, rows = right.columns(), other.A.T.astype(np.float64)
+    inside = Q_A.T @ rows  # (n, r')
+    through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A + what lies beside
     stacked = np.hstack([module.scale * module.B.astype(np.float64), -other.scale * other.B.astype(np.float64)])
     R = _orthogonal(stacked)[1]
     first = R[:, : module.rank] @ root
     error, whole = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
+    if trace is not None and Q_A.shape[0] > right.k:
+        seen = float(np.sum(np.linalg.lstsq(R_A.T, root, rcond=None)[0] ** 2))  # E‖Q_Aᵀ x‖²
+        spread = max(0.0, trace - seen) / (Q_A.shape[0] - right.k)
+        error = np.hypot(error, np.sqrt(spread) * np.linalg.norm((rows - Q_A @ inside) @ R[:, module.rank :].T))
     return float(error / whole) if whole else (np.inf if error else 0.0)
 
 

@@ -77,8 +77,8 @@ def calibrate(
 
     Notes
     -----
-    z is computed in float32 and summed in float64. Costs the forward pass, r² numbers a module and nothing of the size
-    of a weight.
+    z and ‖x‖² are computed in float32 and summed in float64. Costs the forward pass, r² numbers a module and nothing
+    of the size of a weight.
     """
     sums, count = _Sums(out_side=out_side), 0
     with still(model, gradient=out_side), _watched(model, adapter, sums.watch) as hooked:
@@ -98,19 +98,21 @@ def calibrate(
 
 @final
 class _Sums:
-    """Σ z zᵀ, Σ (Bᵀg)(Bᵀg)ᵀ and how many z, for every hooked module, in float64."""
+    """Σ z zᵀ, Σ (Bᵀg)(Bᵀg)ᵀ, Σ ‖x‖² and how many z, for every hooked module, in float64."""
 
     def __init__(self, *, out_side: bool) -> None:
         self.out_side = out_side
         self.mask: Tensor | None = None  # of the positions of this batch that count
         self._in: dict[str, Tensor] = {}
         self._out: dict[str, Tensor] = {}
+        self._squares: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def watch(self, name: str, found: Steps, z: "Tensor", output: "Tensor") -> "Tensor":
+    def watch(self, name: str, found: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
         """Add one call of a module, and listen for the gradient at its output."""
-        rows = self._rows(z.detach())
+        rows, squares = self._rows(z.detach()), self._rows(found.squares(x.detach())[..., None])
         self._in[name] = self._in.get(name, 0) + rows.T @ rows
+        self._squares[name] = self._squares.get(name, 0.0) + float(squares.sum())
         self._counts[name] += len(rows)
         if not self.out_side:
             return output
@@ -141,7 +143,8 @@ class _Sums:
             sums[name].cpu().numpy() / count if count and name in sums else np.zeros((rank, rank))
             for sums in (self._in, self._out)
         )
-        return Moment(K, count, G if self.out_side else None)
+        trace = self._squares[name] / count if count else 0.0
+        return Moment(K, count, G if self.out_side else None, trace=trace)
 
 
 def _mask(batch: Any) -> "Tensor | None":
@@ -202,7 +205,8 @@ def _seen(
     name: str, found: Steps, watch: "Watch", layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
 ) -> Any:
     del layer
-    return watch(name, found, found.inside(first_input(args, kwargs)), output)
+    x = first_input(args, kwargs)
+    return watch(name, found, x, found.inside(x), output)
 
 
 def _check_carried(layer: Any, module: LowRank) -> None:

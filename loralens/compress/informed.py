@@ -61,7 +61,8 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
         if name not in moments or not moments[name].count or not isinstance(module, LowRank):
             continue
         with place(name):
-            norm, other = whitened_svd(module, moments[name].K).data_norm, after.modules.get(names.get(name, ""))
-            error = data_error(module, other, moments[name].K) if isinstance(other, LowRank) else float(norm > 0)
+            K, trace = moments[name].K, moments[name].trace
+            norm, other = whitened_svd(module, K).data_norm, after.modules.get(names.get(name, ""))
+            error = data_error(module, other, K, trace=trace) if isinstance(other, LowRank) else float(norm > 0)
             found[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
     return found

@@ -110,8 +110,9 @@ def lost(before: Update, after: Update | None) -> Loss:
         return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
     if isinstance(after, LowRank) and _same(before, after):
         return Loss(before.rank, after.rank, norm, 0.0, 0.0)
-    B = after.scale * after.B.astype(np.float64)
-    rest = difference_singular_values(left, s, right, B, after.A.astype(np.float64))
+    unit = top or 1.0  # in which no square over- or underflows
+    B = (after.scale / unit) * after.B.astype(np.float64)
+    rest = unit * difference_singular_values(left, s / unit, right, B, after.A.astype(np.float64))
     return _loss(before, after, (norm, top), (frobenius(rest), spectral(rest)))
 
 

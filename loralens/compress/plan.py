@@ -11,7 +11,7 @@ from loralens.compress.informed import directions_on_data, in_one_unit
 from loralens.compress.loss import Loss, predicted
 from loralens.compress.protection import Protection, protection
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Recent
+from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moments
 from loralens.core.names import select
@@ -21,6 +21,7 @@ from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
+DIGITS = 64  # bytes by which what a header says of two forms of one module may differ
 BOUND = ("magnitude", "magnitude_in", "lora_bias", "diagonal")  # extras that mean nothing without their module
 
 
@@ -52,7 +53,7 @@ class Plan:
         moments: Moments | None = None,
         threads: int = 1,
     ) -> "Plan":
-        """The plan for these modules (all by default): one pass over their factors.
+        """The plan for these modules (all by default): one pass over the factors.
 
         With ``moments``, directions are those that matter on the data they were measured on.
 
@@ -60,6 +61,8 @@ class Plan:
         ------
         MismatchError
             The moments are those of another adapter.
+        FormatError
+            A module holds NaN or Inf, one that stays as it is too: no error of the whole could be told.
         """
         if moments is not None:
             moments.check(adapter)
@@ -69,8 +72,13 @@ class Plan:
                 moment = moments[name] if moments is not None and name in moments else None
                 return directions_on_data(adapter[name], moment)
 
+        def check(name: str) -> None:
+            with place(name):
+                adapter[name].singular_values()
+
         names = [name for name in select(adapter, modules) if not kept_whole(adapter[name])]
         found = in_threads(find, names, threads)
+        in_threads(check, [name for name in adapter if name not in found], threads)
         if moments is not None:
             found = in_one_unit(found, adapter, moments)
         return cls(adapter, found, None if dtype is None else np.dtype(dtype))
@@ -89,8 +97,12 @@ class Plan:
 
         ``cost`` says what one direction of a module takes of a ``size`` that is not the factors' own.
         """
-        spectra = {name: one.s for name, one in self.found.items()}
-        measure = (size or _nbytes) if rule.name == "bytes" else _parameters
+        spectra, nbytes = {name: one.s for name, one in self.found.items()}, size or _nbytes
+        measure = nbytes if rule.name == "bytes" else _parameters
+
+        def spared(chosen: Mapping[str, int]) -> Mapping[str, int]:
+            return chosen if one_rank else self._spared(chosen, nbytes)
+
         price = (cost or self._bytes) if rule.name == "bytes" else _numbers
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
@@ -103,11 +115,23 @@ class Plan:
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.found},
-            size=lambda chosen: measure(self.at(chosen)) if self._some(chosen) else 0,
+            size=lambda chosen: measure(self.at(spared(chosen))) if self._some(chosen) else 0,
         )
         if not self._some(chosen):
             raise OptionError("no module is left: none does anything", fix="leave out --drop-dead")
-        return chosen
+        return dict(spared(chosen))
+
+    def _spared(self, chosen: Mapping[str, int], size: Size) -> Mapping[str, int]:
+        """``chosen``, but fused projections whole where fewer directions, no longer in blocks, would be no smaller."""
+        whole = {
+            name: self.adapter[name].rank
+            for name, rank in chosen.items()
+            if fused(self.adapter[name]) and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
+        }
+        if all(chosen[name] == rank for name, rank in whole.items()):
+            return chosen
+        spared = {**chosen, **whole}
+        return spared if size(self.at(spared)) <= size(self.at(chosen)) + DIGITS * len(whole) else chosen
 
     def least(self, *, drop_dead: bool) -> dict[str, int]:
         """The fewest directions each module may have: 0 only where it may go, and nothing else hangs on it."""
@@ -141,6 +165,8 @@ class Plan:
                 modules[name] = narrowed(module, self.dtype) if self.dtype else module
             else:
                 modules[name] = truncated(module, self.found[name].head(rank), self.dtype)
+            if modules[name] is not module:
+                modules[name] = _named(name, modules[name])
             if rank == 0:
                 gone.append(name)
         return replace(self.adapter, modules=modules).without(gone)
@@ -154,9 +180,28 @@ class Plan:
         return found
 
 
+def _named(name: str, module: Update) -> LowRank:
+    """A pair that says its name where its factors cannot be made."""
+
+    def reading(factor: LazyArray) -> LazyArray:
+        def read() -> Array:
+            with place(name):
+                return factor.read()
+
+        return LazyArray(read, shape=factor.shape, dtype=factor.dtype)
+
+    B, A = map(reading, module.factors)
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
+
+
 def kept_whole(module: Update) -> bool:
     """Whether a module has no smaller form: B of a grouped convolution is block-diagonal, and would not stay so."""
     return module.layout.kind == "conv" and module.layout.groups > 1
+
+
+def fused(module: Update) -> bool:
+    """Whether a module is stored as one block for each of several fused projections."""
+    return module.layout.kind == "merged" and module.origin is not None
 
 
 def _numbers(module: Update) -> int:

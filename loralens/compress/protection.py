@@ -9,6 +9,7 @@ from loralens.errors import OptionError
 from loralens.linalg.measures import frobenius
 
 Protection = Literal["absolute", "relative"] | Mapping[str, float]
+MOST = 1e50  # of ‖ΔW‖ of the largest module over that of another: its square is a number still
 
 
 def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, float]:
@@ -18,9 +19,9 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
     ----------
     spectra : mapping of str to float64 array
     protect : "absolute", "relative" or mapping of str to float
-        ``absolute``: 1, so that ‖ΔW−ΔW'‖ of the whole adapter is least. ``relative``: 1/‖ΔW‖_F² of the module, so that
-        small modules count as much as large ones. A mapping: the number of the first glob that matches, or kind; 1
-        for what none does.
+        ``absolute``: 1, so that ‖ΔW−ΔW'‖ of the whole adapter is least. ``relative``: 1/‖ΔW‖_F² of the module, over
+        that of the largest one, so that small modules count as much as large ones. A mapping: the number of the first
+        glob that matches, or kind; 1 for what none does.
 
     Raises
     ------
@@ -31,7 +32,8 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         return dict.fromkeys(spectra, 1.0)
     if protect == "relative":
         norms = {name: frobenius(s) for name, s in spectra.items()}
-        return {name: norm**-2 if norm else 0.0 for name, norm in norms.items()}
+        largest = max(norms.values(), default=0.0)
+        return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
     found: dict[str, float] = {}
     for glob, weight in protect.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):

@@ -23,7 +23,7 @@ from loralens.errors import place
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    Watch = Callable[[str, Steps, Tensor, Tensor], Tensor]
+    Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
 PEFT_PREFIX = "base_model.model."
 REPLACED = ("saved", "embedding", "bias")  # extras that are a parameter of the model, trained in full
@@ -144,8 +144,8 @@ class Attachment:
     def on(self, watch: "Watch | None" = None) -> Iterator[None]:
         """The model with the adapter, inside the block.
 
-        ``watch``, where one is given, gets the name, the steps, z and the adapted output of every hooked module that
-        is called, and returns the output to go on with.
+        ``watch``, where one is given, gets the name, the steps, x, z and the adapted output of every hooked module
+        that is called, and returns the output to go on with.
         """
         with ExitStack() as stack:
             for key, new in self._new.items():
@@ -169,7 +169,8 @@ class Attachment:
     ) -> "Tensor":
         del layer
         self.ran.add(name)
-        z = found.inside(first_input(args, kwargs))
+        x = first_input(args, kwargs)
+        z = found.inside(x)
         adapted = output + found.outside(z)  # float32 beside a 16-bit output: rounded once, below
         if name in self._biases:
             adapted = adapted + self._biases[name]
@@ -177,7 +178,7 @@ class Attachment:
             bias, factor = self._norms[name]
             adapted = (adapted - bias) * factor + bias
         adapted = adapted.to(output.dtype)
-        return adapted if watch is None else watch(name, found, z, adapted)
+        return adapted if watch is None else watch(name, found, x, z, adapted)
 
     def _change(self, name: str, module: Update, weight: Weight) -> None:
         """Make the weight that a module of no hookable layer becomes: itself + ΔW, rounded once."""

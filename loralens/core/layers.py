@@ -25,6 +25,9 @@ class Steps(Protocol):
     def inside(self, x: "Tensor") -> "Tensor":
         """The bottleneck z = A x, shape (…, r), from the input of the layer."""
 
+    def squares(self, x: "Tensor") -> "Tensor":
+        """‖x‖² of every position that `inside` makes a z of, shape (…)."""
+
     def outside(self, z: "Tensor") -> "Tensor":
         """The update scale · B z, in the shape of the output of the layer."""
 
@@ -44,6 +47,10 @@ class LinearSteps:
     def inside(self, x: "Tensor") -> "Tensor":
         """(…, in) → (…, r)."""
         return x.to(self.A.dtype) @ self.A.T
+
+    def squares(self, x: "Tensor") -> "Tensor":
+        """(…, in) → (…)."""
+        return x.to(self.A.dtype).square().sum(-1)
 
     def outside(self, z: "Tensor") -> "Tensor":
         """(…, r) → (…, out)."""
@@ -68,6 +75,12 @@ class ConvolutionSteps:
         z: Tensor = self.layer._conv_forward(x.to(self.A.dtype), self.A, None)
         return z.movedim(self.axis, -1)
 
+    def squares(self, x: "Tensor") -> "Tensor":
+        """(…, in, size…) → (…, size'…): of the patch under the kernel, padding included as the layer has it."""
+        ones = self.A.new_ones((1, *self.A.shape[1:]))
+        found: Tensor = self.layer._conv_forward(x.to(self.A.dtype).square(), ones, None)
+        return found.squeeze(self.axis)
+
     def outside(self, z: "Tensor") -> "Tensor":
         """(…, size'…, r) → (…, out, size'…)."""
         return ((self.scale * z) @ self.B.T).movedim(-1, self.axis)
@@ -90,6 +103,10 @@ class EmbeddingSteps:
     def inside(self, x: "Tensor") -> "Tensor":
         """(…) of whole numbers → (…, r)."""
         return self.columns[x]
+
+    def squares(self, x: "Tensor") -> "Tensor":
+        """(…) → (…): one-hot vectors have length 1."""
+        return self.columns.new_ones(x.shape)
 
     def outside(self, z: "Tensor") -> "Tensor":
         """(…, r) → (…, dim)."""

@@ -26,11 +26,14 @@ class Moment:
         How many inputs x the mean was taken over; 0: the data never reached the module and K is 0.
     G : float64 array, shape (r, r), or None
         E[(Bᵀg)(Bᵀg)ᵀ], g = ∂loss/∂y at the output y of the module, where it was asked for.
+    trace : float or None
+        tr E[x xᵀ] = E‖x‖²: what of x no z shows. None where it was not measured.
     """
 
     K: Array
     count: int
     G: Array | None = None
+    trace: float | None = None
 
 
 @final

@@ -81,7 +81,8 @@ class Item:
     ----------
     names : tuple of str
     gains : float64 array, shape (k,)
-        What each direction saves of the error that the budget looks at, falling: Σ w·σ_i² over the modules.
+        What each direction saves of the error that the budget looks at, falling: Σ w·σ_i² over the modules, in any
+        one unit.
     cost : int
         Parameters or bytes of one direction.
     least : int
@@ -168,7 +169,8 @@ def within(
     Parameters
     ----------
     size : callable
-        The exact size of a choice. Nearly linear in it: a file has a header whose length hangs on the digits in it.
+        The exact size of a choice. Nearly linear in it: a file has a header whose length hangs on the digits in it,
+        and what is kept whole may take less.
     one_rank : bool
         Only uniform choices: the highest that fits.
     unit : str
@@ -191,6 +193,9 @@ def within(
     if one_rank:
         top = max((item.most for item in items), default=0)
         return _highest(lambda rank: size(uniform(items, rank)) <= budget, top, lambda rank: uniform(items, rank))
+    most = uniform(items, max((item.most for item in items), default=0))
+    if size(most) <= budget:
+        return most
     capacity, chosen = budget - needed + cost_of(items, least), least
     while capacity > cost_of(items, least):
         trial = allocate(items, capacity)
@@ -286,6 +291,12 @@ def ranks(
     return _named(items, [item.clipped(rank) for item, rank in zip(items, wanted, strict=True)], order=spectra)
 
 
+def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
+    """Module name → σ² of its directions, in units of the largest of all: nothing over- or underflows that counts."""
+    top = max((float(s[0]) for s in spectra.values() if s.size), default=0.0)
+    return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
+
+
 def _items(
     spectra: Mapping[str, Array],
     costs: Mapping[str, int],
@@ -297,11 +308,11 @@ def _items(
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)
-    items = []
+    items, energy = [], energies(spectra)
     for names in groups.values():
         gains = np.zeros(max(spectra[name].size for name in names))
         for name in names:
-            gains[: spectra[name].size] += weights.get(name, 1.0) * spectra[name] ** 2
+            gains[: spectra[name].size] += weights.get(name, 1.0) * energy[name]
         cost, least = sum(costs[name] for name in names), max(floors[name] for name in names)
         items.append(Item(tuple(names), gains, cost, least, max(least, *(tops[name] for name in names))))
     return items

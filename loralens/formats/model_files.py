@@ -1,5 +1,6 @@
 """The files of a base model: its shards, their indices, and what lies beside them."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any, final
 
 from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, place
-from loralens.formats.container import Stored, read_json, read_safetensors
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.shards import weight_files
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
-SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 LEFT_OUT = (".git", ".cache", ".locks")  # what a download leaves beside a model
 
 
@@ -27,11 +28,17 @@ class Shard:
     prefix : str
         What its keys begin with among the model's: the component of a pipeline and a dot.
     stored : Stored
+    header : bytes
+        Its length and JSON, as they stand in the file: another writer may order and space them otherwise.
+    offsets : mapping of str to int
+        Where the numbers of each key begin, counted from the end of the header.
     """
 
     name: str
     prefix: str
     stored: Stored
+    header: bytes
+    offsets: Mapping[str, int]
 
 
 @final
@@ -94,7 +101,9 @@ def model_files(root: Path) -> ModelFiles:
         A shard is missing or damaged; there is no safetensors file.
     """
     if root.is_file():
-        return ModelFiles(root, (Shard(root.name, "", read_safetensors(root)),), (), ())
+        return ModelFiles(root, (_shard(root, root.name, ""),), (), ())
+    if not root.is_dir():
+        raise OptionError(f"{root}: no such file or folder", fix="check the path")
     with place(root):
         found = [_in_folder(root, root)]
         if not found[0][0]:
@@ -109,15 +118,24 @@ def model_files(root: Path) -> ModelFiles:
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
     prefix, inside = ("", "") if folder == root else (f"{folder.name}.", f"{folder.name}/")
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        content = read_json(index)
-        names = sorted(set(content["weight_map"].values()))
-        shards = [Shard(inside + name, prefix, read_safetensors(folder / name)) for name in names]
-        return shards, Index(inside + index.name, prefix, content)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        files = [file for file in files if file.name in SINGLE]
-    return [Shard(inside + file.name, prefix, read_safetensors(file)) for file in files[:1]], None
+    found = weight_files(folder)
+    if found is None:
+        return [], None
+    shards = [_shard(file, inside + file.name, prefix) for file in found.files]
+    return shards, Index(inside + found.index.name, prefix, found.content) if found.index else None
+
+
+def _shard(path: Path, name: str, prefix: str) -> Shard:
+    stored = read_safetensors(path)
+    with path.open("rb") as stream:
+        length = stream.read(8)
+        header = stream.read(int.from_bytes(length, "little"))
+    return Shard(name, prefix, stored, length + header, offsets_of(header))
+
+
+def offsets_of(header: bytes) -> dict[str, int]:
+    """Where the numbers of each key begin, as the JSON of a header that was checked says it."""
+    return {key: entry["data_offsets"][0] for key, entry in json.loads(header).items() if key != "__metadata__"}
 
 
 def _walk(root: Path) -> list[str]:

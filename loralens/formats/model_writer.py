@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import FormatError, OptionError, place
-from loralens.formats.container import header_bytes
+from loralens.errors import FormatError, place
+from loralens.formats.appearing import appearing, check_space, check_target, tidy
+from loralens.formats.container import DTYPES, header_bytes
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.writing import disk
 
-CHUNK = 1 << 22  # bytes copied at a time
+CHUNK = 1 << 20  # bytes copied at a time
+_DAMAGED = "the undo file is damaged: use another copy"
 
 Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
 Watch = Callable[[str, Array], None]
@@ -51,6 +53,7 @@ def write_model(
     headers: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
     beside: Callable[[Path], None] | None = None,
     overwrite: bool = False,
     threads: int = 1,
@@ -64,7 +67,7 @@ def write_model(
     target : Path
         A folder; a file where the model is one. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model has not is added to its last shard.
+        By key. A key that the model has not is added to the last shard of its component.
     fill : callable
         Takes the key of a change, gives its rows in order, each block in the dtype of the change. Called in threads,
         one tensor in each.
@@ -73,11 +76,13 @@ def write_model(
     dropped : collection of str
         Keys that the copy is to lack.
     headers : mapping of str to bytes, or None
-        The whole header of some shards, length and JSON, as it is to stand there.
+        The whole header of some shards, length and JSON, as it is to stand there: it says which tensors they hold.
     texts : mapping of str to str, or None
         What other files of the folder are to hold instead.
     without : collection of str
         Other files that do not come along.
+    names : mapping of str to str, or None
+        Other files that come along under another name.
     beside : callable or None
         Writes further files into the folder before it takes its place.
     overwrite : bool
@@ -92,15 +97,19 @@ def write_model(
     FormatError
         The disk refuses.
     """
-    _check_target(files.root, target, overwrite=overwrite)
-    with _appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
+    with place(target), disk():
+        tidy(target)
+        check_target(files.root, target, overwrite=overwrite)
+    with appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
-            _copy_others(files, part, without)
+            others = [name for name in files.others if name not in without]
+            _copy_others(files, part, {name: (names or {}).get(name, name) for name in others})
             for index in files.indices:
                 _write_text(part / index.name, _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
                 _write_text(part / name, text)
-        jobs: list[_Job] = []
+        jobs, known = list[_Job](), files.tensors
+        check_space(target, sum(_spec(key, known, changes).nbytes for key in {*known, *changes}))
         for shard in files.shards:
             fd = os.open(part / shard.name if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
@@ -110,71 +119,12 @@ def write_model(
             beside(part)
 
 
-def _check_target(root: Path, target: Path, *, overwrite: bool) -> None:
-    with place(target), disk():
-        if target.exists() and target.resolve() == root.resolve():
-            raise OptionError("is the base itself", fix="choose another target: the base is never written to")
-        if root.resolve() in target.resolve().parents:
-            raise OptionError("lies within the base", fix="choose a target outside: the base is never written to")
-        if target.exists() and not overwrite:
-            raise OptionError("exists", fix="choose another target, or give --overwrite")
-        if target.exists() and target.is_dir() != root.is_dir():
-            raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
-        if not target.absolute().parent.is_dir():
-            raise OptionError(f"{target.parent}: no such folder", fix="make the folder first")
-
-
-@contextmanager
-def _appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
-    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not."""
-    home = target.absolute().parent
-    for stale in home.glob(f".{target.name}.*.part"):
-        if not _alive(stale.name.split(".")[-2]):
-            _remove(stale)
-    part = home / f".{target.name}.{os.getpid()}.part"
-    old = home / f".{target.name}.{os.getpid()}.old"
-    with place(target), disk():
-        try:
-            if folder:
-                part.mkdir()
-            yield part
-            if overwrite and target.exists():
-                target.rename(old)
-            part.rename(target)
-            _remove(old)
-        finally:
-            _remove(part)
-            if old.exists() and not target.exists():
-                old.rename(target)
-
-
-def _alive(pid: str) -> bool:
-    """Whether a process of this number runs: what it writes is not ours to remove."""
-    if not pid.isdecimal():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _copy_others(files: ModelFiles, part: Path, without: Collection[str]) -> None:
-    """Everything that is not weights, links followed."""
-    for name in (*files.others, *(shard.name for shard in files.shards)):
+def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
+    """Everything that is not weights under its new name, links followed."""
+    for name in (*names.values(), *(shard.name for shard in files.shards)):
         (part / name).parent.mkdir(parents=True, exist_ok=True)
-    for name in set(files.others) - set(without):
-        shutil.copyfile(files.root / name, part / name)
+    for name, new in names.items():
+        shutil.copyfile(files.root / name, part / new)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -183,16 +133,26 @@ def _write_text(path: Path, text: str) -> None:
 
 def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
     """The index with the keys that came and went, and the size that changed; as it was where nothing did."""
-    known, last = files.tensors, files.shards[-1]
+    known = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    if last.prefix == index.prefix:
-        names |= {key.removeprefix(last.prefix): Path(last.name).name for key in changes if key not in known}
+    homes = {key: _home(key, files) for key in changes if key not in known}
+    names |= {
+        key.removeprefix(index.prefix): Path(home.name).name
+        for key, home in homes.items()
+        if home.prefix == index.prefix
+    }
     size = sum(_spec(index.prefix + key, known, changes).nbytes for key in names)
     if names == old and size == sum(known[index.prefix + key].nbytes for key in old):
         return (files.root / index.name).read_text(encoding="utf-8")
     content = {**index.content, "metadata": {**index.content.get("metadata", {}), "total_size": size}}
     return json.dumps({**content, "weight_map": names}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _home(key: str, files: ModelFiles) -> Shard:
+    """Where a tensor goes that the model has not: the last shard of its component."""
+    own = [shard for shard in files.shards if key.startswith(shard.prefix)]
+    return (own or files.shards)[-1]
 
 
 def _spec(key: str, known: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
@@ -228,23 +188,39 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
     The header stays byte for byte where no tensor changes its dtype, its shape or its place.
     """
     known, changes = files.tensors, outline.changes
-    keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
-    if shard is files.shards[-1]:
-        keys += [key for key in changes if key not in known]
-    specs = {key.removeprefix(shard.prefix): _spec(key, known, changes) for key in keys}
-    header, offsets = outline.header or shard.header, shard.offsets
+    header: bytes
+    offsets: Mapping[str, int]
     if outline.header:
-        offsets = offsets_of(outline.header[8:])
-    elif not _alike(specs, shard.stored.tensors):
-        header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
-        offsets = offsets_of(header[8:])
-    if set(offsets) != set(specs):
-        raise FormatError(f"{shard.name}: its header names other tensors", fix="the undo file is damaged")
+        header, offsets = outline.header, offsets_of(outline.header[8:])
+        specs = _specs_of(outline.header, shard.name)
+    else:
+        keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
+        keys += [key for key in changes if key not in known and _home(key, files) is shard]
+        specs = {key.removeprefix(shard.prefix): _spec(key, known, changes) for key in keys}
+        header, offsets = shard.header, shard.offsets
+        if not _alike(specs, shard.stored.tensors):
+            header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
+            offsets = offsets_of(header[8:])
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
     for key, spec in specs.items():
         whole = shard.prefix + key
+        if whole not in changes and (whole not in known or _spec(whole, known, changes) != spec):
+            raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_DAMAGED)
         yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
+
+
+def _specs_of(header: bytes, name: str) -> dict[str, Change]:
+    """What a header says of its tensors."""
+    try:
+        entries = json.loads(header[8:])
+        return {
+            key: Change(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            for key, entry in entries.items()
+            if key != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{name}: its header is not as it was written ({error!r})", fix=_DAMAGED) from error
 
 
 def _alike(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:

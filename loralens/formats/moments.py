@@ -1,12 +1,13 @@
 """Moments on disk: one small safetensors file.
 
 ``<module>.K`` (r, r) and, where the out side was measured, ``<module>.G`` (r, r), float64. The one metadata key
-``loralens.moments`` holds JSON: ``version``, ``fingerprint`` of the adapter, ``counts`` by module, ``unmeasured`` and
-``source``.
+``loralens.moments`` holds JSON: ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by module,
+``unmeasured`` and ``source``.
 """
 
 import json
 from collections.abc import Mapping
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
     Raises
     ------
     OptionError
-        The name does not end in ``.safetensors``, the file exists and ``overwrite`` is false, or its folder does not.
+        The name does not end in ``.safetensors``, its folder does not exist, or the file does and ``overwrite`` is
+        false, or it holds something else than moments.
     FormatError
         It cannot be written.
     """
@@ -46,6 +48,7 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
         "version": VERSION,
         "fingerprint": moments.fingerprint,
         "counts": {name: moment.count for name, moment in moments.items()},
+        "traces": {name: moment.trace for name, moment in moments.items()},
         "unmeasured": dict(moments.unmeasured),
         "source": dict(moments.source),
     }
@@ -60,6 +63,16 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
+    if path.exists() and not _holds_moments(path):
+        raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
+
+
+def _holds_moments(path: Path) -> bool:
+    """Whether a file may be replaced by moments: an adapter or a base model may not."""
+    try:
+        return KEY in (read_safetensors(path).metadata or {})
+    except FormatError:
+        return False
 
 
 def load_moments(path: str | PathLike[str]) -> Moments:
@@ -76,7 +89,8 @@ def load_moments(path: str | PathLike[str]) -> Moments:
     stored = read_safetensors(path)
     with place(path):
         record = _record(stored)
-        modules = {name: _moment(name, count, stored.tensors) for name, count in record["counts"].items()}
+        counts, traces = record["counts"], record["traces"]
+        modules = {name: _moment(name, count, traces.get(name), stored.tensors) for name, count in counts.items()}
         extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
         if extra:
             raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)
@@ -99,24 +113,26 @@ def _record(stored: Stored) -> dict[str, Any]:
     version = record.get("version") if isinstance(record, dict) else None
     if version != VERSION:
         raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
-    kinds = {"fingerprint": str, "counts": dict, "unmeasured": dict, "source": dict}
+    kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):
             raise FormatError(f"its record has no {name}", fix=_AGAIN)
     if not all(type(count) is int and count >= 0 for count in record["counts"].values()):
         raise FormatError("its counts are not whole numbers", fix=_AGAIN)
+    if not all(x is None or (type(x) in (int, float) and 0 <= x < inf) for x in record["traces"].values()):
+        raise FormatError("its traces are not numbers from 0", fix=_AGAIN)
     if not all(isinstance(reason, str) for reason in record["unmeasured"].values()):
         raise FormatError("its reasons are not text", fix=_AGAIN)
     return dict(record)
 
 
-def _moment(name: str, count: int, tensors: Mapping[str, LazyArray]) -> Moment:
+def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, LazyArray]) -> Moment:
     with place(name):
         K = _square(tensors, f"{name}.K")
         G = _square(tensors, f"{name}.G") if f"{name}.G" in tensors else None
         if K is None:
             raise FormatError("it was counted and its moments are missing", fix=_AGAIN)
-        return Moment(K, count, G)
+        return Moment(K, count, G, trace=trace)
 
 
 def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:

@@ -13,7 +13,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.quantised import NAME, PART, as_bytes, direction_bytes, directions
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
-from loralens.formats.container import Stored, header_bytes
+from loralens.formats.container import Stored
 from loralens.formats.quantised import EXTRA, VERSION, description
 from loralens.linalg.quantise import quantise_product
 
@@ -69,13 +69,6 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     if again is None or _resolved(said) != _resolved(again):
         metadata[NAME] = json.dumps(said, separators=(",", ":"))
     return Stored(tensors, metadata)
-
-
-def file_size(adapter: Adapter, *, bits: Bits = 8) -> int:
-    """Bytes of the file that `write` describes, header included; no factor is read."""
-    stored = write(adapter, bits=bits)
-    tensors = dict(sorted(stored.tensors.items(), key=lambda item: -item[1].dtype.itemsize))
-    return len(header_bytes(tensors, stored.metadata)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:

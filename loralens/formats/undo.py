@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, final
+from typing import Any, BinaryIO, Self, final
 
 import numpy as np
 
@@ -24,21 +24,34 @@ NAME = "undo.loralens"
 
 @final
 class Spool:
-    """Byte strings kept in a temporary file that nobody else sees, to be read back as arrays; safe among threads."""
+    """Byte strings kept in a temporary file that nobody else sees, to be read back as arrays; safe among threads.
+
+    A context: the arrays can be read until it ends.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the arrays do
-        self._end = 0
-        self._lock = Lock()
+        self._folder, self._end, self._lock = folder, 0, Lock()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
 
     def keep(self, data: bytes) -> LazyArray:
         """The bytes as a U8 array that is read when it is asked for."""
         with self._lock:
-            start, self._end = self._end, self._end + len(data)
-        os.pwrite(self._file.fileno(), data, start)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
+            file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, memoryview(data)[written:], start + written)
 
         def read() -> Array:
-            return np.frombuffer(os.pread(self._file.fileno(), len(data), start), np.uint8)
+            return np.frombuffer(os.pread(file, len(data), start), np.uint8)
 
         return LazyArray(read, shape=(len(data),), dtype=np.uint8)
 

@@ -14,9 +14,12 @@ from loralens.formats.location import NAMES, SUFFIXES
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
+    """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not.
+
+    An OSError of the block becomes a message that names ``path``; other errors pass as they are.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with place(path), disk():
+    with disk(path):
         try:
             with part.open("wb") as stream:
                 yield stream
@@ -28,15 +31,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def disk() -> Iterator[None]:
-    """An OSError of the block as a message."""
+def disk(path: Path | None = None) -> Iterator[None]:
+    """An OSError of the block as a message, which names ``path`` where one is given."""
     try:
         yield
     except OSError as error:
-        raise FormatError(
+        refused = FormatError(
             f"cannot be written: {error.strerror or error}",
             fix="check free space and permissions, or choose another place",
-        ) from error
+        )
+        raise (refused.at(str(path)) if path else refused) from error
 
 
 def write_safetensors(stored: Stored, path: Path) -> None:

@@ -2,36 +2,26 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array
+from loralens.errors import OptionError
 from loralens.linalg.exact import Singles
-from loralens.merge.plan import Axis, Magnitude, Slab, TensorPlan
-from loralens.merge.rounding import Rounding, added, removed, slices_for
-from loralens.merge.update import Rows, row_blocks
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """What DoRA multiplies W + D by: a float32 vector g along the rows or the columns of a slab as stored."""
-
-    values: Singles
-    axis: Axis
-
-    def of(self, start: int, stop: int) -> Singles:
-        """G for rows ``start`` to ``stop`` of the slab, ready to be multiplied by them."""
-        return self.values[start:stop, None] if self.axis == "rows" else self.values
+from loralens.merge.feedback import Feedback, input_directions
+from loralens.merge.gain import Gain, gain_of
+from loralens.merge.matrix import Buffer, MatrixRows, cuts
+from loralens.merge.plan import Slab, TensorPlan
+from loralens.merge.rounding import WIDE, Rounding, removed, rounded, slices_for, summed
+from loralens.merge.update import Rows
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some rows of a stored tensor before and after.
+    """Some rows of a stored tensor before and after; valid until the next block comes.
 
     Attributes
     ----------
@@ -39,26 +29,45 @@ class Block:
         Rows of the matrix under which the tensor is looked at.
     slab : Slab or None
         What the rows belong to; None where nothing is added.
-    W : array, shape (stop − start, columns)
+    stored : array, shape (stop − start, columns)
         Of the base, or of what replaces it, in its dtype.
+    W : array
+        The numbers that ``stored`` stands for: itself, or times its scale.
     D : float32 array or None
-        The update, valid until the next block comes.
+        The update.
     gain : float32 array or None
-    merged : array, shape as W
+        DoRA's.
+    scale : float32 array or None
+        What ``merged`` is multiplied by, where it is float8 with scales.
+    merged : array
         In the dtype of the result.
+    total : array or None
+        g·(W + D) before it was rounded; None where nothing is added, or it is not at hand.
     """
 
     start: int
     stop: int
     slab: Slab | None
+    stored: Array
     W: Array
     D: Singles | None
     gain: Singles | None
+    scale: Singles | None
     merged: Array
+    total: Array | None = None
 
-    def subtracted(self, dtype: DTypeLike) -> Array:
-        """R: what taking the update away from the merged rows gives, in the dtype of the base."""
-        return self.merged.astype(dtype) if self.D is None else removed(self.merged, self.D, dtype, gain=self.gain)
+    def numbers(self, merged: Array) -> Array:
+        """What these rows of a merged tensor stand for."""
+        return merged if self.scale is None else merged.astype(np.float32) * self.scale
+
+    def subtracted(self, out: Singles) -> Array:
+        """R: what taking the update away from the merged rows gives, in the dtype of the base; made in ``out``."""
+        dtype = self.stored.dtype
+        return (
+            rounded(self.merged, dtype)
+            if self.D is None
+            else removed(self.merged, self.D, dtype, gain=self.gain, out=out)
+        )
 
 
 @final
@@ -72,27 +81,56 @@ class TensorMerge:
     products: dict[int, Rows]
     gains: dict[int, Gain] = field(default_factory=dict)
 
+    @property
+    def requantised(self) -> bool:
+        """Whether the result is float8 under the scales of the base."""
+        return self.plan.scale is not None and self.dtype == self.plan.source.dtype
+
     def blocks(self) -> Iterator[Block]:
         """All rows in order, in blocks that end where slabs do."""
-        source = MatrixRows(self.plan.source, self.plan.matrix)
-        buffer = np.empty(0, np.float32)
-        for start, stop, slab in cuts(self.plan):
-            W = source.rows(start, stop)
-            D = gain = None
-            if slab:
-                first = start - slab.start
-                if buffer.size < W.size:
-                    buffer = np.empty(W.size, np.float32)
-                last = first + stop - start
-                D = self.products[slab.start].rows(first, last, out=buffer[: W.size].reshape(W.shape))
-                found = self.gains.get(slab.start)
-                gain = found.of(first, last) if found else None
+        plan = self.plan
+        source = MatrixRows(plan.source, plan.matrix)
+        scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
+        buffers, feedback = (Buffer(), Buffer()), self._feedback()
+        for start, stop, slab in cuts(plan):
+            stored = source.rows(start, stop)
+            scale = scales.rows(start, stop) if scales else None
+            W = stored if scale is None else stored.astype(np.float32) * scale
+            scale = scale if self.requantised else None
+            if slab is None:
+                merged = stored if scale is not None else rounded(W, self.dtype)
+                yield Block(start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged))
+                continue
+            first, last = start - slab.start, stop - slab.start
+            D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
+            found = self.gains.get(slab.start)
+            gain = found.of(first, last) if found else None
+            total = summed(W, D, gain=gain, out=buffers[1].of(W.shape))
+            if scale is not None:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    total /= scale
             merged = (
-                W.astype(self.dtype)
-                if D is None
-                else added(W, D, self.dtype, gain=gain, rounding=self.rounding.at(start * W.shape[1]))
+                feedback[slab.start].rounded(total, first, self.dtype)
+                if slab.start in feedback
+                else rounded(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
             )
-            yield Block(start, stop, slab, W, D, gain, self._with_tokens(start, stop, merged))
+            merged = self._with_tokens(start, stop, merged)
+            kept = total if scale is None and self.dtype not in WIDE else None
+            yield Block(start, stop, slab, stored, W, D, gain, scale, merged, kept)
+
+    def _feedback(self) -> dict[int, Feedback]:
+        """By the first row of their slabs; none where rounding loses nothing that matters, or an update is no pair."""
+        if self.rounding.mode != "feedback" or self.dtype in WIDE:
+            return {}
+        if self.requantised:
+            raise OptionError(
+                "error feedback does not know the scales of float8 weights",
+                fix="round to the nearest, or write another --dtype",
+            )
+        directions = {slab.start: (slab, input_directions(slab.terms)) for slab in self.plan.slabs}
+        return {
+            start: Feedback(V, transposed=slab.transposed) for start, (slab, V) in directions.items() if V is not None
+        }
 
     def _with_tokens(self, start: int, stop: int, merged: Array) -> Array:
         tokens = self.plan.tokens
@@ -123,65 +161,11 @@ def prepare(plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Round
     """
     source = plan.source
     products = {slab.start: slab.update(slices_for(source.dtype)) for slab in plan.slabs}
+    rows = MatrixRows(source, plan.matrix)
+    scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
     gains = {
-        slab.start: _gain(slab, slab.magnitude, products[slab.start], MatrixRows(source, plan.matrix))
+        slab.start: gain_of(slab.magnitude, products[slab.start], rows, scales, slab.start)
         for slab in plan.slabs
         if slab.magnitude
     }
-    return TensorMerge(plan, np.dtype(dtype or source.dtype), rounding or Rounding(), products, gains)
-
-
-@final
-class MatrixRows:
-    """Rows of a stored tensor looked at as a matrix; of a stack of experts the last one read is held."""
-
-    __slots__ = ("_held", "_matrix", "_stack", "_tensor")
-
-    def __init__(self, tensor: LazyArray, matrix: tuple[int, int]) -> None:
-        self._matrix = matrix
-        self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0]
-        self._tensor = tensor if self._stack else tensor.reshape(*matrix)
-        self._held: tuple[int, Array] | None = None
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop``, of one expert in a stack; in the dtype of the file, not to be written into."""
-        if self._stack:
-            height = self._tensor.shape[1]
-            expert = start // height
-            if self._held is None or self._held[0] != expert:
-                self._held = expert, self._tensor.rows(expert, expert + 1).read()[0]
-            return self._held[1][start - expert * height : stop - expert * height]
-        if self._tensor.streams:
-            return self._tensor.rows(start, stop).read()
-        if self._held is None:
-            self._held = 0, self._tensor.read()
-        return self._held[1][start:stop]
-
-
-def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
-    """Blocks of rows in order, each within one slab or between two, and within one expert."""
-    rows, columns = plan.matrix
-    shape = plan.shape
-    height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
-    edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
-    at = {slab.start: slab for slab in plan.slabs}
-    slab: Slab | None = None
-    for start, stop in pairwise(edges):
-        slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_blocks(stop - start, columns):
-            yield start + first, start + last, slab
-
-
-def _gain(slab: Slab, magnitude: Magnitude, product: Rows, source: MatrixRows) -> Gain:
-    """G = m / ‖W + D‖, norms in float64 over the other axis; 0 where the vector is 0."""
-    squares: NDArray[np.float64] = np.zeros(product.shape[0 if magnitude.axis == "rows" else 1])
-    for first, last in row_blocks(*product.shape):
-        W = source.rows(slab.start + first, slab.start + last)
-        total = W.astype(np.float64) + product.rows(first, last)
-        if magnitude.axis == "rows":
-            squares[first:last] = np.einsum("ij,ij->i", total, total)
-        else:
-            squares += np.einsum("ij,ij->j", total, total)
-    lengths = magnitude.lengths.read().astype(np.float64)
-    norms = np.sqrt(squares)
-    return Gain(np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0).astype(np.float32), magnitude.axis)
+    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or Rounding(), products, gains)

@@ -69,13 +69,14 @@ def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mappin
         if extra.role in UNREADABLE:
             raise FormatError(
                 f"{key}: {UNREADABLE[extra.role]} cannot be merged",
-                fix="leave it out first: loralens convert --drop-extra",
+                fix="name the modules to merge with --modules: what belongs to none of them is left out",
             )
         if extra.role != "copy":
             _one(key, extra, adapter, strength, weights, base, found)
     replaced = [key for key, change in found.changes.items() if change.replacement is not None]
     if replaced and strength != 1:
-        found.notes.append(f"{len(replaced)} tensors trained in full replace those of the base, whatever the weight")
+        what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
+        found.notes.append(f"{what} trained in full: in place of what the base has, whatever the adapter's weight")
     return found
 
 
@@ -90,9 +91,7 @@ def _one(
 ) -> None:
     home = _home(extra, weights)
     target = home if extra.role in ("magnitude", "magnitude_in", "tokens") else f"{_stem(home)}.{extra.parameter}"
-    if extra.role in ("saved", "embedding") and target not in base:
-        found.notes.append(f"{target} is new: the base has no such tensor")
-    elif target not in base:
+    if target not in base and extra.role not in ("saved", "embedding"):
         found.missing.append(key)
         return
     found.changes[target] = _merged(found.changes.get(target, Changes()), key, extra, adapter, strength, base, target)

@@ -10,6 +10,9 @@ Two codings of one tensor, streamed block by block in the order of its rows:
 One unit in one entry of 20, 5 or 2 costs 0.36, 1.10 or 1.92 bits a weight as a patch and 0.66, 1.64 or 2.61 as a xor
 (bf16), so how far the entries are off decides, not how many are.
 
+Gaps and differences are all but random bytes, in which deflate finds no matches but runs: told to look for nothing else
+(Z_RLE) it is ten times as fast, and 1 to 15 % smaller.
+
 Bits are compared, not values: −0, NaN and its payload come back.
 """
 
@@ -28,7 +31,6 @@ Bytes = NDArray[np.uint8]
 
 MANY = 1 / 12  # share of entries beyond int8 that makes a xor the smaller one
 ESCAPE = -128
-LEVEL = 6  # of deflate: 9 is slower and saves 1 %
 _DAMAGED = "the undo file is damaged: unmerge with --adapter, or take the base from where it came"
 
 
@@ -145,7 +147,7 @@ class _Deflate:
     __slots__ = ("_engine", "_parts")
 
     def __init__(self) -> None:
-        self._engine, self._parts = zlib.compressobj(LEVEL), list[bytes]()
+        self._engine, self._parts = zlib.compressobj(strategy=zlib.Z_RLE), list[bytes]()
 
     def take(self, data: Bytes) -> None:
         self._parts.append(self._engine.compress(data.data))

@@ -7,7 +7,9 @@ convolution with its kernel flattened, a vector as one row. What is added to it 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal, final
+from typing import Any, Literal, final
+
+import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.matching import Match, Shape
@@ -91,6 +93,8 @@ class TensorPlan:
     replacement : LazyArray or None
         A tensor trained in full, which may be of another shape.
     tokens : Tokens or None
+    scale : LazyArray or None
+        Of float8 weights: what each stored number is multiplied by, float32, of the shape of the tensor.
     """
 
     key: str
@@ -99,6 +103,7 @@ class TensorPlan:
     slabs: tuple[Slab, ...] = ()
     replacement: LazyArray | None = None
     tokens: Tokens | None = None
+    scale: LazyArray | None = None
 
     @property
     def source(self) -> LazyArray:
@@ -111,6 +116,11 @@ class TensorPlan:
     def shape(self) -> Shape:
         """Of the merged tensor."""
         return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the merged tensor, where nobody asks for another: that of the base."""
+        return self.source.dtype if self.base is None else self.base.dtype
 
 
 @final
@@ -129,7 +139,9 @@ class Plan:
     notes : tuple of str
         What else the user should know, a sentence each.
     config : mapping
-        Fields of ``config.json`` that change.
+        Fields of ``config.json`` that change; None: the field goes.
+    dropped : tuple of str
+        Keys of the base that the merged model lacks.
     """
 
     tensors: Mapping[str, TensorPlan]
@@ -137,6 +149,7 @@ class Plan:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
 
 def as_matrix(shape: Shape, *, experts: bool = False) -> tuple[int, int]:

@@ -43,6 +43,7 @@ def plan(
     conv1d: bool = False,
     allow_missing: bool = False,
     untie: bool = False,
+    scales: Mapping[str, LazyArray] | None = None,
 ) -> Plan:
     """What merging the adapters into the base changes.
 
@@ -60,6 +61,8 @@ def plan(
         Leave out what has no place in the base.
     untie : bool
         Give the head a weight of its own where the base shares it with the embedding.
+    scales : mapping of str to LazyArray, or None
+        What each number of some float8 weights is multiplied by, by their key.
 
     Raises
     ------
@@ -80,7 +83,9 @@ def plan(
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
         for name, weight in weights.modules.items():
-            _add(drafts.setdefault(weight.key, _Draft()), name, weight, adapter.modules[name], strength)
+            draft = drafts.setdefault(weight.key, _Draft())
+            draft.experts |= weight.stored.shape != as_matrix(base[weight.key].shape)
+            _add(draft, name, weight, adapter.modules[name], strength)
         found = changes_of(adapter, strength, weights, base)
         missing += found.missing
         notes += found.notes
@@ -91,7 +96,16 @@ def plan(
             f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
             fix="give the base it was trained on, or leave them out with --allow-missing",
         )
-    changed = {key: _tensor(key, draft, base) for key, draft in drafts.items()}
+    changed = {key: _tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
+    if not untie:
+        changed = tied.spared(changed)
+        if tied.head in changed:
+            raise _head_is_tied()
+    notes += [
+        f"{key} {tensor.shape} is new: the base has no such tensor"
+        for key, tensor in changed.items()
+        if tensor.base is None
+    ]
     told, fields = tied.consequences(changed, untie=untie)
     if untie:
         changed = tied.completed(changed)
@@ -111,11 +125,17 @@ def _weights(
         return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
     except MismatchError as error:
         if tied.head and any(name.endswith(tied.head.removesuffix(".weight")) for name in modules):
-            raise MismatchError(
-                "the head is adapted, and the base shares its weight with the embedding",
-                fix="give the head a weight of its own with --untie",
-            ) from error
-        raise
+            raise _head_is_tied() from error
+        told = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
+        told.where = error.where
+        raise told from error
+
+
+def _head_is_tied() -> MismatchError:
+    return MismatchError(
+        "the head is adapted, and the base shares its weight with the embedding",
+        fix="give the head a weight of its own with --untie",
+    )
 
 
 def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: float) -> None:
@@ -127,7 +147,6 @@ def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: flo
         )
     rows = weight.stored.shape[0]
     expert = name.rpartition("[")[2].removesuffix("]") if name.endswith("]") else ""
-    draft.experts |= expert.isdecimal()
     start = int(expert) * rows if expert.isdecimal() else 0
     here = draft.slabs.get(start, Slab(name, start, start + rows, (), weight.transposed))
     draft.slabs[start] = replace(here, terms=(*here.terms, (strength, module)))
@@ -149,10 +168,20 @@ def _change(draft: _Draft, key: str, changes: Changes) -> None:
     )
 
 
-def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray]) -> TensorPlan:
+def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyArray | None) -> TensorPlan:
     changes = draft.changes
+    if scale is not None and (changes.replacement is not None or changes.tokens):
+        raise MismatchError(
+            f"{key} is float8 with scales, and the adapter replaces numbers of it",
+            fix="give a 16-bit sibling of the base",
+        )
     source = changes.replacement or base[key]
     matrix = as_matrix(source.shape, experts=draft.experts)
+    if changes.tokens and max(changes.tokens.indices, default=0) >= matrix[0]:
+        raise MismatchError(
+            f"{key} has {matrix[0]} rows, and token {max(changes.tokens.indices)} was trained",
+            fix="give the base it was trained on",
+        )
     slabs = dict(draft.slabs)
     if changes.added:
         whole = Slab(key, 0, matrix[0], ())
@@ -171,6 +200,7 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray]) -> TensorPla
         tuple(slabs[start] for start in sorted(slabs)),
         changes.replacement,
         changes.tokens,
+        scale,
     )
 
 

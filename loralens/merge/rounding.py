@@ -7,13 +7,15 @@ and rounded to the stored dtype: for float32 that is one rounding; for bf16, f16
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
+
+Mode = Literal["nearest", "stochastic", "feedback"]
 
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
 DRAWS = 16  # numbers of 16 bits that one step of the counter gives
@@ -27,7 +29,8 @@ class Rounding:
     Attributes
     ----------
     mode : str
-        ``nearest``, ties to even; or ``stochastic``: up or down with the probability that makes the mean exact.
+        ``nearest``, ties to even; ``stochastic``: up or down with the probability that makes the mean exact; or
+        ``feedback``: to the nearest, of sums corrected by what was lost before (`loralens.merge.feedback`).
     seed : int
     key : str
         Of the tensor: each has its own random numbers.
@@ -35,7 +38,7 @@ class Rounding:
         Number of the first entry. A draw belongs to an entry, however the tensor is cut.
     """
 
-    mode: Literal["nearest", "stochastic"] = "nearest"
+    mode: Mode = "nearest"
     seed: int = 0
     key: str = ""
     offset: int = 0
@@ -65,29 +68,46 @@ def added(
 
     Overflow becomes ±inf as IEEE says, but in fp8 the largest number.
     """
-    total = _wide(W) + D
-    if gain is not None:
-        total *= gain
-    if rounding and rounding.mode == "stochastic" and np.dtype(dtype) not in WIDE:
-        return _drawn(total, dtype, rounding)
-    return _rounded(total, dtype)
+    return rounded(summed(W, D, gain=gain), dtype, rounding=rounding)
 
 
-def removed(merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None) -> Array:
-    """R = round(W'/g − D) in ``dtype``: W itself, except where rounding gave two W one W'."""
-    total = _wide(merged)
-    if gain is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            total = total / gain
-    return _rounded(total - D, dtype)
+def removed(
+    merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, out: Singles | None = None
+) -> Array:
+    """R = round(W'/g − D) in ``dtype``: W itself, except where rounding gave two W one W'; worked out in ``out``."""
+    wide = np.result_type(merged.dtype, np.float32)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        if gain is None:
+            total = np.subtract(merged, D, out=_fitting(out, wide), dtype=wide)
+        else:
+            total = np.divide(merged, gain, out=_fitting(out, wide), dtype=wide)
+            total -= D
+    return rounded(total, dtype)
 
 
-def _wide(W: Array) -> Array:
-    return W if W.dtype in WIDE else W.astype(np.float32)
+def summed(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
+    """g·(W + D) in float32, or in float64 for float64 weights; into ``out`` (float32) where that fits."""
+    wide = np.result_type(W.dtype, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total: Array = np.add(W, D, out=_fitting(out, wide), dtype=wide)
+        if gain is not None:
+            total *= gain
+    return total
 
 
-def _rounded(total: Array, dtype: DTypeLike) -> Array:
+def rounded(total: Array, dtype: DTypeLike, *, rounding: Rounding | None = None) -> Array:
+    """Wide numbers in ``dtype``: a new array, or ``total`` itself where it has that dtype."""
     dtype = np.dtype(dtype)
+    if rounding and rounding.mode == "stochastic" and dtype not in WIDE:
+        return _drawn(total, dtype, rounding)
+    return _nearest(total, dtype)
+
+
+def _fitting(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
+    return out if out is not None and out.dtype == dtype else None
+
+
+def _nearest(total: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.itemsize == 1:
             limit = _largest(dtype)
@@ -101,9 +121,9 @@ def _largest(dtype: np.dtype[np.generic]) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
-def _drawn(total: Array, dtype: DTypeLike, rounding: Rounding) -> Array:
+def _drawn(total: Array, dtype: np.dtype[Any], rounding: Rounding) -> Array:
     """Each entry on one of its two neighbours, the nearer one the likelier."""
-    nearest = _rounded(total, dtype)
+    nearest = _nearest(total, dtype)
     limit = _largest(nearest.dtype)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         error = total - nearest.astype(total.dtype)

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
+import numpy as np
+
 from loralens.core.lazy import LazyArray
 from loralens.merge.plan import TensorPlan, as_matrix
 
 HEAD = "lm_head.weight"
+HEADED = ("CausalLM", "LMHeadModel", "ConditionalGeneration")  # ends of the names of models that have one
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
 
 
@@ -31,8 +34,12 @@ class Tied:
     def of(cls, base: Mapping[str, LazyArray], config: Mapping[str, Any]) -> Self:
         """As ``config.json`` says it.
 
-        Some models are tied unless it says otherwise, so a missing head counts as tied too.
+        Some models are tied unless it says otherwise, so a missing head counts as tied too, but in a model that by its
+        architecture has none.
         """
+        made = config.get("architectures")
+        if isinstance(made, list) and made and not any(str(name).endswith(HEADED) for name in made):
+            return cls()
         text = config.get("text_config")
         said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
         if any(key.endswith(HEAD) for key in base) or said is False:
@@ -46,6 +53,14 @@ class Tied:
     def shown(self, base: Mapping[str, LazyArray]) -> Mapping[str, LazyArray]:
         """The base with a head of its own, equal to the embedding."""
         return {**base, self.head: self.tensor} if self.head and self.tensor is not None else base
+
+    def spared(self, changed: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
+        """The plans without one for the head that would only make it what the embedding becomes."""
+        head, embedding = (changed.get(key) if key else None for key in (self.head, self.embedding))
+        if head is None or embedding is None or head.slabs or embedding.slabs or head.tokens or embedding.tokens:
+            return dict(changed)
+        same = head.shape == embedding.shape and np.array_equal(head.source.read(), embedding.source.read())
+        return {key: tensor for key, tensor in changed.items() if key != self.head or not same}
 
     def consequences(self, changed: Mapping[str, TensorPlan], *, untie: bool) -> tuple[list[str], dict[str, object]]:
         """What to tell the user, and which fields of the configuration change."""

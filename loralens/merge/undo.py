@@ -9,12 +9,12 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
-from loralens.linalg.exact import Singles
-from loralens.merge.apply import Gain, MatrixRows, cuts
+from loralens.merge.gain import Gain
+from loralens.merge.matrix import Buffer, MatrixRows, cuts
 from loralens.merge.patch import Blob, PatchReader
-from loralens.merge.plan import Slab, TensorPlan
+from loralens.merge.plan import Slab, TensorPlan, as_matrix
 from loralens.merge.record import Against
-from loralens.merge.rounding import removed, slices_for
+from loralens.merge.rounding import removed, rounded, slices_for
 
 
 @final
@@ -49,6 +49,10 @@ class TensorUndo:
     base_hash: str
     merged_hash: str
 
+    def zeros(self, start: int, stop: int) -> Array:
+        """Rows of nothing, in the dtype of the base."""
+        return np.zeros((stop - start, *self.shape[1:]), self.dtype)
+
 
 def restored(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
     """The rows of the base tensor in order.
@@ -76,41 +80,39 @@ def restored(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
     reader.finish()
     if digest.hexdigest() != undo.base_hash:
         raise MismatchError(
-            f"{undo.key}: what came out is not the base that was merged",
+            "what came out is not the base that was merged",
             fix="the undo file is damaged: use another copy",
         )
 
 
 def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     digest = sha256()
-    plan = TensorPlan(undo.key, merged, undo.matrix if merged.shape == undo.shape else (1, merged.size))
-    source = MatrixRows(merged, plan.matrix)
-    for start, stop, _ in cuts(plan):
-        digest.update(np.ascontiguousarray(source.rows(start, stop)).reshape(-1).view(np.uint8).data)
+    matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
+    for rows in MatrixRows(merged, matrix).blocks():
+        digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
     if digest.hexdigest() != undo.merged_hash:
         raise MismatchError(
-            f"{undo.key} is not as it was merged: it was changed since, or belongs to another merge",
+            "is not as it was merged: it was changed since, or belongs to another merge",
             fix="give the model that this undo file was written for; adapters merged later are unmerged first",
         )
 
 
 def _subtracted(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
     """R: the merged rows with the update taken away, in the dtype of the base."""
-    plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs)
     if undo.against == "nothing":
-        yield np.zeros(undo.shape, undo.dtype).reshape(1, -1)
+        blank = LazyArray(lambda: np.zeros(undo.shape, undo.dtype), shape=undo.shape, dtype=undo.dtype, rows=undo.zeros)
+        yield from MatrixRows(blank, undo.matrix).blocks()
         return
-    source = MatrixRows(merged, undo.matrix)
+    plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs)
+    source, buffers = MatrixRows(merged, undo.matrix), (Buffer(), Buffer())
     products = {slab.start: slab.update(slices_for(undo.dtype)) for slab in undo.slabs}
-    buffer: Singles = np.empty(0, np.float32)
     for start, stop, slab in cuts(plan):
         rows = source.rows(start, stop)
         if slab is None or undo.against == "merged":
-            yield rows.astype(undo.dtype)
+            yield rounded(rows, undo.dtype)
             continue
-        if buffer.size < rows.size:
-            buffer = np.empty(rows.size, np.float32)
         first, last = start - slab.start, stop - slab.start
-        D = products[slab.start].rows(first, last, out=buffer[: rows.size].reshape(rows.shape))
+        D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
         gain = undo.gains.get(slab.start)
-        yield removed(rows, D, undo.dtype, gain=gain.of(first, last) if gain else None)
+        found = gain.of(first, last) if gain else None
+        yield removed(rows, D, undo.dtype, gain=found, out=buffers[1].of(rows.shape))

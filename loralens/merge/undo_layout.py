@@ -6,15 +6,18 @@ Arrays, for each stored tensor KEY that the merge changed and the base has:
     KEY#gain.START      DoRA's gain of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
+    KEY#whole           a tensor that the merge left out (scales of float8 weights), as it was
 
-JSON: ``version``; ``adapters``, what was merged; ``added``, keys that the base has not; ``headers``, ``texts``, what
-stood at the head of shards and in other files that the merge changed; ``tensors``, KEY → ``dtype``, ``shape``,
+JSON: ``version``; ``adapters``, what was merged; ``dropped``, keys that the merge left out; ``copies``, KEY → SHA-256
+of every tensor that it did not touch; ``headers``, ``texts``, what stood at the head of shards and in other files that
+the merge changed; ``tensors``, KEY → ``dtype``, ``shape``,
 ``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``, ``different``, ``against``, ``slabs``: ``module``, ``start``,
 ``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
 import numpy as np
@@ -22,9 +25,9 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError, place
-from loralens.merge.apply import Gain
+from loralens.merge.gain import Gain
 from loralens.merge.patch import Blob
-from loralens.merge.plan import Slab
+from loralens.merge.plan import Slab, as_matrix
 from loralens.merge.record import TensorRecord
 from loralens.merge.undo import TensorUndo
 
@@ -48,7 +51,7 @@ def packed(record: TensorRecord, keep: Callable[[bytes], LazyArray]) -> tuple[di
     entry = {
         "dtype": str(plan.base.dtype),
         "shape": list(plan.base.shape),
-        "matrix": list(plan.matrix if plan.base.shape == plan.shape else (1, plan.base.size)),
+        "matrix": list(plan.matrix if plan.base.shape == plan.shape else as_matrix(plan.base.shape)),
         "base": record.base_hash,
         "merged": record.merged_hash,
         "coding": patch.coding,
@@ -71,19 +74,74 @@ def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
     }
 
 
-def unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
-    """The undo of one tensor.
+@final
+@dataclass(frozen=True, slots=True)
+class MergeUndo:
+    """An undo file as it was read; made by `merge_undo`.
+
+    Attributes
+    ----------
+    entries : mapping of str to mapping
+        Of every tensor that changed.
+    arrays : mapping of str to LazyArray
+    dropped : mapping of str to LazyArray
+        Tensors that the merged model lacks.
+    copies : mapping of str to str
+        SHA-256 of the tensors that stayed as they were.
+    headers, texts : mapping of str to str
+        By the name of their file.
+    """
+
+    entries: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, LazyArray]
+    dropped: Mapping[str, LazyArray]
+    copies: Mapping[str, str]
+    headers: Mapping[str, str]
+    texts: Mapping[str, str]
+
+    def tensor(self, key: str) -> TensorUndo:
+        """The undo of one tensor, its patch read now.
+
+        Raises
+        ------
+        FormatError
+            Something is missing, or of another kind than it has to be.
+        """
+        with place(key):
+            try:
+                return _unpacked(key, self.entries[key], self.arrays)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
+
+    def outline(self, key: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Dtype and shape of a tensor of the base that the merge changed or left out."""
+        if key in self.dropped:
+            return self.dropped[key].dtype, self.dropped[key].shape
+        return np.dtype(self.entries[key]["dtype"]), tuple(self.entries[key]["shape"])
+
+
+def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
+    """What an undo file holds, its outline checked.
 
     Raises
     ------
     FormatError
-        Something is missing, or of another kind than it has to be.
+        Something is missing, or it is of a version that we do not know.
     """
-    with place(key):
-        try:
-            return _unpacked(key, entry, arrays)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
+    if content.get("version") != VERSION:
+        raise FormatError(
+            f"is an undo file of version {content.get('version')!r}",
+            fix=f"unmerge with a loralens that writes version {VERSION}",
+        )
+    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts")}
+    missing = [name for name, part in parts.items() if not isinstance(part, dict)]
+    dropped = content.get("dropped")
+    if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in dropped):
+        raise FormatError("its outline is not as it was written", fix=_DAMAGED)
+    return MergeUndo(
+        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
+        content["copies"], content["headers"], content["texts"],
+    )  # fmt: skip
 
 
 def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:

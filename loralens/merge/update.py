@@ -13,9 +13,10 @@ import numpy as np
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.exact import ROWS, ExactProduct, Singles, exact_product
+from loralens.linalg.exact import ExactProduct, Singles, exact_product
 from loralens.linalg.factor import Floats
 
+BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # how strongly, and what
 
 
@@ -210,7 +211,7 @@ def _rounded(rows: Floats | Singles, out: Singles | None) -> Singles:
     return out
 
 
-def row_blocks(rows: int, columns: int, numbers: int = 1 << 20) -> list[tuple[int, int]]:
-    """Start and stop of blocks of about ``numbers`` numbers, whole multiples of what `ExactProduct` makes at a time."""
-    step = max(ROWS, numbers // max(1, columns) // ROWS * ROWS)
+def row_blocks(rows: int, columns: int, numbers: int = BLOCK) -> list[tuple[int, int]]:
+    """Start and stop of blocks of at most about ``numbers`` numbers, one row at least."""
+    step = max(1, numbers // max(1, columns))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -8,8 +8,10 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.rounding import ulp
-from loralens.merge.apply import Block, MatrixRows, TensorMerge
+from loralens.merge.apply import Block, TensorMerge
+from loralens.merge.matrix import MatrixRows
 from loralens.merge.patch import bits
+from loralens.merge.plan import as_matrix
 
 Outcome = Literal["exact", "rounded", "partial", "absent"]
 
@@ -54,7 +56,7 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
     merge : TensorMerge
         Prepared with the dtype of the merged tensor.
     merged : LazyArray
-        As it stands in the model in question.
+        As it stands in the model in question; float8 weights that have scales multiplied by them.
     """
     plan = merge.plan
     if merged.shape != plan.shape:
@@ -70,7 +72,7 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
 
 
 class _Comparison:
-    """Sums over the blocks of one module."""
+    """Sums over the blocks of one module; entries that are infinite or missing count only as equal or different."""
 
     def __init__(self) -> None:
         self.D_D = self.moved = self.lost = 0.0
@@ -78,7 +80,7 @@ class _Comparison:
 
     def take(self, block: Block, M: Array) -> None:
         """The next rows of the merge and of the model."""
-        self.different += int(np.count_nonzero(bits(M) != bits(block.merged)))
+        self.different += int(np.count_nonzero(bits(M) != bits(block.numbers(block.merged))))
         self.size += M.size
         if block.D is None:
             return
@@ -86,11 +88,15 @@ class _Comparison:
         with np.errstate(invalid="ignore", over="ignore"):
             if block.gain is not None:
                 D = (W + D) * block.gain - W
-            apart = here - W - D
-            self.beyond += int(np.count_nonzero(np.abs(apart) > NEAR * ulp(W + D, M.dtype)))
-            self.D_D += float(np.vdot(D, D))
-            self.moved += float(np.vdot(here - W, D))
-            self.lost += float(np.vdot(apart, apart))
+            moved, apart = here - W, here - W - D
+            finite = np.isfinite(apart) & np.isfinite(D)
+            moved, apart, D = (np.where(finite, x, 0) for x in (moved, apart, D))
+            scale = np.float64(1) if block.scale is None else block.scale
+            unit = ulp(np.where(finite, W + D, 1) / scale, block.merged.dtype) * scale
+            self.beyond += int(np.count_nonzero(np.abs(apart) > NEAR * unit))
+        self.D_D += float(np.vdot(D, D))
+        self.moved += float(np.vdot(moved, D))
+        self.lost += float(np.vdot(apart, apart))
 
     def verdict(self, name: str) -> Verdict:
         """What they say together; of a tensor that is replaced, by how many entries differ."""
@@ -111,11 +117,13 @@ class _Comparison:
 
 
 def same(first: LazyArray, second: LazyArray) -> bool:
-    """Whether two stored tensors hold the same values, whatever their dtypes."""
+    """Whether two stored tensors hold the same values; where their dtypes differ, as the narrower one holds them."""
     if first.shape != second.shape:
         return False
-    one, two = first.read(), second.read()
-    if one.dtype == two.dtype:
-        return bool(np.array_equal(bits(one), bits(two)))
-    narrow = min(one.dtype, two.dtype, key=lambda dtype: dtype.itemsize)
-    return bool(np.array_equal(bits(one.astype(narrow)), bits(two.astype(narrow))))
+    narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+    matrix = as_matrix(first.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(
+            np.array_equal(bits(one.astype(narrow, copy=False)), bits(two.astype(narrow, copy=False)))
+            for one, two in zip(MatrixRows(first, matrix).blocks(), MatrixRows(second, matrix).blocks(), strict=True)
+        )

@@ -18,7 +18,9 @@ LABELS = 12  # ranks that fit beside their points
 UNITS = (("B", 1), ("kB", 1000), ("MB", 1000**2), ("GB", 1000**3))
 
 
-def curve_figure(title: str, points: Sequence[Point], *, chosen: tuple[int, float] | None = None) -> Figure:
+def curve_figure(
+    title: str, points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False
+) -> Figure:
     """Relative error in percent over bytes of the file, both from 0.
 
     Parameters
@@ -28,6 +30,8 @@ def curve_figure(title: str, points: Sequence[Point], *, chosen: tuple[int, floa
         Of `loralens.compress.curve.curve`.
     chosen : tuple of int and float, optional
         Bytes and error of what was written, marked on the curve.
+    on_data : bool
+        Errors are those on real inputs.
     """
     with styled():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -57,7 +61,8 @@ def curve_figure(title: str, points: Sequence[Point], *, chosen: tuple[int, floa
             axes.plot(
                 chosen[0] / step, 100 * chosen[1], "*", markersize=11, color=CHOSEN, label="what was written", zorder=5
             )
-        _finish(axes, unit, 1.08 * largest / step)
+        error = "√(E‖(ΔW − ΔW')x‖² / E‖ΔWx‖²)" if on_data else "‖ΔW − ΔW'‖ / ‖ΔW‖"
+        _finish(axes, unit, 1.08 * largest / step, error)
         axes.set_title(fit(title, 90), parse_math=False)
     return settle(figure)
 
@@ -80,10 +85,10 @@ def _label_ranks(axes: Axes, points: Sequence[Point], step: int) -> None:
         )
 
 
-def _finish(axes: Axes, unit: str, right: float) -> None:
+def _finish(axes: Axes, unit: str, right: float, error: str) -> None:
     """Axes from 0, named, and the legend where falling curves leave room."""
     axes.set_xlabel(f"size of the file [{unit}]")
-    axes.set_ylabel("‖ΔW − ΔW'‖ / ‖ΔW‖ over all modules [%]")
+    axes.set_ylabel(f"{error} over all modules [%]")
     axes.set(xlim=(0, right), ylim=(0, 1.08 * max(axes.get_ylim()[1], 1e-9)))
     axes.grid(visible=True, linewidth=0.3, color="0.85")
     axes.spines[["top", "right"]].set_visible(False)

@@ -122,6 +122,9 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     target = tmp_path / "stats.safetensors"
     result = run(*arguments(home, "bert", target, "--dry-run"))
     assert result.stdout == f"would write {target}: moments of 2 modules on 4 texts\n"
+    record = json.loads(run(*arguments(home, "bert", target, "--dry-run", "--json")).stdout)
+    names = [{"name": f"bert.encoder.layer.{i}.attention.self.query".removeprefix("bert.")} for i in range(2)]
+    assert record == {"target": None, "texts": 4, "modules": names}
     assert not target.exists()
 
 
@@ -182,6 +185,14 @@ def test_an_existing_target_is_left_alone(home: Path, tmp_path: Path) -> None:
     result = run(*arguments(home, "llama", target))
     assert (result.exit_code, target.read_bytes()) == (1, b"mine")
     assert "exists" in result.stderr
+    result = run(*arguments(home, "llama", target, "--overwrite"))
+    assert (result.exit_code, target.read_bytes()) == (1, b"mine")  # no moments: nothing that this command made
+    assert "holds no moments" in result.stderr
+    base, before = home / "llama" / "model.safetensors", (home / "llama" / "model.safetensors").read_bytes()
+    assert run(*arguments(home, "llama", base, "--overwrite")).exit_code == 1
+    assert base.read_bytes() == before
+    target.unlink()
+    assert run(*arguments(home, "llama", target)).exit_code == 0
     assert run(*arguments(home, "llama", target, "--overwrite")).exit_code == 0
 
 
@@ -198,6 +209,11 @@ def test_a_folder_without_tokenizer_and_one_with_weights_missing(home: Path, tmp
     result = run(*args)
     assert result.exit_code == 1
     assert "no tokenizer can be loaded" in result.stderr
+    models.bert().save_pretrained(tmp_path / "wordless")  # of this kind transformers makes an empty one
+    args = arguments(home, "bert", tmp_path / "stats.safetensors")
+    args[1] = tmp_path / "wordless"
+    result = run(*args)
+    assert (result.exit_code, "its tokenizer knows no words" in result.stderr) == (1, True)
     headless = models.folder(models.bert(), tmp_path / "headless")
     config = json.loads((headless / "config.json").read_text())
     config["architectures"] = ["BertForMaskedLM"]

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.cli.compress_rule import Size
 from loralens.cli.main import main
+from loralens.compress.informed import data_losses
 from loralens.compress.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
@@ -167,6 +168,37 @@ def test_activations(small: Path, tmp_path: Path) -> None:
     assert "belong to another adapter" in result.stderr
 
 
+@pytest.mark.parametrize(("size", "by_weights"), [(1400, False), (2000, True)])
+@pytest.mark.parametrize("seed", range(3))
+def test_few_bits_chosen_with_the_data_lose_no_more_on_them(
+    seed: int, size: int, by_weights: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(seed)
+    modules, moments = {}, {}
+    for i in range(3):
+        A = rng.standard_normal((4, 30))
+        modules[f"m.{i}.q_proj"] = loralens.LowRank(rng.standard_normal((40, 4)) * np.logspace(0, -1, 4), A, 2.0)
+        K = np.cov(rng.standard_normal((4, 9)) * np.logspace(0, -2, 4)[rng.permutation(4), None])
+        moments[f"m.{i}.q_proj"] = Moment(K, 9, trace=10 * float(np.trace(K)))
+    adapter = Adapter(modules=modules)
+    loralens.save(adapter, tmp_path / "in")
+    made = Moments(modules=moments, fingerprint=fingerprint(loralens.load(tmp_path / "in")))
+    save_moments(made, tmp_path / "k.safetensors")
+    arguments = [tmp_path / "in", "--size", size, "--to", "loralens-q"]
+    told(*arguments, "-o", tmp_path / "plain")
+    record = told(*arguments, "-o", tmp_path / "out", "--activations", tmp_path / "k.safetensors", "--plot",
+                  tmp_path / "curve.png")  # fmt: skip
+    source, plain = loralens.load(tmp_path / "in"), loralens.load(tmp_path / "plain")
+    weights_alone = total_error(data_losses(source, plain, made))
+    if by_weights:
+        assert record["total"]["data_error"] == weights_alone
+        assert record["notes"] == ["ranks and bits chosen by the weights alone: so they lose less on the data too"]
+    else:
+        assert record["total"]["data_error"] < weights_alone
+        assert record["notes"] == []
+    assert record["total"]["bytes_after"] <= size
+
+
 def test_dora_is_solved_anew_with_the_base_and_kept_without(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     W, m = rng.standard_normal((7, 5)).astype(np.float32), (1 + rng.random(7)).astype(np.float32)
@@ -245,6 +277,8 @@ def test_where_to_write_has_to_be_said(small: Path) -> None:
     [
         (["--rank", 1, "-o", "SMALL"], "is where the source is"),
         (["--rank", 1, "-o", "SMALL/adapter_model.safetensors", "--overwrite"], "is where the source is"),
+        (["--rank", 1, "-o", "SMALL/other.safetensors", "--overwrite"], "would share adapter_config.json"),
+        (["--rank", 1, "-o", "SMALL/other.safetensors", "--to", "loralens-q"], "would share adapter_config.json"),
         (["--rank", 1, "-o", "THERE"], "exists"),
         (["--rank", 1, "-o", "out", "-m", "k_prj"], "no module matches"),
         (["--size", "1KB", "-o", "out"], "rank 1 everywhere"),

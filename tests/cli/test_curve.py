@@ -3,10 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import loralens
 from loralens.cli.main import main
+from loralens.core.fingerprint import fingerprint
+from loralens.core.moments import Moment, Moments
+from loralens.formats.moments import save_moments
+from tests.conftest import small_adapter
 
 
 def run(*args: object) -> Result:
@@ -30,7 +36,9 @@ def test_table(small: Path) -> None:
 
 def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> None:
     record = json.loads(run("curve", small, "--json").stdout)
-    assert (record["source"], record["format"], record["modules"]) == (str(small), "peft", 6)
+    assert set(record) == {"loralens", "source", "format", "activations", "modules", "points"}
+    assert (record["source"], record["format"], record["activations"]) == (str(small), "peft", None)
+    assert record["modules"] == 6
     assert [point["rank"] for point in record["points"]] == [2, 1]
     for point in record["points"]:
         for how, rule in (("uniform", ["--rank", point["rank"]]), ("budget", ["--size", point["uniform"]["bytes"]])):
@@ -52,3 +60,24 @@ def test_errors(small: Path) -> None:
         result = run("curve", *arguments)
         assert result.exit_code == 1
         assert "\n  fix: " in result.stderr
+
+
+def test_on_data(small: Path, tmp_path: Path) -> None:
+    adapter, file = loralens.load(small), tmp_path / "k.safetensors"
+    moments = {name: Moment(np.diag([1e-4, 1.0]), 10) for name in adapter}
+    save_moments(Moments(modules=moments, fingerprint=fingerprint(adapter)), file)
+    record = json.loads(run("curve", small, "--json", "--activations", file).stdout)
+    assert record["activations"] == str(file)
+    for point in record["points"]:
+        done = run("compress", small, "--json", "--dry-run", "--rank", point["rank"], "--activations", file)
+        expected = json.loads(done.stdout)["total"]
+        assert set(point["uniform"]) == {"ranks", "parameters", "bytes", "data_error"}
+        assert point["few_bits"]["expected_error"] is None
+        assert point["uniform"]["data_error"] == pytest.approx(expected["data_error"], rel=2e-3)  # ε of K
+    shown = run("curve", small, "--activations", file, "--plot", tmp_path / "curve.png").stdout
+    assert "on the data" in shown
+    assert "few bits" not in shown
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    twin = tmp_path / "twin"
+    loralens.save(small_adapter().map(lambda m: m.rescaled(2.0, m.scaling)), twin)
+    assert "belong to another adapter" in run("curve", twin, "--activations", file).stderr

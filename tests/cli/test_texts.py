@@ -46,6 +46,7 @@ def test_lines_behind_the_limit_are_not_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "one"}\n{"txt": "two"}', 'line 2: has no "text"'),
         ("a.jsonl", '{"text": " "}', 'line 1: "text" is empty'),
         ("a.jsonl", '{"text": 3}', 'line 1: "text" is no text'),
+        ("a.jsonl", r'{"text": "a \ud83d b"}', "line 1: .*half a surrogate pair"),
         ("a.jsonl", '["text"]', "line 1: is no JSON object"),
         ("a.jsonl", "{", "line 1: is not JSON"),
         ("a.jsonl", '{"text": "one", "label": true}', 'line 1: "label" is True'),

@@ -14,7 +14,7 @@ from loralens.compress.loss import total_error
 from loralens.compress.quantise import quantise
 from loralens.core.quantised import direction_bytes
 from loralens.errors import OptionError
-from loralens.formats.quantised_writer import file_size
+from loralens.formats.sizes import file_size
 from loralens.linalg.quantise import expected_noise
 from tests.reference import truncation_bytes
 
@@ -158,7 +158,7 @@ def test_real_files_keep_the_size_and_lose_less_than_rank_alone(real: Path, name
     spectra = {module: one.singular_values() for module, one in adapter.items()}
     shapes = {module: one.shape for module, one in adapter.items()}
     budget = 4 * sum(sum(shapes[module]) * s.size for module, s in spectra.items()) // part
-    found = allocate(spectra, shapes, budget, size=lambda bits: file_size(adapter, bits=bits))
+    found = allocate(spectra, shapes, budget, size=lambda bits: file_size(adapter, "loralens-q", bits=bits))
     small, losses = quantise(adapter, bits=found.bits)
     loralens.save(small, tmp_path / "small.safetensors", format="loralens-q")
     size = (tmp_path / "small.safetensors").stat().st_size
@@ -169,3 +169,12 @@ def test_real_files_keep_the_size_and_lose_less_than_rank_alone(real: Path, name
     narrow = 4 * min(map(sum, shapes.values()))
     alone = np.sqrt(rest[budget // narrow :].sum() / rest.sum())  # even if every module were the smallest
     assert total_error(losses) < 0.6 * alone
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_bits_do_not_hang_on_the_unit(unit: float) -> None:
+    spectra = {"a": np.array([8.0, 1.0, 0.1]), "b": np.array([2.0, 0.5])}
+    far = {name: unit * s for name, s in spectra.items()}
+    shapes = {"a": (40, 30), "b": (20, 20)}
+    assert allocate(far, shapes, 300) == allocate(spectra, shapes, 300)
+    np.testing.assert_array_equal(tradeoff(far, shapes).error, tradeoff(spectra, shapes).error)

@@ -186,6 +186,26 @@ def test_the_error_of_any_other_update():
     assert data_error(nothing, module, K) == np.inf
 
 
+@pytest.mark.parametrize("decades", [0, 2])
+def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inputs(decades):
+    """White noise on A: E‖(ΔW − ΔW')x‖² over the noise is that of inputs of the same length, graded or not."""
+    module, X, _ = case(16, out=10, in_=300, r=4, inputs=500, decades=decades)
+    K, trace = moments(module, X, np.zeros((1, 10)))[0], np.sum(X**2) / len(X)
+    rng = np.random.default_rng(17)
+    whole, errors = reference.on_data(module.dense(), X), []
+    for _ in range(20):
+        other = LowRank(module.B, module.A + 0.05 * rng.standard_normal(module.A.shape), module.scale)
+        true = reference.on_data(module.dense() - other.dense(), X) / whole
+        errors.append((data_error(module, other, K, trace=trace) / true, data_error(module, other, K) / true))
+    counted, not_counted = np.sqrt(np.mean(np.square(errors), axis=0))
+    assert counted == pytest.approx(1, rel=0.08)
+    assert not_counted < 0.4
+    smaller = whitened_svd(module, K).truncated(2)
+    assert data_error(module, smaller, K, trace=trace) == pytest.approx(data_error(module, smaller, K), rel=1e-12)
+    wide = LowRank(np.ones((3, 6)), np.random.default_rng(0).standard_normal((6, 5)))  # A sees all inputs
+    assert data_error(wide, LowRank(wide.B, 2 * wide.A), np.eye(6), trace=1e9) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("K", "error", "message"),
     [

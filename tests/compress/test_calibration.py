@@ -75,6 +75,7 @@ def test_moments_are_those_of_the_adapted_inputs() -> None:
         z = x @ adapter[name].A.T.astype(np.float64)
         assert moments[name].count == len(x) == 3 + 7 + 7 + 3 + 5
         np.testing.assert_allclose(moments[name].K, z.T @ z / len(x), rtol=MOMENTS, atol=MOMENTS)
+        assert moments[name].trace == pytest.approx(np.sum(x**2) / len(x), rel=MOMENTS)
         assert moments[name].G is None
     assert (moments.unreached, dict(moments.unmeasured)) == ((), {})
     assert dict(moments.source) == {"batches": 2, "who": "test"}
@@ -126,6 +127,7 @@ def test_a_peft_model_gives_the_same_as_its_base(tmp_path: Any) -> None:
         assert with_peft[name].count == plain[name].count
         np.testing.assert_allclose(with_peft[name].K, plain[name].K, rtol=MOMENTS_32, atol=MOMENTS_32)
         np.testing.assert_allclose(with_peft[name].G, plain[name].G, rtol=1e-3, atol=MOMENTS_32)
+        assert with_peft[name].trace == pytest.approx(plain[name].trace, rel=MOMENTS_32)
 
 
 def test_a_peft_model_that_does_not_use_the_adapter_is_refused(tmp_path: Any) -> None:
@@ -230,6 +232,8 @@ def test_every_kind_of_layer() -> None:
         z = x @ adapter[name].A.T
         assert moments[name].count == len(x)
         np.testing.assert_allclose(moments[name].K, z.T @ z / len(x), rtol=MOMENTS, atol=MOMENTS, err_msg=name)
+        assert moments[name].trace == pytest.approx(np.sum(x**2) / len(x), rel=MOMENTS)
+    assert moments["unused"].trace == 0
 
 
 def test_the_out_side_is_the_gradient_at_the_output() -> None:

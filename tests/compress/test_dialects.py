@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
@@ -93,3 +94,45 @@ def test_a_module_that_goes_goes_from_the_header_of_a_diffusers_file_too(tmp_pat
     assert len(after) == len(adapter) - 1
     header = json.loads((after.metadata or {})["lora_adapter_metadata"])
     assert sorted(header["transformer.target_modules"]) == ["0.to_q", "2.to_q", "3.to_q"]
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Path:
+    """Old PEFT's MergedLinear: q and v of one weight (24, 20) adapted, two blocks of rank 4 each."""
+    rng = np.random.default_rng(1)
+    folder, key = tmp_path / "fused", "base_model.model.h.0.attn"
+    folder.mkdir()
+    tensors = {
+        f"{key}.lora_A.weight": rng.standard_normal((8, 20)).astype(np.float32),
+        f"{key}.lora_B.weight": rng.standard_normal((16, 4, 1)).astype(np.float32),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["attn"],
+              "enable_lora": [True, False, True]}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "rule", [["--rank", 6], ["--error", 0.01], ["--parameters", 1], ["--parameters", 0.99, "--drop-dead"]]
+)
+def test_fused_projections_are_kept_whole_where_a_pair_would_be_no_smaller(
+    rule: list[object], fused: Path, tmp_path: Path
+) -> None:
+    record = compressed(fused, tmp_path / "out", *rule)
+    total = record["total"]
+    assert total["parameters_after"] <= total["parameters_before"] == 8 * 20 + 16 * 4
+    if 0.99 in rule:
+        assert record["notes"] == []
+        assert 0 < total["relative_error"] < 1
+        return
+    assert record["notes"] == ["1 modules of fused projections kept whole, in blocks"]
+    assert total["relative_error"] == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (fused / name).read_bytes()
+
+
+def test_fused_projections_have_no_blocks_elsewhere(fused: Path, tmp_path: Path) -> None:
+    for more in (["--to", "kohya"], ["--uniform"]):
+        record = compressed(fused, tmp_path / more[-1], "--rank", 6, *more)
+        assert (record["modules"][0]["rank_after"], record["notes"]) == (6, [])

@@ -11,7 +11,12 @@ SPECTRA = {"m.0.q_proj": np.array([3.0, 4.0])[::-1], "m.0.v_proj": np.array([2.0
 
 def test_words():
     assert protection(SPECTRA, "absolute") == dict.fromkeys(SPECTRA, 1.0)
-    assert list(protection(SPECTRA, "relative").values()) == pytest.approx([1 / 25, 1 / 4, 0])
+    assert list(protection(SPECTRA, "relative").values()) == pytest.approx([1, 25 / 4, 0])
+
+
+def test_no_norm_is_too_large_or_too_small():
+    far = {"q": np.array([1e200]), "k": np.array([1e180]), "v": np.array([1e-200])}
+    assert list(protection(far, "relative").values()) == pytest.approx([1, 1e40, 1e100])
 
 
 def test_the_first_glob_that_matches_counts_and_the_rest_is_one():

@@ -249,6 +249,9 @@ def test_numbers_that_do_not_fit_a_dtype_are_refused_not_written_as_infinity():
     adapter = Adapter(modules={"a": LowRank(B, np.ones((2, 3), np.float32) * np.array([[1e5], [-1]], np.float32))})
     with pytest.raises(FormatError, match="too large for float16"):
         truncate(adapter, Rule("rank", 1), dtype=np.float16)
+    after = Plan.of(adapter, dtype=np.float16).at({"a": 1})
+    with pytest.raises(FormatError, match=r"^a: its balanced factors"):
+        after["a"].B.sum()
 
 
 def test_a_module_that_is_gone_or_changed_has_lost_itself():
@@ -273,3 +276,22 @@ def test_prediction_is_what_exact_factors_lose(adapter):
     for name, loss in found.items():
         assert predicted[name].relative_error == pytest.approx(loss.relative_error, abs=LOSS)
         assert predicted[name].spectral_error == pytest.approx(loss.spectral_error, abs=LOSS)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_a_scale_of_any_size_loses_the_same(adapter, scale):
+    far = adapter.map(lambda module: module.rescaled(scale, module.scaling))
+    plain = adapter.map(lambda module: module.rescaled(1.0, module.scaling))
+    for protect in ("absolute", "relative"):
+        rule = Rule("parameters", 0.4)
+        expected, found = (truncate(one, rule, protect=protect).losses for one in (plain, far))
+        for name, loss in found.items():
+            assert loss.rank_after == expected[name].rank_after
+            assert loss.relative_error == pytest.approx(expected[name].relative_error, rel=LOSS)
+            assert loss.spectral_error == pytest.approx(expected[name].spectral_error, rel=LOSS)
+
+
+def test_a_module_that_stays_as_it_is_must_be_finite_too(adapter):
+    broken = LowRank(np.full((9, 2), np.nan), np.ones((2, 5)))
+    with pytest.raises(FormatError, match=r"^fc: .*NaN"):
+        truncate(Adapter(modules={**adapter.modules, "fc": broken}), Rule("rank", 2), modules=["q_proj"])

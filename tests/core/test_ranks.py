@@ -193,3 +193,10 @@ def test_what_shares_a_rank():
         "m.attn.in_proj_weight": "m.attn",
         "m.attn.out_proj": "m.attn",
     }
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_ranks_do_not_hang_on_the_unit(unit):
+    spectra = {"q": unit * np.array([4.0, 2.0, 1.0]), "v": unit * np.array([3.0, 0.5])}
+    found = ranks(spectra, {"q": 2, "v": 3}, Rule("parameters", 9))
+    assert found == {"q": 3, "v": 1}

@@ -20,7 +20,8 @@ def moments() -> Moments:
     rng = np.random.default_rng(0)
     adapter = small_adapter()
     X = {name: rng.standard_normal((5, 2)) for name in adapter}
-    found = {name: Moment(x.T @ x / 5, 5, x.T @ x if "0.self" in name else None) for name, x in X.items()}
+    found = {name: Moment(x.T @ x / 5, 5, x.T @ x if "0.self" in name else None, 0.1 + i)
+             for i, (name, x) in enumerate(X.items())}  # fmt: skip
     last = "model.layers.10.self_attn.v_proj"
     del found[last]
     found["model.layers.10.self_attn.q_proj"] = Moment(np.zeros((2, 2)), 0)
@@ -37,7 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert len(back) == 5
     for name, moment in made.items():
         np.testing.assert_array_equal(back[name].K, moment.K)
-        assert back[name].count == moment.count
+        assert (back[name].count, back[name].trace) == (moment.count, moment.trace)
         assert (back[name].G is None) == (moment.G is None)
         if moment.G is not None:
             np.testing.assert_array_equal(back[name].G, moment.G)
@@ -84,7 +85,7 @@ def spoilt(tmp_path: Path, **changes: object) -> Path:
     made = moments()
     record = {
         "version": 1, "fingerprint": made.fingerprint, "unmeasured": {}, "source": {},
-        "counts": {name: m.count for name, m in made.items()},
+        "counts": {name: m.count for name, m in made.items()}, "traces": {},
     }  # fmt: skip
     for key, value in changes.items():
         if key in record:
@@ -109,6 +110,9 @@ K = "model.layers.0.self_attn.q_proj.K"
         ({"counts": [1]}, "no counts"),
         ({"counts": {"a": -1}}, "not whole numbers"),
         ({"counts": {"a": True}}, "not whole numbers"),
+        ({"traces": []}, "no traces"),
+        ({"traces": {"a": -1.0}}, "not numbers from 0"),
+        ({"traces": {"a": float("nan")}}, "not numbers from 0"),
         ({"unmeasured": {"a": 1}}, "reasons are not text"),
         ({"counts": {}}, "belongs to no module"),
         ({"without": [K]}, "its moments are missing"),

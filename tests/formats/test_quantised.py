@@ -21,7 +21,8 @@ from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.formats import FORMATS, quantised
 from loralens.formats.container import RECORD, Stored, read_safetensors
-from loralens.formats.quantised_writer import file_size, write
+from loralens.formats.quantised_writer import write
+from loralens.formats.sizes import file_size
 from tests.conftest import real_adapters
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import INT4, INT8
@@ -74,7 +75,7 @@ def test_written_and_read(bits: int, limit: float, tmp_path: Path) -> None:
     loralens.save(before, tmp_path / "out", format=NAME, bits=bits)
     (file,) = (tmp_path / "out").iterdir()
     assert file.name == "adapter_quantised.safetensors"
-    assert file.stat().st_size == file_size(before, bits=bits)
+    assert file.stat().st_size == file_size(before, "loralens-q", bits=bits)
     back = loralens.load(tmp_path / "out")
     assert (back.format, back.base_model, back.config, back.findings) == (NAME, "org/base", CONFIG, before.findings)
     assert relative(before, back) <= limit
@@ -124,7 +125,9 @@ def test_fewer_directions_are_another_rank_in_the_configuration(tmp_path: Path) 
     loralens.save(before, tmp_path / "q", format=NAME, bits=bits)
     small = loralens.load(tmp_path / "q")
     assert {name: module.rank for name, module in small.items()} == {name: len(each) for name, each in bits.items()}
-    assert (tmp_path / "q" / "adapter_quantised.safetensors").stat().st_size == file_size(before, bits=bits)
+    assert (tmp_path / "q" / "adapter_quantised.safetensors").stat().st_size == file_size(
+        before, "loralens-q", bits=bits
+    )
     loralens.save(small, tmp_path / "again", format="peft")
     again = loralens.load(tmp_path / "again")
     assert {name: module.rank for name, module in again.items()} == {name: len(each) for name, each in bits.items()}

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.merge.rounding import added, removed, slices_for
+from loralens.merge.rounding import Rounding, added, removed, slices_for
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 
@@ -37,3 +37,24 @@ def test_overflow_is_infinite_but_in_fp8_the_largest_number():
 
 def test_slices():
     assert [slices_for(dtype) for dtype in DTYPES] == [2, 2, 1, 1, 1, 1]
+
+
+def test_a_gain_multiplies_the_sum_and_is_divided_out_first():
+    W, D = np.array([[1.0, 2.0]], np.float32), np.array([[0.5, -1.0]], np.float32)
+    gain = np.array([[2.0], [3.0]], np.float32)[:1]
+    np.testing.assert_array_equal(added(W, D, np.float32, gain=gain), [[3.0, 2.0]])
+    np.testing.assert_array_equal(removed(np.float32([[3.0, 2.0]]), D, np.float32, gain=gain), W)
+    out = np.empty((1, 2), np.float32)
+    np.testing.assert_array_equal(removed(np.float32([[3.0, 2.0]]), D, np.float16, gain=gain, out=out), W)
+    np.testing.assert_array_equal(out, W)
+
+
+def test_a_stochastic_rounding_takes_each_neighbour_as_often_as_it_should():
+    W, D = np.zeros(20000, ml_dtypes.bfloat16), np.full(20000, 1 + 2.0**-9, np.float32)
+    found = added(W, D, W.dtype, rounding=Rounding("stochastic", 1, "k")).astype(float)
+    assert set(found) == {1.0, 1 + 2.0**-7}
+    assert np.mean(found > 1) == pytest.approx(0.25, abs=0.015)
+    other = added(W, D, W.dtype, rounding=Rounding("stochastic", 2, "k")).astype(float)
+    assert np.mean(found != other) > 0.3
+    exact = added(W, np.ones(20000, np.float32), W.dtype, rounding=Rounding("stochastic", 1, "k"))
+    assert set(exact.astype(float)) == {1.0}

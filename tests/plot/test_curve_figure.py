@@ -31,6 +31,9 @@ def test_axes_lines_and_labels() -> None:
     ]  # fmt: skip
     assert axes.get_xlabel() == "size of the file [kB]"
     assert axes.get_title() == "an [adapter] $x$"
+    assert axes.get_ylabel() == "‖ΔW − ΔW'‖ / ‖ΔW‖ over all modules [%]"
+    on_data = curve_figure("", points(few=False), on_data=True).axes[0]
+    assert on_data.get_ylabel() == "√(E‖(ΔW − ΔW')x‖² / E‖ΔWx‖²) over all modules [%]"
     assert lines["one rank everywhere"].get_xdata()[0] == pytest.approx(320)
     assert lines["one rank everywhere"].get_ydata()[-1] == pytest.approx(87.5)
     assert len(lines["ranks and bits, at the same size (loralens-q, expected)"].get_xdata()) == 7

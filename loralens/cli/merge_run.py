@@ -1,0 +1,183 @@
+"""One merge while it runs: what was seen of every tensor, and the files that come of it."""
+
+import json
+import os
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from loralens.cli.merge_inputs import Inputs
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import OptionError, place
+from loralens.formats.model_writer import Change, write_model
+from loralens.formats.undo import NAME, Spool, write_undo
+from loralens.formats.writing import replacing
+from loralens.merge.apply import prepare
+from loralens.merge.record import TensorRecord, Watch
+from loralens.merge.rounding import Rounding
+from loralens.merge.summary import Hashed, model_hash, module_entries, total_entry
+from loralens.merge.undo_layout import VERSION, packed
+from loralens.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CERTIFICATE = "merge_certificate.json"
+BEFORE = "before/"  # where the undo file and certificate of an earlier merge go: unmerging takes them out again
+THREADS = os.cpu_count() or 1
+
+
+class MergeRun:
+    """A merge, and the records of it.
+
+    Parameters
+    ----------
+    given : Inputs
+    rounding, seed
+    fidelity, undo : bool
+        Whether to measure what arrives, and to keep what gives the base back.
+    """
+
+    def __init__(self, given: Inputs, rounding: str, seed: int, *, fidelity: bool, undo: bool) -> None:
+        self.given, self.rounding, self.seed = given, rounding, seed
+        self.fidelity, self.undo = fidelity, undo
+        self.hashes = fidelity or undo
+        self.records: dict[str, TensorRecord] = {}
+        self.digests: dict[str, Any] = {}
+        self.spool: Spool | None = None
+        self.arrays: dict[str, LazyArray] = {}
+        self.entries: dict[str, Any] = {}
+        self._lock = Lock()
+
+    def fill(self, key: str) -> "Iterator[Array]":
+        """The merged rows of one tensor."""
+        with place(key):
+            merge = prepare(
+                self.given.plan.tensors[key],
+                dtype=self.given.dtypes[key],
+                rounding=Rounding(self.rounding, self.seed, key),  # type: ignore[arg-type]
+            )
+            watch = Watch(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo)
+            yield from watch.blocks()
+            record = watch.record()
+            arrays: dict[str, LazyArray] = {}
+            entry = None
+            if self.spool and record.patch:
+                arrays, entry = packed(record, self.spool.keep)
+            with self._lock:
+                self.arrays |= arrays
+                if entry:
+                    self.entries[key] = entry
+                self.records[key] = replace(record, patch=None)
+
+    def rehearse(self) -> None:
+        """Everything but the writing."""
+        from loralens.core.threads import in_threads
+
+        def work(key: str) -> None:
+            for _ in self.fill(key):
+                pass
+
+        in_threads(work, list(self.given.plan.tensors), THREADS)
+
+    def copied(self, key: str, rows: Array) -> None:
+        """Rows of a tensor that stays as it is."""
+        self.digests.setdefault(key, sha256()).update(_bytes(rows))
+
+    def write(
+        self, output: Path, *, undo: Path | None, certificate: Path | None, certify: bool, overwrite: bool
+    ) -> None:
+        """The merged model, and beside it or in it the undo file and the certificate."""
+        files = self.given.files
+        folder = files.root.is_dir()
+        if not folder:
+            undo = undo or output.with_name(f"{output.stem}.{NAME}")
+            certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
+        for file in (undo if self.undo else None, certificate if certify else None):
+            if file and file.exists() and not overwrite:
+                raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+
+        def beside(part: Path) -> None:
+            if self.undo:
+                write_undo(self._undo_arrays(), self._undo_content(), undo or part / NAME)
+            if certify:
+                text = json.dumps(self.certificate(), indent=2, ensure_ascii=False) + "\n"
+                with replacing(certificate or part / CERTIFICATE) as stream:
+                    stream.write(text.encode("utf-8"))
+
+        ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        with Spool(output.absolute().parent) as spool:
+            self.spool = spool if self.undo else None
+            write_model(
+                files,
+                output,
+                changes=self._changes(),
+                fill=self.fill,
+                watch=self.copied if self.hashes else None,
+                dropped=self.given.plan.dropped,
+                texts=self.given.texts(),
+                names={name: BEFORE + name for name in ours},
+                beside=beside,
+                overwrite=overwrite,
+                threads=THREADS,
+            )
+        if files.left_out:
+            names = ", ".join(files.left_out[:5]) + (", …" if len(files.left_out) > 5 else "")
+            click.echo(f"note: left out, as they hold weights that are not merged: {names}", err=True)
+
+    def _changes(self) -> dict[str, Change]:
+        return {key: Change(self.given.dtypes[key], tensor.shape) for key, tensor in self.given.plan.tensors.items()}
+
+    def _undo_arrays(self) -> dict[str, LazyArray]:
+        tensors, dropped = self.given.files.tensors, self.given.plan.dropped
+        whole = {f"{key}#whole": tensors[key] for key in dropped}
+        return dict(sorted({**self.arrays, **whole}.items()))
+
+    def _undo_content(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "adapters": self.given.adapters,
+            "tensors": dict(sorted(self.entries.items())),
+            "copies": {key: digest.hexdigest() for key, digest in sorted(self.digests.items())},
+            **self.given.originals(),
+        }
+
+    def certificate(self) -> dict[str, Any]:
+        """What was merged into what, and how much of it arrived."""
+        given = self.given
+        records = [self.records[key] for key in given.plan.tensors if key in self.records]
+        return {
+            "loralens": __version__,
+            "base": {"path": given.base, "sha256": self._hash(records, "base")},
+            "result": {"sha256": self._hash(records, "merged")},
+            "adapters": given.adapters,
+            "names": [str(match) for match in given.plan.matches],
+            "missing": list(given.plan.missing),
+            "notes": list(given.plan.notes),
+            "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
+            "dtype": given.dtype or "keep",
+            "modules": module_entries(records),
+            "total": total_entry(records),
+        }
+
+    def _hash(self, records: list[TensorRecord], side: Any) -> str | None:
+        """Of a whole model; None where nothing was hashed, or nothing was copied because nothing was written."""
+        tensors, dropped = self.given.files.tensors, self.given.plan.dropped
+        if not self.hashes or len(self.digests) + len(dropped) + sum(key in tensors for key in self.records) < len(
+            tensors
+        ):
+            return None
+        copies = {key: digest.hexdigest() for key, digest in self.digests.items()}
+        if side == "base":
+            copies |= {key: sha256(_bytes(tensors[key].read())).hexdigest() for key in dropped}
+        known = {key: Hashed(tensors[key].dtype, tensors[key].shape, digest) for key, digest in copies.items()}
+        return model_hash(records, known, side=side)
+
+
+def _bytes(rows: Array) -> memoryview:
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

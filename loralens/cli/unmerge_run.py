@@ -1,0 +1,99 @@
+"""One unmerge by an undo file while it runs: every tensor that changed is restored, every other one is checked."""
+
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loralens.cli.merge_run import BEFORE, CERTIFICATE
+from loralens.core.lazy import Array
+from loralens.errors import MismatchError, place
+from loralens.formats.checkpoint import resolved
+from loralens.formats.model_files import model_files
+from loralens.formats.model_writer import Change, write_model
+from loralens.formats.undo import NAME, read_undo
+from loralens.merge.undo import restored
+from loralens.merge.undo_layout import merge_undo
+
+LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
+
+
+class UnmergeRun:
+    """A merged model and its undo file.
+
+    Parameters
+    ----------
+    merged : Path
+    undo : Path or None
+        Where the undo file is; beside or in the model where None.
+
+    Raises
+    ------
+    MismatchError
+        They do not belong together, as far as names tell.
+    """
+
+    def __init__(self, merged: Path, undo: Path | None) -> None:
+        root = resolved(merged)
+        file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
+        arrays, content = read_undo(file)
+        self.files = model_files(root)
+        self.known = self.files.tensors
+        self._digests: dict[str, Any] = {}
+        with place(file):
+            self.held = merge_undo(arrays, content)
+            missing = [key for key in (*self.held.entries, *self.held.copies) if key not in self.known]
+            if missing or len(self.held.headers) != len(self.files.shards):
+                what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
+                raise MismatchError(what, fix="give the model that this undo file was written for")
+
+    def write(self, output: Path, *, overwrite: bool) -> None:
+        """The base; it appears only if every tensor of it is proven.
+
+        Raises
+        ------
+        MismatchError, FormatError
+            A tensor is not as it was merged, or what comes out is not the base.
+        """
+        files, held = self.files, self.held
+        folder = files.root.is_dir()
+        names = list(held.headers) if folder else [files.shards[0].name]
+        write_model(
+            files,
+            output,
+            changes={key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)},
+            fill=self._fill,
+            watch=self._watch,
+            headers=dict(zip(names, map(_header, held.headers.values()), strict=True)),
+            texts=held.texts if folder else {},
+            without=(NAME, CERTIFICATE),
+            names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
+            beside=self._check,
+            overwrite=overwrite,
+            threads=os.cpu_count() or 1,
+        )
+
+    def _fill(self, key: str) -> Iterator[Array]:
+        with place(key):
+            if key in self.held.dropped:
+                yield self.held.dropped[key].read()
+            else:
+                yield from restored(self.held.tensor(key), self.known[key])
+
+    def _watch(self, key: str, rows: Array) -> None:
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        self._digests.setdefault(key, sha256()).update(data)
+
+    def _check(self, _: Path) -> None:
+        """Whether what was copied is what was copied then."""
+        for key, digest in self.held.copies.items():
+            if key in self._digests and self._digests[key].hexdigest() != digest:
+                raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
+
+
+def _header(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return len(data).to_bytes(8, "little") + data

@@ -1,0 +1,97 @@
+"""A file or folder that appears whole or not at all, whatever happens on the way.
+
+It is written beside its target under a hidden name with the number of the process, and renamed. What stood there before
+is first renamed too, so that at every moment one of the two is whole; the next run tidies up after a killed one.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.writing import disk
+
+
+def check_target(root: Path, target: Path, *, overwrite: bool) -> None:
+    """Refuse a target that exists, or that writing a copy of ``root`` to would harm ``root``."""
+    base, here = root.resolve(), target.resolve()
+    if here == base:
+        raise OptionError("is the base itself", fix="choose another target: the base is never written to")
+    if base in here.parents:
+        raise OptionError("lies within the base", fix="choose a target outside: the base is never written to")
+    if here in base.parents:
+        raise OptionError("holds the base", fix="choose a target outside: the base is never written to")
+    if target.exists() and not overwrite:
+        raise OptionError("exists", fix="choose another target, or give --overwrite")
+    if target.exists() and target.is_dir() != root.is_dir():
+        raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
+    if not target.absolute().parent.is_dir():
+        raise OptionError(f"{target.parent}: no such folder", fix="make the folder first")
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Refuse what the disk has no room for, now rather than after half an hour; a quota shows only when it is met."""
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < needed:
+        raise FormatError(
+            f"{target}: cannot be written: it takes {needed:,} bytes, and the disk has {free:,} left",
+            fix="free some space, or choose another place",
+        )
+
+
+@contextmanager
+def appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
+    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not."""
+    home = target.absolute().parent
+    part = home / f".{target.name}.{os.getpid()}.part"
+    old = home / f".{target.name}.{os.getpid()}.old"
+    try:
+        if folder:
+            part.mkdir()
+        yield part
+        if overwrite and target.exists():
+            target.rename(old)
+        part.rename(target)
+        _remove(old)
+    except OSError:
+        with place(target), disk():
+            raise
+    finally:
+        _remove(part)
+        if old.exists() and not target.exists():
+            old.rename(target)
+
+
+def tidy(target: Path) -> None:
+    """Remove what processes that were killed have left; put back what one had moved aside and not yet replaced."""
+    for end in ("old", "part"):
+        for stale in target.absolute().parent.glob(f".{target.name}.*.{end}"):
+            if _alive(stale.name.split(".")[-2]):
+                continue
+            if end == "old" and not target.exists():
+                stale.rename(target)
+            else:
+                _remove(stale)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this number runs: what it writes is not ours to remove."""
+    if not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

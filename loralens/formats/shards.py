@@ -1,0 +1,64 @@
+"""Which files of a model's folder hold its weights: one, or the shards that an index names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.container import read_json
+
+SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The safetensors files that hold a model's weights, by name, and their index.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    index : Path or None
+        The JSON that says which shard holds which tensor.
+    content : dict
+        Of the index; empty where there is none.
+    """
+
+    files: tuple[Path, ...]
+    index: Path | None
+    content: dict[str, Any]
+
+
+def weight_files(folder: Path) -> WeightFiles | None:
+    """The files of the weights in a folder; None where it holds none.
+
+    Raises
+    ------
+    OptionError, FormatError
+        A shard is missing; the index is none; or there are several files and nothing says which.
+    """
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index:
+        content = read_json(index)
+        return WeightFiles(_shards(folder, index, content), index, content)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        named = [file for file in files if file.name in SINGLE]
+        if len(named) != 1:
+            names = ", ".join(file.name for file in files[:6])
+            raise FormatError(f"holds several files and no index: {names}", fix="give one of these files")
+        files = named
+    return WeightFiles((files[0],), None, {}) if files else None
+
+
+def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:
+    names = content.get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise FormatError(f"{index.name} has no weight_map", fix="download the index again")
+    shards = []
+    for name in sorted(set(names.values())):
+        shard = folder / name
+        if Path(name).name != name or not shard.is_file():
+            raise OptionError(f"{name} is named by {index.name} and missing", fix="download the missing shard")
+        shards.append(shard)
+    return tuple(shards)

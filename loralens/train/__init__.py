@@ -1,0 +1,26 @@
+"""LoRA training: layers, and their way into a model and back out as an `Adapter`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loralens.train.injection import Injection, inject
+    from loralens.train.method import METHODS
+    from loralens.train.readout import read, record_of
+
+__all__ = ["METHODS", "Injection", "inject", "read", "record_of"]
+
+_HOMES = {
+    "METHODS": "method",
+    "Injection": "injection",
+    "inject": "injection",
+    "read": "readout",
+    "record_of": "readout",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: torch takes a second."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loralens.train' has no attribute {name!r}")
+    return getattr(import_module(f"loralens.train.{_HOMES[name]}"), name)

@@ -1,0 +1,37 @@
+"""Running statistics of a frozen model (batch norm): they stay frozen too, in training as in evaluation.
+
+In training a batch norm normalises by the batch and moves its running mean and variance, gradients or not. An adapter
+does not hold those, so on the base as it was it would do something else than it was trained to do. While a model is
+adapted, the normalisation of its frozen part is therefore that of evaluation.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
+
+_MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
+
+
+def hold(model: nn.Module, *, apart: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
+    """Hold the running statistics of every layer but those inside ``apart``, until the handles are removed."""
+    trained = {id(layer) for head in apart for layer in head.modules()}
+    handles: list[RemovableHandle] = []
+    for layer in model.modules():
+        if isinstance(layer, _NormBase) and layer.running_mean is not None and id(layer) not in trained:
+            handles.append(layer.register_forward_pre_hook(_enter))
+            handles.append(layer.register_forward_hook(_leave, always_call=True))
+    return tuple(handles)
+
+
+def _enter(layer: nn.Module, inputs: Any) -> None:
+    del inputs
+    setattr(layer, _MODE, layer.training)
+    layer.training = False
+
+
+def _leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+    del inputs, output
+    layer.training = layer.__dict__.pop(_MODE)

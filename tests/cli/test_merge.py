@@ -1,0 +1,419 @@
+"""``loralens merge``: what stands in OUT, what is said of it, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.formats.container import read_safetensors
+from loralens.formats.undo import NAME
+from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
+from tests.conftest import small_adapter
+from tests.test_house import HEAVY, imported
+
+CERTIFICATE = "merge_certificate.json"
+MODULE_KEYS = {
+    "name", "weight", "gain", "relative_error", "subspace_error", "unmoved", "predicted_gain",
+    "predicted_relative_error", "directions", "surviving", "overflowed",
+}  # fmt: skip
+TOTAL_KEYS = {
+    "tensors", "gain", "relative_error", "subspace_error", "unmoved", "predicted_gain", "predicted_relative_error",
+    "overflowed", "undo_bytes", "undo_bits_per_weight",
+}  # fmt: skip
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def done(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def load_file(path: Path) -> dict[str, np.ndarray]:
+    return {key: tensor.read() for key, tensor in read_safetensors(path).tensors.items()}
+
+
+def loaded(folder: Path) -> dict[str, np.ndarray]:
+    return {key: array for file in sorted(folder.glob("*.safetensors")) for key, array in load_file(file).items()}
+
+
+def expected(held, strength: float = 1.0):
+    """W + strength·ΔW, dense, rounded once."""
+    found = dict(held)
+    for name, update in small_adapter().modules.items():
+        W = held[f"{name}.weight"]
+        found[f"{name}.weight"] = (W.astype(float) + strength * update.dense()).astype(np.float32).astype(W.dtype)
+    return found
+
+
+def check(found, wanted) -> None:
+    assert set(found) == set(wanted)
+    for key, array in wanted.items():
+        assert found[key].dtype == array.dtype, key
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return single(tmp_path / "base", tensors())
+
+
+TABLE = """\
+wrote OUT: 6 tensors changed, 6 updates, gain 1.0006, error 0.001661
+module                              gain      error  error in its inputs  unmoved  above noise
+model.layers.0.self_attn.q_proj   0.9996  0.0008735            0.0008735    91.7%       2 of 2
+model.layers.0.self_attn.v_proj   1.0037    0.00379              0.00379    91.7%       2 of 2
+model.layers.1.self_attn.q_proj   1.0000          0                    0    91.7%       2 of 2
+model.layers.1.self_attn.v_proj   1.0000          0                    0    91.7%       2 of 2
+model.layers.10.self_attn.q_proj  1.0000          0                    0    91.7%       2 of 2
+model.layers.10.self_attn.v_proj  1.0000          0                    0   100.0%
+"""
+
+
+def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> None:
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
+    table, undo = result.stdout.replace(str(tmp_path / "out"), "OUT").split("undo patch: ")
+    assert table.rstrip("\n") == TABLE.rstrip("\n")
+    size = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
+    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits for each changed weight\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
+def test_help_is_light(command: str) -> None:
+    assert not imported(command, "--help") & {*HEAVY, "numpy", "ml_dtypes"}
+
+
+@pytest.mark.parametrize("make", [single, sharded])
+def test_weights_are_merged_and_all_else_stays(make, small: Path, tmp_path: Path) -> None:
+    held = tensors()
+    base = make(tmp_path / "base", held)
+    before = contents(base)
+    done("merge", f"{small}:0.5", "--base", base, "-o", tmp_path / "out")
+    assert contents(base) == before
+    check(loaded(tmp_path / "out"), expected(held, 0.5))
+    after = contents(tmp_path / "out")
+    assert set(after) == {*before, NAME, CERTIFICATE}
+    for name, data in before.items():
+        if name.endswith(".safetensors"):
+            length = 8 + int.from_bytes(data[:8], "little")
+            assert after[name][:length] == data[:length]
+        else:
+            assert after[name] == data
+
+
+def test_the_same_merge_writes_the_same_bytes(small: Path, base: Path, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        done("merge", small, "--base", base, "-o", tmp_path / out, "--rounding", "stochastic", "--seed", 3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_single_file_is_merged_into_a_single_file(small: Path, tmp_path: Path) -> None:
+    held = tensors()
+    base = single(tmp_path / "base", held) / "model.safetensors"
+    done("merge", small, "--base", base, "-o", tmp_path / "merged.safetensors")
+    check(load_file(tmp_path / "merged.safetensors"), expected(held))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"base", "merged.safetensors", f"merged.{NAME}", f"merged.{CERTIFICATE}"}
+    done("unmerge", tmp_path / "merged.safetensors", "-o", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == base.read_bytes()
+
+
+def test_a_hub_cache_with_links(small: Path, tmp_path: Path) -> None:
+    held = tensors()
+    real = sharded(tmp_path / "blobs", held)
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0123")
+    for file in real.iterdir():
+        (snapshot / file.name).symlink_to(os.path.relpath(file, snapshot))
+    done("merge", small, "--base", tmp_path / "models--a--b", "-o", tmp_path / "out")
+    check(loaded(tmp_path / "out"), expected(held))
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_pipeline_keeps_its_folders(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    unet = {"mid.to_q.weight": rng.standard_normal((6, 4)).astype(np.float16)}
+    vae = {"x.weight": rng.standard_normal((3, 2)).astype(np.float16)}
+    base = tmp_path / "pipeline"
+    for name, held in (("unet", unet), ("vae", vae)):
+        single(base / name, held, name="diffusion_pytorch_model.safetensors", config={})
+    (base / "model_index.json").write_text("{}")
+    one = loralens.LowRank(np.ones((6, 2), np.float32), np.ones((2, 4), np.float32), 0.5)
+    loralens.save(loralens.Adapter(modules={"unet.mid.to_q": one}), tmp_path / "adapter")
+    done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    found = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")["mid.to_q.weight"]
+    np.testing.assert_array_equal(found, (unet["mid.to_q.weight"].astype(np.float32) + 1).astype(np.float16))
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_stale_weights_are_left_out_and_said(small: Path, base: Path, tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx", "original/consolidated.00.pth"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(b"old")
+    (base / "original" / "params.json").write_text("{}")
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert "left out, as they hold weights that are not merged: flax_model.msgpack, onnx/model.onnx" in result.stderr
+    after = contents(tmp_path / "out")
+    assert "original/params.json" in after
+    assert not {"pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx"} & set(after)
+
+
+@pytest.mark.parametrize(("option", "name"), [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize("make", [single, sharded])
+def test_a_whole_model_in_another_dtype(make, option: str, name: str, small: Path, tmp_path: Path) -> None:
+    held = tensors(np.float32) | {"position_ids": np.arange(5)}
+    base = make(tmp_path / "base", held)
+    done("merge", small, "--base", base, "-o", tmp_path / "out", "--dtype", option)
+    wide = expected(held)
+    check(loaded(tmp_path / "out"), {k: v.astype(name) if v.dtype.kind == "f" else v for k, v in wide.items()})
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == name
+    if make is sharded:
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(a.nbytes for a in loaded(tmp_path / "out").values())
+        assert index["metadata"]["x"] == 1
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def float8(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A base whose linear weights are float8 under scales of blocks, and the numbers they stand for."""
+    held, real = {}, {}
+    for key, array in tensors(np.float32).items():
+        real[key] = array.astype(ml_dtypes.bfloat16)
+        held[key] = real[key]
+        if "proj" in key:
+            scale = (np.abs(array).max() / 448 * np.ones((1, 1))).astype(np.float32)
+            held[key] = (array / scale).astype(ml_dtypes.float8_e4m3fn)
+            held[f"{key}_scale_inv"] = scale
+            real[key] = held[key].astype(np.float32) * scale
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    return single(folder, held, config={**CONFIG, "quantization_config": quantised}), real
+
+
+def test_float8_with_scales_stays_float8_under_the_same_scales(small: Path, tmp_path: Path) -> None:
+    base, real = float8(tmp_path / "base")
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert "6 weights are float8 under scales: they are merged as numbers and rounded to float8 again" in result.stderr
+    found, before, wide = loaded(tmp_path / "out"), loaded(base), expected(real)
+    for name in MODULES:
+        key = f"{name}.weight"
+        scale = before[f"{key}_scale_inv"]
+        np.testing.assert_array_equal(found[f"{key}_scale_inv"], scale)
+        assert found[key].dtype == ml_dtypes.float8_e4m3fn
+        limit = 448 * scale
+        apart = np.abs(found[key].astype(np.float32) * scale - np.clip(wide[key], -limit, limit))
+        assert (apart <= np.maximum(np.abs(wide[key]) / 16, scale * 2.0**-9) * 1.01).all()
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+    assert done("verify", tmp_path / "out", "--base", base, "--adapter", small).stdout.splitlines()[0].endswith("exact")
+    refused = run("merge", small, "--base", base, "-o", tmp_path / "fed", "--rounding", "feedback")
+    assert refused.exit_code == 1
+    assert "error feedback does not know the scales" in refused.stderr
+
+
+def test_float8_with_scales_becomes_plain_numbers_with_dtype(small: Path, tmp_path: Path) -> None:
+    base, real = float8(tmp_path / "base")
+    done("merge", small, "--base", base, "-o", tmp_path / "out", "--dtype", "f32")
+    check(loaded(tmp_path / "out"), {key: array.astype(np.float32) for key, array in expected(real).items()})
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+    for command in ("verify",):
+        assert done(command, tmp_path / "out", "--base", base, "--adapter", small).exit_code == 0
+
+
+def test_a_tied_model_is_untied_and_tied_again(tmp_path: Path) -> None:
+    held = tensors()
+    del held["lm_head.weight"]
+    base = sharded(tmp_path / "base", held, config={**CONFIG, "tie_word_embeddings": True})
+    pair = loralens.LowRank(np.ones((5, 2), np.float32), np.ones((2, 4), np.float32), 1.0)
+    modules = {"lm_head": pair, "model.layers.0.self_attn.q_proj": small_adapter().modules[MODULES[0]]}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "adapter")
+    refused = run("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "--untie" in refused.stderr
+    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out", "--untie")
+    assert "lm_head.weight is written as a weight of its own" in result.stderr
+    found = loaded(tmp_path / "out")
+    embedding = held["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(found["model.embed_tokens.weight"], embedding)
+    np.testing.assert_array_equal(found["lm_head.weight"], (embedding.astype(np.float32) + 2).astype(embedding.dtype))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["lm_head.weight"] == "model-00003-of-00003.safetensors"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert done("verify", tmp_path / "out", "--base", base, "--adapter", tmp_path / "adapter", "--untie").exit_code == 0
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_missing_modules_are_an_error_or_left_out(small: Path, tmp_path: Path) -> None:
+    held = {key: array for key, array in tensors().items() if ".10." not in key}
+    base = single(tmp_path / "base", held)
+    refused = run("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "model.layers.10.self_attn.q_proj" in refused.stderr
+    assert "--allow-missing" in refused.stderr
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out", "--allow-missing")
+    assert "left out, as the base has no place for them: model.layers.10.self_attn.q_proj" in result.stderr
+    certificate = json.loads((tmp_path / "out" / CERTIFICATE).read_text())
+    assert certificate["missing"] == [name for name in MODULES if ".10." in name]
+    assert len(certificate["modules"]) == 4
+
+
+def test_the_certificate_keeps_its_contract(small: Path, base: Path, tmp_path: Path) -> None:
+    result = done("merge", f"{small}:2", "--base", base, "-o", tmp_path / "out", "--json")
+    record = json.loads(result.stdout)
+    assert json.loads((tmp_path / "out" / CERTIFICATE).read_text()) == record
+    assert record["loralens"] == loralens.__version__
+    assert [set(module) for module in record["modules"]] == [MODULE_KEYS] * 6
+    assert [module["name"] for module in record["modules"]] == MODULES
+    assert set(record["total"]) == TOTAL_KEYS
+    (one,) = record["adapters"]
+    assert (one["path"], one["weight"], len(one["fingerprint"])) == (str(small), 2.0, 32)
+    assert len({record["base"]["sha256"], record["result"]["sha256"]}) == 2
+    back = done("merge", small, "--base", tmp_path / "out", "-o", tmp_path / "more", "--json")
+    assert json.loads(back.stdout)["base"]["sha256"] == record["result"]["sha256"]
+
+
+def test_a_dry_run_measures_and_writes_nothing(small: Path, base: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    result = done("merge", small, "--base", base, "--dry-run", "--json")
+    assert set(tmp_path.rglob("*")) == before
+    record = json.loads(result.stdout)
+    assert record["total"]["undo_bytes"] is None
+    real = json.loads(done("merge", small, "--base", base, "-o", tmp_path / "out", "--json").stdout)
+    assert record["modules"] == real["modules"]
+    assert done("merge", small, "--base", base, "--dry-run").stdout.startswith("would write: 6 tensors changed")
+
+
+def test_nothing_but_the_model_where_nothing_else_is_wanted(small: Path, base: Path, tmp_path: Path) -> None:
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out", "--undo", "none", "--certificate", "none")
+    assert set(contents(tmp_path / "out")) == set(contents(base))
+    assert result.stdout == f"wrote {tmp_path / 'out'}: 6 tensors changed; nothing was measured without a certificate\n"
+
+
+def test_undo_and_certificate_may_go_elsewhere(small: Path, base: Path, tmp_path: Path) -> None:
+    places = ["--undo", tmp_path / "u", "--certificate", tmp_path / "c.json"]
+    done("merge", small, "--base", base, "-o", tmp_path / "out", *places)
+    assert set(contents(tmp_path / "out")) == set(contents(base))
+    refused = run("merge", small, "--base", base, "-o", tmp_path / "again", *places)
+    assert refused.exit_code == 1
+    assert "u: exists" in refused.stderr
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--undo", tmp_path / "u")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_swallowed_updates_are_said_with_a_way_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    W = (0.02 * rng.standard_normal((64, 64))).astype(ml_dtypes.bfloat16)
+    base = single(tmp_path / "base", {"a.weight": W})
+    one = loralens.LowRank(
+        rng.standard_normal((64, 2)).astype(np.float32), rng.standard_normal((2, 64)).astype(np.float32), 2e-5
+    )
+    loralens.save(loralens.Adapter(modules={"a": one}), tmp_path / "adapter")
+    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    assert "warning: rounding to bfloat16 damages 1 of 1 updates; worst is a: gain 0." in result.stderr
+    assert (
+        "fix: write --dtype f32 (or f16, where the model runs in it), serve the adapter unmerged, or take"
+        in result.stderr
+    )
+    fed = done(
+        "merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "fed", "--rounding", "feedback", "--json"
+    )
+    plain = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]
+    assert json.loads(fed.stdout)["total"]["subspace_error"] < 0.2 * plain["subspace_error"]
+    assert done("merge", tmp_path / "adapter", "--base", base, "--dry-run", "--dtype", "f32").stderr == ""
+
+
+def test_overflow_is_said(tmp_path: Path) -> None:
+    base = single(tmp_path / "base", {"a.weight": np.full((4, 4), 6e4, np.float16)})
+    one = loralens.LowRank(np.full((4, 1), 200, np.float32), np.full((1, 4), 200, np.float32), 1.0)
+    loralens.save(loralens.Adapter(modules={"a": one}), tmp_path / "adapter")
+    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    assert "warning: 16 weights became infinite: float16 does not reach so far" in result.stderr
+    json.loads((tmp_path / "out" / CERTIFICATE).read_text(), parse_constant=lambda name: pytest.fail(name))
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_modules_are_chosen(small: Path, base: Path, tmp_path: Path) -> None:
+    record = json.loads(done("merge", small, "--base", base, "--dry-run", "-m", "v_proj", "--json").stdout)
+    assert [module["name"] for module in record["modules"]] == [name for name in MODULES if "v_proj" in name]
+
+
+def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done("merge", small, "--base", base, "-o", out)
+    (out / "mine.txt").write_text("x")
+    before = contents(out)
+    refused = run("merge", small, "--base", base, "-o", out)
+    assert refused.exit_code == 1
+    assert "out: exists" in refused.stderr
+    assert contents(out) == before
+    done("merge", small, "--base", base, "-o", out, "--overwrite")
+    assert set(before) - set(contents(out)) == {"mine.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("base", "is the base itself"),
+        ("base/inside", "lies within the base"),
+        (".", "holds the base"),
+        ("missing/out", "no such folder"),
+        ("file", "is not of the kind of the base"),
+    ],
+)
+def test_the_base_is_never_written_to(output: str, message: str, small: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    before = contents(tmp_path)
+    refused = run("merge", small, "--base", base, "-o", tmp_path / output, "--overwrite")
+    assert refused.exit_code == 1
+    assert message in refused.stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_quantised_base_is_refused_by_name(small: Path, tmp_path: Path) -> None:
+    held = tensors() | {"model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4": np.zeros(4, np.uint8)}
+    refused = run("merge", small, "--base", single(tmp_path / "base", held), "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "quantised: bitsandbytes NF4" in refused.stderr
+
+
+def test_an_edit_of_names_is_said(small: Path, tmp_path: Path) -> None:
+    base = single(tmp_path / "base", {key.removeprefix("model."): array for key, array in tensors().items()})
+    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert result.stderr == "note: 6/6 modules match after dropping 'model.'\n"
+
+
+def test_usage(small: Path, base: Path) -> None:
+    assert run("merge", small, "--base", base).exit_code == 2
+    assert run("merge", "--base", base, "-o", "x").exit_code == 2
+    assert run("merge", small, "--base", "nowhere", "-o", "x").exit_code == 1
+
+
+def test_a_base_that_holds_the_other_file_layout(small: Path, tmp_path: Path) -> None:
+    """Numbers that do not lie in the order of the header, and metadata of one's own: nothing is rearranged."""
+    held = tensors(np.float32)
+    base = single(tmp_path / "base", dict(reversed(held.items())))
+    save_file(held, base / "model.safetensors", metadata={"b": "2", "a": "1"})
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("base", "out"))
+    length = 8 + int.from_bytes(before[:8], "little")
+    assert before[:length] == after[:length]

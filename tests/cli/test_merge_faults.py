@@ -1,0 +1,243 @@
+"""A merge that is killed, interrupted or out of space: the base is untouched, OUT is whole or not there."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.cli.main import main
+from tests.bases import MODULES, contents, sharded, tensors
+from tests.cli.test_merge import done, run
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+KILLS = 60
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Big enough to be killed in the middle: 2 MB in three shards."""
+    rng = np.random.default_rng(0)
+    held = {f"{name}.weight": rng.standard_normal((300, 300)).astype(ml_dtypes.bfloat16) for name in MODULES}
+    return sharded(tmp_path_factory.mktemp("kill") / "base", held | {"big": rng.standard_normal((300, 300))})
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    rng = np.random.default_rng(1)
+    modules = {
+        name: loralens.LowRank(
+            rng.standard_normal((300, 4)).astype(np.float32), rng.standard_normal((4, 300)).astype(np.float32), 0.01
+        )
+        for name in MODULES
+    }
+    loralens.save(loralens.Adapter(modules=modules), base.parent / "adapter")
+    return base.parent / "adapter"
+
+
+def forked(*args: object, before=None) -> int:
+    """The number of a child that runs a command and says nothing."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        if before:
+            before()
+        main([str(arg) for arg in args], standalone_mode=False)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - the child must not return into pytest
+        os._exit(1)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_killed_at_any_moment(base: Path, adapter: Path, tmp_path: Path) -> None:
+    before, out = contents(base), tmp_path / "out"
+    whole = []
+    for strength in (1, 2):
+        done("merge", f"{adapter}:{strength}", "--base", base, "-o", tmp_path / f"whole{strength}")
+        whole.append(contents(tmp_path / f"whole{strength}"))
+    start = time.perf_counter()
+    assert ended(forked("merge", adapter, "--base", base, "-o", out)) == 0
+    duration = time.perf_counter() - start
+    dice, killed = random.Random(0), 0
+    for number in range(KILLS):
+        overwrite = ["--overwrite"] if out.exists() else []
+        pid = forked("merge", f"{adapter}:{number % 2 + 1}", "--base", base, "-o", out, *overwrite)
+        time.sleep(dice.uniform(0, 1.05 * duration))
+        os.kill(pid, signal.SIGKILL)
+        killed += ended(pid) == -signal.SIGKILL
+        if out.exists():
+            assert contents(out) in whole
+    assert contents(base) == before
+    assert killed > KILLS // 2
+    done("merge", adapter, "--base", base, "-o", out, *(["--overwrite"] if out.exists() else []))
+    assert contents(out) == whole[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole1", "whole2"}
+
+
+def test_killed_between_the_two_renames(base: Path, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done("merge", adapter, "--base", base, "-o", out)
+    held, rename = contents(out), Path.rename
+
+    def deadly(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    def arm() -> None:
+        Path.rename = deadly  # type: ignore[method-assign]
+
+    assert (
+        ended(forked("merge", f"{adapter}:2", "--base", base, "-o", out, "--overwrite", before=arm)) == -signal.SIGKILL
+    )
+    assert not out.exists()
+    refused = run("merge", f"{adapter}:2", "--base", base, "-o", out)
+    assert "out: exists" in refused.stderr  # the old one is back
+    assert contents(out) == held
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_an_unmerge_that_is_killed(base: Path, adapter: Path, tmp_path: Path) -> None:
+    done("merge", adapter, "--base", base, "-o", tmp_path / "merged")
+    merged, dice = contents(tmp_path / "merged"), random.Random(1)
+    for _ in range(10):
+        pid = forked("unmerge", tmp_path / "merged", "-o", tmp_path / "out")
+        time.sleep(dice.uniform(0, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        if (tmp_path / "out").exists():
+            assert contents(tmp_path / "out") == contents(base)
+            break
+    assert contents(tmp_path / "merged") == merged
+    done("unmerge", tmp_path / "merged", "-o", tmp_path / "out", "--overwrite")
+    assert contents(tmp_path / "out") == contents(base)
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "out"}
+
+
+def test_interrupted_by_ctrl_c(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A user's Ctrl-C, in a process of its own: one line, no traceback, nothing left."""
+    code = (
+        "import sys, os, signal, threading\n"
+        "from loralens.formats import model_writer\n"
+        "plain = model_writer._write_at\n"
+        "count = [0]\n"
+        "def slow(*args):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return plain(*args)\n"
+        "model_writer._write_at = slow\n"
+        "from loralens.cli.main import run\n"
+        "run()\n"
+    )
+    arguments = ["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert found.returncode in (1, 130)
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_message(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: it is met in the middle."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    arguments = ["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "loralens", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert found.returncode == 1
+    assert "out: cannot be written: File too large" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stderr.count("\n") == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to(base: Path, adapter: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    refused = run("merge", adapter, "--base", base, "-o", tmp_path / "out")
+    tmp_path.chmod(0o755)
+    assert refused.exit_code == 1
+    assert "out: cannot be written: Permission denied" in refused.stderr
+
+
+def test_a_target_that_cannot_be_made(base: Path, adapter: Path, tmp_path: Path, monkeypatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    refused = run("merge", adapter, "--base", base, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "out: cannot be written: Permission denied" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "model-00002-of-00003.safetensors is named by"),
+        ("truncated", "model-00002-of-00003.safetensors: big ends"),
+    ],
+)
+def test_a_broken_model_is_one_message(command: str, how: str, message: str, small: Path, tmp_path: Path) -> None:
+    held = tensors()
+    root = sharded(tmp_path / "base", {"big": held.pop("lm_head.weight"), **held})
+    done("merge", small, "--base", root, "-o", tmp_path / "out")
+    shard = (tmp_path / "out" if command != "merge" else root) / "model-00002-of-00003.safetensors"
+    data = shard.read_bytes()
+    shard.unlink()
+    if how == "truncated":
+        shard.write_bytes(data[:-3])
+    given = {
+        "merge": (small, "--base", root, "-o", tmp_path / "new"),
+        "unmerge": (tmp_path / "out", "-o", tmp_path / "new"),
+        "verify": (tmp_path / "out", "--base", root, "--adapter", small),
+    }[command]
+    refused = run(command, *given)
+    assert refused.exit_code == 1
+    assert message.replace(": big ends", "") in refused.stderr
+    assert refused.stderr.count("\n") == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_base_that_shrinks_while_it_is_read_is_one_message(small: Path, tmp_path: Path, monkeypatch) -> None:
+    from loralens.formats import model_writer
+
+    root = sharded(tmp_path / "base", tensors())
+    plain = model_writer._run
+
+    def cut(*args: object) -> None:
+        for shard in root.glob("*.safetensors"):
+            os.truncate(shard, 100)
+        plain(*args)
+
+    monkeypatch.setattr(model_writer, "_run", cut)
+    refused = run("merge", small, "--base", root, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "became shorter while it was read" in refused.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
+
+
+def test_an_adapter_of_another_model_is_one_message(small: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    other = {"h.0.attn.c_attn.weight": rng.standard_normal((4, 12)).astype(np.float32)}
+    refused = run("merge", small, "--base", sharded(tmp_path / "other", other, shards=1), "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "6 of 6 modules have no weight in the base" in refused.stderr
+    assert not (tmp_path / "out").exists()

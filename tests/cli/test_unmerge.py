@@ -1,0 +1,197 @@
+"""``loralens unmerge``: the base back bit for bit, last merge first; anything else is an error and writes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.formats.undo import NAME, Spool
+from tests import bases
+from tests.bases import contents, sharded, single, tensors
+from tests.cli.test_merge import CERTIFICATE, done, run
+from tests.conftest import small_adapter
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return sharded(tmp_path / "base", tensors(size=2.0))
+
+
+@pytest.fixture
+def out(small: Path, base: Path, tmp_path: Path) -> Path:
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_every_file_of_the_base_comes_back(base: Path, out: Path, tmp_path: Path) -> None:
+    result = done("unmerge", out, "-o", tmp_path / "back")
+    assert result.stdout == f"wrote {tmp_path / 'back'}: 6 tensors restored bit for bit, SHA-256 of each checked\n"
+    assert contents(tmp_path / "back") == contents(base)
+    record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--json").stdout)
+    assert record == {"merged": str(out), "output": str(tmp_path / "two"), "exact": True, "tensors": 6}
+
+
+def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path, tmp_path: Path) -> None:
+    for number, strength in ((1, 0.3), (2, -0.7)):
+        before = tmp_path / ("out" if number == 1 else "out1")
+        done("merge", f"{small}:{strength}", "--base", before, "-o", tmp_path / f"out{number}")
+    refused = run("unmerge", tmp_path / "out2", "-o", tmp_path / "back", "--undo", out / NAME)
+    assert refused.exit_code == 1
+    assert "is not as it was merged" in refused.stderr
+    assert "adapters merged later are unmerged first" in refused.stderr
+    assert not (tmp_path / "back").exists()
+    for number in (2, 1):
+        done("unmerge", tmp_path / f"out{number}", "-o", tmp_path / f"back{number}")
+        assert contents(tmp_path / f"back{number}") == contents(tmp_path / ("out" if number == 1 else "out1"))
+    done("unmerge", tmp_path / "back1", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_several_adapters_merged_at_once_are_undone_at_once(small: Path, base: Path, tmp_path: Path) -> None:
+    done("merge", f"{small}:0.4", f"{small}:-0.9", "--base", base, "-o", tmp_path / "both")
+    done("unmerge", tmp_path / "both", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def spoilt(how: str, out: Path) -> str:
+    """Do something to a merged folder; what must be said of it."""
+    shard = out / "model-00001-of-00003.safetensors"
+    held = load_file(shard)
+    if how == "adapted":
+        key = next(key for key in held if "proj" in key)
+    elif how == "copied":
+        key = next(key for key in held if "proj" not in key)
+    elif how == "shorter":
+        del held[next(key for key in held if "proj" in key)]
+        save_file(held, shard, metadata={"format": "pt"})
+        return "which was merged"
+    else:
+        undo = out / NAME
+        data = bytearray(undo.read_bytes())
+        data[-7] ^= 0x55  # the end of the last array
+        undo.write_bytes(data)
+        return ""
+    held[key] = held[key].copy()
+    held[key].flat[0] *= 2
+    save_file(held, shard, metadata={"format": "pt"})
+    return "is not as it was merged"
+
+
+@pytest.mark.parametrize("how", ["adapted", "copied", "shorter", "undo"])
+def test_a_change_is_an_error_and_nothing_is_written(how: str, out: Path, tmp_path: Path) -> None:
+    message = spoilt(how, out)
+    before = set(tmp_path.rglob("*"))
+    refused = run("unmerge", out, "-o", tmp_path / "back")
+    assert refused.exit_code == 1
+    assert message in refused.stderr
+    assert "fix: " in refused.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_undo_of_another_model_is_an_error(small: Path, out: Path, tmp_path: Path) -> None:
+    other = sharded(tmp_path / "other", tensors(size=2.0, seed=1))
+    done("merge", small, "--base", other, "-o", tmp_path / "out_other")
+    for merged, undo in ((out, tmp_path / "out_other" / NAME), (other, out / NAME)):
+        refused = run("unmerge", merged, "-o", tmp_path / "back", "--undo", undo)
+        assert refused.exit_code == 1
+        assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("base/config.json", "header"),
+        ("base/model-00001-of-00003.safetensors", "is no undo file"),
+        ("x", "no such file"),
+    ],
+)
+def test_what_is_no_undo_file_is_told(file: str, message: str, out: Path, tmp_path: Path) -> None:
+    refused = run("unmerge", out, "-o", tmp_path / "back", "--undo", tmp_path / file)
+    assert refused.exit_code == 1
+    assert message in refused.stderr
+
+
+def test_usage(out: Path, small: Path) -> None:
+    assert run("unmerge", out).exit_code == 2
+    assert run("unmerge", out, "-o", "x", "--undo", "u", "--adapter", small).exit_code == 2
+    assert run("unmerge", out, "-o", "x", "-m", "q_proj").exit_code == 2
+    assert run("unmerge", "nowhere", "-o", "x").exit_code == 1
+
+
+def test_out_is_replaced_only_when_asked_for(base: Path, out: Path, tmp_path: Path) -> None:
+    done("unmerge", out, "-o", tmp_path / "back")
+    assert run("unmerge", out, "-o", tmp_path / "back").exit_code == 1
+    done("unmerge", out, "-o", tmp_path / "back", "--overwrite")
+    assert run("unmerge", out, "-o", out, "--overwrite").exit_code == 1
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_subtracting_says_what_it_cannot_know(small: Path, base: Path, out: Path, tmp_path: Path) -> None:
+    (out / NAME).unlink()
+    result = done("unmerge", out, "-o", tmp_path / "back", "--adapter", small)
+    assert "6 tensors subtracted; of 144 entries" in result.stdout
+    record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--adapter", small, "--json").stdout)
+    assert set(record) == {"merged", "output", "exact", "tensors", "entries", "several", "none"}
+    assert (record["exact"], record["entries"], record["none"]) == (False, 144, 0)
+    wrong = 0
+    for file in sorted(base.glob("*.safetensors")):
+        for key, W in load_file(file).items():
+            wrong += np.count_nonzero(load_file(tmp_path / "back" / file.name)[key] != W)
+    assert wrong <= record["several"]
+    other = small_adapter().map(lambda m: loralens.LowRank(m.B * 3.7, m.A, m.scale))
+    loralens.save(other, tmp_path / "wrong")
+    result = done("unmerge", out, "-o", tmp_path / "three", "--adapter", tmp_path / "wrong")
+    assert "144" in result.stdout
+
+
+def test_what_was_replaced_cannot_be_subtracted(base: Path, tmp_path: Path) -> None:
+    from loralens.core.adapter import Extra
+    from loralens.core.lazy import LazyArray
+
+    extra = {"base_model.model.lm_head.weight": Extra("saved", "lm_head", LazyArray.of(np.ones((5, 4), np.float32)))}
+    one = loralens.Adapter(modules=small_adapter().modules, extra=extra)
+    loralens.save(one, tmp_path / "adapter")
+    done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    refused = run("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--adapter", tmp_path / "adapter")
+    assert refused.exit_code == 1
+    assert "lm_head.weight was replaced or scaled (DoRA) by the merge" in refused.stderr
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+def test_a_merged_model_may_be_moved_and_renamed(base: Path, out: Path, tmp_path: Path) -> None:
+    shutil.move(out, tmp_path / "elsewhere")
+    shutil.move(base, tmp_path / "gone")
+    done("unmerge", tmp_path / "elsewhere", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "gone")
+    (tmp_path / "elsewhere" / CERTIFICATE).unlink()
+    done("unmerge", tmp_path / "elsewhere", "-o", tmp_path / "again")
+
+
+def test_the_spool_gives_back_what_it_keeps(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        held = [spool.keep(data) for data in (b"one", b"", b"three" * 1000)]
+        assert [one.read().tobytes() for one in held] == [b"one", b"", b"three" * 1000]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["minilm-souravt-ckpt100", "minilm-souravt-finetuned"])
+def test_a_real_base_with_a_real_adapter(name: str, real: Path, tmp_path: Path) -> None:
+    real_base = bases.real()
+    done("merge", real / name, "--base", real_base, "-o", tmp_path / "out")
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(real_base)
+    bits = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bits_per_weight"]
+    assert bits < 0.4
+
+
+def test_bfloat16_in_one_file(small: Path, tmp_path: Path) -> None:
+    base = single(tmp_path / "one", tensors(ml_dtypes.bfloat16))
+    done("merge", small, "--base", base, "-o", tmp_path / "merged")
+    done("unmerge", tmp_path / "merged", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)

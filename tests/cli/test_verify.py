@@ -1,0 +1,125 @@
+"""``loralens verify``: whether a model holds an adapter, as a table, as JSON and as an exit code."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.formats.model_files import model_files
+from tests.bases import MODULES, contents, sharded, single, tensors
+from tests.cli.test_merge import done, expected, run
+from tests.conftest import small_adapter
+
+TABLE = """\
+OUT: exact
+module                            verdict    gain      error  entries differ
+model.layers.0.self_attn.q_proj   exact    0.9996  0.0008735               0
+model.layers.0.self_attn.v_proj   exact    1.0037    0.00379               0
+model.layers.1.self_attn.q_proj   exact    1.0000          0               0
+model.layers.1.self_attn.v_proj   exact    1.0000          0               0
+model.layers.10.self_attn.q_proj  exact    1.0000          0               0
+model.layers.10.self_attn.v_proj  exact    1.0000          0               0
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return single(tmp_path / "base", tensors())
+
+
+def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> None:
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    result = done("verify", tmp_path / "out", "--base", base, "--adapter", small)
+    assert result.stdout.replace(str(tmp_path / "out"), "OUT").rstrip("\n") == TABLE.rstrip("\n")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic", "feedback"])
+@pytest.mark.parametrize("dtype", ["keep", "f32", "f16"])
+def test_every_merge_of_ours_is_exact(mode: str, dtype: str, small: Path, base: Path, tmp_path: Path) -> None:
+    done(
+        "merge",
+        f"{small}:0.6",
+        "--base",
+        base,
+        "-o",
+        tmp_path / "out",
+        "--rounding",
+        mode,
+        "--seed",
+        4,
+        "--dtype",
+        dtype,
+    )
+    result = done(
+        "verify", tmp_path / "out", "--base", base, "--adapter", f"{small}:0.6", "--rounding", mode, "--seed", 4
+    )
+    assert result.stdout.splitlines()[0].endswith(": exact")
+
+
+def test_json_keeps_its_contract(small: Path, base: Path, tmp_path: Path) -> None:
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    record = json.loads(done("verify", tmp_path / "out", "--base", base, "--adapter", small, "--json").stdout)
+    assert set(record) == {"loralens", "merged", "base", "modules", "others_changed", "verdict"}
+    assert (record["loralens"], record["verdict"], record["others_changed"]) == (loralens.__version__, "exact", [])
+    assert [set(one) for one in record["modules"]] == [{"name", "verdict", "gain", "relative_error", "different"}] * 6
+    assert [one["name"] for one in record["modules"]] == MODULES
+
+
+def verdict(merged: Path, base: Path, *adapters: object) -> tuple[str, int]:
+    given = [word for one in adapters for word in ("--adapter", one)]
+    result = run("verify", merged, "--base", base, *given, "--json")
+    return json.loads(result.stdout)["verdict"], result.exit_code
+
+
+def test_a_merge_of_another_tool_in_other_shards_is_rounded(small: Path, base: Path, tmp_path: Path) -> None:
+    held = tensors()
+    twice = dict(held)
+    for name, update in small_adapter().modules.items():
+        W = held[f"{name}.weight"]
+        twice[f"{name}.weight"] = W + (update.dense() * (1 + 2**-9)).astype(W.dtype)
+    other = sharded(tmp_path / "other", twice)
+    assert verdict(other, base, small) in (("rounded", 0), ("exact", 0))
+    wide = sharded(tmp_path / "wide", {k: v.astype(np.float32) for k, v in expected(held).items()})
+    assert verdict(wide, base, small) == ("rounded", 0)
+
+
+def test_partly_and_not_at_all_fail(small: Path, base: Path, tmp_path: Path) -> None:
+    assert verdict(base, base, small) == ("absent", 1)
+    done("merge", f"{small}:0.5", "--base", base, "-o", tmp_path / "half")
+    assert verdict(tmp_path / "half", base, small) == ("partial", 1)
+    done("merge", small, "--base", base, "-o", tmp_path / "some", "-m", "q_proj")
+    assert verdict(tmp_path / "some", base, small) == ("absent", 1)
+
+
+def test_several_adapters_are_one_sum(small: Path, base: Path, tmp_path: Path) -> None:
+    done("merge", f"{small}:0.5", f"{small}:2", "--base", base, "-o", tmp_path / "out")
+    assert verdict(tmp_path / "out", base, f"{small}:0.5", f"{small}:2") == ("exact", 0)
+
+
+def test_what_else_changed_is_told(small: Path, base: Path, tmp_path: Path) -> None:
+    held = expected(tensors())
+    held["model.norm.weight"] = held["model.norm.weight"] + held["model.norm.weight"].dtype.type(1)
+    changed = single(tmp_path / "changed", held)
+    result = done("verify", changed, "--base", base, "--adapter", small)
+    assert "note: 1 tensor that the adapter does not touch is not that of the base: model.norm.weight" in result.stdout
+
+
+def test_other_models_are_errors(small: Path, base: Path, tmp_path: Path) -> None:
+    less = single(tmp_path / "less", {key: array for key, array in tensors().items() if ".10." not in key})
+    refused = run("verify", less, "--base", base, "--adapter", small)
+    assert refused.exit_code == 1
+    assert "has no model.layers.10.self_attn.q_proj.weight" in refused.stderr
+    refused = run("verify", base, "--base", less, "--adapter", small)
+    assert refused.exit_code == 1
+    assert "no weight in the base" in refused.stderr
+    assert run("verify", base, "--base", base).exit_code == 2
+
+
+def test_nothing_is_written(small: Path, base: Path) -> None:
+    before = contents(base)
+    run("verify", base, "--base", base, "--adapter", small)
+    assert contents(base) == before
+    assert model_files(base).tensors["lm_head.weight"].dtype == ml_dtypes.bfloat16

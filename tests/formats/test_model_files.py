@@ -1,0 +1,118 @@
+"""Which files make a model: shards, indices, other weights, what lies beside."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.checkpoint import weights
+from loralens.formats.model_files import model_files
+from loralens.formats.shards import weight_files
+from tests.bases import sharded, single, tensors
+
+
+def test_a_folder_with_one_file(tmp_path: Path) -> None:
+    held = tensors()
+    files = model_files(single(tmp_path / "m", held))
+    (shard,) = files.shards
+    assert (shard.name, shard.prefix) == ("model.safetensors", "")
+    data = (tmp_path / "m" / shard.name).read_bytes()
+    assert data.startswith(shard.header)
+    for key, array in held.items():
+        start = len(shard.header) + shard.offsets[key]
+        assert data[start : start + array.nbytes] == array.tobytes()
+        np.testing.assert_array_equal(files.tensors[key].read(), array)
+    assert (files.indices, files.left_out, files.others) == ((), (), ["config.json", "tokenizer.json"])
+
+
+def test_shards_and_their_index(tmp_path: Path) -> None:
+    files = model_files(sharded(tmp_path / "m", tensors()))
+    assert [shard.name for shard in files.shards] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert [index.name for index in files.indices] == ["model.safetensors.index.json"]
+    assert set(files.tensors) == set(tensors()) == set(weights(tmp_path / "m"))
+
+
+def test_one_file_alone(tmp_path: Path) -> None:
+    file = single(tmp_path / "m", tensors()) / "model.safetensors"
+    files = model_files(file)
+    assert [shard.name for shard in files.shards] == ["model.safetensors"]
+    assert files.root == file
+
+
+def test_a_pipeline(tmp_path: Path) -> None:
+    for name in ("unet", "vae"):
+        single(tmp_path / "p" / name, {"x": np.ones(2, np.float32)}, name="diffusion_pytorch_model.safetensors")
+    (tmp_path / "p" / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
+    (tmp_path / "p" / "scheduler").mkdir()
+    (tmp_path / "p" / "scheduler" / "config.json").write_text("{}")
+    files = model_files(tmp_path / "p")
+    assert set(files.tensors) == {"unet.x", "vae.x"}
+    assert [shard.name for shard in files.shards] == [
+        f"{n}/diffusion_pytorch_model.safetensors" for n in ("unet", "vae")
+    ]
+    assert files.left_out == ("vae/diffusion_pytorch_model.fp16.safetensors",)
+    assert "scheduler/config.json" in files.others
+
+
+def test_other_weights_are_not_beside(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m", tensors())
+    for name in ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "a/tf_model.h5", "x.gguf"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("")
+    files = model_files(folder)
+    assert files.left_out == (
+        "a/tf_model.h5",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "x.gguf",
+    )
+    assert files.others == ["config.json", "tokenizer.json"]
+
+
+def broken(folder: Path, how: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    shard = folder / "model-00002-of-00003.safetensors"
+    if how == "missing":
+        shard.unlink()
+    elif how == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-5])
+    elif how == "no map":
+        index.write_text("{}")
+    elif how == "outside":
+        content = json.loads(index.read_text())
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(content["weight_map"], "../x.safetensors")}))
+    elif how == "two":
+        index.unlink()
+    else:
+        for file in folder.glob("*.safetensors*"):
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "model-00002-of-00003.safetensors is named by model.safetensors.index.json and missing"),
+        ("truncated", "the file is truncated"),
+        ("no map", "has no weight_map"),
+        ("outside", "is named by"),
+        ("two", "holds several files and no index"),
+        ("none", "holds no safetensors weights"),
+    ],
+)
+def test_what_is_wrong_is_said_alike_by_both_readers(how: str, message: str, tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m", tensors())
+    broken(folder, how)
+    for read in (model_files, weights):
+        with pytest.raises((FormatError, OptionError), match=message.replace(".", r"\.")):
+            read(folder)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such file or folder"):
+        model_files(tmp_path / "x")
+    assert weight_files(tmp_path) is None
