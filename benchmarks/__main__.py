@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import amplify, compress, intruders, merge, pairwise, similarity, spectrum, switchboard
+from benchmarks import amplify, combine, compress, intruders, merge, pairwise, similarity, spectrum, switchboard
 
 HERE = Path(__file__).parent
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
@@ -39,6 +39,7 @@ def main() -> None:
         "spectrum": spectrum.run(HERE / "data", runs=RUNS),
         "amplify": amplify.run(HERE / "data", runs=RUNS),
         "similarity": similarity.run(HERE / "data", runs=RUNS),
+        "combine": combine.run(HERE / "data", runs=RUNS),
         "compress": compress.run(HERE / "data", runs=RUNS),
         "intruders": intruders.run(HERE / "data", runs=RUNS),
         "pairwise": pairwise.run(HERE / "data", runs=RUNS),

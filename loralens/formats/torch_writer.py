@@ -3,7 +3,8 @@
 The container is a zip archive with nothing compressed: ``data.pkl``, the pickle (protocol 2) that says dtype, shape
 and storage of each tensor, and ``data/0``, ``data/1`` … with the numbers, each at a multiple of 64 bytes as torch puts
 them. Same tensors, same bytes: no clock, no hash order. The pickle uses the few opcodes that
-``torch.load(weights_only=True)`` and `torch_unpickler` read.
+``torch.load(weights_only=True)`` and `torch_unpickler` read, and says no name twice: a file that torch wrote does not
+grow when it is written again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ ROOT = "archive"
 ALIGN = 64
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment a zip archive knows
 _LOCAL = 30  # bytes of an entry's header before its name
+Memo = dict[bytes, int]
 _CALL, _TUPLE, _MARK, _STOP = b"R", b"t", b"(", b"."
 
 _STORAGES = {dtype: name for name, dtype in STORAGE_DTYPES.items() if name.module == "torch"}
@@ -89,15 +91,17 @@ def _add(archive: ZipFile, sink: _Sink, name: str, data: bytes | memoryview) -> 
     padding = -taken % ALIGN
     entry.extra = pack("<2sH", b"FB", padding) + b"Z" * padding
     archive.writestr(entry, data)
+    entry.extra = b""  # the directory at the end needs no padding
 
 
 def _state(tensors: Mapping[str, LazyArray]) -> bytes:
     """The pickle of the state dict."""
-    items = [_text(key) + _tensor(key, number, tensor) for number, (key, tensor) in enumerate(tensors.items())]
+    memo: Memo = {}
+    items = [_text(key) + _tensor(key, number, tensor, memo) for number, (key, tensor) in enumerate(tensors.items())]
     return b"\x80\x02}" + _MARK + b"".join(items) + b"u" + _STOP
 
 
-def _tensor(key: str, number: int, tensor: LazyArray) -> bytes:
+def _tensor(key: str, number: int, tensor: LazyArray, memo: Memo) -> bytes:
     """One tensor: ``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 adds a dtype."""
     check_printable(key)
     little = _little(tensor.dtype)
@@ -107,13 +111,21 @@ def _tensor(key: str, number: int, tensor: LazyArray) -> bytes:
     storage = _STORAGES[little] if plain else Name("torch.storage", "UntypedStorage")
     count = tensor.size if plain else tensor.nbytes
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
-    where = (
-        _MARK + _text("storage") + _global(storage) + _text(str(number)) + _text("cpu") + _int(count) + _TUPLE + b"Q"
-    )
-    hooks = _global(Name("collections", "OrderedDict")) + b")" + _CALL
+    make = _once(_global(Name("torch._utils", "_rebuild_tensor_v2" if plain else "_rebuild_tensor_v3")), memo)
+    kind = _once(_text("storage"), memo) + _once(_global(storage), memo)
+    where = _MARK + kind + _text(str(number)) + _once(_text("cpu"), memo) + _int(count) + _TUPLE + b"Q"
+    hooks = _once(_global(Name("collections", "OrderedDict")), memo) + b")" + _CALL
     parts = where + _int(0) + _ints(tensor.shape) + _ints(steps if tensor.shape else ()) + b"\x89" + hooks
-    make = Name("torch._utils", "_rebuild_tensor_v2" if plain else "_rebuild_tensor_v3")
-    return _global(make) + _MARK + parts + (b"" if plain else _global(_DTYPES[little])) + _TUPLE + _CALL
+    dtype = b"" if plain else _once(_global(_DTYPES[little]), memo)
+    return make + _MARK + parts + dtype + _TUPLE + _CALL
+
+
+def _once(code: bytes, memo: Memo) -> bytes:
+    """What ``code`` puts on the stack: the first time with a number to remember it by, later by that number alone."""
+    if code in memo:
+        return b"h" + pack("<B", memo[code])
+    memo[code] = len(memo)  # a handful: names of functions, dtypes and storages
+    return code + b"q" + pack("<B", memo[code])
 
 
 def _global(name: Name) -> bytes:

@@ -128,3 +128,12 @@ def test_any_names_and_shapes_come_back(tmp_path_factory, specs):
     made = {key: np.zeros([n % 9 for n in shape[1:]] + shape[:1], dtype) for key, (shape, dtype) in specs.items()}
     tensors, _ = read_pickle(written(made, tmp_path_factory.getbasetemp() / "any.bin"))
     assert {key: (t.shape, t.dtype) for key, t in tensors.items()} == {k: (a.shape, a.dtype) for k, a in made.items()}
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_what_torch_wrote_does_not_grow(tmp_path, count):
+    torch = pytest.importorskip("torch")
+    arrays = {f"layers.{i}.lora_A": np.ones((4, 9), np.float32) for i in range(count)}
+    torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, tmp_path / "archive.bin")
+    ours = written(arrays, tmp_path / "ours.bin")
+    assert ours.stat().st_size <= (tmp_path / "archive.bin").stat().st_size
