@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 import loralens
@@ -148,7 +149,7 @@ def test_few_bits(dtype: str, share: float, tmp_path: Path) -> None:
     assert fixed["total"]["bytes_after"] <= 2600
 
 
-def test_activations(small: Path, tmp_path: Path) -> None:
+def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = loralens.load(small)
     K = np.diag([1e-4, 1.0])  # the second direction is all that the data knows
     moments = Moments(modules={name: Moment(K, 10) for name in adapter}, fingerprint=fingerprint(adapter))
@@ -161,6 +162,18 @@ def test_activations(small: Path, tmp_path: Path) -> None:
     shown = run("compress", small, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors").stdout
     assert "on data" in shown
     assert "over the 5 modules measured" in shown or "over the 6 modules measured" in shown
+    drawn: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        "loralens.plot.curve.curve_figure",
+        lambda *_, **how: drawn.append(how) or Figure(),  # type: ignore[func-returns-value]
+    )
+    more = ["--activations", tmp_path / "k.safetensors", "--plot", tmp_path / "curve.png"]
+    run("compress", small, "--dry-run", "--rank", 1, *more)
+    run("compress", small, "--dry-run", "--rank", 1, "--plot", tmp_path / "curve.png")
+    on_data, on_weights = drawn
+    assert (on_data["on_data"], on_weights["on_data"]) == (True, False)
+    assert on_data["chosen"][1] == pytest.approx(record["total"]["data_error"])
+    assert on_weights["chosen"][1] == pytest.approx((14 / 94) ** 0.5)
     twin = tmp_path / "twin"
     loralens.save(small_adapter().map(lambda m: m.rescaled(2.0, m.scaling)), twin)
     result = run("compress", twin, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors")

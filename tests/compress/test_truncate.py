@@ -52,6 +52,8 @@ def test_no_update_of_its_rank_is_nearer(pair, rank, scale):
     if not before.singular_values().any():
         assert (loss.relative_error, loss.energy_kept) == (0.0, 1.0)
         return
+    if not dense.any():  # B and A cancel, and only rounding is left of their product
+        return
     error, spectral = truncated_error(dense, rank)
     assert after.rank <= min(rank, before.rank)
     assert after.scale == scale
@@ -294,4 +296,4 @@ def test_a_scale_of_any_size_loses_the_same(adapter, scale):
 def test_a_module_that_stays_as_it_is_must_be_finite_too(adapter):
     broken = LowRank(np.full((9, 2), np.nan), np.ones((2, 5)))
     with pytest.raises(FormatError, match=r"^fc: .*NaN"):
-        truncate(Adapter(modules={**adapter.modules, "fc": broken}), Rule("rank", 2), modules=["q_proj"])
+        Plan.of(Adapter(modules={**adapter.modules, "fc": broken}), modules=["q_proj"])  # before anything is written
