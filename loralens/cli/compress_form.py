@@ -67,6 +67,11 @@ class Form:
         return replace(self, bits=bits)
 
     @property
+    def one_rank(self) -> bool:
+        """Whether its files have one rank for all modules."""
+        return self.name == "mlx"
+
+    @property
     def given(self) -> dict[str, Any]:
         """What its writer is given."""
         return {**self.options, **({} if self.bits is None else {"bits": self.bits})}

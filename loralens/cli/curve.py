@@ -86,7 +86,8 @@ def trade_off(plan: "Plan", form: Form, *, protect: "Protection" = "absolute", o
 
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     size = replace(form, bits=8 if form.name == FEW else None).size
-    return curve(plan, size=size, protect=protect, header=_header(plan.adapter) if pairs and not on_data else None)
+    header = _header(plan.adapter) if pairs and not on_data else None
+    return curve(plan, size=size, one_rank=form.one_rank, protect=protect, header=header)
 
 
 def _header(adapter: "Adapter") -> int:

@@ -63,7 +63,9 @@ def ranks_shown(most: int) -> list[int]:
     return [*found, most] if most else []
 
 
-def curve(plan: Plan, *, size: Size, protect: Protection = "absolute", header: int | None = None) -> list[Point]:
+def curve(
+    plan: Plan, *, size: Size, one_rank: bool = False, protect: Protection = "absolute", header: int | None = None
+) -> list[Point]:
     """What every rank takes and loses, given to all modules or, at the same size, where it saves most.
 
     Parameters
@@ -71,6 +73,8 @@ def curve(plan: Plan, *, size: Size, protect: Protection = "absolute", header: i
     plan : Plan
     size : callable
         Adapter → bytes of its file.
+    one_rank : bool
+        The file has one rank for all modules: so has the budget, which then buys no more than uniform rank.
     protect : "absolute", "relative" or mapping of str to float
         What the budget protects, as in `truncate`.
     header : int, optional
@@ -90,8 +94,8 @@ def curve(plan: Plan, *, size: Size, protect: Protection = "absolute", header: i
     few = None if header is None else _few_bits(plan, protect, header)
     points = []
     for rank in reversed(ranks_shown(most)):
-        chosen = plan.ranks(Rule("rank", rank))
-        best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), protect=protect)
+        chosen = plan.ranks(Rule("rank", rank), one_rank=one_rank)
+        best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), one_rank=one_rank, protect=protect)
         uniform = choice(plan, chosen, size)
         points.append(Point(rank, uniform, choice(plan, best, size), few(uniform.bytes) if few else None))
     return points

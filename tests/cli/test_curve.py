@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 import loralens
 from loralens.cli.main import main
+from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.formats.moments import save_moments
@@ -53,6 +54,26 @@ def test_plot(suffix: str, small: Path, tmp_path: Path) -> None:
     file = tmp_path / f"curve.{suffix}"
     assert run("curve", small, "--plot", file, "--to", "kohya", "--dtype", "f16").exit_code == 0
     assert file.stat().st_size > 1000
+
+
+def test_a_dialect_of_one_rank(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    modules = {
+        f"model.layers.{i}.self_attn.{kind}": loralens.LowRank(
+            (rng.standard_normal((16, 4)) * np.logspace(0, -1 - i, 4)).astype(np.float32),
+            rng.standard_normal((4, 12)).astype(np.float32),
+            2.0,
+        )
+        for i in range(2)
+        for kind in ("q_proj", "v_proj")
+    }
+    loralens.save(Adapter(modules=modules, base_model="tiny"), tmp_path / "mlx", format="mlx")
+    record = json.loads(run("curve", tmp_path / "mlx", "--json").stdout)
+    assert [point["uniform"]["ranks"] for point in record["points"]] == [[4, 4], [3, 3], [2, 2], [1, 1]]
+    assert all(point["budget"] == point["uniform"] for point in record["points"])
+    assert record["points"][0]["few_bits"]["expected_error"] > 0
+    arguments = ["-o", tmp_path / "out", "--rank", 2, "--uniform", "--plot", tmp_path / "curve.png"]
+    assert run("compress", tmp_path / "mlx", *arguments).exit_code == 0
 
 
 def test_errors(small: Path) -> None:
