@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import compress_rule, options, target
+from loralens.cli import options, target
 from loralens.cli.compress_form import Form
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -68,7 +68,7 @@ def _combined(
     """The combination, the ranks it is cut to, and what is left of it then."""
     from loralens.arithmetic.combine import combine
 
-    wanted = compress_rule.dtype_of(dtype)
+    wanted = options.dtype_of(dtype)
     cut, threads = bool(recipe.truncate), os.cpu_count() or 1
     found = combine(
         [(adapter, one.strength) for adapter, one in zip(adapters, recipe.adapters, strict=True)],

@@ -35,7 +35,7 @@ BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on t
 @click.option("--to", type=click.Choice(TARGETS), help="The dialect to write. [default: the source's own]")
 @click.option(
     "--dtype",
-    type=click.Choice([*compress_rule.DTYPES, *BITS]),
+    type=click.Choice([*options.DTYPES, *BITS]),
     help=f"Round the factors to this; int8 and int4 are written as {FEW}. [default: as they are]",
 )
 @options.MODULES
@@ -114,7 +114,7 @@ def _plan(
 
     from loralens.compress.plan import Plan
 
-    narrow = np.dtype(np.float32) if form.bits and adapter.format != FEW else compress_rule.dtype_of(dtype)
+    narrow = np.dtype(np.float32) if form.bits and adapter.format != FEW else options.dtype_of(dtype)
     return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=os.cpu_count() or 1)
 
 

@@ -23,7 +23,6 @@ NAMES = {  # option → rule
     "parameters": "parameters",
     "size": "bytes",
 }
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>[kmg]?i?b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
@@ -144,13 +143,3 @@ def moments_of(file: str | None) -> "Moments | None":
     from loralens.formats.moments import load_moments
 
     return load_moments(file)
-
-
-def dtype_of(name: str | None) -> Any:
-    """The dtype of an option --dtype; None where it was not given, or is none of NumPy's."""
-    if name not in DTYPES:
-        return None
-    import ml_dtypes
-    import numpy as np
-
-    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else DTYPES[name])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
 PATH = click.Path(path_type=Path)
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 @click.command("convert")
@@ -29,7 +28,9 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
     "--base", type=click.Path(path_type=Path), metavar="DIR", help="The base model: its weights' names, headers only."
 )
 @click.option("--arch", metavar="NAME", help="Architecture for GGUF, where --base does not say it: llama, qwen2 …")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Round the factors to this. [default: as they are]")
+@click.option(
+    "--dtype", type=click.Choice(list(options.DTYPES)), help="Round the factors to this. [default: as they are]"
+)
 @click.option("--prefix", multiple=True, metavar="OLD=NEW", help="Rename modules that begin with OLD. Repeatable.")
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of modules that are no pair yet (LoKr, LoHa, full).")
 @click.option("--drop-extra", is_flag=True, help="Leave out what the target has no place for.")
@@ -136,7 +137,7 @@ def _narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
 
     from loralens.core.lowrank import LowRank
 
-    narrow_to = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else DTYPES[dtype])
+    narrow_to = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else options.DTYPES[dtype])
 
     def narrow(module: "Update") -> "Update":
         B, A = (f.map(lambda x: x.astype(narrow_to), shape=f.shape, dtype=narrow_to) for f in module.factors)

@@ -24,9 +24,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 @click.command("curve")
 @click.argument("source")
 @click.option("--to", type=click.Choice(TARGETS), help="The dialect of the file. [default: the source's own]")
-@click.option(
-    "--dtype", type=click.Choice(list(compress_rule.DTYPES)), help="The dtype of the file. [default: as it is]"
-)
+@click.option("--dtype", type=click.Choice(list(options.DTYPES)), help="The dtype of the file. [default: as it is]")
 @compress_rule.PROTECT
 @compress_rule.ACTIVATIONS
 @options.MODULES
@@ -64,7 +62,7 @@ def command(
     form = Form.of(adapter, to=to or (None if adapter.format in TARGETS else "peft"))
     moments = compress_rule.moments_of(activations)
     with place(source):
-        narrow, threads = compress_rule.dtype_of(dtype), os.cpu_count() or 1
+        narrow, threads = options.dtype_of(dtype), os.cpu_count() or 1
         plan = Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads)
         points = trade_off(plan, form, protect=compress_rule.protection_of(weights), on_data=moments is not None)
     if as_json:

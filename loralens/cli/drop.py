@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from loralens.cli import options
 from loralens.cli.combine_recipe import writing
 from loralens.cli.compress_form import Form
 
@@ -53,9 +54,8 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
 def _narrowed(adapter: Any, dtype: str | None) -> Any:
     if dtype is None:
         return adapter
-    from loralens.cli.compress_rule import dtype_of
     from loralens.compress.directions import narrowed
     from loralens.core.lowrank import LowRank
 
-    wanted = dtype_of(dtype)
+    wanted = options.dtype_of(dtype)
     return adapter.map(lambda module: narrowed(module, wanted) if isinstance(module, LowRank) else module)

@@ -39,7 +39,7 @@ SHOWN = 5  # tensors that are named on a terminal before the rest is counted
 @click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
 @click.option("--exact", is_flag=True, help="Dense SVDs in float64, for big matrices too: slow.")
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
-@click.option("--dtype", type=click.Choice(list(compress_rule.DTYPES)), default="f32", show_default=True)
+@click.option("--dtype", type=click.Choice(list(options.DTYPES)), default="f32", show_default=True)
 @options.MODULES
 @click.option("--drop-extra", is_flag=True, help="Leave out what is no matrix: norms, biases, new heads.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
@@ -142,7 +142,7 @@ def _extract(
             tuned_config=model_config(Path(tuned)),
             base_model=base,
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
-            dtype=compress_rule.dtype_of(dtype),
+            dtype=options.dtype_of(dtype),
             size=lambda adapter: file_size(adapter, to, **form),
             threads=os.cpu_count() or 1,
             step=step,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import compress_rule, options, target
+from loralens.cli import options, target
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -52,7 +52,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--uniform", is_flag=True, help="Give all modules of the written adapter one rank, with zeros.")
 @click.option(
     "--dtype",
-    type=click.Choice(list(compress_rule.DTYPES)),
+    type=click.Choice(list(options.DTYPES)),
     default="f32",
     show_default=True,
     help="Of the changed factors.",
@@ -122,7 +122,7 @@ def command(
             one = intruders(read[name], W, top=top, threshold=threshold)
             found[name] = one.without_vectors()
             if remove is not None:
-                new = mitigated(read[name], one, strength=remove, dtype=compress_rule.dtype_of(dtype))
+                new = mitigated(read[name], one, strength=remove, dtype=options.dtype_of(dtype))
                 if new is not read[name]:
                     changed[name] = new
     written = None

@@ -10,7 +10,6 @@ from loralens.cli import options
 from loralens.cli.merge_inputs import inputs
 
 PATH = click.Path(path_type=Path)
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 NONE = Path("none")
 
 
@@ -24,7 +23,9 @@ NONE = Path("none")
 )
 @click.option("--rounding", type=click.Choice(options.ROUNDINGS), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@click.option("--dtype", type=click.Choice(["keep", *DTYPES]), default="keep", help="Dtype of the merged model.")
+@click.option(
+    "--dtype", type=click.Choice(["keep", *options.DTYPES]), default="keep", help="Dtype of the merged model."
+)
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @click.option("--untie", is_flag=True, help="Give a head that shares the embedding's weight one of its own.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
@@ -60,7 +61,8 @@ def command(
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, or --dry-run")
-    given = inputs(adapters, base, modules, reading, allow_missing=allow_missing, untie=untie, dtype=DTYPES.get(dtype))
+    wanted = options.DTYPES.get(dtype)
+    given = inputs(adapters, base, modules, reading, allow_missing=allow_missing, untie=untie, dtype=wanted)
     for note in (*(str(match) for match in given.plan.matches if match.edit), *given.plan.notes):
         click.echo(f"note: {note}", err=True)
     if given.plan.missing:

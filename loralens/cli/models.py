@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
+from loralens.cli import options
 from loralens.cli.texts import Text
 from loralens.errors import FormatError, MismatchError, OptionError, place
 
 if TYPE_CHECKING:  # keeps torch out of --help
     from torch import nn
 
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 Head = Literal["causal", "masked", "classifier", ""]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +44,11 @@ RUNNING = (
     ),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, mps …"),
     click.option(
-        "--dtype", type=click.Choice(list(DTYPES)), default="f32", show_default=True, help="What the model computes in."
+        "--dtype",
+        type=click.Choice(list(options.DTYPES)),
+        default="f32",
+        show_default=True,
+        help="What the model computes in.",
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="Of the CPU.  [default: all that it may use]"
@@ -121,7 +125,7 @@ def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Lo
         tokenizer = _tokenizer(transformers, folder)
         model, info = _loading(
             lambda: getattr(transformers, name).from_pretrained(
-                folder, local_files_only=True, dtype=getattr(torch, DTYPES[dtype]), output_loading_info=True
+                folder, local_files_only=True, dtype=getattr(torch, options.DTYPES[dtype]), output_loading_info=True
             ),
             "its model cannot be loaded",
         )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.weights import Weights
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # of --dtype
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,3 +94,13 @@ def weighted(text: str) -> tuple[str, float]:
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight
+
+
+def dtype_of(name: str | None) -> Any:
+    """The dtype of an option --dtype; None where it was not given, or is none of NumPy's."""
+    if name not in DTYPES:
+        return None
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else DTYPES[name])

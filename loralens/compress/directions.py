@@ -9,8 +9,7 @@ from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
-from loralens.errors import FormatError
-from loralens.linalg.factor import blocks_of
+from loralens.linalg.factor import in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncating_maps
 
@@ -69,28 +68,12 @@ def truncated(module: LowRank, kept: Directions, dtype: DType | None = None) -> 
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
     k = kept.s.size
     return LowRank(
-        LazyArray(lambda: _times(B.read(), kept.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
-        LazyArray(lambda: _times(A.read().T, kept.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
+        LazyArray(lambda: times(B.read(), kept.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
+        LazyArray(lambda: times(A.read().T, kept.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,
     )
-
-
-def _times(X: Array, T: Array, dtype: DType) -> Array:
-    """X @ T in float64, rounded once to ``dtype``."""
-    product = np.empty((X.shape[0], T.shape[1]), dtype)
-    with np.errstate(over="ignore"):
-        for rows, block in blocks_of(X):
-            product[rows] = np.dot(block, T)
-    return in_range(product, dtype)
-
-
-def in_range(array: Array, dtype: DType) -> Array:
-    """``array``, unless rounding to ``dtype`` made infinities of its numbers."""
-    if not np.isfinite(array).all():
-        raise FormatError(f"its balanced factors are too large for {dtype}", fix="give --dtype bf16 or f32")
-    return array
 
 
 def narrowed(module: LowRank, dtype: DType) -> LowRank:

@@ -11,9 +11,9 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, Measured, blocks_of, implicit, measure
+from loralens.linalg.factor import Integers, Measured, implicit, measure, times
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
@@ -188,7 +188,7 @@ class Side:
         """The first ``rank`` columns, rounded once to ``dtype``; those that there are not are 0."""
         M = np.zeros((len(self.M), rank))
         M[:, : self.M.shape[1]] = self.M[:, :rank]
-        return LazyArray(lambda: _times(self.source(), M, dtype), shape=(self.n, rank), dtype=dtype)
+        return LazyArray(lambda: times(self.source(), M, dtype), shape=(self.n, rank), dtype=dtype)
 
 
 @final
@@ -222,16 +222,5 @@ def _side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]
         return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
     if plain:
         return Side(basis.n, lambda: _side_by_side(parts()), basis.T @ M)
-    made = _times(basis.X, basis.T @ M, np.dtype(np.float64))
+    made = times(basis.X, basis.T @ M, np.dtype(np.float64))
     return Side(basis.n, lambda: made, np.eye(M.shape[1]))
-
-
-def _times(X: Array, M: Floats, dtype: "np.dtype[Any]") -> Array:
-    """X @ M in float64, rounded once to ``dtype``, shape (n, k)."""
-    product = np.empty((X.shape[0], M.shape[1]), dtype)
-    with np.errstate(over="ignore"):
-        for rows, block in blocks_of(X):
-            product[rows] = np.dot(block, M)
-    if dtype.itemsize < 4 and not np.isfinite(product.astype(np.float32)).all():
-        raise FormatError(f"its balanced factors are too large for {dtype}", fix="give --dtype bf16 or f32")
-    return product

@@ -105,6 +105,28 @@ def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
         yield slice(i * rows, i * rows + len(block)), block
 
 
+def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
+    """X @ T, made in float64 and rounded once to ``dtype``, shape (m, k); for T (r, k), blockwise as `gram`.
+
+    Raises
+    ------
+    FormatError
+        As `in_range`.
+    """
+    product = np.empty((X.shape[0], T.shape[1]), dtype)
+    with np.errstate(over="ignore"):
+        for rows, block in blocks_of(X):
+            product[rows] = np.dot(block, T)
+    return in_range(product, dtype)
+
+
+def in_range(array: Array, dtype: np.dtype[Any]) -> Array:
+    """``array``, unless rounding to ``dtype`` made infinities of its numbers."""
+    if not np.isfinite(array).all():
+        raise FormatError(f"its balanced factors are too large for {dtype}", fix="give --dtype bf16 or f32")
+    return array
+
+
 def measure(X: Array) -> Measured:
     """Gram matrix and column norms of X, scaled first if their squares would over- or underflow."""
     G = gram(X)

@@ -52,8 +52,7 @@ def product_singular_values(B: Array, A: Array) -> Floats:
     to itself; those of the formed product are not. A spread hidden by a rotation (B Q, Qᵀ A) is lost to every
     method that reads rounded factors.
     """
-    _check_shapes(B, A)
-    s = np.zeros(min(*B.shape, A.shape[1]))
+    s = np.zeros(_check_shapes(B, A))
     M, exponent = _core(B, A)
     if M.size:
         found = np.linalg.svd(M, compute_uv=False)
@@ -96,9 +95,7 @@ def product_svd(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
     order, D, exponent = _graded(left, right)
     Y_B, Z_B, R_B = orthonormal(left, order)
     Y_A, Z_A, R_A = orthonormal(right, order)
-    M = (R_B * D) @ R_A.T
-    U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.linalg.svd(M, compute_uv=False)  # with vectors and r > 25 LAPACK may lose the small values of a graded M
+    U, s, Vh = _core_svd((R_B * D) @ R_A.T)
     U, Vh = Y_B @ (Z_B @ U), (Vh @ Z_A.T) @ Y_A.T
     signs = _signs(U)
     U *= signs
@@ -133,18 +130,12 @@ def product_bases(B: Array, A: Array) -> tuple[Basis, Floats, Basis]:
     -----
     The columns are orthonormal to 1e-12 and B and A are kept, not copied, where κ of both is below 40.
     """
-    _check_shapes(B, A)
-    left, right = measure(B), measure(A.T)
-    order, D, exponent = _graded(left, right)
-    alive = np.count_nonzero(D)
-    order, D = order[:alive], D[:alive]
+    left, right, order, D, exponent = _alive(B, A)
     X_B, T_B, R_B = implicit(left, order)
     X_A, T_A, R_A = implicit(right, order)
-    M = (R_B * D) @ R_A.T
-    U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.asarray(np.ldexp(np.linalg.svd(M, compute_uv=False), exponent), dtype=np.float64)
+    U, s, Vh = _core_svd((R_B * D) @ R_A.T)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
-    return Basis(X_B, T_B @ U[:, :k]), s[:k], Basis(X_A, T_A @ Vh[:k].T)
+    return Basis(X_B, T_B @ U[:, :k]), np.ldexp(s[:k], exponent), Basis(X_A, T_A @ Vh[:k].T)
 
 
 def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
@@ -174,15 +165,9 @@ def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
     B L = B A V S^(-1/2) and R A = S^(-1/2) Uᵀ B A, made from the triangles of B and A alone: nothing is inverted but
     S, and no tall matrix is formed. Each direction errs by c ε ‖B‖₂‖A‖₂, as those of `product_svd` do.
     """
-    _check_shapes(B, A)
-    left, right = measure(B), measure(A.T)
-    order, D, exponent = _graded(left, right)
-    alive = np.count_nonzero(D)
-    order, D = order[:alive], D[:alive]
+    left, right, order, D, exponent = _alive(B, A)
     R_B, R_A = triangle(left, order)[1], triangle(right, order)[1]
-    M = (R_B * D) @ R_A.T
-    U, _, Vh = np.linalg.svd(M, full_matrices=False)
-    s = np.asarray(np.linalg.svd(M, compute_uv=False), dtype=np.float64)
+    U, s, Vh = _core_svd((R_B * D) @ R_A.T)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
     U, s, Vh = U[:, :k], s[:k], Vh[:k]
     root = np.ldexp(np.sqrt(np.ldexp(s, exponent % 2)), exponent // 2) / s  # 2**(e/2) s**(-1/2)
@@ -215,7 +200,6 @@ def product_norm(B: Array, A: Array) -> float:
     Error c ε ‖B‖_F‖A‖_F. The shorter √Σ(BᵀB ∘ AAᵀ) errs by √ε of that where the columns of B cancel in the product.
     Raises as `product_singular_values`.
     """
-    _check_shapes(B, A)
     M, exponent = _core(B, A)
     return float(np.ldexp(np.linalg.norm(M), exponent))
 
@@ -251,14 +235,26 @@ def _graded(left: Measured, right: Measured) -> tuple[Integers, Floats, int]:
     return order, D[order], unit
 
 
-def _core(B: Array, A: Array) -> tuple[Floats, int]:
-    """M and e such that 2**e M has the singular values of B A, except some that are 0."""
+def _alive(B: Array, A: Array) -> tuple[Measured, Measured, Integers, Floats, int]:
+    """Both factors, and `_graded` without the rank indices that add nothing."""
+    _check_shapes(B, A)
     left, right = measure(B), measure(A.T)
     order, D, exponent = _graded(left, right)
     alive = np.count_nonzero(D)
-    if not alive:
+    return left, right, order[:alive], D[:alive], exponent
+
+
+def _core_svd(M: Floats) -> tuple[Floats, Floats, Floats]:
+    """U, s, Vh of a graded core: with vectors and r > 25 LAPACK may lose its small values, so they are taken alone."""
+    U, _, Vh = np.linalg.svd(M, full_matrices=False)
+    return U, np.asarray(np.linalg.svd(M, compute_uv=False), dtype=np.float64), Vh
+
+
+def _core(B: Array, A: Array) -> tuple[Floats, int]:
+    """M and e such that 2**e M has the singular values of B A, except some that are 0."""
+    left, right, order, D, exponent = _alive(B, A)
+    if not order.size:
         return np.zeros((0, 0)), 0
-    order, D = order[:alive], D[:alive]
     return (triangle(left, order)[1] * D) @ triangle(right, order)[1].T, exponent
 
 
