@@ -325,7 +325,7 @@ def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loralens.compress.directions._times", interrupted)
+    monkeypatch.setattr("loralens.compress.directions.times", interrupted)
     result = run("compress", small, "-o", tmp_path / "out", "--rank", 1)
     assert result.exit_code != 0
     assert list(tmp_path.iterdir()) == []
