@@ -1,6 +1,7 @@
 """``loralens combine`` against its floor (read both files, write one as large), and some modules against PEFT's svd."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,9 +68,69 @@ for n in SHAPES:
     theirs = model.base_model.model[n].get_delta_weight("both").detach().numpy().astype(np.float64)
     mine = result[n].dense()
     far = max(far, float(np.linalg.norm(mine - theirs) / np.linalg.norm(mine)))
+start = time.perf_counter()
+truncate(combine(pair, method="ties", density=0.2, whole=0).adapter, Rule("rank", 16))
+loralens_ties = time.perf_counter() - start
+start = time.perf_counter()
+model.add_weighted_adapter(["one", "two"], [0.7, 0.3], "ties", combination_type="ties_svd", svd_rank=16, density=0.2)
+peft_ties = time.perf_counter() - start
 print(json.dumps({
+    "peft_ties_seconds": round(peft_ties, 3), "loralens_ties_seconds": round(loralens_ties, 4),
     "peft_seconds": round(peft_seconds, 3), "loralens_seconds": round(loralens_seconds, 4),
     "times_faster": round(peft_seconds / loralens_seconds), "largest_difference": far,
+}))
+"""
+
+# One module of 4096 × 4096, two adapters of rank 16: every elementwise method in the full space beside forming both ΔW
+# once: as float64 matrices (`LowRank.dense`), as float32 ones (what PEFT forms), and as the blocks that the methods
+# work on, which never leave the cache. One thread.
+ELEMENTWISE = """
+import json, time
+import ml_dtypes, numpy as np
+from loralens.arithmetic.methods import METHODS
+from loralens.arithmetic.modules import Modules
+from loralens.arithmetic.spaces import place
+from loralens.core.joint import Joint
+from loralens.core.lowrank import LowRank
+rng = np.random.default_rng(0)
+N, R = 4096, 16
+def update():
+    B, A = rng.standard_normal((N, R)) * 0.01, rng.standard_normal((R, N)) / 64
+    return LowRank(B.astype(ml_dtypes.bfloat16), A.astype(ml_dtypes.bfloat16), 2.0)
+pair = [update(), update()]
+joint = Joint.of(pair, [0.7, 0.3])
+entries = place(joint, "full").entries
+def blocks():
+    for _ in entries.blocks():
+        pass
+def method(name):
+    row = METHODS[name]
+    settings = row.settings({})
+    if row.prepare:  # the look at the whole adapter is part of the work
+        settings |= row.prepare(Modules(["one"], lambda name: joint, N * N), **settings)
+    return row.rule(joint, **settings, **({"seed": np.random.SeedSequence(0)} if row.seeded else {}))
+names = [name for name, row in METHODS.items() if row.spaces]
+works = {
+    "float64": lambda: [one.dense() for one in pair],
+    "float32": lambda: [2 * (one.B.astype(np.float32) @ one.A.astype(np.float32)) for one in pair],
+    "blocks": blocks,
+    **{n: (lambda n=n: method(n)) for n in names},
+}
+FORMING = ("float64", "float32", "blocks")
+seconds = {name: [] for name in works}
+for turn in range(6):
+    for name, work in works.items():
+        start = time.perf_counter()
+        work()
+        seconds[name].append(time.perf_counter() - start)
+best = {name: min(taken[1:]) for name, taken in seconds.items()}
+print(json.dumps({
+    "forming": {way: round(best[way], 4) for way in FORMING},
+    **{
+        n: {"seconds": round(best[n], 4), **{f"to_{way}": round(best[n] / best[way], 2) for way in FORMING}}
+        for n in names
+    },
+    "goal_ties_to_forming": 3.0,
 }))
 """
 
@@ -80,7 +141,17 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
     with TemporaryDirectory(dir=data) as folder:
         report = _compare([data / "r16-seed1", data / "r16-seed2"], Path(folder), runs=runs)
     done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=True)
-    return report | {"four_modules_against_peft": json.loads(done.stdout)}
+    one = subprocess.run(
+        [sys.executable, "-c", ELEMENTWISE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )
+    return report | {
+        "four_modules_against_peft": json.loads(done.stdout),
+        "elementwise_one_module": json.loads(one.stdout),
+    }
 
 
 def _compare(sources: list[Path], folder: Path, *, runs: int) -> dict[str, object]:

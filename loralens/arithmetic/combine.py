@@ -1,25 +1,30 @@
 """Several adapters as one, by any method of the table, and what came of each."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, final
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from loralens.arithmetic.bent import Bent
+from loralens.arithmetic.dora import Stretches, Weights
 from loralens.arithmetic.fused import Fused
 from loralens.arithmetic.method import Method, Space, method_named
 from loralens.arithmetic.methods import METHODS
-from loralens.arithmetic.quality import Quality, Total, total
+from loralens.arithmetic.modules import Modules
+from loralens.arithmetic.quality import Quality, Total, relative, total
+from loralens.arithmetic.stretched import stretched
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, carried
-from loralens.core.joint import Core, Joint, Lift
+from loralens.core.joint import Core, Floats, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, checked, keepable, kept, together
 from loralens.core.vector import assembled
 from loralens.errors import OptionError, place
@@ -45,6 +50,8 @@ class Combination:
         What else there is to say.
     truncation : mapping of str to float
         Of an elementwise method: what its result lost, relative to it, before it had the ranks of the sum.
+    stretches : Stretches, optional
+        Of DoRA adapters: what is added besides pairs. ``lifts`` are then those of the new DoRA adapter.
     """
 
     adapter: Adapter
@@ -53,11 +60,20 @@ class Combination:
     lifts: Mapping[str, Lift] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truncation: Mapping[str, float] = field(default_factory=dict)
+    stretches: Stretches | None = None
+
+    def magnified(self, adapter: Adapter) -> Adapter:
+        """``adapter``, of the ``lifts`` at other ranks, with the magnitudes that belong to it, if it is DoRA."""
+        return self.stretches.magnified(adapter) if self.stretches else adapter
 
     def total(self, ranks: Mapping[str, int] | None = None) -> Total:
         """Over all modules, cut to these ranks where they are given."""
         ranks = ranks or {}
-        return total((one, ranks.get(name)) for name, one in self.modules.items())
+        return total((one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items())
+
+    def truncated(self, name: str, rank: int | None = None) -> float:
+        """‖F − R‖/‖F‖ of one module: what of the method's own result F does not fit into its rank, or into ``rank``."""
+        return relative(*self.modules[name].truncation(rank, self.truncation.get(name, 0.0))) or 0.0
 
 
 def combine(
@@ -73,7 +89,9 @@ def combine(
     dtype: DTypeLike | None = None,
     drop_dead: bool = False,
     labels: Sequence[str] = (),
+    weights: Weights | None = None,
     threads: int = 1,
+    step: Step | None = None,
     **options: float,
 ) -> Combination:
     """One adapter of several: R = method(w_1 ΔW_1, …, w_T ΔW_T), module by module.
@@ -104,15 +122,21 @@ def combine(
         Leave out modules that come out as 0, instead of writing them with rank 1 of zeros.
     labels : sequence of str
         What the adapters are called in messages and in the recipe.
+    weights : mapping of str to Weight, optional
+        Base weights, by the names of any of the adapters. With them DoRA adapters are combined too, by ``sum`` or
+        ``average``, exactly, and the result is DoRA (`loralens.arithmetic.dora`).
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+    step : callable, optional
+        Is told 1 after every module; of a method that looks at all of them first (ties), twice.
 
     Raises
     ------
     OptionError
         An unknown method, an option that it does not have, no adapter, nothing left.
     MismatchError
-        No module in common; what cannot be combined: DoRA, full tensors in several, updates that are no pair.
+        No module in common; what cannot be combined: DoRA without the base, full tensors in several, updates that are
+        no pair.
     ShapeError
         A module of two shapes: two base models.
 
@@ -138,25 +162,41 @@ def combine(
         take=take if take is None or take == "none" else labels[take],
         drop_dead=drop_dead,
     )
-    rows, weights = _rows([adapter for adapter, _ in adapters], recipe, labels)
-    work = _Work(row, settings, rows, weights, labels, seed, dtype, stay=_stays(row, settings))
-    made = in_threads(work.one, list(rows), threads)
+    whole = [adapter for adapter, _ in adapters]
+    bent = Bent.of(whole, labels, row, weights, threads) if weights is not None else None
+    plain = bent.plain if bent else whole
+    dtype = _common_dtype(whole) if bent and dtype is None else dtype
+    rows, each = _rows(plain, recipe, labels)
+    work = _Work(row, settings, rows, each, labels, seed, dtype, bent)
+    made = work.all(threads, step)
+    stretches = bent.stretches(rows, work.h) if bent else None
     lifts = {name: lift for name, (lift, _) in made.items() if name not in work.stay}
-    updates: dict[str, Update] = {name: work.stay.get(name) or lift.at(dtype=dtype) for name, (lift, _) in made.items()}
+    if stretches:
+        lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
+    updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in made}
     qualities = {name: quality for name, (_, quality) in made.items()}
     rest = carried(
-        [adapter for adapter, _ in adapters],
+        plain,
         lambda t, name: strengths[t].of(name),
         labels=labels,
         take=NONE if take == "none" else take,
         factors_stay=len(work.stay) == len(rows),
     )
-    dead = [name for name, one in qualities.items() if not one.s.size] if drop_dead else []
-    if len(dead) == len(updates):
+    alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
+    combined = assembled(plain[0], alive, rest)
+    notes = (*rest.notes, *(bent.notes(stretches) if bent and stretches else ()))
+    found = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
+    return replace(found, adapter=found.magnified(combined))
+
+
+def _alive(
+    updates: Mapping[str, Update], qualities: Mapping[str, Quality], stretching: Collection[str]
+) -> dict[str, Update]:
+    """Those that did not come out as 0."""
+    alive = {name: update for name, update in updates.items() if qualities[name].s.size or name in stretching}
+    if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
-    updates = {name: update for name, update in updates.items() if name not in dead}
-    combined = assembled(adapters[0][0], updates, rest)
-    return Combination(combined, qualities, recipe, lifts, rest.notes, work.truncation)
+    return alive
 
 
 def _check_count(row: Method, count: int) -> None:
@@ -169,6 +209,12 @@ def _strength(weight: Weight) -> Strength:
     if isinstance(weight, Strength):
         return weight
     return Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
+
+
+def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
+    """The dtype of all factors where they have one, else float32."""
+    found = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
 
 def _stays(row: Method, settings: Mapping[str, Any]) -> bool:
@@ -208,37 +254,54 @@ class _Work:
         labels: Sequence[str],
         seed: int,
         dtype: DTypeLike | None,
-        *,
-        stay: bool,
+        bent: Bent | None,
     ) -> None:
-        self.rule: Callable[..., Any] = row.rule
+        self.row, self.rule = row, row.rule
         self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
         self.seed = seed if row.seeded else None
+        stay = _stays(row, settings) and not bent
         found = {name: kept(rows[name], weights[name], dtype) if stay else None for name in rows}
         self.stay = keepable(rows, found)
+        self.bent = bent
         self.truncation: dict[str, float] = {}
-        if row.prepare:
-            self.settings = {**settings, **row.prepare(self.joints, **settings)}
+        self.h: dict[str, Floats] = {}
+
+    @property
+    def stretched(self) -> set[str]:
+        """Modules that stretch the base weight."""
+        return {name for name, h in self.h.items() if h.any()}
+
+    def all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
+        """Every module."""
+        if self.row.prepare:
+            shapes = [next(one.shape for one in row if one is not None) for row in self.rows.values()]
+            modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
+            self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
+        return in_threads(self.one, list(self.rows), threads, step)
 
     def one(self, name: str) -> tuple[Lift, Quality]:
         """The combination of one module, and what it has of the others."""
-        if name not in self.stay:
-            checked(name, self.rows[name], self.labels)
+        joint = self.joint(name)
         with place(name):
-            joint = Joint.of(self.rows[name], self.weights[name])
             if name in self.stay:
                 core = joint.decomposed(joint.total())
             else:
                 joint, core = self._ruled(name, joint)
-            return joint.lifted(core), Quality.of(joint, core, len(self.labels))
+            quality = Quality.of(joint, core, len(self.labels))
+            if self.bent:
+                each = self.bent.each(name, joint.shape[0])
+                h = self.rule(replace(joint, cores=each[:, None, :]), **self.settings)  # of rows, as it is linear
+                assert isinstance(h, np.ndarray)
+                self.h[name] = h[0]
+                quality = stretched(quality, joint, core, each, h[0], self.bent.weight(name))
+            return joint.lifted(core), quality
 
-    def joints(self) -> Iterator[Joint]:
-        """All modules, one after the other."""
-        for name, row in self.rows.items():
-            checked(name, row, self.labels)
-            with place(name):
-                joint = Joint.of(row, self.weights[name])
-            yield joint
+    def joint(self, name: str) -> Joint:
+        """The joint space of one module."""
+        if name not in self.stay:
+            checked(name, self.rows[name], self.labels)
+        with place(name):
+            return Joint.of(self.rows[name], self.weights[name])
 
     def _ruled(self, name: str, joint: Joint) -> tuple[Joint, Core]:
         """What the rule makes of a module, and the joint space that it is in."""

@@ -1,5 +1,7 @@
 """DELLA: drop entries at random, the small ones the likelier; rescale, elect, average (Deep et al. 2024)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from loralens.arithmetic.dare import draws_of
@@ -68,7 +70,7 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
     def fuse(rows: slice, stack: Array) -> Array:
         for x, own in zip(stack, draws, strict=True):
             chances = work.of("chances", x.shape, x.dtype)
-            for row, order in zip(chances, _orders(x, work), strict=True):
+            for row, order in zip(chances, _orders(x), strict=True):
                 row[order] = kept
             words = own.words(rows.start * n, x.size).reshape(x.shape)
             x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
@@ -79,14 +81,12 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
     return fuse
 
 
-def _orders(x: Array, work: Workspace) -> Integers:
+def _orders(x: Array) -> Iterable[Integers]:
     """For every row the places of its entries, smallest absolute value first, equal ones from the left."""
     if x.dtype != np.float32:
-        return np.argsort(np.abs(x), axis=1, kind="stable")
-    keys = work.of("keys", x.shape, np.int64)  # 32 bits of size, which order as the numbers do, then 32 of place
-    np.copyto(keys, np.abs(x).view(np.int32))
-    keys <<= 32
-    keys |= np.arange(x.shape[1])
-    keys.sort(axis=1)
-    keys &= 0xFFFFFFFF
-    return keys
+        yield from np.argsort(np.abs(x), axis=1, kind="stable")
+        return
+    bits = x.view(np.uint32) & np.uint32(0x7FFFFFFF)  # which order as the sizes do
+    for low, high in zip(bits.astype(np.uint16), (bits >> 16).astype(np.uint16), strict=True):
+        first = np.argsort(low, kind="stable")  # 16 bits are sorted by counting: twice that is half of one sort of 32
+        yield first.take(np.argsort(high.take(first), kind="stable"))

@@ -32,21 +32,15 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     not 0 and their result for −a, −b is not minus that for a, b.
     """
     shape, dtype = stack.shape[1:], stack.dtype
-    masks = ("plus", "minus", "agrees", "other")
-    plus, minus, agrees, other = (work.of(name, shape, np.bool_) for name in masks)
+    agrees = work.of("agrees", shape, np.bool_)
     part, found = work.of("part", shape, dtype), work.of("found", shape, dtype)
     weight = work.of("weight", shape, dtype if shares else np.uint16)
-    elected = total(stack, work)
-    np.greater(elected, 0, out=plus)
-    np.less(elected, 0, out=minus)
+    sign = _sign(total(stack, work), work)
     found[:], weight[:] = 0, 0
     for t, x in enumerate(stack):
-        np.greater(x, 0, out=agrees)
-        agrees &= plus
-        np.less(x, 0, out=other)
-        other &= minus
-        agrees |= other
-        np.multiply(x, agrees, out=part)
+        np.multiply(x, sign, out=part)  # positive where they agree
+        np.greater(part, 0, out=agrees)
+        part *= agrees
         if shares:
             part *= dtype.type(shares[t])
             found += part
@@ -54,5 +48,15 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
         else:
             found += part
             weight += agrees
-    weight += np.equal(weight, 0, out=other)  # nobody there: 0 / 1; a maximum would branch at every entry
-    return np.divide(found, weight, out=found, dtype=dtype)
+    weight += np.equal(weight, 0, out=agrees)  # nobody there: 0 / 1; a maximum would branch at every entry
+    np.divide(found, weight, out=found, dtype=dtype)
+    found *= sign
+    return found
+
+
+def _sign(x: Array, work: Workspace) -> Array:
+    """−1, 0 or 1 for every entry, int8: a comparison of floats is an order faster than their `numpy.sign`."""
+    plus, minus = (work.of(name, x.shape, np.bool_) for name in ("plus", "minus"))
+    np.greater(x, 0, out=plus)
+    np.less(x, 0, out=minus)
+    return np.subtract(plus.view(np.int8), minus.view(np.int8), out=plus.view(np.int8))

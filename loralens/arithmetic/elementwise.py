@@ -9,13 +9,12 @@ import numpy as np
 from loralens.arithmetic.entries import Entries, Fuse
 from loralens.arithmetic.fused import Fused
 from loralens.arithmetic.method import Space
+from loralens.arithmetic.modules import Modules
 from loralens.arithmetic.spaces import place
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.linalg.factor import Floats
 from loralens.linalg.selection import Selection
-
-Joints = Callable[[], Iterable[Joint]]
 
 
 def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
@@ -43,38 +42,44 @@ def summed(joint: Joint, lam: float) -> Fused:
     return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
 
 
-def whole_cutoffs(joints: Joints, share: float, *, space: Space) -> tuple[float, ...]:
+def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[float, ...]:
     """For every adapter the size that a share of its entries in *all* modules reaches: exact.
 
     Parameters
     ----------
-    joints : callable
-        ``joints()`` gives every module; it is called three times, and again where a sample misled.
+    modules : Modules
+        They are looked at twice, and again where a sample misled.
     share : float
         In (0, 1], of the entries of the modules that the adapter has.
     """
-    sizes: dict[int, int] = {}
-    adapters = 0
-    for joint in joints():
-        adapters = len(joint.updates)
-        for t, one in _apart(joint, space):
-            sizes[t] = sizes.get(t, 0) + one.size
-    samples: dict[int, list[Floats]] = {t: [] for t in sizes}
-    for joint in joints():
-        for t, one in _apart(joint, space):
-            samples[t].append(one.sample(ceil(sizes[t] ** (2 / 3) * one.size / sizes[t]))[0])
+    rate = 0.25 / max(1, modules.entries) ** (1 / 3)
+
+    def sampled(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
+        apart = dict(_apart(joint, space))
+        return len(joint.updates), {t: (one.size, one.sample(ceil(rate * one.size))) for t, one in apart.items()}
+
+    looks = modules.each(sampled)
+    found = [one for _, one in looks]
+    sizes = {t: sum(one[t][0] for one in found if t in one) for t in sorted({t for one in found for t in one})}
     sought = {
-        t: Selection([max(1, int(share * size))], size=size, sample=np.concatenate(samples[t]))
+        t: Selection([max(1, int(share * size))], size=size, sample=_joined(one[t][1] for one in found if t in one))
         for t, size in sizes.items()
     }
+
+    def counted(joint: Joint) -> None:
+        for t, one in _apart(joint, space):
+            for block in one.magnitudes():
+                sought[t].add(block)
+
     while any(one.open for one in sought.values()):
-        for joint in joints():
-            for t, one in _apart(joint, space):
-                for block in one.magnitudes():
-                    sought[t].add(block)
-        for found in sought.values():
-            found.close()
-    return tuple(sought[t].values[0] if t in sought else 0.0 for t in range(adapters))
+        modules.each(counted, told=True)
+        for one in sought.values():
+            one.close()
+    return tuple(sought[t].values[0] if t in sought else 0.0 for t in range(looks[0][0]))
+
+
+def _joined(parts: Iterable[Floats]) -> Floats:
+    return np.concatenate([part.ravel() for part in parts])
 
 
 def _apart(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:

@@ -117,8 +117,11 @@ class Entries:
 
     @property
     def sampled(self) -> int:
-        """How many entries bracket an order statistic best: as many as the bracket then holds, but for a factor."""
-        return round(power(self.size, 2 / 3))
+        """How many entries bracket an order statistic best.
+
+        The bracket then holds some 30 times as many: those are copied, a sampled one is an inner product of its own.
+        """
+        return max(1, round(power(self.size, 2 / 3) / 4))
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
         """Some rows of all updates with their place, shape (updates, rows, n); gone when the next ones come.

@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any, Literal, final
+from importlib import import_module
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any, Literal, final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from loralens.arithmetic.fused import Fused
-from loralens.core.joint import Core
-from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:  # the table says what there is without NumPy; a rule is imported when it is followed
+    from loralens.arithmetic.fused import Fused
+    from loralens.core.joint import Core, Floats
+    from loralens.core.lowrank import LowRank
+
 Space = Literal["full", "knots", "core"]
 SPACES: tuple[Space, ...] = ("full", "knots", "core")
-
-Rule = Callable[..., Floats | Core | LowRank | Fused]
 
 
 @final
@@ -43,8 +40,8 @@ class Option:
     name: str
     default: float
     text: str
-    low: float = -np.inf
-    high: float = np.inf
+    low: float = -inf
+    high: float = inf
     open_low: bool = False
     whole: bool = False
 
@@ -54,8 +51,8 @@ class Option:
         number = isfinite(value) or value == self.high
         if inside and number and (not self.whole or float(value).is_integer()):
             return int(value) if self.whole else value
-        left = "(" if self.open_low or self.low == -np.inf else "["
-        span = f"{left}{self.low:g}, {self.high:g}{')' if self.high == np.inf else ']'}"
+        left = "(" if self.open_low or self.low == -inf else "["
+        span = f"{left}{self.low:g}, {self.high:g}{')' if self.high == inf else ']'}"
         kind = "a whole number" if self.whole else "a number"
         raise OptionError(f"{self.name} {value:g} is not {kind} in {span}", fix=f"{self.name}: {self.text}")
 
@@ -76,12 +73,8 @@ class Method:
         One line for a list of methods.
     paper : str
         Where it comes from.
-    rule : callable
-        ``rule(joint, **options)``: a pure function of one module. It returns the core matrix of the result, float64,
-        shape (p, q), or its SVD in an order of its own, which is then lifted to its numerical rank; or, where the
-        result leaves the joint space, a `LowRank` of float64 factors, or a `Fused`, which also says what was lost. The
-        options are those of the row; a row with ``spaces`` also gets ``space``, and a ``seeded`` one ``seed``, a
-        `numpy.random.SeedSequence` of its own for every module.
+    home : str
+        ``module:function`` under `loralens.arithmetic`, where its `rule` is.
     options : tuple of Option
     spaces : tuple of str
         Where an elementwise rule can act, the default first; empty for a rule that is orthogonally equivariant, to
@@ -90,20 +83,42 @@ class Method:
         It draws random numbers.
     adapters : int
         How many adapters it takes; 0: any number.
-    prepare : callable, optional
-        A look at all modules before the first is combined: ``prepare(joints, **options)``, where ``joints()`` gives
-        them one after the other, as often as it is called, returns more keywords for the rule.
+    looks : str
+        ``module:function`` of its `prepare`; empty where it has none.
+    linear : bool
+        The result is a sum of multiples of the updates, the same in every module, whatever they are.
     """
 
     name: str
     text: str
     paper: str
-    rule: Rule
+    home: str
     options: tuple[Option, ...] = (LAM,)
     spaces: tuple[Space, ...] = ()
     seeded: bool = False
     adapters: int = 0
-    prepare: Callable[..., Mapping[str, Any]] | None = None
+    looks: str = ""
+    linear: bool = False
+
+    @property
+    def rule(self) -> "Callable[..., Floats | Core | LowRank | Fused]":
+        """``rule(joint, **options)``: a pure function of one module.
+
+        It returns the core matrix of the result, float64, shape (p, q), or its SVD in an order of its own, which is
+        then lifted to its numerical rank; or, where the result leaves the joint space, a `LowRank` of float64 factors,
+        or a `Fused`, which also says what was lost. The options are those of the row; a row with ``spaces`` also gets
+        ``space``, and a ``seeded`` one ``seed``, a `numpy.random.SeedSequence` of its own for every module.
+        """
+        return _imported(self.home)
+
+    @property
+    def prepare(self) -> Callable[..., Mapping[str, Any]] | None:
+        """A look at all modules before the first is combined, if the method needs one.
+
+        ``prepare(modules, **options)`` is given the `loralens.arithmetic.modules.Modules` and returns more keywords for
+        the rule.
+        """
+        return _imported(self.looks) if self.looks else None
 
     def settings(self, given: Mapping[str, float | None], space: Space | None = None) -> dict[str, Any]:
         """The keywords of the rule: what was given, else the defaults.
@@ -127,6 +142,12 @@ class Method:
         elif space is not None and space not in SPACES:
             raise OptionError(f"{space!r} is no space", fix=f"give one of {', '.join(SPACES)}")
         return values
+
+
+def _imported(home: str) -> Callable[..., Any]:
+    module, _, name = home.partition(":")
+    found: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
+    return found
 
 
 def method_named(name: str, methods: Mapping[str, Method]) -> Method:

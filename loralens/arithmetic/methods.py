@@ -2,24 +2,7 @@
 
 from dataclasses import replace
 
-from loralens.arithmetic.breadcrumbs import breadcrumbs
-from loralens.arithmetic.cart import cart
-from loralens.arithmetic.dare import dare, dare_ties
-from loralens.arithmetic.della import della
-from loralens.arithmetic.iso import iso_c, iso_cts
-from loralens.arithmetic.knots import knots
-from loralens.arithmetic.linear import average, weighted_sum
-from loralens.arithmetic.magnitude import magnitude
 from loralens.arithmetic.method import DENSITY, LAM, SPACES, Method, Option
-from loralens.arithmetic.model_stock import model_stock
-from loralens.arithmetic.norms import equal_norms
-from loralens.arithmetic.pico import pico
-from loralens.arithmetic.projection import null_space
-from loralens.arithmetic.sce import sce
-from loralens.arithmetic.slerp import karcher, slerp
-from loralens.arithmetic.ties import prepare, ties
-from loralens.arithmetic.tsv import tsv_m
-from loralens.arithmetic.tucker import compress_then_merge
 
 _RANK = Option("rank", 0, "directions; 0: as the method has it", low=0, whole=True)
 _BETA = "the part of the differences in norm that stays, in [0, 1]"
@@ -33,65 +16,76 @@ def _density(default: float) -> Option:
 
 
 _ROWS = (
-    Method("sum", "Σ w·ΔW, exact: task arithmetic", "Ilharco et al. 2023, arXiv 2212.04089", weighted_sum),
-    Method("average", "Σ w·ΔW / Σ w, exact", "Wortsman et al. 2022, arXiv 2203.05482", average),
-    Method("slerp", "along the arc between two updates, t = w₂/(w₁ + w₂)", "Shoemake 1985", slerp, adapters=2),
-    Method("karcher", "mean direction on the sphere, mean length", "Karcher 1977", karcher),
+    Method(
+        "sum",
+        "Σ w·ΔW, exact: task arithmetic",
+        "Ilharco et al. 2023, arXiv 2212.04089",
+        "linear:weighted_sum",
+        linear=True,
+    ),
+    Method("average", "Σ w·ΔW / Σ w, exact", "Wortsman et al. 2022, arXiv 2203.05482", "linear:average", linear=True),
+    Method("slerp", "along the arc between two updates, t = w₂/(w₁ + w₂)", "Shoemake 1985", "slerp:slerp", adapters=2),
+    Method("karcher", "mean direction on the sphere, mean length", "Karcher 1977", "slerp:karcher"),
     Method(
         "model-stock",
         "the average, drawn to 0 where updates disagree",
         "Jang et al. 2024, arXiv 2403.19522",
-        model_stock,
+        "model_stock:model_stock",
     ),
     Method(
         "equal-norms",
         "the sum of updates brought to one norm",
         "He et al. 2026, arXiv 2606.03723, its first step",
-        equal_norms,
+        "norms:equal_norms",
         (LAM, Option("beta", 0.0, _BETA, low=0, high=1)),
     ),
     Method(
         "cart",
         "the mean, and low-rank parts of what each has beside it",
         "Choi et al. 2024, arXiv 2412.12153",
-        cart,
+        "cart:cart",
         (LAM, _RANK),
     ),
     Method(
         "tsv-m",
         "singular vectors of all updates made orthogonal to each other",
         "Gargiulo et al. 2025, arXiv 2412.00081",
-        tsv_m,
+        "tsv:tsv_m",
     ),
-    Method("iso-c", "the sum with all singular values alike", "Marczak et al. 2025, arXiv 2502.04959", iso_c),
+    Method("iso-c", "the sum with all singular values alike", "Marczak et al. 2025, arXiv 2502.04959", "iso:iso_c"),
     Method(
         "iso-cts",
         "the same, with room for what only one update has",
         "Marczak et al. 2025, arXiv 2502.04959",
-        iso_cts,
+        "iso:iso_cts",
         (LAM, Option("common", 0.8, "the part of the directions that is common, in [0, 1]", low=0, high=1)),
     ),
     Method(
         "ctm",
         "the sum inside shared subspaces of one adapter's rank (Tucker)",
         "He et al. 2026, arXiv 2606.03723",
-        compress_then_merge,
+        "tucker:compress_then_merge",
         (LAM, _RANK, Option("beta", 0.25, _BETA, low=0, high=1)),
     ),
     Method(
         "null-space",
         "all others kept out of what the first reads (NP-LoRA)",
         "Chen et al. 2025, arXiv 2511.11051",
-        null_space,
+        "projection:null_space",
         (LAM, Option("mu", float("inf"), "how strictly: 0 not at all, inf altogether", low=0), _RANK),
     ),
-    Method("pico", "outputs that all share turned down first", "Tang & Yang 2026, arXiv 2604.16826", pico),
-    Method("knots", "the sum in one basis of outputs: the same as sum", "Stoica et al. 2025, arXiv 2410.19735", knots),
+    Method("pico", "outputs that all share turned down first", "Tang & Yang 2026, arXiv 2604.16826", "pico:pico"),
+    Method(
+        "knots",
+        "the sum in one basis of outputs: the same as sum",
+        "Stoica et al. 2025, arXiv 2410.19735",
+        "knots:knots",
+    ),
     Method(
         "magnitude",
         "the sum of the largest entries of each update",
         "Han et al. 2015, arXiv 1506.02626",
-        magnitude,
+        "magnitude:magnitude",
         (LAM, _density(0.2)),
         SPACES,
     ),
@@ -99,16 +93,16 @@ _ROWS = (
         "ties",
         "trim to the largest entries, elect a sign for each, average those who agree",
         "Yadav et al. 2023, arXiv 2306.01708",
-        ties,
+        "ties:ties",
         (LAM, _density(0.2), Option("whole", 1, _WHOLE, low=0, high=1, whole=True)),
         SPACES,
-        prepare=prepare,
+        looks="ties:prepare",
     ),
     Method(
         "dare",
         "drop entries at random, rescale the others, sum: the sum on average",
         "Yu et al. 2024, arXiv 2311.03099",
-        dare,
+        "dare:dare",
         (LAM, _density(0.1)),
         SPACES,
         seeded=True,
@@ -117,7 +111,7 @@ _ROWS = (
         "dare-ties",
         "the same, then elect a sign and average those who agree",
         "Yu et al. 2024, arXiv 2311.03099",
-        dare_ties,
+        "dare:dare_ties",
         (LAM, _density(0.1)),
         SPACES,
         seeded=True,
@@ -126,7 +120,7 @@ _ROWS = (
         "della",
         "drop small entries the likelier, rescale, elect, average",
         "Deep et al. 2024, arXiv 2406.11617",
-        della,
+        "della:della",
         (
             LAM,
             _density(0.7),
@@ -139,7 +133,7 @@ _ROWS = (
         "breadcrumbs",
         "the sum without the largest entries and without the small ones",
         "Davari & Belilovsky 2024, arXiv 2312.06795",
-        breadcrumbs,
+        "breadcrumbs:breadcrumbs",
         (LAM, _density(0.15), Option("gamma", 0.006, _GAMMA, low=0, high=1)),
         SPACES,
     ),
@@ -147,7 +141,7 @@ _ROWS = (
         "sce",
         "where updates vary most: by energy, of those who agree on the sign",
         "Wan et al. 2024, arXiv 2408.07990",
-        sce,
+        "sce:sce",
         (LAM, _density(1.0)),
         SPACES,
     ),

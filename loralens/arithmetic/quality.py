@@ -79,6 +79,15 @@ class Quality:
         """‖R − S‖_F/‖S‖_F, R cut to ``rank``; 0 where both are 0, None where only S is."""
         return relative(self.errors[self._at(rank)], self.sum_energy)
 
+    def truncation(self, rank: int | None = None, before: float = 0.0) -> tuple[float, float]:
+        """‖F − R‖² and ‖F‖² of the method's own result F, R cut to ``rank``; before that F had lost a part ``before``.
+
+        What is cut is orthogonal to what is left, and both to what was lost before.
+        """
+        whole = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
+        rest = self.s[self._at(rank) :]
+        return before**2 * whole + float(rest @ rest), whole
+
     def _at(self, rank: int | None) -> int:
         return self.s.size if rank is None else min(rank, self.s.size)
 
@@ -108,15 +117,28 @@ class Share:
 @final
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A whole combination: ‖R − S‖/‖S‖ over all modules, and what it has of each adapter."""
+    """A whole combination.
+
+    Attributes
+    ----------
+    error_to_sum : float or None
+        ‖R − S‖/‖S‖ over all modules.
+    truncation : float
+        ‖F − R‖/‖F‖ over all modules, F what the method gives and R what of it fits into the ranks; of DoRA, of pairs.
+    shares : tuple of Share
+        What it has of each adapter.
+    """
 
     error_to_sum: float | None
+    truncation: float
     shares: tuple[Share, ...]
 
 
-def total(modules: Iterable[tuple[Quality, int | None]]) -> Total:
-    """Of modules and the ranks they are cut to, None for their own."""
-    each = [(one, one._at(rank)) for one, rank in modules]
+def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
+    """Of modules, the ranks they are cut to (None for their own), and what their method lost before."""
+    modules = list(modules)
+    each = [(one, one._at(rank)) for one, rank, _ in modules]
+    lost, whole = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
     error = relative(sum(one.errors[j] for one, j in each), sum(one.sum_energy for one, _ in each))
     energy = np.sum([one.energies for one, _ in each], axis=0)
     wanted = np.sum([one.strengths * one.energies for one, _ in each], axis=0)
@@ -127,7 +149,7 @@ def total(modules: Iterable[tuple[Quality, int | None]]) -> Total:
         Share(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e))) if e else Share(None, None, None, None)
         for e, w, b, a, i in zip(energy, wanted, before, after, inside, strict=True)
     ]
-    return Total(error, tuple(shares))
+    return Total(error, relative(lost, whole) or 0.0, tuple(shares))
 
 
 def relative(part: float, whole: float) -> float | None:

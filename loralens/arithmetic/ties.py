@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralens.arithmetic.election import elected_mean, keep_largest
-from loralens.arithmetic.elementwise import Joints, fused, summed, whole_cutoffs
+from loralens.arithmetic.elementwise import fused, summed, whole_cutoffs
 from loralens.arithmetic.entries import Entries, Fuse, Workspace
 from loralens.arithmetic.fused import Fused
 from loralens.arithmetic.method import Space
+from loralens.arithmetic.modules import Modules
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 
@@ -48,9 +49,9 @@ def ties(
     return fused(joint, lambda entries: _rule(entries, density, given), space=space, lam=lam)
 
 
-def prepare(joints: Joints, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
+def prepare(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
     """The cutoffs of every adapter over all modules, for `ties`; nothing where each module has its own."""
-    return {"cutoffs": whole_cutoffs(joints, density, space=space)} if whole and density < 1 else {}
+    return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
 
 
 def _rule(entries: Entries, density: float, given: Sequence[float] | None) -> Fuse:

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _WRITING = (
     click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="File or folder to write."),
     click.option("--to", type=click.Choice(TARGETS), help="The dialect to write. [default: the first adapter's own]"),
-    click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} Only GGUF needs it."),
+    click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA, and for GGUF."),
     click.option("--dtype", type=click.Choice(list(options.DTYPES)), help="Of all factors. [default: theirs]"),
     click.option("--overwrite", is_flag=True, help="Replace OUT."),
     click.option("--dry-run", is_flag=True, help="Report, and write nothing."),

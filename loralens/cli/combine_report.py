@@ -76,12 +76,13 @@ class Report:
                     "ranks_before": self.nominal[name],
                     "rank": self._rank(name),
                     "error_to_sum": quality.error_to_sum(self.ranks.get(name)),
-                    **({"truncation": self.found.truncation[name]} if name in self.found.truncation else {}),
+                    "truncation": self.found.truncated(name, self.ranks.get(name)),
                 }
                 for name, quality in self.found.modules.items()
             ],
             "total": {
                 "error_to_sum": total.error_to_sum,
+                "truncation": total.truncation,
                 "modules": len(self.adapter),
                 "parameters": self.adapter.parameters,
                 "bytes": self.size,
@@ -99,20 +100,23 @@ class Report:
         from loralens.cli.table import Column, Table, show, size
 
         total = self.found.total(self.ranks)
+        cut = total.truncation >= EXACT
         rows = [
             [
                 name,
                 " × ".join(map(str, self.adapter[name].shape)) if name in self.adapter else "",
                 " + ".join(str(rank) if rank else "–" for rank in self.nominal[name]),
                 str(self._rank(name) or "gone"),
+                *([_error(self.found.truncated(name, self.ranks.get(name)))] if cut else []),
                 _error(quality.error_to_sum(self.ranks.get(name))),
             ]
             for name, quality in self.found.modules.items()
         ]
         space = f", in the {self.recipe.space} space" if self.recipe.space else ""
-        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, error to the exact sum"
-        columns = [Column("module", "left"), *map(Column, ("out × in", "r", "r'", "error"))]
-        show(Table(title, columns, rows))
+        told = "truncation, error to the exact sum" if cut else "error to the exact sum"
+        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {told}"
+        columns = ["out × in", "r", "r'", *(["truncation"] if cut else []), "error"]
+        show(Table(title, [Column("module", "left"), *map(Column, columns)], rows))
         weights = [one.strength for one in self.recipe.adapters]
         shares = [
             [
@@ -133,10 +137,10 @@ class Report:
         show(Table(title, [Column("adapter", "left"), *map(Column, heads)], shares))
         error = _error(total.error_to_sum)
         click.echo(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
-        lost = max(self.found.truncation.values(), default=0.0)
-        if lost:
+        if cut:
+            lost = _error(total.truncation)
             click.echo(
-                f"truncation  the method's own result is of full rank; up to {percent(lost)} of a module was cut off"
+                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
             )
         click.echo(f"parameters  {self.adapter.parameters:,}")
         click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")

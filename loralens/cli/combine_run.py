@@ -10,12 +10,15 @@ import click
 
 from loralens.cli import options, target
 from loralens.cli.compress_form import Form
+from loralens.cli.progress import progress
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
     from loralens.cli.combine_report import Report
     from loralens.core.adapter import Adapter
     from loralens.core.recipe import Recipe
+    from loralens.core.threads import Step
+    from loralens.core.weights import Weight
     from loralens.formats.container import Files, Stored
 
 READING = ("format", "alpha", "scale", "allow_pickle")
@@ -26,6 +29,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     output: Path | None = given["output"]
     if output is None and not given["dry_run"]:
         raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    count = _checked(recipe)
     adapters = [load(one.path, given) for one in recipe.adapters]
     if len(adapters) > 1:
         for one, adapter in zip(recipe.adapters, adapters, strict=True):
@@ -34,7 +38,9 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     if output:
         for one in recipe.adapters:
             form.check(one.path, output, overwrite=given["overwrite"])
-    found, ranks, adapter = _combined(recipe, adapters, form, given["dtype"])
+    weights = _weights(recipe, adapters, given["base"])
+    with progress(recipe.method, count * _size(recipe, adapters)) as step:
+        found, ranks, adapter = _combined(recipe, adapters, form, given["dtype"], weights, step)
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
     stored, files = _stored(adapter, recipe, form)
@@ -44,6 +50,51 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
 
         write_files(stored, output, files=files, overwrite=given["overwrite"])
     report.say(None if given["dry_run"] else output, output, as_json=given["as_json"])
+
+
+def _checked(recipe: "Recipe") -> int:
+    """How often the method looks at every module; what it cannot be told is refused before anything is read."""
+    from loralens.arithmetic.method import method_named
+    from loralens.arithmetic.methods import METHODS
+
+    row = method_named(recipe.method, METHODS)
+    row.settings(recipe.options, recipe.space)  # type: ignore[arg-type]
+    return 2 if row.looks else 1
+
+
+def _size(recipe: "Recipe", adapters: "list[Adapter]") -> int:
+    """How many modules there are to combine."""
+    from loralens.core.names import select
+    from loralens.core.together import names_together
+
+    return len(select(names_together(adapters, [one.path for one in recipe.adapters]), recipe.modules))
+
+
+def _weights(recipe: "Recipe", adapters: "list[Adapter]", base: str | None) -> "Mapping[str, Weight] | None":
+    """The base weights, where DoRA's magnitudes need them; None where nothing does.
+
+    Raises
+    ------
+    MismatchError
+        The factors of a DoRA adapter are to be cut, and the base is not there.
+    """
+    from loralens.arithmetic.dora import magnitudes
+
+    bent = [one.path for one, adapter in zip(recipe.adapters, adapters, strict=True) if magnitudes(adapter)]
+    alone = len(adapters) == 1 and recipe.adapters[0].strength.plain and not recipe.options
+    if not bent or (alone and not recipe.truncate):
+        return None
+    if base is None:
+        if alone:
+            from loralens.errors import MismatchError
+
+            raise MismatchError(
+                f"{bent[0]} is a DoRA adapter: its magnitudes belong to its factors as they are",
+                fix="give --base, or cut it with loralens compress",
+            )
+        return None
+    found = [options.base_weights(base, adapter.modules).modules for adapter in adapters]
+    return {name: weight for one in reversed(found) for name, weight in one.items()}
 
 
 def load(path: str, given: Mapping[str, Any]) -> "Adapter":
@@ -63,7 +114,12 @@ def _check_known(path: str, adapter: "Adapter") -> None:
 
 
 def _combined(
-    recipe: "Recipe", adapters: "list[Adapter]", form: Form, dtype: str | None
+    recipe: "Recipe",
+    adapters: "list[Adapter]",
+    form: Form,
+    dtype: str | None,
+    weights: "Mapping[str, Weight] | None",
+    step: "Step | None",
 ) -> "tuple[Combination, dict[str, int], Adapter]":
     """The combination, the ranks it is cut to, and what is left of it then."""
     from loralens.arithmetic.combine import combine
@@ -80,11 +136,14 @@ def _combined(
         dtype=None if cut else wanted,  # what is cut is rounded once, afterwards
         drop_dead=recipe.drop_dead,
         labels=[one.path for one in recipe.adapters],
+        weights=weights,
         threads=threads,
+        step=step,
         **recipe.options,
     )
     if cut:
-        return found, *_cut(found, recipe, form, wanted or _common_dtype(adapters))
+        ranks, adapter = _cut(found, recipe, form, wanted or _common_dtype(adapters))
+        return found, ranks, found.magnified(adapter)
     return found, {}, _one_rank(found.adapter) if recipe.uniform else found.adapter
 
 

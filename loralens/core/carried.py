@@ -92,7 +92,7 @@ def _refuse_bent(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) 
     if not unchanged and _of_role(adapter, MAGNITUDES):
         raise MismatchError(
             f"{label} is a DoRA adapter: its update depends on the base weight and is of full rank",
-            fix="merge it into the base with loralens merge, or train it without DoRA: sums of it are not exact",
+            fix="give the base that it was trained on (--base, or weights=): sums are exact then; or loralens merge",
         )
     for role, what in (("lora_bias", "a bias on B"), ("diagonal", "KaSA's diagonal"), ("shape", "padded shapes")):
         bent = _of_role(adapter, (role,))

@@ -1,7 +1,7 @@
 """Joint: one module of several adapters, brought into the small space that all their updates share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self, final
 
 import numpy as np
@@ -13,7 +13,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, Measured, implicit, measure, times
+from loralens.linalg.factor import Integers, Measured, implicit, in_range, measure, times
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
@@ -183,12 +183,19 @@ class Side:
     n: int
     source: Callable[[], Array]
     M: Floats
+    rows: Floats | None = None  # what each row is multiplied by, (n,)
 
     def factor(self, rank: int, dtype: "np.dtype[Any]") -> LazyArray:
         """The first ``rank`` columns, rounded once to ``dtype``; those that there are not are 0."""
         M = np.zeros((len(self.M), rank))
         M[:, : self.M.shape[1]] = self.M[:, :rank]
-        return LazyArray(lambda: times(self.source(), M, dtype), shape=(self.n, rank), dtype=dtype)
+        return LazyArray(lambda: self._made(M, dtype), shape=(self.n, rank), dtype=dtype)
+
+    def _made(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
+        if self.rows is None:
+            return times(self.source(), M, dtype)
+        with np.errstate(over="ignore"):
+            return in_range((self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype)
 
 
 @final
@@ -214,6 +221,10 @@ class Lift:
         rank, kind = max(1, self.s.size if rank is None else rank), np.dtype(dtype or self.dtype)
         B, A = self.out.factor(rank, kind), self.in_.factor(rank, kind).T
         return LowRank(B, A, scaling=COMBINED, layout=self.layout)
+
+    def stretched(self, rows: Floats) -> "Lift":
+        """diag(rows) times the update, at any rank of what it was: ``s`` and the order stay those of the update."""
+        return replace(self, out=replace(self.out, rows=rows))
 
 
 def _side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-from loralens.core.names import kind, select
+from loralens.core.names import matches, select
 from loralens.errors import FormatError
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -26,16 +26,15 @@ class Strength:
     weight: float = 1.0
     modules: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is 1 everywhere."""
+        return self.weight == 1 and not self.modules
+
     def of(self, name: str) -> float:
         """In the module of this name."""
-        hits = [w for glob, w in self.modules.items() if _matches(name, glob)]
+        hits = [w for glob, w in self.modules.items() if matches(name, glob)]
         return float(hits[-1] if hits else self.weight)
-
-
-def _matches(name: str, glob: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return glob == kind(name) or fnmatchcase(name, glob.replace("[", "[[]"))
 
 
 @final

@@ -31,18 +31,28 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
     ShapeError
         A module has two shapes.
     """
-    rows: dict[str, list[Update | None]] = {name: [module] for name, module in adapters[0].items()}
-    for t, adapter in enumerate(adapters[1:], 1):
-        found = same_modules(rows, adapter)
-        if not found:
-            raise _no_common(adapters, labels, t)
-        for name, row in rows.items():
-            row.append(adapter[found[name]] if name in found else None)
-        known = set(found.values())
-        rows |= {name: [*[None] * t, module] for name, module in adapter.items() if name not in known}
+    called = names_together(adapters, labels)
+    rows = {
+        name: tuple(None if one is None else adapter[one] for adapter, one in zip(adapters, own, strict=True))
+        for name, own in called.items()
+    }
     for name, row in rows.items():
         _check_shapes(name, row, labels)
-    return {name: tuple(row) for name, row in rows.items()}
+    return rows
+
+
+def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
+    """Module name → what every adapter calls it, None where it does not have it; see `together`."""
+    names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
+    for t, adapter in enumerate(adapters[1:], 1):
+        found = same_modules(names, adapter)
+        if not found:
+            raise _no_common(adapters, labels, t)
+        for name, own in names.items():
+            own.append(found.get(name))
+        known = set(found.values())
+        names |= {name: [*[None] * t, name] for name in adapter if name not in known}
+    return {name: tuple(own) for name, own in names.items()}
 
 
 def _no_common(adapters: Sequence[Adapter], labels: Sequence[str], t: int) -> MismatchError:

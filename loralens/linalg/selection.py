@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,10 @@ def kth_largest(
 
 
 class Selection:
-    """The search of `kth_largest`, fed by the caller: while ``open``, ``add`` all numbers, then ``close``."""
+    """The search of `kth_largest`, fed by the caller: while ``open``, ``add`` all numbers, then ``close``.
+
+    Several threads may add at a time.
+    """
 
     def __init__(self, ks: Sequence[int], *, size: int, sample: Floats) -> None:
         ordered = np.sort(sample, axis=None)
@@ -77,7 +81,7 @@ class _Bracket:
 
     def __init__(self, k: int, size: int, sample: Floats) -> None:
         self.k, self.share, self.sample, self.spread = k, k / size, sample, SPREAD
-        self.closed, self.value = False, 0.0
+        self.closed, self.value, self.lock = False, 0.0, Lock()
         self._open()
 
     def _open(self) -> None:
@@ -89,10 +93,14 @@ class _Bracket:
         self.above, self.inside = 0, _Tally()
 
     def add(self, block: Array) -> None:
-        self.above += int(np.count_nonzero(block > self.high))
+        above = block > self.high
+        count = int(np.count_nonzero(above))
         inside = block >= self.low
-        inside &= block <= self.high
-        self.inside.add(block[inside])
+        inside ^= above
+        numbers = block[inside]
+        with self.lock:
+            self.above += count
+            self.inside.add(numbers)
 
     def close(self) -> None:
         """The value, if the bracket holds it; else a wider bracket."""

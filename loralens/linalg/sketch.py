@@ -13,7 +13,7 @@ from loralens.linalg.product import column_basis, truncating_maps
 
 OVERSAMPLE = 8  # random directions beside those given
 ROUNDING = 2.0**-20  # of σ₁: what float32 blocks leave of a direction that is not there
-HELD = 1 << 24  # numbers of F that are kept for the second pass, 64 MiB in float32, instead of being made again
+PANEL = 1 << 24  # numbers of F that are worked on at a time, 64 MiB in float32; a smaller F is made once and kept
 CANCELLING = 1e-4  # of ‖F‖²: what ‖F‖² − ‖FV‖² is too rough below
 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]
@@ -49,21 +49,23 @@ def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis)
     Notes
     -----
     Pass 1: Z = FᵀFΩ with Ω = [start, 8 random columns], Halko, Martinsson & Tropp 2011 with one power step, which costs
-    no pass of its own when FᵀF is summed over blocks. V: orthonormal, spans [start, Z]. Pass 2: Y = FV; YVᵀ is the
-    projection of F, its SVD is that of Y. 6 m n l flops, l = start.k + 8; (m + n)·2l numbers are held, and F
-    itself if that is no more than 2²⁴. Where n ≤ 2l, V = 1 and the result is that of the SVD. Measured: the
-    error is up to 5 % above that of the SVD of F where σ falls slowly, and equal where it falls fast.
+    no pass of its own when FᵀF is summed over panels of rows. V: orthonormal, spans [start, Z]. Pass 2: Y = FV, of
+    which F·start is there already; YVᵀ is the projection of F, its SVD is that of Y. 6 m n l flops, l = start.k + 8.
+    (m + n)·2l numbers are held, and 2²⁴ of F: all of it, for both passes, if there are no more. Where n ≤ 2l, V = 1
+    and the result is that of the SVD. Measured: the error is up to 5 % above that of the SVD of F where σ falls
+    slowly, and equal where it falls fast.
 
     ``error`` is not estimated: ‖F‖² − ‖Y‖² is what V misses, exactly; where that is lost in rounding a third pass
     measures F − YVᵀ. Products are made in the dtype of the blocks.
     """
     wide = 2 * (start.k + OVERSAMPLE) >= shape[1]
-    if not wide and shape[0] * shape[1] <= HELD:
-        blocks = _kept(blocks)
-    V = np.eye(shape[1]) if wide else _subspace(blocks, shape, start)
-    Y, squares, tops = np.empty((shape[0], V.shape[1])), 0.0, V.astype(np.float32)
-    for rows, block in blocks():
-        Y[rows] = np.dot(block, tops if block.dtype == np.float32 else V)
+    panels = _panels(blocks, shape)
+    known, V = _subspace(panels, shape, start) if not wide else (np.empty((shape[0], 0)), np.eye(shape[1]))
+    Y, squares = np.empty((shape[0], V.shape[1])), 0.0
+    Y[:, : known.shape[1]], fresh = known, V[:, known.shape[1] :]
+    thin = fresh.astype(np.float32)
+    for rows, block in panels():
+        Y[rows, known.shape[1] :] = np.dot(block, thin if block.dtype == np.float32 else fresh)
         squares += _squares(block)
     if not np.isfinite(squares):
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
@@ -71,37 +73,65 @@ def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis)
     k = min(rank, int(np.count_nonzero(s > ROUNDING * s[0]))) if s.size else 0
     outside = 0.0 if wide else max(squares - float(s @ s), 0.0)
     if 0 < outside < CANCELLING * squares:
-        outside = sum(_squares(block - Y[rows] @ V.T) for rows, block in blocks())
+        outside = sum(_rest(block, Y[rows], V) for rows, block in panels())
     error = sqrt((outside + float(s[k:] @ s[k:])) / squares) if squares else 0.0
     return Approximation(Y @ L[:, :k], R[:k] @ V.T, error)
 
 
-def _subspace(blocks: Blocks, shape: tuple[int, int], start: Basis) -> Floats:
-    """V (n, l), orthonormal."""
+def _subspace(panels: Blocks, shape: tuple[int, int], start: Basis) -> tuple[Floats, Floats]:
+    """F·start (m, k), and V = [start, what Z has beside it] (n, l), orthonormal."""
     n, width = shape[1], start.k + OVERSAMPLE
-    random = np.random.default_rng(0).standard_normal((n, OVERSAMPLE)) / sqrt(n)
-    wide = np.hstack([start.columns(), random])
-    thin, Z = wide.astype(np.float32), np.zeros((n, width))
-    for _, block in blocks():
-        Z += np.dot(block.T, np.dot(block, thin if block.dtype == np.float32 else wide))
+    first = start.columns()
+    wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, OVERSAMPLE)) / sqrt(n)])
+    thin, known, Z = wide.astype(np.float32), np.empty((shape[0], start.k)), np.zeros((n, width))
+    for rows, block in panels():
+        Y = np.dot(block, thin if block.dtype == np.float32 else wide)
+        known[rows] = Y[:, : start.k]
+        Z += np.dot(block.T, Y)
     if not np.isfinite(Z).all():
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
-    return column_basis(np.hstack([start.columns(), Z]))[0].columns()
+    for _ in range(2):  # the second time takes away what rounding left of the first
+        Z = column_basis(Z - first @ (first.T @ Z))[0].columns()
+    return known, np.hstack([first, Z])
 
 
-def _kept(blocks: Blocks) -> Blocks:
-    """The same blocks, made once."""
+def _panels(blocks: Blocks, shape: tuple[int, int]) -> Blocks:
+    """The same rows in pieces of up to 2²⁴ numbers: products of thin slices would take twice as long."""
+    m, n = shape
+    height = min(m, max(1, PANEL // max(1, n)))
     held: list[tuple[slice, Array]] = []
 
-    def again() -> Iterator[tuple[slice, Array]]:
+    def panels() -> Iterator[tuple[slice, Array]]:
         if held:
             yield from held
             return
-        for rows, block in blocks():
-            held.append((rows, block.copy()))
-            yield held[-1]
+        for rows, panel in _gathered(blocks(), m, height):
+            if height == m:
+                held.append((rows, panel))
+            yield rows, panel
 
-    return again
+    return panels
+
+
+def _gathered(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Iterator[tuple[slice, Array]]:
+    """Blocks one below the other, until ``height`` rows are there or the next block would not fit."""
+    panel, first, last = np.empty((0, 0)), 0, 0
+    for rows, block in blocks:
+        if not panel.size:
+            panel = np.empty((max(height, len(block)), block.shape[1]), block.dtype)
+        if rows.stop - first > len(panel):
+            yield slice(first, last), panel[: last - first]
+            first = rows.start
+        panel[rows.start - first : rows.stop - first] = block
+        last = rows.stop
+        if last == m:
+            yield slice(first, last), panel[: last - first]
+
+
+def _rest(block: Array, Y: Floats, V: Floats) -> float:
+    """‖block − Y Vᵀ‖², some rows at a time."""
+    step = max(1, PANEL // 64 // V.shape[0])
+    return sum(_squares(block[i : i + step] - Y[i : i + step] @ V.T) for i in range(0, len(block), step))
 
 
 def _squares(block: Array) -> float:

@@ -3,11 +3,13 @@
 import tracemalloc
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
 from loralens.arithmetic import entries as entries_module
+from loralens.arithmetic import spaces
 from loralens.arithmetic.breadcrumbs import breadcrumbs
 from loralens.arithmetic.combine import combine
 from loralens.arithmetic.dare import dare, dare_ties
@@ -15,6 +17,7 @@ from loralens.arithmetic.della import della
 from loralens.arithmetic.elementwise import whole_cutoffs
 from loralens.arithmetic.entries import Entries, Product
 from loralens.arithmetic.magnitude import magnitude
+from loralens.arithmetic.modules import Modules
 from loralens.arithmetic.sce import sce
 from loralens.arithmetic.spaces import place
 from loralens.arithmetic.ties import prepare, ties
@@ -205,18 +208,18 @@ def test_cutoffs_over_the_whole_adapter():
     modules[2] = [modules[2][0], None, modules[2][1]]
     modules[1][0] = modules[1][0].rescaled(50.0, modules[1][0].scaling)
 
-    def joints():
-        return (Joint.of(one, STRENGTHS) for one in modules)
-
-    found = prepare(joints, density=0.2, whole=1, space="full")["cutoffs"]
+    joints = [Joint.of(one, STRENGTHS) for one in modules]
+    entries = sum(joint.shape[0] * joint.shape[1] for joint in joints)
+    whole = Modules("012", lambda name: joints[int(name)], entries)
+    found = prepare(whole, density=0.2, whole=1, space="full")["cutoffs"]
     for t, w in enumerate(STRENGTHS):
         flat = np.concatenate([np.abs(w * one[t].dense()).ravel() for one in modules if one[t] is not None])
         expected = np.sort(flat)[::-1][max(1, int(0.2 * flat.size)) - 1]
         assert found[t] == pytest.approx(expected, rel=ELEMENTWISE)
-    assert prepare(joints, density=0.2, whole=0, space="full") == {}
-    assert whole_cutoffs(joints, 0.2, space="core") != found
-    loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in list(joints())[1::-1])
-    own = ties(next(iter(joints())), density=0.2).update
+    assert prepare(whole, density=0.2, whole=0, space="full") == {}
+    assert whole_cutoffs(whole, 0.2, space="core") != found
+    loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in joints[1::-1])
+    own = ties(joints[0], density=0.2).update
     assert np.linalg.norm(quiet.dense()) < np.linalg.norm(own.dense())  # the first adapter is cut by its loud module
     D = [np.where(np.abs(X) >= cut * (1 - 1e-6), X, 0) for X, cut in zip(weighted(modules[1]), found, strict=True)]
     assert_close(loud.dense(), reference.elected(D), ELEMENTWISE)
@@ -244,7 +247,7 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
 
 
 def test_memory_is_that_of_a_few_blocks(monkeypatch):
-    monkeypatch.setattr(sketch, "HELD", 0)
+    monkeypatch.setattr(sketch, "PANEL", 0)
     rng = np.random.default_rng(20)
     factors = [(rng.standard_normal((4096, 4)), rng.standard_normal((4, 4096))) for _ in range(2)]
     ups = [LowRank(B.astype(np.float32), A.astype(np.float32)) for B, A in factors]
@@ -321,9 +324,54 @@ def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
         assert_close(found, reference.best_of_rank(F, rank), ELEMENTWISE)
         lost = np.linalg.norm(F - found) / np.linalg.norm(F)
         assert whole.truncation[name] == pytest.approx(lost, rel=1e-4, abs=1e-6)
+        assert whole.truncated(name) == pytest.approx(lost, rel=1e-4, abs=1e-6)
+        for few in (1, 4):
+            less = np.linalg.norm(F - whole.lifts[name].at(few, np.float64).dense()) / np.linalg.norm(F)
+            assert whole.truncated(name, few) == pytest.approx(less, rel=1e-4)
     each = combine(pair, method="ties", density=0.3, dtype=np.float64, whole=0)
     for b, name in enumerate(names):
         F = reference.dense_ties([D[b] for D in Ds], 0.3)
         rank = one[name].rank + two[name].rank
         assert_close(each.adapter.modules[name].dense(), reference.best_of_rank(F, rank), ELEMENTWISE)
     assert not combine(pair, method="sum").truncation
+
+
+def counted(m, n, r, step):
+    """Factors that no random number generator has a say in."""
+    B, A = (((np.arange(rows * cols) * step) % 1021 - 510.0).reshape(rows, cols) for rows, cols in ((m, r), (r, n)))
+    return LowRank(B.astype(np.float32) / 64, A.astype(np.float32) / 32, 2.0)
+
+
+DIGESTS = {  # SHA-256 of all that a rule makes of two counted updates under seed 7: the same on every machine
+    "dare": "fea9181aad5b3aec55f9117be723b20cbc901521765fbdedbb0078f00d936eac",
+    "dare-ties": "4e7b6efd1d9600ffadf4b484c5e95e100e5f7c3578ce8189e6240ef489a99433",
+    "della": "6333587f171a29e855c3dfc931e501c23abf60553944744c4b8d1991810c706f",
+    "ties": "b87d255b501f692eb02307e0d5ccfaaf05bcb89d6f314bd4abff87f68dfa2b9d",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeypatch):
+    """Masks, signs and means of the full space; only the way back to low rank goes through BLAS and LAPACK."""
+    seen, plain = [], spaces.low_rank
+
+    def watched(blocks, *rest, **options):
+        seen.append(np.concatenate([block.copy() for _, block in blocks()]))
+        return plain(blocks, *rest, **options)
+
+    monkeypatch.setattr(spaces, "low_rank", watched)
+    pair = [Adapter(modules={"layers.3.q_proj": counted(70, 90, 3, step)}) for step in (7919, 104729)]
+    combine([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
+    (F,) = seen
+    assert F.dtype == np.float32
+    assert sha256(F.astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", ["dare", "della", "ties", "sce"])
+def test_threads_make_no_difference(name):
+    rng = np.random.default_rng(25)
+    rows = [{f"layers.{i}.q_proj": updates(rng, m=20, n=30)[0] for i in range(20)} for _ in range(2)]
+    pair = [(Adapter(modules=one), w) for one, w in zip(rows, (0.7, 0.4), strict=True)]
+    first, second = (combine(pair, method=name, threads=threads).adapter for threads in (1, 4))
+    assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
+    assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)

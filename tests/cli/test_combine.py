@@ -45,14 +45,14 @@ def other(tmp_path: Path) -> Path:
 
 
 REPORT = """\
-sum: 6 modules, r before and r' after, error to the exact sum
-module                            out × in      r  r'   error
-model.layers.0.self_attn.q_proj      6 × 4  2 + 2   1  44.7 %
-model.layers.0.self_attn.v_proj      6 × 4  2 + 2   1  24.3 %
-model.layers.1.self_attn.q_proj      6 × 4  2 + 2   1  44.7 %
-model.layers.1.self_attn.v_proj      6 × 4  2 + 2   1  24.3 %
-model.layers.10.self_attn.q_proj     6 × 4  2 + 2   1  44.7 %
-model.layers.10.self_attn.v_proj     6 × 4  2 + 2   1       0
+sum: 6 modules, r before and r' after, truncation, error to the exact sum
+module                            out × in      r  r'  truncation   error
+model.layers.0.self_attn.q_proj      6 × 4  2 + 2   1      44.7 %  44.7 %
+model.layers.0.self_attn.v_proj      6 × 4  2 + 2   1      24.3 %  24.3 %
+model.layers.1.self_attn.q_proj      6 × 4  2 + 2   1      44.7 %  44.7 %
+model.layers.1.self_attn.v_proj      6 × 4  2 + 2   1      24.3 %  24.3 %
+model.layers.10.self_attn.q_proj     6 × 4  2 + 2   1      44.7 %  44.7 %
+model.layers.10.self_attn.v_proj     6 × 4  2 + 2   1           0       0
 
 2 adapters, weights add up to 0.5
 adapter  weight  retained   gain  interference in the sum  in the result
@@ -60,6 +60,7 @@ SOURCE     0.75    85.1 %  0.426                   -0.250         -0.324
 SOURCE    -0.25    85.1 %  0.426                    0.750          0.676
 
 error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = 38.6 % over all modules, before the factors are rounded
+truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: what of the method's own result F was cut off
 parameters  60
 file        SIZE
 wrote TARGET: peft, 6 modules
@@ -112,6 +113,7 @@ def test_truncation_is_what_compress_makes_of_the_whole_sum(
         tail = np.linalg.norm(s[module["rank"] :])
         assert np.linalg.norm(D - R) == pytest.approx(tail, rel=1e-4, abs=1e-5)
         assert module["error_to_sum"] == pytest.approx(tail / np.linalg.norm(s), rel=1e-4, abs=1e-6)
+        assert module["truncation"] == pytest.approx(module["error_to_sum"], abs=1e-9)
         errors[module["name"]] = tail
     if rule[0] == "--size":
         assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size <= 2000
@@ -168,6 +170,20 @@ def test_elementwise_methods_say_their_space(small: Path, other: Path) -> None:
     record = told(small, other, "--dry-run", "--method", "ties", "--density", "0.5", "--space", "core")
     assert (record["target"], record["space"]) == (None, "core")
     assert told(small, other, "--dry-run", "--method", "ties")["space"] == "full"
+
+
+def test_truncation_is_told_beside_the_error_to_the_sum(small: Path, other: Path) -> None:
+    """Of iso-c all singular values are alike, so one of four is a quarter of the energy; of ties F has full rank."""
+    flat = told(small, other, "--dry-run", "--method", "iso-c")
+    assert flat["total"]["truncation"] == 0.0
+    cut = told(small, other, "--dry-run", "--method", "iso-c", "--rank", "1")
+    for whole, module in zip(flat["modules"], cut["modules"], strict=True):
+        assert module["truncation"] == pytest.approx(np.sqrt(1 - 1 / whole["rank"]))
+    full = told(small, other, "--dry-run", "--method", "ties", "--density", "0.3")
+    less = told(small, other, "--dry-run", "--method", "ties", "--density", "0.3", "--rank", "1")
+    for whole, module in zip(full["modules"], less["modules"], strict=True):
+        assert module["truncation"] >= whole["truncation"]
+    assert less["total"]["truncation"] > full["total"]["truncation"]
 
 
 def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
