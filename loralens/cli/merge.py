@@ -28,6 +28,7 @@ NONE = Path("none")
 )
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @click.option("--untie", is_flag=True, help="Give a head that shares the embedding's weight one of its own.")
+@options.DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--dry-run", is_flag=True, help="Say what would arrive, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The certificate on stdout.")
@@ -44,6 +45,7 @@ def command(
     dtype: str,
     allow_missing: bool,
     untie: bool,
+    device: str,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -58,9 +60,11 @@ def command(
     """
     from loralens.cli.merge_run import MergeRun
     from loralens.cli.merge_show import advise, show
+    from loralens.linalg.device import Device
 
     if output is None and not dry_run:
         raise click.UsageError("give -o OUT, or --dry-run")
+    where = Device.of(device)  # what is wrong with it is said before the work
     wanted = options.DTYPES.get(dtype)
     given = inputs(adapters, base, modules, reading, allow_missing=allow_missing, untie=untie, dtype=wanted)
     for note in (*(str(match) for match in given.plan.matches if match.edit), *given.plan.notes):
@@ -69,7 +73,7 @@ def command(
         names = ", ".join(given.plan.missing[:3]) + (", …" if len(given.plan.missing) > 3 else "")
         click.echo(f"note: left out, as the base has no place for them: {names}", err=True)
     looks = certificate != NONE or dry_run or as_json
-    run = MergeRun(given, rounding, seed, fidelity=looks, undo=undo != NONE and not dry_run)
+    run = MergeRun(given, rounding, seed, fidelity=looks, undo=undo != NONE and not dry_run, device=where)
     if dry_run:
         run.rehearse()
     else:

@@ -12,12 +12,15 @@ import click
 import numpy as np
 
 from loralens.cli.merge_inputs import Inputs
+from loralens.cli.progress import progress
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
-from loralens.formats.model_writer import Change, write_model
+from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, Spool, write_undo
 from loralens.formats.writing import replacing
+from loralens.linalg.device import Device
 from loralens.merge.apply import prepare
+from loralens.merge.patch import in_memory
 from loralens.merge.record import TensorRecord, Watch
 from loralens.merge.rounding import Rounding
 from loralens.merge.summary import Hashed, model_hash, module_entries, total_entry
@@ -41,10 +44,12 @@ class MergeRun:
     rounding, seed
     fidelity, undo : bool
         Whether to measure what arrives, and to keep what gives the base back.
+    device : Device
+        Where the products of the updates are made.
     """
 
-    def __init__(self, given: Inputs, rounding: str, seed: int, *, fidelity: bool, undo: bool) -> None:
-        self.given, self.rounding, self.seed = given, rounding, seed
+    def __init__(self, given: Inputs, rounding: str, seed: int, *, fidelity: bool, undo: bool, device: Device) -> None:
+        self.given, self.rounding, self.seed, self.device = given, rounding, seed, device
         self.fidelity, self.undo = fidelity, undo
         self.hashes = fidelity or undo
         self.records: dict[str, TensorRecord] = {}
@@ -61,14 +66,16 @@ class MergeRun:
                 self.given.plan.tensors[key],
                 dtype=self.given.dtypes[key],
                 rounding=Rounding(self.rounding, self.seed, key),  # type: ignore[arg-type]
+                device=self.device,
             )
-            watch = Watch(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo)
+            keep = self.spool.keep if self.spool else in_memory
+            watch = Watch(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
             yield from watch.blocks()
             record = watch.record()
             arrays: dict[str, LazyArray] = {}
             entry = None
             if self.spool and record.patch:
-                arrays, entry = packed(record, self.spool.keep)
+                arrays, entry = packed(record)
             with self._lock:
                 self.arrays |= arrays
                 if entry:
@@ -79,11 +86,15 @@ class MergeRun:
         """Everything but the writing."""
         from loralens.core.threads import in_threads
 
-        def work(key: str) -> None:
-            for _ in self.fill(key):
-                pass
+        changes = self._changes()
+        with progress("measuring", copy_bytes({}, changes)) as step:
 
-        in_threads(work, list(self.given.plan.tensors), THREADS)
+            def work(key: str) -> None:
+                for rows in self.fill(key):
+                    if step:
+                        step(rows.nbytes)
+
+            in_threads(work, list(changes), THREADS)
 
     def copied(self, key: str, rows: Array) -> None:
         """Rows of a tensor that stays as it is."""
@@ -111,12 +122,14 @@ class MergeRun:
                     stream.write(text.encode("utf-8"))
 
         ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
-        with Spool(output.absolute().parent) as spool:
+        changes = self._changes()
+        total = copy_bytes(files.tensors, changes)
+        with Spool(output.absolute().parent) as spool, progress("merging", total) as step:
             self.spool = spool if self.undo else None
             write_model(
                 files,
                 output,
-                changes=self._changes(),
+                changes=changes,
                 fill=self.fill,
                 watch=self.copied if self.hashes else None,
                 dropped=self.given.plan.dropped,
@@ -125,6 +138,7 @@ class MergeRun:
                 beside=beside,
                 overwrite=overwrite,
                 threads=THREADS,
+                step=step,
             )
         if files.left_out:
             names = ", ".join(files.left_out[:5]) + (", …" if len(files.left_out) > 5 else "")

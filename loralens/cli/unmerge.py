@@ -3,11 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loralens.cli import options
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.linalg.device import Device
 
 PATH = click.Path(path_type=Path)
 
@@ -17,6 +20,7 @@ PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT", help="Where the base is written.")
 @click.option("--undo", type=PATH, metavar="FILE", help="The undo file of the merge: bit for bit. [default: in MERGED]")
 @click.option("--adapter", "adapters", multiple=True, metavar="ADAPTER[:W]", help="Subtract this instead. Repeatable.")
+@options.DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
 @options.MODULES
@@ -26,6 +30,7 @@ def command(
     output: Path,
     undo: Path | None,
     adapters: tuple[str, ...],
+    device: str,
     overwrite: bool,
     as_json: bool,
     modules: tuple[str, ...],
@@ -41,10 +46,13 @@ def command(
         raise click.UsageError("--undo and --adapter exclude each other")
     if modules and not adapters:
         raise click.UsageError("--modules goes with --adapter: an undo file restores everything")
+    from loralens.linalg.device import Device
+
+    where = Device.of(device)  # what is wrong with it is said before the work
     report = (
-        _by_subtraction(merged, output, adapters, modules, reading, overwrite=overwrite)
+        _by_subtraction(merged, output, adapters, modules, reading, device=where, overwrite=overwrite)
         if adapters
-        else _by_patch(merged, output, undo, overwrite=overwrite)
+        else _by_patch(merged, output, undo, device=where, overwrite=overwrite)
     )
     if as_json:
         click.echo(json.dumps({"merged": str(merged), "output": str(output), **report}))
@@ -60,10 +68,10 @@ def command(
         click.echo("warning: this model was not made by merging this adapter, or was changed since", err=True)
 
 
-def _by_patch(merged: Path, output: Path, undo: Path | None, *, overwrite: bool) -> dict[str, Any]:
+def _by_patch(merged: Path, output: Path, undo: Path | None, *, device: "Device", overwrite: bool) -> dict[str, Any]:
     from loralens.cli.unmerge_run import UnmergeRun
 
-    run = UnmergeRun(merged, undo)
+    run = UnmergeRun(merged, undo, device)
     run.write(output, overwrite=overwrite)
     return {"exact": True, "tensors": len(run.held.entries)}
 
@@ -75,11 +83,13 @@ def _by_subtraction(
     modules: tuple[str, ...],
     reading: dict[str, Any],
     *,
+    device: "Device",
     overwrite: bool,
 ) -> dict[str, Any]:
     from loralens.cli.merge_inputs import inputs
+    from loralens.cli.progress import progress
     from loralens.errors import MismatchError
-    from loralens.formats.model_writer import Change, write_model
+    from loralens.formats.model_writer import Change, copy_bytes, write_model
     from loralens.merge.apply import prepare
     from loralens.merge.subtract import Doubt, subtracted
 
@@ -92,13 +102,18 @@ def _by_subtraction(
                 fix="unmerge with --undo, or take the base from where it came",
             )
     doubts = {key: Doubt() for key in plan.tensors}
-    write_model(
-        given.files,
-        output,
-        changes={key: Change(tensor.source.dtype, tensor.shape) for key, tensor in plan.tensors.items()},
-        fill=lambda key: (subtracted(block, doubts[key]) for block in prepare(plan.tensors[key]).blocks()),
-        overwrite=overwrite,
-        threads=os.cpu_count() or 1,
-    )
+    changes = {key: Change(tensor.source.dtype, tensor.shape) for key, tensor in plan.tensors.items()}
+    with progress("subtracting", copy_bytes(given.files.tensors, changes)) as step:
+        write_model(
+            given.files,
+            output,
+            changes=changes,
+            fill=lambda key: (
+                subtracted(block, doubts[key]) for block in prepare(plan.tensors[key], device=device).blocks()
+            ),
+            overwrite=overwrite,
+            threads=os.cpu_count() or 1,
+            step=step,
+        )
     counts = {name: sum(getattr(d, name) for d in doubts.values()) for name in ("entries", "several", "none")}
     return {"exact": False, "tensors": len(plan.tensors), **counts}

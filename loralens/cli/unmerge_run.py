@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from loralens.cli.merge_run import BEFORE, CERTIFICATE
+from loralens.cli.progress import progress
 from loralens.core.lazy import Array
 from loralens.errors import MismatchError, place
 from loralens.formats.checkpoint import resolved
 from loralens.formats.model_files import model_files
-from loralens.formats.model_writer import Change, write_model
+from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, read_undo
+from loralens.linalg.device import Device
 from loralens.merge.undo import restored
 from loralens.merge.undo_layout import merge_undo
 
@@ -29,6 +31,8 @@ class UnmergeRun:
     merged : Path
     undo : Path or None
         Where the undo file is; beside or in the model where None.
+    device : Device
+        Where the products of the updates are made.
 
     Raises
     ------
@@ -36,7 +40,8 @@ class UnmergeRun:
         They do not belong together, as far as names tell.
     """
 
-    def __init__(self, merged: Path, undo: Path | None) -> None:
+    def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
+        self.device = device
         root = resolved(merged)
         file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
@@ -61,27 +66,30 @@ class UnmergeRun:
         files, held = self.files, self.held
         folder = files.root.is_dir()
         names = list(held.headers) if folder else [files.shards[0].name]
-        write_model(
-            files,
-            output,
-            changes={key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)},
-            fill=self._fill,
-            watch=self._watch,
-            headers=dict(zip(names, map(_header, held.headers.values()), strict=True)),
-            texts=held.texts if folder else {},
-            without=(NAME, CERTIFICATE),
-            names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
-            beside=self._check,
-            overwrite=overwrite,
-            threads=os.cpu_count() or 1,
-        )
+        changes = {key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)}
+        with progress("unmerging", copy_bytes(files.tensors, changes)) as step:
+            write_model(
+                files,
+                output,
+                changes=changes,
+                fill=self._fill,
+                watch=self._watch,
+                headers=dict(zip(names, map(_header, held.headers.values()), strict=True)),
+                texts=held.texts if folder else {},
+                without=(NAME, CERTIFICATE),
+                names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
+                beside=self._check,
+                overwrite=overwrite,
+                threads=os.cpu_count() or 1,
+                step=step,
+            )
 
     def _fill(self, key: str) -> Iterator[Array]:
         with place(key):
             if key in self.held.dropped:
                 yield self.held.dropped[key].read()
             else:
-                yield from restored(self.held.tensor(key), self.known[key])
+                yield from restored(self.held.tensor(key), self.known[key], device=self.device)
 
     def _watch(self, key: str, rows: Array) -> None:
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

@@ -1,6 +1,7 @@
 """``loralens verify``: whether a merged model holds an adapter, and how faithfully."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from loralens.cli import options
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.linalg.device import Device
     from loralens.merge.verify import Verdict
 
 OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
@@ -22,6 +24,7 @@ OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 @click.option("--rounding", type=click.Choice(options.ROUNDINGS), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
 @click.option("--untie", is_flag=True, help="The merge gave the head a weight of its own.")
+@options.DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @options.MODULES
 @options.reading
@@ -32,6 +35,7 @@ def command(
     rounding: str,
     seed: int,
     untie: bool,
+    device: str,
     as_json: bool,
     modules: tuple[str, ...],
     **reading: Any,
@@ -41,7 +45,10 @@ def command(
     exact: every bit is what loralens writes. rounded: it is there in full, rounded otherwise. partial: some of it.
     absent: the base, or another model. Exit code 0 for exact and rounded, 1 for partial and absent.
     """
-    found, foreign = _verdicts(merged, base, adapters, modules, reading, rounding, seed, untie=untie)
+    from loralens.linalg.device import Device
+
+    where = Device.of(device)  # what is wrong with it is said before the work
+    found, foreign = _verdicts(merged, base, adapters, modules, reading, rounding, seed, untie=untie, device=where)
     worst = max((one.outcome for one in found), key=OUTCOMES.index, default="exact")
     if as_json:
         record = {
@@ -78,8 +85,11 @@ def _verdicts(
     seed: int,
     *,
     untie: bool,
+    device: "Device",
 ) -> "tuple[list[Verdict], list[str]]":
     from loralens.cli.merge_inputs import inputs
+    from loralens.cli.progress import progress
+    from loralens.core.threads import in_threads
     from loralens.errors import MismatchError, place
     from loralens.formats.checkpoint import resolved, weights
     from loralens.formats.model_files import model_files
@@ -89,16 +99,32 @@ def _verdicts(
 
     given = inputs(adapters, base, modules, reading, untie=untie)
     tensors, stored = weights(Path(merged)), model_files(resolved(Path(merged))).tensors
-    found = []
-    for key, tensor in given.plan.tensors.items():
+    base_tensors, planned = weights(Path(base)), given.plan.tensors
+    for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
+
+    def replayed(key: str) -> "list[Verdict]":
         with place(key):
-            merge = prepare(tensor, dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key))  # type: ignore[arg-type]
-            found += verdicts(merge, tensors[key] if merge.requantised else stored[key])
-    base_tensors = weights(Path(base))
-    others = [key for key in base_tensors if key not in given.plan.tensors]
-    return found, [key for key in others if key not in tensors or not same(base_tensors[key], tensors[key])]
+            how = Rounding(rounding, seed, key)  # type: ignore[arg-type]
+            merge = prepare(planned[key], dtype=stored[key].dtype, rounding=how, device=device)
+            found = verdicts(merge, tensors[key] if merge.requantised else stored[key])
+        if step:
+            step(planned[key].source.size)
+        return found
+
+    def changed(key: str) -> bool:
+        found = key not in tensors or not same(base_tensors[key], tensors[key])
+        if step:
+            step(base_tensors[key].size)
+        return found
+
+    others, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in others]
+    with progress("replaying the merge", sum(sizes)) as step:
+        found = in_threads(replayed, list(planned), threads)
+        foreign = in_threads(changed, others, threads)
+    return [one for some in found.values() for one in some], [key for key in others if foreign[key]]
 
 
 def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -> None:

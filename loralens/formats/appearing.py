@@ -1,7 +1,8 @@
 """A file or folder that appears whole or not at all, whatever happens on the way.
 
-It is written beside its target under a hidden name with the number of the process, and renamed. What stood there before
-is first renamed too, so that at every moment one of the two is whole; the next run tidies up after a killed one.
+It is written beside its target under a hidden name with the number of the process, and renamed once all of it is on the
+disk. What stood there before is first renamed too, so that at every moment one of the two is whole, even where the
+power fails; the next run tidies up after a killed one.
 """
 
 import os
@@ -51,9 +52,11 @@ def appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
         if folder:
             part.mkdir()
         yield part
+        _sync(part)
         if overwrite and target.exists():
             target.rename(old)
         part.rename(target)
+        _sync_folder(home)
         _remove(old)
     except OSError:
         with place(target), disk():
@@ -87,6 +90,31 @@ def _alive(pid: str) -> bool:
     except OSError:
         return True
     return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or everything in a folder, is on the disk."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _sync_file(Path(folder) / name)
+        _sync_folder(Path(folder))
+    if path.is_file():
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """The names in a folder, where the system lets folders be opened."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _remove(path: Path) -> None:

@@ -50,10 +50,12 @@ class Spool:
         while written < len(data):
             written += os.pwrite(file, memoryview(data)[written:], start + written)
 
-        def read() -> Array:
-            return np.frombuffer(os.pread(file, len(data), start), np.uint8)
+        size = len(data)
 
-        return LazyArray(read, shape=(len(data),), dtype=np.uint8)
+        def numbers(first: int, last: int) -> Array:
+            return np.frombuffer(os.pread(file, last - first, start + first), np.uint8)
+
+        return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=np.uint8, numbers=numbers)
 
 
 def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
+from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.merge.feedback import Feedback, input_directions
 from loralens.merge.gain import Gain, gain_of
@@ -144,7 +145,9 @@ class TensorMerge:
         return merged
 
 
-def prepare(plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Rounding | None = None) -> TensorMerge:
+def prepare(
+    plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Rounding | None = None, device: Device | None = None
+) -> TensorMerge:
     """A planned tensor ready to be merged.
 
     Parameters
@@ -154,13 +157,15 @@ def prepare(plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Round
         Of the result; that of the base where None.
     rounding : Rounding or None
         To the nearest where None.
+    device : Device or None
+        Where the products of the update are made; everything else is NumPy's.
 
     Notes
     -----
     DoRA reads the weight once here, for the norms.
     """
     source = plan.source
-    products = {slab.start: slab.update(slices_for(source.dtype)) for slab in plan.slabs}
+    products = {slab.start: slab.update(slices_for(source.dtype), device) for slab in plan.slabs}
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
     gains = {

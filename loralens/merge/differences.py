@@ -1,7 +1,9 @@
 """Differences: what two checkpoints of one model hold differently, tensor by tensor, before a number is read.
 
 Matrices of layers are told from everything else by keys and shapes alone: ``….weight`` with two axes or more is a
-linear layer, a convolution or, by its name, an embedding; ``….experts.NAME`` with three axes is a stack of experts.
+linear layer, a convolution or, by its name, an embedding; ``….experts.NAME`` with three axes is a stack of experts; any
+other name with two axes is a parameter of its module. How many groups a convolution has, shapes do not tell: only where
+every channel has its own is it seen.
 """
 
 import re
@@ -120,6 +122,18 @@ def is_embedding(name: str) -> bool:
     return bool(_EMBEDDING.search(name.rpartition(".")[2]))
 
 
+def is_depthwise(shape: tuple[int, ...]) -> bool:
+    """Whether this is the weight of a convolution in which every channel has a kernel of its own."""
+    return len(shape) > 2 and shape[1] == 1 < shape[0]
+
+
+def perhaps_grouped(difference: Difference) -> bool:
+    """Whether a convolution may be one in groups: PEFT would want an A that reads all channels."""
+    kernel = prod(difference.layout.kernel)
+    out, inside = difference.shape[0], difference.shape[1] // max(kernel, 1)
+    return difference.layout.kind == "conv" and kernel > 1 and 1 < inside < out and not out % inside
+
+
 def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int | None = None) -> Comparison:
     """Two checkpoints beside each other; no number is read.
 
@@ -133,6 +147,7 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
         The hidden size, which tells how stacks of experts are stored; as (expert, out, in) where it does not.
     """
     partners, edit = _partners(base, tuned)
+    holders = {above for key in tuned for above in _above(key.rpartition(".")[0])}
     matrices: dict[str, Difference] = {}
     others: dict[str, Other] = {}
     resized: dict[str, tuple[int, ...]] = {}
@@ -141,13 +156,20 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
         if ours.shape != theirs.shape:
             resized[key] = theirs.shape
             continue
-        found = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden)
+        alone = "." in key and key.rpartition(".")[0] not in holders
+        found = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden, alone=alone)
         matrices.update(found)
         if not found:
             others[key] = Other(theirs, ours)
     added = tuple(key for key in tuned if key not in partners)
     used = {*partners.values()}
     return Comparison(tuned, matrices, others, added, resized, tuple(key for key in base if key not in used), edit)
+
+
+def _above(module: str) -> Iterator[str]:
+    """The modules that a module lies within."""
+    while module := module.rpartition(".")[0]:
+        yield module
 
 
 def _partners(base: Tensors, tuned: Tensors) -> tuple[dict[str, str], str]:
@@ -173,18 +195,26 @@ def _leads(short: Tensors, long: Tensors) -> list[str]:
 
 
 def _matrices(
-    key: str, partner: str, ours: LazyArray, theirs: LazyArray, *, conv1d: bool, hidden: int | None
+    key: str, partner: str, ours: LazyArray, theirs: LazyArray, *, conv1d: bool, hidden: int | None, alone: bool
 ) -> dict[str, Difference]:
-    """The modules whose matrices a tensor holds: one, the experts of a stack, or none."""
+    """The modules whose matrices a tensor holds: one, the experts of a stack, or none.
+
+    A parameter without a layer of its own is taken where it stands ``alone``: PEFT wraps the module that holds it, and
+    calls what lies within that module otherwise then.
+    """
     shape = ours.shape
     if len(shape) < 2 or not _floats(ours) or not _floats(theirs) or not prod(shape):
         return {}
     name = key.removesuffix(".weight")
+    if name == key and len(shape) == 3 and _EXPERTS.search(key):
+        return _experts(key, partner, ours, theirs, hidden)
     if name == key:
-        return _experts(key, partner, ours, theirs, hidden) if len(shape) == 3 and _EXPERTS.search(key) else {}
+        bare = len(shape) == 2 and alone
+        layout = Layout("parameter")
+        return {key: Difference(Weight(partner, theirs, False), Weight(key, ours, False), layout)} if bare else {}
     if len(shape) > 2:
-        if shape[1] == 1 < shape[0]:
-            return {}  # depthwise: each channel has a kernel of its own, and a pair would mix them
+        if is_depthwise(shape):
+            return {}  # a pair would mix the channels
         layout, transposed = Layout("conv", kernel=shape[2:]), False
     elif is_embedding(name):
         layout, transposed = Layout("embedding"), True

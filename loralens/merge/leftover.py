@@ -1,6 +1,7 @@
 """What a tuned checkpoint changed besides matrices, as far as an adapter can hold it.
 
-Biases of layers ride along as PEFT keeps them; a norm, a new head or a resized embedding is saved in full, as
+Biases of layers ride along as PEFT keeps them; a norm, a depthwise convolution (a pair would be larger than its weight
+and mix its channels), a new head or a resized embedding is saved in full, as
 ``modules_to_save``, with every tensor of its module. What has no place is named.
 """
 
@@ -11,7 +12,7 @@ from typing import final
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.names import natural_key
-from loralens.merge.differences import Comparison, Tensors, is_embedding
+from loralens.merge.differences import Comparison, Tensors, is_depthwise, is_embedding, perhaps_grouped
 
 PREFIX = "base_model.model."  # of PEFT's keys
 RESIZED = ("embed_tokens", "lm_head")  # whose full matrix PEFT keeps without naming them in modules_to_save
@@ -101,6 +102,12 @@ def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = F
         found.extra, found.saved = {}, []
     found.saved.sort(key=natural_key)
     found.notes += _notes(comparison)
+    doubtful = [name for name in adapted if perhaps_grouped(comparison.matrices[name])]
+    if doubtful:
+        names = ", ".join(sorted(doubtful, key=natural_key)[:3]) + (" …" if len(doubtful) > 3 else "")
+        found.notes.append(
+            f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell: {names}"
+        )
     return found
 
 
@@ -108,14 +115,21 @@ def _changed(key: str, comparison: Comparison, adapted: Collection[str], found: 
     """A tensor of both that differs."""
     module, _, parameter = key.rpartition(".")
     if parameter == "bias" and (module in comparison.matrices or f"{module}.weight" not in comparison.tuned):
-        layer = f"{module}.base_layer" if module in adapted else module
+        wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in _bare(comparison, adapted))
+        layer = f"{module}.base_layer" if wrapped else module
         found.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, comparison.tuned[key], "bias")
-    elif _small(module, comparison.tuned):
+    elif _small(module, comparison.tuned) or (parameter == "weight" and is_depthwise(comparison.tuned[key].shape)):
         found.save(module, comparison.tuned)
-    elif parameter == "weight" and len(comparison.tuned[key].shape) > 2:
-        found.left_out.append(LeftOut(key, "a depthwise convolution has no pair"))
     else:
-        found.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
+        what = "is no weight of a layer, and no module can be saved for it"
+        inside = "stands in a module with layers of its own, which PEFT renames"
+        bare = module and len(comparison.tuned[key].shape) == 2 and comparison.tuned[key].dtype.kind in "fV"
+        found.left_out.append(LeftOut(key, inside if bare else what))
+
+
+def _bare(comparison: Comparison, adapted: Collection[str]) -> list[str]:
+    """Parameters without a layer of their own that have a pair: PEFT wraps the module that holds them."""
+    return [name for name in adapted if comparison.matrices[name].layout.kind == "parameter"]
 
 
 def _small(module: str, tensors: Tensors) -> bool:

@@ -14,14 +14,19 @@ from loralens.merge.update import row_blocks
 
 @final
 class MatrixRows:
-    """Rows of a stored tensor looked at as a matrix; of a stack of experts the last one read is held."""
+    """Rows of a stored tensor looked at as a matrix.
+
+    Where single rows cannot be read, the tensor is read once and held; of a stack that can give its experts alone, the
+    last of these.
+    """
 
     __slots__ = ("_held", "_matrix", "_stack", "_tensor")
 
     def __init__(self, tensor: LazyArray, matrix: tuple[int, int]) -> None:
         self._matrix = matrix
-        self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0]
-        self._tensor = tensor if self._stack else tensor.reshape(*matrix)
+        flat = tensor.reshape(*matrix)
+        self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0] and not flat.streams
+        self._tensor = tensor if self._stack else flat
         self._held: tuple[int, Array] | None = None
 
     def rows(self, start: int, stop: int) -> Array:

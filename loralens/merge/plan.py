@@ -14,6 +14,7 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.matching import Match, Shape
 from loralens.errors import place
+from loralens.linalg.device import Device
 from loralens.merge.update import Rows, Weighted, update_rows
 
 Axis = Literal["rows", "columns"]
@@ -59,10 +60,10 @@ class Slab:
     transposed: bool = False
     magnitude: Magnitude | None = None
 
-    def update(self, slices: int) -> Rows:
-        """D of these rows, as they are stored."""
+    def update(self, slices: int, device: Device | None = None) -> Rows:
+        """D of these rows, as they are stored; its products made on ``device``."""
         with place(self.module):
-            rows = update_rows(self.terms, slices=slices)
+            rows = update_rows(self.terms, slices=slices, device=device)
         return rows.T if self.transposed else rows
 
 

@@ -11,6 +11,7 @@ from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, Weights, weights_of
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.merge.extras import Changes, changes_of
+from loralens.merge.heads import head_fields
 from loralens.merge.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
 from loralens.merge.tying import Tied
 
@@ -107,9 +108,16 @@ def plan(
         if tensor.base is None
     ]
     told, fields = tied.consequences(changed, untie=untie)
+    heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
     if untie:
         changed = tied.completed(changed)
-    return Plan(changed, tuple(matches), tuple(missing), (*notes, *told), {**_resized(changed, config), **fields})
+    return Plan(
+        changed,
+        tuple(matches),
+        tuple(missing),
+        (*notes, *told, *heads),
+        {**_resized(changed, config), **fields, **labels},
+    )
 
 
 def _check(adapter: Adapter) -> None:

@@ -13,7 +13,7 @@ from loralens.merge.apply import Block, TensorMerge
 from loralens.merge.fidelity import Fidelity, FidelitySums
 from loralens.merge.gain import Gain
 from loralens.merge.matrix import Buffer, MatrixRows
-from loralens.merge.patch import Blob, PatchWriter
+from loralens.merge.patch import Blob, Keep, PatchWriter, in_memory
 from loralens.merge.plan import TensorPlan, as_matrix
 from loralens.merge.rounding import rounded
 
@@ -64,14 +64,24 @@ class Watch:
     merge : TensorMerge
     hashes, fidelity, undo : bool
         What to keep; each costs time.
+    keep : callable
+        Where the patch goes while it is made.
     """
 
-    def __init__(self, merge: TensorMerge, *, hashes: bool = True, fidelity: bool = True, undo: bool = True) -> None:
+    def __init__(
+        self,
+        merge: TensorMerge,
+        *,
+        hashes: bool = True,
+        fidelity: bool = True,
+        undo: bool = True,
+        keep: Keep = in_memory,
+    ) -> None:
         base = merge.plan.base
         self._merge, self._against, self._fidelity = merge, against(merge), fidelity
         self._before = sha256() if hashes and base is not None else None
         self._after = sha256() if hashes else None
-        self._patch = PatchWriter(base.dtype.itemsize) if undo and base is not None else None
+        self._patch = PatchWriter(base.dtype.itemsize, keep) if undo and base is not None else None
         self._sums: dict[int, FidelitySums] = {}
 
     def blocks(self) -> Iterator[Array]:

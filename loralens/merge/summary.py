@@ -23,6 +23,7 @@ def module_entries(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
             "unmoved": one.unmoved,
             "predicted_gain": one.predicted_gain,
             "predicted_relative_error": one.predicted_error,
+            "predicted_unmoved": one.predicted_unmoved,
             "directions": one.directions,
             "surviving": one.surviving,
             "overflowed": one.overflowed,
@@ -47,6 +48,7 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
         "unmoved": sum(one.unmoved * one.entries for one in parts) / entries if entries else 0.0,
         "predicted_gain": _mean([(one.predicted_gain, one.norm) for one in parts]),
         "predicted_relative_error": _root_mean([(one.predicted_error, one.norm) for one in parts]),
+        "predicted_unmoved": _share([(one.predicted_unmoved, one.entries) for one in parts]),
         "overflowed": sum(one.overflowed for one in parts),
         "undo_bytes": size if patched else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
@@ -66,6 +68,15 @@ def _root_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
     """The same of squares, and its root."""
     square = _mean([(None if value is None else value**2, norm) for value, norm in values])
     return None if square is None else sqrt(square)
+
+
+def _share(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """Of all entries together, where it is known of every module."""
+    parts = list(values)
+    total = sum(entries for _, entries in parts)
+    if not total or any(value is None for value, _ in parts):
+        return None
+    return sum(value * entries for value, entries in parts if value is not None) / total
 
 
 @final

@@ -7,6 +7,7 @@ from typing import Any, Self, final
 import numpy as np
 
 from loralens.core.lazy import LazyArray
+from loralens.merge.matrix import MatrixRows
 from loralens.merge.plan import TensorPlan, as_matrix
 
 HEAD = "lm_head.weight"
@@ -59,7 +60,7 @@ class Tied:
         head, embedding = (changed.get(key) if key else None for key in (self.head, self.embedding))
         if head is None or embedding is None or head.slabs or embedding.slabs or head.tokens or embedding.tokens:
             return dict(changed)
-        same = head.shape == embedding.shape and np.array_equal(head.source.read(), embedding.source.read())
+        same = head.shape == embedding.shape and _equal(head, embedding)
         return {key: tensor for key, tensor in changed.items() if key != self.head or not same}
 
     def consequences(self, changed: Mapping[str, TensorPlan], *, untie: bool) -> tuple[list[str], dict[str, object]]:
@@ -80,3 +81,9 @@ class Tied:
         if here is None:
             return {**changed, self.head: TensorPlan(self.head, None, as_matrix(self.tensor.shape), (), self.tensor)}
         return {**changed, self.head: replace(here, base=None, replacement=here.replacement or self.tensor)}
+
+
+def _equal(head: TensorPlan, embedding: TensorPlan) -> bool:
+    """Whether two tensors of one shape hold the same numbers, some rows at a time."""
+    both = (MatrixRows(one.source, one.matrix).blocks() for one in (head, embedding))
+    return all(np.array_equal(ours, theirs) for ours, theirs in zip(*both, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
+from loralens.linalg.device import Device
 from loralens.merge.gain import Gain
 from loralens.merge.matrix import Buffer, MatrixRows, cuts
 from loralens.merge.patch import Blob, PatchReader
@@ -54,7 +55,7 @@ class TensorUndo:
         return np.zeros((stop - start, *self.shape[1:]), self.dtype)
 
 
-def restored(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
+def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
     """The rows of the base tensor in order.
 
     Parameters
@@ -62,6 +63,8 @@ def restored(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
     undo : TensorUndo
     merged : LazyArray
         The tensor as it stands in the merged model.
+    device : Device or None
+        Where the products of the update are made.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def restored(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
     """
     _check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
-    for rows in _subtracted(undo, merged):
+    for rows in _subtracted(undo, merged, device):
         W = reader.block(rows)
         digest.update(np.ascontiguousarray(W).reshape(-1).view(np.uint8).data)
         yield W
@@ -97,7 +100,7 @@ def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
         )
 
 
-def _subtracted(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
+def _subtracted(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
     """R: the merged rows with the update taken away, in the dtype of the base."""
     if undo.against == "nothing":
         blank = LazyArray(lambda: np.zeros(undo.shape, undo.dtype), shape=undo.shape, dtype=undo.dtype, rows=undo.zeros)
@@ -105,7 +108,7 @@ def _subtracted(undo: TensorUndo, merged: LazyArray) -> Iterator[Array]:
         return
     plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs)
     source, buffers = MatrixRows(merged, undo.matrix), (Buffer(), Buffer())
-    products = {slab.start: slab.update(slices_for(undo.dtype)) for slab in undo.slabs}
+    products = {slab.start: slab.update(slices_for(undo.dtype), device) for slab in undo.slabs}
     for start, stop, slab in cuts(plan):
         rows = source.rows(start, stop)
         if slab is None or undo.against == "merged":

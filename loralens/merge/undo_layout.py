@@ -15,7 +15,7 @@ the merge changed; ``tensors``, KEY → ``dtype``, ``shape``,
 ``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -35,12 +35,12 @@ VERSION = 1
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
-def packed(record: TensorRecord, keep: Callable[[bytes], LazyArray]) -> tuple[dict[str, LazyArray], dict[str, Any]]:
-    """The arrays and the JSON entry of one tensor; ``keep`` puts bytes where they need no memory."""
+def packed(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    """The arrays and the JSON entry of one tensor."""
     plan, patch = record.plan, record.patch
     assert plan.base is not None
     assert patch is not None
-    arrays = {f"{plan.key}#patch.{i}": keep(stream) for i, stream in enumerate(patch.streams)}
+    arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
     factors = record.against == "subtracted"
     for slab in plan.slabs if factors else ():
         if slab.start in record.gains:
@@ -100,7 +100,7 @@ class MergeUndo:
     texts: Mapping[str, str]
 
     def tensor(self, key: str) -> TensorUndo:
-        """The undo of one tensor, its patch read now.
+        """The undo of one tensor; its patch stays in the file.
 
         Raises
         ------
@@ -145,7 +145,7 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 
 
 def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
-    streams = tuple(arrays[name].read().tobytes() for name in _numbered(f"{key}#patch.", arrays))
+    streams = tuple(arrays[name] for name in _numbered(f"{key}#patch.", arrays))
     rows, columns = entry["matrix"]
     return TensorUndo(
         key,

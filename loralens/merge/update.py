@@ -10,10 +10,13 @@ from typing import Protocol, final
 
 import numpy as np
 
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.exact import ExactProduct, Singles, exact_product
+from loralens.linalg.device import Device
+from loralens.linalg.exact import Singles, exact_product
+from loralens.linalg.exact_device import product_on
 from loralens.linalg.factor import Floats
 
 BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32 stays in the cache of a core
@@ -35,7 +38,7 @@ class Rows(Protocol):
         """Rows ``start`` to ``stop``, float32, into ``out`` where one is given; they do not depend on the cut."""
 
 
-def update_rows(terms: Sequence[Weighted], *, slices: int) -> Rows:
+def update_rows(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> Rows:
     """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
 
     Parameters
@@ -44,6 +47,8 @@ def update_rows(terms: Sequence[Weighted], *, slices: int) -> Rows:
         Weights and updates, all of one shape; the order counts only for what is not a pair.
     slices : 1 or 2
         1 for weights stored in 16 or 8 bits, 2 for float32 (see `exact_product`).
+    device : Device or None
+        Where products of factors are multiplied; by NumPy where None. The bits are the same.
 
     Raises
     ------
@@ -54,8 +59,8 @@ def update_rows(terms: Sequence[Weighted], *, slices: int) -> Rows:
     if len(shapes) != 1:
         raise ShapeError(f"updates of shapes {sorted(shapes)}", fix="combine only adapters of one base model")
     pairs = [(weight * one.scale, one.B, one.A) for weight, one in terms if isinstance(one, LowRank)]
-    parts: list[Rows] = [exact_product(pairs, slices=slices)] if pairs else []
-    parts += [_structured(weight, one, slices) for weight, one in terms if isinstance(one, Structured)]
+    parts: list[Rows] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
+    parts += [_structured(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
     return parts[0] if len(parts) == 1 else Sum(tuple(parts))
 
 
@@ -182,25 +187,61 @@ class Given:
         return _rounded(self.array[start:stop], out)
 
 
-def _structured(weight: float, update: Structured, slices: int) -> Rows:
+@final
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A matrix that stays in its file: its rows are read, and rounded to float32, when they are asked for."""
+
+    tensor: LazyArray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the tensor."""
+        rows, columns = self.tensor.shape
+        return rows, columns
+
+    @property
+    def T(self) -> Given:
+        """The transpose, read now: its rows lie scattered in the file."""
+        return _given(self.tensor).T
+
+    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
+        """Some rows."""
+        return _rounded(_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+
+
+def _structured(weight: float, update: Structured, slices: int, device: Device | None) -> Rows:
     form = update.form
     if isinstance(form, Kronecker):
-        part: Rows = Blocks(_part(form.first, slices), _part(form.second, slices))
+        part: Rows = Blocks(_part(form.first, slices, device), _part(form.second, slices, device))
     elif isinstance(form, Hadamard):
-        part = Entrywise(_part(form.first, slices), _part(form.second, slices))
+        part = Entrywise(_part(form.first, slices, device), _part(form.second, slices, device))
     else:
         assert isinstance(form, Dense)
-        part = _part(form, slices)
+        part = _difference(form)
     return Scaled(weight * update.scale, part)
 
 
-def _part(part: LowRank | Dense, slices: int) -> ExactProduct | Given:
-    if isinstance(part, LowRank):
-        return exact_product([(part.scale, part.B, part.A)], slices=slices)
-    array = part.array.read().reshape(part.shape).astype(np.float32)
+def _difference(part: Dense) -> Rows:
+    """A matrix given in full: left in its file where its rows can be read alone."""
+    matrix = part.array.reshape(*part.shape)
+    return Stored(matrix) if matrix.streams else _given(matrix)
+
+
+def _given(matrix: LazyArray) -> "Given":
+    return Given(_finite(matrix.read().astype(np.float32)))
+
+
+def _finite(array: Singles) -> Singles:
     if not np.isfinite(array).all():
         raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
-    return Given(array)
+    return array
+
+
+def _part(part: LowRank | Dense, slices: int, device: Device | None) -> Rows:
+    if isinstance(part, LowRank):
+        return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
+    return _given(part.array.reshape(*part.shape))
 
 
 def _rounded(rows: Floats | Singles, out: Singles | None) -> Singles:

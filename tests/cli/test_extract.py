@@ -292,7 +292,10 @@ def test_peft_makes_the_tuned_model_of_base_and_adapter(name: str, tmp_path: Pat
     torch.testing.assert_close(got, wanted, **EXTRACTED_OUTPUT)
 
 
-def test_peft_takes_an_embedding_a_convolution_and_experts(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    r"ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
+)  # it looks at modules alone
+def test_peft_takes_an_embedding_convolutions_and_a_bare_parameter(tmp_path: Path) -> None:
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
 
     class Net(torch.nn.Module):
@@ -300,10 +303,19 @@ def test_peft_takes_an_embedding_a_convolution_and_experts(tmp_path: Path) -> No
             super().__init__()
             self.embed_tokens = torch.nn.Embedding(12, 6)
             self.conv = torch.nn.Conv1d(6, 5, 3)
-            self.norm = torch.nn.LayerNorm(4)
+            self.depthwise = torch.nn.Conv1d(5, 5, 3, padding=1, groups=5)
+            self.norm, self.shifted = torch.nn.LayerNorm(4), Shifted()
 
         def forward(self, ids: object) -> object:
-            return self.norm(self.conv(self.embed_tokens(ids).transpose(1, 2)))
+            return self.shifted(self.norm(self.depthwise(self.conv(self.embed_tokens(ids).transpose(1, 2)))))
+
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.bias = torch.nn.Parameter(torch.randn(5, 4)), torch.nn.Parameter(torch.randn(4))
+
+        def forward(self, x: object) -> object:
+            return x + self.table + self.bias
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -21,10 +21,11 @@ from tests.test_house import HEAVY, imported
 CERTIFICATE = "merge_certificate.json"
 MODULE_KEYS = {
     "name", "weight", "gain", "relative_error", "subspace_error", "unmoved", "predicted_gain",
-    "predicted_relative_error", "directions", "surviving", "overflowed",
+    "predicted_relative_error", "predicted_unmoved", "directions", "surviving", "overflowed",
 }  # fmt: skip
 TOTAL_KEYS = {
     "tensors", "gain", "relative_error", "subspace_error", "unmoved", "predicted_gain", "predicted_relative_error",
+    "predicted_unmoved",
     "overflowed", "undo_bytes", "undo_bits_per_weight",
 }  # fmt: skip
 

@@ -184,6 +184,7 @@ def test_every_kind_of_weight_gets_its_orientation():
         "wte.weight": weights(rng, 20, 6),
         "h.0.experts.gate_up_proj": weights(rng, 3, 6, 10),
         "h.0.experts.down_proj": weights(rng, 3, 5, 6),
+        "t.table": weights(rng, 5, 7),
     }
     tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
     tuned["h.0.experts.down_proj"][1] = base["h.0.experts.down_proj"][1]
@@ -195,6 +196,7 @@ def test_every_kind_of_weight_gets_its_orientation():
         "conv": ((8, 12), "conv"),
         "h.0.c_attn": ((18, 6), "linear"),
         "wte": ((6, 20), "embedding"),
+        "t.table": ((5, 7), "parameter"),
         **{f"h.0.experts.gate_up_proj[{e}]": ((10, 6), "experts") for e in range(3)},
         **{f"h.0.experts.down_proj[{e}]": ((6, 5), "experts") for e in range(3)},
     }
@@ -243,15 +245,15 @@ def test_what_is_no_matrix_rides_along_or_is_named():
         f"{prefix}net.encoder.0.v.bias": ("bias", "net.encoder.0.v", "bias"),
         f"{prefix}net.encoder.0.norm.weight": ("saved", "net.encoder.0.norm", "weight"),
         f"{prefix}net.encoder.0.norm.bias": ("saved", "net.encoder.0.norm", "bias"),
+        f"{prefix}net.depthwise.weight": ("saved", "net.depthwise", "weight"),
         f"{prefix}head.weight": ("saved", "head", "weight"),
         f"{prefix}head.bias": ("saved", "head", "bias"),
         f"{prefix}net.embed_tokens.weight": ("embedding", "net.embed_tokens", "weight"),
     }
-    assert found.adapter.config["modules_to_save"] == ["head", "net.encoder.0.norm"]
+    assert found.adapter.config["modules_to_save"] == ["head", "net.depthwise", "net.encoder.0.norm"]
     assert found.adapter.config["bias"] == "all"
     assert {one.key: one.why for one in found.left_out} == {
         "net.embeddings.word_embeddings": "an embedding: --modules asks for it",
-        "net.depthwise.weight": "a depthwise convolution has no pair",
         "net.position_ids": "is no weight of a layer, and no module can be saved for it",
         "net.cls_token": "is no weight of a layer, and no module can be saved for it",
         "net.encoder.0.q.extra": "the base has a layer of that name without it",
@@ -266,7 +268,7 @@ def test_what_is_no_matrix_rides_along_or_is_named():
     bare = extract(lazy(base), lazy(tuned), Rule("rank", 2), drop_extra=True)
     assert not bare.adapter.extra
     assert bare.adapter.config["modules_to_save"] is None
-    assert len(bare.left_out) == len(found.left_out) + 7
+    assert len(bare.left_out) == len(found.left_out) + 8
 
 
 def test_what_is_written_is_read_back_the_same(tmp_path):
@@ -350,3 +352,35 @@ def test_nothing_above_the_noise_is_an_error_that_says_so():
     T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
     with pytest.raises(OptionError, match="1 matrices differ and none is taken: nothing rises above the noise"):
         extract(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
+
+
+def test_a_convolution_that_may_be_grouped_is_named():
+    """Shapes do not tell the groups: one of 4 with 8 channels in each is stored like one of 8 channels without."""
+    rng = np.random.default_rng(4)
+    base = {
+        "grouped.weight": weights(rng, 32, 8, 3),
+        "plain.weight": weights(rng, 8, 8, 3),
+        "to_one.weight": weights(rng, 32, 8, 1),
+    }
+    found = extract(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    assert list(found.adapter) == ["grouped", "plain", "to_one"]
+    assert found.notes == ("1 convolutions are taken for ones without groups, as their shapes do not tell: grouped",)
+
+
+def test_a_bare_parameter_beside_layers_is_named():
+    """PEFT wraps the module that holds it, and the layers within are called otherwise then."""
+    rng = np.random.default_rng(5)
+    base = {
+        "a.q.weight": weights(rng, 8, 8),
+        "a.table": weights(rng, 5, 8),
+        "b.table": weights(rng, 5, 8),
+        "top": weights(rng, 5, 8),
+    }
+    base["b.bias"] = weights(rng, 8)
+    found = extract(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    assert list(found.adapter) == ["a.q", "b.table"]
+    assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
+    assert {one.key: one.why for one in found.left_out} == {
+        "a.table": "stands in a module with layers of its own, which PEFT renames",
+        "top": "is no weight of a layer, and no module can be saved for it",
+    }

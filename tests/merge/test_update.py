@@ -8,6 +8,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
 from loralens.errors import FormatError, ShapeError
 from loralens.merge.update import row_blocks, update_rows
+from tests.linalg.test_device import torch_device
 
 SINGLE = 2.0**-23
 
@@ -47,6 +48,18 @@ def test_d_is_the_update_and_its_bits_do_not_depend_on_the_cut(update, slices):
     out = np.full((4, 10), np.nan, np.float32)
     assert D.rows(3, 7, out=out) is out
     np.testing.assert_array_equal(out, whole[3:7])
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_d_made_by_torch_has_the_same_bits(slices):
+    there = torch_device()
+    for terms in ([(0.5, one)] for one in CASES.values()):
+        here = update_rows(terms, slices=slices).rows(0, 12)
+        np.testing.assert_array_equal(update_rows(terms, slices=slices, device=there).rows(0, 12), here)
+        np.testing.assert_array_equal(update_rows(terms, slices=slices, device=there).T.rows(0, 10).T, here)
+    every = [(1.0, one) for one in CASES.values()]
+    here = update_rows(every, slices=slices).rows(2, 9)
+    np.testing.assert_array_equal(update_rows(every, slices=slices, device=there).rows(2, 9), here)
 
 
 def test_terms_add_up():

@@ -1,0 +1,44 @@
+"""Training as others see it: the state that a run goes on from, and the record that it leaves with its adapter."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+
+RECORD = "loralens_training"  # key of the metadata
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A run between two steps.
+
+    Attributes
+    ----------
+    step : int
+        How many steps are done.
+    tensors : mapping of str to array
+        What is trained, what its optimiser remembers, and the best so far, in their own dtypes.
+    record : mapping
+        The rest, as JSON holds it.
+    """
+
+    step: int
+    tensors: Mapping[str, Array]
+    record: Mapping[str, Any]
+
+
+def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
+    """What the metadata says about how an adapter was trained by loralens; None where it says nothing, or no JSON.
+
+    ``A0`` is one digest of the first factors of all modules, ``A0_of`` has one for each; equal digests: the same
+    numbers. See `loralens.train.injection.Injection` for the rest.
+    """
+    try:
+        record = json.loads((adapter.metadata or {}).get(RECORD, "null"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,92 @@
+"""``--device``: torch makes the products, and not a bit is another; torch on the CPU stands for a GPU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.linalg import device, exact_device
+from tests.bases import contents, sharded, single, tensors
+from tests.cli.test_merge import done, run
+from tests.formats.conftest import quiet_torch
+
+torch = pytest.importorskip("torch")
+__all__ = ["quiet_torch"]
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+
+@pytest.fixture
+def made_there(monkeypatch):
+    """A name for torch on the CPU; how many products it has made."""
+    count = []
+    plain = exact_device._piece
+
+    def counted(*args):
+        count.append(args)
+        return plain(*args)
+
+    monkeypatch.setattr(device, "_cuda", lambda index: torch.device("cpu"))
+    monkeypatch.setattr(exact_device, "_piece", counted)
+    return count
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_merge_unmerge_and_verify_there_are_those_of_numpy(dtype: str, small: Path, tmp_path: Path, made_there) -> None:
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    base = sharded(tmp_path / "base", tensors(kind, size=1.0))
+    for name, where in (("here", "cpu"), ("there", "cuda:0")):
+        done("merge", small, "--base", base, "-o", tmp_path / name, "--device", where)
+        assert bool(made_there) == (name == "there")
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+    made_there.clear()
+    done("unmerge", tmp_path / "here", "-o", tmp_path / "back", "--device", "cuda")
+    assert made_there
+    assert contents(tmp_path / "back") == contents(base)
+
+    made_there.clear()
+    found = done("verify", tmp_path / "here", "--base", base, "--adapter", small, "--device", "cuda")
+    assert made_there
+    assert found.stdout == done("verify", tmp_path / "here", "--base", base, "--adapter", small).stdout
+
+    made_there.clear()
+    for name, where in (("one", "cpu"), ("two", "cuda")):
+        done("unmerge", tmp_path / "here", "--adapter", small, "-o", tmp_path / name, "--device", where)
+    assert made_there
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_dora_and_a_dry_run(tmp_path: Path, made_there) -> None:
+    """The lengths of DoRA are measured on W + D: they too come out the same."""
+    from tests.merge.made import Maker, dora
+
+    case = dora(Maker(0, np.dtype("float16")))
+    base = single(tmp_path / "base", case.base, config={})
+    made = case.adapters[0][0]
+    named = {"base_model.model.a.lora_magnitude_vector.weight": made.extra["m"]}
+    loralens.save(replace(made, extra=named), tmp_path / "adapter")
+    for name, where in (("here", "cpu"), ("there", "cuda")):
+        done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / name, "--device", where)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    dry = ("merge", tmp_path / "adapter", "--base", base, "--dry-run", "--json")
+    assert done(*dry, "--device", "cuda").stdout == done(*dry).stdout
+
+
+@pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
+def test_no_gpu_is_one_message_before_any_work(command: str, small: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rest = {
+        "merge": [small, "--base", tmp_path, "-o", tmp_path / "out"],
+        "unmerge": [tmp_path, "-o", tmp_path / "out"],
+        "verify": [tmp_path, "--base", tmp_path, "--adapter", small],
+    }[command]
+    found = run(command, *rest, "--device", "cuda")
+    assert found.exit_code == 1
+    assert found.stderr == (
+        "error: torch sees no CUDA device here\n  fix: leave out --device, or install a CUDA build of torch\n"
+    )
+    assert run(command, *rest, "--device", "tpu").stderr.startswith("error: no device is called 'tpu'")

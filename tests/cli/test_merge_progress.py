@@ -1,0 +1,136 @@
+"""A bar on a terminal for merge, unmerge, verify and extract; and Ctrl-C, after which nothing is left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bases import contents, sharded, tensors
+from tests.cli.test_merge import done
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="terminals and signals of POSIX")
+
+# What the process does as soon as the first rows are at hand: interrupt itself, as Ctrl-C would.
+# What runs in the background of a shell is born deaf to Ctrl-C, and its children with it: hence the first line.
+INTERRUPTED = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from loralens.merge import {module}
+plain = {module}.{name}
+def interrupted(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return plain(*args, **options)
+{module}.{name} = interrupted
+from loralens.cli.main import run
+run()
+"""
+PLACES = {  # where each command is when it is interrupted
+    "merge": ("rounding", "rounded"),
+    "dry run": ("rounding", "rounded"),
+    "unmerge": ("patch", "bits"),
+    "subtract": ("subtract", "_subtracted"),
+    "verify": ("verify", "bits"),
+    "extract": ("triplets", "triplets"),
+}
+
+
+@pytest.fixture
+def commands(small: Path, tmp_path: Path) -> dict[str, list[object]]:
+    base = sharded(tmp_path / "base", tensors())
+    done("merge", small, "--base", base, "-o", tmp_path / "merged")
+    out = ["-o", tmp_path / "out"]
+    return {
+        "merge": ["merge", small, "--base", base, *out],
+        "dry run": ["merge", small, "--base", base, "--dry-run"],
+        "unmerge": ["unmerge", tmp_path / "merged", *out],
+        "subtract": ["unmerge", tmp_path / "merged", "--adapter", small, *out],
+        "verify": ["verify", tmp_path / "merged", "--base", base, "--adapter", small],
+        "extract": ["extract", "--base", base, "--tuned", tmp_path / "merged", "--rank", "1", *out],
+    }
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTED.format(module=PLACES[name][0], name=PLACES[name][1]),
+        *map(str, commands[name]),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert found.returncode == 130, (found.returncode, found.stderr)
+    assert found.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in found.stderr
+    assert contents(tmp_path) == before
+
+
+LABELS = {
+    "merge": "merging", "dry run": "measuring", "unmerge": "unmerging", "subtract": "subtracting",
+    "verify": "replaying the merge", "extract": "extracting",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, commands) -> None:
+    """A terminal of the system stands behind stderr; the bar is drawn there and wiped off, stdout has the result."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "from loralens.cli.main import run; run()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, commands[name])],
+        stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(theirs)
+    drawn = b""
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        drawn += part
+    os.close(ours)
+    assert process.stdout is not None
+    shown = process.stdout.read().decode()
+    process.stdout.close()
+    assert process.wait() == 0
+    text = drawn.decode()
+    assert LABELS[name] in text
+    assert "left" in text
+    assert "100%" in text
+    assert LABELS[name] not in shown
+    assert shown
+
+
+def test_in_a_pipe_nothing_is_drawn(commands) -> None:
+    code = "from loralens.cli.main import run; run()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, commands["merge"])], capture_output=True, text=True, check=True
+    )
+    assert "merging" not in found.stdout + found.stderr
+
+
+def test_threads_end_with_what_they_work_on() -> None:
+    """An interrupt does not wait for all that is left: 40 names of 0.1 s would be two seconds."""
+    code = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from loralens.core.threads import in_threads
+seen = []
+def work(name):
+    seen.append(name)
+    if name == "0": os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+try:
+    in_threads(work, [str(i) for i in range(40)], 2)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print(len(seen))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) <= 4
