@@ -4,7 +4,8 @@
     ├── FormatError      a file is not what it says it is, or not what we can read
     ├── ShapeError       arrays that do not fit together
     ├── MismatchError    two things that belong together and disagree: config and tensors, adapter and base
-    └── OptionError      an option with a value that makes no sense
+    ├── OptionError      an option with a value that makes no sense
+    └── DivergenceError  training that left the finite numbers
 
 A message has three parts: where, what, and how to fix it. Code deep down knows *what*; whoever called it adds
 *where* on the way out::
@@ -63,6 +64,10 @@ class MismatchError(LoraLensError):
 
 class OptionError(LoraLensError):
     """An option with a value that makes no sense."""
+
+
+class DivergenceError(LoraLensError):
+    """Training that left the finite numbers."""
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A local transformers folder, loaded to be run: its model, its tokenizer, and batches of texts."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -13,6 +12,7 @@ from loralens.cli.texts import Text
 from loralens.errors import FormatError, MismatchError, OptionError, place
 
 if TYPE_CHECKING:  # keeps torch out of --help
+    from torch import device as Device  # noqa: N812
     from torch import nn
 
 Head = Literal["causal", "masked", "classifier", ""]
@@ -27,7 +27,9 @@ HEADS: dict[str, tuple[str, Head]] = {
 }
 
 RUNNING = (
-    click.option("--model", required=True, metavar="DIR", help="The base model: a transformers folder, or a Hub id."),
+    click.option(
+        "--model", required=True, metavar="DIR", help="The base model: a transformers folder, a Hub id, or a package."
+    ),
     click.option(
         "--data",
         required=True,
@@ -64,18 +66,27 @@ def running(function: F) -> F:
 
 
 class Loaded(NamedTuple):
-    """A model ready to run: what its logits are ("": it has none), and what turns texts into its inputs."""
+    """A model ready to run: what its logits are ("": it has none), and what turns texts into its inputs.
+
+    ``made`` names the weights that its folder did not have.
+    """
 
     model: "nn.Module"
     tokenizer: Any
     head: Head
+    made: tuple[str, ...] = ()
 
-    def batches(self, texts: Sequence[Text], *, batch: int, length: int) -> Iterator[dict[str, Any]]:
-        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; labels where given."""
+    def batches(
+        self, texts: Sequence[Text], *, batch: int, length: int, step: Callable[[int], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; labels where given.
+
+        ``step`` is told how many texts the model has seen.
+        """
         length = min(length, self.longest)
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
-            inputs = dict(
+            yield dict(
                 self.tokenizer(
                     [one.text for one in part],
                     padding=len(part) > 1,
@@ -85,9 +96,8 @@ class Loaded(NamedTuple):
                     return_attention_mask=True,
                 )
             )
-            _progress(start, len(texts))
-            yield inputs
-        _progress(len(texts), len(texts))
+            if step:
+                step(len(part))
 
     @property
     def longest(self) -> int:
@@ -111,6 +121,29 @@ def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Lo
     MismatchError
         It is an encoder with a decoder.
     """
+    loaded = load_headed(path, None, device=device, dtype=dtype, threads=threads)
+    if loaded.made:
+        click.echo(
+            f"warning: {path}: {len(loaded.made)} weights are missing and random here: {loaded.made[0]} …", err=True
+        )
+        click.echo("  fix: trust no number that depends on them, or give a folder that has them", err=True)
+    return loaded
+
+
+def load_headed(
+    path: str,
+    head: str | None,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+) -> Loaded:
+    """The same with a head of choice: a class of transformers, for classifiers with the names of the labels.
+
+    Weights that the folder lacks, or has for other labels, are made at random from ``seed``, and are named by ``made``.
+    """
     from loralens.formats.location import existing
 
     folder = existing(Path(path))
@@ -118,25 +151,44 @@ def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Lo
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads or _processors())
-    torch.manual_seed(0)
-    with place(path):
-        name, head = _class(transformers, folder)
-        target = _device(torch, device)
+    with place(path), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        found, kind = _class(transformers, folder)
+        target = device_of(device)
         tokenizer = _tokenizer(transformers, folder)
+        more: dict[str, Any] = {}
+        if labels is not None:
+            numbered = dict(enumerate(labels))
+            more = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
+            more["label2id"] = {name: number for number, name in numbered.items()}
         model, info = _loading(
-            lambda: getattr(transformers, name).from_pretrained(
-                folder, local_files_only=True, dtype=getattr(torch, options.DTYPES[dtype]), output_loading_info=True
+            lambda: getattr(transformers, head or found).from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=getattr(torch, options.DTYPES[dtype]),
+                output_loading_info=True,
+                **more,
             ),
             "its model cannot be loaded",
         )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        click.echo(f"warning: {path}: {len(missing)} weights are missing and random here: {missing[0]} …", err=True)
-        click.echo("  fix: trust no number that depends on them, or give a folder that has them", err=True)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token that is none
     model.config.use_cache = False
-    return Loaded(model.to(target).eval(), tokenizer, head)
+    made = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
+    return Loaded(model.to(target).eval(), tokenizer, kind, tuple(sorted(made)))
+
+
+def labels_of(path: str) -> tuple[str, ...]:
+    """The labels of the classifier in a folder, in its order; none where it holds no classifier."""
+    from loralens.formats.location import existing
+
+    folder = existing(Path(path))
+    _, transformers = _imported()
+    with place(path):
+        if _class(transformers, folder)[1] != "classifier":
+            return ()
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
 
 
 def _imported() -> tuple[Any, Any]:
@@ -151,8 +203,12 @@ def _imported() -> tuple[Any, Any]:
 
 
 def _processors() -> int:
-    """How many processors this process may use; our own entry point has told OpenMP to use one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use; our own entry point has told OpenMP to use one.
+
+    Where torchrun started several processes on this machine, each takes its part.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _class(transformers: Any, folder: Path) -> tuple[str, Head]:
@@ -194,20 +250,22 @@ def _loading(load: Callable[[], Any], what: str) -> Any:
         ) from error
 
 
-def _device(torch: Any, name: str) -> Any:
+def device_of(name: str) -> "Device":
+    """The device of a name; ``auto``: a GPU where there is one.
+
+    Raises
+    ------
+    OptionError
+        This machine has none of that name, or torch is missing.
+    """
+    torch, _ = _imported()
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        device: Device = torch.device(name)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         what = f"--device {name}: {str(error).splitlines()[0]}"
         raise OptionError(what, fix="give cpu, or a device of this machine") from error
     return device
-
-
-def _progress(done: int, count: int) -> None:
-    """How far it is, on a terminal's stderr."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{done} of {count} texts" + ("\n" if done == count else ""), nl=False, err=True)

@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loralens.errors import FormatError, OptionError, place
 
@@ -14,40 +14,50 @@ _UTF8 = "save the file as UTF-8"
 
 
 class Text(NamedTuple):
-    """One text, and its label where the file has one."""
+    """One text, its label where the file has one, and the number of the line it ends on, from 1."""
 
     text: str
     label: str | int | None = None
+    line: int | None = None
 
 
-def read_texts(path: Path, *, limit: int | None = None) -> list[Text]:
+def read_texts(path: Path, *, limit: int | None = None, labelled: bool = False) -> list[Text]:
     """The texts of a file, in its order, the first ``limit`` of them.
 
     ``.jsonl``: an object a line with ``text`` and maybe ``label``; ``.csv`` and ``.tsv``: the same as named columns;
     ``.txt``: one text a line, blank lines left out. UTF-8.
 
+    Parameters
+    ----------
+    labelled : bool
+        Whether every text must have a label, a name or a whole number.
+
     Raises
     ------
     OptionError
-        No such file, or one of another suffix.
+        No such file, or one of another suffix; a ``.txt`` where labels are needed.
     FormatError
-        A line without a text, a file without any, or one that is not UTF-8.
+        A line without a text, or without a label that is needed; a file without any text, or one that is not UTF-8.
     """
     if path.suffix not in SUFFIXES:
         raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
+    if labelled and path.suffix == ".txt":
+        raise OptionError(
+            f"{path}: a .txt file has no labels", fix='give a .jsonl or .csv file with "text" and "label"'
+        )
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix="check the path")
     with place(path):
-        texts = list(islice(_reader(path), limit))
+        texts = list(islice(_reader(path, labelled), limit))
         if not texts:
             raise FormatError("holds no texts", fix="give a file with at least one")
     return texts
 
 
-def _reader(path: Path) -> Iterator[Text]:
+def _reader(path: Path, labelled: bool) -> Iterator[Text]:
     if path.suffix == ".txt":
-        return (Text(line.strip()) for _, line in _lines(path) if line.strip())
-    return _json_lines(path) if path.suffix.startswith(".json") else _table(path)
+        return (Text(line.strip(), None, number) for number, line in _lines(path) if line.strip())
+    return _json_lines(path, labelled) if path.suffix.startswith(".json") else _table(path, labelled)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -68,7 +78,7 @@ def _decoded(line: bytes) -> str:
         raise FormatError(f"byte {line[error.start]:#04x} is not UTF-8", fix=_UTF8) from error
 
 
-def _json_lines(path: Path) -> Iterator[Text]:
+def _json_lines(path: Path, labelled: bool) -> Iterator[Text]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -79,32 +89,51 @@ def _json_lines(path: Path) -> Iterator[Text]:
                 raise FormatError(f"is not JSON ({error})", fix='write one object a line: {"text": "…"}') from error
             if not isinstance(record, dict):
                 raise FormatError("is no JSON object", fix='write one object a line: {"text": "…"}')
-            yield _text(record.get("text"), record.get("label"))
+            yield _text(record, number, labelled)
 
 
-def _table(path: Path) -> Iterator[Text]:
+def _table(path: Path, labelled: bool) -> Iterator[Text]:
     lines = (line for _, line in _lines(path))
     rows = csv.DictReader(lines, dialect="excel" if path.suffix == ".csv" else "excel-tab")
-    if "text" not in (rows.fieldnames or ()):
-        found = ", ".join(rows.fieldnames or ()) or "none"
-        raise FormatError(f'has no column "text" (it has {found})', fix="name the column in the first line")
+    for column in ("text", "label")[: 1 + labelled]:
+        if column not in (rows.fieldnames or ()):
+            found = ", ".join(rows.fieldnames or ()) or "none"
+            fix = f'call the column "{column}" in the first line'
+            raise FormatError(f'has no column "{column}" (it has {found})', fix=fix)
     while True:
         try:
-            row = next(rows)
-        except StopIteration:
-            return
+            row: dict[str | Any, Any] | None = next(rows, None)
         except csv.Error as error:
             raise FormatError(f"line {rows.line_num}: {error}", fix="save the table again") from error
+        if row is None:
+            return
         with place(f"line {rows.line_num}"):
-            yield _text(row["text"], row.get("label"))
+            if None in row:  # where DictReader puts what has no column
+                raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
+            row["label"] = row.get("label") or None  # an empty cell
+            yield _text(row, rows.line_num, labelled)
 
 
-def _text(text: object, label: object) -> Text:
+def _text(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
+    """One record, checked; its keys are named where one is missing, as another may hold what is meant."""
+    text, label = record.get("text"), record.get("label")
+    if text is None:
+        raise FormatError(f'has no "text"{_keys(record)}', fix="give every line a text, or take it out")
     if not isinstance(text, str) or not text.strip():
-        what = 'has no "text"' if text is None else '"text" is empty' if isinstance(text, str) else '"text" is no text'
-        raise FormatError(what, fix="give every line a text, or take it out")
+        what = "is empty" if isinstance(text, str) else "is no text"
+        raise FormatError(f'"text" {what}', fix="give every line a text, or take it out")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise FormatError('"text" has half a surrogate pair, which is no letter', fix="write the text again, as UTF-8")
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):
         raise FormatError(f'"label" is {label!r}', fix="write labels as names or whole numbers")
-    return Text(text, label)
+    if labelled and label is None:
+        raise FormatError(f'has no "label"{_keys(record)}', fix="give every line a label, or take it out")
+    if labelled and not str(label).strip():
+        raise FormatError('"label" is empty', fix="give every line a label, or take it out")
+    return Text(text, label, line)
+
+
+def _keys(record: Mapping[Any, Any]) -> str:
+    """What a record holds instead, in brackets."""
+    found = [str(key) for key, value in record.items() if value is not None]
+    return f" (it has {', '.join(found[:8])}{' …' if len(found) > 8 else ''})" if found else ""

@@ -1,4 +1,4 @@
-"""Which file a path means: a file, a folder that holds one, or a Hub id that the local cache holds."""
+"""Which file a path means: a file, a folder that holds one, a Hub id in the local cache, or an installed package."""
 
 import os
 import re
@@ -6,10 +6,12 @@ from pathlib import Path
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import CONFIG
+from loralens.formats.packages import could_name, installed, model_folder
 
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_FIX = "check the path, or first download the Hub id or install the package that it names"
 _LFS = b"version https://git-lfs"
 
 
@@ -37,14 +39,39 @@ def adapter_file(path: Path) -> Path:
 
 
 def existing(path: Path) -> Path:
-    """``path`` if it is there, or the snapshot of the Hub id that it is."""
+    """``path`` if it is there, or the snapshot of the Hub id, or the model folder of the installed package, it names.
+
+    Raises
+    ------
+    OptionError
+        It is none of these, and the message says which were tried; or the package holds several models.
+    """
     if path.exists():
         return path
-    cached = _cached(path.as_posix()) if _HUB_ID.match(path.as_posix()) else None
-    if cached:
-        return cached
-    hub = ", and the local Hub cache has no snapshot of it" if _HUB_ID.match(path.as_posix()) else ""
-    raise OptionError(f"{path}: no such file or folder{hub}", fix="check the path; download a Hub adapter first")
+    name = path.as_posix()
+    hub = _HUB_ID.match(name) is not None
+    found = _cached(name) if hub else _carried(name)
+    if found:
+        return found
+    tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
+    raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
+
+
+def _carried(name: str) -> Path | None:
+    """The model folder of the installed package ``name``."""
+    return model_folder(name) if _names_package(name) else None
+
+
+def _not_carried(name: str) -> str:
+    if not _names_package(name):
+        return ""
+    if installed(name):
+        return f", and the installed package {name} holds no transformers model"
+    return ", and no package of this name is installed"
+
+
+def _names_package(name: str) -> bool:
+    return could_name(name) and Path(name).suffix not in SUFFIXES
 
 
 def _cached(name: str) -> Path | None:

@@ -1,21 +1,23 @@
 """Training runs on disk: their checkpoints in order of steps, and the losses that were logged on the way.
 
-A run is a folder with ``checkpoint-N`` folders in it, as transformers' Trainer leaves them, or with
-``NNNNNNN_adapters.safetensors`` files, as mlx-lm does; or a list of adapters, each named by hand.
+A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and transformers' Trainer leave them, or
+with ``NNNNNNN_adapters.safetensors`` files, as mlx-lm does; or a list of adapters, each named by hand.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, final
 
 from loralens.errors import OptionError
 from loralens.formats.container import read_json
 from loralens.formats.location import existing
+from loralens.formats.number import finite
 
 STATE = "trainer_state.json"
+LOG = "log.jsonl"  # of loralens train
 _TRAINER = re.compile(r"checkpoint-(\d+)")
 _MLX = re.compile(r"(\d+)_adapters\.safetensors")
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
@@ -53,7 +55,7 @@ class Loss:
 class Run:
     """Checkpoints in order of steps, those without a step last, as given; and the losses on the way, by step.
 
-    ``source`` is the trainer_state.json that the losses come from: that of the latest step.
+    ``source`` is the file that the losses come from: the trainer_state.json of the latest step, or the log of the run.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -84,7 +86,10 @@ def run_of(paths: Sequence[Path]) -> Run:
     _check_steps(checkpoints)
     ordered = sorted(checkpoints, key=lambda one: (one.step is None, one.step or 0))
     if not states:
-        return Run(tuple(ordered))
+        log = paths[0] / LOG
+        entries = _log(log) if len(paths) == 1 and log.is_file() else []
+        losses = _losses(entries, "loss"), _losses(entries, "eval_loss")
+        return Run(tuple(ordered), *losses, log) if any(losses) else Run(tuple(ordered))
     latest = max(states, key=lambda path: _whole(states[path].get("global_step")) or 0)
     history = states[latest].get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
@@ -119,6 +124,21 @@ def _state(path: Path) -> Mapping[str, Any] | None:
     return read_json(file)
 
 
+def _log(path: Path) -> list[Mapping[str, Any]]:
+    """The lines of our own log, as Trainer would have them; one that is cut short is left out."""
+    found: list[Mapping[str, Any]] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            evaluation = entry.get("evaluation")
+            measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
+            found.append({**entry, **measured})
+    return found
+
+
 def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
     said = _whole(states.get(path, {}).get("global_step"))
     if said is not None:
@@ -147,10 +167,8 @@ def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
 def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[Loss, ...]:
     """Finite losses by step; of one step the last."""
     found = {
-        step: float(entry[name])
+        step: value
         for entry in entries
-        if (step := _whole(entry.get("step"))) is not None
-        and isinstance(entry.get(name), int | float)
-        and isfinite(entry[name])
+        if (step := _whole(entry.get("step"))) is not None and (value := finite(entry.get(name))) is not None
     }
     return tuple(Loss(value, step) for step, value in sorted(found.items()))

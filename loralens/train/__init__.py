@@ -4,15 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loralens.train.course import Course
+    from loralens.train.fitting import Fitted, fit
     from loralens.train.injection import Injection, inject
     from loralens.train.method import METHODS
     from loralens.train.readout import read, record_of
+    from loralens.train.watch import Step, Watch
 
-__all__ = ["METHODS", "Injection", "inject", "read", "record_of"]
+__all__ = ["METHODS", "Course", "Fitted", "Injection", "Step", "Watch", "fit", "inject", "read", "record_of"]
 
 _HOMES = {
     "METHODS": "method",
+    "Course": "course",
+    "Fitted": "fitting",
     "Injection": "injection",
+    "Step": "watch",
+    "Watch": "watch",
+    "fit": "fitting",
     "inject": "injection",
     "read": "readout",
     "record_of": "readout",

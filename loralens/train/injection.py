@@ -14,6 +14,7 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling, scale_of
 from loralens.errors import OptionError
 from loralens.train.dora import add_magnitude
+from loralens.train.heads import copies, put_back, widened
 from loralens.train.initial import INITIALISATIONS, Initialisation, Pair, digest, drawn_pair
 from loralens.train.layer import LoRALayer
 from loralens.train.method import Method, method_named
@@ -114,8 +115,7 @@ class Injection:
             encoder.use_nested_tensor = True
         for handle in self._held:
             handle.remove()
-        for tensor, before in self._head_tensors:
-            tensor.copy_(before)
+        put_back(self._head_tensors)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._trained:
@@ -151,7 +151,7 @@ def inject(
     method : str
         A name of `loralens.train.method.METHODS`.
     heads : sequence of str
-        Globs over the names of modules that are trained in full.
+        Globs over the names of modules that are trained in full, in float32 where the model is in 16 bits.
     dropout : float
         On the input of every A, in training only.
     seed : int
@@ -184,6 +184,7 @@ def inject(
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _place(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
+    before = copies(full.values())
     _freeze(model, layers, full, frozen=found.frozen)
     return Injection(
         model=model,
@@ -198,9 +199,9 @@ def inject(
         digests=digests,
         _places=places,
         _nested=_unnest(model, layers),
-        _held=hold(model, apart=full.values()),
+        _held=(*hold(model, apart=full.values()), *widened(full.values())),
         _trained=trained,
-        _head_tensors=_copies(full),
+        _head_tensors=before,
     )
 
 
@@ -306,9 +307,3 @@ def _freeze(model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[st
             (layer.B if layer.kind == "embedding" else layer.A).requires_grad_(False)
     for head in heads.values():
         head.requires_grad_(True)
-
-
-def _copies(heads: Mapping[str, nn.Module]) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The parameters and buffers of the heads, and copies of them."""
-    held = [tensor for head in heads.values() for tensor in (*head.parameters(), *head.buffers())]
-    return tuple((tensor, tensor.detach().clone()) for tensor in held)

