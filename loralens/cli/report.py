@@ -1,0 +1,252 @@
+"""``loralens report``: adapters as one page worth sending to a colleague."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loralens.cli import compress_rule, options
+
+if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.analysis.checks.base import Base
+    from loralens.analysis.checks.patient import Patient
+    from loralens.analysis.intruders import Intruders
+    from loralens.core.adapter import Adapter
+    from loralens.core.weights import Weight
+    from loralens.report.allotment import Dialect
+    from loralens.report.company import Course
+    from loralens.report.document import Report
+    from loralens.report.subject import Beside, Subject
+
+PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
+THREADS = os.cpu_count() or 1
+
+
+@click.command("report")
+@click.argument("paths", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="The page to write: reports/x.html."
+)
+@click.option("--base", metavar="MODEL", help="Also hold each adapter against it. " + options.BASE_HELP)
+@compress_rule.ACTIVATIONS
+@options.MODULES
+@click.option(
+    "--intruders/--no-intruders",
+    default=None,
+    help="Look for intruder dimensions, which takes an SVD of every weight. [default: where a minute will do]",
+)
+@click.option("--markdown", "with_markdown", is_flag=True, help="Also write it as Markdown, with pictures, beside it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the same numbers, machine-readable.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@options.reading
+def command(
+    paths: tuple[str, ...],
+    output: Path | None,
+    base: str | None,
+    activations: str | None,
+    modules: tuple[str, ...],
+    intruders: bool | None,
+    with_markdown: bool,
+    as_json: bool,
+    overwrite: bool,
+    **reading: Any,
+) -> None:
+    """Put what can be said about adapters on one self-contained page: findings, spectra, ranks, and how they compare.
+
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; a run's folder stands for its
+    checkpoints. With --base also what ΔW amplifies, intruder dimensions, and what a merge would lose.
+    """
+    if output is None and not as_json:
+        raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
+    if with_markdown and output is None:
+        raise click.UsageError("--markdown is written beside the page of -o")
+    if intruders and not base:
+        raise click.UsageError("--intruders are looked for in W + ΔW: give --base")
+    from loralens.report.writing import check_target, numbers, write_report
+
+    if output:
+        check_target(output, with_markdown=with_markdown, overwrite=overwrite)
+    spoken = _spoken(paths, output, base, activations, modules, reading, intruders=intruders, markdown=with_markdown)
+    report = _report(_expanded(paths), base, activations, modules, reading, intruders=intruders, spoken=spoken)
+    if output:
+        for path in write_report(report, output, with_markdown=with_markdown):
+            click.echo(f"wrote {path}", err=True)
+    if as_json:
+        click.echo(numbers(report))
+
+
+def _spoken(
+    paths: Sequence[str],
+    output: Path | None,
+    base: str | None,
+    activations: str | None,
+    modules: Sequence[str],
+    reading: Mapping[str, Any],
+    *,
+    intruders: bool | None,
+    markdown: bool,
+) -> str:
+    """The command as it is typed."""
+    words = ["loralens", "report", *paths]
+    for name, value in (("--base", base), ("--activations", activations)):
+        words += [name, value] if value else []
+    words += [word for glob in modules for word in ("--modules", glob)]
+    words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+    last = ["-o", str(output)] if output else ["--json"]
+    last += ["--markdown"] if markdown else []
+    return " ".join(filter(None, [join(words), options.as_typed(reading), join(last)]))
+
+
+def _expanded(paths: Sequence[str]) -> list[str]:
+    """The paths, each once; one that is the folder of a run, as its checkpoints."""
+    from loralens.errors import LoraLensError
+    from loralens.formats.location import adapter_file
+    from loralens.formats.runs import run_of
+
+    if len(paths) == 1 and Path(paths[0]).is_dir():
+        try:
+            adapter_file(Path(paths[0]))
+        except LoraLensError:
+            try:
+                return [str(one.path) for one in run_of([Path(paths[0])]).checkpoints]
+            except LoraLensError:
+                pass
+    return list(dict.fromkeys(paths))
+
+
+def _report(
+    paths: Sequence[str],
+    base: str | None,
+    activations: str | None,
+    modules: Sequence[str],
+    reading: Mapping[str, Any],
+    *,
+    intruders: bool | None,
+    spoken: str,
+) -> "Report":
+    from loralens.analysis.doctor import examined, findings
+    from loralens.cli.doctor import base_of
+    from loralens.cli.progress import progress
+    from loralens.cli.similarity_many import labels
+    from loralens.formats import FORMATS
+    from loralens.report.company import company
+    from loralens.report.make import report
+    from loralens.report.subject import subject
+
+    adapters = _load(paths, base, reading)
+    moments = compress_rule.moments_of(activations)
+    against = base_of(base) if base else None
+    only_read = {form.name for form in FORMATS if not form.writer}
+    modules_in_all = sum(map(len, adapters.values()))
+    with progress("examining", modules_in_all) as step:
+        typed = options.as_typed(reading)
+        patients = examined(adapters, base=against, modules=modules, only_read=only_read, reading=typed, step=step)
+    found = findings(patients)
+    beside = [_beside(one, against, intruders) if against else None for one in patients]
+    subjects: list[Subject] = []
+    widest = max(map(len, adapters.values()), default=0)
+    with progress("measuring", modules_in_all + (2 * widest if len(adapters) > 1 else 0)) as step:
+        for one, label, held in zip(patients, labels(paths), beside, strict=True):
+            dialect = _dialect(one.adapter, base)
+            subjects.append(
+                subject(
+                    one, label, dialect, moments=moments, activations=activations or "", beside=held,
+                    threads=THREADS, step=step,
+                )
+            )  # fmt: skip
+        together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
+        run = _course(subjects) if together else None
+    given = {"activations": activations, "chosen": list(modules)}
+    return report(subjects, found, company=together, course=run, base=base, command=spoken, given=given)
+
+
+def _load(paths: Sequence[str], base: str | None, reading: Mapping[str, Any]) -> "dict[str, Adapter]":
+    """The adapters; what is wrong with their numbers is a finding, not the end."""
+    from loralens.formats import load
+
+    return {path: load(path, strict=False, base=base, **reading) for path in paths}
+
+
+def _dialect(adapter: "Adapter", base: str | None) -> "Dialect":
+    """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
+    from loralens.cli.compress_form import FEW, Form
+    from loralens.cli.convert import TARGETS
+    from loralens.formats import stored_as
+    from loralens.report.allotment import Dialect
+
+    own = adapter.format if adapter.format in TARGETS and adapter.format != FEW else "peft"
+    form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
+    return Dialect(own, lambda one: stored_as(one, own, **form.given), form.one_rank)
+
+
+def _beside(patient: "Patient", base: "Base", intruders: bool | None) -> "Beside":
+    """What the weights of the base make of the modules that have one there."""
+    from loralens.analysis.amplification import amplification
+    from loralens.analysis.checks.base import find
+    from loralens.analysis.weight_norms import work
+    from loralens.cli.progress import progress
+    from loralens.errors import place
+    from loralens.linalg.device import Device
+    from loralens.report.subject import Beside
+
+    spectra = patient.spectra
+    modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
+    weights, _ = find(modules, base)
+    device = Device.of("cpu", threads=THREADS)
+    with place(base.name), progress("reading the base", work(weights.values(), top=False)) as step:
+        chosen = patient.adapter.without([name for name in patient.adapter if name not in weights])
+        amplified = amplification(chosen, weights, top=False, device=device, step=step) if weights else {}
+    found, without = _intruders(patient, weights, base.name, intruders)
+    return Beside(amplified=amplified, intruders=found, without=without)
+
+
+def _intruders(
+    patient: "Patient", weights: "Mapping[str, Weight]", base: str, asked: bool | None
+) -> "tuple[dict[str, Intruders] | None, str]":
+    """The intruders of all modules, or why they were not looked for."""
+    from loralens.analysis.intruders import intruders
+    from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
+    from loralens.errors import place
+    from loralens.linalg.device import Device
+
+    if asked is False:
+        return None, "--no-intruders was given"
+    scaled = {extra.module for extra in patient.adapter.extra.values() if extra.role.startswith("magnitude")}
+    plain = {name: weight for name, weight in weights.items() if name not in scaled}
+    if not plain:
+        return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
+    device = Device.of("cpu")
+    if asked is None:
+        seconds = sum(map(svd_work, plain.values())) * seconds_a_product(device)
+        if seconds > PATIENCE:
+            told = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
+            click.echo(f"note: {patient.path}: no intruders: {told}; --intruders does it", err=True)
+            return None, f"{told} (loralens report --intruders does it, and keeps them)"
+    found = {}
+    store = svd_store(None, "20GB", no_cache=False)
+    for name, W in decomposed(plain, store, base, device):
+        with place(patient.path), place(name):
+            found[name] = intruders(patient.adapter[name], W).without_vectors()
+    return found, ""
+
+
+def _course(subjects: "Sequence[Subject]") -> "Course | None":
+    """The run that the adapters are checkpoints of, where they are."""
+    from loralens.errors import LoraLensError
+    from loralens.formats.runs import run_of
+    from loralens.report.company import course
+
+    try:
+        run = run_of([Path(one.path) for one in subjects])
+    except LoraLensError:  # two of one step, or a state that cannot be read: no run that could be told
+        return None
+    steps = {one.path: one.step for one in run.checkpoints}
+    losses = {
+        name: [(loss.step, loss.value) for loss in logged]
+        for name, logged in (("loss", run.train), ("eval loss", run.evaluation))
+        if logged
+    }
+    return course(subjects, [steps.get(Path(one.path)) for one in subjects], losses, threads=THREADS)

@@ -1,0 +1,134 @@
+"""The section of ranks: what every rank takes and loses, a slider over all choices, and a recommendation."""
+
+from collections.abc import Sequence
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from loralens.compress.curve import Point
+from loralens.report.chart import Line, Lines
+from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
+from loralens.report.subject import LOSS, Subject
+from loralens.report.words import UNIT, fixed, percent, size, span
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEGA = 1e6
+
+
+def section(subjects: Sequence[Subject]) -> Section:
+    """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
+    columns: list[tuple[str, Sequence[Part]]] = []
+    sliders = 0
+    for i, one in enumerate(subjects):
+        if one.plan is None or not one.points:
+            columns.append((one.label, [Text(f"No ranks to choose: {one.without or 'every ΔW is 0'}.")]))
+            continue
+        picture, table = _picture(one, i), _table(one)
+        both = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
+        columns.append((one.label, [Text(advice(one)), Slider(sliders, one.label), *both]))
+        sliders += 1
+    error = (
+        "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the real inputs given" if any(s.on_data for s in subjects) else "‖ΔW−ΔW'‖/‖ΔW‖"
+    )
+    lead = (
+        f"The error is {error} over all modules, before rounding; nothing smaller of the same ranks has less. One rank "
+        "everywhere is what servers want; a budget puts directions where they save most."
+    )
+    parts = list(columns[0][1]) if len(columns) == 1 else [Beside(columns)]
+    return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
+
+
+def advice(one: Subject) -> str:
+    """What rank is recommended, in a sentence that says why."""
+    best, most = one.recommended, one.most
+    if best is None or most is None or not one.norm:
+        return "Nothing to recommend: every ΔW is 0."
+    whole = most.uniform.bytes
+    if best.rank >= most.rank:
+        return _kept_whole(one, most)
+    if best.uniform.bytes >= whole:
+        less = f"makes a smaller file and loses at most {percent(LOSS)} of the energy"
+        return f"Keep it as it is: no smaller rank for all modules {less}."
+    saved = 1 - best.uniform.bytes / whole
+    return (
+        f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of the energy "
+        f"(error {percent(best.uniform.error)}) in {size(best.uniform.bytes)}, {percent(saved)} less than now."
+    )
+
+
+def _kept_whole(one: Subject, most: Point) -> str:
+    """Why no rank below the highest is recommended."""
+    below = max((p for p in one.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
+    if below is None:
+        return f"Its rank is {most.rank}: there is none below."
+    return (
+        f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of the "
+        f"energy (error {percent(below.uniform.error)}), more than the {percent(LOSS)} allowed here."
+    )
+
+
+def command(one: Subject) -> str:
+    """What makes it smaller, but for the rank or size."""
+    to = ["--to", one.dialect.name] if one.dialect.name != one.patient.adapter.format else []
+    uniform = ["--uniform"] if one.dialect.one_rank else []
+    activations = ["--activations", quote(one.activations)] if one.activations else []
+    return one.patient.command("compress", "-o", one.patient.beside("small"), *to, *uniform, *activations)
+
+
+def _picture(one: Subject, i: int) -> Picture:
+    budget = "ranks where they save most, same size"
+    lines = [
+        Line(
+            word,
+            [getattr(point, name).bytes / MEGA for point in one.points],
+            [100 * getattr(point, name).error for point in one.points],
+            ("series", k),
+            dots=True,
+            dashed=name == "budget",
+        )
+        for k, (name, word) in enumerate((("uniform", "one rank everywhere"), ("budget", budget)))
+    ]
+    best = one.recommended
+    return Picture(
+        f"curve-{i + 1}",
+        "Error against size",
+        [Lines("", lines, f"size of the {one.dialect.name} file (MB)", "error (%)", legend=True)],
+        "Error of the whole update over the size of the file, a point a rank; the marker is where the slider stands.",
+        "r equal directions would give √(1 − k/r): at half the size an error of 71 %",
+        "Eckart & Young 1936",
+        f"Error against file size of {one.label}"
+        + (f"; rank {best.rank} has an error of {percent(best.uniform.error)}." if best else "."),
+        figure=lambda: _figure(one),
+    )
+
+
+def _figure(one: Subject) -> "Figure":
+    from loralens.plot.curve import curve_figure
+
+    return curve_figure(one.label, one.points, on_data=one.on_data)
+
+
+def _table(one: Subject) -> Table:
+    columns = [
+        Column("rank", "one for all modules"), Column("file"), Column("energy kept"), Column("error"),
+        Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
+    ]  # fmt: skip
+    rows = [
+        Row(
+            [
+                Entry(str(p.rank), p.rank),
+                Entry(size(p.uniform.bytes), p.uniform.bytes),
+                Entry(percent(1 - p.uniform.error**2, 4), 1 - p.uniform.error**2, 1 - p.uniform.error**2),
+                Entry(_error(p.uniform.error), p.uniform.error),
+                Entry(_error(p.budget.error), p.budget.error),
+                Entry(span(p.budget.ranks), p.budget.ranks[1]),
+            ]
+        )
+        for p in one.points
+    ]
+    return Table("Every rank", columns, rows, folded=len(rows) > 16)
+
+
+def _error(error: float) -> str:
+    return f"{fixed(100 * error)}{UNIT}%"

@@ -1,0 +1,162 @@
+"""What matters, in sentences; each only where it is true."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import isfinite
+
+import numpy as np
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.interference import LARGE
+from loralens.compress.curve import Point
+from loralens.core.names import kind
+from loralens.report.base import FAR, whole
+from loralens.report.company import Company, Course
+from loralens.report.ranks import advice
+from loralens.report.run import sentence
+from loralens.report.spectra import half
+from loralens.report.subject import LOSS, Subject
+from loralens.report.words import count, fixed, listed, percent, size, span
+
+WEAK = 0.05  # |cosine| below which two updates have hardly anything in common
+
+
+def sentences(
+    subjects: Sequence[Subject],
+    findings: Sequence[Diagnosis],
+    company: Company | None,
+    course: Course | None,
+) -> list[str]:
+    """The summary of a report: findings first, then each adapter, then what they are to each other."""
+    several = len(subjects) > 1
+    said = [_findings(findings)]
+    if course:
+        said.append(f"{len(course.order)} checkpoints of one run. {sentence(course)}")
+    for one in subjects:
+        own = [*_energy(one), *([] if course and one is not subjects[course.order[-1]] else _ranks(one)), *_base(one)]
+        said += [f"{one.label}: {text}" for text in [" ".join(own)] if text] if several else own
+    if company and not course:
+        said += _together([one.label for one in subjects], company)
+    return said
+
+
+def _findings(findings: Sequence[Diagnosis]) -> str:
+    kinds: dict[tuple[str, str, str], int] = {}
+    for one in findings:
+        whose, own = (one.adapter, one.code) if one.module else ("", f"{one.code}\n{one.evidence}\n{one.fix}")
+        kinds[one.level, whose, own] = kinds.get((one.level, whose, own), 0) + 1
+    serious = [key for key in kinds if key[0] != "note"]
+    if not kinds:
+        return "The doctor found nothing wrong."
+    if not serious:
+        return f"The doctor found no error and nothing to warn of; {count(len(kinds), 'note')} below."
+    levels = [count(n, level) for level in ("error", "warning") if (n := sum(key[0] == level for key in kinds))]
+    codes = list(dict.fromkeys(key[2].partition("\n")[0] for key in serious))
+    return f"The doctor has {listed(levels)}: {listed(codes[:4])}{' and more' if len(codes) > 4 else ''}."
+
+
+def _energy(one: Subject) -> list[str]:
+    if not one.spectra:
+        return ["Nothing could be measured: no module holds finite numbers."]
+    if not one.norm:
+        return [f"All of its {count(len(one.spectra), 'module')} are 0: it does nothing."]
+    modules, fewest = len(one.spectra), half(one)
+    zero = sum(spectrum.spectral == 0 for spectrum in one.spectra.values())
+    ranks = [spectrum.effective_rank for spectrum in one.spectra.values() if spectrum.spectral > 0]
+    text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "It adapts one module"
+    shares: dict[str, float] = {}
+    for name, share in one.shares.items():
+        shares[kind(name)] = shares.get(kind(name), 0.0) + share
+    top = max(shares, key=lambda name: shares[name])
+    if 1 < len(shares) <= 40 and shares[top] > 1.5 / len(shares):
+        text += f", and {top} alone {percent(shares[top])}"
+    dead = f" {zero} of them {'is' if zero == 1 else 'are'} 0." if zero else ""
+    nominal = span([spectrum.rank for spectrum in one.spectra.values()])
+    return [f"{text}.{dead}", f"The effective rank is {sum(ranks) / len(ranks):.1f} of {nominal} in the mean."]
+
+
+def _ranks(one: Subject) -> list[str]:
+    if one.plan is None or not one.norm:
+        return []
+    best, most = one.recommended, one.most
+    said = advice(one)
+    spared = _spared(one)
+    if best and most and spared and spared.uniform.bytes < 0.95 * best.uniform.bytes:
+        said += (
+            f" Put where they save most, directions in {size(spared.budget.bytes)} do (ranks "
+            f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)})."
+        )
+    return [said]
+
+
+def _spared(one: Subject) -> Point | None:
+    """The smallest size at which ranks where they save most lose at most as much as is taken for nothing."""
+    fitting = [point for point in one.points if point.budget.error**2 <= LOSS]
+    return min(fitting, key=lambda point: point.rank, default=None)
+
+
+def _base(one: Subject) -> list[str]:
+    said = []
+    rows = whole(one.beside.amplified) if one.beside else {}
+    if rows:
+        far = sum(abs(row.z) > FAR for row in rows.values())
+        said.append(
+            f"In {far} of {len(rows)} modules ΔW lies along directions in which the base is stronger or weaker than "
+            f"random ones would find it (beyond {FAR:g} standard deviations)."
+        )
+    found = one.beside.intruders if one.beside else None
+    if found:
+        looked, new = sum(x.s.size for x in found.values()), sum(x.count for x in found.values())
+        said.append(f"{new} of the {looked} leading directions of W + ΔW are intruders.")
+    landings = one.landings
+    if landings:
+        worst = max(landings, key=lambda name: landings[name].rounding.error)
+        told = landings[worst]
+        where = f"Merged into {told.dtype}" + (", narrower than the base," if told.supposed else "")
+        if told.rounding.error < 0.005:
+            said.append(f"{where} it would arrive nearly as it is, {percent(told.rounding.error)} off at worst.")
+        else:
+            mean = float(np.median([x.rounding.error for x in landings.values()]))
+            said.append(
+                f"{where} it would be {percent(mean)} off in the median module and {percent(told.rounding.error)} in "
+                f"the worst, {worst}."
+            )
+    return said
+
+
+def _together(labels: Sequence[str], found: Company) -> list[str]:
+    pairs = found.pairs
+    said = [
+        f"{listed([labels[t] for t in group])} began from one random A: compare them on the out side."
+        for group in found.families
+    ]
+    known = {
+        (s, t): float(pairs.cosine[s, t])
+        for s, t in combinations(range(pairs.count), 2)
+        if isfinite(pairs.cosine[s, t])
+    }
+    if known:
+        s, t = max(known, key=lambda pair: abs(known[pair]))
+        z = float(pairs.cosine_z[s, t])
+        away = "more than 100" if abs(z) > 100 else fixed(abs(z), 1)
+        cosine = f"cosine {fixed(known[s, t], 3, sign=True)}, {away} standard deviations from chance"
+        if len(known) == 1:
+            said.append(f"The two updates have a {cosine}{_verdict(known[s, t], z)}.")
+        else:
+            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{_verdict(known[s, t], z)}.")
+    if found.fights:
+        one = found.fights[0]
+        names = f"{labels[one.first]} and {labels[one.second]}"
+        said.append(
+            f"Where most is at stake {names} fight in {one.where}: cosine {fixed(one.cosine, 3, sign=True)} over "
+            f"{count(one.modules, 'module')}."
+        )
+    else:
+        said.append(f"No two push against each other in any module: no cosine is below −{LARGE:g} and beyond chance.")
+    return said
+
+
+def _verdict(cosine: float, z: float) -> str:
+    if abs(z) < 3:
+        return ", which is what unrelated adapters would have"
+    return ": real, but small" if abs(cosine) < WEAK else ""

@@ -1,0 +1,261 @@
+"""``loralens report``: what is written where, what is refused, and the numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.cli.main import main
+from tests.report.adapters import NAMES, drawn
+
+PNG = b"\x89PNG"
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["report", *map(str, args)])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    loralens.save(drawn(1), tmp_path / "first")
+    return tmp_path / "first"
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    loralens.save(drawn(2), tmp_path / "second")
+    return tmp_path / "second"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base whose weights have the shapes of the adapters."""
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "base"
+    folder.mkdir()
+    weights = {
+        f"{name}.weight": rng.standard_normal(module.shape).astype(np.float32) for name, module in drawn(1).items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: Path) -> None:
+    target = tmp_path / "reports" / "x.html"
+    result = run(first, "-o", target)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"wrote {target}\n")
+    text = target.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert f"loralens report {first} -o {target}" in text
+    assert names(target.parent) == ["x.html"]
+
+
+def test_same_adapters_same_bytes(first: Path, second: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.html"
+    run(first, second, "-o", target, "--markdown")
+    before = {path: path.read_bytes() for path in [target, tmp_path / "x.md", *(tmp_path / "x_files").iterdir()]}
+    result = run(first, second, "-o", target, "--markdown", "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_markdown_has_its_pictures_beside_it(first: Path, tmp_path: Path) -> None:
+    result = run(first, "-o", tmp_path / "x.html", "--markdown")
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "x.md").read_text(encoding="utf-8")
+    files = sorted(path.name for path in (tmp_path / "x_files").iterdir())
+    assert files == ["curve-1.png", "spectra-1.png"]
+    for name in files:
+        assert f"(x_files/{name})" in text
+        assert (tmp_path / "x_files" / name).read_bytes().startswith(PNG)
+
+
+def test_json_has_the_numbers_of_the_other_commands(first: Path, second: Path) -> None:
+    record = json.loads(run(first, second, "--json").stdout)
+    assert set(record) == {
+        "loralens", "base", "command", "activations", "chosen", "summary", "findings", "adapters", "together", "run",
+    }  # fmt: skip
+    told = json.loads(CliRunner().invoke(main, ["spectrum", str(first), "--json"]).stdout)["adapters"][0]
+    for mine, theirs in zip(record["adapters"][0]["modules"], told["modules"], strict=True):
+        assert mine["singular_values"] == pytest.approx(theirs["singular_values"], rel=1e-10)
+        assert mine["energy_rank"] == theirs["energy_rank"]
+    doctor = json.loads(CliRunner().invoke(main, ["doctor", str(first), str(second), "--json"]).stdout)
+    assert record["findings"] == doctor["findings"]
+    curve = json.loads(CliRunner().invoke(main, ["curve", str(first), "--json"]).stdout)
+    for mine, theirs in zip(record["adapters"][0]["curve"], curve["points"], strict=True):
+        assert mine["uniform"]["bytes"] == theirs["uniform"]["bytes"]
+        assert mine["budget"]["error"] == pytest.approx(theirs["budget"]["relative_error"])
+    pair = json.loads(CliRunner().invoke(main, ["similarity", str(first), str(second), "--json"]).stdout)
+    assert record["together"]["cosine"][0][1] == pytest.approx(pair["cosine"][0][1], abs=1e-12)
+    assert record["run"] is None
+
+
+def test_a_base_adds_its_section(first: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = run(first, "--base", base, "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    module = record["adapters"][0]["modules"][0]
+    told = CliRunner().invoke(main, ["amplify", str(first), "--base", str(base), "--no-top", "--json"])
+    theirs = json.loads(told.stdout)["modules"][0]
+    assert module["amplification"]["amplification"] == pytest.approx(theirs["amplification"])
+    assert module["amplification"]["z"] == pytest.approx(theirs["z"])
+    found = CliRunner().invoke(main, ["intruders", str(first), "--base", str(base), "--json"])
+    assert module["intruders"]["count"] == json.loads(found.stdout)["modules"][0]["count"]
+    assert 0 <= module["merge"]["error"] < 1
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert all(word in text for word in ("Beside the base", "Intruder dimensions", "Merge fidelity, predicted"))
+
+
+def test_intruders_can_be_left_out(first: Path, base: Path, tmp_path: Path) -> None:
+    result = run(first, "--base", base, "--no-intruders", "-o", tmp_path / "x.html", "--json")
+    assert "intruders" not in json.loads(result.stdout)["adapters"][0]["modules"][0]
+    assert "Intruder dimensions were not looked for: --no-intruders was given." in (tmp_path / "x.html").read_text()
+
+
+def test_svds_that_would_take_long_are_not_taken_unasked(
+    first: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralens.cli.report.PATIENCE", 0.0)
+    result = run(first, "--base", base, "-o", tmp_path / "x.html")
+    assert result.exit_code == 0
+    assert "no intruders: the SVD of 6 weights of the base would take about" in result.stderr
+
+
+def test_modules_of_another_base_are_findings(first: Path, base: Path, tmp_path: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    del weights[f"{NAMES[0]}.weight"]
+    save_file(weights, base / "model.safetensors")
+    result = run(first, "--base", base, "--no-intruders", "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert any(one["module"] == NAMES[0] for one in record["findings"])
+    assert "amplification" not in record["adapters"][0]["modules"][0]
+    assert "have no weight in this base" in (tmp_path / "x.html").read_text()
+
+
+def test_checkpoints_of_one_run_have_their_section(tmp_path: Path) -> None:
+    adapter = drawn(1)
+    for step, strength in ((10, 0.5), (20, 1.0), (30, 1.1)):
+        loralens.save(adapter * strength, tmp_path / "run" / f"checkpoint-{step}")
+    state = {"global_step": 30, "log_history": [{"step": s, "loss": 3.0 - s / 30} for s in (10, 20, 30)]}
+    (tmp_path / "run" / "checkpoint-30" / "trainer_state.json").write_text(json.dumps(state))
+    result = run(tmp_path / "run", "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert [one["step"] for one in record["run"]["checkpoints"]] == [10, 20, 30]
+    assert record["run"]["settled"] == 10
+    assert record["run"]["losses"]["loss"][0] == [10, pytest.approx(3.0 - 1 / 3)]
+    assert "3 checkpoints of one run" in " ".join(record["summary"])
+    assert "From checkpoint to checkpoint" in (tmp_path / "x.html").read_text(encoding="utf-8")
+
+
+def test_adapters_of_several_runs_are_no_run(tmp_path: Path) -> None:
+    for step in (10, 20):
+        loralens.save(drawn(step), tmp_path / f"checkpoint-{step}")
+    result = run(tmp_path / "checkpoint-10", tmp_path / "checkpoint-20", "--json")
+    assert json.loads(result.stdout)["run"] is None
+
+
+def test_only_the_modules_asked_for(first: Path) -> None:
+    record = json.loads(run(first, "--modules", "q_proj", "--json").stdout)
+    assert [one["name"] for one in record["adapters"][0]["modules"]] == NAMES[::2]
+    assert record["chosen"] == ["q_proj"]
+
+
+def test_an_adapter_with_nan_is_a_page_with_a_finding(first: Path, tmp_path: Path) -> None:
+    tensors = load_file(first / "adapter_model.safetensors")
+    key = next(key for key in tensors if NAMES[1] in key)
+    tensors[key] = np.full_like(tensors[key], np.nan)
+    save_file(tensors, first / "adapter_model.safetensors", metadata={"format": "pt"})
+    result = run(first, "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["adapters"][0]["left_out"] == [NAMES[1]]
+    assert "1 error" in record["summary"][0]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "Missing option '-o'"),
+        (["--json", "--markdown"], "--markdown is written beside the page"),
+        (["-o", "x.html", "--intruders"], "give --base"),
+    ],
+)
+def test_wrong_usage(first: Path, args: list[str], said: str) -> None:
+    result = run(first, *args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.md"])
+def test_a_page_is_html(first: Path, tmp_path: Path, name: str) -> None:
+    result = run(first, "-o", tmp_path / name)
+    assert result.exit_code == 1
+    assert "a report is a .html page" in result.stderr
+    assert "fix: end the name in .html" in result.stderr
+
+
+@pytest.mark.parametrize("there", ["x.html", "x.md", "x_files"])
+def test_nothing_is_replaced_unasked(first: Path, tmp_path: Path, there: str) -> None:
+    if there == "x_files":
+        (tmp_path / there).mkdir()
+    else:
+        (tmp_path / there).write_text("mine")
+    result = run(first, "-o", tmp_path / "x.html", "--markdown")
+    assert result.exit_code == 1
+    assert f"{tmp_path / there}: exists" in result.stderr
+    assert names(tmp_path) == sorted(["first", there])
+
+
+def test_a_folder_of_other_things_is_not_replaced_even_when_asked(first: Path, tmp_path: Path) -> None:
+    (tmp_path / "x_files").mkdir()
+    (tmp_path / "x_files" / "thesis.tex").write_text("mine")
+    result = run(first, "-o", tmp_path / "x.html", "--markdown", "--overwrite")
+    assert result.exit_code == 1
+    assert "holds other things than pictures: thesis.tex" in result.stderr
+    assert (tmp_path / "x_files" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_report_that_cannot_be_made_leaves_nothing(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("loralens.report.writing._write_folder", full)
+    result = run(first, "-o", tmp_path / "x.html", "--markdown")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert names(tmp_path) == ["first"]
+
+
+def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"xx")
+    result = run(tmp_path / "bad.safetensors", "-o", tmp_path / "x.html")
+    assert result.exit_code == 1
+    assert "fix:" in result.stderr
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_real_rank_series_and_the_real_run(real: Path, tmp_path: Path) -> None:
+    series = [real / f"sam-vitb-rank{rank}" for rank in (2, 4, 8, 16)]
+    record = json.loads(run(*series, "--json").stdout)
+    ranks = [one["recommended_rank"] for one in record["adapters"]]
+    assert ranks == sorted(ranks)
+    assert record["run"] is None
+    assert record["together"]["families"] == []
+    steps = [real / f"minilm-souravt-ckpt{step}" for step in (400, 100, 750)]
+    record = json.loads(run(*steps, "--json").stdout)
+    assert [one["step"] for one in record["run"]["checkpoints"]] == [100, 400, 750]
+    assert record["together"]["families"] == [[0, 1, 2]]

@@ -1,0 +1,251 @@
+"""The page and the Markdown as text: whole, escaped, small, and the same for the same adapters."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from loralens.analysis.doctor import examined, findings
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.report.company import company
+from loralens.report.document import Beside, Picture, Report, Section, Table, Text
+from loralens.report.html import carried_json, html
+from loralens.report.make import report
+from loralens.report.markdown import escaped, markdown
+from tests.report.adapters import NAMES, drawn, measured
+
+LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def made(adapters: dict[str, Adapter]) -> Report:
+    subjects = measured(adapters)
+    found = findings([one.patient for one in subjects])
+    return report(subjects, found, company=company(subjects) if len(subjects) > 1 else None, command="loralens report")
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed where it was opened."""
+
+    EMPTY = frozenset({"meta", "input", "br", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing() -> None:
+    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    parser = Balanced()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    assert not parser.tags & {"img", "link", "iframe", "object", "base", "form", "a:external"}
+    outside = [one for one in re.findall(r'(?:src|href)="([^"]*)"', text) if not one.startswith("#")]
+    assert outside == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert "default-src 'none'" in text
+
+
+def test_same_adapters_same_bytes() -> None:
+    assert html(made({"a": drawn(1), "b": drawn(2)})) == html(made({"a": drawn(1), "b": drawn(2)}))
+    assert html(made({"a": drawn(1)})) != html(made({"a": drawn(2)}))
+
+
+def test_sections_come_in_their_order_findings_first() -> None:
+    several = made({"a": drawn(1), "b": drawn(2)})
+    keys = [section.key for section in several.sections]
+    assert keys == ["findings", "identity", "spectra", "ranks", "together", "modules"]
+    assert [one.key for one in made({"a": drawn(1)}).sections] == [
+        "findings",
+        "identity",
+        "spectra",
+        "ranks",
+        "modules",
+    ]
+
+
+def pictures(parts: object) -> list[Picture]:
+    found = []
+    for part in parts:  # type: ignore[attr-defined]
+        if isinstance(part, Picture):
+            found.append(part)
+        if isinstance(part, Beside):
+            found += [one for _, inner in part.columns for one in pictures(inner)]
+    return found
+
+
+def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
+    shown = [one for section in made({"a": drawn(1), "b": drawn(2)}).sections for one in pictures(section.parts)]
+    assert len(shown) >= 12
+    for one in shown:
+        assert all((one.caption, one.chance, one.source, one.alt, one.charts)), one.key
+        assert not one.chance.endswith(".")
+        assert not one.source.endswith(".")
+    assert len({one.key for one in shown}) == len(shown)
+    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    assert text.count("<b>Chance:</b>") == len(shown)
+    assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
+
+
+def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
+    names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
+    pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})
+    assert len(pair.modules) == 224
+    assert len(html(pair).encode("utf-8")) < LIMIT
+
+
+def test_json_in_a_script_ends_nothing() -> None:
+    text = str(carried_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}
+
+
+def test_a_number_that_is_none_is_an_error_not_a_page() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        carried_json({"x": float("nan")})
+
+
+def test_lone_surrogates_become_question_marks() -> None:
+    part = Text("damaged \ud800 name")
+    whole = Report("t", "", ["s"], [Section("k", "T", "", [part])], [])
+    assert "damaged ? name" in html(whole)
+    assert "damaged ? name" in markdown(whole, "x_files")
+
+
+HOSTILE = "<script>alert(1)</script> ](javascript:x) |`*_{{7*7}}\n# head"
+
+
+def test_markdown_means_nothing_by_a_name() -> None:
+    line = escaped(HOSTILE)
+    assert "\n" not in line
+    assert "<script" not in line.replace("\\<", "")
+    assert re.sub(r"\\(.)", r"\1", line) == " ".join(HOSTILE.split())
+    name = f"model.layers.0.{HOSTILE}"
+    text = markdown(made({HOSTILE: drawn(1, names=[name]), "b": drawn(2, names=[name])}), "x_files")
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.tags & {"script", "a"}
+    assert page.count("<h1>") == 1
+    assert page.count("<h3>") == page.count("<h3>&lt;script&gt;") + page.count("<h3>b</h3>")
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL) if "model.layers.0.&lt;script" in row]
+    assert {row.count("<td") for row in rows} == {11}  # of the table of modules
+
+
+def test_markdown_has_the_numbers_of_the_page() -> None:
+    one = made({"a": drawn(1)})
+    text = re.sub(r"\\(.)", r"\1", markdown(one, "x_files"))
+    for section in one.sections:
+        assert f"## {section.title}" in text
+        for part in section.parts:
+            if isinstance(part, Table):
+                for row in part.rows:
+                    assert "| " + " | ".join(" ".join(entry.text.split()) for entry in row.entries) + " |" in text
+    assert "![Singular values of a" in text
+    assert "(x_files/spectra-1.png)" in text
+
+
+def test_the_record_holds_what_the_page_says_and_no_nan() -> None:
+    record = made({"a": drawn(1), "b": drawn(2)}).record
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text)["together"]["cosine"][0][1] == pytest.approx(record["together"]["cosine"][0][1])
+    first = record["adapters"][0]
+    assert [one["name"] for one in first["modules"]] == NAMES
+    assert sum(one["energy_share"] for one in first["modules"]) == pytest.approx(1)
+    assert first["recommended_rank"] == next(
+        p["rank"] for p in sorted(first["curve"], key=lambda p: p["rank"]) if p["uniform"]["error"] ** 2 <= 0.01
+    )
+
+
+def without(adapter: Adapter, name: str, value: float) -> Adapter:
+    """The adapter with B of one module all of one value."""
+    module = adapter[name]
+    B = np.full_like(module.B, value)
+    changed = LowRank(B, module.A, module.scale, scaling=module.scaling)
+    return replace(adapter, modules={**adapter.modules, name: changed})
+
+
+def test_modules_of_nan_are_left_out_and_named() -> None:
+    sick = made({"a": without(drawn(1), NAMES[2], np.nan), "b": drawn(2)})
+    text = html(sick)
+    assert "not-finite" in text or "NaN" in text
+    assert "Left out of everything below" in text
+    assert [one["name"] for one in sick.record["adapters"][0]["modules"]] == [n for n in NAMES if n != NAMES[2]]
+    assert sick.record["adapters"][0]["left_out"] == [NAMES[2]]
+
+
+def test_an_adapter_that_is_all_nan_still_has_its_findings() -> None:
+    adapter = drawn(1)
+    for name in NAMES:
+        adapter = without(adapter, name, np.nan)
+    found = made({"a": adapter})
+    assert "Nothing could be measured" in " ".join(found.summary)
+    html(found)
+    markdown(found, "x_files")
+
+
+def test_an_adapter_that_is_zero_does_nothing() -> None:
+    adapter = drawn(1)
+    for name in NAMES:
+        adapter = without(adapter, name, 0.0)
+    found = made({"a": adapter, "b": drawn(2)})
+    assert "it does nothing" in " ".join(found.summary)
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", html(found), flags=re.DOTALL)
+    assert found.record["adapters"][0]["recommended_rank"] is None
+
+
+def test_adapters_with_nothing_in_common_are_not_compared() -> None:
+    found = made({"a": drawn(1), "b": drawn(2, names=["other.w"], width=9)})
+    assert "nothing was compared" in html(found)
+    assert found.record["together"] is None
+
+
+@pytest.mark.parametrize("names", [["head"], ["w_000", "w_001"], [f"experts.up[{i}]" for i in range(3)]])
+def test_modules_outside_blocks_have_their_maps(names: list[str]) -> None:
+    text = html(made({"a": drawn(1, names=names)}))
+    assert all(f'data-n="{name}"' in text for name in names)
+
+
+def test_the_summary_counts_what_holds_half() -> None:
+    adapter = drawn(1)
+    strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
+    found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
+    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone > 99")
+
+
+def replace_scale(adapter: Adapter, name: str, scale: float) -> LowRank:
+    module = adapter[name]
+    assert isinstance(module, LowRank)
+    return LowRank(module.B, module.A, scale, scaling=module.scaling)
+
+
+def test_findings_are_gathered_by_kind() -> None:
+    adapter = drawn(1)
+    for name in NAMES[:4]:
+        adapter = without(adapter, name, 0.0)
+    subjects = measured({"a": adapter})
+    told = findings(examined({"a": adapter}))
+    text = html(report(subjects, told))
+    assert "4 of 6 modules" in text
+    assert "and 1 more like these" in text
