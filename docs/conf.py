@@ -1,0 +1,41 @@
+"""How sphinx builds these pages: ``make docs``."""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from loralens import __version__
+
+project, author, release = "loralens", "the loralens authors", __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+html_theme = "furo"
+html_title = f"loralens {release}"
+
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say types in words
+autodoc_preserve_defaults = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_param = False
+default_role = "code"  # `name` in a docstring is code, whether or not it has a page
+nitpicky = True
+nitpick_ignore_regex = [("py:class", ".*")]  # the types of attributes are words too: "float64 array, shape (k,)"
+
+
+def _bars(*event: object) -> None:
+    """|x| is a number in our docstrings, and a substitution in reStructuredText."""
+    lines: list[str] = event[-1]  # type: ignore[assignment]
+    lines[:] = [re.sub(r"(``.*?``)|\|", lambda bar: bar[1] or r"\|", line) for line in lines]
+
+
+def setup(app: object) -> None:
+    """What sphinx calls."""
+    app.connect("autodoc-process-docstring", _bars)  # type: ignore[attr-defined]

@@ -1,0 +1,93 @@
+"""How pages are read: blocks, commands, when an output is the one that is shown, and contracts."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import blocks, commands, indented, same
+from tests.docs.contract import breaches
+
+PAGE = """
+# A page
+
+```console real
+$ loralens inspect a \\
+    --json
+{"x": 1}
+$ true
+```
+
+```json
+{"x": "integer"}
+```
+
+text
+
+```toml recipe.toml
+a = 1
+```
+
+    $ code without a language
+"""
+
+
+def test_a_page_is_cut_into_blocks_and_blocks_into_commands(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE, encoding="utf-8")
+    console, contract, recipe = blocks(page, tmp_path)
+    assert (console.language, console.real, console.where) == ("console", True, "page.md:5")
+    assert (contract.follows_console, recipe.follows_console) == (True, False)
+    assert (contract.file, recipe.file) == (None, "recipe.toml")
+    first, second = commands(console)
+    assert (first.text, first.shown) == ("loralens inspect a \\\n    --json", ('{"x": 1}',))
+    assert (second.text, second.shown, second.line) == ("true", (), 8)
+    assert list(indented(page)) == [21]
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "equal"),
+    [
+        (["a  b"], ["a      b", ""], True),
+        (["a b"], ["a c"], False),
+        (["a", "…"], ["a", "b", "c"], True),
+        (["…", "c"], ["a", "b", "c"], True),
+        (["…", "b"], ["a", "b", "c"], False),
+        (["about … s"], ["about 12 s"], True),
+        (["x.…[0]"], ["x.y[0]"], True),
+        (["x.…[0]"], ["x.y[1]"], False),
+        (["error 0.1235"], ["error 0.1234"], True),
+        (["error 0.1235"], ["error 0.1335"], False),
+        (["9.81 %,"], ["9.82 %,"], True),
+        (["1.075e-06"], ["1.076e-06"], True),
+        (["1.075e-06"], ["1.3e-06"], False),
+        (["-0.95"], ["+0.95"], False),
+        (["8 of 8"], ["7 of 8"], False),
+        (["59% off"], ["58% off"], True),
+        (["59% off"], ["57% off"], False),
+        (["15,533 bytes"], ["15,540 bytes"], True),
+        (["15,533 bytes"], ["16,533 bytes"], False),
+        (["█▃▁"], ["█▂▁"], False),
+    ],
+)
+def test_what_counts_as_the_same_output(shown: list[str], printed: list[str], equal: bool) -> None:
+    assert same(shown, printed) is equal
+
+
+@pytest.mark.parametrize(
+    ("contract", "value", "broken"),
+    [
+        ({"a": "integer"}, {"a": 1}, []),
+        ({"a": "integer"}, {"a": True}, ["$.a: True is not integer"]),
+        ({"a": "number | null"}, {"a": None}, []),
+        ({"a": "integer"}, {}, ["$.a is described, and missing"]),
+        ({"a": "integer"}, {"a": 1, "b": 2}, ["$.b is there, and not described"]),
+        ({"a?": "integer"}, {}, []),
+        ({"a | null": {"b": "string"}}, {"a": None}, []),
+        ({"a | null": {"b": "string"}}, {"a": {"b": 1}}, ["$.a.b: 1 is not string"]),
+        ({"a": ["string"]}, {"a": ["x", 2]}, ["$.a[1]: 2 is not string"]),
+        ({"<name>": "integer"}, {"x": 1, "y": "z"}, ["$.y: 'z' is not integer"]),
+        ({"a": "intger"}, {"a": 1}, ["$.a: the contract says 'intger', which is no type"]),
+    ],
+)
+def test_contracts(contract: object, value: object, broken: list[str]) -> None:
+    assert breaches(contract, value) == broken

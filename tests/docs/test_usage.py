@@ -1,0 +1,67 @@
+"""The pages of the commands say what the commands say, and every command has one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loralens.cli.main import COMMANDS
+from tests.conftest import ROOT
+
+
+def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The script and its pages, to be spoilt."""
+    (tmp_path / "commands").mkdir()
+    for source in [ROOT / "docs" / "usage.py", *(ROOT / "docs" / "commands").glob("*.md")]:
+        target = tmp_path / source.relative_to(ROOT / "docs")
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_page_is_as_the_command_is() -> None:
+    done = run(ROOT / "docs" / "usage.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_page_that_lags_behind_is_named_and_written_anew(copy: Path) -> None:
+    page = copy / "commands" / "spectrum.md"
+    right = page.read_text(encoding="utf-8")
+    page.write_text(right.replace("--top", "--best"), encoding="utf-8")
+    done = run(copy / "usage.py", "--check")
+    assert done.returncode == 1
+    assert "stale: docs/commands/spectrum.md" in done.stderr
+    assert run(copy / "usage.py").returncode == 0
+    assert page.read_text(encoding="utf-8").count("--top") == right.count("--top") - right.split("<!-- usage")[0].count(
+        "--top"
+    )
+    assert run(copy / "usage.py", "--check").returncode == 0
+
+
+def test_a_command_without_a_page_is_named(copy: Path) -> None:
+    (copy / "commands" / "spectrum.md").unlink()
+    done = run(copy / "usage.py", "--check")
+    assert done.returncode == 1
+    assert "no page in docs/commands: spectrum.md" in done.stderr
+
+
+def test_a_page_without_a_command_is_named(copy: Path) -> None:
+    (copy / "commands" / "sepctrum.md").write_text("<!-- usage --><!-- /usage -->", encoding="utf-8")
+    assert "no such command" in run(copy / "usage.py", "--check").stderr
+
+
+def test_the_overview_has_every_command() -> None:
+    text = (ROOT / "docs" / "commands" / "index.md").read_text(encoding="utf-8")
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| [`")] == list(COMMANDS)
+
+
+def test_every_command_that_prints_json_has_its_contract() -> None:
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        page = (ROOT / "docs" / "commands" / f"{name}.md").read_text(encoding="utf-8")
+        assert ("--json" in page) == (f"\n## {name}\n" in text), name
