@@ -8,7 +8,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import amplify, combine, compress, intruders, merge, pairwise, similarity, spectrum, switchboard
+from benchmarks import (
+    amplify,
+    combine,
+    compress,
+    intruders,
+    merge,
+    others,
+    pairwise,
+    similarity,
+    spectrum,
+    switchboard,
+    train,
+)
 
 HERE = Path(__file__).parent
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
@@ -45,6 +57,8 @@ def main() -> None:
         "pairwise": pairwise.run(HERE / "data", runs=RUNS),
         "merge": merge.run(HERE / "data", runs=RUNS),
         "switchboard": switchboard.run(runs=RUNS),
+        "others": others.run(HERE / "data", runs=RUNS),
+        "train": train.run(runs=RUNS),
     }
     text = json.dumps(report, indent=2) + "\n"
     (HERE / "results.json").write_text(text)

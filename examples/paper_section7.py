@@ -1,0 +1,198 @@
+"""Section 7 of the LoRA paper (Hu et al. 2021), done again on a small encoder and three text tasks.
+
+    python examples/paper_section7.py                 trains what is missing under out/paper, an hour on two quiet cores
+    python examples/paper_section7.py --quick         two ranks, two seeds, two tasks, 60 short steps: four minutes
+
+Writes reports/paper_section7.md with its pictures and numbers. Every run is kept, so a second call only measures.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, judge, make, quiet
+
+os.environ.update(quiet())  # before torch is there
+
+import loralens
+from loralens.cli.options import base_weights
+from loralens.compress.loss import total_error
+from loralens.core.adapter import Adapter
+
+KINDS = ("query", "value")
+COLUMNS = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplification", "excess", "z")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: every task, rank and seed by one recipe."""
+
+    tasks: Sequence[str] = TASKS[:3]
+    ranks: Sequence[int] = (1, 2, 4, 8, 64)
+    seeds: Sequence[int] = (0, 1)
+    steps: int = 120
+    batch: int = 32
+    held_out: int = 640  # texts to judge on
+
+    def run(self, task: str, rank: int, seed: int) -> Run:
+        """One of them."""
+        return Run(task, rank, seed, steps=self.steps, batch=self.batch, held_out=self.held_out)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All of them, one seed after the other."""
+        return [self.run(task, rank, seed) for seed in self.seeds for task in self.tasks for rank in self.ranks]
+
+
+QUICK = Plan(tasks=TASKS[:2], ranks=(8, 64), steps=60, batch=16, held_out=256)
+
+
+@dataclass
+class Study:
+    """The adapters of a plan, and what was measured of them."""
+
+    plan: Plan
+    paths: dict[Run, Path]
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def adapter(self, task: str, rank: int, seed: int = 0) -> Adapter:
+        """One of the adapters."""
+        return loralens.load(self.paths[self.plan.run(task, rank, seed)])
+
+    @property
+    def small(self) -> int:
+        """The rank that is compared with the largest: 8."""
+        return 8
+
+    @property
+    def large(self) -> int:
+        """The largest rank: 64."""
+        return max(self.plan.ranks)
+
+    def measure(self) -> None:
+        """Everything the report tells, as plain numbers."""
+        self.found["plan"] = {name: getattr(self.plan, name) for name in self.plan.__dataclass_fields__}
+        self.found["accuracy"] = self._accuracies()
+        for name, one in (("ranks", self._ranks), ("seeds", self._seeds), ("tasks", self._tasks)):
+            self.found[name] = one()
+        self.found["amplification"] = self._amplification()
+        self.found["truncated"] = self._truncated()
+
+    def _accuracies(self) -> dict[str, Any]:
+        """Table 6: accuracy by task and rank, one for each seed."""
+        plan = self.plan
+        return {
+            task: {
+                str(rank): [accuracy_of(self.paths[plan.run(task, rank, seed)]) for seed in plan.seeds]
+                for rank in plan.ranks
+            }
+            for task in plan.tasks
+        }
+
+    def _ranks(self) -> dict[str, Any]:
+        """Figure 3: r = 8 against r = 64, same task and data order, first factors drawn apart."""
+        return {
+            task: shared(self.adapter(task, self.small), self.adapter(task, self.large)) for task in self.plan.tasks
+        }
+
+    def _seeds(self) -> dict[str, Any]:
+        """Figure 4: two seeds at the largest rank, and at r = 8."""
+        first, second = self.plan.seeds[:2]
+        return {
+            f"{task} r={rank}": shared(self.adapter(task, rank, first), self.adapter(task, rank, second))
+            for task in self.plan.tasks
+            for rank in (self.small, self.large)
+        }
+
+    def _tasks(self) -> dict[str, Any]:
+        """Beyond the paper: two tasks at r = 8, one seed, so the first factors are the same numbers."""
+        tasks = self.plan.tasks
+        pairs = [(one, other) for i, one in enumerate(tasks) for other in tasks[i + 1 :]]
+        return {
+            f"{one} and {other}": shared(self.adapter(one, self.small), self.adapter(other, self.small))
+            for one, other in pairs
+        }
+
+    def _amplification(self) -> dict[str, Any]:
+        """Table 7: ‖ΔW‖, ‖UᵀWV‖ and their ratio for every task and rank, by kind, beside the random control."""
+        found: dict[str, Any] = {}
+        for task in self.plan.tasks:
+            for rank in self.plan.ranks:
+                adapter = self.adapter(task, rank)
+                weights = base_weights(MODEL, adapter.modules).modules
+                rows = loralens.amplification(adapter, weights)
+                for kind in KINDS:
+                    kept = [one.rows[-1] for name, one in rows.items() if name.endswith(kind)]
+                    found[f"{task} r={rank} {kind}"] = {
+                        name: median(getattr(row, name) for row in kept) for name in COLUMNS
+                    }
+        return found
+
+    def _truncated(self) -> dict[str, Any]:
+        """What the largest rank cut to k directions is worth, beside an adapter trained at rank k."""
+        found: dict[str, Any] = {}
+        for task in self.plan.tasks:
+            judged = judge(task, self.plan.held_out)
+            adapter = self.adapter(task, self.large)
+            ranks = [k for k in (1, 2, 4, 8, 16, 32) if k < self.large]
+            cut = {k: loralens.truncate(adapter, loralens.Rule("rank", k)) for k in ranks}
+            found[task] = {
+                "whole": judged.accuracy(adapter),
+                "cut": {str(k): judged.accuracy(one.adapter) for k, one in cut.items()},
+                "error": {str(k): total_error(one.losses) for k, one in cut.items()},
+            }
+        return found
+
+
+def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
+    """Medians over the modules of each kind: φ(1, 1), φ(4, 4) and φ of all, on both sides, of ΔW and of A."""
+    found: dict[str, Any] = {}
+    for label, of, side in (("in", "update", "in"), ("out", "update", "out"), ("A", "A", "in")):
+        comparison = loralens.similarity(first, second, of=of, side=side)  # type: ignore[arg-type]
+        for kind in KINDS:
+            overlaps = [one.overlap for name, one in comparison.items() if name.endswith(kind)]
+            k1, k2 = overlaps[0].phi.shape
+            found[f"{kind} {label}"] = {
+                "phi_1_1": median(one.first for one in overlaps),
+                "phi_4_4": median(float(one.phi[min(4, k1) - 1, min(4, k2) - 1]) for one in overlaps),
+                "phi_all": median(one.full for one in overlaps),
+                "chance_1_1": 1 / overlaps[0].n,
+                "chance_4_4": 4 / overlaps[0].n,
+                "chance_all": max(k1, k2) / overlaps[0].n,
+            }
+    found["cosine"] = loralens.similarity(first, second).cosine
+    found["cosine_z"] = loralens.similarity(first, second).cosine_z
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
+    parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
+    parser.add_argument("--reports", type=Path, help="where the report goes [reports; quick: out/paper-quick]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each [2]")
+    given = parser.parse_args()
+    plan = QUICK if given.quick else Plan()
+    folder = given.runs or Path("out/paper-quick" if given.quick else "out/paper")
+    reports = given.reports or Path("out/paper-quick" if given.quick else "reports")
+    print(f"{len(plan.runs)} runs of {plan.steps} steps of {plan.batch} texts of {LENGTH} tokens")
+    study = Study(plan, make(plan.runs, folder, jobs=given.jobs))
+    study.measure()
+    reports.mkdir(parents=True, exist_ok=True)
+    (reports / "paper_section7.json").write_text(json.dumps(study.found, indent=1) + "\n")
+    from paper_report import write  # matplotlib only now
+
+    command = "python examples/paper_section7.py" + (" --quick" if given.quick else "")
+    write(study, reports, command=command, reading=Path(__file__).with_name("paper_reading.md"))
+    print(f"wrote {reports / 'paper_section7.md'}")
+    mean = {task: fmean(ranks[str(plan.ranks[-1])]) for task, ranks in study.found["accuracy"].items()}
+    print("accuracy at the largest rank: " + ", ".join(f"{task} {value:.3f}" for task, value in mean.items()))
+
+
+if __name__ == "__main__":
+    main()

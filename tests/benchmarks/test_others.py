@@ -1,0 +1,120 @@
+"""The comparison with other tools at a tiny size: its judge knows the answers, its rows say what is missing."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import loralens
+from benchmarks import judge, others_combine, others_extract, others_spectrum, rivals, synthetic_pair
+
+HIDDEN, INNER = 64, 96
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_pair.make(tmp_path_factory.mktemp("pair"), hidden=HIDDEN, inner=INNER, blocks=1)
+
+
+def test_the_judge_reads_what_loralens_reads(pair: Path) -> None:
+    for name in ("one", "two-rslora"):
+        ours = {module: one.dense() for module, one in loralens.load(pair / name).modules.items()}
+        assert judge.error(judge.updates(pair / name), ours) < 1e-12
+
+
+def test_singular_values_are_those_of_the_dense_update(pair: Path) -> None:
+    dense = judge.updates(pair / "one")
+    for name, s in judge.singular_values(pair / "one").items():
+        np.testing.assert_allclose(s, np.linalg.svd(dense[name], compute_uv=False)[: len(s)], rtol=1e-12)
+
+
+def test_the_least_error_is_that_of_the_truncated_svd(pair: Path) -> None:
+    exact = judge.differences(pair / "base", pair / "tuned")
+    cut = {}
+    for name, D in exact.items():
+        U, s, Vh = np.linalg.svd(D, full_matrices=False)
+        cut[name] = (U[:, :5] * s[:5]) @ Vh[:5]
+    assert judge.least_error(exact, 5) == pytest.approx(judge.error(cut, exact), rel=1e-9)
+    assert judge.strength(cut, exact) == pytest.approx(1 - judge.error(cut, exact) ** 2)
+
+
+def test_ties_by_hand() -> None:
+    stack = np.array([[[3.0, -1.0, 0.1, 2.0]], [[-2.0, -4.0, 5.0, 0.2]]])
+    # kept: 3 and 2, −4 and 5; nobody disagrees, so each stands alone
+    np.testing.assert_array_equal(judge._ties(stack, 0.5), [[3.0, -4.0, 5.0, 2.0]])
+    # all: 3 over −2, −1 with −4, 0.1 with 5, 2 with 0.2
+    np.testing.assert_allclose(judge._ties(stack, 1.0), [[3.0, -2.5, 2.55, 1.1]])
+
+
+def test_what_fine_tuning_and_a_merge_leave(pair: Path) -> None:
+    tuned, merged = (judge.differences(pair / "base", pair / name) for name in ("tuned", "merged"))
+    assert judge.error(judge.updates(pair / "one"), merged) < 0.05  # rounding alone
+    assert 0.2 < judge.least_error(tuned, 16) < 0.6
+    weights = load_file(pair / "base" / "model.safetensors")
+    whole = {name: weights[f"{name}.weight"].astype(np.float64) for name in tuned}
+    relative = np.sqrt(sum(np.vdot(D, D) for D in tuned.values()) / sum(np.vdot(W, W) for W in whole.values()))
+    assert relative == pytest.approx(synthetic_pair.RELATIVE, rel=0.05)
+
+
+def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others_combine, "find_spec", lambda name: None)  # PEFT's side loads torch twice
+    found = json.loads(json.dumps(others_combine.compare(pair, tmp_path, runs=1)))
+    assert found["peft"] == "not measured: peft is not installed"
+    assert found["sum"]["loralens"]["error"] < 1e-6
+    assert found["sum"]["loralens_cut"]["error"] == pytest.approx(found["sum"]["least_error_of_rank_16"], rel=1e-3)
+    assert found["sum_of_rslora"]["loralens_rslora"]["strength"] == pytest.approx(1)
+    assert found["ties"]["loralens_ties_cut"]["error"] >= found["ties"]["least_error_of_rank_16"]
+
+
+def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    jobs = {name: job for one in (others_combine.SUM, others_combine.RSLORA) for name, job in one.jobs().items()}
+    subprocess.run(others_combine._peft(pair, tmp_path, jobs), check=True, capture_output=True)
+    exact = others_combine.SUM.exact(pair)
+    rows = {name: others_combine._record(tmp_path / name, exact) for name in others_combine.SUM.theirs}
+    assert all("seconds_of_the_call" in row for row in rows.values())
+    assert 1e-4 < rows["peft_cat"]["error"] < 5e-3  # exact, but the new pair takes the dtype of the base, bf16
+    least = judge.least_error(exact, synthetic_pair.RANK)
+    for name in ("peft_svd", "peft_svd_thin"):
+        assert rows[name]["error"] == pytest.approx(least, rel=1e-3)
+    assert rows["peft_linear"]["error"] > 0.5  # cross terms
+    assert (tmp_path / "peft_rslora_cat").exists()
+
+
+def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
+    absent = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
+    found = json.loads(json.dumps(others_extract.compare(pair, tmp_path, absent, runs=1)))
+    assert found["mergekit"] == "not measured: no network"
+    for tuned in others_extract.TUNED:
+        errors = found[f"error_{tuned}"]
+        assert errors["loralens"] == pytest.approx(errors["least"], rel=1e-4)
+
+
+def test_errors_of_singular_values() -> None:
+    exact = {"q": np.array([2.0, 1.0]), "v": np.array([4.0, 0.5])}
+    found = {"q": [2.0, 1.1], "v": [4.04, 0.5]}
+    assert others_spectrum.errors(found, exact) == {"of_first": 1e-2, "of_any": 1e-1}
+
+
+def test_a_rival_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rivals.sys, "executable", str(broken := tmp_path / "python"))
+    broken.write_text("#!/bin/sh\necho no network >&2\nexit 1\n")
+    broken.chmod(0o755)
+    found = rivals.rival("adaptersentry", tmp_path)
+    assert found.missing == f"not measured: {rivals.REQUIREMENTS['adaptersentry']} could not be installed"
+    assert "no network" in capfd.readouterr().err
+    assert not (found.folder / ".ready").exists()
+
+
+def test_a_rival_that_is_there_is_not_installed_again(tmp_path: Path) -> None:
+    (tmp_path / "mergekit").mkdir()
+    (tmp_path / "mergekit" / ".ready").write_text(rivals.REQUIREMENTS["mergekit"])
+    found = rivals.rival("mergekit", tmp_path)
+    assert not found.missing
+    assert found.program("mergekit-extract-lora") == str(tmp_path / "mergekit" / "bin" / "mergekit-extract-lora")

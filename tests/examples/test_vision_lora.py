@@ -1,0 +1,123 @@
+"""The vision example, told in full at a small size: what is trained, what it reads, and that every tool takes it."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import loralens
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+import vision_lora  # noqa: E402
+
+SMALL = vision_lora.Size(channels=12, base_steps=150, steps=120)
+
+
+class Told(NamedTuple):
+    scores: dict[str, float]
+    text: str
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    out, text = tmp_path_factory.mktemp("vision"), io.StringIO()
+    with contextlib.redirect_stdout(text):
+        scores = vision_lora.main(out, SMALL)
+    return Told(scores, text.getvalue(), out)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("task", list(vision_lora.TASKS))
+def test_lora_learns_what_the_base_cannot_read(told: Told, task: str) -> None:
+    assert told.scores["base on upright"] > 0.85
+    assert told.scores[f"base on {task}"] < 0.3
+    assert told.scores[f"lora on {task}"] > 0.6
+    assert told.scores[f"full on {task}"] > 0.6
+
+
+def test_the_adapter_is_of_the_convolutions_and_the_last_layer(told: Told) -> None:
+    adapter = loralens.load(told.out / "turned")
+    assert list(adapter) == list(vision_lora.TARGETS)
+    assert adapter["conv2"].shape == (24, 12 * 9)
+    assert adapter["conv2"].layout.kernel == (3, 3)
+    assert told.scores["trained"] == sum(module.B.size + module.A.size for module in adapter.modules.values())
+    assert told.scores["trained"] < told.scores["parameters"] / 4
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["spectrum", "similarity", "amplify", "intruders", "doctor", "compress", "combine", "merge", "verify", "unmerge"],
+)
+def test_every_tool_is_used_on_it(told: Told, verb: str) -> None:
+    after = told.text.partition(f"$ loralens {verb} ")[2].partition("\n$ ")[0]
+    assert "conv1" in after or verb in ("doctor", "unmerge")
+    assert len(after.splitlines()) > 1
+
+
+def test_a_shifted_task_has_the_same_digits(told: Told) -> None:
+    (upright, labels), _ = vision_lora.digits()
+    (turned, same), held_out = vision_lora.digits(vision_lora.TASKS["turned"])
+    assert torch.equal(labels, same)
+    assert torch.equal(torch.rot90(turned, -1, (2, 3)), upright)
+    assert len(held_out[1]) == vision_lora.HELD_OUT
+    assert len(labels) + len(held_out[1]) == 1797
+
+
+def test_merged_weights_read_as_the_adapter_beside_the_base_does(told: Told) -> None:
+    assert told.scores["merged on turned"] == pytest.approx(told.scores["lora on turned"], abs=1 / vision_lora.HELD_OUT)
+    held_out = vision_lora.digits(vision_lora.TASKS["turned"])[1][0][:32]
+    weights = told.out / "base" / "model.safetensors"
+    merged = vision_lora.net(SMALL, told.out / "merged" / "model.safetensors")
+    beside = vision_lora.net(SMALL, weights)
+    with torch.no_grad(), vision_lora.Attachment(beside, loralens.load(told.out / "turned")).on():
+        torch.testing.assert_close(merged(held_out), beside(held_out), rtol=1e-4, atol=1e-4)
+    assert "merged: exact" in told.text
+
+
+def test_unmerging_gives_the_base_back(told: Told) -> None:
+    base, restored = (told.out / folder / "model.safetensors" for folder in ("base", "restored"))
+    assert told.scores["restored"]
+    assert base.read_bytes() == restored.read_bytes() != (told.out / "merged" / "model.safetensors").read_bytes()
+
+
+def test_half_the_rank_is_half_the_adapter(told: Told) -> None:
+    half = loralens.load(told.out / "turned-half")
+    assert {module.rank for module in half.modules.values()} == {vision_lora.RANK // 2}
+    assert told.scores["base on turned"] < told.scores["half on turned"]
+
+
+def test_two_seeds_begin_elsewhere_and_end_in_similar_updates(told: Told) -> None:
+    first, second = (loralens.load(told.out / name) for name in ("turned", "turned-1"))
+    found = loralens.similarity(first, second)
+    assert 0.1 < found.cosine < 0.95
+    assert found.cosine_z > 5
+
+
+def test_equal_seeds_give_equal_adapters(told: Told) -> None:
+    weights = told.out / "base" / "model.safetensors"
+    learned = vision_lora.digits(vision_lora.TASKS["turned"])[0]
+    again, before = vision_lora.adapted(SMALL, weights, learned, seed=0), loralens.load(told.out / "turned")
+    for name, module in again.items():
+        np.testing.assert_array_equal(np.asarray(module.B), np.asarray(before[name].B))
+        np.testing.assert_array_equal(np.asarray(module.A), np.asarray(before[name].A))
+
+
+def test_a_tool_that_fails_ends_the_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        vision_lora.tool("spectrum", tmp_path / "nothing")
+    assert "nothing" in capsys.readouterr().err
