@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import loralens
 from loralens.core.scaling import Scaling
+
+settings.register_profile("house", deadline=None)  # a deadline asserts a time
+settings.load_profile("house")
 
 ROOT = Path(__file__).parent.parent
 

@@ -650,3 +650,24 @@ def dense_quality(updates, weights, result):
         gain, before = np.sum(result * D) / energy, np.sum(total * D) / energy
         shares.append((retained, gain, before - w, gain - w))
     return np.linalg.norm(result - total) / np.linalg.norm(total), shares
+
+
+# Draws, where a test holds a closed form against chance itself.
+
+
+def haar_corner(rng, n, shape):
+    """The overlap UᵀV of two uniform orthonormal bases of R^n, float64, of this shape; O(k³) whatever n is.
+
+    U may be taken as the first columns of 1, so this is the corner of a Haar matrix: a Gaussian block over the
+    Cholesky factor of its Gram matrix plus that of the n − k1 rows below, which Bartlett's triangle gives.
+    """
+    k1, k2 = shape
+    X = rng.standard_normal((k1, k2))
+    rest = n - k1
+    if rest >= k2:
+        R = np.triu(rng.standard_normal((k2, k2)), 1)
+        R[np.diag_indices(k2)] = np.sqrt(rng.chisquare(rest - np.arange(k2)))
+    else:
+        R = rng.standard_normal((rest, k2))
+    L = np.linalg.cholesky(X.T @ X + R.T @ R)
+    return np.linalg.solve(L, X.T).T

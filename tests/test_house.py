@@ -62,6 +62,15 @@ def test_files_and_functions_stay_small(file: Path) -> None:
             assert lines <= 60, f"{node.name}: {lines} lines"
 
 
+def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
+    from loralens.analysis import consumers
+    from loralens.cli import convert, inspect
+    from loralens.formats import FORMATS
+
+    assert set(convert.TARGETS) == {form.name for form in FORMATS if form.writer}
+    assert set(inspect.CONSUMERS) == set(consumers.CONSUMERS)
+
+
 def test_python_minus_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "loralens", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"loralens, version {loralens.__version__}\n"

@@ -169,3 +169,12 @@ TRAINED_LIVE = {"rtol": 1e-5, "atol": 2e-5}
 
 # Of a loss during 20 steps of SGD beside the same in PEFT: float64.
 TRAINED_LOSS = 1e-10
+
+# Of what a combined DoRA adapter changes, relative to ‖W‖: its magnitudes are float32 (measured: 3e-8).
+DORA_FILE = 2.0**-23
+
+# Of an entry of a factor after six steps in two processes, beside one: float32 sums in another order (measured: 1e-7).
+PROCESSES = {"rtol": 1e-5, "atol": 1e-6}
+
+# Of a loss or a perplexity in float32, relative to a loop over single texts in float64 (measured: 2e-7).
+EVALUATED = {"rel": 1e-5}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.matching import Match
+from loralens.core.names import is_expert_alone
 from loralens.core.structured import Structured
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts; 16 by default
@@ -135,6 +136,17 @@ def _no_structure(adapter: Adapter) -> Iterator[Finding]:
         yield _error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
 
 
+def experts_differ(adapter: Adapter) -> Iterator[Finding]:
+    """Experts that are modules of their own and differ in rank or scale: PEFT makes one pair of them and loads none."""
+    alone = [module for name, module in adapter.items() if is_expert_alone(name)]
+    if len({(module.rank, module.scale) for module in alone}) > 1:
+        text = (
+            "experts that are modules of their own differ in rank or scale: transformers 5 joins them into one stack, "
+            "and PEFT has one rank and one α for that"
+        )
+        yield _error("experts-differ", text, "give them one rank: loralens compress … --uniform")
+
+
 def _no_experts(adapter: Adapter) -> Iterator[Finding]:
     if any(module.layout.kind == "experts" for module in adapter.modules.values()):
         yield _warning(
@@ -154,5 +166,5 @@ CONSUMERS: dict[str, tuple[Rule, ...]] = {
     "lorax": (*SERVERS, _lorax_rank),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _folded),
     "comfyui": (_must_be("comfyui"), _comfy_dora, _extra_ignored),
-    "peft": (_must_be("peft"), _no_structure),
+    "peft": (_must_be("peft"), _no_structure, experts_differ),
 }

@@ -8,6 +8,7 @@ from loralens.analysis.checks.base import Base, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
+from loralens.core.threads import Step
 from loralens.errors import place
 
 UNREADABLE = "unreadable"
@@ -23,6 +24,8 @@ def diagnose(
     dtype: str | None = None,
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
+    reading: str = "",
+    step: Step | None = None,
 ) -> list[Diagnosis]:
     """Everything that the checks find, most serious first, then in the order of `CHECKS`, then the worst module first.
 
@@ -31,13 +34,17 @@ def diagnose(
     adapters : mapping of str to Adapter
         Path → adapter, best loaded with ``strict=False``. Two or more are also compared with each other.
     base : Base, optional
-        Names, sizes and rounding are then checked against its weights, from 8,192 entries of each.
+        Names, sizes and rounding are then checked against its weights, from at most 2¹⁸ entries of each.
     dtype : str, optional
         The dtype of a merge; that of the base by default.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     only_read : collection of str
         Dialects that cannot be written: commands that mend an adapter of theirs write it as PEFT's.
+    reading : str
+        Options that the adapters were read with, as a shell wants them: commands that mend them repeat them.
+    step : callable, optional
+        Called with 1 after every module was read.
 
     Raises
     ------
@@ -49,14 +56,35 @@ def diagnose(
     The factors are read once or twice and not kept. Every check has its thresholds and their reasons in its file; each
     was held against adapters that people published, and says nothing of those that are well.
     """
+    patients = examined(
+        adapters, base=base, dtype=dtype, modules=modules, only_read=only_read, reading=reading, step=step
+    )
+    return findings(patients)
+
+
+def examined(
+    adapters: Mapping[str, Adapter],
+    *,
+    base: Base | None = None,
+    dtype: str | None = None,
+    modules: Sequence[str] = (),
+    only_read: Collection[str] = (),
+    reading: str = "",
+    step: Step | None = None,
+) -> list[Patient]:
+    """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
     patients = []
-    found: list[Diagnosis] = []
     for path, adapter in adapters.items():
         with place(path):
-            patient = examine(adapter, path, modules=modules, to="peft" if adapter.format in only_read else "")
-        if base:
-            patient = _laid(patient, base, dtype)
-        patients.append(patient)
+            to = "peft" if adapter.format in only_read else ""
+            patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
+        patients.append(_laid(patient, base, dtype) if base else patient)
+    return patients
+
+
+def findings(patients: Sequence[Patient]) -> list[Diagnosis]:
+    """What the checks find, most serious first; of two or more also what they have in common."""
+    found: list[Diagnosis] = []
     for check in CHECKS:
         if check.one:
             found += [replace(one, adapter=p.path) for p in patients for one in check.one(p)]

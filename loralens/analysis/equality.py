@@ -10,6 +10,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
+from loralens.core.threads import Step
 from loralens.errors import place
 from loralens.linalg.product import product_norm
 
@@ -35,10 +36,11 @@ class Difference:
     note: str = ""
 
 
-def differences(first: Adapter, second: Adapter) -> list[Difference]:
+def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[Difference]:
     """The difference of every module, in natural order.
 
-    Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same.
+    Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same. ``step``
+    is called with 1 after every module.
 
     Notes
     -----
@@ -46,7 +48,12 @@ def differences(first: Adapter, second: Adapter) -> list[Difference]:
     updates do not cancel: the relative error of the result is about ε, not √ε.
     """
     pairs = _paired(first, second)
-    return [_difference(name, one, two) for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0]))]
+    found = []
+    for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
+        found.append(_difference(name, one, two))
+        if step:
+            step(1)
+    return found
 
 
 def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:

@@ -8,10 +8,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array
-from loralens.core.names import select
+from loralens.core.names import select, some
 from loralens.core.structured import Update
-
-NAMED = 3  # modules named in a finding before the rest is counted
 
 
 @final
@@ -88,7 +86,7 @@ def _zero(names: list[str], count: int) -> list[Finding]:
         Finding(
             "warning",
             "zero-update",
-            f"{len(names)} of {count} modules do nothing, their B or A is 0: {_some(names)}",
+            f"{len(names)} of {count} modules do nothing, their B or A is 0: {some(names)}",
             "they were never trained: check the training code, or drop them",
         )
     ]
@@ -101,11 +99,7 @@ def _broken(names: list[str]) -> list[Finding]:
         Finding(
             "error",
             "non-finite",
-            f"{len(names)} hold NaN or Inf: {_some(names)}",
+            f"{len(names)} hold NaN or Inf: {some(names)}",
             "training diverged: go back to an earlier checkpoint",
         )
     ]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

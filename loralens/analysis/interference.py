@@ -12,7 +12,7 @@ from loralens.analysis.pairwise import Module, Pairwise
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import Block, block, kind, natural_key
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
@@ -48,8 +48,12 @@ class Interference:
     private_chance: Floats
 
 
-def interference(adapters: Sequence[Adapter], modules: Sequence[Module], *, threads: int = 1) -> Interference:
+def interference(
+    adapters: Sequence[Adapter], modules: Sequence[Module], *, threads: int = 1, step: Step | None = None
+) -> Interference:
     """Shared and private energy of every adapter in every module of ``modules`` (those of a `Pairwise`).
+
+    ``step`` is called with 1 after every module.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def interference(adapters: Sequence[Adapter], modules: Sequence[Module], *, thre
     weight has dimensions they span everything: the shared energy is 1, and so is its chance level.
     """
     keys = {f"{one.name} {one.shape}": one for one in modules}
-    rows = list(in_threads(lambda key: _measure(keys[key], adapters), list(keys), threads).values())
+    rows = list(in_threads(lambda key: _measure(keys[key], adapters), list(keys), threads, step).values())
     return Interference(tuple(modules), *np.moveaxis(np.array(rows).reshape(len(rows), len(adapters), 4), 2, 0))
 
 

@@ -13,7 +13,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
 from loralens.core.names import natural_key, select
 from loralens.core.structured import Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
@@ -143,6 +143,7 @@ def pairwise(
     phi_rank: int | None = None,
     labels: Sequence[str] = (),
     threads: int = 1,
+    step: Step | None = None,
 ) -> Pairwise:
     """Every adapter against every other, module by module.
 
@@ -161,6 +162,8 @@ def pairwise(
         What errors call the adapters; ``adapter 1`` and so on where empty.
     threads : int
         Modules worked on at a time.
+    step : callable, optional
+        Called with 1 after every module.
 
     Raises
     ------
@@ -186,7 +189,7 @@ def pairwise(
     keys = {f"{one.name} {one.shape}": one for one in common}
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
     work = partial(_measure, adapters=adapters, labels=called, of=of, head=phi_rank)
-    rows = list(in_threads(lambda key: work(keys[key]), list(keys), threads).values())
+    rows = list(in_threads(lambda key: work(keys[key]), list(keys), threads, step).values())
     norms, cosines, overlaps, chances, initial, ranks = zip(*rows, strict=True)
     return Pairwise(
         tuple(common),

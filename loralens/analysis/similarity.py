@@ -1,6 +1,6 @@
 """What two adapters share, module by module: φ(i, j), principal angles, cosine, CKA, and the chance level of each."""
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
 from typing import NamedTuple, Self, final
@@ -11,9 +11,9 @@ from loralens.analysis.pairwise import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
-from loralens.core.names import select
+from loralens.core.names import select, some
 from loralens.core.structured import Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import cosine_spread
@@ -170,6 +170,7 @@ def similarity(
     phi_rank: int | None = None,
     labels: tuple[str, str] = ("the first", "the second"),
     threads: int = 1,
+    step: Step | None = None,
 ) -> Comparison:
     """What two adapters share in every module that both have.
 
@@ -192,6 +193,8 @@ def similarity(
         What errors call the two.
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+    step : callable, optional
+        Called with 1 after every module.
 
     Returns
     -------
@@ -229,7 +232,7 @@ def similarity(
         return _similarity(one, two, other, side, phi_rank)
 
     return Comparison(
-        in_threads(measure, list(fitting), threads),
+        in_threads(measure, list(fitting), threads, step),
         (
             tuple(name for name in chosen if name not in pairs and name in first),
             tuple(name for name in chosen if name not in pairs and name not in first),
@@ -260,8 +263,8 @@ def _nothing_to_compare(
         shapes = f"{name} is {first[name].shape} in the first, which adapts {one}, and {second[other].shape} in the "
         return MismatchError(f"{shapes}second, which adapts {two}", fix=fix)
     if same_modules(first, second):
-        return MismatchError(f"only one of the two has {_some(chosen)}", fix="choose others with --modules")
-    return MismatchError(f"no module in common: the first has {_some(first)}, the second {_some(second)}", fix=fix)
+        return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
+    return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
 
 
 class _Seen(NamedTuple):
@@ -319,9 +322,3 @@ def _initial(first: Update, second: Update) -> float:
         return nan
     rows = min(first.rank, second.rank)
     return vector_cosine(first.A[:rows], second.A[:rows])
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
-    names = list(names)
-    return (names[0] if names else "nothing") + (f" and {len(names) - 1} more" if len(names) > 1 else "")

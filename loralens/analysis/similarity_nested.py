@@ -11,7 +11,7 @@ from loralens.analysis.pairwise import Of, Side
 from loralens.analysis.similarity import side_of
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, kind, natural_key, select
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_spread
@@ -100,6 +100,7 @@ def nesting(
     modules: Sequence[str] = (),
     phi_rank: int | None = None,
     threads: int = 1,
+    step: Step | None = None,
 ) -> list[Nesting]:
     """Every module of an adapter against every other of the same width, widest group of modules first.
 
@@ -108,6 +109,8 @@ def nesting(
     adapter : Adapter
     of, side, modules, phi_rank, threads
         As in `similarity`.
+    step : callable, optional
+        Called with 1 whenever a module was read, and once more when it was compared with all others.
 
     Raises
     ------
@@ -129,22 +132,26 @@ def nesting(
             return (right if side == "in" else left).head(phi_rank or s.size)
 
     names = sorted(select(adapter, modules), key=lambda name: (natural_key(kind(name)), natural_key(name)))
-    bases = in_threads(directions, names, threads)
+    bases = in_threads(directions, names, threads, step)
     groups: dict[int, list[str]] = {}
     for name in names:
         groups.setdefault(bases[name].n, []).append(name)
-    found = [_nesting(width, {name: bases[name] for name in group}) for width, group in groups.items()]
+    found = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
     return sorted(found, key=lambda one: (-len(one.names), one.width))
 
 
-def _nesting(width: int, bases: dict[str, Basis]) -> Nesting:
+def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
     widths = np.array([one.k for one in bases.values()], dtype=np.int64)
     smaller = np.minimum.outer(widths, widths).astype(np.float64)
     smaller[smaller == 0] = np.nan
     found = []
     for count in (1, None):
         heads = [one if count is None else one.head(count) for one in bases.values()]
-        squares = pairwise_overlaps([partial(Basis.columns, one) for one in heads], [one.n * one.k for one in heads])
+        squares = pairwise_overlaps(
+            [partial(Basis.columns, one) for one in heads],
+            [one.n * one.k for one in heads],
+            step=None if count else step,
+        )
         found.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
     return Nesting(width, tuple(bases), widths, *found)
 

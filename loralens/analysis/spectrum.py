@@ -7,7 +7,7 @@ from typing import final
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import select
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg import measures
 
@@ -76,7 +76,9 @@ class Spectrum:
         return measures.energy_rank(self.s, fraction)
 
 
-def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1) -> dict[str, Spectrum]:
+def spectrum(
+    adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1, step: Step | None = None
+) -> dict[str, Spectrum]:
     """The spectrum of every module, in natural module order.
 
     Parameters
@@ -87,6 +89,8 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
         Globs over module names or kinds; all modules where empty.
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+    step : callable, optional
+        Called with 1 after every module.
 
     Raises
     ------
@@ -106,4 +110,4 @@ def spectrum(adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1)
         with place(name):
             return Spectrum(module.singular_values(), module.shape, module.rank)
 
-    return in_threads(measure, select(adapter, modules), threads)
+    return in_threads(measure, select(adapter, modules), threads, step)

@@ -13,6 +13,8 @@ from loralens.analysis.pairwise import Side, groups, mean, pairwise
 from loralens.analysis.spectrum import Spectrum, spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.matching import same_modules
+from loralens.core.names import select
+from loralens.core.threads import Step
 
 SETTLED = 0.9  # cosine with the last checkpoint from which on a direction counts as the last one's
 
@@ -81,7 +83,12 @@ class Trajectory:
 
 
 def trajectory(
-    adapters: Sequence[Adapter], *, modules: Sequence[str] = (), labels: Sequence[str] = (), threads: int = 1
+    adapters: Sequence[Adapter],
+    *,
+    modules: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    threads: int = 1,
+    step: Step | None = None,
 ) -> Trajectory:
     """How an update grew and turned from checkpoint to checkpoint.
 
@@ -95,6 +102,8 @@ def trajectory(
         What errors call the adapters; as in `pairwise`.
     threads : int
         Modules worked on at a time.
+    step : callable, optional
+        Called with 1 as often as `work` says: for every module of the collection, of each checkpoint, and between two.
 
     Raises
     ------
@@ -105,9 +114,9 @@ def trajectory(
     -----
     ``length`` comes from the norm of one product a module (`differences`), so near-equal checkpoints do not cancel.
     """
-    pairs = pairwise(adapters, modules=modules, labels=labels, threads=threads)
-    spectra = [spectrum(adapter, modules=modules, threads=threads) for adapter in adapters]
-    lengths = [_length(adapters[t - 1 : t + 1], spectra[t - 1 : t + 1]) for t in range(1, len(adapters))]
+    pairs = pairwise(adapters, modules=modules, labels=labels, threads=threads, step=step)
+    spectra = [spectrum(adapter, modules=modules, threads=threads, step=step) for adapter in adapters]
+    lengths = [_length(adapters[t - 1 : t + 1], spectra[t - 1 : t + 1], step) for t in range(1, len(adapters))]
     sides: tuple[Side, ...] = ("in", "out")
     phis = {side: pairs.phi(side) for side in sides}
     cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
@@ -133,12 +142,18 @@ def trajectory(
     return Trajectory(tuple(points), chance, runs, _settled(points) if len(runs) == 1 else None)
 
 
-def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]]) -> float:
+def work(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
+    """How often `trajectory` calls its ``step``, or a little less where checkpoints differ in their modules."""
+    each = [len(select(adapter, modules)) for adapter in adapters]
+    return max(each) + sum(each) + sum(map(len, adapters[1:]))
+
+
+def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]], step: Step | None = None) -> float:
     """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite where the two differ in shape."""
     (first, second), (one, two) = adapters, spectra
     names = same_modules(first, second)
     squares = 0.0
-    for found in differences(first, second):
+    for found in differences(first, second, step=step):
         known = [*filter(None, (one.get(found.name), two.get(names.get(found.name, found.name))))]
         squares += (found.relative * max(s.frobenius for s in known)) ** 2 if known else 0.0
     return sqrt(squares)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.record import known
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -110,8 +110,9 @@ def _measure(
         found = amplification(adapter, chosen, **{**how, "device": device}, modules=modules, step=step)
     zero = [name for name, one in found.items() if not one.s.size]
     if zero:
-        some = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
-        click.echo(f"note: {path}: {len(zero)} of {len(found)} modules do nothing (ΔW = 0): {some}", err=True)
+        from loralens.core.names import some
+
+        click.echo(f"note: {path}: {len(zero)} of {len(found)} modules do nothing (ΔW = 0): {some(zero)}", err=True)
     return found
 
 
@@ -131,10 +132,10 @@ def _record(name: str, one: "Amplification", row: "Kept", phi_rank: int) -> dict
         "nominal_rank": one.rank,
         **_plain(row),
         "weight_norm": one.weight_norm,
-        "relative_norm": _finite(row.delta_norm / one.weight_norm if one.weight_norm else float("nan")),
+        "relative_norm": known(row.delta_norm / one.weight_norm if one.weight_norm else float("nan")),
         "curve": [_plain(kept) for kept in one.curve[: row.rank]],
         "directions": [
-            {"sigma": float(s), "projected": abs(float(p)), "amplification": _finite(float(factor))}
+            {"sigma": float(s), "projected": abs(float(p)), "amplification": known(float(factor))}
             for s, p, factor in zip(one.s, one.overlap.diagonal(), one.directions, strict=True)
         ][: row.rank],
         "phi": None,
@@ -153,11 +154,7 @@ def _record(name: str, one: "Amplification", row: "Kept", phi_rank: int) -> dict
 
 
 def _plain(row: "Kept") -> dict[str, Any]:
-    return {key: value if isinstance(value, int) else _finite(value) for key, value in row._asdict().items()}
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
+    return {key: value if isinstance(value, int) else known(value) for key, value in row._asdict().items()}
 
 
 def _show(path: str, base: str, found: Results) -> None:

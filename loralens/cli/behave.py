@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.models import Loaded, running
+from loralens.cli.record import known
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.behaviour import Behaviour, Contrast
@@ -45,6 +45,7 @@ def command(
     """
     from loralens.analysis.behaviour import behaviour
     from loralens.cli.models import load_model
+    from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
     from loralens.errors import place
     from loralens.formats import load
@@ -58,8 +59,9 @@ def command(
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
     config: Any = loaded.model.config
     config.output_hidden_states = True
-    with place(model):
-        found = behaviour(loaded.model, loaded.batches(texts, batch=batch, length=length), adapters=adapters)
+    with place(model), progress("running the model", len(texts)) as step:
+        batches = loaded.batches(texts, batch=batch, length=length, step=step)
+        found = behaviour(loaded.model, batches, adapters=adapters)
     _warn(found)
     if as_json:
         click.echo(json.dumps(_record(found, loaded, model=model, data=data, texts=len(texts), names=names)))
@@ -155,16 +157,11 @@ def _record(
             {
                 "first": one.first,
                 "second": one.second,
-                "kl": _finite(one.kl),
-                "logits": _finite(one.logits),
+                "kl": known(one.kl),
+                "logits": known(one.logits),
                 "agreement": one.agreement,
-                "hidden": [_finite(value) for value in one.hidden],
+                "hidden": [known(value) for value in one.hidden],
             }
             for one in found.contrasts
         ],
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return value if value is not None and isfinite(value) else None

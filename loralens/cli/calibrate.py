@@ -14,8 +14,6 @@ from loralens.cli.texts import Text
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.moments import Moments
 
-SHOWN = 3  # modules named in a warning before the rest is counted
-
 
 @click.command("calibrate")
 @click.option("--adapter", required=True, metavar="A", help="The adapter: a file, a folder, or a Hub id.")
@@ -50,6 +48,7 @@ def command(
     use are enough. The same call on the same machine gives the same bytes.
     """
     from loralens.cli.models import load_model
+    from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
     from loralens.compress.calibration import calibrate
     from loralens.core.attached import Attachment
@@ -62,10 +61,7 @@ def command(
     loaded_adapter = load(adapter, **reading)
     options.warn(adapter, loaded_adapter)
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
-    batches: Any = loaded.batches(texts, batch=batch, length=length)
-    loss = None
-    if out_side:
-        loss, batches = _objective(loaded, texts, batches, batch)
+    loss = _objective(loaded, texts) if out_side else None
     with place(model):
         attachment = Attachment(loaded.model, loaded_adapter)
     for key, why in attachment.left_out.items():
@@ -73,29 +69,29 @@ def command(
     if dry_run:
         _rehearse(attachment.hooked, texts=len(texts), output=output, as_json=as_json)
         return
-    found = calibrate(
-        loaded.model,
-        batches,
-        adapter=loaded_adapter,
-        out_side=out_side,
-        loss=loss,
-        source={"texts": len(texts), "length": length, "dtype": dtype, "data": data.name},
-    )
+    with progress("running the model", len(texts)) as step:
+        batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
+        found = calibrate(
+            loaded.model,
+            _labelled(loaded, texts, batches, batch) if loss and loaded.head == "classifier" else batches,
+            adapter=loaded_adapter,
+            out_side=out_side,
+            loss=loss,
+            source={"texts": len(texts), "length": length, "dtype": dtype, "data": data.name},
+        )
     save_moments(found, output, overwrite=overwrite)
     _report(found, texts=len(texts), output=output, as_json=as_json)
 
 
-def _objective(
-    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
-) -> tuple[Any, Iterator[dict[str, Any]]]:
-    """The loss of the model's head, and the batches with what it needs."""
+def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
+    """The loss of the model's head."""
     from loralens.compress.objective import label, next_token
     from loralens.errors import OptionError
 
     if loaded.head == "causal":
-        return next_token, batches
+        return next_token
     if loaded.head == "classifier" and all(text.label is not None for text in texts):
-        return label, _labelled(loaded, texts, batches, size)
+        return label
     needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
     raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
 
@@ -151,6 +147,7 @@ def _report(found: "Moments", *, texts: int, output: Path, as_json: bool) -> Non
 
 def _warn(names: Sequence[str], what: str) -> None:
     if names:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        click.echo(f"warning: {len(names)} modules {what}: {', '.join(names[:SHOWN])}{more}", err=True)
+        from loralens.core.names import some
+
+        click.echo(f"warning: {len(names)} modules {what}: {some(names)}", err=True)
         click.echo("  fix: compress truncates these by their weights alone", err=True)

@@ -99,7 +99,7 @@ def command(
         after, size = form.write(smaller, output, overwrite=overwrite)
     else:
         after, size = form.rehearse(smaller)
-    notes = [said, *_notes(plan, chosen), *([BY_WEIGHTS] if followed is not plan else [])]
+    notes = [said, *_notes(plan, chosen), *_split_experts(after, form), *([BY_WEIGHTS] if followed is not plan else [])]
     report = _report(adapter, after, (_source_bytes(source), size), notes, moments)
     _say(report, source, output, form, dry_run=dry_run, as_json=as_json)
     if plot:
@@ -112,10 +112,12 @@ def _plan(
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     import numpy as np
 
+    from loralens.cli.progress import progress
     from loralens.compress.plan import Plan
 
     narrow = np.dtype(np.float32) if form.bits and adapter.format != FEW else options.dtype_of(dtype)
-    return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=os.cpu_count() or 1)
+    with progress("reading", len(adapter)) as step:
+        return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=os.cpu_count() or 1, step=step)
 
 
 def _with_bits(plan: "Plan", rule: "Rule", form: Form, *, protect: Any, drop_dead: bool) -> "Decision":
@@ -194,14 +196,23 @@ def _notes(plan: "Plan", chosen: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _split_experts(after: "Adapter", form: Form) -> list[str]:
+    """What PEFT would not load."""
+    from loralens.analysis.consumers import experts_differ
+
+    return [f"{one.text} ({one.fix})" for one in experts_differ(after)] if form.name == "peft" else []
+
+
 def _report(
     before: "Adapter", after: "Adapter", sizes: tuple[int, int], notes: list[str], moments: "Moments | None"
 ) -> "Report":
     from loralens.cli.compress_report import Report
+    from loralens.cli.progress import progress
     from loralens.compress.informed import data_losses
     from loralens.compress.loss import losses
 
-    lost = losses(before, after, threads=os.cpu_count() or 1)
+    with progress("measuring", len(before)) as step:
+        lost = losses(before, after, threads=os.cpu_count() or 1, step=step)
     on_data = data_losses(before, after, moments) if moments else {}
     return Report(before, after, lost, on_data, sizes, [note for note in notes if note])
 

@@ -66,7 +66,7 @@ def command(
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)
-        adapter = _narrowed(_paired(adapter, rank), dtype)
+        adapter = target.narrowed(_paired(adapter, rank), dtype)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
@@ -126,26 +126,6 @@ def _paired(adapter: "Adapter", rank: int | None) -> "Adapter":
         return module.truncated(min(rank, *module.shape)) if rank and isinstance(module, Structured) else module
 
     return adapter.map(pair)
-
-
-def _narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
-    """Factors rounded once to ``dtype``."""
-    if dtype is None:
-        return adapter
-    import ml_dtypes
-    import numpy as np
-
-    from loralens.core.lowrank import LowRank
-
-    narrow_to = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else options.DTYPES[dtype])
-
-    def narrow(module: "Update") -> "Update":
-        B, A = (f.map(lambda x: x.astype(narrow_to), shape=f.shape, dtype=narrow_to) for f in module.factors)
-        if all(factor.dtype == narrow_to for factor in module.factors):
-            return module
-        return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
-
-    return adapter.map(narrow)
 
 
 def _write(

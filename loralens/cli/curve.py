@@ -53,6 +53,7 @@ def command(
         from loralens.plot.figure import check_suffix
 
         check_suffix(plot)
+    from loralens.cli.progress import progress
     from loralens.compress.plan import Plan
     from loralens.errors import place
     from loralens.formats import load
@@ -63,7 +64,8 @@ def command(
     moments = compress_rule.moments_of(activations)
     with place(source):
         narrow, threads = options.dtype_of(dtype), os.cpu_count() or 1
-        plan = Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads)
+        with progress("reading", len(adapter)) as step:
+            plan = Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads, step=step)
         points = trade_off(plan, form, protect=compress_rule.protection_of(weights), on_data=moments is not None)
     if as_json:
         click.echo(json.dumps(_record(source, form, adapter, points, activations)))
@@ -79,13 +81,16 @@ def command(
 
 def trade_off(plan: "Plan", form: Form, *, protect: "Protection" = "absolute", on_data: bool = False) -> "list[Point]":
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
-    from loralens.compress.curve import curve
+    from loralens.cli.progress import progress
+    from loralens.compress.curve import curve, ranks_shown
     from loralens.core.structured import Structured
 
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     size = replace(form, bits=8 if form.name == FEW else None).size
     header = _header(plan.adapter) if pairs and not on_data else None
-    return curve(plan, size=size, one_rank=form.one_rank, protect=protect, header=header)
+    most = max((plan.adapter[name].rank for name in plan.found), default=0)
+    with progress("choosing ranks", len(ranks_shown(most))) as step:
+        return curve(plan, size=size, one_rank=form.one_rank, protect=protect, header=header, step=step)
 
 
 def _header(adapter: "Adapter") -> int:

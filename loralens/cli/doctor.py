@@ -53,17 +53,25 @@ def command(
     other. A file that cannot be read is a finding too. Exit 0 whatever is found, unless --fail-on says otherwise.
     """
     from loralens.analysis.doctor import diagnose
+    from loralens.cli.progress import progress
     from loralens.formats import FORMATS
     from loralens.formats.sarif import check_place
 
     if sarif:
         check_place(sarif)
     adapters, broken = _load(dict.fromkeys(paths), base, reading)
-    bed = _bed(base) if base else None
+    bed = base_of(base) if base else None
     only_read = {form.name for form in FORMATS if not form.writer}
-    findings = broken + diagnose(
-        adapters, base=bed, dtype=DTYPES.get(dtype or ""), modules=modules, only_read=only_read
-    )
+    with progress("examining", sum(map(len, adapters.values()))) as step:
+        findings = broken + diagnose(
+            adapters,
+            base=bed,
+            dtype=DTYPES.get(dtype or ""),
+            modules=modules,
+            only_read=only_read,
+            reading=options.as_typed(reading),
+            step=step,
+        )
     if sarif:
         _write_sarif(sarif, findings)
     if as_json:
@@ -95,7 +103,8 @@ def _load(
     return adapters, broken
 
 
-def _bed(base: str) -> "Base":
+def base_of(base: str) -> "Base":
+    """The model that adapters are held against, opened."""
     from loralens.analysis.checks.base import Base
     from loralens.formats.checkpoint import open_checkpoint, stores_conv1d
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loralens.cli import options
+from loralens.cli import target
 from loralens.cli.combine_recipe import writing
 from loralens.cli.compress_form import Form
 
@@ -39,7 +39,7 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
         if len(gone) == len(whole):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     extra = {key: one for key, one in whole.extra.items() if one.module not in gone or one.role == "saved"}
-    rest = _narrowed(replace(whole.without(gone), extra=extra), given["dtype"])
+    rest = target.narrowed(replace(whole.without(gone), extra=extra), given["dtype"])
     if output:
         save(rest, output, format=form.name, overwrite=given["overwrite"], dry_run=given["dry_run"], **form.given)
     written = None if given["dry_run"] else str(output)
@@ -49,13 +49,3 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
         return
     what = f"{len(gone)} of {len(whole)} modules dropped, {len(rest)} left"
     click.echo(f"{'would write' if written is None else 'wrote'} {output or form.name}: {what}")
-
-
-def _narrowed(adapter: Any, dtype: str | None) -> Any:
-    if dtype is None:
-        return adapter
-    from loralens.compress.directions import narrowed
-    from loralens.core.lowrank import LowRank
-
-    wanted = options.dtype_of(dtype)
-    return adapter.map(lambda module: narrowed(module, wanted) if isinstance(module, LowRank) else module)

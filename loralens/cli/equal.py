@@ -29,10 +29,13 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
     of the two does not say its own.
     """
     from loralens.analysis.equality import differences
+    from loralens.cli.progress import progress
     from loralens.cli.table import Column, Table, show
 
     one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
-    found, extra = differences(one, two), len(one.extra) + len(two.extra)
+    with progress("comparing", max(len(one), len(two))) as step:
+        found = differences(one, two, step=step)
+    extra = len(one.extra) + len(two.extra)
     far = [one for one in found if not one.relative <= tolerance]
     worst = max((one.relative for one in found), default=0.0)
     if as_json:

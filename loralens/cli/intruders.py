@@ -1,7 +1,8 @@
 """``loralens intruders``: singular vectors of W + ΔW that W does not have, their energy, and a way to shrink them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 Found = Mapping[str, "Intruders"]
 
 SAMPLE = 256  # side of the matrix whose SVD is timed, so that the others' time can be said
+KEPT = 20  # times what a module takes, where W's SVD is kept, that the SVD of W takes (n = 2048)
 PATH = click.Path(path_type=Path)
 
 
@@ -104,7 +106,7 @@ def command(
     from loralens.formats import load
     from loralens.linalg.device import Device
 
-    store = _store(cache, cache_limit, no_cache=no_cache)
+    store = svd_store(cache, cache_limit, no_cache=no_cache)
     place_of_work = Device.of(device)
     read = load(adapter, **reading)
     options.warn(adapter, read)
@@ -117,14 +119,15 @@ def command(
     weights = options.base_weights(base, {name: read[name] for name in names}).modules
     found: dict[str, Intruders] = {}
     changed: dict[str, Update] = {}
-    for name, W in _decomposed(weights, store, base, place_of_work):
-        with place(adapter), place(name):
-            one = intruders(read[name], W, top=top, threshold=threshold)
-            found[name] = one.without_vectors()
-            if remove is not None:
-                new = mitigated(read[name], one, strength=remove, dtype=options.dtype_of(dtype))
-                if new is not read[name]:
-                    changed[name] = new
+    with closing(decomposed(weights, store, base, place_of_work)) as each:
+        for name, W in each:
+            with place(adapter), place(name):
+                one = intruders(read[name], W, top=top, threshold=threshold)
+                found[name] = one.without_vectors()
+                if remove is not None:
+                    new = mitigated(read[name], one, strength=remove, dtype=options.dtype_of(dtype))
+                    if new is not read[name]:
+                        changed[name] = new
     written = None
     if output and remove is not None:
         written = _write(read, changed, output, uniform=uniform, overwrite=overwrite, dry_run=dry_run)
@@ -138,7 +141,8 @@ def command(
         click.echo(_written(written, found, remove))
 
 
-def _store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | None":
+def svd_store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | None":
+    """Where SVDs of weights are kept between runs; None where they are not to be."""
     from loralens.formats.cache import SvdCache, default_folder, size_of
 
     if no_cache:
@@ -148,9 +152,9 @@ def _store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | No
     return SvdCache(folder or default_folder(), limit=size_of(limit))
 
 
-def _decomposed(
+def decomposed(
     weights: "Mapping[str, Weight]", store: "SvdCache | None", base: str, device: "Device"
-) -> "Iterator[tuple[str, Decomposed]]":
+) -> "Generator[tuple[str, Decomposed], None, None]":
     """The SVD of every weight, one after the other: read where it is kept, else computed, and said before the first."""
     from loralens.cli.progress import progress
     from loralens.errors import FormatError, place
@@ -159,12 +163,16 @@ def _decomposed(
 
     keys = {}
     with place(base):
-        for name, weight in weights.items():
-            with place(name):
-                keys[name] = digest(weight)
+        with progress("reading the base", len(weights)) as advance:
+            for name, weight in weights.items():
+                with place(name):
+                    keys[name] = digest(weight)
+                if advance:
+                    advance(1)
         missing = [name for name in weights if store is None or keys[name] not in store]
         _announce([weights[name] for name in missing], store, device)
-        with progress("SVD of W", sum(_work(weights[name]) for name in missing)) as advance:
+        work = {name: svd_work(weight) * (1 + KEPT * (name in missing)) for name, weight in weights.items()}
+        with progress("working on the base", sum(work.values())) as advance:
             for name, weight in weights.items():
                 W = store.read(keys[name]) if store else None
                 if W is None:
@@ -178,12 +186,12 @@ def _decomposed(
                     except FormatError as error:
                         click.echo(f"warning: {error.at('the SVDs are not kept')}", err=True)
                         store = None
-                    if advance:
-                        advance(_work(weight))
                 yield name, W
+                if advance:
+                    advance(work[name])
 
 
-def _work(weight: "Weight") -> int:
+def svd_work(weight: "Weight") -> int:
     """What a dense SVD costs, max·min² of the shape."""
     return max(weight.shape) * min(weight.shape) ** 2
 
@@ -195,9 +203,9 @@ def _announce(weights: "Sequence[Weight]", store: "SvdCache | None", device: "De
     from loralens.cli.table import count, size
     from loralens.formats.cache import nbytes
 
-    seconds = sum(map(_work, weights)) * _seconds_a_product(device)
+    seconds = sum(map(svd_work, weights)) * seconds_a_product(device)
     total = sum(map(nbytes, weights))
-    words = f"the SVD of {count(len(weights), 'weight')} of the base comes first: about {_duration(seconds)}"
+    words = f"the SVD of {count(len(weights), 'weight')} of the base comes first: about {duration(seconds)}"
     if store:
         words += f", and {size(total)} kept in {store.folder} for the next time"
         if total > store.limit:
@@ -205,7 +213,7 @@ def _announce(weights: "Sequence[Weight]", store: "SvdCache | None", device: "De
     click.echo(words, err=True)
 
 
-def _seconds_a_product(device: "Device") -> float:
+def seconds_a_product(device: "Device") -> float:
     """Seconds that a dense SVD takes here, over max·min² of its shape."""
     from time import perf_counter
 
@@ -222,7 +230,8 @@ def _seconds_a_product(device: "Device") -> float:
     return min(times) / SAMPLE**3
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,11 +11,14 @@ from importlib import import_module
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
+from loralens.cli.paths import completing_paths
 from loralens.errors import LoraLensError
 from loralens.version import __version__
 
 COMMANDS = {
+    "demo": "Everything once, on real weights: a newcomer's first command.",
     "inspect": "Say what is in an adapter file, and how it was understood.",
     "convert": "Write an adapter in another dialect, names and scale kept.",
     "equal": "Say whether two adapters are the same update.",
@@ -39,6 +42,9 @@ COMMANDS = {
     "unmerge": "Restore the base from a merged model, bit for bit.",
     "verify": "Say whether a merged model holds an adapter, and how faithfully.",
     "extract": "Make an adapter from two checkpoints: a full fine-tune, or a merge.",
+    "report": "Put what can be said about adapters on one page, to read and to send.",
+    "train": "Train LoRA layers on texts: adapters to study, and to use.",
+    "evaluate": "Measure a model on held-out texts, with each of several adapters.",
     "behave": "Show what adapters do to a model's outputs on real inputs.",
 }
 
@@ -58,7 +64,12 @@ class LensGroup(click.Group):
             return None
         command = import_module(f"loralens.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        return command
+        return completing_paths(command)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table, without importing the commands; and our own options."""
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table, without importing the commands."""
@@ -77,8 +88,11 @@ class LensGroup(click.Group):
 
 @click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="loralens")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Understand, shrink, combine, merge and trust LoRA adapters."""
+    if os.environ.get("NO_COLOR"):  # click does not look; rich does
+        ctx.color = False
 
 
 def _one_blas_thread() -> None:

@@ -37,7 +37,15 @@ _READING = (
 )
 
 MODULES = click.option(
-    "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names, or a kind. Repeatable."
+    "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
+)
+
+
+DEVICE = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where products are made: cpu, cuda or cuda:N. The bits are the same.",
 )
 
 
@@ -46,6 +54,14 @@ def reading(function: F) -> F:
     for option in reversed(_READING):
         function = option(function)
     return function
+
+
+def as_typed(given: Mapping[str, Any]) -> str:
+    """The options of `reading` that were given, as a user types them, to be repeated in another command."""
+    from shlex import quote
+
+    said = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value not in (None, False)}
+    return " ".join(name if value is True else f"{name} {quote(str(value))}" for name, value in said.items())
 
 
 def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":

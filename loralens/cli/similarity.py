@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.record import known
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
 
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}
-NAMED = 3  # modules that are named where they cannot be compared
 STRONG = 0.5  # φ(1, 1) from which the strongest directions are counted as shared
 
 
@@ -98,12 +98,13 @@ def run(
     """Compare two adapters: table, JSON or figure."""
     from loralens.analysis.similarity import similarity
     from loralens.analysis.similarity_initialisation import initialisation
+    from loralens.cli.progress import progress
 
     threads = os.cpu_count() or 1
     first, second = paths
-    found = similarity(
-        *adapters, of=of, side=side, modules=modules, phi_rank=phi_rank, labels=(first, second), threads=threads
-    )
+    given: dict[str, Any] = {"of": of, "side": side, "modules": modules, "phi_rank": phi_rank}
+    with progress("comparing", min(map(len, adapters))) as step:
+        found = similarity(*adapters, **given, labels=(first, second), threads=threads, step=step)
     start = initialisation(found)
     if start.text:
         click.echo(f"warning: {start.text}\n  fix: {start.advice}", err=True)
@@ -185,11 +186,6 @@ def _module_record(name: str, one: "Similarity") -> dict[str, Any]:
     }
 
 
-def known(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if isnan(value) else float(value)
-
-
 def cell(value: float, form: str = ".3f") -> str:
     """A number in a table; a dash where there is none."""
     return "–" if isnan(value) else f"{value:{form}}"
@@ -197,6 +193,7 @@ def cell(value: float, form: str = ".3f") -> str:
 
 def _show(paths: Sequence[str], found: "Comparison", of: "Of", side: "Side") -> None:
     from loralens.cli.table import show
+    from loralens.core.names import some
 
     show(_modules_table(paths, found, of, side), _kinds_table(found))
     zero = {name: one.zero for name, one in found.items() if one.zero}
@@ -209,12 +206,6 @@ def _show(paths: Sequence[str], found: "Comparison", of: "Of", side: "Side") -> 
     for text, names in notes.items():
         if names:
             click.echo(f"{text}: {some(names)}")
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" … and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _modules_table(paths: Sequence[str], found: "Comparison", of: "Of", side: "Side") -> "Table":
@@ -288,8 +279,3 @@ def _mean(members: Sequence[Any], value: Callable[[Any], float]) -> float:
     """Mean of what is defined; NaN where nothing is."""
     values = [x for x in map(value, members) if not isnan(x)]
     return sum(values) / len(values) if values else float("nan")
-
-
-def matrix(values: "Iterable[Iterable[float]]") -> list[list[float | None]]:
-    """Rows for JSON."""
-    return [[known(value) for value in row] for row in values]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.similarity import cell, known, matrix, module_records
+from loralens.cli.record import known, matrix
+from loralens.cli.similarity import cell, module_records
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -71,10 +72,13 @@ def _measure(
 ) -> _Collection:
     from loralens.analysis.interference import interference, meetings
     from loralens.analysis.pairwise import leaves, pairwise
+    from loralens.cli.progress import progress
 
     threads = os.cpu_count() or 1
-    pairs = pairwise(adapters, of=of, modules=modules, phi_rank=phi_rank, labels=paths, threads=threads)
-    energy = interference(adapters, pairs.modules, threads=threads)
+    given: dict[str, Any] = {"of": of, "modules": modules, "phi_rank": phi_rank, "labels": paths}
+    with progress("comparing", 2 * max(map(len, adapters))) as step:  # every module is read twice
+        pairs = pairwise(adapters, **given, threads=threads, step=step)
+        energy = interference(adapters, pairs.modules, threads=threads, step=step)
     tree, order = leaves(pairs.cosine)
     fights, agreements = meetings(pairs, fights=True), meetings(pairs, fights=False)
     return _Collection(paths, labels(paths), pairs, energy, order, tree, fights, agreements)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.similarity import WHOSE, cell, matrix, some
+from loralens.cli.record import matrix
+from loralens.cli.similarity import WHOSE, cell
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -31,9 +32,12 @@ def run(
 ) -> None:
     """Compare the modules of one adapter with each other: table, JSON or figure."""
     from loralens.analysis.similarity_nested import nesting
+    from loralens.cli.progress import progress
 
     threads = os.cpu_count() or 1
-    found = nesting(adapter, of=of, side=side, modules=modules, phi_rank=phi_rank, threads=threads)
+    given: dict[str, Any] = {"of": of, "side": side, "modules": modules, "phi_rank": phi_rank}
+    with progress("comparing", 2 * len(adapter)) as step:
+        found = nesting(adapter, **given, threads=threads, step=step)
     if as_json:
         click.echo(json.dumps(_record(path, found, of, side)))
     else:
@@ -71,6 +75,7 @@ def _record(path: str, found: "Sequence[Nesting]", of: "Of", side: "Side") -> di
 
 def _show(path: str, found: "Sequence[Nesting]", of: "Of", side: "Side") -> None:
     from loralens.cli.table import show
+    from loralens.core.names import some
 
     several = [one for one in found if len(one.names) > 1]
     for one in several:

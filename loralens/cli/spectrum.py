@@ -94,13 +94,14 @@ def command(
 
 def _measure(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, Spectra]":
     from loralens.analysis.spectrum import spectrum
+    from loralens.cli.progress import progress
     from loralens.errors import place
     from loralens.formats import load
 
     adapter = load(path, **reading)
     options.warn(path, adapter)
-    with place(path):
-        return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1)
+    with place(path), progress(f"reading {path}", len(adapter)) as step:
+        return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1, step=step)
 
 
 def _weight_norms(adapter: "Adapter", spectra: Spectra, base: str, device: str | None) -> Norms:

@@ -68,6 +68,7 @@ def _survey(folder: Path, *, allow_pickle: bool) -> "tuple[Adapters, list[Found]
     from concurrent.futures import ThreadPoolExecutor
 
     from loralens.analysis.survey import duplicates, summary
+    from loralens.cli.progress import progress
     from loralens.errors import LoraLensError
     from loralens.formats.collection import Found, candidates, examine
 
@@ -80,8 +81,17 @@ def _survey(folder: Path, *, allow_pickle: bool) -> "tuple[Adapters, list[Found]
         except LoraLensError as error:
             return Found(path, None, found.size, "unreadable", ": ".join((*error.where, error.what)), error.fix), None
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        measured = list(pool.map(measure, candidates(folder)))
+    paths = candidates(folder)
+    measured = []
+    with progress("reading", len(paths)) as step, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            for one in pool.map(measure, paths):
+                measured.append(one)
+                if step:
+                    step(1)
+        except BaseException:  # Ctrl-C: what has not begun never begins
+            pool.shutdown(cancel_futures=True)
+            raise
     adapters = [(found, one) for found, one in measured if one]
     without = [found for found, one in measured if not one]
     twice = duplicates([found.adapter for found, _ in adapters if found.adapter], [one for _, one in adapters])

@@ -1,7 +1,10 @@
 """Where an adapter goes, for every command that writes one: what is refused before any work."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loralens.cli import options
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
@@ -48,3 +51,15 @@ def of_format(to: str, base: Path | None, arch: str | None = None) -> dict[str, 
     from loralens.formats.checkpoint import model_config
 
     return {"arch": arch, "base_config": model_config(base) if base else None}
+
+
+def narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
+    """The adapter, its factors rounded once to ``dtype`` where one was given; a module that is no pair is refused."""
+    wanted = options.dtype_of(dtype)
+    if wanted is None:
+        return adapter
+    from loralens.compress.directions import named, narrowed
+
+    modules = {name: narrowed(module, wanted) for name, module in adapter.items()}
+    changed = {name: named(name, new) for name, new in modules.items() if new is not adapter[name]}
+    return replace(adapter, modules={**modules, **changed})

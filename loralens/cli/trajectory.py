@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.record import known
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -31,15 +32,17 @@ STUCK = 0.9  # cosine of A with the last checkpoint, over all of the run, from w
 def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plot: Path | None, **reading: Any) -> None:
     """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
 
-    RUN is a folder with checkpoint-N folders in it (transformers' Trainer) or NNNNNNN_adapters.safetensors files
-    (mlx-lm); or give the adapters themselves. They are put in order of steps: global_step of the trainer_state.json
-    beside them, else the number in the name. The losses are those of the trainer_state.json of the latest step.
+    RUN is a folder with checkpoint-N folders in it (loralens train, transformers' Trainer) or
+    NNNNNNN_adapters.safetensors files (mlx-lm); or give the adapters themselves. They are put in order of steps:
+    global_step of the trainer_state.json beside them, else the number in the name. The losses are those of the
+    trainer_state.json of the latest step, or of the log that loralens train keeps.
     """
     if plot:
         from loralens.plot.figure import check_suffix
 
         check_suffix(plot)
-    from loralens.analysis.trajectory import trajectory
+    from loralens.analysis.trajectory import trajectory, work
+    from loralens.cli.progress import progress
     from loralens.formats import load
     from loralens.formats.runs import run_of
 
@@ -48,7 +51,8 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     for one, adapter in zip(run.checkpoints, adapters, strict=True):
         options.warn(str(one.path), adapter)
     labels = [str(one.path) for one in run.checkpoints]
-    found = trajectory(adapters, modules=modules, labels=labels, threads=os.cpu_count() or 1)
+    with progress("comparing", work(adapters, modules)) as step:
+        found = trajectory(adapters, modules=modules, labels=labels, threads=os.cpu_count() or 1, step=step)
     _warn_of_other_runs(run, found)
     if as_json:
         click.echo(json.dumps(_record(run, found)))
@@ -92,12 +96,13 @@ def _warn_of_other_runs(run: "Run", found: "Trajectory") -> None:
 
 def _record(run: "Run", found: "Trajectory") -> dict[str, Any]:
     from loralens.analysis.trajectory import SETTLED
+    from loralens.formats.runs import STATE
 
     paths = [str(one.path) for one in run.checkpoints]
     return {
         "loralens": __version__,
-        "trainer_state": str(run.source) if run.source else None,
-        "chance": {side: _number(value) for side, value in found.chance.items()},
+        "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
+        "chance": {side: known(value) for side, value in found.chance.items()},
         "settled": None if found.settled is None else paths[found.settled],
         "settled_cosine": SETTLED,
         "runs": [[paths[i] for i in group] for group in found.runs],
@@ -122,21 +127,16 @@ def _checkpoint(run: "Run", one: "Checkpoint", point: "Point") -> dict[str, Any]
         "frobenius": point.frobenius,
         "spectral": point.spectral,
         "effective_rank": point.effective_rank,
-        "step_length": _number(point.length),
-        "cosine": _number(point.cosine),
-        "cosine_z": _number(point.cosine_z),
-        "previous_cosine": _number(point.previous_cosine),
-        "phi": {side: _number(value) for side, value in point.phi.items()},
-        "previous_phi": point.previous_phi and {side: _number(value) for side, value in point.previous_phi.items()},
-        "initial_cosine": _number(point.initial),
+        "step_length": known(point.length),
+        "cosine": known(point.cosine),
+        "cosine_z": known(point.cosine_z),
+        "previous_cosine": known(point.previous_cosine),
+        "phi": {side: known(value) for side, value in point.phi.items()},
+        "previous_phi": point.previous_phi and {side: known(value) for side, value in point.previous_phi.items()},
+        "initial_cosine": known(point.initial),
         "loss": logged(run.train),
         "eval_loss": logged(run.evaluation),
     }
-
-
-def _number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if value is not None and isfinite(value) else None
 
 
 def _show(run: "Run", found: "Trajectory") -> None:

@@ -11,13 +11,12 @@ error on the data is never above that of plain truncation. (A term δI on K itse
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 import numpy as np
 
 from loralens.core.lazy import Array
-from loralens.core.lowrank import SVD, LowRank
+from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError, ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.factor import implicit, measure
@@ -35,71 +34,23 @@ class Whitened:
 
     Attributes
     ----------
-    module : LowRank
-        (out, in) of rank r; m = min(out, r), n = min(r, in) where its factors have no zero columns.
     s : float64 array, shape (m,)
         Singular values of the whitened update, largest first: √Σ_{i>k} s_i² is the error at rank k in the norm that
-        was minimised, in units of y = W x (with G: of the loss). What a budget over modules compares.
+        was minimised, in units of y = W x (with G: of the loss). What a budget over modules compares. m = min(out, r)
+        where B has no zero columns.
     X : float64 array, shape (m, m)
     Y : float64 array, shape (m, r)
-    in_sides : tuple of two float64 arrays
-        K^½ (r, r) and R_Aᵀ (r, n): a row vector Y_i times the first is its length on the data, times the second on
-        the weights.
-    left, right : Basis
-        Q_B, m columns of length out, and Q_A, n columns of length in.
+    left : Basis
+        Q_B, m columns of length out.
+    R_A : float64 array, shape (n, r)
+        A = R_Aᵀ Q_Aᵀ, so the length of Y_i R_Aᵀ is that of the row Y_i A. n = min(r, in) where A has no zero rows.
     """
 
-    module: LowRank
     s: Array
     X: Array
     Y: Array
-    in_sides: tuple[Array, Array]
     left: Basis
-    right: Basis
-
-    @cached_property
-    def data_errors(self) -> Array:
-        """Relative error √(E‖(ΔW − ΔW'_k)x‖² / E‖ΔW x‖²) of every k = 0 … m, float64, shape (m + 1,); 0 if ΔW x = 0.
-
-        On the data itself, ε not included.
-        """
-        return _relative(_tails(self.X, self.Y @ self.in_sides[0]))
-
-    @cached_property
-    def weight_errors(self) -> Array:
-        """Relative error ‖ΔW − ΔW'_k‖_F / ‖ΔW‖_F of every k = 0 … m, float64, shape (m + 1,); 0 if ΔW = 0."""
-        return _relative(_tails(self.X, self.Y @ self.in_sides[1]))
-
-    @cached_property
-    def data_norm(self) -> float:
-        """√(E‖ΔW x‖²): how large the update is at the module's output."""
-        return float(_tails(self.X, self.Y @ self.in_sides[0])[0])
-
-    def svd(self, k: int) -> SVD:
-        """The thin SVD of ΔW'_k, float64: U (out, j), s (j,), Vh (j, in), j = min(k, m, n).
-
-        Raises
-        ------
-        ShapeError
-            k is negative.
-        """
-        if k < 0:
-            raise ShapeError(f"no update has rank {k}", fix="pass a rank from 0")
-        P, sigma, Wh = np.linalg.svd(self.X[:, :k] @ (self.Y[:k] @ self.in_sides[1]), full_matrices=False)
-        j = min(k, sigma.size)
-        U, V = Basis(self.left.X, self.left.T @ P[:, :j]), Basis(self.right.X, self.right.T @ Wh[:j].T)
-        return SVD(U.columns(), sigma[:j], V.columns().T)
-
-    def truncated(self, k: int) -> LowRank:
-        """The best pair of rank k on the data: float64 factors, balanced (√σ each), the module's own scale.
-
-        Rank min(k, m, n). A module of scale 0 stays 0.
-        """
-        U, sigma, Vh = self.svd(k)
-        scale = self.module.scale
-        root = np.sqrt(sigma / abs(scale)) if scale else np.zeros_like(sigma)
-        B, A = np.copysign(root, scale or 1.0) * U, root[:, None] * Vh
-        return LowRank(B, A, scale, scaling=self.module.scaling, layout=self.module.layout)
+    R_A: Array
 
 
 def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
@@ -112,7 +63,7 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
         E[z zᵀ], z = A x: `loralens.core.moments.Moment.K`.
     G : array, shape (r, r), optional
         E[(Bᵀg)(Bᵀg)ᵀ], g the gradient at the output. Then ‖G^½(ΔW − ΔW')C^½‖_F is minimised, the error of the loss
-        under K-FAC's factorisation, and `data_errors` are no longer the smallest possible.
+        under K-FAC's factorisation, and the error on the data alone is no longer the smallest possible.
 
     Returns
     -------
@@ -136,31 +87,26 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     """
     K = _moment(K, module.rank, "K")
     left, R_B = _orthogonal(module.B)
-    right, R_A = _orthogonal(module.A.T)
+    R_A = _orthogonal(module.A.T)[1]
     core = module.scale * R_B  # (m, r)
     sides = _root(K), R_A.T
     L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
     if G is None:
         U, s, _ = np.linalg.svd(core @ L, full_matrices=False)
-        return Whitened(module, s, U, U.T @ core, sides, left, right)
+        return Whitened(s, U, U.T @ core, left, R_A)
     G_root = _root(_moment(G, module.rank, "G")).T
     eta = _share(G_root @ L, R_B @ L)
     F = np.asarray(np.linalg.qr(_mixed((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
     u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
     m = left.k
     s = abs(module.scale) * s[:m]
-    return Whitened(module, s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, sides, left, right)
+    return Whitened(s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, left, R_A)
 
 
-def plain_data_errors(module: LowRank, K: Array) -> Array:
-    """Relative error on the data of plain (Eckart–Young) truncation at every k = 0 … m, float64, shape (m + 1,).
-
-    What `Whitened.data_errors` is to be compared with. Raises as `whitened_svd`.
-    """
-    K = _moment(K, module.rank, "K")
-    core = module.scale * _orthogonal(module.B)[1]
-    U, _, _ = np.linalg.svd(core @ _orthogonal(module.A.T)[1].T, full_matrices=True)
-    return _relative(_tails(U, U.T @ core @ _root(K)))
+def data_norm(module: LowRank, K: Array) -> float:
+    """√(E‖ΔW x‖²): how large an update is at the module's output. Raises as `whitened_svd`."""
+    root = _root(_moment(K, module.rank, "K"))
+    return float(np.linalg.norm(module.scale * _orthogonal(module.B)[1] @ root))
 
 
 def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None = None) -> float:
@@ -231,14 +177,3 @@ def _mixed(sides: tuple[Array, Array], share: float) -> Array:
 def _pseudo_inverse(F: Array) -> Array:
     """F⁺ on the numerical range of F."""
     return np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)
-
-
-def _tails(X: Array, Z: Array) -> Array:
-    """‖X[:, k:] Z[k:]‖_F of every k = 0 … m, shape (m + 1,): suffix sums of XᵀX ∘ ZZᵀ."""
-    products = (X.T @ X) * (Z @ Z.T)
-    suffix = products[::-1, ::-1].cumsum(0).cumsum(1).diagonal()[::-1]
-    return np.append(np.sqrt(np.maximum(suffix, 0.0)), 0.0)
-
-
-def _relative(tails: Array) -> Array:
-    return tails / tails[0] if tails[0] else tails

@@ -10,6 +10,7 @@ from loralens.compress.loss import total_error
 from loralens.compress.plan import Plan, Size
 from loralens.compress.protection import Protection, protection
 from loralens.core.ranks import Rule, shared_ranks
+from loralens.core.threads import Step
 
 EVERY = 16  # ranks up to here are all on the curve; above, four for each doubling: 16, 20, 24, 28, 32, 40 …
 
@@ -64,7 +65,13 @@ def ranks_shown(most: int) -> list[int]:
 
 
 def curve(
-    plan: Plan, *, size: Size, one_rank: bool = False, protect: Protection = "absolute", header: int | None = None
+    plan: Plan,
+    *,
+    size: Size,
+    one_rank: bool = False,
+    protect: Protection = "absolute",
+    header: int | None = None,
+    step: Step | None = None,
 ) -> list[Point]:
     """What every rank takes and loses, given to all modules or, at the same size, where it saves most.
 
@@ -79,6 +86,8 @@ def curve(
         What the budget protects, as in `truncate`.
     header : int, optional
         Bytes that a file in few bits (loralens-q) has beside its directions: with it, ``few_bits`` is there.
+    step : callable, optional
+        Called with 1 after every point.
 
     Returns
     -------
@@ -98,6 +107,8 @@ def curve(
         best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), one_rank=one_rank, protect=protect)
         uniform = choice(plan, chosen, size)
         points.append(Point(rank, uniform, choice(plan, best, size), few(uniform.bytes) if few else None))
+        if step:
+            step(1)
     return points
 
 

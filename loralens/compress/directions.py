@@ -9,6 +9,7 @@ from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
+from loralens.errors import place
 from loralens.linalg.factor import in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncating_maps
@@ -76,17 +77,33 @@ def truncated(module: LowRank, kept: Directions, dtype: DType | None = None) -> 
     )
 
 
-def narrowed(module: LowRank, dtype: DType) -> LowRank:
+def narrowed(module: Update, dtype: DType) -> Update:
     """The module with its factors as they are, rounded to ``dtype``; itself where they have it already."""
     B, A = module.factors
     if B.dtype == A.dtype == dtype:
         return module
 
-    def rounded(factor: LazyArray) -> LazyArray:
+    def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
-            return factor.map(lambda x: in_range(x.astype(dtype), dtype), shape=factor.shape, dtype=dtype)
+            found = x.astype(dtype)
+        return found if np.isfinite(found).sum() == np.isfinite(x).sum() else in_range(found, dtype)
 
-    return LowRank(rounded(B), rounded(A), module.scale, scaling=module.scaling, layout=module.layout)
+    B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
+
+
+def named(name: str, module: Update) -> LowRank:
+    """A pair that says its name where its factors cannot be made."""
+
+    def reading(factor: LazyArray) -> LazyArray:
+        def read() -> Array:
+            with place(name):
+                return factor.read()
+
+        return LazyArray(read, shape=factor.shape, dtype=factor.dtype)
+
+    B, A = map(reading, module.factors)
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
 def paired(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:

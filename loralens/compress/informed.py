@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from loralens.compress.calibrated import data_error, whitened_svd
+from loralens.compress.calibrated import data_error, data_norm, whitened_svd
 from loralens.compress.directions import Directions, directions
 from loralens.compress.loss import Loss
 from loralens.core.adapter import Adapter
@@ -30,7 +30,7 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
     X, Y = found.X[:, :k], found.Y[:k]
     R_B = found.left.T.T @ cross_gram(found.left.X, module.B)  # B = Q_B R_B
     out = np.linalg.lstsq(R_B, X, rcond=None)[0]
-    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ found.in_sides[1], axis=1) / abs(module.scale)
+    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ found.R_A.T, axis=1) / abs(module.scale)
     root = np.sqrt(np.divide(along, across, out=np.ones(k), where=along > 0))
     unreached = moment.count == 0
     return Directions(np.zeros(k) if unreached else found.s[:k], out * root, Y / module.scale / root[:, None])
@@ -62,7 +62,7 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
             continue
         with place(name):
             K, trace = moments[name].K, moments[name].trace
-            norm, other = whitened_svd(module, K).data_norm, after.modules.get(names.get(name, ""))
+            norm, other = data_norm(module, K), after.modules.get(names.get(name, ""))
             error = data_error(module, other, K, trace=trace) if isinstance(other, LowRank) else float(norm > 0)
             found[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
     return found

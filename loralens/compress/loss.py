@@ -12,7 +12,7 @@ from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
 from loralens.core.structured import Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import ShapeError, place
 from loralens.linalg.difference import difference_singular_values
 from loralens.linalg.measures import frobenius, spectral
@@ -64,7 +64,7 @@ def predicted(s: Array, kept: int, rank: int) -> Loss:
     return Loss(rank, kept, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0)
 
 
-def losses(before: Adapter, after: Adapter, *, threads: int = 1) -> dict[str, Loss]:
+def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, Loss]:
     """What every module of ``before`` lost in ``after``, its factors as they are now, in natural order.
 
     Parameters
@@ -73,6 +73,8 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1) -> dict[str, Lo
         Matched by name, else by normal form: a dialect may call the modules otherwise.
     threads : int
         Modules worked on at a time.
+    step : callable, optional
+        Called with 1 after every module.
 
     Returns
     -------
@@ -95,7 +97,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1) -> dict[str, Lo
         with place(name):
             return lost(before[name], after[names[name]] if name in names else None)
 
-    return in_threads(one, list(before), threads)
+    return in_threads(one, list(before), threads, step)
 
 
 def lost(before: Update, after: Update | None) -> Loss:

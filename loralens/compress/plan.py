@@ -6,23 +6,23 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.compress.directions import Directions, DType, narrowed, paired, truncated
+from loralens.compress.directions import Directions, DType, named, narrowed, paired, truncated
 from loralens.compress.informed import directions_on_data, in_one_unit
 from loralens.compress.loss import Loss, predicted
 from loralens.compress.protection import Protection, protection
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray, Recent
+from loralens.core.carried import BOUND
+from loralens.core.lazy import Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moments
 from loralens.core.names import select
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured, Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
 DIGITS = 64  # bytes by which what a header says of two forms of one module may differ
-BOUND = ("magnitude", "magnitude_in", "lora_bias", "diagonal")  # extras that mean nothing without their module
 
 
 @final
@@ -52,10 +52,12 @@ class Plan:
         dtype: Any = None,
         moments: Moments | None = None,
         threads: int = 1,
+        step: Step | None = None,
     ) -> "Plan":
         """The plan for these modules (all by default): one pass over the factors.
 
-        With ``moments``, directions are those that matter on the data they were measured on.
+        With ``moments``, directions are those that matter on the data they were measured on. ``step`` is called with 1
+        after every module.
 
         Raises
         ------
@@ -77,8 +79,8 @@ class Plan:
                 adapter[name].singular_values()
 
         names = [name for name in select(adapter, modules) if not kept_whole(adapter[name])]
-        found = in_threads(find, names, threads)
-        in_threads(check, [name for name in adapter if name not in found], threads)
+        found = in_threads(find, names, threads, step)
+        in_threads(check, [name for name in adapter if name not in found], threads, step)
         if moments is not None:
             found = in_one_unit(found, adapter, moments)
         return cls(adapter, found, None if dtype is None else np.dtype(dtype))
@@ -103,7 +105,7 @@ class Plan:
         def spared(chosen: Mapping[str, int]) -> Mapping[str, int]:
             return chosen if one_rank else self._spared(chosen, nbytes)
 
-        price = (cost or self._bytes) if rule.name == "bytes" else _numbers
+        price = (cost or self.direction_bytes) if rule.name == "bytes" else _numbers
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -142,8 +144,8 @@ class Plan:
         """Whether these ranks leave any module at all."""
         return len(chosen) < len(self.adapter) or any(chosen.values())
 
-    def _bytes(self, module: Update) -> int:
-        """Of one direction."""
+    def direction_bytes(self, module: Update) -> int:
+        """Bytes of one direction of a module in its file."""
         out, in_ = module.shape
         if self.dtype or not isinstance(module, LowRank):
             return (out + in_) * (self.dtype.itemsize if self.dtype else 4)
@@ -166,7 +168,7 @@ class Plan:
             else:
                 modules[name] = truncated(module, self.found[name].head(rank), self.dtype)
             if modules[name] is not module:
-                modules[name] = _named(name, modules[name])
+                modules[name] = named(name, modules[name])
             if rank == 0:
                 gone.append(name)
         return replace(self.adapter, modules=modules).without(gone)
@@ -178,20 +180,6 @@ class Plan:
             if name in chosen:
                 found[name] = predicted(self.found[name].s, chosen[name], module.rank)
         return found
-
-
-def _named(name: str, module: Update) -> LowRank:
-    """A pair that says its name where its factors cannot be made."""
-
-    def reading(factor: LazyArray) -> LazyArray:
-        def read() -> Array:
-            with place(name):
-                return factor.read()
-
-        return LazyArray(read, shape=factor.shape, dtype=factor.dtype)
-
-    B, A = map(reading, module.factors)
-    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
 def kept_whole(module: Update) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from re import compile as regex
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.layers import Steps, compute_dtype, steps, tensor
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.core.weights import Weight, Weights, weights_of
 from loralens.errors import place
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PEFT_PREFIX = "base_model.model."
 REPLACED = ("saved", "embedding", "bias")  # extras that are a parameter of the model, trained in full
 ADDED = ("diff", "diff_b")  # ... or what is to be added to one
-_EXPERT = regex(r"\[(\d+)\]$")
 
 
 @final
@@ -140,6 +139,11 @@ class Attachment:
         """Modules whose update a hook adds."""
         return tuple(self._steps)
 
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Parameters of the model that are others while the adapter is on, by their keys."""
+        return tuple(self._new)
+
     @contextmanager
     def on(self, watch: "Watch | None" = None) -> Iterator[None]:
         """The model with the adapter, inside the block.
@@ -186,8 +190,8 @@ class Attachment:
         whole = self._new.get(key)
         if whole is None:
             whole = self._new[key] = self.tree.parameter(key).detach().clone()
-        expert = _EXPERT.search(name)
-        part = whole[int(expert[1])] if expert and whole.ndim == 3 else whole
+        one = expert(name)
+        part = whole[one.number] if one and whole.ndim == 3 else whole
         dtype = compute_dtype(whole)
         update = tensor(module.dense(), whole, dtype)
         update = (update.T if weight.transposed else update).reshape(part.shape)

@@ -1,6 +1,8 @@
 """A fingerprint of what an adapter does, the same in every dialect that holds the same numbers."""
 
+from collections.abc import Iterator
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -8,8 +10,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import normal_form
-from loralens.core.structured import Update
+from loralens.core.structured import Dense, Structured, Update
 
+BLOCK = 1 << 18  # numbers hashed at a time
 BYTES = 16  # of a fingerprint: 2⁶⁴ adapters before two are likely to share one
 LEFT_OUT = frozenset({"copy", "shape"})  # roles that say nothing which other tensors do not
 
@@ -24,7 +27,7 @@ def fingerprint(adapter: Adapter) -> str:
     """
     parts = [_module(normal_form(name), update) for name, update in adapter.items()]
     parts += [
-        _digest(extra.role, normal_form(extra.module), extra.tensor.read())
+        _digest(extra.role, normal_form(extra.module), extra.tensor)
         for extra in adapter.extra.values()
         if extra.role not in LEFT_OUT
     ]
@@ -32,28 +35,62 @@ def fingerprint(adapter: Adapter) -> str:
 
 
 def _module(name: str, update: Update) -> bytes:
-    factors = (update.B, update.A) if isinstance(update, LowRank) else (update.dense() / update.scale,)
-    return _digest("pair", name, np.float64(update.scale), *factors)
+    if isinstance(update, LowRank):
+        return _digest("pair", name, np.float64(update.scale), update.B, update.A)
+    if isinstance(update.form, Dense):
+        return _digest(
+            "pair", name, np.float64(update.scale), _unscaled(update.form.array.reshape(*update.shape), update)
+        )
+    return _digest("pair", name, np.float64(update.scale), update.dense() / update.scale)
+
+
+def _unscaled(stored: LazyArray, update: Structured) -> LazyArray:
+    """A full difference as every other form is hashed: scaled in float64 and unscaled again; its rows stay lazy."""
+
+    def rows(start: int, stop: int) -> Array:
+        return (update.scale * stored.rows(start, stop).read().astype(np.float64)) / update.scale
+
+    streamed = rows if stored.streams else None
+    return LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float64, rows=streamed)
 
 
 def _digest(role: str, name: str, *arrays: Array | LazyArray | np.float64) -> bytes:
     """Hash of some arrays under a name; each is preceded by its shape, so that no two lists of arrays are one."""
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
-        values = _canonical(np.asarray(array))
-        hashed.update(f"{values.dtype}{values.shape}\0".encode())
-        hashed.update(values.data)
+        tensor = LazyArray.of(array if isinstance(array, LazyArray) else np.asarray(array))
+        dtype: np.dtype[Any] = np.dtype(np.float32 if all(map(_narrow, _blocks(tensor))) else np.float64)
+        hashed.update(f"{dtype}{tensor.shape or (1,)}\0".encode())
+        for rows in _blocks(tensor):
+            hashed.update(_canonical(rows, dtype).data)
     return hashed.digest()
 
 
-def _canonical(array: Array) -> Array:
+def _blocks(tensor: LazyArray) -> Iterator[Array]:
+    """All numbers in order, some rows at a time where they can be read alone."""
+    if not (tensor.streams and tensor.size):
+        yield tensor.read()
+        return
+    step = max(1, BLOCK * tensor.shape[0] // tensor.size)
+    for start in range(0, tensor.shape[0], step):
+        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()
+
+
+def _narrow(array: Array) -> bool:
+    """Whether float32 holds these numbers."""
+    if array.dtype.kind in "fV" and array.dtype.itemsize < 8:
+        return True
+    wide = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return np.array_equal(wide.astype(np.float32), wide, equal_nan=True)
+
+
+def _canonical(array: Array, dtype: np.dtype[Any]) -> Array:
     """The same values in the one dtype that all carriers of them agree on: float32 where it holds them, else float64.
 
     Little-endian, in C order; −0 is 0, and all NaN are one.
     """
-    wide = array.astype(np.float64)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    chosen = narrow if np.array_equal(narrow, wide, equal_nan=True) else wide
-    chosen = np.where(np.isnan(chosen), chosen.dtype.type(np.nan), chosen + chosen.dtype.type(0))
-    return np.ascontiguousarray(chosen, dtype=chosen.dtype.newbyteorder("<"))
+    wide = array.astype(dtype)
+    wide += dtype.type(0)
+    wide[np.isnan(wide)] = np.nan
+    return np.ascontiguousarray(wide, dtype=dtype.newbyteorder("<"))

@@ -1,6 +1,8 @@
 """LazyArray: an array whose numbers stay where they are until somebody asks for them."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any, final
 
@@ -26,9 +28,12 @@ class LazyArray:
         What ``read`` will return; anything else is a bug and fails an assertion.
     rows : callable, optional
         Takes start and stop, returns those rows without reading the others.
+    numbers : callable, optional
+        Takes start and stop in the order in which the numbers lie, returns those in one dimension without reading the
+        others: rows of every shape can then be read alone. Instead of ``rows``.
     """
 
-    __slots__ = ("_read", "_rows", "dtype", "shape")
+    __slots__ = ("_numbers", "_read", "_rows", "dtype", "shape")
 
     def __init__(
         self,
@@ -37,9 +42,13 @@ class LazyArray:
         shape: tuple[int, ...],
         dtype: DTypeLike,
         rows: Callable[[int, int], Array] | None = None,
+        numbers: Callable[[int, int], Array] | None = None,
     ) -> None:
         self._read = read
         self._rows = rows
+        self._numbers = numbers
+        if numbers and shape:
+            self._rows = _rows_of(numbers, shape[1:])
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
 
@@ -82,10 +91,12 @@ class LazyArray:
     def rows(self, start: int, stop: int) -> "LazyArray":
         """Rows ``start`` to ``stop``; the others are not read where the array stands in a file as it is."""
         assert 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
-        rows, shape = self._rows, (stop - start, *self.shape[1:])
+        rows, numbers, shape = self._rows, self._numbers, (stop - start, *self.shape[1:])
         if rows is None:
             return self.map(lambda array: array[start:stop], shape=shape)
-        return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype)
+        first = start * prod(self.shape[1:])
+        inside = None if numbers is None else lambda a, b: numbers(first + a, first + b)
+        return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype, numbers=inside)
 
     @property
     def streams(self) -> bool:
@@ -93,7 +104,10 @@ class LazyArray:
         return self._rows is not None
 
     def reshape(self, *shape: int) -> "LazyArray":
-        """The same numbers in another shape; rows can still be read alone where the first dimension stays."""
+        """The same numbers in another shape.
+
+        Rows can still be read alone where single numbers can, as in a file, or where the first dimension stays.
+        """
         assert prod(shape) == self.size, (shape, self.shape)
         rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
         return LazyArray(
@@ -101,6 +115,7 @@ class LazyArray:
             shape=shape,
             dtype=self.dtype,
             rows=None if rows is None else lambda start, stop: rows(start, stop).reshape(stop - start, *shape[1:]),
+            numbers=self._numbers,
         )
 
     @property
@@ -110,6 +125,30 @@ class LazyArray:
 
     def __repr__(self) -> str:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
+
+
+def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Callable[[int, int], Array]:
+    """Rows of that inner shape, read as the numbers that they are."""
+    size = prod(inner)
+    return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
+
+
+def joined(parts: Sequence[LazyArray]) -> LazyArray:
+    """Arrays of one dimension and one dtype, one after the other: only those that are asked for are read."""
+    stops = list(accumulate(part.size for part in parts))
+    size, dtype = (stops[-1], parts[0].dtype) if parts else (0, np.dtype(np.uint8))
+
+    def numbers(start: int, stop: int) -> Array:
+        pieces = [np.empty(0, dtype)]
+        first = bisect_right(stops, start)
+        while start < stop:
+            offset = stops[first] - parts[first].size
+            last = min(stop, stops[first])
+            pieces.append(parts[first].rows(start - offset, last - offset).read())
+            start, first = last, first + 1
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+    return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
 
 
 @final

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import final
 
-from loralens.core.names import natural_key, nearest
+from loralens.core.names import natural_key, nearest, weight_name
 from loralens.errors import MismatchError
 
 Shape = tuple[int, ...]
 Rename = Callable[[str], str]
-_EXPERT = re.compile(r"\[\d+\]$")
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
     "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
@@ -119,7 +118,7 @@ def _leads(names: list[str], base: Mapping[str, Shape]) -> list[str]:
     """Prefixes under which the first module stands in the base, shortest first."""
     if not names:
         return []
-    first = _EXPERT.sub("", names[0])
+    first = weight_name(names[0])
     ends = (f".{first}.weight", f".{first}")
     found = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
     return sorted(found, key=lambda lead: (len(lead), natural_key(lead)))
@@ -127,7 +126,7 @@ def _leads(names: list[str], base: Mapping[str, Shape]) -> list[str]:
 
 def _weight(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
     """The base's key of a module's weight, if its shape fits."""
-    plain = _EXPERT.sub("", name)
+    plain = weight_name(name)
     for key in (f"{plain}.weight", plain):
         if key in base and fits(shape, base[key]):
             return key
@@ -180,7 +179,7 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
         forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
     found = {}
     for name, shape in modules.items():
-        keys = [key for key in forms.get(normal_form(_EXPERT.sub("", name)), []) if fits(shape, base[key])]
+        keys = [key for key in forms.get(normal_form(weight_name(name)), []) if fits(shape, base[key])]
         if len(keys) == 1:
             found[name] = keys[0]
     return found

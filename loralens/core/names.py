@@ -13,11 +13,19 @@ from loralens.errors import OptionError
 
 _DIGITS = re.compile(r"([0-9]+)")
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_EXPERT = re.compile(r"\[\d+\]$")
+_EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
+_EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
 
 
 class Block(NamedTuple):
     """The repeated part of a model that a module belongs to: ``model.layers`` number 11."""
+
+    stack: str
+    number: int
+
+
+class Expert(NamedTuple):
+    """One expert of a stack: the name of the stack's weight, and which of its matrices this is."""
 
     stack: str
     number: int
@@ -49,7 +57,7 @@ def kind(name: str) -> str:
 
     A number that ends the name belongs to the kind, unless it is the block's: the kind of ``w_018`` is ``w``.
     """
-    path, joint = _parts(_EXPERT.sub("", name))
+    path, joint = _parts(weight_name(name))
     if joint == "_":
         inner = [i for i, part in enumerate(path[:-1]) if i and _NUMBER.fullmatch(part)]
         return joint.join(path[inner[-1] + 1 :] if inner else path[:-1])
@@ -60,6 +68,18 @@ def kind(name: str) -> str:
     return path[0] if alone and path[1].isdecimal() else joint.join(path[start:])
 
 
+def expert(name: str) -> Expert | None:
+    """The stack and number of a module that is one expert of a stack; None for any other."""
+    found = _EXPERT.fullmatch(name)
+    return Expert(found["stack"], int(found["number"])) if found else None
+
+
+def weight_name(name: str) -> str:
+    """The name of the weight that a module adapts: the stack's, where the module is one expert of it."""
+    found = expert(name)
+    return found.stack if found else name
+
+
 def _parts(name: str) -> tuple[list[str], str]:
     """A name taken apart at its dots; at its underscores where it has no dots but numbers, as kohya writes names."""
     path = name.split("_")
@@ -68,11 +88,16 @@ def _parts(name: str) -> tuple[list[str], str]:
     return name.split("."), "."
 
 
+def is_expert_alone(name: str) -> bool:
+    """Whether a module is that of one expert, in a model that keeps no stack: ``model.layers.0.mlp.experts.3.w1``."""
+    return bool(_EXPERT_ALONE.search(name))
+
+
 def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     """The names that match any of ``globs``; all of them where no glob is given.
 
-    A glob that is a kind matches all modules of it, so ``q_proj`` means ``*.q_proj``. Brackets are literal, as expert
-    numbers are written with them.
+    A glob is held against the whole name and against the kind, so ``q_proj`` means ``*.q_proj``, and ``q_*`` all
+    kinds that begin with q_. Brackets are literal, as expert numbers are written with them.
 
     Raises
     ------
@@ -82,7 +107,7 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     names = list(names)
     if not globs:
         return names
-    hits = {glob: {name for name in names if _matches(name, glob)} for glob in globs}
+    hits = {glob: {name for name in names if matches(name, glob)} for glob in globs}
     for glob, hit in hits.items():
         if not hit:
             raise OptionError(f"no module matches {glob!r}", fix=f"the nearest names are {nearest(glob, names)}")
@@ -90,8 +115,17 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _matches(name: str, glob: str) -> bool:
-    return glob == kind(name) or fnmatchcase(name, glob.replace("[", "[[]"))
+def matches(name: str, glob: str) -> bool:
+    """Whether a glob of `select` matches this name."""
+    pattern = glob.replace("[", "[[]")
+    return fnmatchcase(name, pattern) or fnmatchcase(kind(name), pattern)
+
+
+def some(names: Iterable[str], count: int = 3) -> str:
+    """In words: the first ``count`` names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more if names else "nothing"
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -8,6 +8,7 @@ from typing import Literal, final
 import numpy as np
 
 from loralens.core.lazy import Array
+from loralens.core.names import weight_name
 from loralens.core.structured import Updates
 from loralens.errors import OptionError
 from loralens.linalg.measures import EPS, energy_rank
@@ -15,7 +16,6 @@ from loralens.linalg.measures import EPS, energy_rank
 RuleName = Literal["rank", "energy", "error", "sv-ratio", "parameters", "bytes"]
 BUDGETS = ("parameters", "bytes")
 
-_EXPERT = re.compile(r"\[\d+\]$")
 _ATTENTION = re.compile(r"\.(in_proj_weight|out_proj)$")
 
 
@@ -328,7 +328,7 @@ def shared_ranks(modules: Updates) -> dict[str, str]:
 
     The experts of a stack stand in one tensor. Of an nn.MultiheadAttention PEFT adapts both projections with one r.
     """
-    groups = {name: _EXPERT.sub("", name) for name, module in modules.items() if module.layout.kind == "experts"}
+    groups = {name: weight_name(name) for name, module in modules.items() if module.layout.kind == "experts"}
     for name in modules:
         parent = _ATTENTION.sub("", name)
         if parent != name and {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= set(modules):

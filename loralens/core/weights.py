@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from re import compile as regex
 from typing import final
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.matching import Match, Shape, match
+from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
 from loralens.errors import MismatchError
 
 BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
-_EXPERT = regex(r"\[(\d+)\]$")
 
 
 @final
@@ -123,12 +122,11 @@ def weights_of(
 
 def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The 2-D array of one module: its expert of a stack, a kernel flattened."""
-    expert, shape = _EXPERT.search(name), tensor.shape
-    if expert and len(shape) == 3:
-        index = int(expert[1])
-        if index >= shape[0]:
+    one, shape = expert(name), tensor.shape
+    if one and len(shape) == 3:
+        if one.number >= shape[0]:
             raise MismatchError(f"{name}: the base has {shape[0]} experts", fix="give the base it was trained on")
-        return tensor.rows(index, index + 1).reshape(*shape[1:])
+        return tensor.rows(one.number, one.number + 1).reshape(*shape[1:])
     if len(shape) == 2:
         return tensor
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):

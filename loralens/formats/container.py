@@ -11,7 +11,7 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -30,6 +30,7 @@ RECORD = "loralens"  # key of our record in the metadata, and name of the file b
 HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own
 NAME_LIMIT = 4096  # characters
 MOST_AXES = 64  # NumPy's limit
+PIECE = 1 << 20  # bytes of a tensor that are copied at a time
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -145,16 +146,12 @@ class OpenFile:
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         """The numbers at ``start``, read when they are asked for."""
-        stride = prod(shape[1:]) * dtype.itemsize
 
-        def rows(first: int, last: int) -> Array:
-            data = self.read(start + first * stride, (last - first) * stride)
-            return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
+        def numbers(first: int, last: int) -> Array:
+            data = self.read(start + first * dtype.itemsize, (last - first) * dtype.itemsize)
+            return np.frombuffer(data, dtype)
 
-        def read() -> Array:
-            return np.frombuffer(self.read(start, prod(shape) * dtype.itemsize), dtype).reshape(shape)
-
-        return LazyArray(read, shape=shape, dtype=dtype, rows=rows if shape else None)
+        return LazyArray(lambda: numbers(0, prod(shape)).reshape(shape), shape=shape, dtype=dtype, numbers=numbers)
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -317,8 +314,19 @@ def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
 
 
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file, one tensor at a time."""
+    """The bytes of a safetensors file, one tensor at a time; of one whose rows can be read alone, some of them."""
     tensors = aligned(tensors)
     yield header_bytes(tensors, metadata)
     for tensor in tensors.values():
-        yield np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
+        for rows in pieces(tensor):
+            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def pieces(tensor: LazyArray) -> Iterator[Array]:
+    """The numbers of a tensor in order, about a MiB at a time where its rows can be read alone."""
+    if not tensor.streams or not tensor.size:
+        yield tensor.read()
+        return
+    step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
+    for start in range(0, tensor.shape[0], step):
+        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()

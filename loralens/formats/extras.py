@@ -3,9 +3,8 @@
 from collections.abc import Collection, Mapping
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.names import some
 from loralens.errors import FormatError
-
-SHOWN = 3  # keys named in a message before the rest is counted
 
 
 def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping[str, Extra]:
@@ -18,9 +17,5 @@ def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping
     """
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in held]
     if lost:
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        raise FormatError(
-            f"{title} has no place for {', '.join(lost[:SHOWN])}{more}",
-            fix="convert with --drop-extra to leave them out",
-        )
+        raise FormatError(f"{title} has no place for {some(lost)}", fix="convert with --drop-extra to leave them out")
     return adapter.extra

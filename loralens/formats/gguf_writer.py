@@ -5,7 +5,6 @@ a scale of 0) each scale goes into B and α is 0, which llama.cpp takes as scale
 entry of ΔW is off by at most 2⁻²⁴ of Σ|B||A|, and a scale of a power of two costs nothing.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -16,6 +15,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.errors import FormatError, OptionError, ShapeError, place
 from loralens.formats import gguf_names, gguf_rows, gguf_values
@@ -44,7 +44,6 @@ from loralens.formats.gguf_values import Value
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_EXPERT = re.compile(r"^(?P<stack>.+)\[(?P<number>\d{1,9})\]$")
 CLOSE = 1e-6  # relative: α as float32 says the scale
 
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
@@ -164,8 +163,7 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
 def _place(name: str, target: _Target) -> Place:
     spot = gguf_names.place_of(name, target.arch)
     if spot is None and target.metadata is not None:  # as it was read, of an architecture that nobody knows
-        expert = _EXPERT.match(name)
-        spot = Place(expert["stack"], int(expert["number"])) if expert else Place(name, None)
+        spot = Place(*(expert(name) or (name, None)))
     if spot is None:
         raise FormatError(
             f"{target.arch} has no tensor of that name in llama.cpp", fix="leave this module out with --modules"
@@ -325,7 +323,7 @@ def _names(stacks: Stacks, arch: Architecture | None) -> dict[str, str]:
     """What `gguf.read` will call modules → their names here, where the two differ."""
     names = {}
     for tensor, modules in stacks.items():
-        for expert, name in modules.items():
-            plain = tensor if expert is None else f"{tensor}[{expert}]"
-            names[gguf_names.module_of(tensor, arch, expert) or plain] = name
+        for number, name in modules.items():
+            plain = tensor if number is None else f"{tensor}[{number}]"
+            names[gguf_names.module_of(tensor, arch, number) or plain] = name
     return {read: name for read, name in names.items() if read != name}

@@ -21,11 +21,11 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.alpha_elsewhere import alpha_unknown, scaling
 from loralens.formats.container import Stored
 from loralens.formats.litgpt_keys import fits, is_fused
 from loralens.formats.loralib import enabled_slices, leaf
 from loralens.formats.pairs import SAVE_AGAIN, Parts, group, halves, origin_of
-from loralens.formats.recipe import alpha_unknown, scaling
 
 NAME = "litgpt"
 _FLAGS = ("lora_query", "lora_key", "lora_value")

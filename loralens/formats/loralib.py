@@ -30,10 +30,10 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import embeddings, litgpt_keys
+from loralens.formats.alpha_elsewhere import alpha_unknown
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import fits as is_diffusers
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, block_diagonal, group, halves, origin_of
-from loralens.formats.recipe import alpha_unknown
 
 NAME = "loralib"
 ENABLED = "enable_lora"

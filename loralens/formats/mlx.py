@@ -18,7 +18,6 @@ file has an unknown scale. An ``alpha`` beside it is ignored by mlx-lm, which le
 
 import re
 from collections.abc import Iterator, Mapping
-from math import isfinite
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
@@ -29,6 +28,7 @@ from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import embeddings
 from loralens.formats.container import Stored
+from loralens.formats.number import finite
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of
 
 NAME = "mlx"
@@ -79,16 +79,9 @@ def said_scale(config: Mapping[str, Any] | None) -> float | None:
     scale = parameters(config).get("scale")
     if scale is None:
         return None
-    if type(scale) not in (int, float) or not _finite(scale):
+    if finite(scale) is None:
         raise FormatError("lora_parameters.scale is not a finite number", fix="correct it in adapter_config.json")
     return float(scale)
-
-
-def _finite(number: float) -> bool:
-    try:
-        return isfinite(number)
-    except OverflowError:  # a whole number beyond float64
-        return False
 
 
 def read(stored: Stored) -> Adapter:

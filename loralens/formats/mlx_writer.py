@@ -5,7 +5,6 @@ into their lora_b: exactly where it is a power of two, else rounded once to floa
 so these are refused.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import frexp
@@ -22,13 +21,11 @@ from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
 from loralens.formats.extras import to_translate
 from loralens.formats.mlx import NAME, is_ours, parameters, said_scale
+from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
 KINDS = ("linear", "embedding", "experts", "merged")
-_EXPERT = re.compile(r"^(?P<stack>.+)\[(?P<number>\d+)\]$")
 _WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))  # with exponents to spare
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
-
-Stacks = Mapping[str, Mapping[str, Update]]
 
 
 def write(adapter: Adapter) -> Stored:
@@ -41,7 +38,7 @@ def write(adapter: Adapter) -> Stored:
     ShapeError, MismatchError
         Several ranks; experts missing; an update that has no pair.
     """
-    stacks = _stacks(adapter)
+    stacks = by_pair(adapter)
     config, scale = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -53,31 +50,10 @@ def write(adapter: Adapter) -> Stored:
     return Stored(dict(sorted(tensors.items())), {"format": "mlx"}, config)
 
 
-def _stacks(adapter: Adapter) -> Stacks:
-    """Modules by the name of what they adapt: the experts of one stack together, in their order."""
-    stacks: dict[str, dict[str, Update]] = {}
-    for name, module in adapter.items():
-        expert = _EXPERT.match(name) if module.layout.kind == "experts" else None
-        stacks.setdefault(expert["stack"] if expert else name, {})[name] = module
-    return stacks
-
-
-def _untouched(modules: Mapping[str, Update]) -> bool:
-    """Whether what was read for a pair is still all there is, its scale aside."""
-    origins = [module.origin for module in modules.values()]
-    first = origins[0]
-    return (
-        first is not None
-        and first.format == NAME
-        and first.share == len(modules)
-        and all(origin == first for origin in origins)
-    )
-
-
 def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     ratio = _ratio(modules, scale)
-    if _untouched(modules) and ratio == 1:
+    if as_read(modules, NAME) and ratio == 1:
         assert first.origin
         return first.origin.tensors
     if first.layout.kind not in KINDS:
@@ -115,12 +91,7 @@ def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
     """lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    if len({(module.shape, module.rank, module.dtype) for module in experts}) > 1:
-        raise ShapeError("the experts of this stack differ in rank or dtype, and mlx-lm holds one", fix="use --uniform")
-    numbers = [int(name.rpartition("[")[2].rstrip("]")) for name in modules]
-    shares = {module.origin.share for module in experts if module.origin}
-    if numbers != list(range(count)) or shares - {count}:
-        raise ShapeError("some experts of this stack are missing, and mlx-lm holds all", fix="keep all, or none")
+    check_whole(modules, "mlx-lm")
     (out, in_), rank = first.shape, first.rank
     b = LazyArray(lambda: np.stack([m.B for m in experts]), shape=(count, out, rank), dtype=first.dtype)
     dtype = first.factors[1].dtype
@@ -165,7 +136,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
     said = said_scale(old)
-    untouched = all(map(_untouched, stacks.values()))
+    untouched = all(as_read(modules, NAME) for modules in stacks.values())
     if adapter.format == NAME and said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules):
         return old, 1.0
     if untouched and said is not None and all(module.scale == said for module in modules):

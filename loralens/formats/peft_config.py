@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import isfinite
 from typing import Any, final
 
 from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.container import check_printable
+from loralens.formats.number import finite
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -63,7 +63,7 @@ class PeftConfig:
                 raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=_RESTORE)
         alphas = [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *self._pattern("alpha_pattern").items()]
         for name, alpha in alphas:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _finite(alpha):
+            if finite(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r}, not a number", fix=_RESTORE)
         for key in (*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")):
             _regex(_KEY.format(key))
@@ -195,13 +195,6 @@ def _ends(path: str) -> Iterator[str]:
     while "." in path:
         path = path.partition(".")[2]
         yield path
-
-
-def _finite(value: float) -> bool:
-    try:
-        return isfinite(value)
-    except OverflowError:  # an int beyond float64
-        return False
 
 
 def _check_strings(name: str, value: Any) -> None:

@@ -25,14 +25,13 @@ from loralens.formats.peft import NAME, read
 from loralens.formats.peft_config import PeftConfig, ends
 from loralens.formats.peft_experts import GROUPED, registered
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
+from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
-_EXPERT = re.compile(r"^(?P<stack>.+)\[(?P<number>\d+)\]$")
 _PLAIN = re.compile(r"^[\w.-]+$")
 
 PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
-Stacks = Mapping[str, Mapping[str, Update]]
 
 
 def write(adapter: Adapter) -> Stored:
@@ -45,8 +44,8 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would build another base weight for the changed adapter, or would not read back what it says.
     """
-    stacks = _stacks(adapter)
-    changed = not all(_as_read(modules) for modules in stacks.values())
+    stacks = by_pair(adapter)
+    changed = not all(as_read(modules, NAME) for modules in stacks.values())
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -61,29 +60,8 @@ def write(adapter: Adapter) -> Stored:
     return stored
 
 
-def _stacks(adapter: Adapter) -> Stacks:
-    """Modules by the name of the parameter they adapt: the experts of one stack together, in their order."""
-    stacks: dict[str, dict[str, Update]] = {}
-    for name, module in adapter.items():
-        expert = _EXPERT.match(name) if module.layout.kind == "experts" else None
-        stacks.setdefault(expert["stack"] if expert else name, {})[name] = module
-    return stacks
-
-
 def _kind(modules: Mapping[str, Update]) -> str:
     return next(iter(modules.values())).layout.kind
-
-
-def _as_read(modules: Mapping[str, Update]) -> bool:
-    """Whether what was read for a parameter is still all there is, its scale aside."""
-    origins = [module.origin for module in modules.values()]
-    first = origins[0]
-    return (
-        first is not None
-        and first.format == NAME
-        and first.share == len(modules)
-        and all(origin == first for origin in origins)
-    )
 
 
 def _check(stored: Stored, adapter: Adapter) -> None:
@@ -101,7 +79,7 @@ def _check(stored: Stored, adapter: Adapter) -> None:
 
 def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
-    if _as_read(modules):
+    if as_read(modules, NAME):
         assert first.origin
         return first.origin.tensors
     if first.layout.kind == "experts":
@@ -157,15 +135,7 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
     """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    if len({(module.shape, module.rank, module.dtype) for module in experts}) > 1:
-        raise ShapeError(
-            "the experts of this stack differ in rank or dtype, and PEFT holds one for all",
-            fix="give them one rank (--uniform)",
-        )
-    numbers = [int(name.rpartition("[")[2].rstrip("]")) for name in modules]
-    shares = {module.origin.share for module in experts if module.origin}
-    if numbers != list(range(count)) or shares - {count}:
-        raise ShapeError("some experts of this stack are missing, and PEFT holds all", fix="keep all of them, or none")
+    check_whole(modules, "PEFT")
 
     def join_B() -> Array:
         stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)

@@ -24,7 +24,6 @@ float32.
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from typing import Any, get_args
 
 from loralens.core.adapter import Adapter, Extra, Finding, Level
@@ -33,6 +32,7 @@ from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.container import Stored
+from loralens.formats.number import finite
 
 VERSION = 1
 EXTRA = "extra/"
@@ -144,7 +144,7 @@ def _scaling(entry: Any) -> tuple[float, Scaling]:
     scale, rule, alpha, rank, origin = entry
     numbers = [x for x in (scale, alpha) if x is not None]
     assert scale is not None
-    assert all(type(x) in (int, float) and isfinite(x) for x in numbers)
+    assert all(finite(x) is not None for x in numbers)
     assert rule in get_args(Rule)
     assert rank is None or (type(rank) is int and rank > 0)
     assert _word(origin)

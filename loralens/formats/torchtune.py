@@ -20,9 +20,9 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.alpha_elsewhere import alpha_unknown, scaling
 from loralens.formats.container import Stored
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of
-from loralens.formats.recipe import alpha_unknown, scaling
 
 NAME = "torchtune"
 

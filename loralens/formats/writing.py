@@ -72,7 +72,7 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
         )
     if dry_run:
         _exists(path, overwrite=overwrite)
-        _check_room(path)
+        check_room(path)
         return
     write = write_file if path.suffix == Path(files.weights).suffix else write_folder
     write(stored, path, files=files, overwrite=overwrite)
@@ -126,7 +126,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     _write_together(stored, path, files)
 
 
-def _check_room(path: Path) -> None:
+def check_room(path: Path) -> None:
     """Refuse a place under a file, or in a folder that may not be written to: what a dry run can know of the disk."""
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir():

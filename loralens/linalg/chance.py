@@ -1,8 +1,7 @@
 """What chance alone would give: mean and spread of overlaps between directions that know nothing of each other.
 
 The null is strength-matched: singular values are kept and the directions drawn uniformly (Haar) on each side. The
-first two moments are then known in closed form, so nothing is sampled and no seed is needed; `haar_corner` draws from
-the same null where a whole distribution is wanted.
+first two moments are then known in closed form, so nothing is sampled and no seed is needed.
 """
 
 from math import sqrt
@@ -70,21 +69,3 @@ def _projection_moments(n: int, r: int) -> tuple[float, float]:
         return 1.0 / 3.0, 1.0 / 3.0
     beta = r * (n - r) / (n * (n - 1) * (n + 2))
     return (r * r - 2 * beta * n) / n**2, beta
-
-
-def haar_corner(rng: np.random.Generator, n: int, shape: tuple[int, int]) -> Floats:
-    """The overlap UᵀV of two uniform orthonormal bases of R^n, float64, of this shape; O(k³) whatever n is.
-
-    U may be taken as the first columns of 1, so this is the corner of a Haar matrix: a Gaussian block over the
-    Cholesky factor of its Gram matrix plus that of the n − k1 rows below, which Bartlett's triangle gives.
-    """
-    k1, k2 = shape
-    X = rng.standard_normal((k1, k2))
-    rest = n - k1
-    if rest >= k2:
-        R = np.triu(rng.standard_normal((k2, k2)), 1)
-        R[np.diag_indices(k2)] = np.sqrt(rng.chisquare(rest - np.arange(k2)))
-    else:
-        R = rng.standard_normal((rest, k2))
-    L = np.linalg.cholesky(X.T @ X + R.T @ R)
-    return np.asarray(np.linalg.solve(L, X.T).T, dtype=np.float64)

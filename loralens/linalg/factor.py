@@ -123,7 +123,7 @@ def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
 def in_range(array: Array, dtype: np.dtype[Any]) -> Array:
     """``array``, unless rounding to ``dtype`` made infinities of its numbers."""
     if not np.isfinite(array).all():
-        raise FormatError(f"its balanced factors are too large for {dtype}", fix="give --dtype bf16 or f32")
+        raise FormatError(f"its factors are too large for {dtype}", fix="give --dtype bf16 or f32")
     return array
 
 

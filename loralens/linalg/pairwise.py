@@ -127,14 +127,24 @@ def pairwise_products(
 
 
 def pairwise_overlaps(
-    parts: Sequence[Callable[[], Floats]], sizes: Sequence[int], *, head: int | None = None, limit: int = LIMIT
+    parts: Sequence[Callable[[], Floats]],
+    sizes: Sequence[int],
+    *,
+    head: int | None = None,
+    limit: int = LIMIT,
+    step: Callable[[int], None] | None = None,
 ) -> Floats:
-    """Σcos² of every pair of subspaces, float64, shape (T, T); the parts return orthonormal columns, shape (n, k)."""
+    """Σcos² of every pair of subspaces, float64, shape (T, T); the parts return orthonormal columns, shape (n, k).
+
+    ``step`` is told how many subspaces have met all others, T in the end.
+    """
     found = np.zeros((len(parts), len(parts)))
     for rows, columns, first, second in _tiles(parts, sizes, limit):
         one = Segments.of(first)
         two = one if first is second else Segments.of(second)
         _fill(found, rows, columns, _overlaps(one.gram(two), one, two, head))
+        if step and columns.stop == len(parts):
+            step(len(rows))
     return found
 
 

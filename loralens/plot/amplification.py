@@ -21,6 +21,7 @@ from loralens.core.lazy import Array
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.errors import OptionError
 from loralens.plot.figure import fit, settle, styled
+from loralens.plot.panels import counts, kind_panels
 from loralens.plot.sheet import NAME, TICKS, Column, block_order, starts, thin
 
 KINDS = 12  # of one figure: those of most modules
@@ -124,17 +125,9 @@ def _grid(found: Results) -> Grid:
 
 def _curves(part: SubFigure, grid: Grid) -> None:
     columns = min(ACROSS, len(grid.kinds))
-    places = part.add_gridspec(ceil(len(grid.kinds) / columns), columns)
-    panels: list[Axes] = []
-    for row, name in enumerate(grid.kinds):
-        first = panels[0] if panels else None
-        axes = part.add_subplot(places[row // columns, row % columns], sharex=first, sharey=first)
-        _lines(axes, grid, row)
-        axes.set_title(fit(name, 30), parse_math=False)
-        axes.tick_params(which="both", labelleft=row % columns == 0, labelbottom=row + columns >= len(grid.kinds))
-        panels.append(axes)
+    panels = kind_panels(part, grid.kinds, columns, lambda axes, row: _lines(axes, grid, row))
     most = max(one.s.size for members in grid.cells.values() for one in members)
-    panels[0].set(yscale="log", xlim=(1 - 0.04 * most, 1.04 * most), xticks=_counts(most))
+    panels[0].set(yscale="log", xlim=(1 - 0.04 * most, 1.04 * most), xticks=counts(most))
     part.supylabel("amplification ‖ΔWᵢ‖/‖UᵢᵀWVᵢ‖", fontsize="medium")
     part.supxlabel(
         "kept directions i of ΔW   (dashed: random directions, median; grey: their range)", fontsize="medium"
@@ -171,12 +164,6 @@ def _lines(axes: Axes, grid: Grid, row: int) -> None:
         )
     if not members:
         axes.text(0.5, 0.5, "all zero", transform=axes.transAxes, ha="center", fontsize=7)
-
-
-def _counts(most: int) -> list[int]:
-    """Round numbers from 1 to ``most``, about five."""
-    step = next(2**k for k in range(32) if most <= 4 * 2**k)
-    return sorted({1, *range(step, most + 1, step)})
 
 
 def _maps(part: SubFigure, grid: Grid) -> None:
@@ -239,7 +226,7 @@ def _phi(part: SubFigure, topped: Sequence[Amplification], limit: int) -> None:
         axes.set_title(
             f"φ(i, j) on the {side} side: mean {values[-1, -1]:.3g} at the corner, chance {level[-1, -1]:.3g}"
         )
-        axes.set(xlabel="j leading directions of W", xticks=_counts(j), yticks=_counts(i))
+        axes.set(xlabel="j leading directions of W", xticks=counts(j), yticks=counts(i))
     panels[0].set_ylabel("i leading directions of ΔW")
     bar = part.colorbar(mesh, ax=panels, label=f"φ, mean of {len(full)} modules\n(white line: chance)", pad=0.01)
     bar.ax.axhline(chance, color="white", linewidth=1.2)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -91,7 +91,13 @@ def save(figure: Figure, path: Path | str) -> None:
     """
     path = Path(path)
     kind = check_suffix(path)
-    with styled(), _boxes_for_missing_letters(), replacing(path) as stream:
+    with replacing(path) as stream:
+        write(figure, stream, kind)
+
+
+def write(figure: Figure, stream: BinaryIO, kind: str) -> None:
+    """Write ``figure`` as ``png``, ``svg`` or ``pdf`` into a stream."""
+    with styled(), _boxes_for_missing_letters():
         figure.savefig(stream, format=kind, **SUFFIXES[f".{kind}"])
 
 

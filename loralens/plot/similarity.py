@@ -21,6 +21,7 @@ FEW = 4
 WIDE = 16  # letters of the name of a block or module
 FEWEST = 7  # letters of a kind over a heat map at least
 KINDS = 8  # columns of heat maps
+GLANCE = 12  # heat maps that are taken in without a map of all of them
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # as the title has it
 
 Place = Block | str | None  # a block; None: outside any; a module of its own where there are no blocks
@@ -56,8 +57,8 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
 
     Above: a heat map for each kind and block, i the leading directions of the first adapter and j those of the
     second; beside them what two random subspaces would give. Of more than 8 blocks four are shown: the first, those at
-    one and two thirds, and the last. Below, where there are several blocks: φ(1, 1) and φ of all directions of every
-    module, kinds down and blocks across.
+    one and two thirds, and the last. Below, where some modules have no heat map or more than 12 have one: φ(1, 1) and φ
+    of all directions of every module, kinds down and blocks across.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
         if (place, name) in whole.cells
     ]
     rows, columns = max(1, len(shown.places)), max(1, len(shown.kinds)) + 1
-    across = len(whole.places) > 1
+    across = len(whole.places) > 1 and (len(maps) < len(whole.cells) or len(maps) > GLANCE)
     names = LETTER * WIDE if whole.upright else 0.2
     tops = 1.45 * rows + 1.0, 2 * (0.25 * max(5, len(whole.kinds)) + 0.3) + 0.4 + names if across else 0.0
     with styled():
@@ -126,11 +127,11 @@ def _grid(modules: Mapping[str, Similarity]) -> Grid:
 
 def _chosen(whole: Grid) -> tuple[Grid, list[str]]:
     """The part of a grid that fits into a figure, and in words what that leaves out."""
-    places, kinds = list(whole.places), list(whole.kinds[:KINDS])
-    notes = []
+    places, notes = list(whole.places), []
     if len(places) > BLOCKS:
         places = [places[int(i)] for i in np.linspace(0, len(places) - 1, FEW)]
         notes.append(f"{FEW} of {len(whole.places)} blocks, evenly spaced (--modules picks others)")
+    kinds = [name for name in whole.kinds if any((place, name) in whole.cells for place in places)][:KINDS]
     if len(kinds) < len(whole.kinds):
         notes.append(f"{len(kinds)} of {len(whole.kinds)} kinds (--modules picks others)")
     return Grid(places, kinds, whole.cells), notes

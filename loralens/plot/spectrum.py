@@ -16,6 +16,7 @@ from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.plot.effective_rank import rank_colours, rank_map
 from loralens.plot.figure import fit, settle, styled
+from loralens.plot.panels import counts, kind_panels
 from loralens.plot.sheet import Sheet, across, block_order, height, heights, lay_out, thin, width
 
 PANELS = 24  # of one figure
@@ -104,16 +105,7 @@ def _title(sheet: Sheet) -> str:
 
 def _panels(part: SubFigure, sheet: Sheet, limits: Limits) -> None:
     """A panel for each kind, with one bar for the colours of all."""
-    columns = across(sheet)
-    grid = part.add_gridspec(ceil(len(sheet.rows) / columns), columns)
-    panels: list[Axes] = []
-    for row, name in enumerate(sheet.rows):
-        first = panels[0] if panels else None
-        axes = part.add_subplot(grid[row // columns, row % columns], sharex=first, sharey=first)
-        _lines(axes, sheet, row)
-        axes.set_title(fit(name, 30), parse_math=False)
-        axes.tick_params(which="both", labelleft=row % columns == 0, labelbottom=row + columns >= len(sheet.rows))
-        panels.append(axes)
+    panels = kind_panels(part, sheet.rows, across(sheet), lambda axes, row: _lines(axes, sheet, row))
     panels[0].set(yscale="log", ylim=limits or (0.1, 1))
     if not limits:
         panels[0].set_yticks([])
@@ -131,7 +123,7 @@ def _directions(part: SubFigure, axes: Axes, sheet: Sheet) -> None:
         part.supxlabel("block, in the order of the map (one direction a module)", fontsize="medium")
         return
     most = max(one.s.size for one in sheet.spectra)
-    axes.set(xlim=(1 - 0.04 * most, 1.04 * most), xticks=_counts(most))
+    axes.set(xlim=(1 - 0.04 * most, 1.04 * most), xticks=counts(most))
     ends = any(one.numerical_rank < one.s.size for one in sheet.spectra if one.spectral > 0)
     note = " (a line ends where σᵢ is zero to rounding)" if ends else ""
     part.supxlabel(f"direction i{note}", fontsize="medium")
@@ -181,9 +173,3 @@ def _block_bar(part: SubFigure, panels: Sequence[Axes], sheet: Sheet) -> None:
     ticks = thin(sheet.columns[:count], 8)
     bar.set_ticks(ticks, labels=[sheet.names[j] for j in ticks], parse_math=False)
     bar.ax.minorticks_off()
-
-
-def _counts(most: int) -> list[int]:
-    """Round numbers from 1 to ``most`` for an axis, about five."""
-    step = next((2**k for k in range(32) if most <= 4 * 2**k), most)
-    return sorted({1, *range(step, most + 1, step)})

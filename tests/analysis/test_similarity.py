@@ -15,7 +15,6 @@ from loralens.analysis.similarity_nested import closest, nesting, relations
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
-from loralens.linalg.chance import haar_corner
 from loralens.linalg.subspace import update_cosine
 from tests import reference
 from tests.strategies import SCALES
@@ -139,7 +138,7 @@ def test_phi_rank_limits_directions_and_not_the_cosine():
 def test_the_null_of_the_cosine_is_the_one_drawn():
     rng = np.random.default_rng(6)
     s1, s2, shape = np.array([3.0, 1.0, 0.2]), np.array([1.0, 0.9]), (40, 25)
-    drawn = [update_cosine(s1, s2, *(haar_corner(rng, n, (3, 2)) for n in shape)) for _ in range(4000)]
+    drawn = [update_cosine(s1, s2, *(reference.haar_corner(rng, n, (3, 2)) for n in shape)) for _ in range(4000)]
     x, y = random(rng, *shape), random(rng, *shape)
     one = only(similarity(adapter(x), adapter(y)))
     assert one.cosine / one.cosine_z == pytest.approx(np.std(drawn), rel=0.05)

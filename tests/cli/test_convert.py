@@ -130,6 +130,18 @@ def test_a_file_that_somebody_changed_after_its_conversion_keeps_its_own_scale(s
     assert "record-disagrees" in {finding.code for finding in adapter.findings}
 
 
+def test_numbers_that_a_dtype_does_not_hold_are_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    B = np.full((6, 2), 1e5, np.float32)
+    loralens.save(loralens.Adapter(modules={"m.q": loralens.LowRank(B, np.ones((2, 4), np.float32))}), tmp_path / "a")
+    result = run("convert", tmp_path / "a", "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
+    assert result.exit_code == 1
+    assert "m.q: its factors are too large for float16\n  fix: " in result.stderr
+    assert not (tmp_path / "b").exists()
+    B[0, 0] = np.nan  # what was none before is not what rounding did
+    loralens.save(loralens.Adapter(modules={"m.q": loralens.LowRank(B / 10, np.ones((2, 4)))}), tmp_path / "n")
+    assert run("convert", tmp_path / "n", "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("consumer", "code"),
     [("vllm", None), ("lorax", None), ("peft", None), ("llama.cpp", "dialect"), ("comfyui", "dialect")],
@@ -139,6 +151,25 @@ def test_for_a_consumer(small: Path, consumer: str, code: str | None) -> None:
     codes = {finding["code"] for finding in record["findings"]} - {"zero-update"}
     assert codes == ({code} if code else set())
     assert all(finding["fix"] for finding in record["findings"])
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(1, 1.0), (2, 2.0)])
+def test_for_peft_experts_that_are_modules_of_their_own_have_one_rank_and_scale(
+    tmp_path: Path, rank: int, scale: float
+) -> None:
+    def experts(rank: int, scale: float) -> loralens.Adapter:
+        first = loralens.LowRank(np.eye(6, 2), np.eye(2, 4), 1.0)
+        second = loralens.LowRank(np.eye(6, rank), np.eye(rank, 4), scale)
+        names = [f"model.layers.0.block_sparse_moe.experts.{e}.w1" for e in (0, 1)]
+        return loralens.Adapter(modules=dict(zip(names, (first, second), strict=True)))
+
+    loralens.save(experts(rank, scale), tmp_path / "mixed")
+    loralens.save(experts(2, 1.0), tmp_path / "alike")
+    for name, expected in (("mixed", {"experts-differ"}), ("alike", set())):
+        record = json.loads(run("inspect", "--json", "--for", "peft", tmp_path / name).stdout)["adapters"][0]
+        assert {finding["code"] for finding in record["findings"]} == expected
+        said = run("compress", tmp_path / name, "--rank", "2", "--dry-run").stdout
+        assert ("transformers 5 joins them into one stack" in said) == (name == "mixed")
 
 
 def test_for_vllm_everything_it_refuses(tmp_path: Path, base: Path) -> None:

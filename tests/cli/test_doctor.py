@@ -176,6 +176,18 @@ def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: 
     assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 1
 
 
+def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    A = np.linalg.qr(rng.standard_normal((20, 8)))[0].T
+    B = rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)
+    modules = {f"model.layers.{i}.mlp.up_proj": loralens.LowRank(B, A) for i in range(4)}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "run", format="loralib")
+    result = run("doctor", tmp_path / "run", "--allow-pickle", "--format", "loralib")
+    (command,) = re.findall(r"`loralens (compress [^`]*)`", result.stdout)
+    assert command.endswith("--energy 0.99 --allow-pickle --format loralib")
+    assert CliRunner().invoke(main, [*shlex.split(command)]).exit_code == 0
+
+
 def test_a_command_for_a_dialect_that_is_only_read_writes_another(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     B, A = (rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)).astype(np.float32), np.eye(8, 20, dtype=np.float32)

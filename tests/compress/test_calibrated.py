@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.compress.calibrated import data_error, plain_data_errors, whitened_svd
+from loralens.compress.calibrated import data_error, data_norm, whitened_svd
 from loralens.compress.directions import truncated
 from loralens.compress.informed import directions_on_data
 from loralens.core.lowrank import Layout, LowRank
@@ -38,6 +38,16 @@ def plain(module, k):
     return (U[:, :k] * s[:k]) @ Vh[:k]
 
 
+def best(module, whitened, k):
+    """The update of rank k that is nearest on the data."""
+    return LowRank(whitened.left.columns() @ whitened.X[:, :k], whitened.Y[:k] @ module.A)
+
+
+def errors(module, K, update):
+    """On the data, of the updates of rank 0, 1, …"""
+    return np.array([data_error(module, update(k), K) for k in range(min(module.rank, module.shape[0]) + 1)])
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_it_is_full_whitening(seed, two_sided):
@@ -47,14 +57,15 @@ def test_it_is_full_whitening(seed, two_sided):
     whitened = whitened_svd(module, K, G if two_sided else None)
     for k in range(module.rank + 1):
         expected, s = reference.whitened_truncation(D, C, k, G_full if two_sided else None)
-        smaller = whitened.truncated(k)
+        smaller = best(module, whitened, k)
         assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(D)
         assert whitened.s == pytest.approx(s[: module.rank], rel=WHITENED)
-        lost = D - expected
-        assert whitened.data_errors[k] == pytest.approx(reference.on_data(lost, X) / reference.on_data(D, X), abs=1e-12)
-        assert whitened.weight_errors[k] == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(D), abs=1e-12)
-    assert whitened.data_norm == pytest.approx(reference.on_data(D, X) / np.sqrt(len(X)))
-    assert (whitened.X.shape, whitened.Y.shape, whitened.data_errors.shape) == ((5, 5), (5, 5), (6,))
+        error = reference.on_data(D - expected, X) / reference.on_data(D, X)
+        assert data_error(module, smaller, K) == pytest.approx(error, abs=1e-12)
+    assert data_norm(module, K) == pytest.approx(reference.on_data(D, X) / np.sqrt(len(X)))
+    assert (whitened.X.shape, whitened.Y.shape, whitened.R_A.shape) == ((5, 5), (5, 5), (5, 5))
+    lengths = np.linalg.norm(whitened.Y @ whitened.R_A.T, axis=1)
+    np.testing.assert_allclose(lengths, np.linalg.norm(whitened.Y @ module.A, axis=1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,15 +74,13 @@ def test_never_worse_than_plain_on_its_own_data(seed, r, out, in_, inputs):
     module, X, g = case(seed, out, in_, r, inputs)
     K, _ = moments(module, X, g)
     whitened, D = whitened_svd(module, K), module.dense()
-    usual = plain_data_errors(module, K)
-    assert len(usual) == len(whitened.data_errors)
-    assert np.all(whitened.data_errors**2 <= usual**2 + ROUNDING)
-    assert np.all(np.diff(whitened.data_errors) <= 1e-12)
+    found = errors(module, K, lambda k: best(module, whitened, k))
     whole = reference.on_data(D, X)
-    for k, error in enumerate(usual):
-        assert error**2 == pytest.approx((reference.on_data(D - plain(module, k), X) / whole) ** 2, abs=1e-9)
-    for k, error in enumerate(whitened.data_errors):
-        lost = D - whitened.truncated(k).dense()
+    usual = np.array([reference.on_data(D - plain(module, k), X) / whole for k in range(len(found))])
+    assert np.all(found**2 <= usual**2 + ROUNDING)
+    assert np.all(np.diff(found**2) <= ROUNDING)
+    for k, error in enumerate(found):
+        lost = D - best(module, whitened, k).dense()
         assert error**2 == pytest.approx((reference.on_data(lost, X) / whole) ** 2, abs=1e-9)
 
 
@@ -83,7 +92,7 @@ def test_the_gauge_does_not_matter(two_sided):
     turned = LowRank(module.B @ gauge, np.linalg.solve(gauge, module.A), module.scale)
     for k in (1, 3):
         one, other = (
-            whitened_svd(m, *(moments(m, X, g) if two_sided else moments(m, X, g)[:1])).truncated(k).dense()
+            best(m, whitened_svd(m, *(moments(m, X, g) if two_sided else moments(m, X, g)[:1])), k).dense()
             for m in (module, turned)
         )
         assert np.linalg.norm(one - other) <= 1e-10 * np.linalg.norm(one)
@@ -97,20 +106,17 @@ def test_directions_are_nested_and_the_same_update(two_sided):
     found = directions_on_data(module, Moment(K, len(X), G if two_sided else None))
     for k in range(1, 6):
         smaller = truncated(module, found.head(k))
-        expected = whitened.truncated(k).dense()
+        expected = best(module, whitened, k).dense()
         assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(expected)
 
 
-def test_factors_are_balanced_and_scale_and_layout_stay():
+def test_scale_and_layout_stay():
     module, X, g = case(8)
     scaling, layout = Scaling("alpha/r", -8.5, 5), Layout("conv", kernel=(3,))
     module = LowRank(module.B, module.A, module.scale, scaling=scaling, layout=layout)
-    smaller = whitened_svd(module, moments(module, X, g)[0]).truncated(3)
+    found = directions_on_data(module, Moment(moments(module, X, g)[0], len(X)))
+    smaller = truncated(module, found.head(3))
     assert (smaller.scale, smaller.scaling, smaller.layout) == (module.scale, scaling, layout)
-    np.testing.assert_allclose(smaller.B.T @ smaller.B, smaller.A @ smaller.A.T, atol=1e-12)
-    svd = whitened_svd(module, moments(module, X, g)[0]).svd(3)
-    assert (svd.U.shape, svd.s.shape, svd.Vh.shape) == ((14, 3), (3,), (3, 18))
-    np.testing.assert_allclose((svd.U * svd.s) @ svd.Vh, smaller.dense(), atol=1e-12)
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 3])
@@ -121,20 +127,20 @@ def test_what_the_data_never_excites_goes_last_but_is_not_lost(inputs, two_sided
     K, G = moments(module, X, g)
     whitened = whitened_svd(module, K, G if two_sided else None)
     D = module.dense()
-    assert np.linalg.norm(whitened.truncated(5).dense() - D) <= 1e-8 * np.linalg.norm(D)
-    assert whitened.data_errors[inputs if not two_sided else 5] <= 1e-3
+    assert np.linalg.norm(best(module, whitened, 5).dense() - D) <= 1e-8 * np.linalg.norm(D)
+    assert data_error(module, best(module, whitened, inputs if not two_sided else 5), K) <= 1e-3
     if not two_sided:
         expected, _ = reference.whitened_truncation(D, X.T @ X / len(X), 4)
-        assert np.linalg.norm(whitened.truncated(4).dense() - expected) <= 1e-8 * np.linalg.norm(D)
+        assert np.linalg.norm(best(module, whitened, 4).dense() - expected) <= 1e-8 * np.linalg.norm(D)
 
 
 def test_without_data_it_is_plain_truncation():
     module, _, _ = case(10)
     whitened = whitened_svd(module, np.zeros((5, 5)))
     for k in range(6):
-        np.testing.assert_allclose(whitened.truncated(k).dense(), plain(module, k), atol=1e-12)
-    assert not whitened.data_errors.any()
-    assert not plain_data_errors(module, np.zeros((5, 5))).any()
+        np.testing.assert_allclose(best(module, whitened, k).dense(), plain(module, k), atol=1e-12)
+    assert not errors(module, np.zeros((5, 5)), lambda k: best(module, whitened, k)).any()
+    assert data_norm(module, np.zeros((5, 5))) == 0
 
 
 def test_repeated_columns_of_b_and_gradients_that_see_less_make_no_phantoms():
@@ -145,9 +151,9 @@ def test_repeated_columns_of_b_and_gradients_that_see_less_make_no_phantoms():
     for moment in ((K,), (K, G)):
         whitened = whitened_svd(module, *moment)
         assert numerical_rank(whitened.s, module.shape) == 3
-        assert np.all(whitened.weight_errors[3:] <= 1e-12)
-        assert np.all(whitened.data_errors[3:] <= 1e-12)
-        assert np.linalg.norm(whitened.truncated(3).dense() - module.dense()) <= 1e-10 * np.linalg.norm(module.dense())
+        D = module.dense()
+        for k in (3, 4, 6):
+            assert np.linalg.norm(best(module, whitened, k).dense() - D) <= 1e-10 * np.linalg.norm(D)
 
 
 @pytest.mark.parametrize("B", [np.zeros((4, 3)), np.zeros((4, 0))])
@@ -156,17 +162,17 @@ def test_an_update_of_zero(B):
     K = np.eye(B.shape[1])
     for moment in ((K,), (K, K)):
         whitened = whitened_svd(module, *moment)
-        assert (whitened.data_errors.tolist(), whitened.weight_errors.tolist()) == ([0.0], [0.0])
-        assert whitened.truncated(2).rank == 0
         assert whitened.s.size == 0
+    assert data_norm(module, K) == 0
     assert data_error(module, module, K) == 0
 
 
 def test_a_scale_of_zero_stays_zero():
     module = LowRank(np.ones((4, 2)), np.ones((2, 5)), 0.0)
-    smaller = whitened_svd(module, np.eye(2)).truncated(1)
+    smaller = truncated(module, directions_on_data(module, Moment(np.eye(2), 1)).head(1))
     assert smaller.scale == 0
     assert not smaller.dense().any()
+    assert not whitened_svd(module, np.eye(2)).s.any()
 
 
 def test_the_error_of_any_other_update():
@@ -174,12 +180,13 @@ def test_the_error_of_any_other_update():
     K, _ = moments(module, X, g)
     whole = reference.on_data(module.dense(), X)
     for k in range(1, 5):
-        smaller = whitened_svd(module, K).truncated(k)
+        smaller = best(module, whitened_svd(module, K), k)
         other = LowRank(smaller.B.astype(np.float32), smaller.A.astype(np.float32), smaller.scale)
         expected = reference.on_data(module.dense() - other.dense(), X) / whole
         assert data_error(module, other, K) == pytest.approx(expected, rel=1e-5)
         usual = LowRank(plain(module, k), np.eye(18))
-        assert data_error(module, usual, K) == pytest.approx(plain_data_errors(module, K)[k], rel=1e-10)
+        expected = reference.on_data(module.dense() - usual.dense(), X) / whole
+        assert data_error(module, usual, K) == pytest.approx(expected, rel=1e-10)
     assert data_error(module, module, K) <= 1e-15
     nothing = LowRank(0 * module.B, module.A)
     assert data_error(module, nothing, K) == pytest.approx(1)
@@ -200,7 +207,7 @@ def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inp
     counted, not_counted = np.sqrt(np.mean(np.square(errors), axis=0))
     assert counted == pytest.approx(1, rel=0.08)
     assert not_counted < 0.4
-    smaller = whitened_svd(module, K).truncated(2)
+    smaller = best(module, whitened_svd(module, K), 2)
     assert data_error(module, smaller, K, trace=trace) == pytest.approx(data_error(module, smaller, K), rel=1e-12)
     seen = LowRank(np.eye(3, 2), np.eye(2, 4))  # of inputs with C = diag(9, 4, 1, 1)
     beside = LowRank(np.eye(3, 2), np.array([[1, 0, 0.5, 0], [0, 1, 0, 2.0]]))
@@ -219,25 +226,26 @@ def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inp
 )
 def test_moments_that_cannot_be(K, error, message):
     module, _, _ = case(13)
-    for call in (lambda: whitened_svd(module, K), lambda: whitened_svd(module, np.eye(5), K)):
+    for call in (
+        lambda: whitened_svd(module, K),
+        lambda: whitened_svd(module, np.eye(5), K),
+        lambda: data_norm(module, K),
+    ):
         with pytest.raises(error, match=message):
             call()
-    with pytest.raises(error, match=message):
-        plain_data_errors(module, K)
 
 
 def test_other_misuse():
-    module, X, g = case(14)
+    module, _, _ = case(14)
     with pytest.raises(ShapeError, match="not of one weight"):
         data_error(module, LowRank(np.ones((3, 1)), np.ones((1, 18))), np.eye(5))
-    with pytest.raises(ShapeError, match="no update has rank -1"):
-        whitened_svd(module, moments(module, X, g)[0]).svd(-1)
 
 
 def test_nothing_is_written_into():
     module, X, g = case(15)
     K, G = moments(module, X, g)
     before = [array.copy() for array in (module.B, module.A, K, G)]
-    whitened_svd(module, K, G).truncated(2)
+    whitened_svd(module, K, G)
+    data_error(module, module, K)
     for array, old in zip((module.B, module.A, K, G), before, strict=True):
         np.testing.assert_array_equal(array, old)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compress.calibrated import data_error, plain_data_errors, whitened_svd
+from loralens.compress.calibrated import data_error
 from loralens.compress.calibration import calibrate
+from loralens.compress.directions import directions, truncated
+from loralens.compress.informed import directions_on_data
 from loralens.compress.objective import label, next_token
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Attachment
@@ -374,10 +376,12 @@ def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -
     )
     losses = np.zeros((2, 8))
     for name, module in adapter.items():
-        whitened, usual = whitened_svd(module, own[name].K), plain_data_errors(module, held[name].K)
-        assert np.all(whitened.data_errors**2 <= plain_data_errors(module, own[name].K) ** 2 + 1e-12)
+        informed, plain = directions_on_data(module, own[name]), directions(module)
         for k in range(8):
-            losses[:, k] += data_error(module, whitened.truncated(k), held[name].K) ** 2, usual[k] ** 2
+            two = [truncated(module, one.head(k)) for one in (informed, plain)]
+            first, second = (data_error(module, one, own[name].K) ** 2 for one in two)
+            assert first <= second + 1e-12
+            losses[:, k] += [data_error(module, one, held[name].K) ** 2 for one in two]
     assert np.all(losses[0, 1:] < losses[1, 1:])
     assert losses[0, 2] < 0.95 * losses[1, 2]
 

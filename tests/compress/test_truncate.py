@@ -252,7 +252,7 @@ def test_numbers_that_do_not_fit_a_dtype_are_refused_not_written_as_infinity():
     with pytest.raises(FormatError, match="too large for float16"):
         truncate(adapter, Rule("rank", 1), dtype=np.float16)
     after = Plan.of(adapter, dtype=np.float16).at({"a": 1})
-    with pytest.raises(FormatError, match=r"^a: its balanced factors"):
+    with pytest.raises(FormatError, match=r"^a: its factors are too large"):
         after["a"].B.sum()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.names import Block, block, kind, natural_key, nearest, select
+from loralens.core.names import Block, block, is_expert_alone, kind, natural_key, nearest, select
 from loralens.errors import OptionError
 
 ORDERED = [
@@ -95,11 +95,16 @@ NAMES = [
         (["*.1.*"], [1, 2]),
         (["*.?.*"], [0, 1, 2]),
         (["model.layers.1?.*"], [3, 4]),
-        (["*_proj"], [0, 1, 2]),
+        (["*_proj"], [0, 1, 2, 4]),
         (["down_proj"], [4]),
         (["*[1]"], [4]),
         (["to_out.0"], [3]),
         (["lm_head"], [5]),
+        (["q_*"], [0, 1]),  # kinds too
+        (["?_proj"], [0, 1, 2]),
+        (["down_*"], [4]),
+        (["to_out.*"], [3]),
+        (["to_*", "l*"], [3, 5]),
     ],
 )
 def test_select(globs, chosen):
@@ -107,7 +112,9 @@ def test_select(globs, chosen):
     assert select(iter(NAMES), globs) == [NAMES[i] for i in chosen]
 
 
-@pytest.mark.parametrize("glob", ["Q_proj", "proj", "layers.1", "*.[01].*", "q_proj.*", "*.2.*", ""])
+@pytest.mark.parametrize(
+    "glob", ["Q_proj", "Q_*", "proj", "proj*", "layers.1", "*.[01].*", "[qv]_proj", "q_proj.*", "*.2.*", ""]
+)
 def test_a_glob_that_matches_nothing(glob):
     with pytest.raises(OptionError) as caught:
         select(NAMES, ["lm_head", glob])
@@ -119,6 +126,20 @@ def test_what_is_suggested_can_be_given():
     for wrong in ("to_out", "q_prj", "lm_haed", "model.layers.1.q_proj", "down_proj[1]"):
         for suggestion in nearest(wrong, NAMES).split(", "):
             assert select(NAMES, [suggestion])
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("model.layers.0.block_sparse_moe.experts.7.w1", True),
+        ("experts.0.up_proj", True),
+        ("model.layers.0.mlp.experts.gate_up_proj[3]", False),
+        ("model.layers.0.mlp.shared_experts.0.up_proj", False),
+        ("model.layers.0.mlp.experts.down_proj", False),
+    ],
+)
+def test_experts_that_are_modules_of_their_own(name, alone):
+    assert is_expert_alone(name) is alone
 
 
 def test_nearest():

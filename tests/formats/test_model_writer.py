@@ -211,3 +211,47 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch) -> None:
     )
     write(root, tmp_path / "out")
     np.testing.assert_array_equal(held(tmp_path / "out")[KEY].astype(np.float32), NEW)
+
+
+@pytest.mark.parametrize("make", [single, sharded])
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which file a number stands for")
+def test_all_of_it_is_on_the_disk_before_it_takes_its_place(make, tmp_path: Path, monkeypatch) -> None:
+    root, order = make(tmp_path / "m", tensors()), []
+    fsync, rename = os.fsync, Path.rename
+
+    def syncing(fd):
+        order.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink())))
+        fsync(fd)
+
+    def renaming(self, target):
+        order.append(("rename", str(target)))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    write(root, tmp_path / "out", beside=lambda part: (part / "more.json").write_text("{}"))
+    at = order.index(("rename", str(tmp_path / "out")))
+    synced = {Path(path).name for what, path in order[:at] if what == "sync"}
+    assert {Path(name).name for name in contents(tmp_path / "out")} <= synced
+    assert any(name.endswith(".part") for name in synced)  # the folder that holds their names
+    assert order[at + 1 :] == [("sync", str(tmp_path))]
+
+
+def test_the_disk_is_told_to_begin_on_the_way(tmp_path: Path, monkeypatch) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no such call")
+    root, told = single(tmp_path / "m", tensors()), []
+    monkeypatch.setattr(model_writer, "HURRY", 64)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, count, what: told.append((start, count)))
+    write(root, tmp_path / "out")
+    assert told
+    assert all(start % 64 == 0 and count % 64 == 0 for start, count in told)
+    np.testing.assert_array_equal(held(tmp_path / "out")[KEY].astype(np.float32), NEW)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_byte_is_told_of_as_it_is_written(threads: int, tmp_path: Path) -> None:
+    root, told = sharded(tmp_path / "m", tensors()), []
+    write(root, tmp_path / "out", threads=threads, step=told.append)
+    files = model_files(root)
+    assert sum(told) == model_writer.copy_bytes(files.tensors, {}) == sum(t.nbytes for t in files.tensors.values())

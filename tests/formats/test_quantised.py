@@ -214,6 +214,7 @@ DAMAGE = {
     "a kernel that does not fit": (lambda tensors, said: said["layouts"][0].__setitem__(1, [2]), "do not fit"),
     "a rank too high": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(2, 10), "10 directions"),
     "no such scaling": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(3, 1), "damaged"),
+    "a scale beyond float64": (lambda tensors, said: said["scalings"][0].__setitem__(0, 10**400), "damaged"),
     "an infinite scale": (lambda tensors, said: said["scalings"][0].__setitem__(0, float("inf")), "damaged"),
     "no modules": (lambda tensors, said: (said["modules"].clear(), tensors.clear(), said["extra"].clear()), "no mod"),
     "another version": (lambda tensors, said: said.update(version=2), "of version 2, and this loralens knows 1"),

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from loralens.linalg.chance import cosine_spread, haar_corner, overlap_chance, overlap_spread, projection_moments
+from loralens.linalg.chance import cosine_spread, overlap_chance, overlap_spread, projection_moments
+from tests import reference
 
 DRAWS = 20000
 MEAN = 4 / DRAWS**0.5  # four standard errors of a mean, in standard deviations
@@ -27,7 +28,7 @@ def test_overlap_of_uniform_subspaces(n, i, j):
 def test_the_corner_of_a_haar_matrix_has_the_same_moments():
     rng = np.random.default_rng(2)
     for n, i, j in ((12, 3, 5), (6, 3, 5), (4096, 8, 8)):
-        phi = np.array([np.linalg.norm(haar_corner(rng, n, (i, j))) ** 2 / min(i, j) for _ in range(DRAWS)])
+        phi = np.array([np.linalg.norm(reference.haar_corner(rng, n, (i, j))) ** 2 / min(i, j) for _ in range(DRAWS)])
         spread = overlap_spread(i, j, n)
         assert abs(phi.mean() - max(i, j) / n) < MEAN * spread
         assert abs(phi.std() / spread - 1) < SPREAD
@@ -46,7 +47,7 @@ def test_cosine_of_updates_whose_directions_are_uniform():
     rng, s1, s2 = np.random.default_rng(3), np.array([3.0, 1.0]), np.array([1.0, 0.9, 0.1])
     draws = [
         s1
-        @ (haar_corner(rng, 9, (2, 3)) * haar_corner(rng, 7, (2, 3)))
+        @ (reference.haar_corner(rng, 9, (2, 3)) * reference.haar_corner(rng, 7, (2, 3)))
         @ s2
         / (np.linalg.norm(s1) * np.linalg.norm(s2))
         for _ in range(DRAWS)

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.linalg.basis import Basis
-from loralens.linalg.chance import haar_corner
 from loralens.linalg.product import product_bases
 from loralens.linalg.subspace import (
     linear_cka,
@@ -96,7 +95,7 @@ def test_a_basis_lies_in_itself():
 def test_chance_is_max_over_n_and_z_counts_standard_deviations():
     rng = np.random.default_rng(11)
     n, k1, k2 = 40, 3, 5
-    maps = [phi_map(haar_corner(rng, n, (k1, k2))) for _ in range(2000)]
+    maps = [phi_map(reference.haar_corner(rng, n, (k1, k2))) for _ in range(2000)]
     found = overlap(Basis.of(haar(rng, n, k1)), Basis.of(haar(rng, n, k2)))
     np.testing.assert_allclose(np.mean(maps, axis=0), found.chance, rtol=0.1)
     assert (found.full_chance, found.chance[0, 0]) == (k2 / n, 1 / n)
@@ -129,7 +128,7 @@ def test_cosine_and_cka_are_those_of_the_dense_matrices():
 def test_chance_of_cka_is_the_mean_over_random_directions():
     rng = np.random.default_rng(4)
     s1, s2, n = np.array([3.0, 1.0]), np.array([2.0, 1.5, 0.5]), 30
-    drawn = [linear_cka(s1, s2, haar_corner(rng, n, (2, 3))) for _ in range(4000)]
+    drawn = [linear_cka(s1, s2, reference.haar_corner(rng, n, (2, 3))) for _ in range(4000)]
     assert np.mean(drawn) == pytest.approx(linear_cka_chance(s1, s2, n), rel=0.05)
 
 

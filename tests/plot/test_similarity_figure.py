@@ -92,6 +92,22 @@ def test_of_many_blocks_four_are_shown_as_in_the_paper_and_all_at_a_glance():
     assert overview[1].get_xlabel() == "block of model.layers"
 
 
+@pytest.mark.parametrize(
+    ("blocks", "kinds", "overviews"), [(2, 1, 0), (6, 2, 0), (7, 2, 2), (9, 1, 2), (1, 9, 0), (2, 9, 2)]
+)
+def test_few_modules_that_all_have_a_heat_map_need_no_map_of_all(blocks, kinds, overviews):
+    figure = similarity_figure(compared(blocks, *(f"k{i}" for i in range(kinds))), labels=LABELS)
+    assert sum(bool(axes.patch.get_hatch()) for axes in figure.axes) == overviews
+
+
+def test_a_kind_that_none_of_the_blocks_shown_has_takes_no_column():
+    first, second = (adapter(seed, 32, ("q_proj", "v_proj")) for seed in (0, 1))
+    figure = similarity_figure(similarity(first, second, modules=["q_proj", "*.2.*"]), labels=LABELS)
+    assert not any(text.startswith("v_proj, block") for text in words(figure))
+    assert sum(bool(axes.get_title()) for axes in figure.axes) == 8  # four blocks, each beside chance
+    assert any("1 of 2 kinds (--modules picks others)" in text for text in words(figure))
+
+
 def test_of_96_blocks_they_are_the_paper_s_1_32_64_and_96():
     found = compared(96, "q_proj")
     titles = [text.split("\n")[0] for text in words(similarity_figure(found, labels=LABELS)) if "q_proj, " in text]

@@ -39,7 +39,7 @@ class Landing:
     Attributes
     ----------
     ratio : float
-        ‖ΔW‖_F/‖W‖_F, the latter from 8,192 entries (1 % off).
+        ‖ΔW‖_F/‖W‖_F, the latter from at most 2¹⁸ entries (0.3 % off).
     dtype : str
         The dtype of a merge: as asked for, else that of W, else (W in float32) bfloat16.
     supposed : bool

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from loralens.analysis.checks.diagnosis import Diagnosis, share, some
+from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.patient import Patient, Reading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.core.names import some
 
 RULES = {
     "concat-alpha": "Adapters put side by side (sd-scripts' --concat) keep the α of the first while the rank becomes "

@@ -112,7 +112,8 @@ def _say(patients: Sequence[Patient], t: int, sources: Sources) -> Diagnosis:
         why, factor = bug
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"
         return Diagnosis("warning", "combination-scale", f"ΔW = {terms}: {why}", fix, adapter=subject.path)
-    fix = f"two names for one update: loralens equal {subject.quoted} {patients[next(iter(sources))].quoted}"
+    twin = patients[next(iter(sources))]
+    fix = f"two names for one update: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
     return Diagnosis("note", "combination", f"ΔW = {terms}", fix if same else "", adapter=subject.path)
 

@@ -45,7 +45,7 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
             f"in {decomposed} of {len(pairs)} modules A is orthonormal and B orthogonal with falling columns, and α = r"
             f" = {rank}: the result of an SVD, as PEFT {said or '(version not said)'} combines adapters"
         )
-        fix = f"give its sources too, and the weights are read off: loralens doctor {patient.quoted} SOURCE…"
+        fix = f"give its sources too, and the weights are read off: {patient.command('doctor', 'SOURCE…')}"
         yield Diagnosis("warning", "svd-combined", evidence, fix)
 
 

@@ -51,8 +51,3 @@ class Diagnosis:
 def share(count: int, of: int) -> str:
     """``all 12 modules``, ``3 of 12 modules``."""
     return f"all {of} modules" if count == of > 1 else f"{count} of {of} modules"
-
-
-def some(names: list[str], count: int = 3) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

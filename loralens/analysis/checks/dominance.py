@@ -17,5 +17,5 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
     for name, landing in sorted(patient.landings.items(), key=lambda item: -item[1].ratio):
         if landing.ratio > LARGEST:
             evidence = f"‖ΔW‖ is {landing.ratio:.3g} times ‖W‖"
-            fix = "check that this is its base, and its scale (loralens inspect " + patient.quoted + ")"
+            fix = f"check that this is its base, and its scale ({patient.command('inspect')})"
             yield Diagnosis("warning", "update-dominates", evidence, fix, name)

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from loralens.analysis.checks.diagnosis import Diagnosis, some
+from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
 from loralens.analysis.pairwise import SHARED, aligned, groups, mean
 from loralens.core.lazy import Array
+from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
 
 RULES = {
@@ -38,8 +39,8 @@ def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
             f"A points where that of {some([one.path for one in others])} points (cosine {least:.2f} or more): they "
             "began from one random A, or are one run"
         )
-        quoted = " ".join(one.quoted for one in (first, others[0]))
-        fix = f"compare them on the side that the seed does not fix: `loralens similarity {quoted} --side out`"
+        command = first.command("similarity", others[0].quoted, "--side out")
+        fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
 
 

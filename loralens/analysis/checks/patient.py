@@ -13,8 +13,9 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.core.names import select
+from loralens.core.names import is_expert_alone, select
 from loralens.core.structured import Update
+from loralens.core.threads import Step
 from loralens.errors import FormatError
 
 SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a file, not a folder
@@ -78,6 +79,8 @@ class Patient:
         Modules that find no weight in the base: why, and a fix; under "" where that is so of all of them.
     to : str
         The dialect that a command has to write it in; empty where its own will do.
+    reading : str
+        The options that it was read with, as a shell wants them: a command has to be given them too.
     """
 
     path: str
@@ -86,6 +89,7 @@ class Patient:
     landings: Mapping[str, Landing] = field(default_factory=dict)
     strays: Mapping[str, Reason] = field(default_factory=dict)
     to: str = ""
+    reading: str = ""
 
     @property
     def quoted(self) -> str:
@@ -98,10 +102,15 @@ class Patient:
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
         return quote(str(path.with_name(name)))
 
+    def command(self, verb: str, *arguments: str) -> str:
+        """The command that does something with it."""
+        return " ".join(["loralens", verb, self.quoted, *arguments, *([self.reading] if self.reading else [])])
+
     def compress(self, word: str, rule: str) -> str:
-        """The command that writes it smaller, beside itself."""
-        to = f" --to {self.to}" if self.to else ""
-        return f"loralens compress {self.quoted} -o {self.beside(word)} {rule}{to}"
+        """The command that writes it smaller, beside itself, so that PEFT can load it."""
+        to = ["--to", self.to] if self.to else []
+        uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []  # PEFT joins such experts into one
+        return self.command("compress", "-o", self.beside(word), rule, *uniform, *to)
 
     @property
     def spectra(self) -> dict[str, Spectrum]:
@@ -120,16 +129,28 @@ class Patient:
         return (self.adapter.config or {}).get(key, default)
 
 
-def examine(adapter: Adapter, path: str, *, modules: Sequence[str] = (), to: str = "") -> Patient:
-    """The adapter read once, module by module; its factors are not kept.
+def examine(
+    adapter: Adapter,
+    path: str,
+    *,
+    modules: Sequence[str] = (),
+    to: str = "",
+    reading: str = "",
+    step: Step | None = None,
+) -> Patient:
+    """The adapter read once, module by module; its factors are not kept. ``step`` is called with 1 after every module.
 
     Raises
     ------
     OptionError
         A glob that matches nothing.
     """
-    readings = {name: _reading(adapter[name]) for name in select(adapter, modules)}
-    return Patient(path=path, adapter=adapter, readings=readings, to=to)
+    readings = {}
+    for name in select(adapter, modules):
+        readings[name] = _reading(adapter[name])
+        if step:
+            step(1)
+    return Patient(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
 
 
 def _reading(module: Update) -> Reading:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from loralens.analysis.checks.diagnosis import Diagnosis, share, some
+from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.patient import Patient
 from loralens.core.lowrank import LowRank
+from loralens.core.names import some
 from loralens.core.scaling import Scaling
 
 LARGEST = 8.0  # α/r; the LoRA paper's own largest is 32/4, and what is usual is 0.5 to 4

@@ -11,7 +11,7 @@ from loralens.analysis.checks.base import Base
 from loralens.analysis.doctor import diagnose
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.linalg.rounding import predicted_rounding
+from loralens.linalg.rounding import sampled_rounding
 from tests.analysis.checks.patients import base, healthy, trained
 from tests.tolerances import SAMPLED_ROUNDING
 
@@ -100,7 +100,8 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     from loralens.analysis.spectrum import spectrum
 
     landing = bases.landings(adapter.modules, spectrum(adapter), weights, None)["m"]
-    full = predicted_rounding(weights["m"].read(), adapter["m"].dense(), dtype=BF16)
+    W, D = weights["m"].read(), adapter["m"].dense()
+    full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)
     assert landing.rounding.error == pytest.approx(full.error, rel=SAMPLED_ROUNDING)
     assert landing.rounding.gain == pytest.approx(full.gain, rel=SAMPLED_ROUNDING)

@@ -5,6 +5,7 @@ import pytest
 
 import loralens
 from loralens.analysis.checks import finite, noise, outlying, reader, spike, thrift, zero
+from loralens.analysis.checks.patient import examine
 from loralens.core.adapter import Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -139,6 +140,18 @@ def test_rank_beyond_the_size_of_the_weight():
     assert [one.code for one in found] == ["rank-impossible"] * 2
     assert found[0].evidence == "r = 8 for a weight of 3 × 40"
     assert found[0].fix == "train it with r = 3; `loralens compress adapter -o adapter-cut --energy 1` drops them"
+
+
+def test_commands_repeat_how_the_adapter_was_read_and_give_lone_experts_one_rank():
+    one = examine(healthy(), "a.bin", reading="--allow-pickle --alpha 8.0")
+    assert one.compress("cut", "--energy 1") == (
+        "loralens compress a.bin -o a-cut.bin --energy 1 --allow-pickle --alpha 8.0"
+    )
+    assert one.command("inspect") == "loralens inspect a.bin --allow-pickle --alpha 8.0"
+    rng = np.random.default_rng(0)
+    experts = {f"model.layers.0.mlp.experts.{e}.w1": LowRank(*trained(rng)) for e in range(2)}
+    one = examine(loralens.Adapter(modules=experts), "a", to="peft")
+    assert one.compress("cut", "--energy 1") == "loralens compress a -o a-cut --energy 1 --uniform --to peft"
 
 
 def test_paths_are_quoted_for_the_shell_and_files_keep_their_suffix():

@@ -1,13 +1,11 @@
-"""Recipe: the α of dialects whose weights' files hold none, where something beside the file says it."""
+"""Alpha elsewhere: the α of dialects whose weights' files hold none, where something beside the file says it."""
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 from loralens.core.adapter import Finding
 from loralens.core.scaling import Scaling
-
-_LARGEST = 2.0**1000  # beyond this an int may not become a float
+from loralens.formats.number import finite
 
 
 def alpha_unknown(title: str) -> Finding:
@@ -19,7 +17,7 @@ def alpha_unknown(title: str) -> Finding:
 def scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
     """α/r by ``lora_alpha``, unless the rank said under ``r`` is another: that configuration is of another file."""
     said = config or {}
-    alpha: Any = said.get("lora_alpha")
-    if type(alpha) not in (int, float) or said.get(r, rank) != rank or abs(alpha) > _LARGEST or not isfinite(alpha):
+    alpha = finite(said.get("lora_alpha"))
+    if alpha is None or said.get(r, rank) != rank:
         return Scaling("unknown", rank=rank)
-    return Scaling("alpha/r", float(alpha), rank, "adapter_config.json")
+    return Scaling("alpha/r", alpha, rank, "adapter_config.json")

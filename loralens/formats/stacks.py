@@ -1,0 +1,51 @@
+"""Stacks: the modules of an adapter by the stored pair that holds them, the experts of one weight together."""
+
+from collections.abc import Mapping
+
+from loralens.core.adapter import Adapter
+from loralens.core.names import expert, weight_name
+from loralens.core.structured import Update
+from loralens.errors import ShapeError
+
+Stacks = Mapping[str, Mapping[str, Update]]
+
+
+def by_pair(adapter: Adapter) -> Stacks:
+    """Modules by the name of the weight they adapt: the experts of one stack together, in their order."""
+    found: dict[str, dict[str, Update]] = {}
+    for name, module in adapter.items():
+        found.setdefault(weight_name(name) if module.layout.kind == "experts" else name, {})[name] = module
+    return found
+
+
+def as_read(modules: Mapping[str, Update], form: str) -> bool:
+    """Whether what was read in the dialect ``form`` for one pair is still all there is, its scale aside."""
+    origins = [module.origin for module in modules.values()]
+    first = origins[0]
+    return (
+        first is not None
+        and first.format == form
+        and first.share == len(modules)
+        and all(origin == first for origin in origins)
+    )
+
+
+def check_whole(modules: Mapping[str, Update], holder: str) -> None:
+    """Refuse a stack of which one pair of tensors cannot hold the experts.
+
+    Raises
+    ------
+    ShapeError
+        They differ in shape, rank or dtype, or some are missing.
+    """
+    if len({(module.shape, module.rank, module.dtype) for module in modules.values()}) > 1:
+        raise ShapeError(
+            f"the experts of this stack differ in rank or dtype, and {holder} holds one for all",
+            fix="give them one rank (--uniform)",
+        )
+    numbers = [found.number for found in map(expert, modules) if found]
+    shares = {module.origin.share for module in modules.values() if module.origin}
+    if numbers != list(range(len(modules))) or shares - {len(modules)}:
+        raise ShapeError(
+            f"some experts of this stack are missing, and {holder} holds all", fix="keep all of them, or none"
+        )

@@ -1,0 +1,86 @@
+"""Colours: on a terminal, unless NO_COLOR says otherwise; never in a pipe."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loralens
+
+PACKAGE = Path(loralens.__file__).parent
+ESCAPE = "\x1b["
+COLOUR = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|9[0-7]|38|4[0-7]|48)\b[\d;]*m")
+MAY_STYLE = {"cli/table.py", "cli/progress.py"}  # rich there; click.secho anywhere, which `main` switches off
+
+RUN = [sys.executable, "-m", "loralens"]
+
+
+def on_a_terminal(command: list[str], **more: str) -> str:
+    """What a command writes where standard output and error are a terminal."""
+    pty = pytest.importorskip("pty")
+    if not hasattr(os, "openpty"):
+        pytest.skip("no pseudo-terminals here")
+    del pty
+    ours, theirs = os.openpty()
+    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env | {"TERM": "xterm-256color"} | more)
+    os.close(theirs)
+    told = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux says so where the other side is gone
+            break
+        if not part:
+            break
+        told += part
+    os.close(ours)
+    assert process.wait() == 0
+    return told.decode()
+
+
+def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
+    command = [*RUN, "spectrum", str(small)]
+    assert COLOUR.search(on_a_terminal(command))
+    plain = on_a_terminal(command, NO_COLOR="1")
+    assert "q_proj" in plain
+    assert not COLOUR.search(plain)
+
+
+@pytest.mark.parametrize("colour", [{}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}])
+@pytest.mark.parametrize("command", ["inspect", "spectrum", "similarity", "doctor"])
+def test_a_pipe_gets_plain_text(small: Path, command: str, colour: dict[str, str]) -> None:
+    done = subprocess.run(
+        [*RUN, command, str(small)], capture_output=True, text=True, check=True, env=os.environ | colour
+    )
+    assert ESCAPE not in done.stdout + done.stderr
+
+
+def test_what_click_styles_follows_no_color() -> None:
+    code = (
+        "import click; from loralens.cli.main import main\n@main.command('x')\ndef x(): click.secho('red', fg='red')\n"
+    )
+    code += "main.get_command = lambda ctx, name: x\nmain(['x'])"
+    assert COLOUR.search(on_a_terminal([sys.executable, "-c", code]))
+    assert ESCAPE not in on_a_terminal([sys.executable, "-c", code], NO_COLOR="1")
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.name)
+def test_nobody_else_writes_escapes(file: Path) -> None:
+    """So the tests above stand for every command."""
+    if file.relative_to(PACKAGE).as_posix() in MAY_STYLE:
+        return
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    roots = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name) or ""
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not [name for name in roots if name.partition(".")[0] in ("rich", "colorama", "termcolor")]
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert not [text for text in texts if "\x1b" in text]

@@ -1,0 +1,90 @@
+"""Ctrl-C in the middle of a long command: exit code 130, one word on standard error, and nothing left behind."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+# A module that cannot be done in a moment: told by a file, so that the signal comes in the middle of the work.
+SLOW = """
+import time
+from importlib import import_module
+from pathlib import Path
+module, _, name = {work!r}.partition(":")
+home = import_module(module)
+*classes, name = name.split(".")
+for one in classes:
+    home = getattr(home, one)
+inner = getattr(home, name)
+def slow(*given, **named):
+    Path({mark!r}).touch()
+    time.sleep(0.2)
+    return inner(*given, **named)
+setattr(home, name, slow)
+from loralens.cli.main import run
+run()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three adapters of 40 modules, so that threads are started."""
+    place = tmp_path_factory.mktemp("long")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        modules = {
+            f"model.layers.{i}.self_attn.q_proj": loralens.LowRank(
+                rng.standard_normal((16, 4)).astype(np.float32), rng.standard_normal((4, 16)).astype(np.float32), 1.0
+            )
+            for i in range(40)
+        }
+        loralens.save(loralens.Adapter(modules=modules), place / name)
+    return place
+
+
+VALUES, BASES = "loralens.core.lowrank:LowRank.singular_values", "loralens.core.lowrank:LowRank.bases"
+TRUNCATE = "loralens.compress.directions:truncating_maps"
+COMMANDS = {
+    "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
+    "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
+    "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
+    "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
+    "survey": (VALUES, ["survey", "."]),
+    "doctor": (VALUES, ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
+    "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
+    "compress, measuring what it wrote": (BASES, ["compress", "a", "--dry-run", "--rank", "2"]),
+    "curve": (TRUNCATE, ["curve", "a", "--plot", "made.png"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_interrupted(name: str, folder: Path, tmp_path: Path) -> None:
+    work, arguments = COMMANDS[name]
+    mark = tmp_path / "begun"
+    before = sorted(folder.rglob("*"))
+    code = SLOW.format(work=work, mark=str(mark))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # also where ours ignores it
+    ) as process:
+        while not mark.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(folder.rglob("*")) == before
