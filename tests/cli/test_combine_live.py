@@ -161,6 +161,7 @@ def test_a_bar_counts_every_look_at_every_module(
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell of the tests ignores it
 from {module} import {owner}
 plain, count = {owner}.{name}, [0]
 def stops(*args, **options):
