@@ -1,42 +1,59 @@
 """loralens beside the tools that do some of the same: adaptersentry, mergekit and PEFT, in turns in one run.
 
-Rivals are installed where the data lie (``benchmarks/data/others``), PEFT is that of the development environment.
-Tools that no registry has are not run.
+Rivals are installed where the data lie (``benchmarks/data/others``), PEFT is that of the development environment. Tools
+that no package index has are not run. Every part is a process of its own: what a process holds when it starts another
+counts as the other's memory, and the judge holds much.
 
-    python -m benchmarks.others [--runs N]
+    python -m benchmarks.others [spectrum|extract|combine] [--runs N]
 """
 
 import argparse
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks import others_combine, others_extract, others_spectrum
 from benchmarks.rivals import REQUIREMENTS, rival
 
 MOST = 3  # runs of what takes seconds
+PARTS = ("spectrum", "extract", "combine")
 
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
     """Every comparison; where a rival cannot be had, its row says so."""
-    home, few = data / "others", min(runs, MOST)
-    home.mkdir(parents=True, exist_ok=True)
-    rivals = {name: rival(name, home) for name in REQUIREMENTS}
+    rivals = {name: rival(name, data / "others") for name in REQUIREMENTS}
     versions = {name: one.missing or one.requirement for name, one in rivals.items()}
-    return {
-        "versions": versions | {"peft": version("peft") if find_spec("peft") else "not installed"},
-        "spectrum": others_spectrum.run(data, rivals["adaptersentry"], runs=few),
-        "extract": others_extract.run(home, rivals["mergekit"], runs=few),
-        "combine": others_combine.run(home, runs=few),
-    }
+    versions["peft"] = f"peft=={version('peft')}" if find_spec("peft") else "not measured: peft is not installed"
+    return {"versions": versions} | {part: _process(part, data, runs=min(runs, MOST)) for part in PARTS}
+
+
+def _process(part: str, data: Path, *, runs: int) -> Any:
+    command = [sys.executable, "-m", "benchmarks.others", part, "--runs", str(runs), "--data", str(data)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def measure(part: str, data: Path, *, runs: int) -> dict[str, object]:
+    """One of `PARTS`, in this process."""
+    if part == "spectrum":
+        return others_spectrum.run(data, rival("adaptersentry", data / "others"), runs=runs)
+    if part == "extract":
+        return others_extract.run(data / "others", rival("mergekit", data / "others"), runs=runs)
+    return others_combine.run(data / "others", runs=runs)
 
 
 def main() -> None:
-    """These comparisons alone, printed."""
+    """These comparisons alone, or one of them, printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--runs", type=int, default=MOST)
-    print(json.dumps(run(Path(__file__).parent / "data", runs=parser.parse_args().runs), indent=2))
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
+    given = parser.parse_args()
+    found = measure(given.part, given.data, runs=given.runs) if given.part else run(given.data, runs=given.runs)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

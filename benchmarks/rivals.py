@@ -30,6 +30,7 @@ def rival(name: str, data: Path) -> Rival:
     if ready.exists() and ready.read_text() == requirement:
         return found
     shutil.rmtree(found.folder, ignore_errors=True)
+    found.folder.parent.mkdir(parents=True, exist_ok=True)
     for command in (
         [sys.executable, "-m", "venv", str(found.folder)],
         [found.program("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement],

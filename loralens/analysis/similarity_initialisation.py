@@ -30,6 +30,8 @@ class Initialisation:
     equal_ranks : bool
         Whether all ranks agree. Random numbers are drawn row by row, so where they differ only the first module can
         show a common seed.
+    recorded : bool
+        Whether both say that they began from one A₀: however far training has moved it, that settles it.
     """
 
     cosine: float
@@ -38,6 +40,7 @@ class Initialisation:
     spans: Mapping[Side, float]
     chance: Mapping[Side, float]
     equal_ranks: bool
+    recorded: bool = False
 
     @property
     def one_sided(self) -> bool:
@@ -46,13 +49,13 @@ class Initialisation:
 
     @property
     def verdict(self) -> Verdict:
-        """What the signs amount to.
+        """What the signs amount to, where no record settles it.
 
         ``shared``: the A still resemble each other entry by entry (mean cosine ≥ 0.5; independent ones have
         0 ± 1/√(r·in)). ``likely``: they do not, but the update is the same on the in side alone, as when one of the
         two was re-factored since. ``unknown``: there is no A and no such sign. Else ``none``.
         """
-        if self.cosine >= SHARED:
+        if self.recorded or self.cosine >= SHARED:
             return "shared"
         if self.one_sided:
             return "likely"
@@ -64,6 +67,8 @@ class Initialisation:
         known = [side for side in SIDES if not isnan(self.spans[side])]
         spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known)
         spans = f"; {spans}" if spans else ""
+        if self.recorded and not self.cosine >= SHARED:
+            return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"
         if self.verdict == "shared":
             return (
                 f"shared initialisation: the A of {self.alike} of {self.compared} modules are alike entry by entry "
@@ -84,8 +89,10 @@ class Initialisation:
         return seed if self.one_sided else f"{seed}, where these two agree as well"
 
 
-def initialisation(comparison: Comparison) -> Initialisation:
+def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initialisation:
     """What speaks for a common initialisation of the two adapters; see `Initialisation`.
+
+    ``recorded`` is what their records say: `loralens.core.training.same_start`.
 
     The cosine of vec(A) needs the factors as training left them: it is the one number here that depends on the gauge,
     because a seed does. Adapters of one run share their A₀ too: then both sides agree.
@@ -100,6 +107,7 @@ def initialisation(comparison: Comparison) -> Initialisation:
         {side: _mean([one.spans[side] for one in alive]) for side in SIDES},
         {side: _mean([max(one.directions) / one.shape[end] for one in alive]) for side, end in ends.items()},
         all(one.ranks[0] == one.ranks[1] for one in alive),
+        recorded,
     )
 
 

@@ -99,13 +99,14 @@ def run(
     from loralens.analysis.similarity import similarity
     from loralens.analysis.similarity_initialisation import initialisation
     from loralens.cli.progress import progress
+    from loralens.core.training import same_start
 
     threads = os.cpu_count() or 1
     first, second = paths
     given: dict[str, Any] = {"of": of, "side": side, "modules": modules, "phi_rank": phi_rank}
     with progress("comparing", min(map(len, adapters))) as step:
         found = similarity(*adapters, **given, labels=(first, second), threads=threads, step=step)
-    start = initialisation(found)
+    start = initialisation(found, recorded=same_start(*adapters))
     if start.text:
         click.echo(f"warning: {start.text}\n  fix: {start.advice}", err=True)
     if as_json:

@@ -42,3 +42,9 @@ def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def same_start(first: Adapter, second: Adapter) -> bool:
+    """Whether the records of two adapters name one A₀; false where one of them has no record."""
+    starts = [(record_of(adapter) or {}).get("A0") for adapter in (first, second)]
+    return starts[0] is not None and starts[0] == starts[1]

@@ -1,5 +1,6 @@
 """Similarity of two adapters against dense matrices, its laws, its null, and what is known of real adapters."""
 
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from loralens.analysis.similarity_initialisation import initialisation
 from loralens.analysis.similarity_nested import closest, nesting, relations
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
+from loralens.core.training import same_start
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.subspace import update_cosine
 from tests import reference
@@ -348,3 +350,23 @@ def test_two_runs_of_one_recipe_are_not(real: Path):
     pair = [loralens.load(real / f"minilm-souravt-{name}") for name in ("finetuned", "ckpt750")]
     seen = initialisation(similarity(*pair))
     assert (seen.verdict, seen.cosine) == ("none", pytest.approx(-0.0025, abs=5e-5))
+
+
+def test_a_recorded_start_settles_it() -> None:
+    rng = np.random.default_rng(7)
+    found = similarity(adapter(random(rng, 40, 60)), adapter(random(rng, 40, 60)))
+    assert initialisation(found).verdict == "none"
+    said = initialisation(found, recorded=True)
+    assert said.verdict == "shared"
+    assert "as their records say" in said.text
+    assert said.advice
+
+
+@pytest.mark.parametrize(("first", "second", "same"), [("a", "a", True), ("a", "b", False), ("a", None, False)])
+def test_records_name_one_start(first: str, second: str | None, same: bool) -> None:
+    one, two = (
+        loralens.Adapter(modules={}, metadata={"loralens_training": json.dumps({"A0": start})} if start else None)
+        for start in (first, second)
+    )
+    assert same_start(one, two) is same
+    assert same_start(two, one) is same
