@@ -9,7 +9,6 @@ scaled to ρ times the mean norm of the adapters, ρ chosen for each method on v
 held out of both. Three sets of adapters from different seeds. Writes reports/combining_study.md.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from runs import TASKS, Run, judge, make, quiet
+from runs import TASKS, Run, asked, judge, make, quiet
 
 os.environ.update(quiet())  # before torch is there
 
@@ -169,15 +168,8 @@ def report(plan: Plan, found: Sequence[Mapping[str, Any]], ends: Mapping[str, An
 
 def main() -> None:
     """Train what is missing, combine, judge, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
-    parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
-    parser.add_argument("--reports", type=Path, help="where the report goes [reports; quick: out/paper-quick]")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each [2]")
-    given = parser.parse_args()
-    plan = QUICK if given.quick else Plan()
-    runs = given.runs or Path("out/paper-quick" if given.quick else "out/paper")
-    reports = given.reports or Path("out/paper-quick" if given.quick else "reports")
+    given = asked("combining_study", __doc__)
+    plan, runs, reports = QUICK if given.quick else Plan(), given.runs, given.reports
     made = make([run for number in plan.sets for run in plan.runs(number)], runs, jobs=given.jobs)
     folders = {number: [made[run] for run in plan.runs(number)] for number in plan.sets}
     kept = runs / "combining"
@@ -189,8 +181,7 @@ def main() -> None:
     reports.mkdir(parents=True, exist_ok=True)
     from combining_figure import draw  # matplotlib only now
 
-    command = "python examples/combining_study.py" + (" --quick" if given.quick else "")
-    text = report(plan, found, ends.result(), command)
+    text = report(plan, found, ends.result(), given.command)
     if not given.quick:
         text += "\n![What every method keeps](combining_study.png)\n\n"
         text += Path(__file__).with_name("combining_reading.md").read_text()

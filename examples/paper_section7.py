@@ -6,7 +6,6 @@
 Writes reports/paper_section7.md with its pictures and numbers. Every run is kept, so a second call only measures.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, judge, make, quiet
+from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, asked, judge, make, quiet
 
 os.environ.update(quiet())  # before torch is there
 
@@ -165,21 +164,13 @@ def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
                 "chance_4_4": 4 / overlaps[0].n,
                 "chance_all": max(k1, k2) / overlaps[0].n,
             }
-    found["cosine"] = loralens.similarity(first, second).cosine
-    found["cosine_z"] = loralens.similarity(first, second).cosine_z
+    found["cosine"], found["cosine_z"] = comparison.cosine, comparison.cosine_z  # of ΔW, whatever was compared
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
-    parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
-    parser.add_argument("--reports", type=Path, help="where the report goes [reports; quick: out/paper-quick]")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each [2]")
-    given = parser.parse_args()
-    plan = QUICK if given.quick else Plan()
-    folder = given.runs or Path("out/paper-quick" if given.quick else "out/paper")
-    reports = given.reports or Path("out/paper-quick" if given.quick else "reports")
+    given = asked("paper_section7", __doc__)
+    plan, folder, reports = QUICK if given.quick else Plan(), given.runs, given.reports
     print(f"{len(plan.runs)} runs of {plan.steps} steps of {plan.batch} texts of {LENGTH} tokens")
     study = Study(plan, make(plan.runs, folder, jobs=given.jobs))
     study.measure()
@@ -187,9 +178,8 @@ def main() -> None:
     (reports / "paper_section7.json").write_text(json.dumps(study.found, indent=1) + "\n")
     from paper_report import alternatives, write  # matplotlib only now
 
-    command = "python examples/paper_section7.py" + (" --quick" if given.quick else "")
     reading = None if given.quick else Path(__file__).with_name("paper_reading.md")
-    write(study, reports, command=command, reading=reading, more=alternatives(folder / "alternatives", reports))
+    write(study, reports, command=given.command, reading=reading, more=alternatives(folder / "alternatives", reports))
     print(f"wrote {reports / 'paper_section7.md'}")
     mean = {task: fmean(ranks[str(plan.ranks[-1])]) for task, ranks in study.found["accuracy"].items()}
     print("accuracy at the largest rank: " + ", ".join(f"{task} {value:.3f}" for task, value in mean.items()))

@@ -146,6 +146,30 @@ def judge(task: str, limit: int | None = None, part: str = "held_out") -> Judge:
     return Judge(task, limit=limit, part=part)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the command line of a study says, its defaults filled in."""
+
+    quick: bool
+    runs: Path
+    reports: Path
+    jobs: int
+    command: str
+
+
+def asked(script: str, text: str | None) -> Asked:
+    """The command line of a study: ``--quick``, ``--runs``, ``--reports``, ``--jobs``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
+    parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
+    parser.add_argument("--reports", type=Path, help="where the report goes [reports; quick: out/paper-quick]")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each [2]")
+    given = parser.parse_args()
+    runs, reports = ("out/paper-quick", "out/paper-quick") if given.quick else ("out/paper", "reports")
+    command = f"python examples/{script}.py" + (" --quick" if given.quick else "")
+    return Asked(given.quick, given.runs or Path(runs), given.reports or Path(reports), given.jobs, command)
+
+
 def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
     """Accuracy on the validation texts for every learning rate, r = 8."""
     import torch

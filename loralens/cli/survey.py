@@ -89,9 +89,8 @@ def _survey(folder: Path, *, allow_pickle: bool) -> "tuple[Adapters, list[Found]
                 measured.append(one)
                 if step:
                     step(1)
-        except BaseException:  # Ctrl-C: what has not begun never begins
+        finally:  # after Ctrl-C what has not begun never begins
             pool.shutdown(cancel_futures=True)
-            raise
     adapters = [(found, one) for found, one in measured if one]
     without = [found for found, one in measured if not one]
     twice = duplicates([found.adapter for found, _ in adapters if found.adapter], [one for _, one in adapters])

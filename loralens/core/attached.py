@@ -252,21 +252,29 @@ class Attachment:
 
 
 @contextmanager
+def modes_kept(model: "nn.Module") -> "Iterator[None]":
+    """A block after which every module is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def still(model: "nn.Module", *, gradient: bool) -> "Iterator[None]":
     """The model in evaluation mode, and its parameters without gradients; both as they were afterwards."""
     import torch
 
-    training = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with torch.set_grad_enabled(gradient):
+        with modes_kept(model), torch.set_grad_enabled(gradient):
+            model.eval()
+            for parameter in trained:
+                parameter.requires_grad_(False)
             yield
     finally:
-        for module, was in training:
-            module.training = was
         for parameter in trained:
             parameter.requires_grad_(True)
 

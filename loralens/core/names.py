@@ -7,7 +7,7 @@ stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from loralens.errors import OptionError
 
@@ -126,6 +126,35 @@ def some(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more if names else "nothing"
+
+
+class Named(Protocol):
+    """A row of a table that is found by its name."""
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        ...
+
+
+Row = TypeVar("Row", bound=Named)
+
+
+def row_named(name: str, rows: Sequence[Row], what: str) -> Row:
+    """The row of a table that has this name; ``what`` says what its rows are.
+
+    Raises
+    ------
+    OptionError
+        There is none.
+    """
+    for row in rows:
+        if row.name == name:
+            return row
+    names = [row.name for row in rows]
+    raise OptionError(
+        f"{name!r} is no {what}", fix=f"choose one of {', '.join(names)}; nearest: {nearest(name, names, 1)}"
+    )
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -41,7 +41,6 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
         share(0)
         for thread in others:
             thread.join()
-    except BaseException:
+    finally:  # after Ctrl-C or an error the others stop at their next name
         interrupted.set()
-        raise
     return {name: found[name] if name in found else work(name) for name in names}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
+from loralens.core.attached import modes_kept
 from loralens.core.training import State
 from loralens.errors import DivergenceError, OptionError
 from loralens.train.blocks import recomputed
@@ -181,7 +182,7 @@ class Loop:
     def _evaluate(self) -> None:
         if self.watch.evaluate is None:
             return
-        with still(self.injection.model), self._autocast:
+        with _evaluating(self.injection.model), self._autocast:
             measures = dict(self.watch.evaluate(self._model))
         self.world.settle(self._model)
         self.evaluations.append((self.done, measures))
@@ -230,28 +231,19 @@ def _check_loss(loss: Tensor) -> None:
 @contextmanager
 def _training(injection: Injection, *, base_dropout: bool) -> Iterator[None]:
     """Training mode for the LoRA layers, so that their dropout works; for the model itself only if it is to drop."""
-    modes = {module: module.training for module in injection.model.modules()}
-    injection.model.train(base_dropout)
-    for layer in injection.layers.values():
-        layer.training = True
-    try:
+    with modes_kept(injection.model):
+        injection.model.train(base_dropout)
+        for layer in injection.layers.values():
+            layer.training = True
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, and the model's own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients, and the model's own mode again; what is trained stays so, as shards need it."""
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import final
 
-from loralens.core.names import nearest
+from loralens.core.names import row_named
 from loralens.core.scaling import Rule
-from loralens.errors import OptionError
 
 
 @final
@@ -57,10 +56,4 @@ def method_named(name: str) -> Method:
     OptionError
         There is none.
     """
-    for method in METHODS:
-        if method.name == name:
-            return method
-    names = [method.name for method in METHODS]
-    raise OptionError(
-        f"{name!r} is no training method", fix=f"choose one of {', '.join(names)}; nearest: {nearest(name, names, 1)}"
-    )
+    return row_named(name, METHODS, "training method")

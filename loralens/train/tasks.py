@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from loralens.core.names import nearest
+from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.train.feed import moved
 from loralens.train.watch import Measures
@@ -252,10 +252,4 @@ def task_named(name: str) -> Task:
     OptionError
         There is none.
     """
-    for task in TASKS:
-        if task.name == name:
-            return task
-    names = [task.name for task in TASKS]
-    raise OptionError(
-        f"{name!r} is no task", fix=f"choose one of {', '.join(names)}; nearest: {nearest(name, names, 1)}"
-    )
+    return row_named(name, TASKS, "task")

@@ -1,7 +1,6 @@
 """The training benchmark at a tiny size: both sides compute the same, and the part for a GPU runs as it is."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +14,8 @@ from benchmarks import train, train_card, train_sides  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+def alone(one_thread: None) -> None:
+    """Every test of this file."""
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import loralens
 from loralens.cli import evaluate, progress
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import EVALUATED
 
@@ -24,21 +25,8 @@ pytestmark = pytest.mark.usefixtures("quiet_torch")
 LABELS = ("x", "y", "y", "x")
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["evaluate", "--threads", "1", *map(str, args)])
-
-
-def good(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*args: object) -> str:
-    result = run(*args)
-    assert result.exit_code == 1, result.output
-    assert not result.stdout
-    return result.stderr
+EVALUATE = Command("evaluate", "--threads", "1")
+run, good, refused = EVALUATE.run, EVALUATE.good, EVALUATE.refused
 
 
 def rows(*args: object) -> list[dict[str, Any]]:

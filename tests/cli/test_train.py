@@ -18,6 +18,7 @@ from loralens.formats.training import Training
 from loralens.train.readout import record_of
 from loralens.version import __version__
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import TRAINED_LIVE
 
@@ -29,21 +30,8 @@ pytestmark = pytest.mark.usefixtures("quiet_torch")
 LABELS = ["x", "y", "y", "x"]
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["train", "--threads", "1", *(str(arg) for arg in args)])
-
-
-def good(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*args: object) -> str:
-    result = run(*args)
-    assert result.exit_code == 1, result.output
-    assert not result.stdout
-    return result.stderr
+TRAIN = Command("train", "--threads", "1")
+run, good, refused = TRAIN.run, TRAIN.good, TRAIN.refused
 
 
 @pytest.fixture(scope="module")

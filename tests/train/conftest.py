@@ -1,7 +1,6 @@
 """One layer of every kind that can be adapted, an input for it, and PEFT beside us on the same weights."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -113,9 +112,5 @@ def their_gradients(theirs: nn.Module, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+def alone(one_thread: None) -> None:
+    """Every test of this folder."""
