@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Any
@@ -227,9 +228,10 @@ def _intruders(
             return None, f"{told} (loralens report --intruders does it, and keeps them)"
     found = {}
     store = svd_store(None, "20GB", no_cache=False)
-    for name, W in decomposed(plain, store, base, device):
-        with place(patient.path), place(name):
-            found[name] = intruders(patient.adapter[name], W).without_vectors()
+    with closing(decomposed(plain, store, base, device)) as each:  # its progress bar ends whatever happens
+        for name, W in each:
+            with place(patient.path), place(name):
+                found[name] = intruders(patient.adapter[name], W).without_vectors()
     return found, ""
 
 

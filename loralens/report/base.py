@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from loralens.analysis.amplification import Amplification, Kept
 from loralens.analysis.checks.base import Landing
@@ -14,9 +14,6 @@ from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, 
 from loralens.report.grid import Grid, mean
 from loralens.report.subject import Subject
 from loralens.report.words import fixed, number, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FAR = 3.0  # standard deviations beyond which a module is not what chance would give
 Numbers = Mapping[str, int]
@@ -119,16 +116,9 @@ def _amplified(
             "0 on both maps: directions that know nothing of W, whatever the amplification factor ‖ΔW‖/‖UᵀWV‖ is",
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {one.label} amplifies; {far} of {len(rows)} modules are far from chance.",
-            figure=lambda: _figure(one, found),
         ),
         _amplified_table(rows, numbers),
     ]
-
-
-def _figure(one: Subject, found: Mapping[str, Amplification]) -> "Figure":
-    from loralens.plot.amplification import amplification_figure
-
-    return amplification_figure(found, title=one.label)
 
 
 def _amplified_table(rows: Mapping[str, Kept], numbers: Numbers) -> Table:

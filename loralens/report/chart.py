@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+LEGEND = 24  # lines beyond which no names stand beside a chart
+
 Ink = tuple[Literal["series", "block", "quiet"], int]  # a colour by what it stands for: the n-th series, n of 16 blocks
 
 
@@ -53,6 +55,11 @@ class Lines:
     levels: Mapping[str, float] = field(default_factory=dict)
     legend: bool = False
 
+    @property
+    def named(self) -> list[Line]:
+        """The lines whose names stand beside the chart: all of them, or none where they would be too many."""
+        return list(self.lines) if self.legend and len(self.lines) <= LEGEND else []
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,21 @@ class Scale:
     diverging: bool = False
     chance: float | None = None
     form: str = ".3g"
+
+    def written(self, value: float) -> str:
+        """A value as text; what is 0 to rounding has no sign."""
+        text = f"{value:{self.form}}"
+        if not text.strip("+-0.%"):
+            text = text.lstrip("+-")
+        return text.replace("-", "−").replace("%", " %")
+
+    @property
+    def written_chance(self) -> str:
+        """The level of chance as text; a small one is not written as 0."""
+        value = self.chance or 0.0
+        if not value or self.written(value).strip("0. %"):
+            return self.written(value)
+        return f"{100 * value:.1g} %" if "%" in self.form else f"{value:.1g}"
 
 
 @final

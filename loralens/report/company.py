@@ -13,7 +13,6 @@ from loralens.analysis.similarity import Comparison, similarity
 from loralens.analysis.trajectory import Trajectory, trajectory
 from loralens.core.threads import Step
 from loralens.errors import MismatchError
-from loralens.linalg.factor import Floats
 from loralens.report.subject import Subject
 
 PAIRS = 6  # pairs whose φ(i, j) is drawn: those of largest |cosine|
@@ -28,7 +27,6 @@ class Company:
     ----------
     pairs : Pairwise
     energy : Interference
-    tree : float64 array, shape (T − 1, 4)
     order : sequence of int
         The adapters, near ones side by side.
     fights, agreements : sequence of Meeting
@@ -40,7 +38,6 @@ class Company:
 
     pairs: Pairwise
     energy: Interference
-    tree: Floats
     order: Sequence[int]
     fights: Sequence[Meeting]
     agreements: Sequence[Meeting]
@@ -83,12 +80,11 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
         pairs = pairwise(adapters, labels=[one.path for one in subjects], threads=threads, step=step)
     except MismatchError:
         return None
-    tree, order = leaves(pairs.cosine)
+    _, order = leaves(pairs.cosine)
     alike = groups(pairs.shared_initialisation)
     return Company(
         pairs,
         interference(adapters, pairs.modules, threads=threads, step=step),
-        tree,
         order,
         meetings(pairs, fights=True),
         meetings(pairs, fights=False),

@@ -1,13 +1,10 @@
 """Report: what a page says, as plain data; the page, the Markdown and their tests read nothing else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import Any, Literal, final
 
 from loralens.report.chart import Chart
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @final
@@ -99,8 +96,6 @@ class Picture:
         The section of the paper that it goes back to.
     alt : str
         What it shows, for those who do not see it.
-    figure : callable, optional
-        The same as a matplotlib Figure, for the Markdown; without one, its numbers are in a table beside it.
     folded : bool
         Shown when asked for.
     """
@@ -112,7 +107,6 @@ class Picture:
     chance: str
     source: str
     alt: str
-    figure: "Callable[[], Figure] | None" = None
     folded: bool = False
 
 

@@ -25,14 +25,15 @@ def markdown(report: Report, folder: str) -> str:
 
 
 def pictures(report: Report) -> dict[str, bytes]:
-    """File name → the PNG of every picture that has a figure; the same bytes for the same report."""
+    """File name → the PNG of every picture; the same bytes for the same report."""
     from loralens.plot.figure import write
+    from loralens.report.drawing import drawn
 
     found = {}
     for part in _all(report):
-        if isinstance(part, Picture) and part.figure:
+        if isinstance(part, Picture) and part.charts:
             stream = BytesIO()
-            write(part.figure(), stream, "png")
+            write(drawn(part), stream, "png")
             found[f"{part.key}.png"] = stream.getvalue()
     return found
 
@@ -79,8 +80,7 @@ def _notices(part: Notices) -> list[str]:
 
 
 def _picture(part: Picture, folder: str) -> list[str]:
-    """The picture where there is a file of it; its caption has no use without."""
-    if part.figure is None:
+    if not part.charts:
         return []
     caption = f"{part.caption} Chance: {part.chance}. Source: {part.source}."
     return [f"![{escaped(part.alt)}]({folder}/{part.key}.png)", "", f"*{escaped(part.title)}.* {escaped(caption)}", ""]

@@ -6,6 +6,8 @@ colour-blind eyes (after Okabe & Ito 2008).
 
 from collections.abc import Sequence
 
+from loralens.report.chart import Ink
+
 STEPS = 32  # of a sequential scale: s0 … s31
 SIDES = 12  # steps on either side of a diverging one: v0 … v24
 BLOCKS = 16  # b0 … b15, the first to the last block
@@ -30,15 +32,19 @@ SERIES = {
 }
 
 
-def stylesheet(scheme: str) -> str:
-    """Custom properties for a light or a dark page: ``--s0`` …"""
-    colours = {
+def colours(scheme: str) -> dict[str, str]:
+    """Class → its colour on a light or a dark page."""
+    return {
         **{f"s{i}": _at(SEQUENTIAL[scheme], i / (STEPS - 1)) for i in range(STEPS)},
         **{f"v{i}": _at(DIVERGING[scheme], i / (2 * SIDES)) for i in range(2 * SIDES + 1)},
         **{f"b{i}": _at(DEPTH[scheme], i / (BLOCKS - 1)) for i in range(BLOCKS)},
         **{f"c{i}": colour for i, colour in enumerate(SERIES[scheme])},
     }
-    return "".join(f"--{name}:{colour};" for name, colour in colours.items())
+
+
+def stylesheet(scheme: str) -> str:
+    """The same as custom properties: ``--s0`` …"""
+    return "".join(f"--{name}:{colour};" for name, colour in colours(scheme).items())
 
 
 def classes() -> str:
@@ -57,6 +63,18 @@ def level(value: float, low: float, high: float, *, diverging: bool) -> str:
         return f"v{round(SIDES * (1 + min(max(value / most, -1.0), 1.0)))}"
     share = (value - low) / (high - low) if high > low else 0.0
     return f"s{round((STEPS - 1) * min(max(share, 0.0), 1.0))}"
+
+
+def is_strong(colour: str) -> bool:
+    """Whether a class of `level` is far from the page's own colour, so that letters on it are turned over."""
+    step = int(colour[1:])
+    return step > STEPS * 0.36 if colour[0] == "s" else abs(step - SIDES) > SIDES * 0.55
+
+
+def ink_class(ink: Ink) -> str:
+    """The class that draws a line."""
+    what, number = ink
+    return "quiet" if what == "quiet" else f"b{number}" if what == "block" else f"c{number}"
 
 
 def _at(anchors: Sequence[str], share: float) -> str:

@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from shlex import quote
-from typing import TYPE_CHECKING
 
 from loralens.compress.curve import Point
 from loralens.report.chart import Line, Lines
 from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
 from loralens.report.subject import LOSS, Subject
 from loralens.report.words import UNIT, fixed, percent, size, span
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MEGA = 1e6
 
@@ -99,14 +95,7 @@ def _picture(one: Subject, i: int) -> Picture:
         "Eckart & Young 1936",
         f"Error against file size of {one.label}"
         + (f"; rank {best.rank} has an error of {percent(best.uniform.error)}." if best else "."),
-        figure=lambda: _figure(one),
     )
-
-
-def _figure(one: Subject) -> "Figure":
-    from loralens.plot.curve import curve_figure
-
-    return curve_figure(one.label, one.points, on_data=one.on_data)
 
 
 def _table(one: Subject) -> Table:

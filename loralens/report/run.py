@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING
 
 from loralens.analysis.trajectory import SETTLED
 from loralens.report.chart import Chart, Line, Lines
@@ -11,9 +10,6 @@ from loralens.report.document import Column, Entry, Picture, Row, Section, Table
 from loralens.report.subject import Subject
 from loralens.report.words import fixed, number
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 STUCK = 0.9  # cosine of A with the last checkpoint from which φ of the in side shows the start
 
 
@@ -21,7 +17,7 @@ def section(subjects: Sequence[Subject], course: Course) -> Section:
     """The run, its steps across."""
     labels = [subjects[i].label for i in course.order]
     lead = "These are checkpoints of one run: they began from the same random A. Directions are compared with the last."
-    return Section("run", "The run", lead, [Text(sentence(course)), _picture(labels, course), _table(labels, course)])
+    return Section("run", "The run", lead, [Text(sentence(course)), _picture(course), _table(labels, course)])
 
 
 def sentence(course: Course) -> str:
@@ -43,7 +39,7 @@ def sentence(course: Course) -> str:
     return said
 
 
-def _picture(labels: Sequence[str], course: Course) -> Picture:
+def _picture(course: Course) -> Picture:
     found, x = course.found, list(course.steps)
     points = found.points
     moved = [one.length if one.length is not None else float("nan") for one in points]
@@ -98,14 +94,7 @@ def _picture(labels: Sequence[str], course: Course) -> Picture:
         "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in found.chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
         f"Curves over {len(x)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
-        figure=lambda: _figure(labels, course),
     )
-
-
-def _figure(labels: Sequence[str], course: Course) -> "Figure":
-    from loralens.plot.trajectory import trajectory_figure
-
-    return trajectory_figure(course.found, list(course.steps), course.losses, labels)
 
 
 def _table(labels: Sequence[str], course: Course) -> Table:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from loralens.report.grid import NAME, Grid, mean
 from loralens.report.palette import BLOCKS
 from loralens.report.subject import Subject
 from loralens.report.words import fixed, number, percent, span
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LINES = 128  # of one panel; beyond, one mean line a block
 Numbers = Mapping[str, int]
@@ -100,14 +96,7 @@ def _spectra(one: Subject, grid: Grid, numbers: Numbers, limits: tuple[float, fl
         "falling by less than a half from the first direction to the last where r is far below the size of the weight",
         "Hu et al. 2021, §7.2 (subspaces of different r); the measures as in the glossary",
         f"Singular values of {one.label}, by kind of module; {_spread(one)}.",
-        figure=lambda: _figure(one),
     )
-
-
-def _figure(one: Subject) -> "Figure":
-    from loralens.plot.spectrum import spectrum_figure
-
-    return spectrum_figure({one.label: one.spectra})
 
 
 def _spread(one: Subject) -> str:

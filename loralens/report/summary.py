@@ -7,6 +7,7 @@ from math import isfinite
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.groups import mean_effective_rank
 from loralens.analysis.interference import LARGE
 from loralens.compress.curve import Point
 from loralens.core.names import kind
@@ -62,7 +63,6 @@ def _energy(one: Subject) -> list[str]:
         return [f"All of its {count(len(one.spectra), 'module')} are 0: it does nothing."]
     modules, fewest = len(one.spectra), half(one)
     zero = sum(spectrum.spectral == 0 for spectrum in one.spectra.values())
-    ranks = [spectrum.effective_rank for spectrum in one.spectra.values() if spectrum.spectral > 0]
     text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "It adapts one module"
     shares: dict[str, float] = {}
     for name, share in one.shares.items():
@@ -72,7 +72,7 @@ def _energy(one: Subject) -> list[str]:
         text += f", and {top} alone {percent(shares[top])}"
     dead = f" {zero} of them {'is' if zero == 1 else 'are'} 0." if zero else ""
     nominal = span([spectrum.rank for spectrum in one.spectra.values()])
-    return [f"{text}.{dead}", f"The effective rank is {sum(ranks) / len(ranks):.1f} of {nominal} in the mean."]
+    return [f"{text}.{dead}", f"The effective rank is {mean_effective_rank(one.spectra.values()):.1f} of {nominal} in the mean."]
 
 
 def _ranks(one: Subject) -> list[str]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import ceil, floor, isfinite, log10
+from math import isfinite, log10
 from typing import NamedTuple
 
 from loralens.plot.figure import fit
+from loralens.report.axes import empty, spans, tick_label, x_ticks, y_ticks
 from loralens.report.chart import Line, Lines
+from loralens.report.palette import ink_class
 from loralens.report.svg import modules, n, svg, upwards, words
 from loralens.report.words import number
 
@@ -39,16 +41,15 @@ class Frame(NamedTuple):
 
 def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
     """Lines over axes, with ticks, levels and names."""
-    legend = _legend(chart)
+    legend = chart.named
     width, below = ALONE if alone else PANEL
     height = below + 16 * len(legend) + (4 if legend else 0)
     frame = _frame(chart, width, below)
-    empty = not any(isfinite(y) for line in chart.lines for y in line.y)
     parts = [
         *_axes(chart, frame),
         *(
             [words("all of it is 0", frame.left + frame.width / 2, frame.top + frame.height / 2, "label mid")]
-            if empty
+            if empty(chart)
             else []
         ),
         *_levels(chart, frame),
@@ -60,14 +61,9 @@ def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
 
 
 def _frame(chart: Lines, width: int, height: int) -> Frame:
-    xs = [x for line in chart.lines for x, y in zip(line.x, line.y, strict=True) if isfinite(y)] or [0, 1]
-    ys = [y for line in chart.lines for y in line.y if isfinite(y) and (y > 0 or not chart.log)]
-    low, high = chart.y_range or ((min(ys), max(ys)) if ys else (0.1, 1.0))
-    if not chart.y_range and not chart.log:
-        low, high = min(low, 0.0), high * 1.05 or 1.0
+    x, y = spans(chart)
     top = 24 if chart.title else 10
-    margin = (max(xs) - min(xs)) * 0.02 or 0.5
-    return Frame(50, top, width - 62, height - top - 36, (min(xs) - margin, max(xs) + margin), (low, high), chart.log)
+    return Frame(50, top, width - 62, height - top - 36, x, y, chart.log)
 
 
 def _frame_data(frame: Frame) -> str:
@@ -83,17 +79,16 @@ def _axes(chart: Lines, frame: Frame) -> Iterable[str]:
         yield words(fit(chart.title, 30), frame.left, 14, "head")
     bottom = frame.top + frame.height
     yield f'<path class="axis" d="M{n(frame.left)} {n(frame.top)}V{n(bottom)}H{n(frame.left + frame.width)}"/>'
-    whole = all(float(x).is_integer() for line in chart.lines for x in line.x)
-    for x in _ticks(*frame.x, 6, whole=whole):
+    for x in x_ticks(chart, frame.x):
         place = frame.at(x, frame.y[1])
         if place:
             yield f'<path class="tick" d="M{n(place[0])} {n(bottom)}v4"/>'
-            yield words(_tick(x), place[0], bottom + 15, "num mid")
-    for y in _decades(*frame.y) if chart.log else _ticks(*frame.y, 5):
+            yield words(tick_label(x), place[0], bottom + 15, "num mid")
+    for y in y_ticks(chart, frame.y):
         place = frame.at(frame.x[0], y)
         if place:
             yield f'<path class="grid" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
-            yield words(_tick(y), frame.left - 5, place[1] + 3.5, "num end")
+            yield words(tick_label(y), frame.left - 5, place[1] + 3.5, "num end")
     yield words(chart.x_label, frame.left + frame.width / 2, bottom + 30, "label mid")
     middle = frame.top + frame.height / 2
     yield upwards(chart.y_label, 11, middle, "label mid")
@@ -116,7 +111,7 @@ def _line(line: Line, frame: Frame) -> str:
     xs = "" if [x for _, x, _ in points] == list(range(1, len(points) + 1)) else _data("x", [x for _, x, _ in points])
     marks = "".join(f'<circle cx="{n(p[0])}" cy="{n(p[1])}" r="2.4"/>' for p, _, _ in points) if line.dots else ""
     kind = "line dashed" if line.dashed else "line"
-    head = f'<g class="{kind} {_ink(line)}" data-n="{escape(line.name)}"{modules(line.modules)}{xs}'
+    head = f'<g class="{kind} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}{xs}'
     return f'{head}{_data("y", [y for _, _, y in points])}><path d="{d}"/>{marks}</g>'
 
 
@@ -124,43 +119,9 @@ def _data(key: str, values: Sequence[float]) -> str:
     return f' data-{key}="{" ".join(number(value) for value in values)}"'
 
 
-def _ink(line: Line) -> str:
-    what, n = line.ink
-    return f"b{n}" if what == "block" else f"c{n}" if what == "series" else "quiet"
-
-
-def _legend(chart: Lines) -> list[Line]:
-    return list(chart.lines) if chart.legend and len(chart.lines) <= 24 else []
-
-
 def _names(lines: Sequence[Line], top: float) -> Iterable[str]:
     for i, line in enumerate(lines):
         y = top + 16 * i + 8
         dashed = " dashed" if line.dashed else ""
-        yield f'<g class="line{dashed} {_ink(line)}"><path d="M50 {n(y)}h22"/></g>'
+        yield f'<g class="line{dashed} {ink_class(line.ink)}"><path d="M50 {n(y)}h22"/></g>'
         yield words(fit(line.name, 40), 80, y + 4, "label")
-
-
-def _tick(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
-
-
-def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
-    """Round numbers on an axis, at most so many."""
-    span = high - low
-    if not span > 0:
-        return [low]
-    power = 10.0 ** floor(log10(span / most))
-    step = next(power * k for k in (1, 2, 5, 10, 20) if span / (power * k) <= most)
-    step = max(step, 1.0) if whole else step
-    return [round(k * step, 12) for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """Powers of ten on a logarithmic axis; of less than two of them also 2 and 5."""
-    first, last = floor(log10(low)), ceil(log10(high))
-    tens = [10.0**k for k in range(first, last + 1) if low <= 10.0**k <= high]
-    if len(tens) > 1:
-        return tens[:: ceil(len(tens) / 6)]
-    finer = [k * 10.0**p for p in range(first, last + 1) for k in (1, 2, 5) if low <= k * 10.0**p <= high]
-    return finer or [low, high]

@@ -5,7 +5,7 @@ from html import escape
 
 from loralens.plot.figure import fit
 from loralens.report.chart import Heat, Overlaps, Scale
-from loralens.report.palette import SIDES, STEPS, level
+from loralens.report.palette import is_strong, level
 from loralens.report.svg import LETTER, SMALL, modules, n, svg, upwards, words
 
 CELL = 18  # of a map
@@ -55,16 +55,10 @@ def _cell(chart: Heat, i: int, j: int, left: float, top: float, side: float, hig
     x, y = left + side * j, top + high * i
     text = ""
     if chart.written:
-        strong = " strong" if _strong(colour) else ""
-        text = words(_said(cell.value, scale), x + side / 2, y + high / 2 + 4, f"cell mid{strong}")
+        strong = " strong" if is_strong(colour) else ""
+        text = words(scale.written(cell.value), x + side / 2, y + high / 2 + 4, f"cell mid{strong}")
     mark = f'<rect class="{colour}" {_box(x, y, side - 1, high - 1)}'
     return f'{mark} data-t="{escape(cell.tip)}"{modules(cell.modules)}/>{text}'
-
-
-def _strong(colour: str) -> bool:
-    """Whether a colour is far from the page's own, so that letters on it are turned over."""
-    step = int(colour[1:])
-    return step > STEPS * 0.36 if colour[0] == "s" else abs(step - SIDES) > SIDES * 0.55
 
 
 def _room(chart: Heat) -> float:
@@ -98,14 +92,14 @@ def _bar(scale: Scale, left: float, top: float) -> list[str]:
         x = left + wide * k / steps
         parts.append(f'<rect class="{colour}" x="{n(x)}" y="{n(top + 14)}" width="{n(wide / steps)}" height="9"/>')
     parts.append("</g>")
-    parts.append(words(_said(scale.low, scale), left, top + 34, "num"))
-    parts.append(words(_said(scale.high, scale), left + wide, top + 34, "num end"))
+    parts.append(words(scale.written(scale.low), left, top + 34, "num"))
+    parts.append(words(scale.written(scale.high), left + wide, top + 34, "num end"))
     parts.append(words(scale.label, left, top + 9, "label"))
     if scale.chance is not None and scale.high > scale.low:
         share = min(max((scale.chance - scale.low) / (scale.high - scale.low), 0.0), 1.0)
         x, anchor = left + wide * share, "" if share < 0.2 else " end" if share > 0.8 else " mid"
         parts.append(f'<path class="chance" d="M{n(x)} {n(top + 11)}v15"/>')
-        parts.append(words(f"chance {_level(scale)}", x, top + 44, f"num{anchor}"))
+        parts.append(words(f"chance {scale.written_chance}", x, top + 44, f"num{anchor}"))
     return parts
 
 
@@ -130,22 +124,6 @@ def overlaps_svg(chart: Overlaps, alt: str) -> str:
         *(words(note, 16, 18 + side * rows + 25 + 12 * k, "num") for k, note in enumerate(chart.notes)),
     ]
     return svg(166, 18 + side * rows + 42, parts, alt or chart.title, f' class="phi"{modules(chart.modules)}')
-
-
-def _said(value: float, scale: Scale) -> str:
-    """A value as its scale writes it; what is 0 to rounding has no sign."""
-    text = f"{value:{scale.form}}"
-    if not text.strip("+-0.%"):
-        text = text.lstrip("+-")
-    return text.replace("-", "−").replace("%", " %")
-
-
-def _level(scale: Scale) -> str:
-    """The level of chance; a small one is not 0."""
-    value = scale.chance or 0.0
-    if not value or _said(value, scale).strip("0. %"):
-        return _said(value, scale)
-    return f"{100 * value:.1g} %" if "%" in scale.form else f"{value:.1g}"
 
 
 def _runs(row: Sequence[float], scale: Scale) -> Iterable[tuple[str, int, int]]:

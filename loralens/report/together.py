@@ -1,10 +1,8 @@
 """The section of several adapters: how alike they are, where they meet, and φ(i, j) as the LoRA paper draws it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +18,6 @@ from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, 
 from loralens.report.grid import NAME, Grid
 from loralens.report.subject import Subject
 from loralens.report.words import fixed, listed, number, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WRITTEN = 8  # adapters up to which cells say their number
 BLOCKS, KINDS = 4, 8  # of the heat maps of a pair
@@ -117,14 +112,7 @@ def _matrices(labels: Sequence[str], found: Company, order: Sequence[int]) -> Pi
         "cosine 0; of φ the mark on its colour bar",
         SOURCE + " and App. G",
         "Matrices of cosines and of φ between all adapters; the table of pairs has their numbers.",
-        figure=lambda: _figure(labels, found),
     )
-
-
-def _figure(labels: Sequence[str], found: Company) -> "Figure":
-    from loralens.plot.pairwise import pairwise_figure
-
-    return pairwise_figure(labels, found.pairs, found.energy, found.tree, ["out", "in"])
 
 
 def _cosine_scale(label: str) -> Scale:
@@ -196,7 +184,6 @@ def _conflicts(labels: Sequence[str], found: Company, numbers: Numbers) -> Pictu
     chart = grid.heat("", values, scale, numbers=numbers, gather=min, tip=lambda name: tips[name])
     what = "The most negative cosine of any two adapters in each module" if several else "Cosine of ΔW in each module"
     spread = number(float(pairs.spreads.max()), 2) if pairs.modules else "0"
-    figure = None if several else lambda: _figure(labels, found)  # of more it stands at `_matrices`
     return Picture(
         "conflicts",
         "Conflicts" if several else "Cosine by module",
@@ -210,7 +197,6 @@ def _conflicts(labels: Sequence[str], found: Company, numbers: Numbers) -> Pictu
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
         f"Map of cosines by kind and block, from {min(values.values(), default=0.0):+.3f} to "
         f"{max(values.values(), default=0.0):+.3f}.",
-        figure=figure,
     )
 
 
@@ -278,17 +264,9 @@ def _phi(
             SOURCE + "; drawn as its Figures 3 and 4",
             f"Heat maps of φ(i, j) between {first} and {second}; φ of all directions is {min(full):.2f} to "
             f"{max(full):.2f}.",
-            figure=None if folded else lambda: _phi_figure(compared, side, (first, second)),
             folded=folded,
         )
     ]
-
-
-def _phi_figure(compared: Comparison, side: Side, labels: tuple[str, str]) -> "Figure":
-    from loralens.plot.similarity import similarity_figure
-
-    modules = {name: replace(one, side=side) for name, one in compared.items()}
-    return similarity_figure(replace(compared, modules=modules), labels=labels)
 
 
 def _at(name: str) -> str:

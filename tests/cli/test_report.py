@@ -73,7 +73,7 @@ def test_markdown_has_its_pictures_beside_it(first: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stderr
     text = (tmp_path / "x.md").read_text(encoding="utf-8")
     files = sorted(path.name for path in (tmp_path / "x_files").iterdir())
-    assert files == ["curve-1.png", "spectra-1.png"]
+    assert files == [f"{name}-1.png" for name in ("curve", "energy", "ranks", "shares", "spectra")]
     for name in files:
         assert f"(x_files/{name})" in text
         assert (tmp_path / "x_files" / name).read_bytes().startswith(PNG)
