@@ -1,9 +1,14 @@
-"""Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``."""
+"""Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``.
 
+Some alone: ``python -m benchmarks merge train``; what is kept of the others stays.
+"""
+
+import argparse
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +28,7 @@ from benchmarks import (
 )
 
 HERE = Path(__file__).parent
+DATA, RESULTS = HERE / "data", HERE / "results.json"
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
 
 
@@ -32,6 +38,7 @@ def machine() -> dict[str, object]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu,
+        "avx512": any("avx512f" in line for line in _cpuinfo()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -44,25 +51,31 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+PARTS: dict[str, Callable[[], dict[str, object]]] = {
+    "spectrum": lambda: spectrum.run(DATA, runs=RUNS),
+    "amplify": lambda: amplify.run(DATA, runs=RUNS),
+    "similarity": lambda: similarity.run(DATA, runs=RUNS),
+    "combine": lambda: combine.run(DATA, runs=RUNS),
+    "compress": lambda: compress.run(DATA, runs=RUNS),
+    "intruders": lambda: intruders.run(DATA, runs=RUNS),
+    "pairwise": lambda: pairwise.run(DATA, runs=RUNS),
+    "merge": lambda: merge.run(DATA, runs=RUNS),
+    "switchboard": lambda: switchboard.run(runs=RUNS),
+    "others": lambda: others.run(DATA, runs=RUNS),
+    "train": lambda: train.run(runs=RUNS),
+}
+
+
 def main() -> None:
-    """Measure, print and write ``benchmarks/results.json``."""
-    report = {
-        "machine": machine(),
-        "spectrum": spectrum.run(HERE / "data", runs=RUNS),
-        "amplify": amplify.run(HERE / "data", runs=RUNS),
-        "similarity": similarity.run(HERE / "data", runs=RUNS),
-        "combine": combine.run(HERE / "data", runs=RUNS),
-        "compress": compress.run(HERE / "data", runs=RUNS),
-        "intruders": intruders.run(HERE / "data", runs=RUNS),
-        "pairwise": pairwise.run(HERE / "data", runs=RUNS),
-        "merge": merge.run(HERE / "data", runs=RUNS),
-        "switchboard": switchboard.run(runs=RUNS),
-        "others": others.run(HERE / "data", runs=RUNS),
-        "train": train.run(runs=RUNS),
-    }
-    text = json.dumps(report, indent=2) + "\n"
-    (HERE / "results.json").write_text(text)
-    sys.stdout.write(text)
+    """Measure, print and write into ``benchmarks/results.json``; each part with what it was measured on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    wanted = parser.parse_args().parts or list(PARTS)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in wanted:
+        kept[name] = {"machine": machine()} | PARTS[name]()
+        sys.stdout.write(json.dumps({name: kept[name]}, indent=2) + "\n")
+        RESULTS.write_text(json.dumps({name: kept[name] for name in PARTS if name in kept}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class Study:
         """What the largest rank cut to k directions is worth, beside an adapter trained at rank k."""
         found: dict[str, Any] = {}
         for task in self.plan.tasks:
-            judged = judge(task, self.plan.held_out)
+            judged = judge(task, self.plan.held_out, threads=os.cpu_count() or 1)
             adapter = self.adapter(task, self.large)
             ranks = [k for k in (1, 2, 4, 8, 16, 32) if k < self.large]
             cut = {k: loralens.truncate(adapter, loralens.Rule("rank", k)) for k in ranks}

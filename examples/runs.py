@@ -107,9 +107,10 @@ class Judge:
         Only so many texts.
     part : str
         ``held_out`` or ``validation``.
+    threads : int
     """
 
-    def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out") -> None:
+    def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
         from loralens.cli.models import load_headed
         from loralens.formats.corpora import read_corpus
         from loralens.train.tasks import encoded, task_named
@@ -120,7 +121,7 @@ class Judge:
             "AutoModelForSequenceClassification",
             device="cpu",
             dtype="f32",
-            threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+            threads=threads,
             labels=split.labels,
         )
         self.task, self.model = task, loaded.model
@@ -141,9 +142,9 @@ class Judge:
 
 
 @cache
-def judge(task: str, limit: int | None = None, part: str = "held_out") -> Judge:
+def judge(task: str, limit: int | None = None, part: str = "held_out", threads: int = 1) -> Judge:
     """The judge of a task, loaded once."""
-    return Judge(task, limit=limit, part=part)
+    return Judge(task, limit=limit, part=part, threads=threads)
 
 
 @dataclass(frozen=True)
