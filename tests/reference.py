@@ -14,18 +14,8 @@ def dense_product(B, A):
 
 
 def dense_singular_values(B, A):
-    """Good to 1e-16 of the largest, so no judge of graded factors: use `exact_singular_values` there."""
+    """Good to 1e-16 of the largest, so no judge of graded factors: use `exact_values_of_full_rank` there."""
     return np.linalg.svd(dense_product(B, A), compute_uv=False)
-
-
-def exact_singular_values(B, A):
-    """√ of the eigenvalues of (B A)ᵀ(B A) or (B A)(B A)ᵀ, whichever is smaller, in 100 digits."""
-    with mpmath.workdps(DIGITS):
-        P = mpmath.matrix(B.astype(np.float64).tolist()) * mpmath.matrix(A.astype(np.float64).tolist())
-        square = P.T * P if P.rows >= P.cols else P * P.T
-        eigenvalues = mpmath.eigsy(square, eigvals_only=True)
-        values = sorted((float(mpmath.sqrt(abs(x))) for x in eigenvalues), reverse=True)
-    return np.array(values)
 
 
 def exact_values_of_full_rank(B, A):
@@ -239,10 +229,9 @@ def best_gain(gains, costs, capacity, least):
     return max((sum(sum(g[:k]) for g, k in zip(gains, c, strict=True)) for c in fitting), default=None)
 
 
-def dora(W, update, m, axis=1):
-    """m · (W + ΔW) / ‖W + ΔW‖, the norm over ``axis``."""
-    V = W + update
-    return np.expand_dims(m, axis) * V / np.linalg.norm(V, axis=axis, keepdims=True)
+def dora(W, update, m):
+    """m · (W + ΔW) / ‖W + ΔW‖, one m and one norm for each output."""
+    return dora_weight(W + update, m, 0)
 
 
 # Collections of adapters, from dense updates (one list of matrices an adapter, in the order of the modules).
@@ -593,7 +582,7 @@ def dense_iso_c(updates, weights):
 def dense_iso_cts(updates, weights, common=0.8):
     x = [w * D for w, D in zip(weights, updates, strict=True)]
     r = min(sum(len(dense_triplets(one)[1]) for one in x), *x[0].shape)
-    each = round((1 - common) * r / len(x))
+    each = min(round((1 - common) * r / len(x)), r // len(x))
     k = r - each * len(x)
     U, s, V = dense_triplets(sum(x))
     Us, ss, Vs = [U[:, :k]], [s[:k]], [V[:, :k]]

@@ -15,9 +15,6 @@ RECONSTRUCTION = 2e-14
 # Of an entry of UᵀU - 1 (measured: 4e-15).
 ORTHONORMAL = 1e-14
 
-# Of an inner product, relative to the product of the four Frobenius norms.
-INNER = 1e-14
-
 # Of a norm or a rank measure of at most a few dozen singular values, relative.
 MEASURE = 1e-13
 
@@ -111,9 +108,8 @@ SIMILARITY = 1e-10
 # Of a principal angle, relative to itself where it is below 8°, beside 100 digits (measured: 2e-14 / angle).
 ANGLE = {"rtol": 1e-9, "atol": 1e-14}
 
-# Of a merged weight beside the dense float64 sum: half a unit in the last place for the rounding, and what D, the
-# sum and
-# DoRA's gain are rounded to float32, relative to the largest weight.
+# Of a merged weight beside the dense float64 sum: half a unit in the last place for the rounding, and what D, the sum
+# and DoRA's gain are rounded to float32, relative to the largest weight.
 MERGED_UNITS = 0.5
 MERGED_SINGLE = 2.0**-22
 

@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan, sqrt
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 
-from loralens.analysis.weight_norms import Step, metered, work
+from loralens.analysis.weight_norms import metered, work
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import Bases
 from loralens.core.names import select
 from loralens.core.structured import Update
+from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
@@ -20,6 +21,7 @@ from loralens.linalg.chance import overlap_chance, projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
 from loralens.linalg.randomized import Leading, holds, is_dense, leading
+from loralens.linalg.subspace import phi_map
 
 SURE = 1e-9  # of the mean: a spread below it is rounding, and nothing was left to chance
 
@@ -52,7 +54,7 @@ class Top:
     ----------
     s, error : float64 array, shape (t,)
         Leading singular values of W, largest first, and a bound on the error of each.
-    out, in_ : float64 array, shape (k, t), in [0, 1] up to rounding
+    out, in_ : float64 array, shape (k, t), in [0, 1]
         φ(i, j) between the i leading directions of ΔW and the j of W, on either side (Hu et al. 2021, Figure 8).
     exact : bool
         From a dense SVD.
@@ -224,9 +226,10 @@ def amplification(
 
 
 def _check_ranks(ranks: Sequence[int], nominal: Sequence[int]) -> None:
+    most = max(nominal, default=0)
     for rank in ranks:
-        if not 0 < rank <= max(nominal):
-            raise OptionError(f"rank {rank} is not among those of the adapter", fix=f"give 1 to {max(nominal)}")
+        if not 0 < rank <= most:
+            raise OptionError(f"rank {rank} is not among those of the adapter", fix=f"give 1 to {most}")
 
 
 def _measure(
@@ -276,11 +279,5 @@ def _head(bases: Bases, k: int) -> Bases:
 
 def _top(bases: Bases, led: Leading, swap: bool) -> Top:
     U, V = (led.V, led.U) if swap else (led.U, led.V)
-    return Top(led.s, led.error, _phi(bases.left, U), _phi(bases.right, V), led.steps == 0)
-
-
-def _phi(basis: Basis, columns: Array) -> Array:
-    """φ(i, j) = ‖UᵢᵀVⱼ‖_F² / min(i, j), float64, shape (k, t)."""
-    shared: Any = (basis.cross(Basis.of(columns)) ** 2).cumsum(0).cumsum(1)
-    i, j = np.ogrid[1 : shared.shape[0] + 1, 1 : shared.shape[1] + 1]
-    return np.asarray(shared / np.minimum(i, j), dtype=np.float64)
+    out, in_ = (phi_map(of.cross(Basis.of(top))) for of, top in ((bases.left, U), (bases.right, V)))
+    return Top(led.s, led.error, out, in_, led.steps == 0)

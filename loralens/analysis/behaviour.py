@@ -100,9 +100,9 @@ def behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[s
     Raises
     ------
     OptionError
-        No batches; no adapters; one that is called "base".
+        No batches; no adapters; one that is called "base"; a model that returns neither logits nor hidden states.
     MismatchError
-        An adapter does not fit the model, or changes the number of logits.
+        The model carries PEFT adapters; an adapter does not fit the model, or changes the number of logits.
 
     Notes
     -----

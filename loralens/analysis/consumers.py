@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.matching import Match
-from loralens.core.names import is_expert_alone
+from loralens.core.names import is_expert_alone, some
 from loralens.core.structured import Structured
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts; 16 by default
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts
+VLLM_RANK = 16  # its default
 LORAX_RANK = 128  # the widest its batched kernels take
 
 Rule = Callable[[Adapter], Iterator[Finding]]
@@ -64,7 +65,7 @@ def _no_dora(adapter: Adapter) -> Iterator[Finding]:
 def _no_saved(adapter: Adapter) -> Iterator[Finding]:
     saved = [key for key, extra in adapter.extra.items() if extra.role in ("saved", "copy", "embedding", "tokens")]
     if saved:
-        text = f"modules trained in full are refused or ignored: {saved[0]} and {len(saved) - 1} more tensors"
+        text = f"modules trained in full are refused or ignored: {some(saved, 1)}"
         yield _error("saved-modules", text, "loralens convert … --drop-extra if the base's own serve as well")
 
 
@@ -75,30 +76,34 @@ def _no_bias(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _extra_ignored(adapter: Adapter) -> Iterator[Finding]:
-    count = sum(extra.role not in ("magnitude", "magnitude_in") for extra in adapter.extra.values())
+    applied = {"magnitude", "magnitude_in", "diff", "diff_b", "shape"}
+    if adapter.format == "comfyui":
+        applied.add("saved")  # set_weight; a head that another dialect trained in full is ignored
+    count = sum(extra.role not in applied for extra in adapter.extra.values())
     if count:
         yield _warning(
             "extra-ignored", f"{count} tensors that are half of no pair are ignored", "merge them into the base"
         )
 
 
-def _ranks(adapter: Adapter) -> set[int]:
-    return {module.rank for module in adapter.modules.values()}
+def _largest_rank(adapter: Adapter) -> int:
+    return max((module.rank for module in adapter.modules.values()), default=0)
 
 
 def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
-    rank = max(_ranks(adapter), default=0)
+    rank = _largest_rank(adapter)
     if rank > VLLM_RANKS[-1]:
         yield _error(
             "rank", f"rank {rank} is more than any --max-lora-rank takes ({VLLM_RANKS[-1]})", "reduce its rank"
         )
-    elif rank > 16:
+    elif rank > VLLM_RANK:
         fitting = next(r for r in VLLM_RANKS if r >= rank)
-        yield _warning("rank", f"rank {rank} is above the default limit of 16", f"serve with --max-lora-rank {fitting}")
+        text = f"rank {rank} is above the default limit of {VLLM_RANK}"
+        yield _warning("rank", text, f"serve with --max-lora-rank {fitting}")
 
 
 def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
-    rank = max(_ranks(adapter), default=0)
+    rank = _largest_rank(adapter)
     if rank > LORAX_RANK:
         yield _error("rank", f"rank {rank} is more than the kernels take ({LORAX_RANK})", "reduce its rank")
 

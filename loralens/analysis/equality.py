@@ -1,6 +1,7 @@
 """Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import final
 
 import numpy as np
@@ -11,7 +12,7 @@ from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
 from loralens.core.threads import Step
-from loralens.errors import place
+from loralens.errors import FormatError, place
 from loralens.linalg.product import product_norm
 
 
@@ -41,6 +42,11 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
 
     Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same. ``step``
     is called with 1 after every module.
+
+    Raises
+    ------
+    FormatError
+        A module holds NaN or Inf.
 
     Notes
     -----
@@ -77,9 +83,7 @@ def _difference(name: str, first: Update | None, second: Update | None) -> Diffe
             return Difference(name, np.inf, f"{first.shape} and {second.shape}")
         if isinstance(first, LowRank) and isinstance(second, LowRank):
             return Difference(name, _relative(first, second))
-        one, two = first.dense(), second.dense()
-        largest = max(np.linalg.norm(one), np.linalg.norm(two))
-        return Difference(name, float(np.linalg.norm(one - two) / largest) if largest else 0.0)
+        return Difference(name, _relative_dense(first, second))
 
 
 def _relative(first: LowRank, second: LowRank) -> float:
@@ -87,3 +91,13 @@ def _relative(first: LowRank, second: LowRank) -> float:
     B1, B2 = first.scale * B1, second.scale * B2
     largest = max(product_norm(B1, A1), product_norm(B2, A2))
     return product_norm(np.hstack([B1, -B2]), np.vstack([A1, A2])) / largest if largest else 0.0
+
+
+def _relative_dense(first: Update, second: Update) -> float:
+    """The same of updates of which one has no pair."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        one, two = first.dense(), second.dense()
+    norms = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+    if not all(map(isfinite, norms)):
+        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    return float(np.linalg.norm(one - two)) / max(norms) if any(norms) else 0.0

@@ -60,6 +60,12 @@ def total(spectra: Iterable[Spectrum]) -> float:
     return sqrt(sum(s.frobenius**2 for s in spectra))
 
 
+def mean_effective_rank(spectra: Iterable[Spectrum]) -> float:
+    """Effective rank, mean over the modules that are not 0; 0 where all are."""
+    ranks = [s.effective_rank for s in spectra if s.spectral > 0]
+    return sum(ranks) / len(ranks) if ranks else 0.0
+
+
 def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list[Group]:
     members: dict[str, list[Spectrum]] = {}
     for name, one in spectra.items():
@@ -70,9 +76,9 @@ def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list
 
 def _summary(name: str, members: list[Spectrum], whole: float) -> Group:
     norm = total(members)
-    ranks = [s.effective_rank for s in members if s.spectral > 0]
-    mean = sum(ranks) / len(ranks) if ranks else 0.0
-    return Group(name, len(members), norm, (norm / whole) ** 2 if whole else 0.0, mean, len(members) - len(ranks))
+    share = (norm / whole) ** 2 if whole else 0.0
+    zero = sum(s.spectral == 0 for s in members)
+    return Group(name, len(members), norm, share, mean_effective_rank(members), zero)
 
 
 @final

@@ -8,8 +8,9 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
 from loralens.core.names import select, some
-from loralens.core.structured import Update
+from loralens.core.structured import Kronecker, Update
 
 
 @final
@@ -23,7 +24,7 @@ class Inspection:
     modules : dict of str to Update
         Those asked for, in natural order.
     zero : list of str
-        Modules whose ΔW is 0, because B or A is.
+        Modules whose ΔW is 0, because B or A is, or the whole matrix where there is no pair.
     extra : dict of str to Extra
         Every tensor that is not half of a pair.
     findings : list of Finding
@@ -62,16 +63,30 @@ def inspect(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
         A glob that matches nothing.
     """
     chosen = {name: adapter[name] for name in select(adapter, modules)}
-    zero, broken = [], []
+    zero, spoilt = [], []
     for name, module in chosen.items():
-        factors = [_plain(module.B), _plain(module.A)]
-        if not all(factor.any() for factor in factors):
+        numbers = _numbers(module)
+        if not all(_plain(array).any() for array in numbers):
             zero.append(name)
-        if not all(np.isfinite(factor).all() for factor in factors):
-            broken.append(name)
-    broken += [key for key, extra in adapter.extra.items() if not np.isfinite(_plain(extra.tensor.read())).all()]
-    findings = [*adapter.findings, *_zero(zero, len(chosen)), *_broken(broken)]
+        if any(map(broken, numbers)):
+            spoilt.append(name)
+    spoilt += [key for key, extra in adapter.extra.items() if broken(extra.tensor.read())]
+    findings = [*adapter.findings, *_zero(zero, len(chosen)), *_spoilt(spoilt)]
     return Inspection(adapter, chosen, zero, dict(adapter.extra), findings)
+
+
+def broken(array: Array) -> int:
+    """How many values of an array of any dtype are NaN or Inf."""
+    return int(array.size - np.count_nonzero(np.isfinite(_plain(array))))
+
+
+def _numbers(module: Update) -> list[Array]:
+    """Arrays of which one is 0 where ΔW is, and not finite where ΔW is not: B and A, or what stands in their place."""
+    if isinstance(module, LowRank):
+        return [module.B, module.A]
+    form = module.form
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [form.first.dense(), form.second.dense()] if isinstance(form, Kronecker) else [form.dense()]
 
 
 def _plain(array: Array) -> Array:
@@ -92,7 +107,7 @@ def _zero(names: list[str], count: int) -> list[Finding]:
     ]
 
 
-def _broken(names: list[str]) -> list[Finding]:
+def _spoilt(names: list[str]) -> list[Finding]:
     if not names:
         return []
     return [

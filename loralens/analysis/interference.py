@@ -1,7 +1,7 @@
 """Where adapters of one base meet: energy that shares directions with the others, and modules in which two fight."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import log
 from typing import Any, NamedTuple, final
@@ -84,9 +84,9 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
         if not s.size:
             continue
         weights = np.outer(s, s) / frobenius(s) ** 2
-        rest_U, rest_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V
+        M_U, M_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V  # M = UᵀPU: inside the others' span, N outside
         numbers[t] = (
-            np.clip((weights * rest_U * rest_V).sum(), 0.0, 1.0),  # tr(S M_U S M_V), M = UᵀPU
+            np.clip((weights * M_U * M_V).sum(), 0.0, 1.0),  # tr(S M_U S M_V)/‖ΔW‖²
             np.clip((weights * N_U * N_V).sum(), 0.0, 1.0),
             d_U * d_V / (out * in_),
             (1 - d_U / out) * (1 - d_V / in_),
@@ -114,6 +114,8 @@ class Meeting:
         ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖) over these modules together: negative where they fight.
     weight : float
         Their part of the cosine of the whole updates.
+    stacks : int
+        Stacks of blocks in the collection: of several `where` says which is meant.
     """
 
     first: int
@@ -124,15 +126,17 @@ class Meeting:
     modules: int
     cosine: float
     weight: float
+    stacks: int = 1
 
     @property
     def where(self) -> str:
-        """In words: ``blocks 12–18, v_proj``."""
+        """In words: ``blocks 12–18, v_proj``; of several stacks ``blocks 2–3 of encoder.layers, v_proj``."""
         kinds = ", ".join(self.kinds)
         if not self.blocks:
             return kinds
         start, stop = self.blocks
-        return f"block {start}, {kinds}" if start == stop else f"blocks {start}–{stop}, {kinds}"
+        blocks = f"block {start}" if start == stop else f"blocks {start}–{stop}"
+        return f"{blocks} of {self.stack}, {kinds}" if self.stacks > 1 and self.stack else f"{blocks}, {kinds}"
 
 
 def far(pairs: Pairwise) -> float:
@@ -147,15 +151,16 @@ def far(pairs: Pairwise) -> float:
 def meetings(pairs: Pairwise, *, fights: bool) -> list[Meeting]:
     """Where two adapters fight, or agree: contiguous blocks of a kind whose every cosine is far from chance and large.
 
-    A module counts if its cosine is at least `far` standard deviations from 0, and at least `LARGE`, on the side asked
-    for. Kinds with the same blocks come together; what weighs most in the whole updates comes first.
+    A module counts if its cosine has the sign asked for and is at least `far` standard deviations from 0, and at least
+    `LARGE`. Kinds with the same blocks come together; what weighs most in the whole updates comes first.
     """
     sign = -1.0 if fights else 1.0
     values = sign * pairs.cosines
     with np.errstate(invalid="ignore"):
         hits = (values >= LARGE) & (values >= far(pairs) * pairs.spreads[:, None, None])
+    stacks = len({home.stack for one in pairs.modules if (home := block(one.name))})
     found = [
-        _meeting(pairs, s, t, members)
+        replace(_meeting(pairs, s, t, members), stacks=stacks)
         for s, t in combinations(range(pairs.count), 2)
         for members in _stretches(pairs, hits[:, s, t], np.all(pairs.ranks[:, [s, t]] > 0, axis=1))
     ]

@@ -109,7 +109,7 @@ class Pairwise:
         return np.asarray(np.where(spread > 0, self.cosine / np.where(spread > 0, spread, 1.0), np.nan), np.float64)
 
     def phi(self, side: Side) -> Floats:
-        """Mean φ over the modules that both have, shape (T, T)."""
+        """Mean φ over the modules that both have and that are 0 in neither, shape (T, T); NaN where there is none."""
         return mean(self.overlaps[side])
 
     def chance(self, side: Side) -> Floats:
@@ -291,14 +291,14 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
     phis, chances = _phi(overlaps, widths if head is None else np.minimum(widths, head), module.shape)
-    place_of = partial(_spread, ids=list(holders), count=len(adapters))
+    placed = partial(_placed, ids=list(holders), count=len(adapters))
     return _Row(
-        place_of(norms, fill=0.0),
-        place_of(cosines),
-        {side: place_of(phi) for side, phi in phis.items()},
-        {side: place_of(chance) for side, chance in chances.items()},
-        place_of(initial),
-        place_of(np.array([update.rank for update in updates]), fill=0),
+        placed(norms, fill=0.0),
+        placed(cosines),
+        {side: placed(phi) for side, phi in phis.items()},
+        {side: placed(chance) for side, chance in chances.items()},
+        placed(initial),
+        placed(np.array([update.rank for update in updates]), fill=0),
     )
 
 
@@ -349,7 +349,7 @@ def _initial(updates: Sequence[Update]) -> Floats:
     """Cosine of vec(A) of every pair, of the first rows that both have; NaN where there is no A, or it is 0."""
     cosines = np.full((len(updates), len(updates)), np.nan)
     ranks = [one.rank if isinstance(one, LowRank) else 0 for one in updates]
-    for rank in sorted(set(ranks) - {0}):  # the higher ranks overwrite what is not theirs
+    for rank in sorted(set(ranks) - {0}):  # so that each pair is left with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
         sizes = [rank * updates[i].shape[1] for i in ids]
         cosines[np.ix_(ids, ids)] = pairwise_cosines([partial(_rows, updates[i], rank) for i in ids], sizes)
@@ -361,8 +361,8 @@ def _rows(update: Update, count: int) -> Floats:
     return update.A[:count].astype(np.float64)
 
 
-def _spread(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
-    """The values of the adapters ``ids`` among all ``count``, ``fill`` elsewhere, along every axis."""
+def _placed(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
+    """The values of the adapters ``ids`` put in their places among all ``count``, along every axis; else ``fill``."""
     whole = np.full((count,) * values.ndim, fill, dtype=values.dtype)
     whole[np.ix_(*[ids] * values.ndim)] = values
     return whole

@@ -21,15 +21,13 @@ class Initialisation:
     ----------
     cosine : float
         Of vec(A), modules whose B is 0 included: near 1 where both began from the same A₀ and training moved it
-        little; NaN where there is no A.
+        little; NaN where there is no A. Random numbers are drawn row by row, so of different ranks only the first
+        module can show a common seed.
     alike, compared : int
         Modules whose A have a cosine of at least 0.5, and modules that have an A.
     spans, chance : mapping of side to float
         φ(k1, k2) of all directions of ΔW where it is not 0, and its chance level. On the in side that is the overlap
         of the row spaces of the two A, whatever their gauge; NaN where all modules are 0.
-    equal_ranks : bool
-        Whether all ranks agree. Random numbers are drawn row by row, so where they differ only the first module can
-        show a common seed.
     recorded : bool
         Whether both say that they began from one A₀: however far training has moved it, that settles it.
     """
@@ -39,7 +37,6 @@ class Initialisation:
     compared: int
     spans: Mapping[Side, float]
     chance: Mapping[Side, float]
-    equal_ranks: bool
     recorded: bool = False
 
     @property
@@ -106,7 +103,6 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
         len(cosines),
         {side: _mean([one.spans[side] for one in alive]) for side in SIDES},
         {side: _mean([max(one.directions) / one.shape[end] for one in alive]) for side, end in ends.items()},
-        all(one.ranks[0] == one.ranks[1] for one in alive),
         recorded,
     )
 

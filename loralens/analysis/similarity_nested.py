@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations_with_replacement
 from typing import final
 
 import numpy as np
@@ -150,7 +151,7 @@ def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
         squares = pairwise_overlaps(
             [partial(Basis.columns, one) for one in heads],
             [one.n * one.k for one in heads],
-            step=None if count else step,
+            step=None if count else step,  # told once, of the larger work
         )
         found.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
     return Nesting(width, tuple(bases), widths, *found)
@@ -161,22 +162,22 @@ def relations(one: Nesting) -> list[Relation]:
     kinds = [kind(name) for name in one.names]
     distances = _distances(one.names)
     found = []
-    for i, first in enumerate(order := sorted(set(kinds), key=natural_key)):
-        for second in order[i:]:
-            pairs = _pairs(kinds, first, second) & ~np.isnan(one.full)
-            if pairs.any():
-                beside = pairs & (distances == (first == second))
-                found.append(
-                    Relation(
-                        (first, second),
-                        int(pairs.sum()),
-                        _mean(one.chance[pairs]),
-                        _mean(one.full[pairs & (distances == 0)]),
-                        _mean(one.full[pairs & (distances == 1)]),
-                        _mean(one.full[pairs & ~(distances <= 1)]),
-                        _mean(one.first[beside]),
-                    )
-                )
+    for first, second in combinations_with_replacement(sorted(set(kinds), key=natural_key), 2):
+        pairs = _pairs(kinds, first, second) & ~np.isnan(one.full)
+        if not pairs.any():
+            continue
+        same, neighbours = pairs & (distances == 0), pairs & (distances == 1)
+        found.append(
+            Relation(
+                kinds=(first, second),
+                pairs=int(pairs.sum()),
+                chance=_mean(one.chance[pairs]),
+                same=_mean(one.full[same]),
+                next=_mean(one.full[neighbours]),
+                apart=_mean(one.full[pairs & ~(same | neighbours)]),
+                first=_mean(one.first[neighbours if first == second else same]),
+            )
+        )
     return found
 
 

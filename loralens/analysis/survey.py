@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from loralens.analysis.equality import differences
-from loralens.analysis.groups import total
+from loralens.analysis.groups import mean_effective_rank, total
 from loralens.analysis.spectrum import spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
@@ -58,16 +58,15 @@ def summary(adapter: Adapter) -> Summary:
         A module holds NaN or Inf.
     """
     spectra = spectrum(adapter)
-    alive = [one.effective_rank for one in spectra.values() if one.spectral > 0]
     return Summary(
         modules=len(adapter),
-        zero=len(spectra) - len(alive),
+        zero=sum(one.spectral == 0 for one in spectra.values()),
         ranks=tuple(sorted({one.rank for one in spectra.values()})),
         scales=tuple(sorted({module.scale for module in adapter.modules.values()})),
         parameters=adapter.parameters,
         frobenius=total(spectra.values()),
         norms=tuple(sorted(one.frobenius for one in spectra.values())),
-        effective_rank=sum(alive) / len(alive) if alive else 0.0,
+        effective_rank=mean_effective_rank(spectra.values()),
         fingerprint=fingerprint(adapter),
     )
 

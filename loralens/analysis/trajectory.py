@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 
 from loralens.analysis.equality import differences
-from loralens.analysis.groups import total
+from loralens.analysis.groups import mean_effective_rank, total
 from loralens.analysis.pairwise import Side, groups, mean, pairwise
 from loralens.analysis.spectrum import Spectrum, spectrum
 from loralens.core.adapter import Adapter
@@ -120,42 +120,44 @@ def trajectory(
     sides: tuple[Side, ...] = ("in", "out")
     phis = {side: pairs.phi(side) for side in sides}
     cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
-    points = []
-    for t, measured in enumerate(spectra):
-        ranks = [one.effective_rank for one in measured.values() if one.spectral > 0]
-        points.append(
-            Point(
-                frobenius=total(measured.values()),
-                spectral=max((one.spectral for one in measured.values()), default=0.0),
-                effective_rank=sum(ranks) / len(ranks) if ranks else 0.0,
-                length=lengths[t - 1] if t else None,
-                cosine=float(cosine[t, -1]),
-                cosine_z=float(z[t, -1]),
-                previous_cosine=float(cosine[t, t - 1]) if t else None,
-                phi={side: float(phis[side][t, -1]) for side in sides},
-                previous_phi={side: float(phis[side][t, t - 1]) for side in sides} if t else None,
-                initial=float(initial[t, -1]),
-            )
+    points = tuple(
+        Point(
+            frobenius=total(measured.values()),
+            spectral=max((one.spectral for one in measured.values()), default=0.0),
+            effective_rank=mean_effective_rank(measured.values()),
+            length=lengths[t - 1] if t else None,
+            cosine=float(cosine[t, -1]),
+            cosine_z=float(z[t, -1]),
+            previous_cosine=float(cosine[t, t - 1]) if t else None,
+            phi={side: float(phis[side][t, -1]) for side in sides},
+            previous_phi={side: float(phis[side][t, t - 1]) for side in sides} if t else None,
+            initial=float(initial[t, -1]),
         )
-    runs = tuple(tuple(group) for group in groups(np.fmax(initial, cosine >= SETTLED)))
+        for t, measured in enumerate(spectra)
+    )
+    alike = np.fmax(initial, cosine >= SETTLED)  # 1 where two move the same way, else the cosine of A
+    runs = tuple(tuple(group) for group in groups(alike))
     chance = {side: float(mean(pairs.chance(side)[-1, :-1])) for side in sides}
-    return Trajectory(tuple(points), chance, runs, _settled(points) if len(runs) == 1 else None)
+    return Trajectory(points, chance, runs, _settled(points) if len(runs) == 1 else None)
 
 
 def work(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
     """How often `trajectory` calls its ``step``, or a little less where checkpoints differ in their modules."""
     each = [len(select(adapter, modules)) for adapter in adapters]
-    return max(each) + sum(each) + sum(map(len, adapters[1:]))
+    return max(each) + sum(each) + sum(each[1:])
 
 
-def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]], step: Step | None = None) -> float:
+def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]], step: Step | None) -> float:
     """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite where the two differ in shape."""
     (first, second), (one, two) = adapters, spectra
     names = same_modules(first, second)
+    others = {other: name for name, other in names.items()}
+    first = first.without({name for name in first if not (name in one or names.get(name) in two)})
+    second = second.without({name for name in second if not (name in two or others.get(name) in one)})
     squares = 0.0
     for found in differences(first, second, step=step):
         known = [*filter(None, (one.get(found.name), two.get(names.get(found.name, found.name))))]
-        squares += (found.relative * max(s.frobenius for s in known)) ** 2 if known else 0.0
+        squares += (found.relative * max(s.frobenius for s in known)) ** 2
     return sqrt(squares)
 
 

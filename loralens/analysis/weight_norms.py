@@ -1,6 +1,6 @@
 """Norms of base weights, and how far the work on them has come."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
@@ -9,13 +9,12 @@ from typing import final
 import numpy as np
 
 from loralens.core.names import select
+from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.linalg.projection import project
 from loralens.linalg.randomized import STEPS, holds, leading
-
-Step = Callable[[int], None]
 
 
 @final

@@ -9,10 +9,10 @@ import numpy as np
 from loralens.arithmetic.dora import Stretches, Weights, apart, magnitudes, named_keys
 from loralens.arithmetic.method import Method
 from loralens.core.adapter import Adapter
-from loralens.core.joint import Floats
 from loralens.core.together import Row, names_together
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, place
+from loralens.linalg.factor import Floats
 
 
 @final
@@ -72,13 +72,13 @@ class Bent:
         raise MismatchError(f"the base weight of {name} is not there", fix="give the base that it was trained on")
 
     def stretches(self, rows: Mapping[str, Row], h: Mapping[str, Floats]) -> Stretches:
-        """Of the result."""
+        """The stretches ``h`` of the result, with what a DoRA adapter needs besides."""
         modules = {name: (next(one for one in row if one is not None), self.called[name]) for name, row in rows.items()}
         stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
         return replace(stretches, keys=named_keys(self.adapters, modules)) if stretches.any else stretches
 
     def notes(self, stretches: Stretches) -> tuple[str, ...]:
-        """What to say of it."""
+        """What to say of the result."""
         count = sum(map(bool, self.parts))
         came = "DoRA too, exact for this base" if stretches.any else "a plain sum of pairs: all stretches cancel"
         return (f"{count} of {len(self.parts)} adapters {'is' if count == 1 else 'are'} DoRA; the result is {came}",)

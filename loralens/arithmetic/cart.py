@@ -4,7 +4,8 @@ from math import ceil
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 SHARE = 0.04  # of min(out, in): the rank where none is given
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import isfinite, prod
 from typing import Any, Literal, final
 from zlib import crc32
 
@@ -19,7 +19,7 @@ from loralens.arithmetic.quality import Quality, Total, relative, total
 from loralens.arithmetic.stretched import stretched
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, carried
-from loralens.core.joint import Core, Floats, Joint, Lift
+from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
@@ -28,6 +28,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, checked, keepable, kept, together
 from loralens.core.vector import assembled
 from loralens.errors import OptionError, place
+from loralens.linalg.factor import Floats
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -49,7 +50,8 @@ class Combination:
     notes : tuple of str
         What else there is to say.
     truncation : mapping of str to float
-        Of an elementwise method: what its result lost, relative to it, before it had the ranks of the sum.
+        Of an elementwise method in the full space: what its result, which is of full rank, lost when it was brought to
+        the rank of the sum; relative to it.
     stretches : Stretches, optional
         Of DoRA adapters: what is added besides pairs. ``lifts`` are then those of the new DoRA adapter.
     """
@@ -117,7 +119,8 @@ def combine(
     take : int or "none", optional
         Whose tensors trained in full (heads, biases, embeddings) stand, by place, where several adapters have them.
     dtype : dtype, optional
-        Of the new factors: the one that all factors of a module have, else float32, if it is not given.
+        Of the new factors. By default the one that all factors of a module have (of DoRA: all of all adapters), else
+        float32.
     drop_dead : bool
         Leave out modules that come out as 0, instead of writing them with rank 1 of zeros.
     labels : sequence of str
@@ -133,7 +136,7 @@ def combine(
     Raises
     ------
     OptionError
-        An unknown method, an option that it does not have, no adapter, nothing left.
+        An unknown method, an option that it does not have, no adapter, a weight that is no finite number, nothing left.
     MismatchError
         No module in common; what cannot be combined: DoRA without the base, full tensors in several, updates that are
         no pair.
@@ -149,9 +152,10 @@ def combine(
     row = method_named(method, METHODS)
     given = {"lam": lam, "density": density, **options}
     settings = row.settings(given, space)
-    labels = list(labels) or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
     _check_count(row, len(adapters))
-    strengths = [_strength(weight) for _, weight in adapters]
+    labels = _labels(labels, len(adapters))
+    _check_take(take, labels)
+    strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
         tuple(map(Ingredient, labels, strengths)),
         method=method,
@@ -205,15 +209,34 @@ def _check_count(row: Method, count: int) -> None:
         raise OptionError(f"{row.name} takes {wanted} adapters, not {count}", fix="give as many as it takes")
 
 
-def _strength(weight: Weight) -> Strength:
+def _labels(labels: Sequence[str], count: int) -> list[str]:
+    """What the adapters are called: as given, else by number."""
+    if labels and len(labels) != count:
+        raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one for each, or none")
+    return list(labels) or [f"adapter {t}" for t in range(1, count + 1)]
+
+
+def _check_take(take: int | Literal["none"] | None, labels: Sequence[str]) -> None:
+    if take not in (None, "none", *range(len(labels))):
+        raise OptionError(f"take={take!r} is the place of no adapter", fix=f"give 0 to {len(labels) - 1}, or 'none'")
+
+
+def _strength(weight: Weight, label: str) -> Strength:
+    """A weight in the one form that it has; refused where a number in it is not finite."""
     if isinstance(weight, Strength):
-        return weight
-    return Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
+        found = weight
+    else:
+        found = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
+    for one in (found.weight, *found.modules.values()):
+        if not isfinite(one):
+            raise OptionError(f"{label} has the weight {one}", fix="give a finite number")
+    return found
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
-    """The dtype of all factors where they have one, else float32."""
-    found = {module.dtype for adapter in adapters for module in adapter.modules.values()}
+    """The dtype of all factors of all pairs where they have one, else float32."""
+    pairs = [module for adapter in adapters for module in adapter.modules.values() if isinstance(module, LowRank)]
+    found = {factor.dtype for pair in pairs for factor in pair.factors}
     return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
 
@@ -228,6 +251,11 @@ def _rows(
     """The modules of the result and how strongly each adapter counts in them.
 
     A module that only adapters of weight 0 have, the first one not among them, is not in the result.
+
+    Raises
+    ------
+    OptionError
+        All modules are such.
     """
     rows = together(adapters, labels)
     recipe.check_globs(rows)
@@ -239,6 +267,8 @@ def _rows(
         for name in chosen
     }
     names = [name for name in chosen if counts[name]]
+    if chosen and not names:
+        raise OptionError("nothing is left: in all modules the weights are 0", fix="give other weights, or --modules")
     return {name: rows[name] for name in names}, {name: weights[name] for name in names}
 
 

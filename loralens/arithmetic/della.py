@@ -64,7 +64,7 @@ def della(
 def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
     draws, work = draws_of(entries, seed), Workspace()
     n = entries.shape[1]
-    q = density + epsilon * (2 * np.arange(n) / max(1, n - 1) - 1) if n > 1 else np.full(1, density)
+    q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
     kept = np.clip(np.rint(q * STEPS), 1, STEPS)  # of STEPS
 
     def fuse(rows: slice, stack: Array) -> Array:

@@ -24,13 +24,14 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX
 from loralens.core.carried import MAGNITUDES
-from loralens.core.joint import Floats, Lift
+from loralens.core.joint import Lift
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, ShapeError, place
+from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
 LEAST = 2.0**-20  # of |1 + h|: below it the base weight is all but gone from a row, and no B' would make up for it

@@ -79,6 +79,7 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
 
 
 def _joined(parts: Iterable[Floats]) -> Floats:
+    """The numbers of all of them, in one dimension."""
     return np.concatenate([part.ravel() for part in parts])
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from loralens.arithmetic.tsv import nearest_orthonormal
-from loralens.core.joint import Core, Floats, Joint
+from loralens.core.joint import Core, Joint
+from loralens.linalg.factor import Floats
 from loralens.linalg.pairwise import SAME
 
 
@@ -32,17 +33,19 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     """λ σ̄ U_⊥ V_⊥ᵀ, float64, shape (p, q) or as an SVD, from common and task-specific directions.
 
     Of r directions in all, the k leading ones of the sum Σ w_t M_t are common, and every update adds the s leading ones
-    of (1 − U_k U_kᵀ) w_t M_t, with s = round((1 − common)·r/T) and k = r − T·s. The vectors of both sides are then made
-    orthonormal, and σ̄ is the mean of all their singular values. Iso-CTS of Marczak et al. 2025, arXiv 2502.04959,
-    where ``common`` is 0.8 and r = min(out, in); of low-rank updates r is the sum of their numerical ranks, at most
-    min(out, in). Null directions are left out, as in `iso_c`. Truncated, it keeps common directions first.
+    of (1 − U_k U_kᵀ) w_t M_t, with s = round((1 − common)·r/T), at most ⌊r/T⌋, and k = r − T·s. The vectors of both
+    sides are then made orthonormal, and σ̄ is the mean of all their singular values. Iso-CTS of Marczak et al. 2025,
+    arXiv 2502.04959, where ``common`` is 0.8 and r = min(out, in); of low-rank updates r is the sum of their numerical
+    ranks, at most min(out, in). Null directions are left out, as in `iso_c`. Truncated, it keeps common directions
+    first.
     """
     x = joint.weighted
     parts = [joint.decomposed(one) for one in x]
     r = min(sum(part.s.size for part in parts), *joint.shape)
-    each = round((1 - common) * r / len(parts))
+    each = min(round((1 - common) * r / len(parts)), r // len(parts))
+    k = r - each * len(parts)
     U, s, Vh = joint.decomposed(joint.total())
-    shared = Core(U[:, : r - each * len(parts)], s[: r - each * len(parts)], Vh[: r - each * len(parts)])
+    shared = Core(U[:, :k], s[:k], Vh[:k])
     rests = [joint.decomposed(one - shared.U @ (shared.U.T @ one)) for one in x]
     all_ = [shared, *(Core(rest.U[:, :each], rest.s[:each], rest.Vh[:each]) for rest in rests)]
     values = np.concatenate([part.s for part in all_])
@@ -56,5 +59,5 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
 
 
 def _orthonormal(X: Floats) -> bool:
-    """Whether no direction was left out."""
+    """Whether the columns are orthonormal, as they are where `nearest_orthonormal` left no direction out."""
     return bool(np.abs(X.T @ X - np.eye(X.shape[1])).max() < SAME)

@@ -4,30 +4,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 
 class Aligned(NamedTuple):
-    """Updates in one basis: M_t = U parts_t. ``U`` is (p, k) with orthonormal columns, ``parts`` (T, k, q)."""
+    """Updates in one basis: w_t M_t = U parts_t. ``U`` is (p, k) with orthonormal columns, ``parts`` (T, k, q)."""
 
     U: Floats
     parts: Floats
 
 
 def aligned(joint: Joint) -> Aligned:
-    """U and S V_tᵀ of the SVD [M_1 … M_T] = U S [V_1ᵀ … V_Tᵀ], the updates unweighted, S above rounding.
+    """U and S V_tᵀ of the SVD [w_1 M_1 … w_T M_T] = U S [V_1ᵀ … V_Tᵀ], S above rounding.
 
     KnOTS, Stoica et al. 2025, arXiv 2410.19735, which keeps S > 1e-5; here all that is not rounding.
     """
     count, p, q = joint.cores.shape
-    U, s, Vh = joint.decomposed(joint.cores.transpose(1, 0, 2).reshape(p, count * q))
+    U, s, Vh = joint.decomposed(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
     return Aligned(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
 
 
 def knots(joint: Joint, *, lam: float = 1.0) -> Floats:
-    """λ U Σ w_t S V_tᵀ, float64, shape (p, q): KnOTS with task arithmetic, which is task arithmetic.
+    """λ U Σ S V_tᵀ, float64, shape (p, q): KnOTS with task arithmetic, which is task arithmetic.
 
     The basis makes a difference to elementwise rules only: see the ``space`` of those.
     """
     U, parts = aligned(joint)
-    return lam * U @ np.tensordot(joint.strengths, parts, 1)
+    return np.asarray(lam * U @ parts.sum(axis=0), dtype=np.float64)

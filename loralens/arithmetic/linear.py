@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
 from loralens.errors import OptionError
+from loralens.linalg.factor import Floats
 
 
 def weighted_sum(joint: Joint, *, lam: float = 1.0) -> Floats:

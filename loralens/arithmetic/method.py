@@ -10,8 +10,9 @@ from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # the table says what there is without NumPy; a rule is imported when it is followed
     from loralens.arithmetic.fused import Fused
-    from loralens.core.joint import Core, Floats
+    from loralens.core.joint import Core
     from loralens.core.lowrank import LowRank
+    from loralens.linalg.factor import Floats
 
 Space = Literal["full", "knots", "core"]
 SPACES: tuple[Space, ...] = ("full", "knots", "core")
@@ -35,6 +36,8 @@ class Option:
         ``low`` itself does not.
     whole : bool
         Only whole numbers do.
+    infinite : bool
+        ∞ makes sense too, where it is not below ``low`` or above ``high``.
     """
 
     name: str
@@ -44,15 +47,17 @@ class Option:
     high: float = inf
     open_low: bool = False
     whole: bool = False
+    infinite: bool = False
 
     def check(self, value: float) -> float:
         """``value``, or an OptionError that says what would be right."""
         inside = self.low <= value <= self.high and not (self.open_low and value == self.low)
-        number = isfinite(value) or value == self.high
+        number = isfinite(value) or self.infinite
         if inside and number and (not self.whole or float(value).is_integer()):
             return int(value) if self.whole else value
         left = "(" if self.open_low or self.low == -inf else "["
-        span = f"{left}{self.low:g}, {self.high:g}{')' if self.high == inf else ']'}"
+        right = ")" if self.high == inf and not self.infinite else "]"
+        span = f"{left}{self.low:g}, {self.high:g}{right}"
         kind = "a whole number" if self.whole else "a number"
         raise OptionError(f"{self.name} {value:g} is not {kind} in {span}", fix=f"{self.name}: {self.text}")
 

@@ -8,7 +8,7 @@ _RANK = Option("rank", 0, "directions; 0: as the method has it", low=0, whole=Tr
 _BETA = "the part of the differences in norm that stays, in [0, 1]"
 
 _WHOLE = "1: the largest entries of the whole adapter are kept, 0: those of every module"
-_GAMMA = "the part that the largest entries are, which are dropped, in [0, 1)"
+_GAMMA = "the part of the entries, the largest, that is dropped, in [0, 1]"
 
 
 def _density(default: float) -> Option:
@@ -72,7 +72,7 @@ _ROWS = (
         "all others kept out of what the first reads (NP-LoRA)",
         "Chen et al. 2025, arXiv 2511.11051",
         "projection:null_space",
-        (LAM, Option("mu", float("inf"), "how strictly: 0 not at all, inf altogether", low=0), _RANK),
+        (LAM, Option("mu", float("inf"), "how strictly: 0 not at all, inf altogether", low=0, infinite=True), _RANK),
     ),
     Method("pico", "outputs that all share turned down first", "Tang & Yang 2026, arXiv 2604.16826", "pico:pico"),
     Method(

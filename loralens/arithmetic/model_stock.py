@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 
 def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:

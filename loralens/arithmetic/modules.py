@@ -34,6 +34,6 @@ class Modules:
     step: Step | None = None
 
     def each(self, work: Callable[[Joint], T], *, told: bool = False) -> list[T]:
-        """``work`` of every one, in order; ``told``: this is a long look."""
+        """``work`` of every one, in order; ``told``: this is a long look, of which ``step`` is told."""
         found = in_threads(lambda name: work(self.joint(name)), self.names, self.threads, self.step if told else None)
         return list(found.values())

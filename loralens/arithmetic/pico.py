@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 
 def pico(joint: Joint, *, lam: float = 1.0) -> Floats:
@@ -14,18 +15,12 @@ def pico(joint: Joint, *, lam: float = 1.0) -> Floats:
     defined, as (B G)(G⁻¹ A) is the same update. It is taken as ΔW V, the B that goes with orthonormal rows of A, so
     the result depends on the updates only.
     """
-    x = joint.weighted[joint.present]
-    if not len(x):
-        return joint.total()
-    U, s, _ = np.linalg.svd(np.hstack(list(x)), full_matrices=False)  # its Gram matrix is Σ x_t x_tᵀ = Σ B_t B_tᵀ
-    whole = float(s @ s)
-    if not whole:
-        return joint.total()
-    alpha = 1 / (1 + (len(x) - 1) * s**2 / whole)
-    total = joint.total()
-    y = total + (U * (alpha - 1)) @ (U.T @ total)
-    length = float(np.linalg.norm(y))
-    if np.linalg.norm(total, 2) <= joint.floor:
+    x, total = joint.weighted, joint.total()
+    norms = np.linalg.norm(x, axis=(1, 2))
+    x, norms = x[norms > 0], norms[norms > 0]
+    if not len(x) or np.linalg.norm(total, 2) <= joint.floor:
         return np.zeros_like(total)  # what cancelled is not blown up to the size of an update
-    mean = float(np.linalg.norm(x, axis=(1, 2)).mean())
-    return lam * mean / length * y
+    U, s, _ = np.linalg.svd(np.hstack(list(x)), full_matrices=False)  # its Gram matrix is Σ x_t x_tᵀ = Σ B_t B_tᵀ
+    alpha = 1 / (1 + (len(x) - 1) * s**2 / float(s @ s))
+    y = total + (U * (alpha - 1)) @ (U.T @ total)
+    return lam * float(norms.mean()) / float(np.linalg.norm(y)) * y

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 
 def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int = 0) -> Floats:

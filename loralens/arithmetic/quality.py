@@ -7,7 +7,8 @@ from typing import Self, final
 
 import numpy as np
 
-from loralens.core.joint import Core, Floats, Joint
+from loralens.core.joint import Core, Joint
+from loralens.linalg.factor import Floats
 
 
 @final
@@ -137,6 +138,8 @@ class Total:
 def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
     """Of modules, the ranks they are cut to (None for their own), and what their method lost before."""
     modules = list(modules)
+    if not modules:
+        return Total(0.0, 0.0, ())
     each = [(one, one._at(rank)) for one, rank, _ in modules]
     lost, whole = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
     error = relative(sum(one.errors[j] for one, j in each), sum(one.sum_energy for one, _ in each))

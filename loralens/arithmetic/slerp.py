@@ -4,8 +4,9 @@ from math import acos, sin
 
 import numpy as np
 
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
 from loralens.errors import OptionError
+from loralens.linalg.factor import Floats
 
 PARALLEL = 0.9995  # |cos| above which mergekit, and we, interpolate along the straight line
 ROUNDS = 200

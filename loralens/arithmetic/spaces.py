@@ -5,7 +5,6 @@ adapters in the core space differs from TIES of the full updates by 80 %.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ class Place(NamedTuple):
 
 
 def place(joint: Joint, space: Space) -> Place | None:
-    """Entries of the weighted updates w_t ΔW_t of a module in a space; None where all of them are 0.
+    """Entries of the weighted updates w_t ΔW_t of a module in a space; None where all of them are 0, or only rounding.
 
     full
         ΔW_t itself, float32, made a block of rows at a time. What a rule makes of it has full rank: it comes back as
@@ -48,14 +47,16 @@ def place(joint: Joint, space: Space) -> Place | None:
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
         return None
-    return {"full": _full, "knots": _knots, "core": _core}[space](joint, places)
+    ways: dict[Space, Callable[[Joint, Integers], Place | None]] = {"full": _full, "knots": _knots, "core": _core}
+    return ways[space](joint, places)
 
 
 def _full(joint: Joint, places: Integers) -> Place:
-    updates = [(joint.updates[t], float(joint.strengths[t])) for t in places]
-    matrices = tuple(Product.of(update, strength) for update, strength in updates if update is not None)
+    here = [(joint.updates[t], float(joint.strengths[t])) for t in places]
+    updates = [(update, strength) for update, strength in here if update is not None]  # all: what is 0 has no place
+    matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
-    rank = min(sum(update.rank for update, _ in updates if update is not None), *joint.shape)
+    rank = min(sum(update.rank for update, _ in updates), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
         found = low_rank(
@@ -69,8 +70,10 @@ def _full(joint: Joint, places: Integers) -> Place:
     return Place(entries, back)
 
 
-def _knots(joint: Joint, places: Integers) -> Place:
-    U, parts = aligned(replace(joint, cores=joint.weighted))
+def _knots(joint: Joint, places: Integers) -> Place | None:
+    U, parts = aligned(joint)
+    if not U.shape[1]:
+        return None
     right = joint.right.columns()
     entries = _dense(joint, places, [part @ right.T for part in parts[places]])
 
@@ -80,9 +83,11 @@ def _knots(joint: Joint, places: Integers) -> Place:
     return Place(entries, back)
 
 
-def _core(joint: Joint, places: Integers) -> Place:
+def _core(joint: Joint, places: Integers) -> Place | None:
     cores = joint.weighted[places]
     triplets = [joint.decomposed(M) for M in cores]
+    if not any(one.s.size for one in triplets):
+        return None
     U = _directions([one.U * np.sqrt(one.s) for one in triplets])
     V = _directions([one.Vh.T * np.sqrt(one.s) for one in triplets])
     entries = _dense(joint, places, [U.T @ M @ V for M in cores])

@@ -6,8 +6,9 @@ import numpy as np
 
 from loralens.arithmetic.dora import pieces
 from loralens.arithmetic.quality import Quality
-from loralens.core.joint import Core, Floats, Joint
+from loralens.core.joint import Core, Joint
 from loralens.core.weights import Weight
+from loralens.linalg.factor import Floats
 
 
 def stretched(quality: Quality, joint: Joint, core: Core, each: Floats, whole: Floats, weight: Weight) -> Quality:
@@ -30,8 +31,11 @@ def stretched(quality: Quality, joint: Joint, core: Core, each: Floats, whole: F
     Notes
     -----
     Of K inside Q_B … Q_Aᵀ and a stretch, ⟨K, diag(h) W⟩ = ⟨M, P⟩ with P = Q_Bᵀ diag(h) W Q_A, and ⟨diag(x) W,
-    diag(y) W⟩ = Σ x y‖W_i‖²: one pass over W. An update is retained but for what of its pair is cut off.
+    diag(y) W⟩ = Σ x y‖W_i‖²: one pass over W, and none where no update stretches it. An update is retained but for what
+    of its pair is cut off.
     """
+    if not each.any():
+        return quality
     U, s, Vh = core
     norms, across = _seen(weight, joint.right.columns())
     left = joint.left.columns()
@@ -45,10 +49,10 @@ def stretched(quality: Quality, joint: Joint, core: Core, each: Floats, whole: F
         """⟨R_j, ·⟩ for j = 0 … k."""
         return np.append(0.0, (s * np.einsum("ik,ij,kj->k", U, X, Vh)).cumsum())
 
-    extra = np.array([2 * np.sum(M * own) + h**2 @ norms for M, own, h in zip(joint.cores, P, each, strict=True)])
+    pairs = list(zip(joint.cores, P, each, strict=True))
+    extra = np.array([2 * np.sum(M * own) + h**2 @ norms for M, own, h in pairs])
     beside = P_whole[0] - P_sum[0]
     errors = quality.errors + 2 * (along(beside) - np.sum(S * beside)) + (whole - of_sum) ** 2 @ norms
-    pairs = list(zip(joint.cores, P, each, strict=True))
     return replace(
         quality,
         energies=quality.energies + extra,

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from loralens.core.joint import Core, Floats, Joint
+from loralens.core.joint import Core, Joint
+from loralens.linalg.factor import Floats
 from loralens.linalg.pairwise import SAME
 
 

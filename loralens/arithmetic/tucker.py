@@ -3,7 +3,8 @@
 import numpy as np
 
 from loralens.arithmetic.norms import equalised
-from loralens.core.joint import Floats, Joint
+from loralens.core.joint import Joint
+from loralens.linalg.factor import Floats
 
 ROUNDS = 1000
 STEADY = 1e-13  # sine of the largest angle that U turns by at which the iteration ends

@@ -40,7 +40,7 @@ FAR = 3.0  # standard deviations beyond which a module is not what chance would 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sketch and the start.")
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with curves, directions and φ.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: .png, .svg or .pdf.")
+@options.plot("Draw it: .png, .svg or .pdf.")
 @options.reading
 def command(
     path: str,
@@ -64,10 +64,6 @@ def command(
     """
     if no_top and directions:
         raise click.UsageError("--no-top and --directions exclude each other")
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
     how = {"ranks": ranks, "top": not no_top, "directions": directions or 0}
     found = _measure(path, base, modules, reading, {**how, "exact": exact, "device": device, "seed": seed})
     if as_json:
@@ -78,10 +74,8 @@ def command(
         _show(path, base, found)
     if plot:
         from loralens.plot.amplification import amplification_figure
-        from loralens.plot.figure import save
 
-        save(amplification_figure(found, title=f"{path} on {base}", phi_rank=phi_rank), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(amplification_figure(found, title=f"{path} on {base}", phi_rank=phi_rank), plot)
 
 
 def _measure(

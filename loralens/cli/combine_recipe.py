@@ -1,7 +1,6 @@
 """From a command line to a recipe: weights, method, options, truncation; shared with the short forms."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,27 +69,25 @@ def recipe_of(adapters: Sequence[str], given: Mapping[str, Any]) -> "Recipe":
 
 
 def truncation(given: Mapping[str, Any]) -> dict[str, float]:
-    """The rule by which ranks are chosen afterwards; empty where none is given.
+    """The rule by which ranks are chosen afterwards, with its value; empty where none is given.
 
     Raises
     ------
     click.UsageError
-        Several rules.
+        Several rules, or a value that is not finite.
     """
-    said = {rule: given[name] for name, rule in compress_rule.NAMES.items() if given[name] is not None}
+    said = compress_rule.rules_given(given)
     if len(said) > 1:
-        raise click.UsageError(f"{', '.join('--' + name for name in said)} exclude each other: give one of them")
-    if any(not isfinite(value) for value in said.values()):
-        raise click.UsageError("the rule must be a finite number")
-    return said
+        raise click.UsageError(f"{compress_rule.spoken(*said)} exclude each other: give one of them")
+    return {compress_rule.NAMES[name]: value for name, value in said.items()}
 
 
 def given_beside(given: Mapping[str, Any]) -> list[str]:
-    """Options that a recipe has its own of, as far as they were given."""
+    """Options that a recipe has its own of, as far as they were given, as a user types them. A 0 was given."""
     names = ("lam", "density", "settings", "method", "space", "seed", "modules", "take", "drop_dead", "uniform")
-    spoken = {"lam": "lambda", "settings": "set"}
-    said = [*(name for name in names if given[name]), *truncation(given)]
-    return ["--" + spoken.get(name, name).replace("_", "-") for name in said]
+    typed = {"lam": "lambda", "settings": "set"}
+    said = [name for name in names if given[name] not in (None, ()) and given[name] is not False]
+    return [compress_rule.spoken(typed.get(name, name)) for name in (*said, *compress_rule.rules_given(given))]
 
 
 def strength(weight: float, modules: Sequence[str], elsewhere: float) -> "Strength":

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
+    from loralens.arithmetic.quality import Total
+    from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
     from loralens.core.recipe import Recipe
-
 
 EXACT = 1e-12  # a relative error below this is rounding
 
@@ -87,20 +89,41 @@ class Report:
                 "parameters": self.adapter.parameters,
                 "bytes": self.size,
             },
-            "recipe": self.recipe.record(),
+            "recipe": self._recipe(),
             "notes": list(self.found.notes),
         }
+
+    def _recipe(self) -> dict[str, Any]:
+        """As it is written into the adapter, but for an option that is infinite, which is null."""
+        said = self.recipe.record()
+        if "options" in said:
+            said["options"] = {name: value if isfinite(value) else None for name, value in said["options"].items()}
+        return said
 
     def _rank(self, name: str) -> int:
         """As written; 0 where the module was left out."""
         return self.adapter[name].rank if name in self.adapter else 0
 
     def _show(self) -> None:
-        from loralens.cli.compress_report import percent
-        from loralens.cli.table import Column, Table, show, size
+        from loralens.cli.table import show, size
 
         total = self.found.total(self.ranks)
         cut = total.truncation >= EXACT
+        show(self._modules_table(cut=cut), self._adapters_table(total))
+        error = _error(total.error_to_sum)
+        click.echo(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
+        if cut:
+            lost = _error(total.truncation)
+            click.echo(
+                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
+            )
+        click.echo(f"parameters  {self.adapter.parameters:,}")
+        click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")
+
+    def _modules_table(self, *, cut: bool) -> "Table":
+        """Ranks and errors; with ``cut`` also what truncation lost."""
+        from loralens.cli.table import Column, Table
+
         rows = [
             [
                 name,
@@ -116,7 +139,13 @@ class Report:
         told = "truncation, error to the exact sum" if cut else "error to the exact sum"
         title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {told}"
         columns = ["out × in", "r", "r'", *(["truncation"] if cut else []), "error"]
-        show(Table(title, [Column("module", "left"), *map(Column, columns)], rows))
+        return Table(title, [Column("module", "left"), *map(Column, columns)], rows)
+
+    def _adapters_table(self, total: "Total") -> "Table":
+        """What became of every adapter."""
+        from loralens.cli.compress_report import percent
+        from loralens.cli.table import Column, Table
+
         weights = [one.strength for one in self.recipe.adapters]
         shares = [
             [
@@ -134,16 +163,7 @@ class Report:
         if any(weight.modules for weight in weights):
             title += " (*: others in some modules)"
         heads = ("weight", "retained", "gain", "interference in the sum", "in the result")
-        show(Table(title, [Column("adapter", "left"), *map(Column, heads)], shares))
-        error = _error(total.error_to_sum)
-        click.echo(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
-        if cut:
-            lost = _error(total.truncation)
-            click.echo(
-                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
-            )
-        click.echo(f"parameters  {self.adapter.parameters:,}")
-        click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")
+        return Table(title, [Column("adapter", "left"), *map(Column, heads)], shares)
 
 
 def _error(value: float | None) -> str:

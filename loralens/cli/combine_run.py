@@ -27,9 +27,8 @@ READING = ("format", "alpha", "scale", "allow_pickle")
 def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     """Combine as the recipe says, write the result, and say what came of each adapter."""
     output: Path | None = given["output"]
-    if output is None and not given["dry_run"]:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
-    count = _checked(recipe)
+    target.require(output, dry_run=given["dry_run"])
+    looks = _looks(recipe)
     adapters = [load(one.path, given) for one in recipe.adapters]
     if len(adapters) > 1:
         for one, adapter in zip(recipe.adapters, adapters, strict=True):
@@ -39,7 +38,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
         for one in recipe.adapters:
             form.check(one.path, output, overwrite=given["overwrite"])
     weights = _weights(recipe, adapters, given["base"])
-    with progress(recipe.method, count * _size(recipe, adapters)) as step:
+    with progress(recipe.method, looks * _count(recipe, adapters)) as step:
         found, ranks, adapter = _combined(recipe, adapters, form, given["dtype"], weights, step)
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
@@ -52,7 +51,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     report.say(None if given["dry_run"] else output, output, as_json=given["as_json"])
 
 
-def _checked(recipe: "Recipe") -> int:
+def _looks(recipe: "Recipe") -> int:
     """How often the method looks at every module; what it cannot be told is refused before anything is read."""
     from loralens.arithmetic.method import method_named
     from loralens.arithmetic.methods import METHODS
@@ -62,7 +61,7 @@ def _checked(recipe: "Recipe") -> int:
     return 2 if row.looks else 1
 
 
-def _size(recipe: "Recipe", adapters: "list[Adapter]") -> int:
+def _count(recipe: "Recipe", adapters: "list[Adapter]") -> int:
     """How many modules there are to combine."""
     from loralens.core.names import select
     from loralens.core.together import names_together

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import compress_rule, options
+from loralens.cli import compress_rule, options, target
 from loralens.cli.compress_form import BITS, FEW, Form
 from loralens.cli.convert import TARGETS
 
@@ -43,7 +43,7 @@ BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on t
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
 @click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw what every rank would cost.")
+@options.plot("Draw what every rank would cost.")
 @options.reading
 def command(
     source: str,
@@ -69,12 +69,7 @@ def command(
     half of a pair rides along. The errors reported are those of the file, read back. SOURCE is never written over.
     """
     rule = compress_rule.rule_of(given)
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
+    target.require(output, dry_run=dry_run)
     from loralens.errors import place
     from loralens.formats import load
 
@@ -233,9 +228,7 @@ def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -
     from loralens.cli.curve import trade_off
     from loralens.compress.loss import total_error
     from loralens.plot.curve import curve_figure
-    from loralens.plot.figure import save
 
     chosen = report.sizes[1], total_error(report.on_data or report.losses)
     points = trade_off(plan, form, on_data=bool(report.on_data))
-    save(curve_figure(source, points, chosen=chosen, on_data=bool(report.on_data)), file)
-    click.echo(f"wrote {file}", err=True)
+    options.draw(curve_figure(source, points, chosen=chosen, on_data=bool(report.on_data)), file)

@@ -77,15 +77,9 @@ class Form:
         return {**self.options, **({} if self.bits is None else {"bits": self.bits})}
 
     def check(self, source: str, output: Path, *, overwrite: bool) -> None:
-        """Refuse a target that cannot be written, before any work."""
-        from loralens.formats import FORMATS
-        from loralens.formats.container import Stored
-        from loralens.formats.writing import write_files
-
+        """Refuse a target that is the source, or cannot be written, before any work."""
         target.refuse_source(source, output)
-        files = next(form.files for form in FORMATS if form.name == self.name)
-        assert files
-        write_files(Stored({}), output, files=files, overwrite=overwrite, dry_run=True)
+        target.check_writable(output, self.name, overwrite=overwrite)
 
     def size(self, adapter: "Adapter") -> int:
         """Bytes of the file of weights."""

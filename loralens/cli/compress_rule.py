@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,7 +82,6 @@ PROTECT = click.option(
     help="What a budget protects: the absolute error, the relative one of each module, or a JSON file of glob: weight.",
 )
 
-
 ACTIVATIONS = click.option(
     "--activations", metavar="FILE", help="What real inputs excite, as `loralens calibrate` measured it."
 )
@@ -94,27 +94,42 @@ def rules(function: F) -> F:
     return function
 
 
+def rules_given(given: Mapping[str, Any]) -> dict[str, float]:
+    """Option of `rules` → its value, of those that were given.
+
+    Raises
+    ------
+    click.UsageError
+        A value that is not finite.
+    """
+    said = {name: given[name] for name in NAMES if given[name] is not None}
+    for name, value in said.items():
+        if not isfinite(value):
+            raise click.UsageError(f"{spoken(name)} must be a finite number")
+    return said
+
+
+def spoken(*options: str) -> str:
+    """Options as a user types them."""
+    return ", ".join("--" + name.replace("_", "-") for name in options)
+
+
 def rule_of(given: Mapping[str, Any]) -> "Rule":
     """The one rule that was given.
 
     Raises
     ------
     click.UsageError
-        None, or several.
+        None, or several, or a value that is not finite.
     """
-    said = [name for name in NAMES if given[name] is not None]
+    said = rules_given(given)
     if len(said) != 1:
-        options = ", ".join("--" + name.replace("_", "-") for name in NAMES)
         what = "exclude each other" if said else "are the ways to choose ranks"
-        raise click.UsageError(f"{options} {what}: give one of them")
-    from math import isfinite
-
-    value = given[said[0]]
-    if not isfinite(value):
-        raise click.UsageError(f"--{said[0].replace('_', '-')} must be a finite number")
+        raise click.UsageError(f"{spoken(*NAMES)} {what}: give one of them")
     from loralens.core.ranks import Rule
 
-    return Rule(NAMES[said[0]], value)  # type: ignore[arg-type]
+    ((name, value),) = said.items()
+    return Rule(NAMES[name], value)  # type: ignore[arg-type]
 
 
 def protection_of(said: str) -> "Protection":

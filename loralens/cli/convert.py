@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.structured import Update
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
-PATH = click.Path(path_type=Path)
 
 
 @click.command("convert")
@@ -63,6 +62,7 @@ def command(
     from loralens.formats import load
 
     adapter = load(source, base=base, **reading)
+    options.warn(source, adapter)
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)

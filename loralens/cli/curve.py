@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 @compress_rule.ACTIVATIONS
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: .png, .svg or .pdf.")
+@options.plot("Draw it: .png, .svg or .pdf.")
 @options.reading
 def command(
     source: str,
@@ -49,10 +49,6 @@ def command(
     about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations they are those on the data, and nothing is
     said of few bits.
     """
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
     from loralens.cli.progress import progress
     from loralens.compress.plan import Plan
     from loralens.errors import place
@@ -73,10 +69,8 @@ def command(
         _show(source, form, adapter, points, on_data=moments is not None)
     if plot:
         from loralens.plot.curve import curve_figure
-        from loralens.plot.figure import save
 
-        save(curve_figure(source, points, on_data=moments is not None), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(curve_figure(source, points, on_data=moments is not None), plot)
 
 
 def trade_off(plan: "Plan", form: Form, *, protect: "Protection" = "absolute", on_data: bool = False) -> "list[Point]":

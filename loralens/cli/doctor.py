@@ -1,7 +1,6 @@
 """``loralens doctor``: what is wrong with an adapter, and what mends it."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def command(
         for path in dict.fromkeys(paths):
             _show(path, [one for one in findings if one.adapter == path], adapters.get(path), base)
     if fail_on and any(LEVELS.index(one.level) <= LEVELS.index(fail_on) for one in findings):
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 def _load(
@@ -106,12 +105,9 @@ def _load(
 def base_of(base: str) -> "Base":
     """The model that adapters are held against, opened."""
     from loralens.analysis.checks.base import Base
-    from loralens.formats.checkpoint import open_checkpoint, stores_conv1d
+    from loralens.formats.checkpoint import stores_conv1d
 
-    checkpoint = open_checkpoint(Path(base))
-    for note in checkpoint.notes:
-        click.echo(f"{note.level}: {base}: {note.text}", err=True)
-    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)))
+    return Base(base, options.opened(base).tensors, stores_conv1d(Path(base)))
 
 
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:

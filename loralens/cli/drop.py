@@ -23,8 +23,7 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
     other tensors trained in full stay.
     """
     output: Path | None = given["output"]
-    if output is None and not given["dry_run"]:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    target.require(output, dry_run=given["dry_run"])
     from loralens.cli.combine_run import load
     from loralens.core.names import select
     from loralens.errors import OptionError, place

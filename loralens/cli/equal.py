@@ -1,12 +1,12 @@
 """``loralens equal``: is it the same update?"""
 
 import json
-import sys
 from typing import Any
 
 import click
 
 from loralens.cli import options
+from loralens.cli.record import known
 
 
 @click.command("equal")
@@ -33,16 +33,15 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
     from loralens.cli.table import Column, Table, show
 
     one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
+    for path, adapter in ((first, one), (second, two)):
+        options.warn(path, adapter)
     with progress("comparing", max(len(one), len(two))) as step:
         found = differences(one, two, step=step)
     extra = len(one.extra) + len(two.extra)
-    far = [one for one in found if not one.relative <= tolerance]
-    worst = max((one.relative for one in found), default=0.0)
+    far = [d for d in found if not d.relative <= tolerance]
+    worst = max((d.relative for d in found), default=0.0)
     if as_json:
-        modules = [
-            {"name": d.name, "relative": None if d.relative == float("inf") else d.relative, "note": d.note}
-            for d in found
-        ]
+        modules = [{"name": d.name, "relative": known(d.relative), "note": d.note} for d in found]
         click.echo(json.dumps({"equal": not far, "tolerance": tolerance, "not_compared": extra, "modules": modules}))
     else:
         rows = [[d.name, f"{d.relative:.3g}", d.note] for d in sorted(far, key=lambda d: -d.relative)[:20]]
@@ -51,4 +50,5 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
         click.echo(f"{'different' if far else 'equal'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
         if extra:
             click.echo(f"not compared: {extra} tensors that are half of no pair (heads, biases, magnitudes …)")
-    sys.exit(1 if far or not found else 0)
+    if far:
+        click.get_current_context().exit(1)

@@ -1,7 +1,7 @@
 """``loralens evaluate``: how well a model does its task on held-out texts, with each of several adapters."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.progress import progress
+from loralens.cli.record import known
 from loralens.cli.train import TASKS
 from loralens.errors import OptionError
 
@@ -58,10 +59,11 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same
     with progress("evaluating", len(versions) * len(texts.texts)) as step:
         found = [_measured(given, task, texts, adapter, models, step) for adapter in versions]
-    rows = [{"path": path, **measures} for path, measures in zip(adapters or (None,), found, strict=True)]
+    rows = list(zip(adapters or (None,), found, strict=True))
     if as_json:
         record = {"model": given["model"], "task": task.name, "data": texts.name, "texts": len(texts.texts)}
-        click.echo(json.dumps(record | {"adapters": rows}))
+        each = [{"path": path, **{name: known(value) for name, value in row.items()}} for path, row in rows]
+        click.echo(json.dumps(record | {"adapters": each}))
         return
     _show(rows, f"{given['model']}, {len(texts.texts)} texts of {texts.name}")
 
@@ -120,17 +122,17 @@ def _labels(trained: Sequence[str], given: dict[str, Any], texts: "Texts") -> tu
 
 
 def _warn(model: str, random: Sequence[str], *, adapted: bool) -> None:
-    more = f" and {len(random) - 1} more" if len(random) > 1 else ""
+    """Say which weights nobody brought."""
+    from loralens.core.names import some
+
     neither = "neither the model nor the adapter has" if adapted else "the model does not have"
-    click.echo(f"warning: {model}: {neither} {random[0]}{more}: random here", err=True)
+    click.echo(f"warning: {model}: {neither} {some(random, 1)}: random here", err=True)
     click.echo("  fix: trust no number that depends on them; give an adapter with its head", err=True)
 
 
-def _show(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """A line an adapter."""
+def _show(rows: Sequence[tuple[str | None, Mapping[str, float]]], title: str) -> None:
+    """A line an adapter: its path, None for the model as it is, and its measures."""
     from loralens.cli.table import Column, Table, number, show
 
-    names = [name for name in rows[0] if name != "path"]
-    columns = [Column("adapter", "left"), *map(Column, names)]
-    cells = [[row["path"] or "(the model as it is)", *(number(row[name]) for name in names)] for row in rows]
-    show(Table(title, columns, cells))
+    columns = [Column("adapter", "left"), *map(Column, rows[0][1])]
+    show(Table(title, columns, [[path or "(the model as it is)", *map(number, row.values())] for path, row in rows]))

@@ -68,10 +68,9 @@ def command(
     and is not in the adapter is named. Names are those of --tuned.
     """
     rule = _rule(noise_edge, given)
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+    target.require(output, dry_run=dry_run)
     if output:
-        _check(output, to, overwrite=overwrite)
+        target.check_writable(output, to, overwrite=overwrite)
     form = target.of_format(to, Path(base))
     asked = {"modules": modules, "one_rank": uniform, "exact": exact, "drop_extra": drop_extra}
     found = _extract(base, tuned, rule, to=to, dtype=dtype, form=form, **asked)
@@ -90,27 +89,16 @@ def command(
 
 def _rule(noise_edge: str | None, given: Mapping[str, Any]) -> "Rule | NoiseEdge":
     """The one rule of ranks."""
-    said = [name for name in compress_rule.NAMES if given[name] is not None]
+    said = list(compress_rule.rules_given(given))
     if noise_edge is None and not said:
         raise click.UsageError("say how many directions to keep: --rank, --energy, --error, --size … or --noise-edge")
     if noise_edge is None:
         return compress_rule.rule_of(given)
     if said:
-        raise click.UsageError(f"--noise-edge and --{said[0].replace('_', '-')} exclude each other")
+        raise click.UsageError(f"--noise-edge and {compress_rule.spoken(said[0])} exclude each other")
     from loralens.merge.triplets import NoiseEdge
 
     return NoiseEdge(noise_edge)  # type: ignore[arg-type]
-
-
-def _check(output: Path, to: str, *, overwrite: bool) -> None:
-    """Refuse a target that cannot be written, before any work."""
-    from loralens.formats import FORMATS as FORMS
-    from loralens.formats.container import Stored
-    from loralens.formats.writing import write_files
-
-    files = next(form.files for form in FORMS if form.name == to)
-    assert files
-    write_files(Stored({}), output, files=files, overwrite=overwrite, dry_run=True)
 
 
 def _extract(
@@ -130,7 +118,7 @@ def _extract(
     from loralens.formats.sizes import file_size
     from loralens.merge.extract import extract
 
-    before, after = _opened(base), _opened(tuned)
+    before, after = options.opened(base), options.opened(tuned)
     _check_noise(rule, after, tuned)
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
     with place(tuned), progress("extracting", total) as step:
@@ -148,15 +136,6 @@ def _extract(
             step=step,
             **asked,
         )
-
-
-def _opened(path: str) -> "Checkpoint":
-    from loralens.formats.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(Path(path))
-    for note in checkpoint.notes:
-        click.echo(f"{note.level}: {path}: {note.text}", err=True)
-    return checkpoint
 
 
 def _check_noise(rule: "Rule | NoiseEdge", tuned: "Checkpoint", path: str) -> None:
@@ -241,12 +220,13 @@ def _show(found: "Extraction", tuned: str, base: str) -> None:
 
 def _tell(found: "Extraction") -> None:
     """Notes, what is missing, and what rounding does not explain, on stderr."""
+    from loralens.core.names import some
+
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
     for why in dict.fromkeys(one.why for one in found.left_out):
         keys = [one.key for one in found.left_out if one.why == why]
-        names = ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
-        click.echo(f"warning: {len(keys)} left out, {why}: {names}", err=True)
+        click.echo(f"warning: {len(keys)} left out, {why}: {some(keys, SHOWN)}", err=True)
     if found.share < 1:
         click.echo(f"  the adapter's modules hold {found.share:.2%} of the energy of all differences", err=True)
     full = [name for name, one in found.modules.items() if one.residue > FULL]

@@ -82,7 +82,7 @@ def _match(inspection: "Inspection", base: str) -> "Match | None":
 
 
 def _record(path: str, inspection: "Inspection") -> dict[str, Any]:
-    adapter = inspection.adapter
+    adapter, zero = inspection.adapter, set(inspection.zero)
     return {
         "path": path,
         "format": adapter.format,
@@ -98,7 +98,7 @@ def _record(path: str, inspection: "Inspection") -> dict[str, Any]:
                 "dtype": str(module.dtype),
                 "parameters": module.parameters,
                 "bytes": module.nbytes,
-                "zero": name in set(inspection.zero),
+                "zero": name in zero,
             }
             for name, module in inspection.modules.items()
         ],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 Found = Mapping[str, "Intruders"]
 
 SAMPLE = 256  # side of the matrix whose SVD is timed, so that the others' time can be said
-KEPT = 20  # times what a module takes, where W's SVD is kept, that the SVD of W takes (n = 2048)
+KEPT = 20  # an SVD of W takes so many times what the rest of a module does (measured at n = 2048)
 PATH = click.Path(path_type=Path)
 
 

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 from importlib import import_module
+from time import monotonic
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -16,6 +18,9 @@ from click.shell_completion import CompletionItem
 from loralens.cli.paths import completing_paths
 from loralens.errors import LoraLensError
 from loralens.version import __version__
+
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+GRACE = 3.0  # seconds after Ctrl-C in which a second one does not disturb the tidying up
 
 COMMANDS = {
     "demo": "Everything once, on real weights: a newcomer's first command.",
@@ -104,9 +109,35 @@ def _one_blas_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _cannot_write(error: OSError) -> NoReturn:
-    """Say that standard output is full or gone; what was to be flushed there cannot be."""
-    sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n  fix: check where it goes to\n")
+def _interrupted_once() -> None:
+    """Let the first Ctrl-C unwind the command, and no second one its tidying up; after `GRACE` one ends it at once.
+
+    Where SIGINT is ignored, or somebody else's, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    first: list[float] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(monotonic())
+            signal.default_int_handler(number, frame)
+        if monotonic() - first[0] > GRACE:
+            os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, handle)
+
+
+def _refused(error: OSError) -> NoReturn:
+    """Say which file the system refuses; where it names none, it is standard output, which is full or gone.
+
+    What was to be flushed there cannot be.
+    """
+    if error.filename is None:
+        what, fix = "the output cannot be written", "check where it goes to"
+    else:
+        what, fix = f"{error.filename}: cannot be used", "check the path and its permissions"
+    sys.stderr.write(f"error: {what}: {error.strerror}\n  fix: {fix}\n")
     sys.stderr.flush()
     os._exit(1)
 
@@ -116,6 +147,7 @@ def run() -> None:
     _one_blas_thread()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
+    _interrupted_once()
     gc.disable()  # a command is over before cycles matter, and looking for them costs 3 % of a short one
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -124,15 +156,15 @@ def run() -> None:
         code = main(prog_name="loralens", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except OSError as error:
-        _cannot_write(error)
+        _refused(error)
     try:
         sys.stdout.flush()
     except OSError as error:
-        _cannot_write(error)
+        _refused(error)
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)  # nothing is left to do; taking NumPy apart would cost 7 %

@@ -57,12 +57,12 @@ class Inputs:
         return {"config.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
 
     def originals(self) -> dict[str, Any]:
-        """What the undo file keeps of the base besides numbers: texts that change, heads of shards."""
+        """What the undo file keeps of the base besides numbers: texts that change, headers of shards."""
         root = self.files.root
         names = [*self.texts(), *(index.name for index in self.files.indices)]
         return {
             "dropped": list(self.plan.dropped),
-            "texts": {name: (root / name).read_text(encoding="utf-8") for name in names},
+            "texts": {name: (root / name).read_bytes().decode("utf-8") for name in names},
             "headers": {shard.name: shard.header[8:].decode("utf-8") for shard in self.files.shards},
         }
 
@@ -88,7 +88,7 @@ def inputs(
 
     loaded = [_load(path, modules, reading) for path in adapters]
     path = Path(base)
-    open_checkpoint(path)  # refuses codes
+    open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
     files, config = model_files(resolved(path)), model_config(path) or {}
     with place(base):
         scales = scales_of(files.tensors, config)
@@ -116,7 +116,7 @@ def inputs(
 
 
 def _load(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, float]":
-    """An adapter, its path before and its weight behind it; only the modules asked for, and what belongs to them."""
+    """What ``ADAPTER[:W]`` says: path, adapter (of the modules asked for, and what belongs to them), and weight."""
     from loralens.core.names import select
     from loralens.errors import place
     from loralens.formats import load

@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -26,9 +27,6 @@ from loralens.merge.rounding import Rounding
 from loralens.merge.summary import Hashed, model_hash, module_entries, total_entry
 from loralens.merge.undo_layout import VERSION, packed
 from loralens.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CERTIFICATE = "merge_certificate.json"
 BEFORE = "before/"  # where the undo file and certificate of an earlier merge go: unmerging takes them out again
@@ -59,7 +57,7 @@ class MergeRun:
         self.entries: dict[str, Any] = {}
         self._lock = Lock()
 
-    def fill(self, key: str) -> "Iterator[Array]":
+    def fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor."""
         with place(key):
             merge = prepare(
@@ -98,20 +96,18 @@ class MergeRun:
 
     def copied(self, key: str, rows: Array) -> None:
         """Rows of a tensor that stays as it is."""
-        self.digests.setdefault(key, sha256()).update(_bytes(rows))
+        self.digests.setdefault(key, sha256()).update(bytes_of(rows))
 
     def write(
         self, output: Path, *, undo: Path | None, certificate: Path | None, certify: bool, overwrite: bool
     ) -> None:
         """The merged model, and beside it or in it the undo file and the certificate."""
         files = self.given.files
-        folder = files.root.is_dir()
-        if not folder:
+        if not files.root.is_dir():
             undo = undo or output.with_name(f"{output.stem}.{NAME}")
             certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
-        for file in (undo if self.undo else None, certificate if certify else None):
-            if file and file.exists() and not overwrite:
-                raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+        if not overwrite:
+            _check_free(undo if self.undo else None, certificate if certify else None)
 
         def beside(part: Path) -> None:
             if self.undo:
@@ -140,9 +136,7 @@ class MergeRun:
                 threads=THREADS,
                 step=step,
             )
-        if files.left_out:
-            names = ", ".join(files.left_out[:5]) + (", …" if len(files.left_out) > 5 else "")
-            click.echo(f"note: left out, as they hold weights that are not merged: {names}", err=True)
+        _say_left_out(files.left_out)
 
     def _changes(self) -> dict[str, Change]:
         return {key: Change(self.given.dtypes[key], tensor.shape) for key, tensor in self.given.plan.tensors.items()}
@@ -182,16 +176,30 @@ class MergeRun:
     def _hash(self, records: list[TensorRecord], side: Any) -> str | None:
         """Of a whole model; None where nothing was hashed, or nothing was copied because nothing was written."""
         tensors, dropped = self.given.files.tensors, self.given.plan.dropped
-        if not self.hashes or len(self.digests) + len(dropped) + sum(key in tensors for key in self.records) < len(
-            tensors
-        ):
+        seen = len(self.digests) + len(dropped) + sum(key in tensors for key in self.records)
+        if not self.hashes or seen < len(tensors):
             return None
         copies = {key: digest.hexdigest() for key, digest in self.digests.items()}
         if side == "base":
-            copies |= {key: sha256(_bytes(tensors[key].read())).hexdigest() for key in dropped}
+            copies |= {key: sha256(bytes_of(tensors[key].read())).hexdigest() for key in dropped}
         known = {key: Hashed(tensors[key].dtype, tensors[key].shape, digest) for key, digest in copies.items()}
         return model_hash(records, known, side=side)
 
 
-def _bytes(rows: Array) -> memoryview:
+def _check_free(*places: Path | None) -> None:
+    """Refuse a file that is there already."""
+    for file in places:
+        if file and file.exists():
+            raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+
+
+def _say_left_out(names: Sequence[str]) -> None:
+    """Which files of the base's folder were not copied."""
+    if names:
+        said = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        click.echo(f"note: left out, as they hold weights that are not merged: {said}", err=True)
+
+
+def bytes_of(rows: Array) -> memoryview:
+    """The bytes of an array as a file holds them."""
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

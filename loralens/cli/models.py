@@ -79,7 +79,7 @@ class Loaded(NamedTuple):
     def batches(
         self, texts: Sequence[Text], *, batch: int, length: int, step: Callable[[int], None] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; labels where given.
+        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; no labels.
 
         ``step`` is told how many texts the model has seen.
         """
@@ -140,7 +140,7 @@ def load_headed(
     seed: int = 0,
     labels: Sequence[str] | None = None,
 ) -> Loaded:
-    """The same with a head of choice: a class of transformers, for classifiers with the names of the labels.
+    """The same with a head of choice: a class of `HEADS`, for classifiers with the names of the labels.
 
     Weights that the folder lacks, or has for other labels, are made at random from ``seed``, and are named by ``made``.
     """
@@ -175,7 +175,7 @@ def load_headed(
         model.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token that is none
     model.config.use_cache = False
     made = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    return Loaded(model.to(target).eval(), tokenizer, kind, tuple(sorted(made)))
+    return Loaded(model.to(target).eval(), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(made)))
 
 
 def labels_of(path: str) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from matplotlib.figure import Figure
+
     from loralens.core.adapter import Adapter
     from loralens.core.structured import Updates
     from loralens.core.weights import Weights
+    from loralens.formats.checkpoint import Checkpoint
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # of --dtype
@@ -40,7 +43,6 @@ MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
 )
 
-
 DEVICE = click.option(
     "--device",
     default="cpu",
@@ -60,8 +62,11 @@ def as_typed(given: Mapping[str, Any]) -> str:
     """The options of `reading` that were given, as a user types them, to be repeated in another command."""
     from shlex import quote
 
-    said = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value not in (None, False)}
-    return " ".join(name if value is True else f"{name} {quote(str(value))}" for name, value in said.items())
+    words: list[str] = []
+    for name, value in given.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [quote(str(value))])]
+    return " ".join(words)
 
 
 def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
@@ -81,18 +86,48 @@ def warn(path: str, adapter: "Adapter") -> None:
             click.echo(f"  fix: {finding.fix}", err=True)
 
 
+def opened(path: str) -> "Checkpoint":
+    """The checkpoint at ``path``, what its reader found said on stderr."""
+    from loralens.formats.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(Path(path))
+    for note in checkpoint.notes:
+        click.echo(f"{note.level}: {path}: {note.text}", err=True)
+    return checkpoint
+
+
 def base_weights(base: str, modules: "Updates") -> "Weights":
     """The weights of the base at ``base`` that these modules adapt; errors say the base."""
     from loralens.core.weights import weights_of
     from loralens.errors import place
-    from loralens.formats.checkpoint import open_checkpoint, stores_conv1d
+    from loralens.formats.checkpoint import stores_conv1d
 
-    path = Path(base)
-    checkpoint = open_checkpoint(path)
-    for note in checkpoint.notes:
-        click.echo(f"{note.level}: {base}: {note.text}", err=True)
+    checkpoint = opened(base)
     with place(base):
-        return weights_of(modules, checkpoint.tensors, conv1d=stores_conv1d(path))
+        return weights_of(modules, checkpoint.tensors, conv1d=stores_conv1d(Path(base)))
+
+
+def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that no figure can be written to, before any work."""
+    del ctx, param
+    if value:
+        from loralens.plot.figure import check_suffix
+
+        check_suffix(value)
+    return value
+
+
+def plot(text: str) -> Callable[[F], F]:
+    """The option of every command that draws a figure; ``text`` is its help."""
+    return click.option("--plot", type=click.Path(path_type=Path), callback=_drawable, metavar="FILE", help=text)
+
+
+def draw(figure: "Figure", file: Path) -> None:
+    """Write a figure, and say so on stderr."""
+    from loralens.plot.figure import save
+
+    save(figure, file)
+    click.echo(f"wrote {file}", err=True)
 
 
 def weighted(text: str) -> tuple[str, float]:

@@ -44,7 +44,7 @@ STRONG = 0.5  # φ(1, 1) from which the strongest directions are counted as shar
     help="Compare at most the N leading directions. [default: all]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with the whole φ(i, j) of every module.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw φ(i, j): .png, .svg or .pdf.")
+@options.plot("Draw φ(i, j): .png, .svg or .pdf.")
 @options.reading
 def command(
     paths: tuple[str, ...],
@@ -63,10 +63,6 @@ def command(
     """
     from loralens.analysis.similarity import side_of
 
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
     chosen = side_of(of, side)
     adapters = [options.load_if_unknown(path, reading) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
@@ -114,11 +110,9 @@ def run(
     else:
         _show(paths, found, of, side)
     if plot:
-        from loralens.plot.figure import save
         from loralens.plot.similarity import similarity_figure
 
-        save(similarity_figure(found, labels=(first, second), of=of), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(similarity_figure(found, labels=(first, second), of=of), plot)
 
 
 def _record(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli import options
 from loralens.cli.record import known, matrix
 from loralens.cli.similarity import cell, module_records
 from loralens.version import __version__
@@ -45,12 +46,12 @@ def run(
     paths: Sequence[str],
     adapters: "Sequence[Adapter]",
     *,
-    of: "Of" = "update",
-    side: "Side | None" = None,
-    modules: Sequence[str] = (),
-    phi_rank: int | None = None,
-    plot: Path | None = None,
-    as_json: bool = False,
+    of: "Of",
+    side: "Side | None",
+    modules: Sequence[str],
+    phi_rank: int | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare every adapter with every other: table, JSON or figure."""
     found = _measure(paths, adapters, of, modules, phi_rank)
@@ -60,11 +61,9 @@ def run(
     else:
         _show(found, sides)
     if plot:
-        from loralens.plot.figure import save
         from loralens.plot.pairwise import pairwise_figure
 
-        save(pairwise_figure(found.labels, found.pairs, found.energy, found.tree, sides), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(pairwise_figure(found.labels, found.pairs, found.energy, found.tree, sides), plot)
 
 
 def _measure(
@@ -269,8 +268,8 @@ def _pairs_table(found: _Collection, sides: "Sequence[Side]") -> "Table":
 
     pairs = found.pairs
     cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
-    known = [(s, t) for s, t in combinations(range(pairs.count), 2) if not isnan(cosine[s, t])]
-    nearest = sorted(known, key=lambda pair: -abs(cosine[pair]))[:PAIRS]
+    defined = [(s, t) for s, t in combinations(range(pairs.count), 2) if not isnan(cosine[s, t])]
+    nearest = sorted(defined, key=lambda pair: -abs(cosine[pair]))[:PAIRS]
     phis = {side: (pairs.phi(side), pairs.chance(side)) for side in sides}
 
     rows = [
@@ -286,7 +285,7 @@ def _pairs_table(found: _Collection, sides: "Sequence[Side]") -> "Table":
         for s, t in nearest
     ]
     heads = ["modules", "cosine", "z", *(head for side in sides for head in (f"φ {side}", "by chance")), "cosine of A"]
-    shown = f"the {len(rows)} of {pairs.count * (pairs.count - 1) // 2} pairs" if len(known) > PAIRS else "pairs"
+    shown = f"the {len(rows)} of {pairs.count * (pairs.count - 1) // 2} pairs" if len(defined) > PAIRS else "pairs"
     columns = [Column("adapter", "left"), Column("and", "left"), *map(Column, heads)]
     return Table(f"{shown} with the largest |cosine|", columns, rows)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli import options
 from loralens.cli.record import matrix
 from loralens.cli.similarity import WHOSE, cell
 from loralens.version import __version__
@@ -43,11 +44,9 @@ def run(
     else:
         _show(path, found, of, side)
     if plot:
-        from loralens.plot.figure import save
         from loralens.plot.similarity_nested import nesting_figure
 
-        save(nesting_figure(found, label=path, of=of, side=side), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(nesting_figure(found, label=path, of=of, side=side), plot)
 
 
 def _record(path: str, found: "Sequence[Nesting]", of: "Of", side: "Side") -> dict[str, Any]:

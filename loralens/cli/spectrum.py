@@ -51,7 +51,7 @@ GROUPS_SHOWN = 40  # lines of "by block" that still fit a person's patience
 @click.option("--device", metavar="NAME", help="Where to work on W: cpu, cuda or cuda:N. [default: cpu]")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a module.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the spectra: .png, .svg or .pdf.")
+@options.plot("Draw the spectra: .png, .svg or .pdf.")
 @options.reading
 def command(
     paths: tuple[str, ...],
@@ -73,10 +73,6 @@ def command(
         raise click.UsageError("--json and --csv exclude each other")
     if device and not base:
         raise click.UsageError("--device is where the weights of --base are worked on")
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
     measured = [_measure(path, modules, reading) for path in paths]
     chosen = [(path, adapter, _order(spectra, sort, top)) for path, adapter, spectra in measured]
     norms = [_weight_norms(adapter, spectra, base, device) if base else {} for _, adapter, spectra in chosen]
@@ -89,7 +85,9 @@ def command(
         for (path, adapter, spectra), (_, _, rows), beside in zip(measured, chosen, norms, strict=True):
             _show(path, adapter, spectra, rows, beside)
     if plot:
-        _plot(plot, measured)
+        from loralens.plot.spectrum import spectrum_figure
+
+        options.draw(spectrum_figure({path: spectra for path, _, spectra in measured}), plot)
 
 
 def _measure(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, Spectra]":
@@ -273,11 +271,3 @@ def _outliers_table(spectra: Spectra) -> "Table":
     ]
     heads = (Column("module", "left"), Column("quantity", "left"), *map(Column, ("value", "median", "ratio", "z")))
     return Table("stand out of their kind (robust z beyond 3.5)", heads, rows)
-
-
-def _plot(file: Path, measured: "Sequence[tuple[str, Adapter, Spectra]]") -> None:
-    from loralens.plot.figure import save
-    from loralens.plot.spectrum import spectrum_figure
-
-    save(spectrum_figure({path: spectra for path, _, spectra in measured}), file)
-    click.echo(f"wrote {file}", err=True)

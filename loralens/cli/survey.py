@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,7 @@ def _note(found: "Found", copies: "Copies", short: Mapping[Path, str]) -> str:
 
 def _short(folder: Path, paths: Sequence[Path]) -> dict[Path, str]:
     """What a file is called in the table: its folder where it is alone in it, both relative to ``folder``."""
-    alone = {path.parent for path in paths if sum(other.parent == path.parent for other in paths) == 1}
+    alone = {parent for parent, files in Counter(path.parent for path in paths).items() if files == 1}
     return {
         path: str((path.parent if path.parent in alone and path.parent != folder else path).relative_to(folder))
         for path in paths

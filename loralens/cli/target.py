@@ -4,10 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from loralens.cli import options
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
+
+
+def require(output: Path | None, *, dry_run: bool) -> None:
+    """Refuse to work for a target that was not given, as wrong usage."""
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+
+
+def check_writable(output: Path, to: str, *, overwrite: bool) -> None:
+    """Refuse a target to which a file of the dialect ``to`` cannot be written."""
+    from loralens.formats import FORMATS
+    from loralens.formats.container import Stored
+    from loralens.formats.writing import write_files
+
+    files = next(form.files for form in FORMATS if form.name == to)
+    assert files
+    write_files(Stored({}), output, files=files, overwrite=overwrite, dry_run=True)
 
 
 def check_known(adapter: "Adapter", to: str) -> None:

@@ -104,9 +104,8 @@ def command(ctx: click.Context, /, demo: bool, **given: Any) -> None:
 
     if demo:
         source = click.core.ParameterSource.DEFAULT
-        given |= {name: value for name, value in DEMO.items() if ctx.get_parameter_source(name) is source}
-        if given["epochs"] is not None:
-            given["steps"] = None
+        mine = DEMO if given["epochs"] is None else {**DEMO, "steps": None}
+        given |= {name: value for name, value in mine.items() if ctx.get_parameter_source(name) is source}
     for name in ("model", "task", "data"):
         if given[name] is None:
             raise click.UsageError(f"Missing option '--{name}' (or give --demo).")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Texts:
     """Texts and, where the task has them, numbers of labels; the names of all labels, in the order of their numbers.
 
-    ``digest`` is of texts and labels: equal digests, the same data.
+    ``digest`` is of texts and numbers of labels, not of their names: equal digests, the same to learn from.
     """
 
     name: str
@@ -79,9 +79,7 @@ def data_of(
     FormatError
         A line without a text, or without a label where the task needs one.
     """
-    if (
-        data in CORPORA and not Path(data).is_file()
-    ):  # a folder may well be called so: an adapter that was trained on it
+    if data in CORPORA and not Path(data).is_file():  # a folder of that name is an adapter that was trained on it
         split = read_corpus(data)
         learned = _of_corpus(data, split.train, split.labels, labelled=labelled)
         held_out = _of_corpus(f"{data} held out", split.held_out, split.labels, labelled=labelled)

@@ -38,9 +38,10 @@ def result(fitted: "Fitted", *, output: Path, as_json: bool) -> None:
         f"{injection.trainable:,} numbers trained in {fitted.steps} steps"
     )
     if len(fitted.evaluations) > 1:
-        (_, before), (_, after) = fitted.evaluations[0], fitted.evaluations[-1]
+        (step, before), (_, after) = fitted.evaluations[0], fitted.evaluations[-1]
         gained = [f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in after]
-        click.echo(f"evaluation, before → after: {', '.join(gained)}")
+        since = f"step {step}" if step else "before"  # what went on from a state has seen no evaluation before it
+        click.echo(f"evaluation, {since} → after: {', '.join(gained)}")
     if fitted.best_step is not None:
         click.echo(f"best of the evaluations: step {fitted.best_step}, which is what was written")
 

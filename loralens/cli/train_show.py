@@ -17,17 +17,10 @@ SMOOTH = 0.9  # weight of the past in the loss and speed that are shown
 
 
 class Line:
-    """The line of a run: step, loss, rate, speed, and the time that is left.
+    """The line of a run of so many steps: step, loss, rate, speed, and the time that is left."""
 
-    Parameters
-    ----------
-    steps : int
-    unit : str
-        What speed is counted in.
-    """
-
-    def __init__(self, steps: int, *, unit: str = "tokens") -> None:
-        self.steps, self.unit = steps, unit
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.live = sys.stderr.isatty()
         self._loss = self._rate = self._pace = 0.0
         self._weight = 0.0
@@ -49,7 +42,7 @@ class Line:
     def _text(self, step: "Step") -> str:
         loss, rate, pace = (value / self._weight for value in (self._loss, self._rate, self._pace))
         left = _clock((self.steps - step.number) * pace)
-        speed = f"{rate:,.0f} {self.unit}/s  {left} left"
+        speed = f"{rate:,.0f} tokens/s  {left} left"
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
     def _put(self, text: str) -> None:

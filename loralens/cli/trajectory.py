@@ -25,9 +25,7 @@ STUCK = 0.9  # cosine of A with the last checkpoint, over all of the run, from w
 @click.argument("paths", nargs=-1, required=True, metavar="RUN|ADAPTER...")
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it over the steps: .png, .svg, .pdf."
-)
+@options.plot("Draw it over the steps: .png, .svg, .pdf.")
 @options.reading
 def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plot: Path | None, **reading: Any) -> None:
     """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
@@ -37,10 +35,6 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     global_step of the trainer_state.json beside them, else the number in the name. The losses are those of the
     trainer_state.json of the latest step, or of the log that loralens train keeps.
     """
-    if plot:
-        from loralens.plot.figure import check_suffix
-
-        check_suffix(plot)
     from loralens.analysis.trajectory import trajectory, work
     from loralens.cli.progress import progress
     from loralens.formats import load
@@ -59,14 +53,12 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     else:
         _show(run, found)
     if plot:
-        from loralens.plot.figure import save
         from loralens.plot.trajectory import trajectory_figure
 
         steps = [one.step for one in run.checkpoints]
         losses = {"loss": run.train, "eval loss": run.evaluation}
         curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
-        save(trajectory_figure(found, steps, curves, names(run.checkpoints)), plot)
-        click.echo(f"wrote {plot}", err=True)
+        options.draw(trajectory_figure(found, steps, curves, names(run.checkpoints)), plot)
 
 
 def names(checkpoints: "Sequence[Checkpoint]") -> list[str]:

@@ -6,9 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from loralens.cli.merge_run import BEFORE, CERTIFICATE
+from loralens.cli.merge_run import BEFORE, CERTIFICATE, bytes_of
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array
 from loralens.errors import MismatchError, place
@@ -92,8 +90,7 @@ class UnmergeRun:
                 yield from restored(self.held.tensor(key), self.known[key], device=self.device)
 
     def _watch(self, key: str, rows: Array) -> None:
-        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        self._digests.setdefault(key, sha256()).update(data)
+        self._digests.setdefault(key, sha256()).update(bytes_of(rows))
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""

@@ -129,6 +129,7 @@ def _verdicts(
 
 def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -> None:
     from loralens.cli.table import Column, Table, number, show
+    from loralens.core.names import some
 
     rows = [
         [one.module, one.outcome, f"{one.gain:.4f}", number(one.error), f"{one.different:,}"]
@@ -137,10 +138,9 @@ def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -
     columns = [Column("module", "left"), Column("verdict", "left"), *map(Column, ("gain", "error", "entries differ"))]
     show(Table(f"{merged}: {worst}", columns, rows))
     if foreign:
-        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         what = (
             "1 tensor that the adapter does not touch is not that of the base"
             if len(foreign) == 1
             else f"{len(foreign)} tensors that the adapter does not touch are not those of the base"
         )
-        click.echo(f"note: {what}: {names}")
+        click.echo(f"note: {what}: {some(foreign)}")

@@ -12,6 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment, Tree, call, first_input, still
 from loralens.core.fingerprint import fingerprint
 from loralens.core.layers import Steps, steps
+from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
 from loralens.core.structured import Update
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # 1.4 s: torch is here when a model is
 
     Loss = Callable[[Any, Any], Tensor]
 
-SAME = 1e-2  # relative distance of A as PEFT holds it from A as given: bfloat16 and nothing more
+SAME = 1e-2  # relative distance of a factor as PEFT holds it from that given: bfloat16 and nothing more
 
 
 def calibrate(
@@ -211,16 +212,27 @@ def _seen(
 
 def _check_carried(layer: Any, module: LowRank) -> None:
     """Refuse a PEFT layer that does not carry this pair, or does not use it."""
-    held = [*getattr(layer, "lora_A", {}).items(), *getattr(layer, "lora_embedding_A", {}).items()]
-    active = getattr(layer, "active_adapters", ())
     if getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False):
         raise MismatchError("PEFT has this layer merged or switched off", fix="unmerge the model and enable adapters")
-    A = module.A.astype(np.float64)
-    for name, one in held:
-        own = getattr(one, "weight", one).detach().double().cpu().numpy().reshape(-1)
-        if name in active and own.size == A.size and np.linalg.norm(own - A.ravel()) <= SAME * np.linalg.norm(A):
+    A, B = module.A.astype(np.float64), module.scale * module.B.astype(np.float64)
+    for name in getattr(layer, "active_adapters", ()):
+        scale = getattr(layer, "scaling", {}).get(name, 1.0)
+        if _near(_held(layer, "A", name), A) and _near(scale * _held(layer, "B", name), B):
             return
     raise MismatchError("the PEFT model does not carry this adapter", fix="load this adapter into it, and activate it")
+
+
+def _held(layer: Any, side: str, name: str) -> Array:
+    """The numbers of a factor as PEFT holds it, float64, one dimension; none where the layer has no such pair."""
+    for factors in (getattr(layer, f"lora_{side}", {}), getattr(layer, f"lora_embedding_{side}", {})):
+        if name in factors:
+            own = getattr(factors[name], "weight", factors[name])
+            return np.asarray(own.detach().double().cpu().numpy().reshape(-1))
+    return np.empty(0)
+
+
+def _near(own: Array, given: Array) -> bool:
+    return own.size == given.size and bool(np.linalg.norm(own - given.ravel()) <= SAME * np.linalg.norm(given))
 
 
 def _reason(module: Update) -> str:

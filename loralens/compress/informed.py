@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
 from loralens.core.moments import Moment, Moments
-from loralens.core.structured import Update
+from loralens.core.structured import Structured, Update
 from loralens.errors import place
 from loralens.linalg.factor import cross_gram
 from loralens.linalg.measures import frobenius, numerical_rank
@@ -51,18 +51,21 @@ def in_one_unit(found: Mapping[str, Directions], adapter: Adapter, moments: Mome
 
 
 def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, Loss]:
-    """What modules lost on the data: `Loss` with E‖ΔW x‖² in the place of ‖ΔW‖_F², where there are moments.
+    """What modules lost on the data: `Loss` with E‖ΔW x‖² in the place of ‖ΔW‖_F², where moments tell it.
 
-    ``spectral_error`` is not known on data, and NaN.
+    They do of a pair that was measured and is a pair still, or gone. ``spectral_error`` is not known on data, and NaN.
     """
     names = same_modules(before, after)
     found = {}
     for name, module in before.items():
+        other = after.modules.get(names.get(name, ""))
         if name not in moments or not moments[name].count or not isinstance(module, LowRank):
+            continue
+        if isinstance(other, Structured):
             continue
         with place(name):
             K, trace = moments[name].K, moments[name].trace
-            norm, other = data_norm(module, K), after.modules.get(names.get(name, ""))
-            error = data_error(module, other, K, trace=trace) if isinstance(other, LowRank) else float(norm > 0)
+            norm = data_norm(module, K)
+            error = data_error(module, other, K, trace=trace) if other else float(norm > 0)
             found[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
     return found

@@ -8,10 +8,10 @@ from typing import final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import same_modules
-from loralens.core.structured import Update
+from loralens.core.structured import Dense, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import ShapeError, place
 from loralens.linalg.difference import difference_singular_values
@@ -85,6 +85,8 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     ------
     ShapeError
         A module of another shape.
+    FormatError
+        A module holds NaN or Inf.
 
     Notes
     -----
@@ -119,18 +121,17 @@ def lost(before: Update, after: Update | None) -> Loss:
 
 
 def _lost_densely(before: Update, after: Update | None) -> Loss:
-    dense = before.dense()
-    rest = dense if after is None else dense - after.dense()
-    s, tail = before.singular_values(), np.linalg.svd(rest, compute_uv=False)
+    s = tail = before.singular_values()
+    if after is not None:
+        tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
     return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
 
 
 def _loss(before: Update, after: Update | None, whole: tuple[float, float], rest: tuple[float, float]) -> Loss:
     (norm, top), (error, far) = whole, rest
     zero = float(error > 0)  # what was nothing and is something lost itself
-    return Loss(
-        before.rank, after.rank if after else 0, norm, error / norm if norm else zero, far / top if top else zero
-    )
+    rank = after.rank if after else 0
+    return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)
 
 
 def _same(before: LowRank, after: LowRank) -> bool:

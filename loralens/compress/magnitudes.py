@@ -5,25 +5,24 @@ another V' the nearest multiple of V'/‖V'‖ to the old row m V/‖V‖ is its
 row, never a longer one; with the old m the norms would be right and the distance larger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import MAGNITUDES
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.weights import Weight
 from loralens.errors import ShapeError, place
 
-ROLES = ("magnitude", "magnitude_in")
-
 
 def magnitudes(adapter: Adapter) -> dict[str, str]:
     """Module → key, of every DoRA magnitude of a module that is there."""
-    return {e.module: key for key, e in adapter.extra.items() if e.role in ROLES and e.module in adapter}
+    return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
 def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
@@ -72,9 +71,10 @@ def cosines_of(
     """
     out, in_ = before.shape
     sums = np.zeros((3, out if over_in else in_))
+    first, second = (_parts(module, in_side=weight.transposed) for module in (before, after))
     for part, block in weight.blocks():
         W = block.astype(np.float64).T if weight.transposed else block.astype(np.float64)
-        V, V_ = (W + _part(module, part, in_side=weight.transposed) for module in (before, after))
+        V, V_ = W + first(part), W + second(part)
         products = [np.einsum("ij,ij->i" if over_in else "ij,ij->j", x, y) for x, y in ((V, V_), (V, V), (V_, V_))]
         if over_in == weight.transposed:  # each block holds a piece of every row
             sums += products
@@ -82,16 +82,15 @@ def cosines_of(
             sums[:, part] = products
     if not over_in and kernel:
         sums = sums.reshape(3, in_ // prod(kernel), prod(kernel)).sum(2)
-    dot, first, second = sums
-    length = np.sqrt(first) * np.sqrt(second)
+    dot, square, square_ = sums
+    length = np.sqrt(square) * np.sqrt(square_)
     return np.asarray(np.divide(dot, length, out=np.ones_like(dot), where=length > 0))
 
 
-def _part(module: Update, part: slice, *, in_side: bool) -> Array:
-    """Some rows of ΔW, or some columns."""
+def _parts(module: Update, *, in_side: bool) -> Callable[[slice], Array]:
+    """Slice → those rows of ΔW, or those columns; the factors are read once."""
     if not isinstance(module, LowRank):
         dense = module.dense()
-        return dense[:, part] if in_side else dense[part]
-    B, A = module.B, module.A
-    B, A = (B, A[:, part]) if in_side else (B[part], A)
-    return module.scale * (B.astype(np.float64) @ A.astype(np.float64))
+        return lambda part: dense[:, part] if in_side else dense[part]
+    scale, B, A = module.scale, module.B.astype(np.float64), module.A.astype(np.float64)
+    return lambda part: scale * (B @ A[:, part] if in_side else B[part] @ A)

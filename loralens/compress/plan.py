@@ -136,7 +136,7 @@ class Plan:
         return spared if size(self.at(spared)) <= size(self.at(chosen)) + DIGITS * len(whole) else chosen
 
     def least(self, *, drop_dead: bool) -> dict[str, int]:
-        """The fewest directions each module may have: 0 only where it may go, and nothing else hangs on it."""
+        """Module name → the fewest directions it may have: 0 only where it may go, and nothing else hangs on it."""
         bound = {extra.module for extra in self.adapter.extra.values() if extra.role in BOUND}
         return {name: int(not drop_dead or name in bound) for name in self.found}
 
@@ -175,11 +175,7 @@ class Plan:
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, Loss]:
         """What the chosen modules lose by the directions that go, before any rounding, in the units of ``s``."""
-        found = {}
-        for name, module in self.adapter.items():
-            if name in chosen:
-                found[name] = predicted(self.found[name].s, chosen[name], module.rank)
-        return found
+        return {name: predicted(self.found[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()}
 
 
 def kept_whole(module: Update) -> bool:
@@ -193,7 +189,7 @@ def fused(module: Update) -> bool:
 
 
 def _numbers(module: Update) -> int:
-    """Of one direction."""
+    """Parameters of one direction."""
     return sum(module.shape)
 
 

@@ -20,8 +20,8 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
     spectra : mapping of str to float64 array
     protect : "absolute", "relative" or mapping of str to float
         ``absolute``: 1, so that ‖ΔW−ΔW'‖ of the whole adapter is least. ``relative``: 1/‖ΔW‖_F² of the module, over
-        that of the largest one, so that small modules count as much as large ones. A mapping: the number of the first
-        glob that matches, or kind; 1 for what none does.
+        that of the largest one, so that small modules count as much as large ones. A mapping of globs over module names
+        or kinds to numbers: that of the first glob that matches; 1 where none does.
 
     Raises
     ------

@@ -48,8 +48,9 @@ class Extra:
     role : str
         ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias
         on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding`` (the
-        full matrix of an adapted or resized one, or of a head), ``tokens``, ``diagonal`` (KaSA), ``diff`` and
-        ``diff_b`` (differences to be added to a weight or bias), ``shape`` or ``other``.
+        full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an embedding), ``diagonal``
+        (KaSA), ``diff`` and ``diff_b`` (differences to be added to a weight or bias), ``shape`` (ComfyUI: what a
+        weight is padded to) or ``other``.
     module : str
         The base model's module that it belongs to.
     tensor : LazyArray
@@ -137,13 +138,19 @@ class Adapter:
         Raises
         ------
         OptionError
-            Two modules would have one name.
+            Two modules would have one name, or two stored tensors one key.
         """
         new = {name: names.get(name, name) for name in self.modules}
         if len(set(new.values())) < len(new):
             twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
             raise OptionError(f"two modules would be called {twice}", fix="choose other names")
-        extra = {key: replace(one, module=new.get(one.module, one.module)) for key, one in self.extra.items()}
+        extra: dict[str, Extra] = {}
+        for key, one in self.extra.items():
+            name = new.get(one.module, one.module)
+            renamed = _renamed_key(key, one.module, name)
+            if renamed in extra:
+                raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")
+            extra[renamed] = replace(one, module=name)
         changed = any(new[name] != name for name in new)
         modules = {new[name]: module.without_origin() if changed else module for name, module in self.items()}
         return replace(self, modules=modules, extra=extra)
@@ -197,6 +204,12 @@ def _sum(*terms: tuple[Adapter, float]) -> Adapter:
     from loralens.core.vector import weighted_sum  # which stands on this file
 
     return weighted_sum(terms)
+
+
+def _renamed_key(key: str, old: str, new: str) -> str:
+    """A stored key that names a module, with another name of it; as it is where it does not name the module."""
+    head, named, tail = f".{key}.".rpartition(f".{old}.")
+    return f"{head}.{new}.{tail}"[1:-1] if named and old else key
 
 
 def _span(ranks: list[int]) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import ADDED
 from loralens.core.layers import Steps, compute_dtype, steps, tensor
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
 PEFT_PREFIX = "base_model.model."
-REPLACED = ("saved", "embedding", "bias")  # extras that are a parameter of the model, trained in full
-ADDED = ("diff", "diff_b")  # ... or what is to be added to one
+REPLACED = ("saved", "embedding", "bias")  # extras that take the place of a parameter of the model
 
 
 @final
@@ -232,7 +232,7 @@ class Attachment:
         module, weight = adapter[name], weights.modules[name]
         own = self.tree.parameter(weight.key).detach()
         if module.layout.kind == "embedding" or extra.tensor.size != module.shape[0]:
-            self.left_out[key] = f"{extra.role}: {extra.tensor.size} numbers, no one for each of its outputs"
+            self.left_out[key] = f"{extra.role}: {extra.tensor.size} numbers, not one for each of its outputs"
             return
         dtype = compute_dtype(own)
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
@@ -252,7 +252,7 @@ class Attachment:
 
 
 @contextmanager
-def modes_kept(model: "nn.Module") -> "Iterator[None]":
+def modes_kept(model: "nn.Module") -> Iterator[None]:
     """A block after which every module is in training or evaluation mode as it was before."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -263,8 +263,11 @@ def modes_kept(model: "nn.Module") -> "Iterator[None]":
 
 
 @contextmanager
-def still(model: "nn.Module", *, gradient: bool) -> "Iterator[None]":
-    """The model in evaluation mode, and its parameters without gradients; both as they were afterwards."""
+def still(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
+    """A block in which the model is in evaluation mode and no parameter asks for a gradient; both are put back after.
+
+    ``gradient``: whether torch tracks gradients there, as of inputs.
+    """
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -280,7 +283,7 @@ def still(model: "nn.Module", *, gradient: bool) -> "Iterator[None]":
 
 
 def call(model: "nn.Module", batch: Any) -> Any:
-    """What the model returns for a batch: a mapping as keywords, a tuple as arguments, anything else as the argument.
+    """What the model returns for a batch: a mapping is its keywords, a tuple its arguments, anything else its only one.
 
     Tensors go to the device of the model first.
     """

@@ -14,17 +14,18 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
+from loralens.linalg.factor import in_range
 
-Strength = Callable[[int, str], float]  # of an adapter, by its place, in a module of its own name
+StrengthOf = Callable[[int, str], float]  # of an adapter, by its place, in a module by the name that it has there
 
-NONE = -1  # nobody's full tensors
-FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")
-ADDED = ("diff", "diff_b")
+NONE = -1  # in the place of an adapter: nobody's full tensors
+FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # extras that do not add up
+ADDED = ("diff", "diff_b")  # those that do
 MAGNITUDES = ("magnitude", "magnitude_in")
-BOUND = ("magnitude", "magnitude_in", "lora_bias", "diagonal")  # mean nothing without their module
+BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # mean nothing without their module
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # of a PEFT configuration, that say them
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
-LISTED = 6
+LISTED = 6  # modules that a message names
 
 
 @final
@@ -39,7 +40,7 @@ class Carried:
 
 def carried(
     adapters: Sequence[Adapter],
-    strength: Strength,
+    strength: StrengthOf,
     *,
     labels: Sequence[str],
     take: int | None = None,
@@ -66,24 +67,26 @@ def carried(
     for t, adapter in enumerate(adapters):
         _refuse_bent(adapter, labels[t], alone=alone, unchanged=alone and _unchanged(adapter, strength))
     holder, notes = _holder(adapters, labels, take)
-    extra = {} if holder in (None, NONE) else _of_role(adapters[holder or 0], FULL)
-    extra |= _added(adapters, strength, labels)
+    full = {} if holder is None or holder == NONE else _of_role(adapters[holder], FULL)
+    extra = full | _added(adapters, strength, labels)
     if alone:
         rest = {key: one for key, one in adapters[0].extra.items() if one.role not in (*FULL, *ADDED)}
         extra = {key: (extra | rest)[key] for key in adapters[0].extra if key in extra or key in rest}
-    if holder is not None and holder != NONE:
+    if holder is not None and full:
         _check_dialect(adapters, holder, labels)
         if any(strength(holder, name) != 1 for name in adapters[holder]):
-            count = len(_of_role(adapters[holder], FULL))
-            notes.append(f"{count} tensors trained in full stay as they are in {labels[holder]}, whatever its weight")
+            stay = f"{len(full)} tensors trained in full stay as they are"
+            notes.append(f"{stay} in {labels[holder]}, whatever its weight")
     return Carried(extra, _config(adapters, holder), tuple(notes))
 
 
 def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
+    """The extras of some roles."""
     return {key: one for key, one in adapter.extra.items() if one.role in roles}
 
 
-def _unchanged(adapter: Adapter, strength: Strength) -> bool:
+def _unchanged(adapter: Adapter, strength: StrengthOf) -> bool:
+    """Whether the only adapter counts once in every module."""
     return all(strength(0, name) == 1 for name in adapter)
 
 
@@ -104,12 +107,14 @@ def _refuse_bent(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) 
 
 
 def _holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int | None) -> tuple[int | None, list[str]]:
-    """Whose full tensors stand, and what to say of the others'."""
+    """Whose full tensors stand, by place, None where nobody has any; and what to say of the others'."""
     holders = [t for t, adapter in enumerate(adapters) if _of_role(adapter, FULL)]
     if take is not None:
         left = [labels[t] for t in holders if t != take]
         notes = [f"tensors trained in full are left out of {', '.join(left)}"] if left else []
-        return (take if take == NONE or take in holders else NONE if holders else None), notes
+        if take != NONE and take not in holders:  # it has none, so those of the others are left out
+            take = NONE if holders else None
+        return take, notes
     if len(holders) > 1 and not _same(adapters, holders):
         names = list(dict.fromkeys(one.module for t in holders for one in _of_role(adapters[t], FULL).values()))
         shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
@@ -133,6 +138,7 @@ def _same(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
 
 
 def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[str]) -> None:
+    """Refuse extras whose keys are of another dialect than the one that is written."""
     if adapters[holder].format != adapters[0].format:
         raise MismatchError(
             f"the extra tensors of {labels[holder]} are {adapters[holder].format}'s, and {labels[0]} is "
@@ -141,7 +147,7 @@ def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[st
         )
 
 
-def _added(adapters: Sequence[Adapter], strength: Strength, labels: Sequence[str]) -> dict[str, Extra]:
+def _added(adapters: Sequence[Adapter], strength: StrengthOf, labels: Sequence[str]) -> dict[str, Extra]:
     """Differences, weighted and added up."""
     terms: dict[str, list[tuple[float, Extra]]] = {}
     for t, adapter in enumerate(adapters):
@@ -152,6 +158,15 @@ def _added(adapters: Sequence[Adapter], strength: Strength, labels: Sequence[str
 
 
 def _weighted(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
+    """The sum of some differences of one tensor, computed in float64 and rounded to the dtype of the first.
+
+    Reading it raises FormatError where its numbers are too large for that.
+
+    Raises
+    ------
+    MismatchError
+        They have several shapes.
+    """
     first = terms[0][1].tensor
     if len(terms) == 1 and terms[0][0] == 1:
         return first
@@ -160,7 +175,9 @@ def _weighted(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
 
     def total() -> Array:
         summed = sum((w * one.tensor.read().astype(np.float64) for w, one in terms), np.zeros(first.shape))
-        return np.asarray(summed).astype(first.dtype)
+        with np.errstate(over="ignore"):
+            rounded = np.asarray(summed).astype(first.dtype)
+        return in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
 
     return LazyArray(total, shape=first.shape, dtype=first.dtype)
 
@@ -168,9 +185,9 @@ def _weighted(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
 def _config(adapters: Sequence[Adapter], holder: int | None) -> Mapping[str, Any] | None:
     """The first adapter's configuration, with what the holder of full tensors says of them."""
     config = adapters[0].config
-    if config is None or adapters[0].format != "peft" or holder in (None, 0):
+    if config is None or adapters[0].format != "peft" or holder is None or holder == 0:
         return config
     if holder == NONE:
         return {**config, **{key: value for key, value in NOBODY.items() if key in config}}
-    said = adapters[holder or 0].config or {}
+    said = adapters[holder].config or {}
     return {**config, **{key: said[key] for key in FIELDS if key in said}}

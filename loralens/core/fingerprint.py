@@ -10,7 +10,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import normal_form
-from loralens.core.structured import Dense, Structured, Update
+from loralens.core.structured import Dense, Update
 
 BLOCK = 1 << 18  # numbers hashed at a time
 BYTES = 16  # of a fingerprint: 2⁶⁴ adapters before two are likely to share one
@@ -35,20 +35,25 @@ def fingerprint(adapter: Adapter) -> str:
 
 
 def _module(name: str, update: Update) -> bytes:
+    """Hash of one module. Of a form the matrix counts, scaled in float64 and unscaled again."""
+    scale = np.float64(update.scale)
     if isinstance(update, LowRank):
-        return _digest("pair", name, np.float64(update.scale), update.B, update.A)
+        return _digest("pair", name, scale, update.B, update.A)
     if isinstance(update.form, Dense):
-        return _digest(
-            "pair", name, np.float64(update.scale), _unscaled(update.form.array.reshape(*update.shape), update)
-        )
-    return _digest("pair", name, np.float64(update.scale), update.dense() / update.scale)
+        return _digest("pair", name, scale, _difference(update.form.array.reshape(*update.shape), update.scale))
+    return _digest("pair", name, scale, _unscaled(update.form.dense(), update.scale))
 
 
-def _unscaled(stored: LazyArray, update: Structured) -> LazyArray:
-    """A full difference as every other form is hashed: scaled in float64 and unscaled again; its rows stay lazy."""
+def _unscaled(matrix: Array, scale: float) -> Array:
+    """A float64 matrix scaled and unscaled again, which rounds it twice; as it is where the scale is 0."""
+    return (scale * matrix) / scale if scale else matrix
+
+
+def _difference(stored: LazyArray, scale: float) -> LazyArray:
+    """A full difference as every other form is hashed; its rows stay lazy."""
 
     def rows(start: int, stop: int) -> Array:
-        return (update.scale * stored.rows(start, stop).read().astype(np.float64)) / update.scale
+        return _unscaled(stored.rows(start, stop).read().astype(np.float64), scale)
 
     streamed = rows if stored.streams else None
     return LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float64, rows=streamed)

@@ -80,14 +80,14 @@ class Joint:
         -----
         [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once: O((out + in)·(Σr)²), and nothing of size out × in.
         """
-        present = [update for update in updates if update is not None]
-        if len({update.shape for update in present}) > 1:
-            shapes = ", ".join(str(update.shape) for update in present)
+        given = [update for update in updates if update is not None]
+        if len({update.shape for update in given}) > 1:
+            shapes = ", ".join(str(update.shape) for update in given)
             raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
-        factors = [(update.B, update.A) for update in present]
+        factors = [(update.B, update.A) for update in given]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
         left, right = map(measure, stacks)
-        D = _lengths(left, right) * np.repeat([update.scale for update in present], [A.shape[0] for _, A in factors])
+        D = _lengths(left, right) * np.repeat([update.scale for update in given], [A.shape[0] for _, A in factors])
         alive = np.flatnonzero(D)
         X_B, T_B, R_B = implicit(left, alive)
         X_A, T_A, R_A = implicit(right, alive)
@@ -99,7 +99,7 @@ class Joint:
         w = np.asarray(strengths, dtype=np.float64)
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
-        floors = EPS * np.maximum(max(present[0].shape) * tops, BACKWARD * lengths)
+        floors = EPS * np.maximum(max(given[0].shape) * tops, BACKWARD * lengths)
         pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
         plain = X_B is stacks[0], X_A is stacks[1]
         return cls(pairs, w, Basis(X_B, T_B), Basis(X_A, T_A), cores, floors, plain)
@@ -138,15 +138,15 @@ class Joint:
         return Core(U[:, :k], s[:k], Vh[:k])
 
     def lifted(self, M: Floats | Core) -> "Lift":
-        """The update Q_B M Q_Aᵀ at any rank, its factors not made yet."""
+        """The update Q_B M Q_Aᵀ at any rank, its factors not made yet; what is below ``floor`` is left out."""
         U, s, Vh = self.decomposed(M)
-        present = [update for update in self.updates if update is not None]
+        given = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
         sides = (
-            _side(self.left, U * root, self.plain[0], lambda: [update.B for update in present]),
-            _side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in present]),
+            _side(self.left, U * root, self.plain[0], lambda: [update.B for update in given]),
+            _side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in given]),
         )
-        return Lift(s, *sides, self.dtype, present[0].layout)
+        return Lift(s, *sides, self.dtype, given[0].layout)
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""

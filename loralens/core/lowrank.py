@@ -215,14 +215,14 @@ class LowRank:
         return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
 
     def dense(self) -> Array:
-        """ΔW itself, float64, shape (out, in): for small modules and tests; nothing in loralens needs it."""
+        """ΔW itself, float64, shape (out, in): out · in numbers, where all else here takes r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
         return abs(self.scale) * product_singular_values(self.B, self.A)
 
-    def svd(self) -> "SVD":
+    def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.
 
         Returns
@@ -234,7 +234,7 @@ class LowRank:
         U, s, Vh = product_svd(self.B, self.A)
         return SVD(-U if self.scale < 0 else U, abs(self.scale) * s, Vh)
 
-    def bases(self) -> "Bases":
+    def bases(self) -> Bases:
         """Singular directions of ΔW on both sides, without forming them: what overlaps are computed from."""
         left, s, right = product_bases(self.B, self.A)
         return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, abs(self.scale) * s, right)

@@ -88,7 +88,7 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
     best = max(best, by_form, key=lambda one: len(one.keys))
     if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
         return best
-    raise _no_match(modules, base)
+    raise _no_match(modules, base, best)
 
 
 def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[str, Rename]]:
@@ -128,47 +128,48 @@ def _weight(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
     """The base's key of a module's weight, if its shape fits."""
     plain = weight_name(name)
     for key in (f"{plain}.weight", plain):
-        if key in base and fits(shape, base[key]):
+        if key in base and fits(shape, base[key], expert=plain != name):
             return key
     return None
 
 
-def fits(update: Shape, weight: Shape) -> bool:
-    """Whether ΔW (out, in) is an update of a stored weight: itself, transposed, a convolution, or one expert of it."""
+def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
+    """Whether ΔW (out, in) is an update of a stored weight: itself, transposed, a convolution, or a matrix of a stack.
+
+    Of a stack of several it is that only as an ``expert``, which has a number in its name.
+    """
     out, in_ = update
     flat = (weight[0], prod(weight[1:])) if weight else ()
-    expert = weight[1:] if len(weight) == 3 else ()
-    return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, expert) if candidate)
+    one = weight[1:] if len(weight) == 3 and (expert or weight[0] == 1) else ()
+    return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, one) if candidate)
 
 
 def _form_reader(base: Iterable[str]) -> Rename:
     """From a name to the one module of the base that has its normal form."""
-    forms: dict[str, set[str]] = {}
-    for key in base:
-        module = key.rpartition(".")[0]
-        forms.setdefault(normal_form(module), set()).add(module)
+    alone = _alone_by_form({key.rpartition(".")[0] for key in base})
+    return lambda name: alone.get(normal_form(name), name)
 
-    def read(name: str) -> str:
-        found = forms.get(normal_form(name), set())
-        return next(iter(found)) if len(found) == 1 else name
 
-    return read
+def _alone_by_form(names: Iterable[str]) -> dict[str, str]:
+    """Normal form → the name that has it, where no other of ``names`` has it too."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        forms.setdefault(normal_form(name), []).append(name)
+    return {form: same[0] for form, same in forms.items() if len(same) == 1}
 
 
 def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     """Names of the first adapter → names that the second has for the same modules.
 
-    By name, else by normal form where that is unambiguous; in the order of ``first``. What only one has is left out.
+    By name, else by normal form where one name of either side has it; in the order of ``first``. The others are left
+    out.
     """
     first, second = list(first), set(second)
     exact = {name: name for name in first if name in second}
     if len(exact) == len(first):
         return exact
-    forms: dict[str, list[str]] = {}
-    for name in second - set(exact):
-        forms.setdefault(normal_form(name), []).append(name)
-    by_form = {name: forms[normal_form(name)] for name in first if name not in exact and normal_form(name) in forms}
-    found = exact | {name: names[0] for name, names in by_form.items() if len(names) == 1}
+    here, there = (_alone_by_form(set(names) - set(exact)) for names in (first, second))
+    found = exact | {name: there[form] for form, name in here.items() if form in there}
     return {name: found[name] for name in first if name in found}
 
 
@@ -179,19 +180,22 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
         forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
     found = {}
     for name, shape in modules.items():
-        keys = [key for key in forms.get(normal_form(weight_name(name)), []) if fits(shape, base[key])]
+        plain = weight_name(name)
+        keys = [key for key in forms.get(normal_form(plain), []) if fits(shape, base[key], expert=plain != name)]
         if len(keys) == 1:
             found[name] = keys[0]
     return found
 
 
-def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> MismatchError:
-    missing = [name for name, shape in modules.items() if not _weight(name, shape, base)]
-    name = missing[0] if missing else next(iter(modules))
-    same = [key for key in base if key in (f"{name}.weight", name)]
+def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:
+    """The error that says which modules find no weight under the edit that finds most."""
+    missing = [name for name in modules if name not in best.keys]
+    name = missing[0]
+    sought = weight_name(best.rename(name))
+    same = [key for key in (f"{sought}.weight", sought) if key in base]
     if same:
         what = f"{name} is {modules[name]} here and {base[same[0]]} in the base: another model"
     else:
         what = f"{len(missing)} of {len(modules)} modules have no weight in the base, {name} among them"
     weights = [key.removesuffix(".weight") for key in base if key.endswith(".weight")]
-    return MismatchError(what, fix=f"the nearest names there are {nearest(name, weights)}")
+    return MismatchError(what, fix=f"the nearest names there are {nearest(sought, weights)}")

@@ -161,6 +161,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """The ``count`` names that look most like ``name``, in words for a message."""
     from difflib import get_close_matches  # only when something is wrong
 
+    names = list(names)
     pool = sorted({*names, *map(kind, names)}, key=natural_key)
     close = get_close_matches(name, pool, n=count, cutoff=0.0)
     return ", ".join(close) if close else "none: there are no modules"

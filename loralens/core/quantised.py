@@ -24,7 +24,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
-from loralens.linalg.packing import FEWEST, MOST, Bytes, Integers, pack, packed_length, unpack
+from loralens.linalg.packing import FEWEST, MOST, Bytes, Numbers, pack, packed_length, unpack
 from loralens.linalg.quantise import Quantised, quantise_product
 
 NAME = "loralens-q"  # the dialect of files that hold these bytes
@@ -52,13 +52,13 @@ def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     Returns
     -------
     LowRank
-        Of as many directions as have bits; factors float32; scale, its origin and layout kept. ``nbytes`` is what the
-        numbers and their scales take.
+        Of as many directions as have bits; factors float32; scale, scaling and layout are those of ``module``, and
+        ``origin`` holds the bytes, so ``nbytes`` is what the numbers and their scales take.
 
     Raises
     ------
     OptionError
-        Bits that are none of these, for more directions than there are, or for none.
+        Bits that are none of these, for more directions than there are, or for none; 0 bits before others.
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """
@@ -101,17 +101,17 @@ def as_bytes(found: Quantised) -> Bytes:
     return np.concatenate(parts)
 
 
-def _packed(lines: Integers, bits: NDArray[np.uint8]) -> Bytes:
-    widths = [packed_length(lines.shape[1], int(b)) for b in bits]
-    starts = np.cumsum([0, *widths])
+def _packed(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
+    """The bytes of lines (k, count), one line after the other."""
+    starts = np.cumsum([0, *(packed_length(lines.shape[1], int(b)) for b in bits)])
     data = np.empty(starts[-1], np.uint8)
     for run in _runs(bits):
         data[starts[run.start] : starts[run.stop]] = pack(lines[run], int(bits[run.start])).ravel()
     return data
 
 
-def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Integers:
-    """Lines of ``count`` numbers, int16, shape (k, count)."""
+def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
+    """The lines that `_packed` made ``data`` of, int16, shape (k, count)."""
     starts = np.cumsum([0, *(packed_length(count, int(b)) for b in bits)])
     lines = np.empty((bits.size, count), np.int16)
     for run in _runs(bits):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, final
 
 import numpy as np
@@ -31,20 +32,28 @@ class Rule:
         ‖ΔW−ΔW'‖_F/‖ΔW‖_F, in [0, 1)) or ``sv-ratio`` (σ_i > σ_1/value, at least 1). For all together: ``parameters``
         or ``bytes``.
     value : float
+
+    Raises
+    ------
+    OptionError
+        There is no such rule, or it makes no sense with this value.
     """
 
     name: RuleName
     value: float
 
     def __post_init__(self) -> None:
-        wrong = {
+        wrong_by_name = {
             "rank": not (self.value >= 1 and float(self.value).is_integer()) and "a whole number from 1",
             "energy": not 0 < self.value <= 1 and "a fraction in (0, 1]",
             "error": not 0 <= self.value < 1 and "a relative error in [0, 1)",
             "sv-ratio": not self.value >= 1 and "a ratio from 1",
-            "parameters": not self.value > 0 and "a number above 0",
-            "bytes": not self.value > 0 and "a number above 0",
-        }[self.name]
+            "parameters": not 0 < self.value < inf and "a number above 0",
+            "bytes": not 0 < self.value < inf and "a number above 0",
+        }
+        if self.name not in wrong_by_name:
+            raise OptionError(f"{self.name!r} is no rule", fix=f"choose one of {', '.join(wrong_by_name)}")
+        wrong = wrong_by_name[self.name]
         if wrong:
             raise OptionError(f"{self.name} {self.value:g} is not {wrong}", fix=f"give {wrong}")
 
@@ -124,6 +133,11 @@ def uniform(items: Sequence[Item], rank: int) -> list[int]:
     return [item.clipped(rank) for item in items]
 
 
+def _highest(items: Sequence[Item]) -> int:
+    """The most directions that any item has."""
+    return max((item.most for item in items), default=0)
+
+
 def allocate(items: Sequence[Item], capacity: int) -> list[int]:
     """The ranks that save most within ``capacity``, the least ones where not even they fit.
 
@@ -133,7 +147,7 @@ def allocate(items: Sequence[Item], capacity: int) -> list[int]:
     the first direction that does not fit, greedy is the linear relaxation.
     """
     candidates = [_filled(items, uniform(items, 0), capacity)]
-    for rank in range(max((item.most for item in items), default=0), 0, -1):
+    for rank in range(_highest(items), 0, -1):
         chosen = uniform(items, rank)
         if cost_of(items, chosen) <= capacity:  # a higher one that fits saves more than any lower one
             candidates.append(_filled(items, chosen, capacity))
@@ -191,9 +205,8 @@ def within(
         what = "rank 1 everywhere" if any(least) else "what stays as it is"
         raise OptionError(f"{budget:,} {unit} are too few", fix=f"give at least {needed:,} {unit}: {what}")
     if one_rank:
-        top = max((item.most for item in items), default=0)
-        return _highest(lambda rank: size(uniform(items, rank)) <= budget, top, lambda rank: uniform(items, rank))
-    most = uniform(items, max((item.most for item in items), default=0))
+        return _highest_uniform(items, budget, size)
+    most = uniform(items, _highest(items))
     if size(most) <= budget:
         return most
     capacity, chosen = budget - needed + cost_of(items, least), least
@@ -207,13 +220,13 @@ def within(
     return _topped_up(items, chosen, budget, size)
 
 
-def _highest(fits: Callable[[int], bool], top: int, make: Callable[[int], list[int]]) -> list[int]:
-    """The choice of the highest rank that fits; that of rank 0, the least, always does."""
-    low = 0
-    while low < top:
-        middle = (low + top + 1) // 2
-        low, top = (middle, top) if fits(middle) else (low, middle - 1)
-    return make(low)
+def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
+    """The highest uniform choice whose size is within the budget; that of rank 0, the least ranks, always is."""
+    low, high = 0, _highest(items)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if size(uniform(items, middle)) <= budget else (low, middle - 1)
+    return uniform(items, low)
 
 
 def _topped_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
@@ -221,15 +234,14 @@ def _topped_up(items: Sequence[Item], chosen: list[int], budget: int, size: Call
     left = budget - size(chosen)
     ended: set[int] = set()
     while True:
-        open_ = [
-            i
-            for i, item in enumerate(items)
-            if i not in ended and chosen[i] < min(item.most, item.gains.size) and item.cost <= left
-        ]
-        open_ = [i for i in open_ if items[i].gains[chosen[i]] > 0]
-        if not open_:
+        worth = {
+            i: item.gains[rank] / item.cost
+            for i, (item, rank) in enumerate(zip(items, chosen, strict=True))
+            if i not in ended and rank < min(item.most, item.gains.size) and item.cost <= left and item.gains[rank] > 0
+        }
+        if not worth:
             return chosen
-        best = max(open_, key=lambda i: items[i].gains[chosen[i]] / items[i].cost)
+        best = max(worth, key=worth.__getitem__)
         more = [rank + (i == best) for i, rank in enumerate(chosen)]
         if size(more) <= budget:
             chosen, left = more, budget - size(more)
@@ -305,6 +317,7 @@ def _items(
     floors: Mapping[str, int],
     tops: Mapping[str, int],
 ) -> list[Item]:
+    """One decision for every module, or for every group of those that share a rank."""
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)
@@ -319,6 +332,7 @@ def _items(
 
 
 def _named(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
+    """Module name → its rank, in the order of the items or in another."""
     found = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
     return found if order is None else {name: found[name] for name in order}
 

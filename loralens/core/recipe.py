@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Self, final
 
 from loralens.core.names import matches, select
@@ -115,7 +116,7 @@ class Recipe:
         Raises
         ------
         FormatError
-            An unknown field, or one of another type; no adapters.
+            An unknown field, or one of another type; no adapters; a weight that is not finite, a seed below 0.
         """
         _known(said, FIELDS)
         adapters = said.get("adapters")
@@ -126,8 +127,8 @@ class Recipe:
             method=_typed(said, "method", str, "sum"),
             options=_numbers(said.get("options", {}), "options"),
             space=_typed(said, "space", str, None),
-            seed=_typed(said, "seed", int, 0),
-            modules=tuple(_typed(said, "modules", list, [])),
+            seed=_seed(said),
+            modules=_globs(said),
             take=_typed(said, "take", str, None),
             drop_dead=_typed(said, "drop_dead", bool, default=False),
             truncate=_numbers(said.get("truncate", {}), "truncate"),
@@ -142,8 +143,26 @@ def _ingredient(said: Any) -> Ingredient:
     path = _typed(said, "path", str, "")
     if not path:
         raise FormatError("an adapter has no path", fix=SHAPE)
-    weight = _numbers({"weight": said.get("weight", 1.0)}, "adapters")["weight"]
-    return Ingredient(path, Strength(weight, _numbers(said.get("modules", {}), "adapters.modules")))
+    weights = _numbers({"weight": said.get("weight", 1.0)}, "adapters")
+    modules = _numbers(said.get("modules", {}), "adapters.modules")
+    for weight in (*weights.values(), *modules.values()):
+        if not isfinite(weight):
+            raise FormatError(f"{path} has the weight {weight}", fix="write a finite number")
+    return Ingredient(path, Strength(weights["weight"], modules))
+
+
+def _seed(said: Mapping[str, Any]) -> int:
+    seed: int = _typed(said, "seed", int, 0)
+    if seed < 0:
+        raise FormatError(f"seed is {seed}", fix="write a whole number from 0")
+    return seed
+
+
+def _globs(said: Mapping[str, Any]) -> tuple[str, ...]:
+    globs = _typed(said, "modules", list, [])
+    if not all(isinstance(glob, str) for glob in globs):
+        raise FormatError("modules does not hold names", fix='write modules = ["q_proj", "*.11.*"], for example')
+    return tuple(globs)
 
 
 def _known(said: Mapping[str, Any], fields: tuple[str, ...]) -> None:

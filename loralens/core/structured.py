@@ -15,8 +15,9 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, MismatchError
+from loralens.errors import MismatchError
 from loralens.linalg.basis import Basis
+from loralens.linalg.factor import finite
 from loralens.linalg.measures import numerical_rank
 
 
@@ -201,7 +202,7 @@ class Structured:
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
-        return SVD(*np.linalg.svd(_finite(self.dense()), full_matrices=False))
+        return SVD(*np.linalg.svd(finite(self.dense()), full_matrices=False))
 
     def bases(self) -> Bases:
         """Singular directions of the dense ΔW that have a length."""
@@ -238,28 +239,23 @@ class Structured:
 
     @property
     def B(self) -> Array:
-        """Refused: there is no pair."""
+        """Refused with MismatchError: there is no pair."""
         self._no_pair()
 
     @property
     def A(self) -> Array:
-        """Refused: there is no pair."""
+        """Refused, as ``B`` is."""
         self._no_pair()
 
     @property
     def factors(self) -> tuple[LazyArray, LazyArray]:
-        """Refused: there is no pair."""
+        """Refused, as ``B`` is."""
         self._no_pair()
 
 
-def _finite(matrix: Array) -> Array:
-    if not np.isfinite(matrix).all():
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
-    return matrix
-
-
 def _singular_values(matrix: Array) -> Array:
-    return np.asarray(np.linalg.svd(_finite(matrix), compute_uv=False))
+    """Largest first, float64; FormatError where the matrix holds NaN or Inf."""
+    return np.asarray(np.linalg.svd(finite(matrix), compute_uv=False))
 
 
 Update = LowRank | Structured

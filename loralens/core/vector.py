@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND, Carried, carried
 from loralens.core.joint import Joint
 from loralens.core.structured import Update
 from loralens.core.together import checked, keepable, kept, one_rank_a_stack, together
-from loralens.errors import place
+from loralens.errors import OptionError, place
 
 
 def assembled(first: Adapter, modules: Mapping[str, Update], rest: Carried) -> Adapter:
@@ -35,12 +36,17 @@ def weighted_sum(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
 
     Raises
     ------
+    OptionError
+        A weight that is not finite.
     MismatchError
         No module in common; what does not add up (DoRA, full tensors in several, updates that are no pair).
     ShapeError
         A module of two shapes.
     """
     adapters, strengths = [adapter for adapter, _ in terms], [float(w) for _, w in terms]
+    for w in strengths:
+        if not isfinite(w):
+            raise OptionError(f"a weight is {w}", fix="give finite numbers")
     labels = [f"adapter {t}" for t in range(1, len(terms) + 1)]
     rows = together(adapters, labels)
     modules: dict[str, Update] = {**keepable(rows, {name: kept(row, strengths) for name, row in rows.items()})}

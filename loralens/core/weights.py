@@ -104,20 +104,13 @@ def weights_of(
     stored = {name: _flat(name, modules[name], base[key]) for name, key in found.keys.items()}
     lying = {name: _lies(modules[name], tensor.shape) for name, tensor in stored.items()}
     habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
-    kinds = {name: m.layout.kind for name, m in modules.items()}
-    return Weights(
-        {
-            name: Weight(
-                found.keys[name],
-                tensor,
-                modules[name].layout.transposed or (habit and kinds[name] == "linear")
-                if lying[name] is None
-                else bool(lying[name]),
-            )
-            for name, tensor in stored.items()
-        },
-        found,
-    )
+
+    def transposed(name: str) -> bool:
+        lies, layout = lying[name], modules[name].layout
+        return layout.transposed or (habit and layout.kind == "linear") if lies is None else lies
+
+    weights = {name: Weight(found.keys[name], tensor, transposed(name)) for name, tensor in stored.items()}
+    return Weights(weights, found)
 
 
 def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:

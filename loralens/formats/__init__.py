@@ -73,13 +73,7 @@ FORMATS: tuple[Format, ...] = (
     _format("xlabs", "XLabs FLUX"),
     _format("torchtune", "torchtune"),
     _format("litgpt", "litgpt"),
-    _format(
-        "loralib",
-        "microsoft/loralib",
-        writer="loralib_writer",
-        files=LORALIB,
-        silent=True,
-    ),
+    _format("loralib", "microsoft/loralib", writer="loralib_writer", files=LORALIB, silent=True),
     _format("safeloras", "cloneofsimo safeloras"),
     _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
     Format(
@@ -156,7 +150,7 @@ def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
     from loralens.formats import record
 
     said = record.of(stored, file)
-    form = name or (record.format_of(said) if said else None)
+    form = name or record.format_of(said)
     return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), said)
 
 

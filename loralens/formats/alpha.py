@@ -1,7 +1,9 @@
 """α as a tensor beside a pair, and what its absence means where diffusers, ComfyUI and their kin read the file."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import isclose, isfinite
+
+import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
@@ -31,6 +33,22 @@ def number(key: str, tensor: LazyArray) -> float:
     if not isfinite(value):
         raise FormatError(f"{key} is {value}", fix="train or save the adapter again")
     return value
+
+
+def written(module: Update) -> np.float32:
+    """The α from which a reader gets the scale of a module by α/r, as files hold it.
+
+    Raises
+    ------
+    FormatError
+        The scale at this rank has none in float32.
+    """
+    with np.errstate(all="ignore"):
+        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
+        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
+        raise FormatError(what, fix="scale the adapter to ordinary size first")
+    return found
 
 
 def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:

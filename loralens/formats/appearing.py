@@ -6,13 +6,14 @@ power fails; the next run tidies up after a killed one.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.writing import disk
+from loralens.formats.writing import check_parent, disk
 
 
 def check_target(root: Path, target: Path, *, overwrite: bool) -> None:
@@ -28,8 +29,7 @@ def check_target(root: Path, target: Path, *, overwrite: bool) -> None:
         raise OptionError("exists", fix="choose another target, or give --overwrite")
     if target.exists() and target.is_dir() != root.is_dir():
         raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
-    if not target.absolute().parent.is_dir():
-        raise OptionError(f"{target.parent}: no such folder", fix="make the folder first")
+    check_parent(target)
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -69,22 +69,22 @@ def appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
 
 def tidy(target: Path) -> None:
     """Remove what processes that were killed have left; put back what one had moved aside and not yet replaced."""
-    for end in ("old", "part"):
-        for stale in target.absolute().parent.glob(f".{target.name}.*.{end}"):
-            if _alive(stale.name.split(".")[-2]):
-                continue
-            if end == "old" and not target.exists():
-                stale.rename(target)
-            else:
-                _remove(stale)
+    home = target.absolute().parent
+    name = re.compile(rf"\.{re.escape(target.name)}\.(?P<pid>[0-9]+)\.(?P<end>old|part)")
+    there = sorted(home.iterdir()) if home.is_dir() else []
+    for stale, found in ((path, name.fullmatch(path.name)) for path in there):
+        if found is None or _alive(int(found["pid"])):
+            continue
+        if found["end"] == "old" and not target.exists():
+            stale.rename(target)
+        else:
+            _remove(stale)
 
 
-def _alive(pid: str) -> bool:
+def _alive(pid: int) -> bool:
     """Whether a process of this number runs: what it writes is not ours to remove."""
-    if not pid.isdecimal():
-        return True
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:

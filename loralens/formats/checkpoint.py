@@ -9,7 +9,7 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.checkpoint_float8 import dequantised
-from loralens.formats.checkpoint_quantised import check_16_bit, check_shapes
+from loralens.formats.checkpoint_quantised import check_numbers, check_shapes
 from loralens.formats.container import read_json, read_safetensors
 from loralens.formats.location import existing, is_gguf, snapshot
 from loralens.formats.shards import weight_files
@@ -52,7 +52,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = resolved(path)
     stored, config = _stored(path), model_config(path)
     with place(path):
-        check_16_bit(stored, config)
+        check_numbers(stored, config)
         tensors, notes = dequantised(stored, config)
     return Checkpoint(tensors, notes)
 

@@ -33,16 +33,16 @@ def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Ten
     FormatError
         A scale whose shape fits no rule.
     """
-    scaled = {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
+    scaled, block = _scaled(tensors), _block(config)
     if not scaled:
         return tensors, ()
-    block, hidden = _block(config), {*scaled.values()}
+    hidden = {*_beside(tensors, scaled)}
     found = {}
     for key, tensor in tensors.items():
         if key in scaled:
             with place(key):
                 found[key] = _product(tensor, tensors[scaled[key]], block)
-        elif key not in hidden and key.rpartition(".")[2] not in BESIDE:
+        elif key not in hidden:
             found[key] = tensor
     text = f"{len(scaled)} float8 weights are read as float32, multiplied by their scales"
     return found, (Finding("note", "float8", text),)
@@ -73,21 +73,30 @@ def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
     FormatError
         A scale whose shape fits no rule.
     """
-    scaled = {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
-    block, hidden = _block(config), {*scaled.values()}
+    scaled, block = _scaled(tensors), _block(config)
     spread = {}
     for key, scale in scaled.items():
         with place(key):
             spread[key] = _product(_ones(tensors[key].shape), tensors[scale], block)
-    beside = {key for key in tensors if scaled and key.rpartition(".")[2] in BESIDE}
-    return Scales(spread, tuple(key for key in tensors if key in hidden | beside))
+    return Scales(spread, _beside(tensors, scaled))
+
+
+def _scaled(tensors: Tensors) -> dict[str, str]:
+    """The key of every float8 weight that has a scale → the key of its scale."""
+    return {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
+
+
+def _beside(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys of scales and of what belongs to them; none where no weight is scaled."""
+    hidden = {*scaled.values()}
+    return tuple(key for key in tensors if scaled and (key in hidden or key.rpartition(".")[2] in BESIDE))
 
 
 def _ones(shape: tuple[int, ...]) -> LazyArray:
     def rows(start: int, stop: int) -> Array:
         return np.ones((stop - start, *shape[1:]), np.float32)
 
-    return LazyArray(lambda: rows(0, shape[0]), shape=shape, dtype=np.float32, rows=rows)
+    return LazyArray(lambda: np.ones(shape, np.float32), shape=shape, dtype=np.float32, rows=rows)
 
 
 def _is_float8(tensor: LazyArray) -> bool:
@@ -129,12 +138,13 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
     """How many numbers of the weight share a scale along each axis; empty where one scale serves all."""
     if all(n == 1 for n in scale):
         return ()
-    if len(scale) == 1 and scale[0] == shape[0]:
+    if len(scale) == 1 and scale == shape[:1]:
         scale = (scale[0], *(1,) * (len(shape) - 1))
-    sizes = (*(1,) * (len(shape) - 2), *block)
     if len(scale) == len(shape):
+        sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
         found = tuple(
-            n if count == 1 else 1 if count == n else size for n, count, size in zip(shape, scale, sizes, strict=True)
+            max(1, n) if count == 1 else 1 if count == n else size
+            for n, count, size in zip(shape, scale, sizes, strict=True)
         )
         if all(-(-n // step) == count for n, count, step in zip(shape, scale, found, strict=True)):
             return found

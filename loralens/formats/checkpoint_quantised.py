@@ -58,7 +58,7 @@ QUANTISATIONS = (
 )
 
 
-def check_16_bit(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
+def check_numbers(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     """Refuse a base whose weights are stored as codes.
 
     Raises

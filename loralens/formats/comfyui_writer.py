@@ -5,19 +5,19 @@ names get the ``.processor`` that it expects, T5 the name it has there, and all 
 """
 
 from collections.abc import Mapping
-from math import isclose, prod
+from math import prod
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
-from loralens.errors import FormatError, MismatchError, ShapeError, place
+from loralens.errors import FormatError, MismatchError, place
 from loralens.formats import alpha
 from loralens.formats.comfyui import KOHYA, NAME, canonical, raw
 from loralens.formats.container import Stored
-from loralens.formats.extras import to_translate
-from loralens.formats.pairs import SAVE_AGAIN, Parts, pack
+from loralens.formats.extras import add, check_size, owner, to_translate
+from loralens.formats.pairs import pack, stood
 
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
@@ -44,10 +44,7 @@ def write(adapter: Adapter) -> Stored:
             if owner != name:
                 raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
             tensors.update(_tensors(files[name], module))
-    for key, tensor in _extras(adapter, files).items():
-        if key in tensors:
-            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
-        tensors[key] = tensor
+    add(tensors, _extras(adapter, files))
     own = adapter.format == NAME
     return Stored(
         dict(sorted(tensors.items())),
@@ -59,9 +56,9 @@ def write(adapter: Adapter) -> Stored:
 
 def _file(name: str, module: Update) -> str:
     """What the file calls a module: as it did, where it was read from such a file."""
-    stood = _parts(module)
-    if stood:
-        found = raw(stood["A"][0])
+    parts = stood(module, NAME, raw)
+    if parts:
+        found = raw(parts["A"][0])
         assert found
         return found.name
     if name.startswith(KOHYA):
@@ -76,35 +73,18 @@ def _file(name: str, module: Update) -> str:
     return name if name.startswith(KNOWN) else f"diffusion_model.{name}"
 
 
-def _parts(module: Update) -> Parts:
-    """Part → key and tensor, as they stood in such a file; empty where the module is new."""
-    if module.origin is None or module.origin.format != NAME:
-        return {}
-    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := raw(key))}
-
-
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    stood = _parts(module)
-    if stood and module.origin and alpha.scaling(stood, module.rank).value == module.scale:
+    parts = stood(module, NAME, raw)
+    if parts and module.origin and alpha.scaling(parts, module.rank).value == module.scale:
         return module.origin.tensors
     if module.layout.kind not in KINDS:
         what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    said = {f"{file}.alpha": LazyArray.of(np.array(_alpha(module)))}
-    if stood:
-        return dict((stood["A"], stood["B"])) | said
+    said = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
+    if parts:
+        return dict((parts["A"], parts["B"])) | said
     B, A = pack(module)
     return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | said
-
-
-def _alpha(module: Update) -> np.float32:
-    """α as the file holds it."""
-    with np.errstate(all="ignore"):
-        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
-    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
-        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
-        raise FormatError(what, fix="scale the adapter to ordinary size first")
-    return found
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
@@ -114,21 +94,17 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
     """
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}
-    tensors = {}
+    tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):
-            if extra.module not in files:
-                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
-            module = adapter.modules[extra.module]
+            module, file = owner(adapter, extra), files[extra.module]
             out, kernel = module.shape[0], module.layout.kernel
-            width = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
-            if extra.tensor.size != width:
-                raise ShapeError(f"{extra.tensor.shape} is not one number a channel, of {width}", fix=SAVE_AGAIN)
+            channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
+            check_size(extra.tensor, channels)
             if extra.role == "lora_bias":
-                tensors[f"{files[extra.module]}.diff_b"] = _scaled(extra.tensor.reshape(out), module.scale)
+                add(tensors, {f"{file}.diff_b": _scaled(extra.tensor.reshape(out), module.scale)})
             else:
-                shape = (1, width, *(1 for _ in kernel))
-                tensors[f"{files[extra.module]}.dora_scale"] = extra.tensor.reshape(*shape)
+                add(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
     return tensors
 
 

@@ -210,12 +210,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check_printable(name: str) -> None:
     """Refuse a name that could move the cursor, hide text or flood a terminal."""
-    if name.isprintable() and len(name) <= NAME_LIMIT:  # nearly always, and at the speed of C
-        return
     if len(name) > NAME_LIMIT:
         raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
-    if _UNPRINTABLE.search(name):
+    if not harmless(name):
         raise FormatError(f"the name {name[:80]!a} holds control characters", fix="rename it: no tool writes these")
+
+
+def harmless(value: Any) -> bool:
+    """Whether a value is text that neither moves the cursor of a terminal nor hides what stands beside it."""
+    if not isinstance(value, str):
+        return False
+    return value.isprintable() or not _UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
+
+
+def plain_text(value: Any) -> str | None:
+    """A value that is said in passing, such as the name of the base; None where it is no name that may be shown."""
+    return value if harmless(value) and 0 < len(value) <= NAME_LIMIT else None
 
 
 def _metadata(entry: Any) -> dict[str, str] | None:

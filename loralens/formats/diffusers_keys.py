@@ -55,8 +55,15 @@ def leaf(key: str) -> Leaf | None:
     for part, regex in _COMPANIONS.items():
         match = regex.match(key)
         if match:
-            return Leaf(_module(match["path"], "processor" if key.endswith("_lora.alpha") else "peft"), part)
+            return Leaf(_module(match["path"], _style_beside(key)), part)
     return None
+
+
+def _style_beside(key: str) -> str:
+    """The generation of the pair that an α, a magnitude or a bias stands beside, as far as its own key tells."""
+    if key.endswith("_lora.alpha"):
+        return "processor"
+    return "layer" if key.endswith((".lora.alpha", ".lora_linear_layer.alpha")) else "peft"
 
 
 def component(name: str) -> str:

@@ -5,7 +5,7 @@ says r and α of every component. Then all components stand in it: diffusers bui
 it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
-from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError, place
+from loralens.errors import FormatError, LoraLensError, MismatchError, place
 from loralens.formats.container import Stored
 from loralens.formats.diffusers import NAME, detect, read
 from loralens.formats.diffusers_keys import component, leaf
 from loralens.formats.diffusers_metadata import KEY, Configs, dumps
-from loralens.formats.extras import to_translate
-from loralens.formats.pairs import SAVE_AGAIN, pack
+from loralens.formats.extras import add
+from loralens.formats.pairs import pack, stood
 from loralens.formats.peft_config import PeftConfig
-from loralens.formats.peft_writer import most_common, pattern, whole
+from loralens.formats.peft_writer import companions, most_common, pattern, whole
 
 KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
 _FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
@@ -46,10 +46,7 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_pair(name, module))
-    for key, tensor in _extras(adapter).items():
-        if key in tensors:
-            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
-        tensors[key] = tensor
+    add(tensors, _extras(adapter))
     stored = _headed(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return stored
@@ -93,32 +90,16 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
 
 def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
     """B and A as a diffusers file has them, where the module was read from one."""
-    if module.origin is None or module.origin.format != NAME:
-        return None
-    parts = {found.part: tensor for key, tensor in module.origin.tensors.items() if (found := leaf(key))}
+    parts = stood(module, NAME, leaf)
     prefix = "embedding_" if module.layout.kind == "embedding" else ""
-    return parts[f"{prefix}B"], parts[f"{prefix}A"]
+    return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}
-    tensors = {}
-    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), "a diffusers file").items():
-        with place(key):
-            module = adapter.modules.get(extra.module)
-            if module is None:
-                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
-            out = module.shape[0]
-            if extra.tensor.size != out:
-                raise ShapeError(f"{extra.tensor.shape} is not one number an output, of {out}", fix=SAVE_AGAIN)
-            if extra.role == "magnitude":
-                ones = (1 for _ in module.layout.kernel)
-                shape = (1, out, *ones) if module.layout.kind == "conv" else (out,)
-                tensors[f"{extra.module}.lora_magnitude_vector"] = extra.tensor.reshape(*shape)
-            else:
-                tensors[f"{extra.module}.lora_B.bias"] = extra.tensor.reshape(out)
+    tensors = companions(adapter, "a diffusers file")
     _check_dora(adapter)
     return tensors
 
@@ -174,7 +155,7 @@ def _updated(
     if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
         what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
         raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
-    rank, alpha = most_common(iter(ranks.values())), most_common(iter(alphas.values()))
+    rank, alpha = most_common(ranks.values()), most_common(alphas.values())
     roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
     found: dict[str, Any] = {"peft_type": "LORA", "use_dora": "magnitude" in roles, "lora_bias": "lora_bias" in roles}
     found.update(old or {})
@@ -203,13 +184,14 @@ def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
 def _check(stored: Stored, adapter: Adapter) -> None:
     """Refuse to write what would be read as something else."""
     try:
-        back: Adapter | None = read(stored) if detect(stored) else None
+        back: Mapping[str, Update] = read(stored).modules if detect(stored) else {}
     except LoraLensError:
-        back = None
-    strangers: Iterable[str] = set(adapter) if back is None else set(adapter) ^ set(back)
-    for name in sorted(strangers):
-        raise FormatError(f"{name} cannot be told from its neighbours in a diffusers file", fix="rename the module")
+        back = {}
+    strangers = sorted(set(adapter) ^ set(back))
+    if strangers:
+        what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
+        raise FormatError(what, fix="rename the module")
     for name, module in adapter.items():
-        found = (back or adapter)[name]
+        found = back[name]
         if found.shape != module.shape or not isclose(found.scale, module.scale, rel_tol=_SAME):
             raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")

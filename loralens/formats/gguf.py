@@ -22,11 +22,11 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, MismatchError, ShapeError, place
+from loralens.errors import FormatError, MismatchError, ShapeError
 from loralens.formats import gguf_names, gguf_rows, gguf_values
-from loralens.formats.container import Stored
+from loralens.formats.container import Stored, plain_text
 from loralens.formats.gguf_architectures import Architecture, Heads, architecture, architecture_of, heads_of
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
 
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
@@ -61,15 +61,8 @@ def read(stored: Stored) -> Adapter:
     heads = heads_said(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
     pairs, rest = group(stored.tensors, _leaf)
-    modules: dict[str, LowRank] = {}
-    for tensor, parts in pairs.items():
-        with place(tensor):
-            for name, module in _modules(tensor, parts, arch, heads, alpha):
-                if name in modules:
-                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
-                modules[name] = module
     return Adapter(
-        modules=modules,
+        modules=unfold(pairs, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha)),
         extra={key: _extra(key, tensor, arch) for key, tensor in rest.items()},
         config=base,
         metadata=stored.metadata,
@@ -175,11 +168,10 @@ def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
 
 
 def _base_model(plain: Mapping[str, Any]) -> str | None:
-    url, name = plain.get("general.base_model.0.repo_url"), plain.get("general.base_model.0.name")
+    """The Hub id of the base where the file says its address, else the name that it says."""
+    url = plain.get("general.base_model.0.repo_url")
     found = _HUB.match(url) if isinstance(url, str) else None
-    if found:
-        return found["name"]
-    return name if isinstance(name, str) and name else None
+    return found["name"] if found else plain_text(plain.get("general.base_model.0.name"))
 
 
 def _findings(

@@ -7,7 +7,6 @@ tensors, u64 number of key-values, the key-values, for each tensor its name, axe
 then the numbers, each tensor on a multiple of ``general.alignment``.
 """
 
-from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,13 +154,13 @@ def _dequantised(blocks: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     def numbers(array: Array) -> Array:
         with np.errstate(invalid="ignore"):  # inf · 0, in a damaged file
             scaled = array["numbers"] * array["scale"].astype(np.float32)[..., None]
-        return np.asarray(scaled.reshape(*array.shape[:-1], -1), np.float32)
+        return np.asarray(scaled.reshape(*array.shape[:-1], 32 * array.shape[-1]), np.float32)
 
     def rows(first: int, last: int) -> Array:
         return numbers(blocks.rows(first, last).read())
 
-    whole: Callable[[], Array] = lambda: numbers(blocks.read()).reshape(shape)  # noqa: E731
-    return LazyArray(whole, shape=shape, dtype=np.float32, rows=rows)
+    rowwise = rows if len(shape) > 1 else None  # a block of one dimension is no row
+    return LazyArray(lambda: numbers(blocks.read()), shape=shape, dtype=np.float32, rows=rowwise)
 
 
 def write_gguf(stored: Stored, path: Path) -> None:

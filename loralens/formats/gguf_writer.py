@@ -102,7 +102,7 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     tensors: dict[str, LazyArray] = {}
     for tensor, modules in stacks.items():
         with place(next(iter(modules.values()))):
-            found = {expert: adapter.modules[name] for expert, name in modules.items()}
+            found = {number: adapter.modules[name] for number, name in modules.items()}
             tensors.update(_tensors(tensor, found, target, alpha, heads))
     if target.metadata is not None:
         tensors.update((key, extra.tensor) for key, extra in adapter.extra.items())

@@ -26,7 +26,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.formats.alpha import number
-from loralens.formats.container import Stored
+from loralens.formats.container import Stored, plain_text
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
 
 NAME = "kohya"
@@ -138,7 +138,7 @@ def axis(tensor: LazyArray, module: Update) -> str:
 def base_model(stored: Stored) -> str | None:
     """What the metadata says the adapter was trained on."""
     said = stored.metadata or {}
-    return said.get("ss_sd_model_name") or said.get("ss_base_model_version") or None
+    return plain_text(said.get("ss_sd_model_name")) or plain_text(said.get("ss_base_model_version"))
 
 
 def about_scales(modules: Mapping[str, Update]) -> list[Finding]:

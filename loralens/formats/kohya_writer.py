@@ -1,18 +1,19 @@
 """Writing kohya: what was read from a kohya file as it was, all else under names that kohya's software reads."""
 
 from collections.abc import Iterable, Mapping
-from math import isclose, prod
+from math import prod
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, place
+from loralens.formats import alpha
 from loralens.formats.container import Stored
-from loralens.formats.extras import to_translate
+from loralens.formats.extras import add, check_size, owner, to_translate
 from loralens.formats.kohya import NAME, PREFIXES, canonical, raw, scaling
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, pack
+from loralens.formats.pairs import Parts, pack, stood
 
 KINDS = ("linear", "conv", "merged")  # of weights that kohya's software adapts
 COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is a pipeline's second (FLUX)
@@ -46,10 +47,7 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_tensors(files[name], module))
-    for key, tensor in _extras(adapter, files).items():
-        if key in tensors:
-            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
-        tensors[key] = tensor
+    add(tensors, _extras(adapter, files))
     names = {canonical(file): name for name, file in files.items() if canonical(file) != name}
     config = adapter.config if adapter.format == NAME else None
     return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
@@ -62,8 +60,7 @@ def _files(adapter: Adapter) -> dict[str, str]:
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name, module in adapter.items():
-        kept = _kept(module)
-        files[name] = kept["A"].name if kept else _file(name, components)
+        files[name] = _file(name, _parts(module), components)
         owner = owners.setdefault(canonical(files[name]), name)
         if owner != name:
             what = f"{owner} and {name} would both be called {canonical(files[name])}"
@@ -71,29 +68,27 @@ def _files(adapter: Adapter) -> dict[str, str]:
     return files
 
 
-def _file(name: str, components: Iterable[tuple[str, str]]) -> str:
+def _file(name: str, parts: Parts, components: Iterable[tuple[str, str]]) -> str:
+    """What the file calls a module: as it did, where it was read from such a file."""
+    if parts:
+        found = raw(parts["A"][0])
+        assert found
+        return found.name
     if name.startswith(PREFIXES):
         return name
     start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
     return prefix + name[len(start) :].replace(".", "_")
 
 
-def _kept(module: Update) -> dict[str, Leaf]:
-    """Part → name and part, of the keys a module was read from; empty where it is new, or from another dialect."""
-    if module.origin is None or module.origin.format != NAME:
-        return {}
-    return {found.part: found for found in map(raw, module.origin.tensors) if found}
-
-
 def _parts(module: Update) -> Parts:
-    """Part → key and tensor, as they stood in the kohya file."""
-    assert module.origin
-    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := raw(key))}
+    """Part → key and tensor, as they stood in the kohya file; empty where the module is new, or of another dialect."""
+    return stood(module, NAME, raw)
 
 
 def _as_read(module: Update) -> bool:
     """Whether the stored tensors still say all of the module, its scale included."""
-    return bool(_kept(module)) and scaling(_parts(module), module.rank).value == module.scale
+    parts = _parts(module)
+    return bool(parts) and scaling(parts, module.rank).value == module.scale
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
@@ -103,7 +98,7 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
     if module.layout.kind not in KINDS:
         what = f"kohya's software adapts linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    parts = _parts(module) if _kept(module) else {}
+    parts = _parts(module)
     B, A = (parts["B"][1], parts["A"][1]) if parts else pack(module)
     if module.scale == 0:
         B = B.map(np.zeros_like, shape=B.shape)
@@ -113,33 +108,23 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _alpha(module: Update) -> np.float32:
-    """α as the file holds it."""
-    if module.scale == 0:
-        return np.float32(module.rank)
-    with np.errstate(all="ignore"):
-        alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
-    if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
-        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
-        raise FormatError(what, fix="scale the adapter to ordinary size first")
-    return alpha
+    """α as the file holds it: α = r where the scale is 0 and in lora_up, since kohya's software reads an α of 0 so."""
+    return alpha.written(module) if module.scale else np.float32(module.rank)
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
     """What rides along as it is; from another dialect, the magnitudes of DoRA."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}
-    tensors = {}
+    tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
         with place(key):
-            if extra.module not in files:
-                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
-            module, out = adapter.modules[extra.module], extra.role == "magnitude"
+            module, out = owner(adapter, extra), extra.role == "magnitude"
             channels = module.shape[0] if out else module.shape[1] // prod(module.layout.kernel)
-            if extra.tensor.size != channels:
-                raise ShapeError(f"{extra.tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
+            check_size(extra.tensor, channels)
             ones = (1 for _ in module.layout.kernel)
             shape = (channels, 1, *ones) if out else (1, channels, *ones)
-            tensors[f"{files[extra.module]}.dora_scale"] = extra.tensor.reshape(*shape)
+            add(tensors, {f"{files[extra.module]}.dora_scale": extra.tensor.reshape(*shape)})
     return tensors
 
 
@@ -151,7 +136,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     alphas = {float(_alpha(module)) for module in modules}
     said = {
         "ss_network_dim": _one(str(module.rank) for module in modules),
-        "ss_network_alpha": _one(str(int(alpha) if alpha.is_integer() else alpha) for alpha in alphas),
+        "ss_network_alpha": _one(str(int(number) if number.is_integer() else number) for number in alphas),
     }
     if adapter.format != NAME:
         return {"ss_network_module": "networks.lora", **said}

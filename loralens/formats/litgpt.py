@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from loralens.core.adapter import Adapter, Extra
+from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
@@ -25,7 +25,7 @@ from loralens.formats.alpha_elsewhere import alpha_unknown, scaling
 from loralens.formats.container import Stored
 from loralens.formats.litgpt_keys import fits, is_fused
 from loralens.formats.loralib import enabled_slices, leaf
-from loralens.formats.pairs import SAVE_AGAIN, Parts, group, halves, origin_of
+from loralens.formats.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, others
 
 NAME = "litgpt"
 _FLAGS = ("lora_query", "lora_key", "lora_value")
@@ -57,7 +57,7 @@ def read(stored: Stored) -> Adapter:
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
     return Adapter(
         modules=modules,
-        extra={key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()},
+        extra=others(rest),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
@@ -77,9 +77,7 @@ def _flags(stored: Stored) -> dict[str, Any]:
 
 
 def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[str, Parts]) -> LowRank:
-    B, A = halves(parts)
-    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        raise ShapeError(f"lora_A {A.shape} and lora_B {B.shape} are no pair of matrices", fix=SAVE_AGAIN)
+    B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, layout = origin_of(NAME, parts), Layout()
     if is_fused(name):
         enabled = _enabled(B, A, config)

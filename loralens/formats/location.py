@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from loralens.errors import FormatError, OptionError, place
@@ -25,17 +27,24 @@ def adapter_file(path: Path) -> Path:
     FormatError
         The file is a Git-LFS pointer or another text, or too short to hold anything.
     """
-    try:
-        path = existing(path)
+    path = existing(path)
+    with _opening(path):
         file = _in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
         with place(file):
             _check_start(file)
+    return file
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """An OSError of the block as a message."""
+    try:
+        yield
     except OSError as error:
         what = f"{error.filename or path}: cannot be opened: {error.strerror}"
         raise FormatError(what, fix="check the path and its permissions") from error
-    return file
 
 
 def existing(path: Path) -> Path:
@@ -45,14 +54,17 @@ def existing(path: Path) -> Path:
     ------
     OptionError
         It is none of these, and the message says which were tried; or the package holds several models.
+    FormatError
+        The system does not let it be looked at.
     """
-    if path.exists():
-        return path
     name = path.as_posix()
     hub = _HUB_ID.match(name) is not None
-    found = _cached(name) if hub else _carried(name)
-    if found:
-        return found
+    with _opening(path):
+        if path.exists():
+            return path
+        found = _cached(name) if hub else _carried(name)
+        if found:
+            return found
     tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 

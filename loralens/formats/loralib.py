@@ -33,7 +33,7 @@ from loralens.formats import embeddings, litgpt_keys
 from loralens.formats.alpha_elsewhere import alpha_unknown
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import fits as is_diffusers
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, block_diagonal, group, halves, origin_of
+from loralens.formats.pairs import Leaf, Parts, group, matrices, origin_of, unpack_merged
 
 NAME = "loralib"
 ENABLED = "enable_lora"
@@ -103,16 +103,14 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
 
 
 def _module(name: str, parts: Parts, rest: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
-    B, A = halves(parts)
-    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        raise ShapeError(f"lora_A {A.shape} and lora_B {B.shape} are no pair of matrices", fix=SAVE_AGAIN)
+    B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, rank = origin_of(NAME, parts), A.shape[0]
     weight = rest.get(f"{name}.conv.weight")
     if weight is not None and weight.ndim == 4:
         B, A, layout = _unpack_conv(B, A, weight.shape)
         rank //= layout.kernel[0]
     elif A.shape[0] != B.shape[1] or (enabled and len(enabled) > 1 and sum(enabled) == 1):
-        B, A, layout = unpack_merged(B, A, enabled)
+        B, layout = _unpack_merged(B, A, enabled)
         rank //= layout.groups
     else:
         layout = Layout(_kind(name, (B.shape[0], A.shape[1]), rest.get(f"{name}.weight")))
@@ -126,27 +124,17 @@ def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
     return "embedding" if embeddings.named(name) else "linear"
 
 
-def unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, LazyArray, Layout]:
-    """MergedLinear: A (k·r, in), B (k·o, r) → B (n·o, k·r), zero rows where nothing is adapted.
-
-    Block i is B[i·o : (i+1)·o] @ A[i·r : (i+1)·r]; it belongs to the i-th enabled slice of the output.
-    """
+def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:
+    """MergedLinear: A (k·r, in), B (k·o, r) → B (n·o, k·r), zero rows where nothing is adapted."""
     if enabled is None:
         what = f"lora_A {A.shape} and lora_B {B.shape} are fused projections, and the file does not say which of them"
         fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
         raise FormatError(what, fix=fix)
-    count, rows = sum(enabled), B.shape[0] // sum(enabled)
+    count = sum(enabled)
     if A.shape[0] != count * B.shape[1] or B.shape[0] % count:
         what = f"lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
         raise ShapeError(what, fix=f"correct {ENABLED}, or save the adapter again")
-    width = A.shape[0]
-
-    def spread(array: Array) -> Array:
-        full = np.zeros((len(enabled), rows, width), array.dtype)
-        full[enabled] = block_diagonal(array, count).reshape(count, rows, width)
-        return full.reshape(-1, width)
-
-    return B.map(spread, shape=(rows * len(enabled), width)), A, Layout("merged", groups=count)
+    return unpack_merged(B, enabled)
 
 
 def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[LazyArray, LazyArray, Layout]:

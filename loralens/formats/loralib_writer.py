@@ -9,7 +9,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
-from loralens.formats.extras import to_translate
+from loralens.formats.extras import add, to_translate
 from loralens.formats.loralib import ENABLED, NAME
 
 KINDS = ("linear", "embedding", "merged")  # a changed merged pair is a wider linear one
@@ -35,10 +35,8 @@ def write(adapter: Adapter) -> Stored:
     if adapter.format == NAME:
         tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
         return Stored(tensors, adapter.metadata, adapter.config)
-    for key, extra in to_translate(adapter, ("bias",), "loralib").items():
-        if extra.module in tensors or f"{extra.module}.bias" in tensors:
-            raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
-        tensors[f"{extra.module}.bias"] = extra.tensor
+    for extra in to_translate(adapter, ("bias",), "loralib").values():
+        add(tensors, {f"{extra.module}.bias": extra.tensor})
     return Stored(dict(sorted(tensors.items())))
 
 

@@ -25,7 +25,7 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.adapter import Adapter, Extra, Finding, Level
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
@@ -33,7 +33,7 @@ from loralens.core.structured import Dense, Form, Structured, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import kohya
 from loralens.formats.container import FLOATS, Stored
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, others
 from loralens.formats.products import hadamard, kronecker, tucker
 
 NAME = "lycoris"
@@ -91,7 +91,7 @@ def read(stored: Stored) -> Adapter:
             if algorithm:
                 modules[name] = algorithm.read(parts)
             extra.update(_companions(name, parts, modules.get(name), algorithm))
-    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
+    extra |= others(rest)
     if not modules:
         raise _nothing(foreign)
     return Adapter(
@@ -253,6 +253,6 @@ def _findings(
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
         yield Finding("note", "bias-differences", text)
     for part, count in foreign.items():
-        level = "error" if part == "bias_indices" else "warning"
+        level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
-        yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")  # type: ignore[arg-type]
+        yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

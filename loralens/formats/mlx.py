@@ -25,11 +25,11 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
 from loralens.formats import embeddings
-from loralens.formats.container import Stored
+from loralens.formats.container import Stored, plain_text
 from loralens.formats.number import finite
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
 
 NAME = "mlx"
 
@@ -98,22 +98,19 @@ def read(stored: Stored) -> Adapter:
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
     scale = said_scale(stored.config)
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            for expert, B, A, layout, origin in _factors(name, parts, rest.get(f"{name}.m")):
-                if expert in modules:
-                    raise FormatError(f"{expert} is stored twice", fix=SAVE_AGAIN)
-                value = scaling.value if scale is None else scale
-                modules[expert] = LowRank(B, A, value, scaling=scaling, layout=layout, origin=origin)
-    model = (stored.config or {}).get("model")
+
+    def made(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
+        for one, B, A, layout, origin in _factors(name, parts, rest.get(f"{name}.m")):
+            yield one, LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
+
+    modules = unfold(groups, made)
     return Adapter(
         modules=modules,
         extra={key: _extra(key, tensor, modules) for key, tensor in rest.items()},
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        base_model=model if isinstance(model, str) and model else None,
+        base_model=plain_text((stored.config or {}).get("model")),
         findings=tuple(_findings(stored.config, scale, modules)),
     )
 

@@ -19,7 +19,7 @@ from loralens.core.names import block
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
-from loralens.formats.extras import to_translate
+from loralens.formats.extras import add, to_translate
 from loralens.formats.mlx import NAME, is_ours, parameters, said_scale
 from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
@@ -102,8 +102,8 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along; from another dialect, DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items()}
-    tensors = {}
-    for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx").items():
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
         module = adapter.modules.get(extra.module)
         if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
             raise FormatError(
@@ -111,7 +111,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
                 fix="convert with --drop-extra to leave it out",
             )
         with place(key):
-            tensors[f"{extra.module}.m"] = _flat(extra.tensor, _rows(module))
+            add(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
     lacking = [name for name in adapter if f"{name}.m" not in tensors]
     if tensors and lacking:
         what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
@@ -132,23 +132,38 @@ def _flat(tensor: LazyArray, size: int) -> LazyArray:
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None, float]:
-    """The configuration, and the scale it says: the one it came with while that still says the truth."""
+    """The configuration, and the scale it says: the one it came with while that still says the truth.
+
+    Where nothing said a scale, nothing says one afterwards: it stays unknown.
+    """
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
     said = said_scale(old)
-    untouched = all(as_read(modules, NAME) for modules in stacks.values())
-    if adapter.format == NAME and said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules):
+    unsaid = said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
+    unsaid = unsaid and adapter.format == NAME
+    untouched = all(as_read(stack, NAME) for stack in stacks.values())
+    if untouched and unsaid:
         return old, 1.0
     if untouched and said is not None and all(module.scale == said for module in modules):
         return old, said
+    rank = _one_rank(modules)
+    if unsaid:
+        if old is not None and "rank" in parameters(old):
+            old = {**old, "lora_parameters": {**parameters(old), "rank": rank}}
+        return old, 1.0
     scale = _most_common(module.scale for module in modules)
+    base = dict(old) if old is not None and is_ours(old) else _fresh(adapter, stacks)
+    base["lora_parameters"] = {**parameters(base), "rank": rank, "scale": scale}
+    return base, scale
+
+
+def _one_rank(modules: Iterable[Update]) -> int:
+    """The rank that all modules have; 8, mlx-lm's default, where there are none."""
     ranks = {module.rank for module in modules}
     if len(ranks) > 1:
         what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
         raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
-    base = dict(old) if old is not None and is_ours(old) else _fresh(adapter, stacks)
-    base["lora_parameters"] = {**parameters(base), "rank": max(ranks, default=8), "scale": scale}
-    return base, scale
+    return max(ranks, default=8)
 
 
 def _most_common(scales: Iterable[float]) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.appearing import appearing, check_space, check_target, tidy
-from loralens.formats.container import DTYPES, header_bytes, pieces
+from loralens.formats.container import DTYPES, dumps, header_bytes, pieces
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.writing import disk
 
@@ -142,7 +142,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
-    """The index with the keys that came and went, and the size that changed; as it was where nothing did."""
+    """The index with the keys that came and went, and the size that changed; as it was where nothing did.
+
+    Some indices name tensors that no shard holds: these stay, and take no bytes.
+    """
     known = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
@@ -152,11 +155,13 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
         for key, home in homes.items()
         if home.prefix == index.prefix
     }
-    size = sum(_spec(index.prefix + key, known, changes).nbytes for key in names)
-    if names == old and size == sum(known[index.prefix + key].nbytes for key in old):
-        return (files.root / index.name).read_text(encoding="utf-8")
-    content = {**index.content, "metadata": {**index.content.get("metadata", {}), "total_size": size}}
-    return json.dumps({**content, "weight_map": names}, indent=2, ensure_ascii=False) + "\n"
+    there = {*known, *changes}
+    size = sum(_spec(key, known, changes).nbytes for name in names if (key := index.prefix + name) in there)
+    if names == old and size == sum(known[key].nbytes for name in old if (key := index.prefix + name) in known):
+        return (files.root / index.name).read_bytes().decode("utf-8")  # the ends of its lines too
+    said = index.content.get("metadata")
+    metadata = {**(said if isinstance(said, dict) else {}), "total_size": size}
+    return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
 def _home(key: str, files: ModelFiles) -> Shard:
@@ -201,8 +206,8 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
     header: bytes
     offsets: Mapping[str, int]
     if outline.header:
-        header, offsets = outline.header, offsets_of(outline.header[8:])
-        specs = _specs_of(outline.header, shard.name)
+        header = outline.header
+        specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
         keys += [key for key in changes if key not in known and _home(key, files) is shard]
@@ -220,16 +225,17 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
 
 
-def _specs_of(header: bytes, name: str) -> dict[str, Change]:
-    """What a header says of its tensors."""
+def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
+    """What a header says of its tensors, and where the numbers of each begin."""
     try:
         entries = json.loads(header[8:])
-        return {
+        specs = {
             key: Change(DTYPES[entry["dtype"]], tuple(entry["shape"]))
             for key, entry in entries.items()
             if key != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError) as error:
+        return specs, offsets_of(header[8:])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{name}: its header is not as it was written ({error!r})", fix=_DAMAGED) from error
 
 

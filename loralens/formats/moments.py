@@ -19,7 +19,7 @@ from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.location import existing
-from loralens.formats.writing import write_safetensors
+from loralens.formats.writing import check_parent, write_safetensors
 
 KEY = "loralens.moments"
 VERSION = 1
@@ -59,8 +59,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """Refuse a place where moments cannot be written, before the work is done."""
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
-    if not path.parent.is_dir():
-        raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
+    check_parent(path)
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
     if path.exists() and not _holds_moments(path):
@@ -136,7 +135,7 @@ def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, La
 
 
 def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
-    """A symmetric float64 matrix without NaN; None where there is none of the key."""
+    """A square float64 matrix without NaN or Inf; None where there is none of the key."""
     if key not in tensors:
         return None
     tensor = tensors[key]

@@ -1,6 +1,6 @@
 """Pairs as most dialects store them: two halves of one name, as linear or convolution factors."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,8 +73,34 @@ def gather(
             if found is not None:
                 modules[name] = found
             extra.update(companions(name, parts, found))
-    extra.update((key, Extra("other", key.rpartition(".")[0], tensor)) for key, tensor in rest.items())
-    return modules, extra
+    return modules, extra | others(rest)
+
+
+def unfold(
+    groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
+) -> dict[str, LowRank]:
+    """The modules of a file in which one stored pair may stand for several, as for the experts of a stack.
+
+    ``modules`` gives those of one name, each with its own.
+
+    Raises
+    ------
+    FormatError
+        Two pairs stand for one module.
+    """
+    found: dict[str, LowRank] = {}
+    for name, parts in groups.items():
+        with place(name):
+            for one, module in modules(name, parts):
+                if one in found:
+                    raise FormatError(f"{one} is stored twice", fix=SAVE_AGAIN)
+                found[one] = module
+    return found
+
+
+def others(rest: Mapping[str, LazyArray]) -> dict[str, Extra]:
+    """Tensors of no known role, each beside the module that its key names, if it names one."""
+    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()}
 
 
 def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
@@ -95,10 +121,27 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
     return parts[B][1], parts[A][1]
 
 
-def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, scale: float | None = None, origin: Origin) -> LowRank:
+def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``, two matrices with numbers in them; ``names``: what the dialect calls them.
+
+    Raises
+    ------
+    FormatError
+        One of them is missing, or not floating point.
+    ShapeError
+        One of them is empty, or no matrix.
+    """
+    B, A = halves(parts)
+    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
+        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    return B, A
+
+
+def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
     """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
     B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
-    return LowRank(B, A, scaling.value if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
+    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
@@ -118,6 +161,22 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     if groups > 1:
         flat = flat.map(lambda array: block_diagonal(array, groups), shape=(B.shape[0], rank))
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
+
+
+def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Layout]:
+    """B (k·o, r) of the k enabled of n slices of fused projections → B (n·o, k·r), zero rows where nothing is adapted.
+
+    Block i is B[i·o : (i+1)·o]; it stands in the i-th r columns, in the rows of the i-th enabled slice.
+    """
+    count = sum(enabled)
+    rows, width = B.shape[0] // count, count * B.shape[1]
+
+    def spread(array: Array) -> Array:
+        full = np.zeros((len(enabled), rows, width), array.dtype)
+        full[list(enabled)] = block_diagonal(array, count).reshape(count, rows, width)
+        return full.reshape(-1, width)
+
+    return B.map(spread, shape=(rows * len(enabled), width)), Layout("merged", groups=count)
 
 
 def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
@@ -153,3 +212,10 @@ def block_diagonal(blocks: Array, groups: int) -> Array:
 def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
     """The stored tensors of the parts a module was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
+
+
+def stood(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+    """The parts a module was read from, as they stood in a file of the dialect ``form``; none where it was not."""
+    if module.origin is None or module.origin.format != form:
+        return {}
+    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := leaf(key))}

@@ -9,24 +9,23 @@ linear       A (r, in), B (out, r)                    the same; GPT-2's Conv1D t
 conv         A (r, in, k…), B (out, r/groups, 1…)     A (r, in·k…), B (out, r), block-diagonal if grouped
 embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = vocab
 experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
-merged       A (k·r, in), B (o·k, r, 1)               one module, B block-diagonal (out, k·r)
+merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diagonal (out, k·r)
 ===========  =======================================  ==================================================
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lazy import Array, LazyArray, Recent
+from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import peft_experts
-from loralens.formats.container import FLOATS, Stored
-from loralens.formats.pairs import SAVE_AGAIN, block_diagonal, unpack_conv
+from loralens.formats.container import FLOATS, Stored, plain_text
+from loralens.formats.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
 
@@ -69,7 +68,7 @@ def read(stored: Stored) -> Adapter:
                 if name in modules:
                     raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
                 modules[name] = module
-                findings += _check_rank(name, module)
+                findings += _about_rank(name, module)
     findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
     if config:
@@ -80,13 +79,9 @@ def read(stored: Stored) -> Adapter:
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        base_model=_text((stored.config or {}).get("base_model_name_or_path")),
+        base_model=plain_text((stored.config or {}).get("base_model_name_or_path")),
         findings=tuple(findings),
     )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _alpha_unknown() -> Finding:
@@ -168,7 +163,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
     if "embedding" in halves:
         layout = Layout("embedding")
     elif A.ndim == 2 and B.ndim == 3:
-        B, A, layout = _unpack_merged(B, A, config)
+        B, layout = _unpack_merged(B, A, config)
     elif A.ndim > 2:
         B, A, layout = unpack_conv(B, A)
     elif name.endswith(".in_proj_weight"):
@@ -180,30 +175,20 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
-def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, LazyArray, Layout]:
-    """Old PEFT's MergedLinear: A (k·c, in), B (k·o, c, 1) → B (out, k·c), zero rows where nothing is adapted.
-
-    Block i is B[i·o : (i+1)·o, :, 0] @ A[i·c : (i+1)·c]; it belongs to the i-th enabled slice of the output.
-    """
+def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
+    """Old PEFT's MergedLinear: A (k·r, in), B (k·o, r, 1) → B (n·o, k·r), zero rows where nothing is adapted."""
     if config is None:
         raise FormatError(
             "lora_B has three dimensions, so which slices are adapted is in the configuration only",
             fix="put adapter_config.json beside the file",
         )
-    enabled = config.enabled
-    count, width = sum(enabled), B.shape[1]
-    if B.shape[2] != 1 or A.shape[0] != count * width or B.shape[0] % count:
+    enabled, (rows, rank, last) = config.enabled, B.shape
+    count = sum(enabled)
+    if last != 1 or A.shape[0] != count * rank or rows % count:
         raise ShapeError(
             f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
         )
-    rows = B.shape[0] // count
-
-    def spread(array: Array) -> Array:
-        full = np.zeros((len(enabled), rows, A.shape[0]), array.dtype)
-        full[enabled] = block_diagonal(array[:, :, 0], count).reshape(count, rows, A.shape[0])
-        return full.reshape(-1, A.shape[0])
-
-    return B.map(spread, shape=(rows * len(enabled), A.shape[0])), A, Layout("merged", groups=count)
+    return unpack_merged(B.reshape(rows, rank), enabled)
 
 
 def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
@@ -213,10 +198,9 @@ def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
     return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
 
 
-def _check_rank(name: str, module: LowRank) -> list[Finding]:
+def _about_rank(name: str, module: LowRank) -> list[Finding]:
     """A finding where the configuration's r is not the tensor's."""
-    said = module.scaling.rank
-    width = module.rank // module.layout.groups if module.layout.kind == "merged" else module.rank
+    said, width = module.scaling.rank, module.rank // module.layout.blocks
     if said is None or said == width:
         return []
     return [

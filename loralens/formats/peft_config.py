@@ -64,12 +64,12 @@ class PeftConfig:
         alphas = [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *self._pattern("alpha_pattern").items()]
         for name, alpha in alphas:
             if finite(alpha) is None:
-                raise FormatError(f"alpha {name} is {alpha!r}, not a number", fix=_RESTORE)
+                raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=_RESTORE)
         for key in (*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")):
             _regex(_KEY.format(key))
         for name in FLAGS:
             if not isinstance(self.fields.get(name), bool | None):
-                raise FormatError(f"{name} is {self.fields[name]!r}, not true or false", fix=_RESTORE)
+                raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=_RESTORE)
         targets = self.fields.get("target_modules")
         if isinstance(targets, str):
             _regex(targets)
@@ -92,14 +92,16 @@ class PeftConfig:
 
     def rank(self, path: str) -> int:
         """The nominal rank r of a module."""
-        return int(_look_up(self._pattern("rank_pattern"), path, self.fields.get("r", DEFAULT_RANK))[0])
+        return self._rank(path)[0]
+
+    def _rank(self, path: str) -> tuple[int, str | None]:
+        return _look_up(self._pattern("rank_pattern"), path, self.fields.get("r", DEFAULT_RANK))
 
     def scaling(self, path: str) -> Scaling:
         """α, r and rule of a module, and which field said so."""
-        rank = self.rank(path)
-        alpha, key = _look_up(self._pattern("alpha_pattern"), path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
-        rank_key = _look_up(self._pattern("rank_pattern"), path, None)[1]
-        said = [f"alpha_pattern {key!r}"] if key else []
+        alpha, alpha_key = _look_up(self._pattern("alpha_pattern"), path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
+        rank, rank_key = self._rank(path)
+        said = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
         said += [f"rank_pattern {rank_key!r}"] if rank_key else []
         return Scaling(self.rule, alpha, rank, " and ".join(said) or "adapter_config.json")
 
@@ -113,7 +115,7 @@ class PeftConfig:
         """``enable_lora`` of old PEFT's fused projections: which slices of the output are adapted."""
         enabled = self.fields.get("enable_lora")
         if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
-            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r}", fix=_RESTORE)
+            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=_RESTORE)
         return enabled
 
     @property
@@ -170,7 +172,7 @@ class PeftConfig:
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
         """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
 
-        None with ``ensure_weight_tying``: PEFT then adapts the head along with the embedding, whatever its name.
+        Empty with ``ensure_weight_tying``: PEFT then adapts the head along with the embedding, whatever its name.
         """
         if self.fields.get("ensure_weight_tying"):
             return []

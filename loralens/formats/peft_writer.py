@@ -7,7 +7,7 @@ where a path has other ones than dots.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isclose
 from typing import Any
 
@@ -19,10 +19,10 @@ from loralens.core.names import natural_key
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
-from loralens.formats.extras import to_translate
+from loralens.formats.extras import add, check_size, owner, to_translate
 from loralens.formats.pairs import pack
 from loralens.formats.peft import NAME, read
-from loralens.formats.peft_config import PeftConfig, ends
+from loralens.formats.peft_config import DEFAULT_RANK, PeftConfig, ends
 from loralens.formats.peft_experts import GROUPED, registered
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
 from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
@@ -107,14 +107,28 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
     if adapter.format == NAME:
         return {key: _as_it_is(extra, adapter) for key, extra in adapter.extra.items()}
-    found = {}
-    for extra in to_translate(adapter, ("magnitude", "lora_bias"), "PEFT").values():
-        if extra.role == "lora_bias":
-            found[f"{PREFIX}{extra.module}.lora_B.bias"] = extra.tensor
-        else:
-            kernel = adapter[extra.module].layout.kernel
-            shape = (1, extra.tensor.size, *(1 for _ in kernel)) if kernel else (extra.tensor.size,)
-            found[f"{PREFIX}{extra.module}.lora_magnitude_vector"] = extra.tensor.reshape(*shape)
+    return {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+
+
+def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
+    """The magnitudes of DoRA and the biases of B that come from another dialect, by module and leaf as PEFT has them.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Extras of other roles, for which ``title`` has no place; two of one module; one that does not fit its module.
+    """
+    found: dict[str, LazyArray] = {}
+    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
+        with place(key):
+            module = owner(adapter, extra)
+            out, ones = module.shape[0], (1 for _ in module.layout.kernel)
+            check_size(extra.tensor, out)
+            if extra.role == "lora_bias":
+                add(found, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
+            else:
+                shape = (1, out, *ones) if module.layout.kernel else (out,)
+                add(found, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
     return found
 
 
@@ -261,10 +275,10 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def most_common(values: Iterator[Any]) -> Any:
-    """The value that most modules have; PEFT's default of 8 where there are none."""
+def most_common(values: Iterable[Any]) -> Any:
+    """The value that most modules have; where there are none, PEFT's default, which is the same for r and α."""
     counts = Counter(values)
-    return counts.most_common(1)[0][0] if counts else 8
+    return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
 
 
 def whole(alpha: float) -> float | int:

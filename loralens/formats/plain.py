@@ -9,9 +9,10 @@ import re
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import ShapeError, place
+from loralens.errors import place
+from loralens.formats.alpha import MISSING
 from loralens.formats.container import Stored
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, group, halves, origin_of, pair
+from loralens.formats.pairs import Leaf, group, matrices, origin_of, pair
 
 NAME = "plain"
 
@@ -38,13 +39,11 @@ def read(stored: Stored) -> Adapter:
         A pair with one half missing, factors that do not multiply.
     """
     groups, _ = group(stored.tensors, leaf)
-    scaling = Scaling("given", origin="no alpha in the file: scale 1")
+    scaling = Scaling("given", origin=MISSING)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
-            B, A = halves(parts)
-            if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-                raise ShapeError(f"w_a {A.shape} and w_b {B.shape} are no pair of matrices", fix=SAVE_AGAIN)
+            B, A = matrices(parts, names=("w_b", "w_a"))
             modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
     text = "modules have numbers, not names; in SAM-LoRA they are query and value of the image encoder's blocks in turn"
     return Adapter(

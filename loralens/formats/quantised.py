@@ -31,7 +31,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
-from loralens.formats.container import Stored
+from loralens.formats.container import Stored, harmless, plain_text
 from loralens.formats.number import finite
 
 VERSION = 1
@@ -63,25 +63,24 @@ def read(stored: Stored) -> Adapter:
         entries, extras = dict(said["modules"]), dict(said["extra"])
         findings = tuple(_finding(entry) for entry in said["findings"])
         texts = said["metadata"]
-        assert texts is None or all(isinstance(text, str) for text in texts.values())
-        assert said["config"] is None or isinstance(said["config"], dict)
-        assert _word(said["source"])
-        assert isinstance(said["narrowed"], bool)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        _check(texts is None or all(isinstance(text, str) for text in texts.values()))
+        _check(said["config"] is None or isinstance(said["config"], dict))
+        _check(harmless(said["source"]))
+        _check(isinstance(said["narrowed"], bool))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
     _check_keys(stored, entries, extras)
     modules = {}
     for name, entry in entries.items():
         with place(name):
             modules[name] = _module(stored, name, entry, scalings, layouts)
-    base = said.get("base_model")
     return Adapter(
         modules=modules,
         extra={key: _extra(stored, key, entry) for key, entry in extras.items()},
         config=said["config"],
         metadata=stored.metadata,
         format=NAME,
-        base_model=base if _word(base) else None,
+        base_model=plain_text(said.get("base_model")),
         findings=findings,
         narrowed=said["narrowed"],
     )
@@ -105,9 +104,9 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def expanded(adapter: Adapter) -> Adapter:
-    """The adapter in the dialect it came from before it was ``loralens-q``, its factors float32 and nobody's own.
+    """The adapter in the dialect it came from before it was ``loralens-q``, its factors float32, bound to no file.
 
-    One made anew, without a description, comes from no dialect.
+    One that was made in this dialect and never written has no description to say another.
     """
     modules = {name: module.without_origin() for name, module in adapter.items()}
     if not detect(Stored({}, adapter.metadata)):
@@ -142,38 +141,33 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
     scale, rule, alpha, rank, origin = entry
-    numbers = [x for x in (scale, alpha) if x is not None]
-    assert scale is not None
-    assert all(finite(x) is not None for x in numbers)
-    assert rule in get_args(Rule)
-    assert rank is None or (type(rank) is int and rank > 0)
-    assert _word(origin)
+    _check(finite(scale) is not None and (alpha is None or finite(alpha) is not None))
+    _check(rule in get_args(Rule) and harmless(origin))
+    _check(rank is None or (type(rank) is int and rank > 0))
     return float(scale), Scaling(rule, alpha, rank, origin)
 
 
 def _layout(entry: Any) -> Layout:
     kind, kernel, groups, transposed = entry
-    assert _word(kind)
-    assert type(groups) is int
-    assert isinstance(transposed, bool)
-    assert all(type(k) is int for k in kernel)
+    _check(harmless(kind) and type(groups) is int and isinstance(transposed, bool))
+    _check(all(type(k) is int for k in kernel))
     return Layout(kind, tuple(kernel), groups, transposed)
 
 
 def _finding(entry: Any) -> Finding:
     level, code, text, fix = entry
-    assert level in get_args(Level)
-    assert all(map(_word, (code, text, fix)))
+    _check(level in get_args(Level) and all(map(harmless, (code, text, fix))))
     return Finding(level, code, text, fix)
 
 
-def _word(said: Any) -> bool:
-    """Whether this is text that may go to a terminal."""
-    return isinstance(said, str) and said.isprintable()
+def _check(sound: bool) -> None:
+    """Let `read` say that a part of the description is not as it is written."""
+    if not sound:
+        raise ValueError
 
 
 def _extra(stored: Stored, key: str, entry: Any) -> Extra:
-    if not (isinstance(entry, list) and len(entry) == 3 and all(map(_word, entry))):
+    if not (isinstance(entry, list) and len(entry) == 3 and all(map(harmless, entry))):
         raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
     role, module, parameter = entry
     return Extra(role, module, stored.tensors[EXTRA + key], parameter)

@@ -39,7 +39,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         A module that is no pair (LoKr, LoHa, a full difference).
     """
     if not isinstance(bits, int):
-        for name in set(bits) - set(adapter):
+        for name in sorted(set(bits) - set(adapter)):
             raise OptionError(f"bits for {name}, and there is no such module", fix="give the names of modules")
     tensors, modules = {}, {}
     scalings: list[Any] = []

@@ -56,7 +56,7 @@ def _from_toml(path: Path) -> Recipe:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", fix="give the path of a recipe") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
     recipe = _recipe(said)
 

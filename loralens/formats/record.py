@@ -7,7 +7,7 @@ scale than the record says (somebody else changed the file), is taken from the f
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,11 +15,14 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
-from loralens.formats.container import RECORD, Stored, read_json
+from loralens.formats.container import RECORD, Stored, harmless, plain_text, read_json
 from loralens.formats.location import is_pickle
+from loralens.formats.number import finite
 from loralens.version import __version__
 
 AGREE = 1e-6  # relative: α is stored as float32
+
+Record = Mapping[str, Any]  # the JSON object that `stamp` writes
 
 
 def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
@@ -49,26 +52,31 @@ def _folded(module: Update, written: Update) -> bool:
     return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
-def of(stored: Stored, file: Path) -> str | None:
-    """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle."""
-    if not is_pickle(file):
-        return (stored.metadata or {}).get(RECORD)
-    beside = file.with_name(f"{RECORD}.json")
-    return json.dumps(read_json(beside)) if beside.is_file() else None
+def of(stored: Stored, file: Path) -> Record | None:
+    """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle.
 
-
-def format_of(record: str) -> str | None:
-    """The dialect that a record says its file was written in."""
+    None where there is none, or where the metadata hold a damaged one: it is a help, not the adapter.
+    """
+    if is_pickle(file):
+        beside = file.with_name(f"{RECORD}.json")
+        return read_json(beside) if beside.is_file() else None
     try:
-        form = json.loads(record)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads((stored.metadata or {}).get(RECORD, "null"))
+    except (ValueError, RecursionError):
         return None
+    return said if isinstance(said, dict) else None
+
+
+def format_of(record: Record | None) -> str | None:
+    """The dialect that a record says its file was written in."""
+    form = (record or {}).get("format")
     return form if isinstance(form, str) else None
 
 
-def apply(adapter: Adapter, record: str | None) -> Adapter:
+def apply(adapter: Adapter, record: Record | None) -> Adapter:
     """``adapter`` with the names and scales of a record, as far as the file still agrees with it."""
-    modules = _modules(record)
+    record = record or {}
+    modules = _modules(record, adapter)
     if not modules:
         return adapter
     named: dict[str, Update] = {}
@@ -78,46 +86,45 @@ def apply(adapter: Adapter, record: str | None) -> Adapter:
         if said is None:
             named[file] = module
             continue
-        if module.scaling.rule != "unknown" and abs(module.scale - said["scale"]) > AGREE * abs(said["scale"]):
+        scale = float(said["scale"])
+        if module.scaling.rule != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
             doubts.append(said["name"])
         else:
-            module = module.rescaled(said["scale"], _scaling(said["scaling"]))
+            module = module.rescaled(scale, Scaling(**said["scaling"]))
         named[said["name"]] = module
     extra = {
         key: replace(one, module=modules[one.module]["name"]) if one.module in modules else one
         for key, one in adapter.extra.items()
     }
-    findings = [f for f in adapter.findings if f.code != "alpha-unknown"] + _doubts(doubts)
-    base = adapter.base_model or json.loads(record or "{}").get("base_model")
+    known = all(module.scaling.rule != "unknown" for module in named.values())
+    findings = [f for f in adapter.findings if not (known and f.code == "alpha-unknown")] + _doubts(doubts)
+    base = adapter.base_model or plain_text(record.get("base_model"))
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base)
 
 
-def _modules(record: str | None) -> Mapping[str, Any]:
-    """The modules of a record that is one; nothing where it is damaged: it is a help, not the adapter."""
-    try:
-        modules = json.loads(record)["modules"] if record else {}
-        good = isinstance(modules, dict) and all(map(_sound, modules.values()))
-        names = [module["name"] for module in modules.values()] if good else []
-    except (ValueError, KeyError, TypeError, RecursionError):
+def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
+    """What a record says of the modules of a file; nothing where it is damaged, or gives two of them one name."""
+    modules = record.get("modules")
+    if not isinstance(modules, dict) or not all(map(_sound, modules.values())):
         return {}
-    return modules if good and len(set(names)) == len(names) else {}
+    names = [modules[file]["name"] if file in modules else file for file in files]
+    return modules if len(set(names)) == len(names) else {}
 
 
 def _sound(module: Any) -> bool:
-    scaling = module["scaling"]
+    """Whether an entry has all its fields, each of its kind: numbers finite, text that may go to a terminal."""
+    scaling = module.get("scaling") if isinstance(module, dict) else None
+    if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
+        return False
+    rule, alpha, rank = scaling["rule"], scaling["alpha"], scaling["rank"]
     return (
-        isinstance(module["name"], str)
-        and isinstance(module["scale"], int | float)
-        and set(scaling) == {"rule", "alpha", "rank", "origin"}
-        and scaling["rule"] in get_args(Rule)
-        and isinstance(scaling["alpha"], int | float | None)
-        and isinstance(scaling["rank"], int | None)
-        and isinstance(scaling["origin"], str)
+        plain_text(module.get("name")) is not None
+        and finite(module.get("scale")) is not None
+        and rule in get_args(Rule)
+        and (alpha is None or finite(alpha) is not None)
+        and (rank is None or (type(rank) is int and rank > 0))
+        and harmless(scaling["origin"])
     )
-
-
-def _scaling(said: Mapping[str, Any]) -> Scaling:
-    return Scaling(said["rule"], said["alpha"], said["rank"], said["origin"])
 
 
 def _doubts(names: list[str]) -> list[Finding]:

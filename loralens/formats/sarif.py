@@ -1,6 +1,6 @@
 """SARIF 2.1.0: findings in the form that code hosts show beside the files of a change."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from loralens.errors import OptionError
-from loralens.formats.writing import replacing
+from loralens.formats.container import dumps
+from loralens.formats.writing import check_parent, replacing
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -48,7 +49,7 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
             }
         ],
     }
-    return json.dumps(log, ensure_ascii=False, indent=2) + "\n"
+    return dumps(log)
 
 
 def check_place(path: Path) -> None:
@@ -59,8 +60,7 @@ def check_place(path: Path) -> None:
     OptionError
         Its folder does not exist, or it is a folder itself.
     """
-    if not path.parent.is_dir():
-        raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
+    check_parent(path)
     if path.is_dir():
         raise OptionError(f"{path}: is a folder", fix="give a file")
 
@@ -73,12 +73,13 @@ def write_sarif(text: str, path: Path) -> None:
 
 def _rule(code: str, meaning: str) -> dict[str, Any]:
     words = code.replace("-", " ")
+    told = {"text": meaning or f"Found by the reader of the file: {words}."}
     return {
         "id": code,
         "name": "".join(part.capitalize() for part in code.split("-")),
         "shortDescription": {"text": words[:1].upper() + words[1:]},
-        "fullDescription": {"text": meaning or f"Found by the reader of the file: {words}."},
-        "help": {"text": meaning or f"Found by the reader of the file: {words}."},
+        "fullDescription": told,
+        "help": told,
     }
 
 
@@ -102,4 +103,4 @@ def _uri(path: str, root: Path) -> str:
     file = Path(path)
     if file.is_absolute() and file.anchor == root.anchor:
         file = Path(relpath(file, root))
-    return file.as_uri() if file.is_absolute() else quote(file.as_posix())
+    return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()))

@@ -35,20 +35,23 @@ def weight_files(folder: Path) -> WeightFiles | None:
     Raises
     ------
     OptionError, FormatError
-        A shard is missing; the index is none; or there are several files and nothing says which.
+        A shard is missing; the index is none; or there are several indices or files and nothing says which.
     """
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    index = _usual(folder, "*.safetensors.index.json", "indices", fix="move away all but the one that is meant")
     if index:
         content = read_json(index)
         return WeightFiles(_shards(folder, index, content), index, content)
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        named = [file for file in files if file.name in SINGLE]
-        if len(named) != 1:
-            names = ", ".join(file.name for file in files[:6])
-            raise FormatError(f"holds several files and no index: {names}", fix="give one of these files")
-        files = named
-    return WeightFiles((files[0],), None, {}) if files else None
+    file = _usual(folder, "*.safetensors", "files and no index", fix="give one of these files")
+    return WeightFiles((file,), None, {}) if file else None
+
+
+def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
+    """The file that matches, of several the one with a model's usual name; None where there is none."""
+    files = sorted(folder.glob(glob))
+    usual = [file for file in files if file.name.removesuffix(".index.json") in SINGLE]
+    if len(files) > 1 and len(usual) != 1:
+        raise FormatError(f"holds several {what}: {', '.join(file.name for file in files[:6])}", fix=fix)
+    return next(iter(usual or files), None)
 
 
 def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:

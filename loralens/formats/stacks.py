@@ -38,7 +38,8 @@ def check_whole(modules: Mapping[str, Update], holder: str) -> None:
     ShapeError
         They differ in shape, rank or dtype, or some are missing.
     """
-    if len({(module.shape, module.rank, module.dtype) for module in modules.values()}) > 1:
+    kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
+    if len(kinds) > 1:
         raise ShapeError(
             f"the experts of this stack differ in rank or dtype, and {holder} holds one for all",
             fix="give them one rank (--uniform)",

@@ -19,10 +19,10 @@ from typing import Any
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
 from loralens.formats.alpha_elsewhere import alpha_unknown, scaling
 from loralens.formats.container import Stored
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, matrices, origin_of, unfold
 
 NAME = "torchtune"
 
@@ -54,13 +54,7 @@ def read(stored: Stored) -> Adapter:
         A pair with one half missing, factors that do not multiply.
     """
     groups, rest = group(stored.tensors, leaf)
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            for one, module in _modules(name, parts, stored.config):
-                if one in modules:
-                    raise FormatError(f"{one} is stored twice", fix=SAVE_AGAIN)
-                modules[one] = module
+    modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
     extra = {}
     for key, tensor in rest.items():
         name, _, last = key.rpartition(".")
@@ -80,9 +74,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
     if {"A", "B"} & set(parts):
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
-        B, A = halves(parts)
-        if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-            raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} are no pair of matrices", fix=SAVE_AGAIN)
+        B, A = matrices(parts, names=("lora_b", "lora_a"))
         said = scaling(config, A.shape[0], r="r")
         yield name, LowRank(B, A, said.value, scaling=said, origin=origin_of(NAME, parts))
         return

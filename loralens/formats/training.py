@@ -200,7 +200,7 @@ class Training:
             try:
                 said = json.loads((stored.metadata or {})[KEY])
                 step, record = int(said["step"]), dict(said["record"])
-            except (KeyError, ValueError, TypeError) as error:
+            except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record)
 
@@ -213,7 +213,7 @@ class Training:
         """Leave out of the log, and of the snapshots, what came after a step."""
         path = self.folder / LOG
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
             self._write(LOG, "".join(f"{line}\n" for line in kept))
         for at, snapshot in self.snapshots:
@@ -234,7 +234,7 @@ def _step(line: str) -> int | None:
     """The step of a line of the log; None where a kill has cut it short."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -79,9 +79,9 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
     with place(path):
         text = (stored.metadata or {}).get(KEY)
         try:
-            content = json.loads(text or "")
-        except ValueError as error:
-            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote") from error
+            content = json.loads(text or "null")
+        except (ValueError, RecursionError):
+            content = None
         if not isinstance(content, dict):
             raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote")
     return stored.tensors, content

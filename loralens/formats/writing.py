@@ -23,11 +23,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         try:
             with part.open("wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                _flush(stream)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _flush(stream: BinaryIO) -> None:
+    """Wait until what was written is on the disk, or the disk has refused it."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -64,18 +69,22 @@ def write_safetensors(stored: Stored, path: Path) -> None:
 
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
-    """Write into a folder, or to the file that ``path`` names by its suffix."""
-    if path.suffix in SUFFIXES and path.suffix != Path(files.weights).suffix:
+    """Write into a folder, or to the file that ``path`` names by its suffix; a dry run refuses what that would."""
+    suffix = Path(files.weights).suffix
+    if path.suffix in SUFFIXES and path.suffix != suffix:
         raise OptionError(
             f"{path}: this format is not written to {path.suffix} files",
-            fix=f"give a folder, or a file ending in {Path(files.weights).suffix}",
+            fix=f"give a folder, or a file ending in {suffix}",
         )
-    if dry_run:
-        _exists(path, overwrite=overwrite)
-        check_room(path)
+    if not dry_run:
+        write = write_file if path.suffix == suffix else write_folder
+        write(stored, path, files=files, overwrite=overwrite)
         return
-    write = write_file if path.suffix == Path(files.weights).suffix else write_folder
-    write(stored, path, files=files, overwrite=overwrite)
+    if path.suffix == suffix:
+        _check_file(stored, path, files, overwrite=overwrite)
+    else:
+        _check_folder(path, files, overwrite=overwrite)
+    check_room(path)
 
 
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
@@ -86,19 +95,9 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     Raises
     ------
     OptionError
-        The folder exists and ``overwrite`` is false, or it is a file.
+        The folder exists and ``overwrite`` is false, or holds an adapter of another dialect, or is a file.
     """
-    if _exists(folder, overwrite=overwrite):
-        if not folder.is_dir():
-            what, fix = (
-                f"{folder}: is a file, not a folder",
-                f"give a folder, or a file ending in {Path(files.weights).suffix}",
-            )
-            raise OptionError(what, fix=fix)
-        strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
-        if strangers:
-            what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
-            raise OptionError(what, fix="choose another folder")
+    if _check_folder(folder, files, overwrite=overwrite):
         _write_together(stored, folder / files.weights, files)
         return
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -119,11 +118,35 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     OptionError
         One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
+    _check_file(stored, path, files, overwrite=overwrite)
+    _write_together(stored, path, files)
+
+
+def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
+    """Whether a folder is there; refuse one that cannot be written into."""
+    if not _exists(folder, overwrite=overwrite):
+        return False
+    if not folder.is_dir():
+        fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
+        raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
+    strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+    if strangers:
+        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
+        raise OptionError(what, fix="choose another folder")
+    return True
+
+
+def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
+    """Refuse a file that is there, or has no folder; what stands beside it counts too."""
     for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
         _exists(target, overwrite=overwrite)
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file whose folder is not there."""
     if not path.parent.is_dir():
         raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
-    _write_together(stored, path, files)
 
 
 def check_room(path: Path) -> None:
@@ -159,7 +182,9 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
     with ExitStack() as stack:
         for name, content in beside.items():
             if content is not None:
-                stack.enter_context(replacing(path.with_name(name))).write(content)
+                stream = stack.enter_context(replacing(path.with_name(name)))
+                stream.write(content)
+                _flush(stream)  # on the disk before the weights, which take their place first
         _writer(path)(stored, path)
     for name, content in beside.items():
         if content is None:

@@ -19,14 +19,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.adapter import Adapter, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError, place
 from loralens.formats.container import Stored
-from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, pair
+from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, others, pair
 
 NAME = "xlabs"
 RATIO = 4  # of the MLP's width to the model's in FLUX.1
@@ -58,8 +58,8 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is XLabs': pairs of its processors, and every pair one of them."""
-    halves_ = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
-    return bool(halves_) and all(map(leaf, halves_)) and not any(".lora_" in key for key in stored.tensors)
+    found = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
+    return bool(found) and all(map(leaf, found)) and not any(".lora_" in key for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -75,21 +75,18 @@ def read(stored: Stored) -> Adapter:
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, groups)
-    extra = {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()}
     return Adapter(
         modules=modules,
-        extra=extra,
+        extra=others(rest),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(_about_widths(groups) + _about_extras(extra)),
+        findings=tuple(_about_widths(groups) + _about_extras(rest)),
     )
 
 
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
-    B, A = halves(parts)
-    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair of a linear layer", fix=SAVE_AGAIN)
+    B, A = matrices(parts, names=("up", "down"))
     if name.endswith(".linear1"):
         B = _padded(B, A.shape[1], _mlp(name, A.shape[1], groups))
     return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))
@@ -131,9 +128,9 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     return [Finding("note", "width-assumed", text)]
 
 
-def _about_extras(extra: Iterable[str]) -> list[Finding]:
+def _about_extras(rest: Iterable[str]) -> list[Finding]:
     """Tensors that belong to no pair."""
-    keys = list(extra)
+    keys = list(rest)
     if not keys:
         return []
     text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"

@@ -55,16 +55,16 @@ def projection_moments(shape: tuple[int, int], rank: int, squares: float, fourth
     """
     out, in_ = shape
     mean = rank**2 / (out * in_) * squares
-    alpha, beta = _projection_moments(in_, rank)
+    alpha, beta = _alpha_beta(in_, rank)
     trace_squared = alpha * squares**2 + 2 * beta * fourths  # E (tr M)², M = W Q Wᵀ
     square_trace = (alpha + beta) * fourths + beta * squares**2  # E tr M²
-    alpha, beta = _projection_moments(out, rank)
+    alpha, beta = _alpha_beta(out, rank)
     second = alpha * trace_squared + 2 * beta * square_trace  # E (tr P M)²
     return mean, sqrt(max(second - mean**2, 0.0))
 
 
-def _projection_moments(n: int, r: int) -> tuple[float, float]:
-    """α and β of a uniform projection of rank r in R^n."""
+def _alpha_beta(n: int, r: int) -> tuple[float, float]:
+    """α and β of a uniform projection of rank r in R^n; of R^1 only α + 2β counts, which is 1."""
     if n == 1:
         return 1.0 / 3.0, 1.0 / 3.0
     beta = r * (n - r) / (n * (n - 1) * (n + 2))

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 import ml_dtypes
 import numpy as np
@@ -40,7 +40,7 @@ class Device:
     name : str
         ``cpu`` (NumPy), ``cuda`` or ``cuda:N``.
     threads : int
-        Of our own, on the CPU. More than one pays only where BLAS itself uses one.
+        How many of our own share the work on the CPU. More than one pays only where BLAS itself uses one.
     torch : torch.device or None
         Where torch does the work; None for NumPy.
     """
@@ -50,8 +50,8 @@ class Device:
     torch: Any = None
 
     @classmethod
-    def of(cls, name: "str | Device", *, threads: int = 1) -> "Device | Self":
-        """The device of this name; a device as it is.
+    def of(cls, name: "str | Device", *, threads: int = 1) -> "Device":
+        """The device of this name, ``threads`` for the CPU; a device as it is.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class Device:
         return cast
 
     def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
-        """An array to be filled."""
+        """An array here, to be filled."""
         if self.torch is None:
             return np.empty(shape, dtype)
         import torch
@@ -111,7 +111,8 @@ class Device:
     def squares(self, x: Any) -> float:
         """Σx², added up in float64: torch's own float32 norm errs by 2e-5 for a million numbers."""
         if self.torch is None:
-            return float(np.dot(x.reshape(-1), x.reshape(-1)))
+            flat = x.reshape(-1)
+            return float(np.dot(flat, flat))
         return float((x * x).sum(dtype=array_namespace(x).float64))
 
     def matmul(self, X: Any, Y: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-WORDS = 16  # numbers of 16 bits that one step of the counter gives
-STEPS = 1 << 16  # numbers of 16 bits
+WORDS = 16  # numbers that one step of Philox's counter gives: 4 of 64 bits are 16 of 16
+STEPS = 1 << 16  # values that a number can have
 
 Words = NDArray[np.uint16]
 

@@ -23,15 +23,14 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.errors import FormatError, ShapeError
-from loralens.linalg.factor import Array, Floats, Scratch
+from loralens.errors import ShapeError
+from loralens.linalg.factor import Array, Floats, Scratch, finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
 
 ROWS = 64  # of D made at a time: their float64 buffer stays in the cache
 WIDEST = 512  # rank indices whose products are summed without rounding; further ones are added block by block
-
 
 _scratch = Scratch()
 
@@ -71,6 +70,7 @@ class ExactProduct:
         return out
 
     def _sum(self, start: int, stop: int) -> Floats:
+        """The pieces of these rows added up, in the buffer of this thread."""
         shape = (stop - start, self.shape[1])
         total = _scratch.of(shape[0] * shape[1]).reshape(shape)
         for i, piece in enumerate(self.pieces):
@@ -144,16 +144,15 @@ def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
     if len(shapes) != 1 or any(B.shape[1] != A.shape[0] for _, B, A in terms):
         given = ", ".join(f"{B.shape} × {A.shape}" for _, B, A in terms)
         raise ShapeError(f"no sum of products: {given}", fix="pass factors (m, r) and (r, n) of one m and n")
-    B = np.hstack([s * B.astype(np.float64) for s, B, _ in terms])
-    A = np.vstack([A.astype(np.float64) for _, _, A in terms])
-    if not (np.isfinite(B).all() and np.isfinite(A).all()):
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    B = finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
+    A = finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
     cuts = range(0, max(B.shape[1], 1), WIDEST)
     pieces = tuple(_piece(B[:, i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
     return ExactProduct(pieces, (B.shape[0], A.shape[1]))
 
 
 def _piece(B: Floats, A: Floats, slices: int) -> Piece:
+    """The slices of a block of rank indices: of one slice each, or of two."""
     B, A = _balanced(B, A)
     t = (53 - ceil(log2(max(B.shape[1], 1)))) // 2
     B1, B2 = _sliced(B, t)

@@ -120,15 +120,40 @@ def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
     return in_range(product, dtype)
 
 
-def in_range(array: Array, dtype: np.dtype[Any]) -> Array:
-    """``array``, unless rounding to ``dtype`` made infinities of its numbers."""
+def in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Array:
+    """``array``, unless rounding to ``dtype`` made infinities of its numbers.
+
+    Raises
+    ------
+    FormatError
+        It did; ``what`` says whose numbers they are.
+    """
     if not np.isfinite(array).all():
-        raise FormatError(f"its factors are too large for {dtype}", fix="give --dtype bf16 or f32")
+        raise FormatError(f"its {what} are too large for {dtype}", fix="give --dtype bf16 or f32")
     return array
 
 
+def finite(X: Array) -> Array:
+    """X, a factor or what was read off one, unless it holds NaN or Inf.
+
+    Raises
+    ------
+    FormatError
+        It does.
+    """
+    if not np.isfinite(X).all():
+        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    return X
+
+
 def measure(X: Array) -> Measured:
-    """Gram matrix and column norms of X, scaled first if their squares would over- or underflow."""
+    """Gram matrix and column norms of X, scaled first if their squares would over- or underflow.
+
+    Raises
+    ------
+    FormatError
+        X holds NaN or Inf.
+    """
     G = gram(X)
     exponents = np.zeros(len(G), dtype=np.int64)
     squares = G.diagonal()
@@ -139,11 +164,15 @@ def measure(X: Array) -> Measured:
 
 
 def scaled(X: Array) -> tuple[Floats, Integers]:
-    """X with each column scaled exactly, by a power of two, to a largest entry in [0.5, 1), and the exponents."""
+    """X with each column scaled exactly, by a power of two, to a largest entry in [0.5, 1), and the exponents.
+
+    Raises
+    ------
+    FormatError
+        X holds NaN or Inf.
+    """
     X = X.astype(np.float64)
-    peaks = np.abs(X).max(axis=0, initial=0.0)
-    if not np.isfinite(peaks).all():
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    peaks = finite(np.abs(X).max(axis=0, initial=0.0))
     exponents = np.frexp(peaks)[1].astype(np.int64)
     return np.ldexp(X, -exponents), exponents
 

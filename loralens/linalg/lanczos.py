@@ -93,6 +93,7 @@ def _direction(x: Floats, Q: Floats, least: float, rng: np.random.Generator) -> 
 
 
 def _without(x: Floats, Q: Floats) -> Floats:
+    """What is left of x without its parts along the rows of Q."""
     for _ in range(2):
         x = x - (Q @ x) @ Q
     return x

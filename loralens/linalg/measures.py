@@ -8,11 +8,9 @@ they and the norms are computed from σ_i / σ_1, so nothing over- or underflows
 from math import exp
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.errors import OptionError
-
-Floats = NDArray[np.float64]
+from loralens.linalg.factor import Floats
 
 EPS = float(np.finfo(np.float64).eps)
 

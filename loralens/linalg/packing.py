@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int16]
+Numbers = NDArray[np.int16]
 
 FEWEST, MOST = 2, 16  # bits of one number
 
@@ -46,7 +46,7 @@ def pack(lines: NDArray[Any], bits: int) -> Bytes:
     return np.packbits(kept.reshape(len(little), little.shape[1] * bits), axis=1, bitorder="little")
 
 
-def unpack(packed: Bytes, bits: int, count: int) -> Integers:
+def unpack(packed: Bytes, bits: int, count: int) -> Numbers:
     """The numbers that `pack` made ``packed`` of.
 
     Parameters

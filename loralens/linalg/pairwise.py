@@ -44,10 +44,10 @@ class Segments:
         """Columns of each matrix, int64, shape (T,)."""
         return np.diff(self.starts)
 
-    def heads(self, count: int | None) -> Floats:
+    def heads(self, count: int) -> Floats:
         """1 for the first ``count`` columns of each matrix, 0 for the others; float64, shape (K,)."""
         place = np.arange(self.columns.shape[1]) - np.repeat(self.starts[:-1], self.widths)
-        return np.ones(place.size) if count is None else (place < count).astype(np.float64)
+        return (place < count).astype(np.float64)
 
     def gram(self, other: "Segments") -> Floats:
         """Inner products of all columns, float64, shape (K, other K); half the work where ``other`` is this one."""
@@ -105,7 +105,7 @@ def pairwise_products(
     Parameters
     ----------
     parts : sequence of T callables
-        Each returns the `Triplets` of one matrix; called once for every block of matrices behind its own.
+        Each returns the `Triplets` of one matrix; called once for its own block of matrices and for each before that.
     sizes : sequence of int
         Numbers that each of them holds, for the size of the blocks.
     head : int, optional
@@ -185,8 +185,8 @@ def outside(stack: Segments) -> list[tuple[Floats, int]]:
 
 def _leaves(Q: Floats, s: Floats) -> tuple[Floats, int]:
     """N of one matrix and the rank of the others' span, from its rows of Q (k, rank)."""
-    V, leverage, _ = np.linalg.svd(Q)
-    V = V[:, : leverage.size][:, 1 - leverage**2 < SAME**2 / 2]  # leverages are cos: at least SAME² from 1, or 1
+    V, cosines, _ = np.linalg.svd(Q)
+    V = V[:, : cosines.size][:, 1 - cosines**2 < SAME**2 / 2]  # a leverage cos² is 1, or below it by SAME² at least
     if not V.shape[1]:
         return np.zeros((len(Q), len(Q))), s.size
     R = np.asarray(np.linalg.qr((Q.T @ V) / s[:, None], mode="r"), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Singular values, SVD, norm and inner product of ``B @ A`` from its thin factors; the product is never formed.
+"""Singular values, SVD and norm of ``B @ A`` from its thin factors; the product is never formed.
 
 The rank index is sorted so that D = diag(‖b_k‖‖a_k‖) falls, and each factor reduced to a small triangle R, its columns
 scaled to length 1 (`loralens.linalg.factor`). The core R_B D R_Aᵀ has the singular values of B A and is graded from
@@ -10,17 +10,13 @@ import numpy as np
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.factor import (
-    SQUARES,
     Array,
     Floats,
     Integers,
     Measured,
-    cross_gram,
-    gram,
     implicit,
     measure,
     orthonormal,
-    scaled,
     triangle,
 )
 from loralens.linalg.measures import numerical_rank
@@ -178,15 +174,14 @@ def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
 
 
 def column_basis(X: Array) -> tuple[Basis, Floats]:
-    """Left singular vectors of one thin factor X (m, r), any float dtype, and its singular values; k as above.
+    """Left singular vectors of one thin factor X (m, r), any float dtype, and its singular values, largest first.
 
-    The directions of the LoRA paper are those of Aᵀ: ``column_basis(A.T)``.
+    k counts the nonzero ones, as in `product_bases`; FormatError where X holds NaN or Inf. The directions of the LoRA
+    paper are those of Aᵀ: ``column_basis(A.T)``.
     """
     factor = measure(X)
     norms, exponent = _one_exponent(factor.norms, factor.exponents)
-    order = np.argsort(-norms, kind="stable")
-    alive = np.count_nonzero(norms)
-    order = order[:alive]
+    order = np.argsort(-norms, kind="stable")[: np.count_nonzero(norms)]
     Y, T, R = implicit(factor, order)
     U, s, _ = np.linalg.svd(R * norms[order], full_matrices=False)
     s = np.asarray(np.ldexp(s, exponent), dtype=np.float64)
@@ -202,23 +197,6 @@ def product_norm(B: Array, A: Array) -> float:
     """
     M, exponent = _core(B, A)
     return float(np.ldexp(np.linalg.norm(M), exponent))
-
-
-def product_inner(B1: Array, A1: Array, B2: Array, A2: Array) -> float:
-    """Frobenius inner product ⟨B1 A1, B2 A2⟩ = Σ (B1ᵀB2 ∘ A1A2ᵀ), float64.
-
-    B1 (m, r1), A1 (r1, n), B2 (m, r2), A2 (r2, n): the ranks may differ. Error c ε ‖B1‖_F‖A1‖_F‖B2‖_F‖A2‖_F, which
-    is large beside the result if the products are nearly orthogonal. Raises as `product_singular_values`, and
-    ShapeError if the two products differ in shape.
-    """
-    _check_shapes(B1, A1)
-    _check_shapes(B2, A2)
-    first, second = (B1.shape[0], A1.shape[1]), (B2.shape[0], A2.shape[1])
-    if first != second:
-        raise ShapeError(f"products of shapes {first} and {second} have no inner product", fix="pass equal shapes")
-    M_B, e_B = _cross(B1, B2)
-    M_A, e_A = _cross(A1.T, A2.T)
-    return float(np.ldexp(np.vdot(M_B, M_A), e_B + e_A))
 
 
 def _check_shapes(B: Array, A: Array) -> int:
@@ -256,16 +234,6 @@ def _core(B: Array, A: Array) -> tuple[Floats, int]:
     if not order.size:
         return np.zeros((0, 0)), 0
     return (triangle(left, order)[1] * D) @ triangle(right, order)[1].T, exponent
-
-
-def _cross(X: Array, Y: Array) -> tuple[Floats, int]:
-    """M and e with 2**e M = Xᵀ Y and the largest |M| in [0.5, 1), or M = 0."""
-    M = gram(X) if X is Y else cross_gram(X, Y)
-    exponents = np.zeros(M.shape, dtype=np.int64)
-    if not SQUARES[0] < np.abs(M).max(initial=0.0) < SQUARES[1]:
-        (X, e_X), (Y, e_Y) = scaled(X), scaled(Y)
-        M, exponents = cross_gram(X, Y), e_X[:, None] + e_Y
-    return _one_exponent(M, exponents)
 
 
 def _one_exponent(X: Floats, exponents: Integers) -> tuple[Floats, int]:

@@ -19,17 +19,15 @@ usual width its bytes buy more as bits, so there is none.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import FormatError, OptionError
-from loralens.linalg.packing import FEWEST, MOST, Integers
+from loralens.linalg.factor import Array, Floats
+from loralens.linalg.packing import FEWEST, MOST, Numbers
 from loralens.linalg.product import product_norm, product_svd
-
-Floats = NDArray[np.float64]
-Array = NDArray[Any]
 
 # ‖x − x̂‖² / ‖x‖² of Gaussian numbers under the best step, for b = 2 to 16: one side of a direction.
 SIDE = (
@@ -69,8 +67,8 @@ class Quantised:
     bits: NDArray[np.uint8]
     out_scales: NDArray[np.float32]
     in_scales: NDArray[np.float32]
-    Q_B: Integers
-    Q_A: Integers
+    Q_B: Numbers
+    Q_A: Numbers
 
     @property
     def B(self) -> NDArray[np.float32]:
@@ -145,7 +143,7 @@ def _rotation(bits: Array) -> Floats:
 class Lines(NamedTuple):
     """Columns in whole numbers: Q (m, k) int16, and a float32 scale for each."""
 
-    Q: Integers
+    Q: Numbers
     scales: NDArray[np.float32]
 
     @property
@@ -155,7 +153,7 @@ class Lines(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """X Yᵀ and what both sides became: the second first, then the first fitted to it."""
+    """X Yᵀ, and what its sides became: the second was rounded, and then the first fitted to it."""
 
     X: Floats
     Y: Floats
@@ -190,9 +188,8 @@ def _lines(X: Floats, G: Floats, bits: Array) -> Lines:
 
     With G = L Lᵀ the trace is Σ_i ‖Σ_{j≥i} L_ji e_j‖²: column i is rounded to x_i + Σ_{j>i} (L_ji / L_ii) e_j.
     """
-    lengths = np.sqrt(np.diag(G))
-    lengths[lengths == 0] = 1.0
-    L = np.linalg.cholesky(G / np.outer(lengths, lengths) + RIDGE * np.eye(len(G)))
+    unit, lengths = _unit_diagonal(G)
+    L = np.linalg.cholesky(unit + RIDGE * np.eye(len(G)))
     Q, scales, errors = np.zeros(X.shape, np.int16), np.zeros(bits.size, np.float32), np.zeros_like(X)
     for i in reversed(range(bits.size)):
         wanted = X[:, i] + errors[:, i + 1 :] @ (L[i + 1 :, i] * lengths[i + 1 :] / (L[i, i] * lengths[i]))
@@ -216,7 +213,13 @@ def _line(x: Floats, bits: int) -> tuple[Array, np.float32]:
 
 def _inverse(G: Floats) -> Floats:
     """The pseudo-inverse of a Gram matrix whose diagonal may span any range."""
+    unit, lengths = _unit_diagonal(G)
+    inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
+    return np.asarray(inverse / np.outer(lengths, lengths))
+
+
+def _unit_diagonal(G: Floats) -> tuple[Floats, Floats]:
+    """The Gram matrix of the same columns at length 1, and their lengths, 1 for those of none."""
     lengths = np.sqrt(np.diag(G))
     lengths[lengths == 0] = 1.0
-    inverse = np.linalg.pinv(G / np.outer(lengths, lengths), rcond=1e-12, hermitian=True)
-    return np.asarray(inverse / np.outer(lengths, lengths))
+    return np.asarray(G / np.outer(lengths, lengths)), lengths

@@ -59,7 +59,7 @@ def leading(
     W : array of the device, shape (m, n)
         float32, or float64 where `is_dense` (see `holds`).
     k : int
-        At most min(m, n).
+        How many; where there are fewer, all min(m, n).
     rng : Generator
         Of the start.
     exact : bool
@@ -97,16 +97,21 @@ def leading(
 
 
 def _width(k: int) -> int:
+    """Columns of a block."""
     return k + OVERSAMPLE
 
 
 def _dense(W: Any, k: int, device: Device) -> Leading:
+    """The k leading triplets of the whole SVD."""
     U, s, Vh = array_namespace(W).linalg.svd(W, full_matrices=False)
     return Leading(device.numpy(U[:, :k]), device.numpy(s[:k]), device.numpy(Vh[:k, :].T), np.zeros(k), 0)
 
 
 class _Krylov:
-    """Orthonormal P (m, K) and Q (n, K) with W Q = P M; and what Wᵀ P has outside of Q, which is the error."""
+    """Orthonormal P (m, K) and Q (n, K) with W Q = P M; and what Wᵀ P has outside of Q, which is the error.
+
+    That is ``next @ rest``, of the last block of P alone; ``next`` is the block of Q to come.
+    """
 
     def __init__(self, W: Any, start: Any, device: Device) -> None:
         self.W, self.device, self.xp = W, device, array_namespace(W)
@@ -138,6 +143,7 @@ class _Krylov:
         return Z, one + two @ A, B @ A
 
     def _against(self, Y: Any, basis: Any) -> tuple[Any, Floats, Floats]:
+        """Z, C and A of `_orthogonal`, from one pass."""
         C = basis.T @ Y
         Z, A = self.xp.linalg.qr(Y - basis @ C)
         return Z, self.device.numpy(C), self.device.numpy(A)

@@ -47,6 +47,7 @@ def decompose(W: Array, device: Device | None = None) -> Decomposed:
 
 
 def _svd(W: Array, device: Device) -> tuple[Floats, Floats, Floats]:
+    """U, s and Vh, float64, wherever the device computes them."""
     X = device.put(W, "float64")
     if device.torch is None:
         U, s, Vh = np.linalg.svd(X, full_matrices=False)
@@ -65,7 +66,7 @@ class RankUpdate:
     Attributes
     ----------
     s : float64 array, shape (k,)
-        Not negative, k ≤ min(m, n).
+        Not negative, largest first, k ≤ min(m, n).
     P : float64 array, shape (m, r)
     Q : float64 array, shape (r, n)
     """

@@ -7,6 +7,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.errors import FormatError
 from loralens.linalg.factor import Array, Floats
 
 HELD = 1 << 20  # numbers that are held as they are; of more, each value and how often it came
@@ -29,6 +30,11 @@ def kth_largest(
         How many numbers there are.
     sample : float64 array
         Some of them, drawn independently.
+
+    Raises
+    ------
+    FormatError
+        Fewer than k are numbers: the others are NaN.
 
     Notes
     -----
@@ -70,7 +76,7 @@ class Selection:
                 one.add(block)
 
     def close(self) -> None:
-        """All numbers were added."""
+        """All numbers were added. FormatError where too many are NaN."""
         for one in self.brackets:
             if not one.closed:
                 one.close()
@@ -85,6 +91,7 @@ class _Bracket:
         self._open()
 
     def _open(self) -> None:
+        """A bracket from the sample, with nothing counted yet."""
         n, p = self.sample.size, self.share
         middle, reach = n * (1 - p), self.spread * sqrt(n * p * (1 - p)) + self.spread
         below, above = int(middle - reach), int(np.ceil(middle + reach))
@@ -106,6 +113,8 @@ class _Bracket:
         """The value, if the bracket holds it; else a wider bracket."""
         if self.above < self.k <= self.above + self.inside.count:
             self.closed, self.value = True, self.inside.largest(self.k - self.above)
+        elif self.low == -np.inf and self.high == np.inf:  # all numbers are inside, and they are too few
+            raise FormatError("some of the numbers are NaN", fix="give smaller weights: they left the range of float32")
         else:
             self.spread *= WIDER
             self._open()
@@ -127,6 +136,7 @@ class _Tally:
             self._fold()
 
     def _fold(self) -> None:
+        """Count the pieces among the values."""
         values, counts = np.unique(np.concatenate(self.pieces), return_counts=True)
         merged, place = np.unique(np.concatenate([self.values, values]), return_inverse=True)
         total = np.zeros(merged.size, np.int64)
@@ -134,6 +144,7 @@ class _Tally:
         self.values, self.counts, self.pieces, self.fresh = merged, total, [], 0
 
     def largest(self, k: int) -> float:
+        """The k-th largest of them."""
         if not self.values.size:
             numbers = np.concatenate(self.pieces)
             return float(np.partition(numbers, numbers.size - k)[numbers.size - k])

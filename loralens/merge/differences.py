@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -226,6 +226,7 @@ def _matrices(
 
 
 def _experts(key: str, partner: str, ours: LazyArray, theirs: LazyArray, hidden: int | None) -> dict[str, Difference]:
+    """The matrices of a stack, one an expert."""
     count, rows, columns = ours.shape
     inner = bool(_IN_LAST.search(key.rpartition(".")[2]))  # then the hidden size is that of the outputs
     transposed = rows != columns and (columns if inner else rows) == hidden
@@ -242,8 +243,7 @@ def _experts(key: str, partner: str, ours: LazyArray, theirs: LazyArray, hidden:
 
 
 def _floats(tensor: LazyArray) -> bool:
-    dtype: np.dtype[Any] = tensor.dtype
-    return dtype.kind in "fV"
+    return tensor.dtype.kind in "fV"
 
 
 def _differ(base: Array, tuned: Array) -> bool:

@@ -90,8 +90,7 @@ def extract(
     three times: to see that they do, for their directions, and for the error of what was made.
     """
     base, tuned = _untied(base, base_config, tuned, tuned_config)
-    hidden = (tuned_config or {}).get("hidden_size")
-    compared = compare(base, tuned, conv1d=conv1d, hidden=hidden if isinstance(hidden, int) else None)
+    compared = compare(base, tuned, conv1d=conv1d, hidden=_hidden(tuned_config or {}))
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
@@ -124,7 +123,15 @@ def _untied(
     return theirs.shown(base), ours.shown(tuned)
 
 
+def _hidden(config: Mapping[str, Any]) -> int | None:
+    """The hidden size that ``config.json`` says: of the text model, where it is one of several."""
+    text = config.get("text_config")
+    said = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
+    return said if isinstance(said, int) else None
+
+
 def _chosen(compared: Comparison, globs: Sequence[str]) -> set[str]:
+    """The modules that are asked for: by default all but embeddings."""
     if globs:
         return set(select(compared.matrices, globs))
     return {name for name in compared.matrices if not is_embedding(name)}
@@ -175,6 +182,7 @@ class _Work:
         return max(START, 2 * int(self.rule.value / max(price, 1)))
 
     def _price(self, name: str) -> int:
+        """What one direction takes, in the unit of the budget."""
         numbers = sum(self.compared.matrices[name].shape)
         return numbers * (self.dtype.itemsize if isinstance(self.rule, Rule) and self.rule.name == "bytes" else 1)
 
@@ -202,6 +210,7 @@ class _Work:
         return triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
 
     def _norm(self, name: str) -> float:
+        """‖D‖_F; 0 where only the dtype differs."""
         if not self.compared.matrices[name].differs():
             return 0.0
         return sqrt(sum(float(np.vdot(block, block)) for _, block, _ in self.compared.matrices[name].blocks()))
@@ -218,6 +227,7 @@ class _Work:
                 found[name] = self._triplets(name, count, self.threads)
 
     def _short(self, one: Triplets, rank: int) -> bool:
+        """Whether more of a matrix must be looked at before this rank can stand."""
         if one.whole:
             return one.count < min(rank, one.s.size)
         budget = isinstance(self.rule, Rule) and self.rule.budget
@@ -244,13 +254,15 @@ class _Work:
         )
 
     def _above(self, found: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
-        """What stands above the noise, of all that share a rank as many as one of them needs."""
-        own = {name: one.above() if one.norm else 0 for name, one in found.items()}
-        group = {name: "" if self.one_rank and own[name] else shared.get(name, name) for name in found}
+        """What stands above the noise, of all that share a rank as many as one of them needs; none where none does."""
         most: dict[str, int] = {}
-        for name, rank in own.items():
-            most[group[name]] = max(most.get(group[name], 0), rank)
-        return {name: most[group[name]] for name in found}
+        for name, one in found.items():
+            group = shared.get(name, name)
+            most[group] = max(most.get(group, 0), one.above() if one.norm else 0)
+        if self.one_rank:
+            top = max(most.values(), default=0)
+            most = {group: top if rank else 0 for group, rank in most.items()}
+        return {name: most[shared.get(name, name)] for name in found}
 
     def _stub(self, name: str, rank: int) -> LowRank:
         """A module of this rank whose factors nobody reads."""

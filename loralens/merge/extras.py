@@ -1,16 +1,16 @@
 """What an adapter carries besides pairs, as changes of stored tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import MAGNITUDES
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weights
 from loralens.errors import FormatError, MismatchError
-from loralens.merge.plan import Tokens
+from loralens.merge.plan import Tokens, as_matrix
 from loralens.merge.update import Weighted
 
 UNREADABLE = {  # role → why a merge cannot honour it
@@ -62,7 +62,7 @@ def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mappin
     FormatError
         Tensors of a role that a merge cannot honour, by name.
     MismatchError
-        A difference of another shape than its tensor.
+        A difference or a replacement of another shape than its tensor.
     """
     found = Found()
     for key, extra in adapter.extra.items():
@@ -89,12 +89,14 @@ def _one(
     base: Mapping[str, LazyArray],
     found: Found,
 ) -> None:
+    """Put what one extra changes into ``found``."""
     home = _home(extra, weights)
-    target = home if extra.role in ("magnitude", "magnitude_in", "tokens") else f"{_stem(home)}.{extra.parameter}"
+    whole = extra.role in (*MAGNITUDES, "tokens")  # of the weight itself
+    target = home if whole else f"{home.removesuffix('.weight')}.{extra.parameter}"
     if target not in base and extra.role not in ("saved", "embedding"):
         found.missing.append(key)
         return
-    found.changes[target] = _merged(found.changes.get(target, Changes()), key, extra, adapter, strength, base, target)
+    found.changes[target] = _more(found.changes.get(target, Changes()), key, extra, adapter, strength, base, target)
 
 
 def _home(extra: Extra, weights: Weights) -> str:
@@ -104,13 +106,10 @@ def _home(extra: Extra, weights: Weights) -> str:
     return f"{weights.match.rename(extra.module)}.weight"
 
 
-def _stem(key: str) -> str:
-    return key.removesuffix(".weight")
-
-
-def _merged(
+def _more(
     here: Changes, key: str, extra: Extra, adapter: Adapter, strength: float, base: Mapping[str, LazyArray], target: str
 ) -> Changes:
+    """What is said of a tensor ``here``, and what one more extra says of it."""
     tensor, role = extra.tensor, extra.role
     if role in ("saved", "bias", "embedding"):
         same = target not in base or base[target].shape == tensor.shape or role == "embedding"
@@ -119,21 +118,20 @@ def _merged(
                 f"{key} {tensor.shape} is to replace {target} {base[target].shape}",
                 fix="give the base it was trained on",
             )
-        return Changes(tensor, here.tokens, here.magnitude, here.added)
+        return replace(here, replacement=tensor)
     if role == "tokens":
-        return Changes(here.replacement, _tokens(key, extra, adapter.config), here.magnitude, here.added)
-    if role in ("magnitude", "magnitude_in"):
-        return Changes(here.replacement, here.tokens, (tensor, role == "magnitude"), here.added)
+        return replace(here, tokens=_tokens(key, extra, adapter.config))
+    if role in MAGNITUDES:
+        return replace(here, magnitude=(tensor, role == "magnitude"))
     assert role in ("lora_bias", "diff", "diff_b"), role
-    if prod(tensor.shape) != prod(base[target].shape):
+    if as_matrix(tensor.shape) != as_matrix(base[target].shape):
         raise MismatchError(
             f"{key} {tensor.shape} is to be added to {target} {base[target].shape}",
             fix="give the base it was trained on",
         )
-    scale = adapter.modules[extra.module].scale if role == "lora_bias" else 1.0
-    shape = tensor.shape if len(tensor.shape) > 1 else (1, tensor.size)
-    term = (strength, Structured(Dense(tensor.reshape(*shape)), scale))
-    return Changes(here.replacement, here.tokens, here.magnitude, (*here.added, term))
+    scale = adapter[extra.module].scale if role == "lora_bias" else 1.0
+    term = (strength, Structured(Dense(tensor.reshape(*as_matrix(tensor.shape))), scale))
+    return replace(here, added=(*here.added, term))
 
 
 def _tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) -> Tokens:

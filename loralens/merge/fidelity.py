@@ -95,7 +95,7 @@ class FidelitySums:
         self.D_D += sums[0]
         self.along += sums[1]
         self.lost += sums[2]
-        self.still += _equal(block.merged, block.stored)
+        self.still += _equal(block.merged, block.W if block.scale is None else block.stored)
         self.seen += lost.size
         self._prediction.take(block, D)
         self._take_inside(block, lost)
@@ -165,11 +165,11 @@ class FidelitySums:
         return product_singular_values(B, A)
 
 
-def _equal(merged: Array, stored: Array) -> int:
+def _equal(merged: Array, before: Array) -> int:
     """How many entries kept their value: of one dtype by their bits, which is much faster."""
-    if merged.dtype == stored.dtype:
-        return int(np.count_nonzero(bits(merged) == bits(stored)))
-    return int(np.count_nonzero(merged.astype(np.float64) == stored.astype(np.float64)))
+    if merged.dtype == before.dtype:
+        return int(np.count_nonzero(bits(merged) == bits(before)))
+    return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))
 
 
 def _dot(x: Array, y: Array) -> float:

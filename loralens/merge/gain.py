@@ -21,12 +21,12 @@ class Gain:
     axis: Axis
 
     def of(self, start: int, stop: int) -> Singles:
-        """G for rows ``start`` to ``stop`` of the slab, ready to be multiplied by them."""
+        """What rows ``start`` to ``stop`` of the slab are multiplied by, in a shape that goes with theirs."""
         return self.values[start:stop, None] if self.axis == "rows" else self.values
 
 
 def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
-    """G = m / ‖W + D‖, norms in float64 over the other axis; 0 where the vector is 0.
+    """The gain g = m / ‖W + D‖, norms in float64 over the other axis; 0 where the vector is 0.
 
     Parameters
     ----------

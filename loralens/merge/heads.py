@@ -63,7 +63,7 @@ def _labels(count: int, names: list[str], config: Mapping[str, Any]) -> dict[str
 
 
 def _architectures(adapters: Sequence[Adapter], config: Mapping[str, Any]) -> dict[str, object]:
-    """The class of the whole model, where it can be known and is another than the base's."""
+    """The field that names the class of the whole model, where that can be known and is another than the base's."""
     made = config.get("architectures")
     if not (isinstance(made, list) and len(made) == 1 and isinstance(made[0], str)):
         return {}

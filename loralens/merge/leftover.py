@@ -1,16 +1,15 @@
 """What a tuned checkpoint changed besides matrices, as far as an adapter can hold it.
 
 Biases of layers ride along as PEFT keeps them; a norm, a depthwise convolution (a pair would be larger than its weight
-and mix its channels), a new head or a resized embedding is saved in full, as
-``modules_to_save``, with every tensor of its module. What has no place is named.
+and mix its channels), a new head or a resized embedding is saved in full, as ``modules_to_save``, with every tensor of
+its module. What has no place is named.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from loralens.core.adapter import Extra
-from loralens.core.lazy import LazyArray
 from loralens.core.names import natural_key
 from loralens.merge.differences import Comparison, Tensors, is_depthwise, is_embedding, perhaps_grouped
 
@@ -99,32 +98,26 @@ def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = F
         _resized(key, shape, comparison.tuned, found)
     if drop:
         found.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped, as asked for") for key in found.extra]
-        found.extra, found.saved = {}, []
+        found.extra, found.saved, found.notes = {}, [], []
     found.saved.sort(key=natural_key)
-    found.notes += _notes(comparison)
-    doubtful = [name for name in adapted if perhaps_grouped(comparison.matrices[name])]
-    if doubtful:
-        names = ", ".join(sorted(doubtful, key=natural_key)[:3]) + (" …" if len(doubtful) > 3 else "")
-        found.notes.append(
-            f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell: {names}"
-        )
+    found.notes += _notes(comparison, adapted)
     return found
 
 
 def _changed(key: str, comparison: Comparison, adapted: Collection[str], found: Leftover) -> None:
-    """A tensor of both that differs."""
+    """Put a tensor of both that differs where it belongs."""
     module, _, parameter = key.rpartition(".")
+    tensor = comparison.tuned[key]
     if parameter == "bias" and (module in comparison.matrices or f"{module}.weight" not in comparison.tuned):
         wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in _bare(comparison, adapted))
         layer = f"{module}.base_layer" if wrapped else module
-        found.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, comparison.tuned[key], "bias")
-    elif _small(module, comparison.tuned) or (parameter == "weight" and is_depthwise(comparison.tuned[key].shape)):
+        found.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, tensor, "bias")
+    elif _small(module, comparison.tuned) or (parameter == "weight" and is_depthwise(tensor.shape)):
         found.save(module, comparison.tuned)
+    elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
+        found.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
     else:
-        what = "is no weight of a layer, and no module can be saved for it"
-        inside = "stands in a module with layers of its own, which PEFT renames"
-        bare = module and len(comparison.tuned[key].shape) == 2 and comparison.tuned[key].dtype.kind in "fV"
-        found.left_out.append(LeftOut(key, inside if bare else what))
+        found.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
 
 
 def _bare(comparison: Comparison, adapted: Collection[str]) -> list[str]:
@@ -138,7 +131,8 @@ def _small(module: str, tensors: Tensors) -> bool:
     return f"{module}.weight" in tensors and all(len(tensor.shape) <= 1 for tensor in own)
 
 
-def _resized(key: str, shape: tuple[int, ...], tuned: Mapping[str, LazyArray], found: Leftover) -> None:
+def _resized(key: str, shape: tuple[int, ...], tuned: Tensors, found: Leftover) -> None:
+    """Keep a tensor in full that has this shape in the base, and another one now."""
     module, _, parameter = key.rpartition(".")
     tensor = tuned[key]
     if parameter == "weight" and len(shape) == len(tensor.shape) == 2 and shape[1] == tensor.shape[1]:
@@ -152,9 +146,19 @@ def _resized(key: str, shape: tuple[int, ...], tuned: Mapping[str, LazyArray], f
         found.save(module, tuned)
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def _notes(comparison: Comparison, adapted: Collection[str]) -> list[str]:
+    """What to say of the comparison itself."""
     notes = [f"names match after {comparison.edit}"] if comparison.edit else []
-    if comparison.missing:
-        names = ", ".join(comparison.missing[:3]) + (" …" if len(comparison.missing) > 3 else "")
-        notes.append(f"{len(comparison.missing)} tensors of the base are not in the tuned model: {names}")
+    missing = comparison.missing
+    if missing:
+        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {_first(missing)}")
+    doubtful = sorted((name for name in adapted if perhaps_grouped(comparison.matrices[name])), key=natural_key)
+    if doubtful:
+        what = f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell"
+        notes.append(f"{what}: {_first(doubtful)}")
     return notes
+
+
+def _first(names: Sequence[str]) -> str:
+    """Three of them, in words."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -155,6 +155,8 @@ class PatchReader:
 
 @final
 class _Deflate:
+    """Deflates a stream, and puts away what comes of it a MiB at a time."""
+
     __slots__ = ("_engine", "_keep", "_kept", "_parts", "_size")
 
     def __init__(self, keep: Keep) -> None:

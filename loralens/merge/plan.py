@@ -79,7 +79,7 @@ class Tokens:
 @final
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What happens to one stored tensor: it is replaced, then tokens, then slabs are added; each where there is one.
+    """What happens to one stored tensor: it is replaced, slabs are added, rows of tokens are put in; each where given.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class TensorPlan:
 
     @property
     def source(self) -> LazyArray:
-        """What the slabs are added to, before tokens are put in."""
+        """What the slabs are added to."""
         tensor = self.base if self.replacement is None else self.replacement
         assert tensor is not None
         return tensor

@@ -7,6 +7,7 @@ from typing import Any, final
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.matching import Match
+from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, Weights, weights_of
 from loralens.errors import FormatError, MismatchError, OptionError
@@ -31,9 +32,9 @@ CHANGED_BASE = {  # finding of a reader → why its update cannot be added to th
 class _Draft:
     """The plan of one stored tensor while it is drawn up."""
 
-    slabs: dict[int, Slab] = field(default_factory=dict)
+    slabs: dict[int, Slab] = field(default_factory=dict)  # by their first row
     changes: Changes = field(default_factory=Changes)
-    experts: bool = False
+    experts: bool = False  # it is a stack of them, adapted one by one
 
 
 def plan(
@@ -153,9 +154,8 @@ def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: flo
             f"{name}: the update of a grouped convolution reads all input channels and fits no weight",
             fix="leave it out with --modules",
         )
-    rows = weight.stored.shape[0]
-    expert = name.rpartition("[")[2].removesuffix("]") if name.endswith("]") else ""
-    start = int(expert) * rows if expert.isdecimal() else 0
+    rows, one = weight.stored.shape[0], expert(name)
+    start = one.number * rows if one and draft.experts else 0
     here = draft.slabs.get(start, Slab(name, start, start + rows, (), weight.transposed))
     draft.slabs[start] = replace(here, terms=(*here.terms, (strength, module)))
 

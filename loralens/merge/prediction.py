@@ -35,11 +35,11 @@ class Prediction:
         Entries of the slab.
     """
 
-    __slots__ = ("_count", "_dtype", "_known", "_law", "_mode", "_rng", "_size", "_still", "_sums")
+    __slots__ = ("_alone", "_count", "_dtype", "_mode", "_rng", "_size", "_still", "_sums")
 
     def __init__(self, merge: TensorMerge, size: int) -> None:
         self._mode, self._dtype, self._size = merge.rounding.mode, merge.dtype, size
-        self._law = merge.dtype == merge.plan.source.dtype and not merge.requantised
+        self._alone = merge.dtype == merge.plan.source.dtype and not merge.requantised  # D is all that is rounded
         self._rng = None if size <= SAMPLE else np.random.default_rng(0)
         self._count = self._still = 0
         self._sums: Floats = np.zeros(6)  # of d², d⁴, e², e²d², e·d, e·d·d²
@@ -83,7 +83,7 @@ class Prediction:
         """What is lost, e = D − q, at every entry, or the variance of q; and where nothing moves."""
         if self._mode == "stochastic":
             return self._variance(w, d, unit)
-        if self._law:
+        if self._alone:
             u = _unit(w, d, self._dtype)
             q = np.rint(d / u) * u
             return d - q, q == 0
@@ -95,7 +95,7 @@ class Prediction:
         """Of one draw; an entry is counted as moved where it may move."""
         scale = np.float64(1) if unit is None else unit.astype(np.float64)
         u = ulp(w / scale, self._dtype) * scale
-        behind = (d.astype(np.float64) if self._law or unit is not None else w.astype(np.float64) + d) / u % 1
+        behind = (d.astype(np.float64) if self._alone or unit is not None else w.astype(np.float64) + d) / u % 1
         return u * u * behind * (1 - behind), d == 0
 
     def result(self, norm: float) -> tuple[float | None, float | None, float | None]:

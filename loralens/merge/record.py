@@ -88,13 +88,13 @@ class Watch:
         """The merged rows in order; when they are exhausted, `record` is complete."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
         for block in self._merge.blocks():
-            _feed(self._after, block.merged)
+            feed(self._after, block.merged)
             if self._fidelity and block.slab:
                 if block.slab.start not in self._sums:
                     self._sums[block.slab.start] = FidelitySums(block.slab, self._merge)
                 self._sums[block.slab.start].take(block)
             if not replaced:
-                _feed(self._before, block.stored)
+                feed(self._before, block.stored)
                 if self._patch is not None:
                     self._patch.block(block.stored, self._start(block, buffer))
             yield block.merged
@@ -115,7 +115,7 @@ class Watch:
         if base is None or (self._before is None and self._patch is None):
             return
         for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
-            _feed(self._before, rows)
+            feed(self._before, rows)
             if self._patch is not None:
                 self._patch.block(rows, np.zeros_like(rows))
 
@@ -146,7 +146,7 @@ def against(merge: TensorMerge) -> Against:
     return "merged"
 
 
-def _feed(digest: Any, rows: Array) -> None:
-    """Hash rows, where somebody wants to know."""
+def feed(digest: Any, rows: Array) -> None:
+    """Hash the bytes of some rows; nothing where ``digest`` is None, as nobody wants to know."""
     if digest is not None:
         digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

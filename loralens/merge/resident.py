@@ -13,10 +13,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.merge.apply import prepare
 from loralens.merge.gain import Gain
-from loralens.merge.matrix import Buffer, MatrixRows, cuts
+from loralens.merge.matrix import Buffer
 from loralens.merge.patch import Blob, PatchReader, PatchWriter
 from loralens.merge.plan import TensorPlan
-from loralens.merge.rounding import removed, rounded, slices_for
+from loralens.merge.undo import taken_away
 
 Task = tuple[tuple[str, float], ...]  # adapters and how strongly they count; empty for the base
 
@@ -74,12 +74,12 @@ def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
         result[block.start : block.stop] = block.merged
         if not replaced:
             writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
-    undo = Merged(task, plan, merge.gains, copy=W.copy()) if replaced else Merged(task, plan, merge.gains)
-    return result.reshape(W.shape), undo if replaced else replace(undo, patch=writer.finish())
+    patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
+    return result.reshape(W.shape), Merged(task, plan, merge.gains, patch, copy)
 
 
 def restored(W: Array, undo: Merged) -> Array:
-    """The weight of the base, from the merged one; a new array.
+    """The weight of the base, from the merged one; an array of its own, not to be written into.
 
     Raises
     ------
@@ -90,20 +90,9 @@ def restored(W: Array, undo: Merged) -> Array:
         return undo.copy
     assert undo.patch is not None
     assert prod(undo.plan.matrix) == W.size
-    plan, dtype = undo.plan, W.dtype
-    products = {slab.start: slab.update(slices_for(dtype)) for slab in plan.slabs}
-    reader, source = PatchReader(undo.patch, dtype.itemsize), MatrixRows(LazyArray.of(W), plan.matrix)
-    result, buffers = np.empty(plan.matrix, dtype), (Buffer(), Buffer())
-    for start, stop, slab in cuts(plan):
-        rows = source.rows(start, stop)
-        if slab is None:
-            R = rounded(rows, dtype)
-        else:
-            first, last = start - slab.start, stop - slab.start
-            D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
-            gain = undo.gains.get(slab.start)
-            factor = gain.of(first, last) if gain else None
-            R = removed(rows, D, dtype, gain=factor, out=buffers[1].of(rows.shape))
-        result[start:stop] = reader.block(R)
+    reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty(undo.plan.matrix, W.dtype), 0
+    for R in taken_away(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
+        result[start : start + len(R)] = reader.block(R)
+        start += len(R)
     reader.finish()
     return result.reshape(W.shape)

@@ -110,12 +110,13 @@ def _fitting(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
 def _nearest(total: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.itemsize == 1:
-            limit = _largest(dtype)
+            limit = largest(dtype)
             total = np.clip(total, -limit, limit)  # NaN stays
         return total.astype(dtype, copy=False)
 
 
-def _largest(dtype: np.dtype[np.generic]) -> float:
+def largest(dtype: np.dtype[np.generic]) -> float:
+    """The largest finite number of a dtype."""
     import ml_dtypes
 
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
@@ -124,7 +125,7 @@ def _largest(dtype: np.dtype[np.generic]) -> float:
 def _drawn(total: Array, dtype: np.dtype[Any], rounding: Rounding) -> Array:
     """Each entry on one of its two neighbours, the nearer one the likelier."""
     nearest = _nearest(total, dtype)
-    limit = _largest(nearest.dtype)
+    limit = largest(nearest.dtype)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         error = total - nearest.astype(total.dtype)
         beyond = np.where(error > 0, limit, -limit).astype(nearest.dtype)

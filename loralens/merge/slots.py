@@ -104,9 +104,8 @@ class TensorSlot:
             return
         import torch
 
-        bits = _BITS.get(self.dtype.itemsize)
-        plain = torch.from_numpy(np.ascontiguousarray(array).view(bits) if bits else np.ascontiguousarray(array))
-        tensor.copy_(plain.view(tensor.dtype))
+        numbers, bits = np.ascontiguousarray(array), _BITS.get(self.dtype.itemsize)
+        tensor.copy_(torch.from_numpy(numbers.view(bits) if bits else numbers).view(tensor.dtype))
 
     def _tensor(self) -> "Tensor":
         tensor = self._tree.parameter(self._key).detach()
@@ -127,6 +126,7 @@ def _dtype(tensor: "Tensor") -> np.dtype[Any]:
 
 
 def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
+    """A tensor as an array: on the CPU the same memory."""
     import torch
 
     bits = _BITS.get(dtype.itemsize)
@@ -168,6 +168,7 @@ def check_writable(key: str, slot: Slot) -> None:
     Raises
     ------
     MismatchError
+        It holds no floats, or is read-only.
     """
     if slot.dtype.kind not in "fV" or slot.dtype == np.void:
         raise MismatchError(

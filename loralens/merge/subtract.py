@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array
-from loralens.linalg.exact import Singles
 from loralens.merge.apply import Block
-from loralens.merge.rounding import added, removed
+from loralens.merge.rounding import added, largest, removed
 
 
 @final
@@ -32,19 +30,19 @@ class Doubt:
 
 
 def subtracted(block: Block, doubt: Doubt) -> Array:
-    """R = round(W' − D) of rows in which ``block.W`` is the merged weight, its doubts counted."""
-    if block.D is None:
-        return block.W
-    return _subtracted(block.W, block.D, block.W.dtype, doubt)
+    """R = round(W' − D) of rows in which ``block.W`` is the merged weight; what is doubtful is counted in ``doubt``.
 
-
-def _subtracted(merged: Array, D: Singles, dtype: DTypeLike, doubt: Doubt) -> Array:
-    R = removed(merged, D, dtype)
+    Only of updates without DoRA's gain: that is known from the base alone.
+    """
+    merged, D = block.W, block.D
+    if D is None:
+        return merged
+    R = removed(merged, D, merged.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        hits = np.zeros(R.shape, np.int8)
-        limit = np.asarray(np.inf, dtype=R.dtype) if R.dtype.itemsize > 1 else np.asarray(448.0, dtype=R.dtype)
-        for candidate in (R, np.nextafter(R, limit), np.nextafter(R, -limit)):
-            hits += added(candidate, D, dtype) == merged
+        hits = (added(R, D, merged.dtype) == merged).astype(np.int8)
+        limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest(R.dtype), dtype=R.dtype)
+        for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):  # the largest number is its own neighbour
+            hits += (other != R) & (added(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))
     doubt.none += int(np.count_nonzero(hits == 0))

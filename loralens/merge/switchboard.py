@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import isfinite
-from typing import TYPE_CHECKING, Any, final
-
-import numpy as np
+from typing import TYPE_CHECKING, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
@@ -15,6 +13,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merge.plan import Plan, TensorPlan
 from loralens.merge.planning import plan
+from loralens.merge.record import feed
 from loralens.merge.resident import Merged, Task, merged, restored
 from loralens.merge.slots import Slot, check_writable, lazy, slots_of, stores_conv1d
 
@@ -310,5 +309,7 @@ def _nbytes(adapter: Adapter) -> int:
     return adapter.nbytes + sum(one.tensor.nbytes for one in adapter.extra.values())
 
 
-def _hash(array: Array) -> Any:
-    return sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
+def _hash(array: Array) -> bytes:
+    digest = sha256()
+    feed(digest, array)
+    return digest.digest()

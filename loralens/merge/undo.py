@@ -1,6 +1,6 @@
 """Unmerging: the base back from a merged tensor, bit for bit, and proof that it is the base."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, final
@@ -14,7 +14,7 @@ from loralens.merge.gain import Gain
 from loralens.merge.matrix import Buffer, MatrixRows, cuts
 from loralens.merge.patch import Blob, PatchReader
 from loralens.merge.plan import Slab, TensorPlan, as_matrix
-from loralens.merge.record import Against
+from loralens.merge.record import Against, feed
 from loralens.merge.rounding import removed, rounded, slices_for
 
 
@@ -76,9 +76,9 @@ def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = Non
     """
     _check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
-    for rows in _subtracted(undo, merged, device):
+    for rows in _start(undo, merged, device):
         W = reader.block(rows)
-        digest.update(np.ascontiguousarray(W).reshape(-1).view(np.uint8).data)
+        feed(digest, W)
         yield W
     reader.finish()
     if digest.hexdigest() != undo.base_hash:
@@ -89,10 +89,11 @@ def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = Non
 
 
 def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
+    """Refuse a tensor whose bytes are not those that the merge wrote."""
     digest = sha256()
     matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
     for rows in MatrixRows(merged, matrix).blocks():
-        digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        feed(digest, rows)
     if digest.hexdigest() != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
@@ -100,22 +101,40 @@ def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
         )
 
 
-def _subtracted(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
-    """R: the merged rows with the update taken away, in the dtype of the base."""
+def _start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
+    """The rows that the patch begins with, in the dtype of the base."""
     if undo.against == "nothing":
         blank = LazyArray(lambda: np.zeros(undo.shape, undo.dtype), shape=undo.shape, dtype=undo.dtype, rows=undo.zeros)
-        yield from MatrixRows(blank, undo.matrix).blocks()
-        return
-    plan = TensorPlan(undo.key, merged, undo.matrix, undo.slabs)
-    source, buffers = MatrixRows(merged, undo.matrix), (Buffer(), Buffer())
-    products = {slab.start: slab.update(slices_for(undo.dtype), device) for slab in undo.slabs}
+        return MatrixRows(blank, undo.matrix).blocks()
+    slabs = undo.slabs if undo.against == "subtracted" else ()
+    return taken_away(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
+
+
+def taken_away(
+    plan: TensorPlan, gains: Mapping[int, Gain], dtype: np.dtype[Any], *, device: Device | None = None
+) -> Iterator[Array]:
+    """R of all rows in order: a merged tensor with its update taken away, rounded to ``dtype``.
+
+    Parameters
+    ----------
+    plan : TensorPlan
+        Whose ``base`` is the merged tensor, and whose slabs say what was added to it.
+    gains : mapping of int to Gain
+        DoRA's, by the first row of their slab.
+    dtype : dtype
+        Of the base.
+    device : Device or None
+        Where the products of the update are made.
+    """
+    source, buffers = MatrixRows(plan.source, plan.matrix), (Buffer(), Buffer())
+    products = {slab.start: slab.update(slices_for(dtype), device) for slab in plan.slabs}
     for start, stop, slab in cuts(plan):
         rows = source.rows(start, stop)
-        if slab is None or undo.against == "merged":
-            yield rounded(rows, undo.dtype)
+        if slab is None:
+            yield rounded(rows, dtype)
             continue
         first, last = start - slab.start, stop - slab.start
         D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
-        gain = undo.gains.get(slab.start)
+        gain = gains.get(slab.start)
         found = gain.of(first, last) if gain else None
-        yield removed(rows, D, undo.dtype, gain=found, out=buffers[1].of(rows.shape))
+        yield removed(rows, D, dtype, gain=found, out=buffers[1].of(rows.shape))

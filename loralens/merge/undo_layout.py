@@ -10,12 +10,13 @@ Arrays, for each stored tensor KEY that the merge changed and the base has:
 
 JSON: ``version``; ``adapters``, what was merged; ``dropped``, keys that the merge left out; ``copies``, KEY → SHA-256
 of every tensor that it did not touch; ``headers``, ``texts``, what stood at the head of shards and in other files that
-the merge changed; ``tensors``, KEY → ``dtype``, ``shape``,
-``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``, ``different``, ``against``, ``slabs``: ``module``, ``start``,
-``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
+the merge changed; ``tensors``, KEY → ``dtype``, ``shape``, ``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``,
+``different``, ``against``, ``slabs``: ``module``, ``start``, ``stop``, ``transposed``, ``factors`` (strength and scale
+of each update), ``gain`` (its axis, or null).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -107,17 +108,25 @@ class MergeUndo:
         FormatError
             Something is missing, or of another kind than it has to be.
         """
-        with place(key):
-            try:
-                return _unpacked(key, self.entries[key], self.arrays)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
+        with _entry(key):
+            return _unpacked(key, self.entries[key], self.arrays)
 
     def outline(self, key: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """Dtype and shape of a tensor of the base that the merge changed or left out."""
+        """Dtype and shape of a tensor of the base that the merge changed or left out. Raises as `tensor`."""
         if key in self.dropped:
             return self.dropped[key].dtype, self.dropped[key].shape
-        return np.dtype(self.entries[key]["dtype"]), tuple(self.entries[key]["shape"])
+        with _entry(key):
+            return np.dtype(self.entries[key]["dtype"]), tuple(int(n) for n in self.entries[key]["shape"])
+
+
+@contextmanager
+def _entry(key: str) -> Iterator[None]:
+    """What goes wrong in reading the entry of a tensor is a FormatError that names it."""
+    with place(key):
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
 
 
 def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
@@ -145,6 +154,7 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 
 
 def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
+    """What `packed` made arrays and an entry of."""
     streams = tuple(arrays[name] for name in _numbered(f"{key}#patch.", arrays))
     rows, columns = entry["matrix"]
     return TensorUndo(

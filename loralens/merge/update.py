@@ -13,11 +13,11 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured, Update
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import ShapeError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles, exact_product
 from loralens.linalg.exact_device import product_on
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Floats, finite
 
 BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # how strongly, and what
@@ -67,7 +67,7 @@ def update_rows(terms: Sequence[Weighted], *, slices: int, device: Device | None
 @final
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Several matrices added in float64, in order, and rounded once to float32."""
+    """Several matrices added in float64, the first to the sum of the others, and rounded once to float32."""
 
     parts: tuple[Rows, ...]
 
@@ -207,10 +207,11 @@ class Stored:
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _rounded(_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+        return _rounded(finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
 
 
 def _structured(weight: float, update: Structured, slices: int, device: Device | None) -> Rows:
+    """One update that is no pair, made of its parts."""
     form = update.form
     if isinstance(form, Kronecker):
         part: Rows = Blocks(_part(form.first, slices, device), _part(form.second, slices, device))
@@ -228,17 +229,12 @@ def _difference(part: Dense) -> Rows:
     return Stored(matrix) if matrix.streams else _given(matrix)
 
 
-def _given(matrix: LazyArray) -> "Given":
-    return Given(_finite(matrix.read().astype(np.float32)))
-
-
-def _finite(array: Singles) -> Singles:
-    if not np.isfinite(array).all():
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
-    return array
+def _given(matrix: LazyArray) -> Given:
+    return Given(finite(matrix.read().astype(np.float32)))
 
 
 def _part(part: LowRank | Dense, slices: int, device: Device | None) -> Rows:
+    """A factor of a Kronecker or Hadamard product, which may be a product itself."""
     if isinstance(part, LowRank):
         return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
     return _given(part.array.reshape(*part.shape))

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any, final
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
@@ -18,15 +17,26 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from loralens.analysis.amplification import Amplification
 from loralens.core.lazy import Array
-from loralens.core.names import Block, block, kind, natural_key
+from loralens.core.names import Block, block, kind
 from loralens.errors import OptionError
-from loralens.plot.figure import fit, settle, styled
+from loralens.plot.figure import EMPTY, fit, settle, styled
 from loralens.plot.panels import counts, kind_panels
-from loralens.plot.sheet import NAME, TICKS, Column, block_order, starts, thin
+from loralens.plot.sheet import (
+    NAME,
+    OUTSIDE,
+    PALEST,
+    TICKS,
+    Column,
+    block_colours,
+    block_names,
+    block_order,
+    commonest_kinds,
+    starts,
+    thin,
+)
 
 KINDS = 12  # of one figure: those of most modules
 ACROSS = 4  # panels side by side
-OUTSIDE = "0.35"  # the grey of modules outside any block
 
 Results = Mapping[str, Amplification]
 
@@ -46,20 +56,14 @@ class Grid:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns: the block's number, with its stack where there are several."""
-        stacks = {c.stack for c in self.columns if isinstance(c, Block)}
-        return [
-            (str(c.number) if len(stacks) < 2 else f"{fit(c.stack, 14)}.{c.number}")
-            if isinstance(c, Block)
-            else "outside"
-            for c in self.columns
-        ]
+        """What the columns are called."""
+        return block_names(self.columns)
 
     @property
     def colours(self) -> list[Any]:
-        """One a column: viridis without its palest end; grey outside any block."""
+        """One a column; grey outside any block."""
         count = sum(c is not None for c in self.columns)
-        return [*colormaps["viridis"](np.linspace(0, 0.93, count)), *[OUTSIDE] * (len(self.columns) - count)]
+        return [*block_colours(count), *[OUTSIDE] * (len(self.columns) - count)]
 
 
 def amplification_figure(found: Results, *, title: str = "", phi_rank: int = 16) -> Figure:
@@ -108,10 +112,7 @@ def amplification_figure(found: Results, *, title: str = "", phi_rank: int = 16)
 
 
 def _grid(found: Results) -> Grid:
-    counts: dict[str, int] = {}
-    for name in found:
-        counts[kind(name)] = counts.get(kind(name), 0) + 1
-    kinds = sorted(sorted(counts, key=lambda k: -counts[k])[:KINDS], key=natural_key)
+    kinds = commonest_kinds(found, KINDS)
     shown = {name: one for name, one in found.items() if kind(name) in kinds}
     homes = {name: block(name) for name in shown}
     columns: list[Column] = [*sorted({home for home in homes.values() if home}, key=block_order)]
@@ -134,10 +135,9 @@ def _curves(part: SubFigure, grid: Grid) -> None:
     )
     count = sum(isinstance(c, Block) for c in grid.columns)
     if count > 1:
-        scale = ScalarMappable(Normalize(0, count - 1), colormaps["viridis"].resampled(256))
-        scale.set_clim(0, (count - 1) / 0.93)
+        scale = ScalarMappable(Normalize(0, (count - 1) / PALEST), "viridis")
         bar = part.colorbar(scale, ax=panels, label="block", pad=0.01, aspect=20)
-        bar.ax.set_ylim(0, count - 1)
+        bar.ax.set_ylim(0, count - 1)  # without the palest end
         ticks = thin(grid.columns[:count], 8)
         bar.set_ticks(ticks, labels=[grid.names[j] for j in ticks], parse_math=False)
         bar.ax.minorticks_off()
@@ -192,7 +192,7 @@ def _cells(grid: Grid, what: str) -> np.ma.MaskedArray:
 
 
 def _map(part: SubFigure, axes: Axes, grid: Grid, values: Array, most: float, label: str) -> Colorbar:
-    axes.patch.set(facecolor="0.93", hatch="////", edgecolor="0.8", linewidth=0)
+    axes.patch.set(**EMPTY)
     mesh = axes.pcolormesh(values, cmap="RdBu_r", vmin=-most, vmax=most, edgecolors="white", linewidth=0.4)
     shown, names = thin(grid.columns, TICKS // 2), grid.names
     upright = any(len(names[j]) > 3 for j in shown if isinstance(grid.columns[j], Block))

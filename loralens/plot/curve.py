@@ -8,12 +8,8 @@ from matplotlib.figure import Figure
 from loralens.compress.curve import Point
 from loralens.plot.figure import fit, settle, styled
 
-UNIFORM, BUDGET, FEW, CHOSEN = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "black",
-)  # told apart by colour-blind eyes, and by their markers
+UNIFORM, BUDGET, FEW = "#D55E00", "#0072B2", "#009E73"  # told apart by colour-blind eyes, and by their markers
+CHOSEN = "black"
 LABELS = 12  # ranks that fit beside their points
 UNITS = (("B", 1), ("kB", 1000), ("MB", 1000**2), ("GB", 1000**3))
 
@@ -56,7 +52,7 @@ def curve_figure(
         if few:
             label = "ranks and bits, at the same size (loralens-q, expected)"
             axes.plot(*zip(*few, strict=True), marker="^", markersize=4, linewidth=1.2, color=FEW, label=label)
-        _label_ranks(axes, points, step)
+        _label_ranks(axes, points, step, room=largest / LABELS)
         if chosen:
             axes.plot(
                 chosen[0] / step, 100 * chosen[1], "*", markersize=11, color=CHOSEN, label="what was written", zorder=5
@@ -67,12 +63,11 @@ def curve_figure(
     return settle(figure)
 
 
-def _label_ranks(axes: Axes, points: Sequence[Point], step: int) -> None:
-    """The rank beside the points, those left out that would stand in the way of the one before."""
-    width = max((point.uniform.bytes for point in points), default=1)
+def _label_ranks(axes: Axes, points: Sequence[Point], step: int, *, room: float) -> None:
+    """The rank beside the points, those left out that are less than ``room`` bytes from the one before."""
     before = float("inf")
     for point in points:
-        if before - point.uniform.bytes < width / LABELS and point is not points[-1]:
+        if before - point.uniform.bytes < room and point is not points[-1]:
             continue
         before = point.uniform.bytes
         axes.annotate(

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from loralens.core.names import Block
-from loralens.plot.figure import fit
+from loralens.plot.figure import EMPTY, fit
 from loralens.plot.sheet import NAME, TICKS, Sheet, starts, thin
 
 ZERO = "#0072B2"  # a blue that the map has not, to colour-blind eyes either
@@ -35,7 +35,7 @@ def rank_map(part: SubFigure, sheet: Sheet, colours: tuple[float, float]) -> Non
     """Effective rank, mean over the non-zero modules of a cell, kinds down and blocks across."""
     axes = part.add_subplot()
     values, zero = _effective(sheet)
-    axes.patch.set(facecolor="0.93", hatch="////", edgecolor="0.8", linewidth=0)
+    axes.patch.set(**EMPTY)
     mesh = axes.pcolormesh(values, cmap="magma", vmin=colours[0], vmax=colours[1], edgecolors="white", linewidth=0.4)
     axes.pcolormesh(zero, cmap=ListedColormap(["white"]), edgecolors="white", linewidth=0.4)
     y, x = np.nonzero(~zero.mask)
@@ -44,7 +44,7 @@ def rank_map(part: SubFigure, sheet: Sheet, colours: tuple[float, float]) -> Non
     label = f"effective rank\n(of nominal r = {_nominal(sheet)})"
     part.colorbar(mesh, ax=axes, label=label, pad=0.01, fraction=0.05, aspect=max(7, 1.5 * len(sheet.rows)))
     handles = [
-        *([Patch(facecolor="0.93", hatch="////", edgecolor="0.8", label="no module")] if _holes(sheet) else []),
+        *([Patch(**{**EMPTY, "linewidth": None}, label="no module")] if _holes(sheet) else []),
         *([Line2D([], [], linestyle="none", marker="x", color=ZERO, label="ΔW = 0")] if x.size else []),
     ]
     if handles:

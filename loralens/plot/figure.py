@@ -38,6 +38,9 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": 7,
 }
 
+# What a map looks like where it has no value.
+EMPTY: dict[str, Any] = {"facecolor": "0.93", "hatch": "////", "edgecolor": "0.8", "linewidth": 0}
+
 
 def styled() -> AbstractContextManager[None]:
     """A block in which matplotlib draws in the style of the house, whatever the user's own settings."""

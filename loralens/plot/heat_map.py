@@ -16,10 +16,9 @@ CHANCE = "#D55E00"  # vermilion: not among the colours of the map, and told from
 
 
 def colour_top(maps: Iterable[Array]) -> float:
-    """Where the colours end: the largest φ drawn, rounded up to a tenth."""
-    return min(
-        1.0, max([ceil(10 * float(np.nanmax(one)) - 1e-9) / 10 for one in maps if np.isfinite(one).any()] + [0.1])
-    )
+    """Where the colours end: the largest φ drawn, rounded up to a tenth, of which there is one at least."""
+    largest = max((float(np.nanmax(one)) for one in maps if np.isfinite(one).any()), default=0.0)
+    return min(1.0, max(0.1, ceil(10 * largest - 1e-9) / 10))
 
 
 def draw_phi(axes: Axes, phi: Array, top: float) -> None:
@@ -32,7 +31,7 @@ def draw_phi(axes: Axes, phi: Array, top: float) -> None:
 
 
 def ticks(count: int) -> list[int]:
-    """1, the last, and about two round numbers between."""
+    """1, the last, and at most three round numbers between."""
     step = max(1, 2 ** ceil(np.log2(count / 4))) if count > 1 else 1
     inner = [i for i in range(step, count, step) if count - i >= step / 2 and (i - 1 >= step / 2 or i == 1)]
     return sorted({1, *inner, count})

@@ -13,20 +13,18 @@ from matplotlib.gridspec import GridSpec
 
 from loralens.analysis.interference import Interference
 from loralens.analysis.pairwise import Module, Pairwise, Side, mean
-from loralens.core.names import Block, block, kind, natural_key
+from loralens.core.names import Block, block, kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
-from loralens.plot.figure import fit, settle, styled
+from loralens.plot.figure import EMPTY, fit, settle, styled
 from loralens.plot.heat_map import CHANCE
-from loralens.plot.sheet import NAME, STEPS, TICKS, block_order, stack_names
+from loralens.plot.sheet import NAME, TICKS, block_names, block_order, commonest_kinds, stride
 
 WRITTEN = 8  # adapters up to which every cell of a matrix says its number
 LABELLED = 40  # adapters up to which each has its name beside the map,
 BESIDE = 26  # and beside the matrix
 LEAST = 0.2  # cosine that the colours of the map of conflicts reach at least: 0.01 must not look like a war
 KINDS = 12  # rows of the map of conflicts
-WIDE = 16  # letters of the name of a block
-EMPTY: dict[str, Any] = {"facecolor": "0.93", "hatch": "////", "edgecolor": "0.8", "linewidth": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +44,8 @@ class _Columns:
 
     @property
     def names(self) -> list[str]:
-        """What the columns are called: their numbers, with the stack where there are several."""
-        stacks = stack_names(one.stack for one in self.blocks if one)
-        return [
-            "outside"
-            if one is None
-            else str(one.number)
-            if len(stacks) < 2
-            else fit(f"{stacks[one.stack]}.{one.number}", WIDE)
-            for one in self.blocks
-        ]
+        """What the columns are called."""
+        return block_names(self.blocks)
 
 
 def pairwise_figure(
@@ -97,7 +87,7 @@ def pairwise_figure(
     drawn = dendrogram(tree, no_plot=True)
     order = [int(i) for i in drawn["leaves"]]
     columns = _Columns.of(pairs.modules)
-    kinds = _kinds(pairs.modules)
+    kinds = commonest_kinds((module.name for module in pairs.modules), KINDS)
     panels = 2 + len(sides)
     heights = [0.5, 3.2, 1.1 + 0.16 * min(len(labels), LABELLED), 1.1 + 0.2 * max(2, len(kinds))]
     width = min(max(3.0 * panels + 1.8, 0.17 * len(columns.blocks) + 4), 16)
@@ -162,7 +152,7 @@ def _cells(axes: Axes, matrix: np.ma.MaskedArray, low: float) -> None:
     if len(matrix) > WRITTEN:
         return
     for (i, j), value in np.ndenumerate(matrix):
-        if value is not np.ma.masked and np.isfinite(value):
+        if np.isfinite(value):  # NaN where it is masked
             dark = abs(value) > 0.6 if low < 0 else value < 0.6
             axes.text(
                 j,
@@ -178,17 +168,16 @@ def _cells(axes: Axes, matrix: np.ma.MaskedArray, low: float) -> None:
 def _adapters(axes: Axes, labels: Sequence[str], *, beside: bool) -> None:
     """Numbers under the matrix, names beside the first one."""
     shown, names = _named(labels, BESIDE)
-    step = shown[1] - shown[0]
     axes.set_yticks(shown, names if beside else ["" for _ in shown], parse_math=False, fontsize=6)
-    sparse = [i for i in shown if len(shown) <= 12 or (i + 1) % (5 * step) == 0]
+    every = 5 * (shown[1] - shown[0])
+    sparse = shown if len(shown) <= 12 else list(range(every - 1, len(labels), every))
     axes.set_xticks(sparse, [str(i + 1) for i in sparse], fontsize=6)
     axes.tick_params(length=2)
 
 
 def _named(labels: Sequence[str], most: int) -> tuple[list[int], list[str]]:
     """Adapters to name, about ``most`` of them, and their names."""
-    step = next(step for step in STEPS if len(labels) <= step * most or step == STEPS[-1])
-    shown = list(range(0, len(labels), step))
+    shown = list(range(0, len(labels), stride(len(labels), most)))
     return shown, [f"{fit(labels[i], NAME)} {i + 1}" for i in shown]
 
 
@@ -223,15 +212,6 @@ def _bar(axes: Axes, mesh: ScalarMappable, label: str) -> Colorbar:
     return figure.colorbar(mesh, ax=axes, label=label, pad=0.01, fraction=0.05)
 
 
-def _kinds(modules: Sequence[Module]) -> list[str]:
-    """Rows of the map of conflicts: kinds in natural order, those of least modules left out."""
-    counts: dict[str, int] = {}
-    for module in modules:
-        counts[kind(module.name)] = counts.get(kind(module.name), 0) + 1
-    most = sorted(counts, key=lambda name: (-counts[name], natural_key(name)))[:KINDS]
-    return sorted(most, key=natural_key)
-
-
 def _conflict_map(axes: Axes, pairs: Pairwise, columns: _Columns, kinds: Sequence[str]) -> None:
     pairs_of = pairs.cosines[:, *np.triu_indices(pairs.count, 1)]
     there = ~np.isnan(pairs_of)
@@ -259,8 +239,7 @@ def _conflict_map(axes: Axes, pairs: Pairwise, columns: _Columns, kinds: Sequenc
 def _blocks(axes: Axes, columns: _Columns) -> None:
     """Name the columns, as many as fit."""
     count, names = len(columns.blocks), columns.names
-    step = next(step for step in STEPS if count <= step * TICKS or step == STEPS[-1])
-    shown = list(range(0, count, step))
+    shown = list(range(0, count, stride(count, TICKS)))
     long = max(map(len, names), default=0) > 4
     axes.set_xticks(np.array(shown) + 0.5, [names[i] for i in shown], rotation=90 if long else 0, parse_math=False)
     axes.set_xlim(0, count)

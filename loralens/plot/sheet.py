@@ -1,5 +1,6 @@
 """Sheet: one adapter laid out for a figure, a row for each kind and a column for each block."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise, takewhile
@@ -16,6 +17,9 @@ TICKS = 32  # labels that fit under the map
 NAME = 28  # letters of a name on an axis
 LETTER = 0.055  # width of a letter, inches
 STEPS = (1, 2, 4, 5, 8, 10, 20, 40, 50, 100, 200, 400, 500, 1000)
+WIDE = 16  # letters of the name of a block where room is scarce
+PALEST = 0.93  # where the colours of blocks end: white paper swallows what comes behind it
+OUTSIDE = "0.35"  # the grey of modules outside any block
 
 Column = Block | str | None  # a block; a module where an adapter has no blocks; None: outside any block
 
@@ -37,8 +41,8 @@ class Sheet:
 
     @property
     def colours(self) -> list[tuple[float, ...]]:
-        """One colour a place: viridis without its palest end, which white paper swallows."""
-        return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, 0.93, self.places))]
+        """One colour a place."""
+        return block_colours(self.places)
 
     @property
     def names(self) -> list[str]:
@@ -125,15 +129,44 @@ def _rows(spectra: Mapping[str, Spectrum], limit: int) -> tuple[list[str], dict[
     return rows, {k: own.index(k) if k in own else len(own) for k in kinds}, others
 
 
+def commonest_kinds(names: Iterable[str], most: int) -> list[str]:
+    """The kinds of these modules in natural order, at most ``most``: those of most modules."""
+    counts = Counter(map(kind, names))
+    return sorted(sorted(counts, key=lambda k: (-counts[k], natural_key(k)))[:most], key=natural_key)
+
+
+def block_colours(count: int) -> list[tuple[float, ...]]:
+    """A colour for each of so many blocks: viridis without its palest end."""
+    return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, PALEST, count))]
+
+
+def block_names(columns: Sequence[Column]) -> list[str]:
+    """What columns are called where room is scarce: a block by its number, with its stack where there are several."""
+    stacks = stack_names(c.stack for c in columns if isinstance(c, Block))
+    names = [_short(c, stacks) for c in columns]
+    if len(set(names)) < len(names):
+        names = [_short(c, _numbered(stacks)) for c in columns]
+    return names
+
+
+def _short(column: Column, stacks: Mapping[str, str]) -> str:
+    if not isinstance(column, Block):
+        return fit(column or "outside", WIDE)
+    return fit(f"{stacks[column.stack]}.{column.number}", WIDE) if len(stacks) > 1 else str(column.number)
+
+
 def stack_names(stacks: Iterable[str]) -> dict[str, str]:
     """Short names of stacks, each once and each different: without the path that all share."""
     paths = {stack: stack.split(".") for stack in stacks}
     levels = zip(*(path[:-1] for path in paths.values()), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     short = {stack: fit(".".join(path[common:]), NAME) for stack, path in paths.items()}
-    if len(set(short.values())) == len(short):
-        return short
-    return {stack: f"({i}) {name}" for i, (stack, name) in enumerate(short.items(), start=1)}
+    return short if len(set(short.values())) == len(short) else _numbered(short)
+
+
+def _numbered(names: Mapping[str, str]) -> dict[str, str]:
+    """The names of stacks with a number before each, so that what shortens them leaves them different."""
+    return {stack: f"({i}) {name}" for i, (stack, name) in enumerate(names.items(), start=1)}
 
 
 def block_order(b: Block) -> tuple[object, int]:
@@ -170,10 +203,15 @@ def starts(columns: Sequence[Column]) -> list[int]:
     return [0, *accumulate(map(len, groups[:-1]))]
 
 
+def stride(count: int, most: int) -> int:
+    """The first of `STEPS` by which ``count`` things are thinned to at most ``most``; the largest where none does."""
+    return next((step for step in STEPS if count <= step * most), STEPS[-1])
+
+
 def thin(columns: Sequence[Column], most: int) -> list[int]:
     """Columns to label, about ``most``: the first of every stack, and every second, fourth, fifth … after it."""
     count, firsts = len(columns), starts(columns)
-    step = next(step for step in STEPS if count <= step * most or step == STEPS[-1])
+    step = stride(count, most)
     if len(firsts) > most:
         return list(range(0, count, step))
     return [

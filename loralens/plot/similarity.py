@@ -12,27 +12,24 @@ from loralens.analysis.similarity import Comparison, Similarity
 from loralens.core.lazy import Array
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
-from loralens.plot.figure import fit, settle, styled
+from loralens.plot.figure import EMPTY, fit, settle, styled
 from loralens.plot.heat_map import COLOURS, colour_top, draw_phi, phi_bar
-from loralens.plot.sheet import LETTER, NAME, TICKS, block_order, stack_names, thin
+from loralens.plot.sheet import LETTER, NAME, TICKS, WIDE, Column, block_names, block_order, thin
 
 BLOCKS = 8  # rows of heat maps; of more blocks four are shown
 FEW = 4
-WIDE = 16  # letters of the name of a block or module
 FEWEST = 7  # letters of a kind over a heat map at least
 KINDS = 8  # columns of heat maps
 GLANCE = 12  # heat maps that are taken in without a map of all of them
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # as the title has it
 
-Place = Block | str | None  # a block; None: outside any; a module of its own where there are no blocks
-
 
 class Grid(NamedTuple):
     """Modules laid out: blocks (or modules) down, kinds across; of several in one cell the first."""
 
-    places: Sequence[Place]
+    places: Sequence[Column]
     kinds: Sequence[str]
-    cells: Mapping[tuple[Place, str], Similarity]
+    cells: Mapping[tuple[Column, str], Similarity]
 
     @property
     def stacks(self) -> list[str]:
@@ -44,12 +41,16 @@ class Grid(NamedTuple):
         """Whether the places have names, which need more room than numbers."""
         return len(self.stacks) > 1 or any(not isinstance(place, Block) for place in self.places)
 
-    def name(self, place: Place) -> str:
-        """What a place is called: its number, and its stack where there are several."""
-        if not isinstance(place, Block):
-            return fit(place or "outside", WIDE)
-        stacks = stack_names(self.stacks)
-        return fit(f"{stacks[place.stack]}.{place.number}" if len(stacks) > 1 else str(place.number), WIDE)
+    @property
+    def names(self) -> dict[Column, str]:
+        """What the places are called."""
+        return dict(zip(self.places, block_names(self.places), strict=True))
+
+    @property
+    def drawn(self) -> list[Similarity]:
+        """Of the cells, row by row; those without a module left out."""
+        cells = ((place, name) for place in self.places for name in self.kinds)
+        return [self.cells[cell] for cell in cells if cell in self.cells]
 
 
 def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
@@ -80,25 +81,21 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
         notes.append(f"{len(whole.cells)} of {len(modules)} modules: of several of one kind in a block, the first")
     if not modules:
         notes.append("nothing to compare: ΔW is 0 everywhere")
-    maps = [
-        whole.cells[place, name].overlap.phi
-        for place in shown.places
-        for name in shown.kinds
-        if (place, name) in whole.cells
-    ]
-    rows, columns = max(1, len(shown.places)), max(1, len(shown.kinds)) + 1
-    across = len(whole.places) > 1 and (len(maps) < len(whole.cells) or len(maps) > GLANCE)
-    names = LETTER * WIDE if whole.upright else 0.2
-    tops = 1.45 * rows + 1.0, 2 * (0.25 * max(5, len(whole.kinds)) + 0.3) + 0.4 + names if across else 0.0
+    maps = [one.overlap.phi for one in shown.drawn]
+    overview = len(whole.places) > 1 and (len(maps) < len(whole.cells) or len(maps) > GLANCE)
+    heights = [1.45 * max(1, len(shown.places)) + 1.0]
+    if overview:
+        names = LETTER * WIDE if whole.upright else 0.2
+        heights.append(2 * (0.25 * max(5, len(whole.kinds)) + 0.3) + 0.4 + names)
     with styled():
-        figure = Figure(figsize=(_width(columns), sum(tops)), layout="constrained")
-        parts = figure.subfigures(2 if across else 1, 1, squeeze=False, height_ratios=[t for t in tops if t])[:, 0]
+        width = _width(max(1, len(shown.kinds)) + 1)
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         parts[0].suptitle("\n".join([_title(found, labels, of), *notes]), parse_math=False)
-        top = colour_top(maps)
         if maps:
-            _maps(parts[0], shown, whole, top)
-            if across:
-                _overview(parts[1], whole)
+            _maps(parts[0], shown, whole, colour_top(maps))
+        if overview:
+            _overview(parts[1], whole)
     return settle(figure)
 
 
@@ -114,10 +111,10 @@ def _title(found: Comparison, labels: tuple[str, str], of: Of) -> str:
 
 
 def _grid(modules: Mapping[str, Similarity]) -> Grid:
-    places: dict[str, Place] = {name: block(name) for name in modules}
+    places: dict[str, Column] = {name: block(name) for name in modules}
     if not any(places.values()):
         places = {name: name for name in modules}
-    cells: dict[tuple[Place, str], Similarity] = {}
+    cells: dict[tuple[Column, str], Similarity] = {}
     for name, one in modules.items():
         cells.setdefault((places[name], kind(name)), one)
     blocks = sorted({place for place in places.values() if isinstance(place, Block)}, key=block_order)
@@ -141,20 +138,18 @@ def _maps(part: Figure | SubFigure, shown: Grid, whole: Grid, top: float) -> Non
     """A heat map for each block and kind, and what chance gives in a column of its own."""
     rows, columns = len(shown.places), len(shown.kinds) + 1
     room = int((_width(columns) - 1.2) / columns / LETTER)  # letters of a title; the colour bar takes an inch
-    grid = part.subplots(rows, columns, squeeze=False)
+    grid, names = part.subplots(rows, columns, squeeze=False), whole.names
     for i, place in enumerate(shown.places):
         row = [whole.cells.get((place, name)) for name in shown.kinds]
-        where = ("" if whole.upright else "block ") + whole.name(place)
+        where = ("" if whole.upright else "block ") + names[place]
         for j, one in enumerate(row):
             _map(grid[i, j], one, f"{fit(shown.kinds[j], max(room - len(where) - 2, FEWEST))}, {where}", top)
-        first = next(one for one in row if one) if any(row) else None
-        _chance_map(grid[i, -1], first, top)
+        _chance_map(grid[i, -1], next((one for one in row if one), None), top)
     for axes in grid[-1]:
         axes.set_xlabel("j")
     for axes in grid[:, 0]:
         axes.set_ylabel("i", rotation=0, labelpad=8)
-    drawn = [one.overlap for place in shown.places for name in shown.kinds if (one := whole.cells.get((place, name)))]
-    levels = [level for one in drawn for level in (1 / one.n, one.full_chance)]
+    levels = [level for one in shown.drawn for level in (1 / one.overlap.n, one.overlap.full_chance)]
     phi_bar(part, list(grid.ravel()), top, (min(levels), max(levels)), "φ(i, j)")
 
 
@@ -202,12 +197,12 @@ def _overview(part: Figure | SubFigure, whole: Grid) -> None:
 
 
 def _overview_map(axes: Axes, values: Array, whole: Grid, top: float) -> None:
-    axes.patch.set(facecolor="0.93", hatch="////", edgecolor="0.8", linewidth=0)
+    axes.patch.set(**EMPTY)
     masked = np.ma.masked_invalid(values)
     axes.pcolormesh(masked, cmap=COLOURS, vmin=0, vmax=top, edgecolors="white", linewidth=0.4)
-    labelled = thin(list(whole.places), TICKS)
-    names = [whole.name(whole.places[j]) for j in labelled]
-    axes.set_xticks(np.array(labelled) + 0.5, names, rotation=90 if whole.upright else 0, parse_math=False)
+    labelled, names = thin(whole.places, TICKS), block_names(whole.places)
+    shown = [names[j] for j in labelled]
+    axes.set_xticks(np.array(labelled) + 0.5, shown, rotation=90 if whole.upright else 0, parse_math=False)
     axes.set_yticks(np.arange(len(whole.kinds)) + 0.5, [fit(name, NAME) for name in whole.kinds], parse_math=False)
     axes.set(xlim=(0, len(whole.places)), ylim=(len(whole.kinds), 0))
     axes.tick_params(length=2)

@@ -17,13 +17,12 @@ from loralens.errors import OptionError
 from loralens.plot.effective_rank import rank_colours, rank_map
 from loralens.plot.figure import fit, settle, styled
 from loralens.plot.panels import counts, kind_panels
-from loralens.plot.sheet import Sheet, across, block_order, height, heights, lay_out, thin, width
+from loralens.plot.sheet import OUTSIDE, Sheet, across, block_order, height, heights, lay_out, thin, width
 
 PANELS = 24  # of one figure
 ADAPTERS = 12  # of one figure
 LINES = 256  # of one panel; beyond, one mean line a block
 
-OUTSIDE = "0.35"  # the grey of modules outside any block
 GOLDEN = 0.618  # multiples of it mix evenly, so late blocks do not hide early ones
 NOTE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 

@@ -1,6 +1,7 @@
 """One run over its steps: size, rank, direction and loss, one panel each."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import ceil
 
 import numpy as np
@@ -110,7 +111,7 @@ def _losses(axes: Axes, losses: Mapping[str, Sequence[tuple[int, float]]], witho
         axes.set_yticks([])
         axes.text(0.5, 0.5, without, transform=axes.transAxes, ha="center", va="center", color="0.4")
         return
-    for (name, points), colour in zip(losses.items(), (INK, SECOND), strict=False):
+    for (name, points), colour in zip(losses.items(), cycle((INK, SECOND, THIRD)), strict=False):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=colour, linewidth=1, marker="." if len(points) < 30 else "", label=name)
     axes.set_ylabel("loss")

@@ -99,13 +99,14 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device; mappings, tuples and lists are gone into."""
+    """A batch with its tensors on a device; mappings, tuples (named ones too) and lists are gone into."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(moved(value, device) for value in batch)
+        values = [moved(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 

@@ -1,5 +1,6 @@
 """Fit: train LoRA layers in a model, from injection to the adapter."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -105,7 +106,7 @@ def fit(
     Raises
     ------
     OptionError
-        See `loralens.train.inject`; an empty feed; a course that cannot be.
+        See `loralens.train.inject`; an empty feed; a record that JSON cannot hold.
     DivergenceError
         The loss or its gradient is not finite; nothing was updated with it. Snapshots and states that the watch was
         given before are good.
@@ -117,6 +118,7 @@ def fit(
     When it fails, the layers are taken out again. Processes that torch.distributed brought together train as one: DDP,
     or FSDP2 with ``shard``; equal seeds and equal batches in a step give the adapter of a single process, to rounding.
     """
+    _check_record(record or {})
     feed = Feed(batches)
     course = course or _one_round(feed)
     world = World.current(shard=shard)
@@ -155,6 +157,15 @@ def fit(
         steps=loop.done,
         best_step=loop.best_step,
     )
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse before training what could not be written down after it."""
+    try:
+        json.dumps(dict(record))
+    except (TypeError, ValueError) as error:
+        what = f"the record cannot be kept with the adapter: {error}"
+        raise OptionError(what, fix="give texts, Python's own numbers, lists and mappings of these") from error
 
 
 def _one_round(feed: Feed) -> Course:

@@ -106,7 +106,9 @@ class Injection:
     def remove(self) -> None:
         """Put the layers back that were there: the same objects, the same bits, trainable what was trainable.
 
-        Heads get back what they held before. The factors stay in ``layers``, so what was trained can still be read.
+        The factors stay in ``layers`` and can still be read. What heads learned is gone, as they get back what they
+        held before: an adapter with heads is read first.
+
         """
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
@@ -246,16 +248,15 @@ def _layer(
     """The LoRA layer for one layer, with its first factors on the device of the weight."""
     W, scale = kind.matrix(layer), scale_of(alpha, rank, method.rule)
     out, in_ = W.shape
-    start = None
-    if method.principal:
-        start = pair = principal_pair(W, rank=rank, scale=scale)
-    else:
-        embedding = kind.kind == "embedding"
-        pair = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
-        pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in pair))
+    start = principal_pair(W, rank=rank, scale=scale) if method.principal else None
     if start:
         pair = Pair(start.B.clone(), start.A.clone())
+    else:
+        embedding = kind.kind == "embedding"
+        drawn = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
+        pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
     made = kind(layer, pair, scale=scale, dropout=dropout, start=start)
+
     if method.magnitude:
         add_magnitude(made)
     return made

@@ -30,8 +30,11 @@ Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 
 def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that a transformers model computes from a batch with labels."""
-    output = model(**batch) if isinstance(batch, Mapping) else None
-    loss: Tensor | None = getattr(output, "loss", None)
+    if not isinstance(batch, Mapping):
+        what = f"a batch is a {type(batch).__name__}, and a model computes its own loss from names and tensors"
+        raise OptionError(what, fix="give mappings with labels, or pass loss=")
+    loss: Tensor | None = getattr(model(**batch), "loss", None)
+
     if loss is None:
         raise OptionError("the model returned no loss", fix="put labels into the batches, or pass loss=")
     return loss
@@ -102,9 +105,10 @@ class Loop:
         return self.watch.patience is not None and self._waited >= self.watch.patience
 
     def _prepare(self, state: State | None) -> None:
-        """The optimiser, and what a state says."""
+        """The optimiser, without gradients of the caller's or of a run that failed; and what a state says."""
         groups = self.injection.groups(lr=self.course.lr)
         self._optimiser = _optimiser(self.course, groups)
+        self._optimiser.zero_grad(set_to_none=True)
         self._rates = [group["lr"] for group in groups]
         if state is not None:
             self._best = restored(self.injection, self._optimiser, state)
@@ -115,7 +119,7 @@ class Loop:
         begun = perf_counter()
         step, device = self.done, self.device
         _draw_from(_seed(self.seed, step, self.world.rank), device)
-        rates = self._rated(step)
+        rate = self._rated(step)
         with _training(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._gradients(step)
         total, count, size = self.world.total([total, count, size], device)
@@ -131,10 +135,10 @@ class Loop:
         self.done += 1
         self.losses.append(loss)
         if self.watch.on_step and self.world.main:
-            self.watch.on_step(Step(self.done, loss, rates, norm, int(size), perf_counter() - begun))
+            self.watch.on_step(Step(self.done, loss, rate, norm, int(size), perf_counter() - begun))
 
     def _rated(self, step: int) -> float:
-        """Set the learning rates of a step, and return the highest of the course."""
+        """Set the learning rates of a step, and return that of the course; a method may let B learn faster."""
         factor = self.course.factor(step)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -169,7 +173,7 @@ class Loop:
         last = self.done == self.course.steps
         if last or _due(self.done, self.watch.evaluate_every):
             self._evaluate()
-        if self.watch.snapshot and (_due(self.done, self.watch.snapshot_every)):
+        if self.watch.snapshot and _due(self.done, self.watch.snapshot_every):
             adapter = read(self.injection)
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)

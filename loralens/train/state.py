@@ -70,7 +70,13 @@ def restored(injection: Injection, optimiser: Optimizer, state: State) -> dict[s
 
 @torch.no_grad()
 def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
-    """Overwrite a tensor, in shards or not, by a whole array."""
+    """Overwrite a tensor, in shards or not, by a whole array.
+
+    Raises
+    ------
+    MismatchError
+        They have not one shape.
+    """
     if tuple(tensor.shape) != tuple(array.shape):
         raise MismatchError(
             f"the state is of another run: {name} is {tuple(array.shape)} there, {tuple(tensor.shape)} here",

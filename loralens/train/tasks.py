@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, nan
 from typing import Any, final
 
 import numpy as np
@@ -136,6 +136,7 @@ class Task:
     ) -> Callable[[nn.Module], Measures]:
         """From a model to ``loss``, ``accuracy`` and, of language, ``perplexity`` over all examples.
 
+        All of them are NaN where nothing is asked: no text has a second token, or none of their tokens was hidden.
         ``step`` is told how many examples the model has seen, ``size`` at a time.
         """
 
@@ -151,7 +152,7 @@ class Task:
                 count += len(wanted)
                 if step:
                     step(len(chosen))
-            loss, accuracy = (sums / max(count, 1)).tolist()
+            loss, accuracy = (sums / count).tolist() if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, 700.0))}
 

@@ -7,6 +7,7 @@ import loralens
 from loralens.analysis.equality import differences
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
+from loralens.errors import FormatError
 
 rng = np.random.default_rng(0)
 B, A = rng.normal(size=(7, 3)), rng.normal(size=(3, 5))
@@ -58,3 +59,16 @@ def test_structured_against_a_pair() -> None:
     dense = Structured(Dense(LazyArray.of(B @ A)), 2.0)
     assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.0))) < 1e-14
     assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.2))) > 0.09
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_is_no_difference_but_an_error_whatever_the_form(value: float) -> None:
+    spoilt = B.copy()
+    spoilt[0, 0] = value
+    fine, pair = adapter(m=loralens.LowRank(B, A)), adapter(m=loralens.LowRank(spoilt, A))
+    with np.errstate(invalid="ignore"):
+        dense = adapter(m=Structured(Dense(LazyArray.of(spoilt @ A))))
+    whole = adapter(m=Structured(Dense(LazyArray.of(B @ A))))
+    for one, two in ((fine, pair), (fine, dense), (dense, whole), (whole, pair)):
+        with pytest.raises(FormatError, match="m: a factor holds NaN"):
+            differences(one, two)

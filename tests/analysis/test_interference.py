@@ -126,6 +126,17 @@ def test_modules_outside_any_block_are_named() -> None:
     assert meetings(pairs, fights=True)[0].where == "lm_head"
 
 
+def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
+    extra = {f"vision.layers.{i}.self_attn.v_proj": -0.5 if i < 2 else 0.0 for i in range(4)}
+    pairs = pairwise(fighting({(i, "self_attn.v_proj"): -0.5 for i in (0, 1, 3)}, extra={**extra, "lm_head": -0.7}))
+    assert sorted(one.where for one in meetings(pairs, fights=True)) == [
+        "block 3 of model.layers, v_proj",
+        "blocks 0–1 of model.layers, v_proj",
+        "blocks 0–1 of vision.layers, v_proj",
+        "lm_head",
+    ]
+
+
 @pytest.mark.parametrize(
     ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 40, True), (-0.99 * 4 / 40, False), (0.5, False)]
 )

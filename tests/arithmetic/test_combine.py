@@ -306,6 +306,30 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
         combine([])
 
 
+@pytest.mark.parametrize(
+    ("weight", "arguments", "message"),
+    [
+        (float("nan"), {}, "b has the weight nan"),
+        ({"q_proj": float("inf")}, {}, "b has the weight inf"),
+        (Strength(float("-inf")), {}, "b has the weight -inf"),
+        (1.0, {"take": 2}, "take=2 is the place of no adapter"),
+        (1.0, {"take": -1}, "take=-1 is the place of no adapter"),
+        (1.0, {"labels": ["a"]}, "1 labels for 2 adapters"),
+        (0.0, {"modules": ["k_proj"]}, "nothing is left: in all modules the weights are 0"),
+    ],
+)
+def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):
+    b = made(43, names=[Q, "model.layers.2.self_attn.k_proj"])
+    with pytest.raises(OptionError, match=message):
+        combine([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})
+
+
+def test_an_adapter_without_modules_has_a_total_of_nothing():
+    found = combine([(Adapter(modules={}, extra={"head": extra("saved", "score")}), 1.0)])
+    assert set(found.adapter.extra) == {"head"}
+    assert (found.total().error_to_sum, found.total().shares) == (0.0, ())
+
+
 def test_inputs_are_unchanged():
     a, b = made(43), made(44)
     before = [x.copy() for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]

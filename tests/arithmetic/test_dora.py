@@ -138,6 +138,13 @@ def test_cut_to_a_rank_the_stretch_stays(base):
         assert np.linalg.norm(change(cut, name, W) - best) < DORA_FILE * np.linalg.norm(W)
 
 
+def test_factors_of_two_dtypes_become_float32(base):
+    a = adapter(26, base)
+    mixed = a.map(lambda m: LowRank(m.B.astype(ml_dtypes.bfloat16), m.A.astype(np.float32), m.scale))
+    found = combine([(mixed, 0.5)], weights=weights(base)).adapter
+    assert {factor.dtype for m in found.modules.values() for factor in m.factors} == {np.dtype(np.float32)}
+
+
 def test_what_cancels_is_plain_zeros(base):
     a = adapter(10, base)
     found = combine([(a, 0.5), (a, -0.5)], weights=weights(base))

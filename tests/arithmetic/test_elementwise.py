@@ -155,6 +155,18 @@ def test_nothing_comes_to_exact_zeros(name, space):
     assert not found.B.any()
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["knots", "core"])
+def test_factors_that_cancel_to_rounding_come_to_exact_zeros(name, space):
+    rng = np.random.default_rng(26)
+    b, c, a = rng.standard_normal((9, 1)), rng.standard_normal((9, 1)), rng.standard_normal((1, 14))
+    one = LowRank(np.hstack([b, c, -(b + c)]), np.vstack([a, a, a]))
+    joint = Joint.of([one, None], [1.0, 1.0])
+    assert joint.cores.any()
+    found = RULES[name][0](joint, space=space)
+    assert (found.update.rank, found.update.B.any(), found.truncation) == (1, False, 0)
+
+
 def test_a_minus_a_under_an_election_is_0():
     (one, *_) = updates(np.random.default_rng(12))
     for name in ("ties", "sce at 1"):

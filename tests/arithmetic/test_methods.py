@@ -194,6 +194,25 @@ def test_tsv_m_of_orthogonal_updates_is_their_sum():
     assert far(result("tsv-m", updates, [1, 1]), sum(u.dense() for u in updates)) < COMBINED
 
 
+def test_iso_cts_never_adds_more_of_its_own_than_there_are_directions():
+    """Of r = 7 directions two updates add 3 each, not round(7/2) = 4, and one is common."""
+    updates = adapters(20, (4, 3))
+    expected = reference.dense_iso_cts([u.dense() for u in updates], [1, 1], 0.1)  # round(0.9 · 7/2) = 3
+    assert far(result("iso-cts", updates, [1, 1], common=0), expected) < COMBINED_ITERATED
+
+
+def test_an_update_of_weight_0_counts_as_none_in_pico():
+    updates = adapters(21, (3, 4, 2))
+    found = result("pico", updates, [1.0, 0.5, 0.0])
+    assert far(found, result("pico", updates[:2], [1.0, 0.5])) < COMBINED
+
+
+def test_knots_is_the_sum_at_any_weight():
+    updates = adapters(22, (3, 4))
+    for weights in ([1e14, -2e14], [1e-14, 3e-14]):
+        assert far(result("knots", updates, weights), result("sum", updates, weights)) < COMBINED
+
+
 def test_ctm_has_the_rank_of_one_adapter():
     updates = adapters(13, (3, 4, 2))
     joint = Joint.of(updates, [1, 1, 1])
@@ -271,8 +290,16 @@ def test_the_table_says_what_the_rules_take(row):
         ({"beta": 1.5}, r"in \[0, 1\]"),
         ({"rank": 1.5}, "whole number"),
         ({"lam": float("nan")}, "lam"),
+        ({"lam": float("inf")}, r"lam inf is not a number in \(-inf, inf\)"),
     ],
 )
 def test_options_are_checked(options, message):
     with pytest.raises(OptionError, match=message):
         METHODS["ctm"].settings(options)
+
+
+def test_only_what_makes_sense_may_be_infinite():
+    row = METHODS["null-space"]
+    assert row.settings({"mu": float("inf")})["mu"] == float("inf")
+    with pytest.raises(OptionError, match=r"mu -1 is not a number in \[0, inf\]"):
+        row.settings({"mu": -1.0})

@@ -1,5 +1,8 @@
 """One command, run in this process: as it comes, where it must succeed, and where it must refuse."""
 
+import json
+from typing import Any
+
 from click.testing import CliRunner, Result
 
 from loralens.cli.main import main
@@ -19,7 +22,12 @@ class Command:
         assert result.exit_code == 0, result.output
         return result
 
+    def told(self, *args: object) -> Any:
+        """What it says with --json."""
+        return json.loads(self.good("--json", *args).stdout)
+
     def refused(self, *args: object) -> str:
+
         result = self.run(*args)
         assert result.exit_code == 1, result.output
         assert not result.stdout

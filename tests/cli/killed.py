@@ -45,7 +45,10 @@ def ended(pid: int) -> int | None:
 
 
 def lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n") if log.exists() else 0
+    try:
+        return log.read_bytes().count(b"\n")
+    except FileNotFoundError:  # not begun, or just renamed because all is done
+        return 0
 
 
 def run(seed: int, kills: int, out: Path, options: list[str]) -> int:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 MODULE_KEYS = {
@@ -18,9 +17,7 @@ MODULE_KEYS = {
 }  # fmt: skip
 QUERY = "model.layers.0.self_attn.q_proj"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 def small_base(folder: Path) -> Path:

@@ -4,20 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["behave", "--threads", "1", *(str(arg) for arg in args)])
+run = Command("behave", "--threads", "1").run
 
 
 @pytest.fixture(scope="module")

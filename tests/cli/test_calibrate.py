@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
 from loralens.compress.calibration import calibrate
 from loralens.formats.moments import load_moments
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.test_house import HEAVY, imported
 from tests.tolerances import MOMENTS_32
@@ -24,9 +23,7 @@ pytestmark = pytest.mark.usefixtures("quiet_torch")
 
 QUERY = "model.layers.0.self_attn.q_proj"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["calibrate", "--threads", "1", *(str(arg) for arg in args)])
+run = Command("calibrate", "--threads", "1").run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """``loralens combine``: exact output on a small adapter, the JSON contract, recipes, every refusal."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,26 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def told(*args: object) -> dict[str, object]:
-    result = run("combine", "--json", *args)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+run, told = Command().run, Command("combine").told
 
 
 @pytest.fixture
@@ -242,6 +232,9 @@ def test_what_is_wrong_is_one_message_and_exit_1(
         ["SMALL", "--rank", "2", "--energy", "0.5", "-o", "OUT"],
         ["SMALL", "--recipe", "SMALL", "-o", "OUT"],
         ["--recipe", "SMALL", "--method", "sum", "-o", "OUT"],
+        ["--recipe", "SMALL", "--seed", "0", "-o", "OUT"],
+        ["--recipe", "SMALL", "--lambda", "0", "-o", "OUT"],
+        ["--recipe", "SMALL", "--parameters", "inf", "-o", "OUT"],
         ["SMALL", "--set", "beta", "-o", "OUT"],
         ["SMALL", "--set", "beta=much", "-o", "OUT"],
         ["SMALL", "--lambda", "nan", "-o", "OUT"],
@@ -253,7 +246,23 @@ def test_wrong_usage_is_exit_2(small: Path, tmp_path: Path, arguments: list[str]
     assert run("combine", *(spelled.get(a, a.replace("SMALL", str(small))) for a in arguments)).exit_code == 2
 
 
+def test_wrong_usage_names_options_as_they_are_typed(small: Path, tmp_path: Path) -> None:
+    result = run("combine", small, "--size", "1KB", "--sv-ratio", 2, "-o", tmp_path / "out")
+    assert "--sv-ratio, --size exclude each other: give one of them" in result.stderr
+    result = run("combine", "--recipe", small, "--size", "1KB", "--set", "mu=1", "-o", tmp_path / "out")
+    assert "--set, --size and --recipe exclude each other" in result.stderr
+
+
+def test_an_infinite_option_is_null_in_json(small: Path, other: Path, tmp_path: Path) -> None:
+    record = told(small, other, "--method", "null-space", "--set", "mu=inf", "-o", tmp_path / "out")
+    assert record["recipe"]["options"] == {"mu": None}
+    told("--recipe", tmp_path / "out", "-o", tmp_path / "again")
+    one, two = (loralens.load(tmp_path / name) for name in ("out", "again"))
+    assert all(np.array_equal(one[name].B, two[name].B) for name in one)
+
+
 def test_adapters_of_two_models_are_named(small: Path, tmp_path: Path) -> None:
+
     loralens.save(Adapter(modules={"encoder.query": LowRank(np.ones((3, 1)), np.ones((1, 3)))}), tmp_path / "b")
     result = run("combine", small, tmp_path / "b", "--dry-run")
     assert "no module in common" in result.stderr

@@ -8,28 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from tests import bases, reference
+from tests.cli.command import Command
 from tests.tolerances import DORA_FILE
 
 Q = "model.layers.0.self_attn.q_proj"
 KEY = "base_model.model.{}.lora_magnitude_vector"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def done(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result
+run, done = Command().run, Command().good
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.compress_rule import Size
-from loralens.cli.main import main
 from loralens.compress.informed import data_losses
 from loralens.compress.loss import losses, total_error
 from loralens.core.adapter import Adapter
@@ -19,19 +17,12 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.formats.moments import save_moments
 from tests import reference
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def told(*args: object) -> dict[str, object]:
-    result = run("compress", "--json", *args)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+run, told = Command().run, Command("compress").told
 
 
 REPORT = """\

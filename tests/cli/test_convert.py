@@ -5,16 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +68,14 @@ def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None
     assert "--alpha" in refused.stderr
     assert run("convert", bare, "-o", tmp_path / "k.safetensors", "--to", "kohya", "--alpha", "8").exit_code == 0
     assert run("equal", small, tmp_path / "k.safetensors").exit_code == 0
+
+
+def test_what_the_reader_found_is_said(small: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
+    for words in (["equal", small, bare], ["convert", bare, "-o", tmp_path / "lora.bin", "--to", "loralib"]):
+        assert f"{bare}: " in run(*words).stderr
+        assert "--alpha" in run(*words).stderr
 
 
 def test_a_source_is_never_written_over(small: Path) -> None:

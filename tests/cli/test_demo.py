@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from loralens.cli import demo_steps
-from loralens.cli.main import COMMANDS, main
+from loralens.cli.main import COMMANDS
 from loralens.formats import packages
+from tests.cli.command import Command
 
 SHA = "67b9e1b1ff7d7f1dd7b8b5c4b1a4f39e"  # whatever: both files hold it
 
@@ -60,8 +60,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     return made
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["demo", *map(str, args)])
+run = Command("demo").run
 
 
 def companions(folder: Path) -> None:

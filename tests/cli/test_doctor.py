@@ -10,16 +10,16 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
+from loralens.cli.options import as_typed
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 TEXT = """\
@@ -174,6 +174,12 @@ def test_help_imports_no_numpy() -> None:
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loralens.formats.load", lambda *args, **kwargs: pytest.fail("the work has begun"))
     assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 1
+
+
+def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
+    given = {"format": "a b", "alpha": 0.0, "scale": None, "allow_pickle": False}
+    assert as_typed(given) == "--format 'a b' --alpha 0.0"
+    assert as_typed({"allow_pickle": True}) == "--allow-pickle"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:

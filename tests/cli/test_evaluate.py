@@ -30,7 +30,7 @@ run, good, refused = EVALUATE.run, EVALUATE.good, EVALUATE.refused
 
 
 def rows(*args: object) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(good(*args, "--json").stdout)["adapters"]
+    found: list[dict[str, Any]] = EVALUATE.told(*args)["adapters"]
     return found
 
 
@@ -102,7 +102,23 @@ def test_the_model_as_it_is(home: Path) -> None:
     assert "(the model as it is)" in good(*of(home, "llama")).stdout
 
 
+def test_where_nothing_is_asked_there_is_no_measure(home: Path) -> None:
+    asked = (*of(home, "llama"), "--length", 1)  # one token has none before it
+    assert rows(*asked) == [{"path": None, "loss": None, "accuracy": None, "perplexity": None}]
+    assert good(*asked).stdout.splitlines()[-2].split()[-3:] == ["nan"] * 3
+
+
+def test_a_model_is_loaded_with_the_head_of_the_task(home: Path) -> None:
+    from loralens.cli.models import load_headed, load_model
+
+    how: dict[str, Any] = {"device": "cpu", "dtype": "f32", "threads": 1}
+    assert load_model(str(home / "classifier"), **how).head == "classifier"
+    assert load_model(str(home / "bert"), **how).head == ""
+    assert load_headed(str(home / "bert"), "AutoModelForMaskedLM", **how).head == "masked"
+
+
 def test_a_classifier_has_its_head_its_labels_and_its_length_from_the_adapter(home: Path) -> None:
+
     (row,) = rows(home / "c", *of(home, "bert"))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(home / "bert", num_labels=2)
     expected = judged(changed(model, loralens.load(home / "c")), [0, 1, 1, 0], length=5)

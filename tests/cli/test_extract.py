@@ -8,25 +8,21 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from tests import models
+from tests.cli.command import Command
 from tests.tolerances import EXTRACTED_OUTPUT
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 def told(base: Path, tuned: Path, *args: object) -> dict[str, object]:
-    result = run("extract", "--base", base, "--tuned", tuned, "--json", *args)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+    found: dict[str, object] = Command("extract").told("--base", base, "--tuned", tuned, *args)
+    return found
 
 
 def step(rows: int, columns: int, *values: float) -> np.ndarray:

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 TEXT = """\
@@ -29,9 +28,7 @@ warning: 1 of 6 modules do nothing, their B or A is 0: model.layers.10.self_attn
   fix: they were never trained: check the training code, or drop them
 """
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 def test_text_is_exactly_this(small: Path) -> None:

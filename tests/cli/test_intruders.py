@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.reference import intruder_scores, intruders_scaled
 from tests.tolerances import MITIGATED, SCORE, UPDATED_VALUE
@@ -32,8 +31,7 @@ def own_cache(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["intruders", *[str(arg) for arg in args]])
+run = Command("intruders").run
 
 
 def base_of(adapter: loralens.Adapter, file: Path, *, size: float = 1.0) -> Path:

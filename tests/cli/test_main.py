@@ -20,6 +20,16 @@ def test_exit_codes(small: Path) -> None:
     assert exit_code("equal", str(small), str(small)) == 0
 
 
+def test_a_path_that_the_system_refuses_is_named(small: Path) -> None:
+    name = "x" * 300 + ".json"
+    words = ["compress", str(small), "--size", "1KB", "--dry-run", "--weights", name]
+    done = subprocess.run([*RUN, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
+    assert name in done.stderr
+    assert "output" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["spectrum", "--json"], ["inspect"]])
 def test_a_full_disk_behind_stdout_is_one_message(small: Path, arguments: list[str]) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.formats.container import read_safetensors
 from loralens.formats.undo import NAME
 from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.test_house import HEAVY, imported
 
@@ -29,15 +28,7 @@ TOTAL_KEYS = {
     "overflowed", "undo_bytes", "undo_bits_per_weight",
 }  # fmt: skip
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def done(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
+run, done = Command().run, Command().good
 
 
 def load_file(path: Path) -> dict[str, np.ndarray]:

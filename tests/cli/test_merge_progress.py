@@ -30,7 +30,7 @@ PLACES = {  # where each command is when it is interrupted
     "merge": ("rounding", "rounded"),
     "dry run": ("rounding", "rounded"),
     "unmerge": ("patch", "bits"),
-    "subtract": ("subtract", "_subtracted"),
+    "subtract": ("subtract", "subtracted"),
     "verify": ("verify", "bits"),
     "extract": ("triplets", "triplets"),
 }
@@ -64,6 +64,27 @@ def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tm
     assert found.returncode == 130, (found.returncode, found.stderr)
     assert found.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in found.stderr
+    assert contents(tmp_path) == before
+
+
+# An impatient user: Ctrl-C again, in the middle of what the first one left to be tidied up.
+AGAIN = """
+import shutil
+remove = shutil.rmtree
+def disturbed(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return remove(*args, **options)
+shutil.rmtree = disturbed
+"""
+
+
+def test_a_second_interrupt_does_not_disturb_what_tidies_up_after_the_first(commands, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    module, name = PLACES["merge"]
+    script = INTERRUPTED.format(module=module, name=name).replace("from loralens.cli", AGAIN + "from loralens.cli")
+    command = [sys.executable, "-c", script, *map(str, commands["merge"])]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (130, "interrupted")
     assert contents(tmp_path) == before
 
 

@@ -5,17 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 QUERY, VALUE = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["similarity", *(str(arg) for arg in args)])
+run = Command("similarity").run
 
 
 @pytest.fixture(scope="module")

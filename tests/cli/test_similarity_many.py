@@ -5,17 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
 from loralens.cli.similarity_many import labels
+from tests.cli.command import Command
 
 N = 40
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["similarity", *(str(arg) for arg in args)])
+run = Command("similarity").run
 
 
 def adapter(angle: float, axis: int, blocks: range = range(3), v: float = 1.0) -> loralens.Adapter:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 MODULE_KEYS = {
@@ -18,9 +17,7 @@ MODULE_KEYS = {
     "stable_rank", "effective_rank", "effective_rank_energy", "participation_ratio", "energy_rank",
 }  # fmt: skip
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 TABLE = """\

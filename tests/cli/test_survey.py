@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.cli.survey import COLUMNS
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["survey", *(str(arg) for arg in args)])
+run = Command("survey").run
 
 
 @pytest.fixture

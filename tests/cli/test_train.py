@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click import Choice
 from click.testing import CliRunner, Result
 
 import loralens
@@ -267,6 +268,18 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
     assert "Missing option '--task' (or give --demo)" in result.stderr
 
 
+def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
+    from loralens.cli.train import command
+    from loralens.train.course import OPTIMISERS, SCHEDULES
+    from loralens.train.method import METHODS
+    from loralens.train.tasks import TASKS
+
+    choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
+    assert choices["method"] == tuple(method.name for method in METHODS)
+    assert choices["task"] == tuple(task.name for task in TASKS)
+    assert (choices["optimiser"], choices["schedule"]) == (OPTIMISERS, SCHEDULES)
+
+
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "targets": (("--targets", "quary"), "no module matches 'quary'\n  fix: the nearest names are query"),
     "rank": (("--rank", 99), "rank 99 is larger than its matrix (16, 16) can have"),
@@ -400,6 +413,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path
     assert "is not there" in refused(*classify(home, tmp_path / "never", "--resume"))
 
 
+def test_a_run_that_goes_on_says_where_its_evaluations_begin(home: Path, tmp_path: Path) -> None:
+    more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--save-every", 2)
+    assert "evaluation, before → after: loss" in good(*classify(home, tmp_path / "whole", *more)).stdout
+    interrupted(home, tmp_path / "a", *more, at=3)
+    assert "evaluation, step 3 → after: loss" in good(*classify(home, tmp_path / "a", *more, "--resume")).stdout
+
+
 def test_an_interruption_before_the_first_state_says_so(home: Path, tmp_path: Path) -> None:
     result = interrupted(home, tmp_path / "a", at=1)
     assert "holds the log; no state had been saved, so --resume begins anew" in result.stderr
@@ -461,6 +481,8 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
     changed = {name for name in asked if asked[name] != demo[name]}
     assert changed == {"lr", "epochs", "targets", "model", "steps"}
     assert (asked["lr"], asked["epochs"], asked["steps"], asked["targets"]) == (0.1, 2.0, None, ("key",))
+    both = run("--demo", "-o", tmp_path / "a", "--epochs", 2, "--steps", 5)
+    assert (both.exit_code, "--steps or --epochs, not both" in both.stderr) == (2, True)
 
 
 def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> None:

@@ -5,14 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["trajectory", *(str(arg) for arg in args)])
+run = Command("trajectory").run
 
 
 def checkpoint(angle: float, size: float) -> loralens.Adapter:

@@ -137,6 +137,11 @@ def test_a_peft_model_that_does_not_use_the_adapter_is_refused(tmp_path: Any) ->
     other = adapter.map(lambda m: LowRank(m.B, -m.A, m.scale))
     with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
         calibrate(model, masked(), adapter=other)
+    trained_on = adapter.map(lambda m: LowRank(1.1 * m.B, m.A, m.scale))  # A hardly moves within a run
+    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
+        calibrate(model, masked(), adapter=trained_on)
+    folded = adapter.map(lambda m: LowRank(m.scale * m.B, m.A))  # the same update, its scale in B
+    assert set(calibrate(model, masked(), adapter=folded)) == set(adapter)
     with pytest.raises(MismatchError, match="does not carry"):
         calibrate(model, masked(), adapter=models.adapter(models.llama(), ("o_proj",)))
     model.add_adapter("other", peft.LoraConfig(target_modules=list(QV), r=3))

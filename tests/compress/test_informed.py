@@ -99,6 +99,16 @@ def test_what_the_data_never_reached_gets_the_least_and_what_was_not_measured_it
     assert one["a"] is found["a"]
 
 
+def test_what_is_no_pair_any_more_tells_nothing_and_what_is_gone_lost_all():
+    adapter, moments = measured()
+    full = Structured(Dense(LazyArray.of(adapter["a"].dense())))
+    after = Adapter(modules={"a": full, "b": adapter["b"]})
+    found = data_losses(adapter, after, moments)
+    assert set(found) == {"b", "c"}
+    assert found["b"].relative_error < 1e-12
+    assert (found["c"].relative_error, found["c"].rank_after) == (1.0, 0)
+
+
 def test_without_a_moment_directions_are_plain():
     zero = module(0, scale=0.0)
     assert directions_on_data(zero, moment(zero, 0)).s.size == 0

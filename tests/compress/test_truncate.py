@@ -264,6 +264,10 @@ def test_a_module_that_is_gone_or_changed_has_lost_itself():
     zero = LowRank(np.zeros((6, 1)), np.zeros((1, 4)))
     assert lost(zero, LowRank(np.ones((6, 1)), np.ones((1, 4)))).relative_error == 1.0
     assert lost(zero, zero).relative_error == 0.0
+    full = Structured(Dense(LazyArray.of(np.ones((6, 4)))))
+    assert (lost(full, None).relative_error, lost(full, None).rank_after) == (1.0, 0)
+    with pytest.raises(FormatError, match="NaN or Inf"):
+        lost(full, LowRank(np.full((6, 1), np.nan), np.ones((1, 4))))
 
 
 def test_losses_follow_the_names_of_another_dialect(adapter):

@@ -82,6 +82,35 @@ def test_map_changes_modules_and_nothing_else():
     assert one.modules is before
 
 
+def test_what_belongs_to_a_module_is_renamed_with_it():
+    tensor = LazyArray.of(np.ones(2))
+    extra = {
+        "base_model.model.model.q.lora_magnitude_vector": Extra("magnitude", "model.q", tensor),
+        "base_model.model.head.weight": Extra("saved", "head", tensor),
+        "lora_te_x.dora_scale": Extra("magnitude", "lora_te_x", tensor),
+        "elsewhere": Extra("bias", "model.q", tensor, "bias"),
+    }
+    one = Adapter(modules={"model.q": module(), "lora_te_x": module()}, extra=extra)
+    two = one.renamed({"model.q": "q", "lora_te_x": "x"})
+    assert list(two) == ["q", "x"]
+    assert {key: part.module for key, part in two.extra.items()} == {
+        "base_model.model.q.lora_magnitude_vector": "q",
+        "base_model.model.head.weight": "head",
+        "x.dora_scale": "x",
+        "elsewhere": "q",
+    }
+
+
+def test_two_things_of_one_name_are_refused():
+    one = Adapter(modules={"a.q": module(), "b.q": module()})
+    with pytest.raises(OptionError, match="two modules would be called q"):
+        one.renamed({"a.q": "q", "b.q": "q"})
+    tensor = LazyArray.of(np.ones(2))
+    extra = {"a.q.bias": Extra("bias", "a.q", tensor, "bias"), "q.bias": Extra("bias", "q", tensor, "bias")}
+    with pytest.raises(OptionError, match=r"two tensors would be called q\.bias"):
+        Adapter(modules={"a.q": module()}, extra=extra).renamed({"a.q": "q"})
+
+
 def test_load_holds_the_factors_in_memory():
     reads = []
     lazy = LazyArray(lambda: reads.append(1) or np.ones((5, 2)), shape=(5, 2), dtype=float)

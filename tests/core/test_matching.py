@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralens.core.matching import fits, match, normal_form
+from loralens.core.matching import fits, match, normal_form, same_modules
 from loralens.errors import MismatchError
 
 BERT = {f"encoder.layer.{i}.attention.self.{kind}.weight": (8, 8) for i in (0, 1, 10) for kind in ("query", "value")}
@@ -40,6 +40,14 @@ def test_no_edit_that_leaves_one_module_behind() -> None:
     assert "encoder.layer" in caught.value.fix
 
 
+def test_a_message_counts_what_the_best_edit_leaves_over() -> None:
+    modules = names("bert.encoder.layer.{}.attention.self.query") | {"bert.classifier": (2, 8)}
+    with pytest.raises(MismatchError, match=r"1 of 4 modules have no weight in the base, bert\.classifier"):
+        match(modules, BERT)
+    with pytest.raises(MismatchError, match=r"bert.pooler.dense is \(8, 9\) here and \(8, 8\) in the base"):
+        match(names("bert.encoder.layer.{}.attention.self.query") | {"bert.pooler.dense": (8, 9)}, BERT)
+
+
 def test_another_model_is_said_to_be_one() -> None:
     with pytest.raises(MismatchError, match="another model"):
         match({"pooler.dense": (8, 9)}, BERT)
@@ -52,20 +60,22 @@ def test_ambiguous_underscores_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update", "weight", "expected"),
+    ("update", "weight", "plain", "expert"),
     [
-        ((6, 4), (6, 4), True),
-        ((6, 4), (4, 6), True),
-        ((6, 36), (6, 4, 3, 3), True),
-        ((6, 4), (3, 6, 4), True),
-        ((6, 4), (3, 4, 6), True),
-        ((6, 4), (6, 5), False),
-        ((6, 4), (24,), False),
-        ((6, 4), (), False),
+        ((6, 4), (6, 4), True, True),
+        ((6, 4), (4, 6), True, True),
+        ((6, 36), (6, 4, 3, 3), True, True),
+        ((6, 4), (3, 6, 4), False, True),
+        ((6, 4), (3, 4, 6), False, True),
+        ((6, 4), (1, 4, 6), True, True),
+        ((6, 4), (6, 5), False, False),
+        ((6, 4), (24,), False, False),
+        ((6, 4), (), False, False),
     ],
 )
-def test_fits(update: tuple[int, int], weight: tuple[int, ...], expected: bool) -> None:
-    assert fits(update, weight) is expected
+def test_fits(update: tuple[int, int], weight: tuple[int, ...], plain: bool, expert: bool) -> None:
+    assert fits(update, weight, expert=False) is plain
+    assert fits(update, weight, expert=True) is expert
 
 
 @pytest.mark.parametrize(
@@ -112,3 +122,16 @@ def test_missing_modules_may_be_left_out() -> None:
     assert len(match(modules, BERT, allow_missing=True).keys) == 3
     with pytest.raises(MismatchError):
         match({"nowhere": (2, 8)}, BERT, allow_missing=True)
+
+
+def test_the_same_modules_in_two_dialects() -> None:
+    first, second = ["lora_unet_a_b", "lora_unet_c", "d"], ["d", "unet.a.b", "e"]
+    assert same_modules(first, second) == {"lora_unet_a_b": "unet.a.b", "d": "d"}
+    assert same_modules(second, first) == {"d": "d", "unet.a.b": "lora_unet_a_b"}
+
+
+def test_a_name_is_the_same_as_one_other_at_most() -> None:
+    kohya = ["lora_te1_layers_0_fc", "lora_te2_layers_0_fc", "lora_unet_q"]
+    one_encoder = ["text_encoder.layers.0.fc", "unet.q"]
+    assert same_modules(kohya, one_encoder) == {"lora_unet_q": "unet.q"}
+    assert same_modules(one_encoder, kohya) == {"unet.q": "lora_unet_q"}

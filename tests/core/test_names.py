@@ -146,6 +146,7 @@ def test_nearest():
     assert nearest("q_prj", NAMES).startswith("q_proj")
     assert nearest("model.layers.1.self_attn.k_proj", NAMES, count=1) == "model.layers.1.self_attn.v_proj"
     assert nearest("x", []) == "none: there are no modules"
+    assert nearest("q_prj", iter(NAMES)) == nearest("q_prj", NAMES)
 
 
 def test_nearest_among_many_names_is_quick():

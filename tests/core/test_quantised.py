@@ -13,6 +13,7 @@ from loralens.core.quantised import NAME, as_bytes, direction_bytes, directions,
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.quantise import Quantised
+from tests.reference import unpacked_bits
 
 SCALING = Scaling("alpha/r", -6, 3, "adapter_config.json")
 
@@ -25,15 +26,10 @@ def bit_by_bit(data: bytes, out: int, in_: int, rank: int) -> tuple[np.ndarray, 
     sides = []
     for side, count in enumerate((out, in_)):
         lines = []
-        for direction in range(rank):
-            b, numbers = bits[direction], []
+        for direction, b in enumerate(bits):
             length = -(-count * b // 8)
-            stream = [(byte >> t) & 1 for byte in data[place : place + length] for t in range(8)]
+            numbers = unpacked_bits(data[place : place + length], b, count)
             place += length
-            for j in range(count):
-                value = sum(bit << t for t, bit in enumerate(stream[j * b : (j + 1) * b]))
-                numbers.append(value - (1 << b) if value >> (b - 1) else value)
-            assert not any(stream[count * b :])
             lines.append(np.array(numbers) * scales[side * rank + direction])
         sides.append(np.array(lines))
     assert place == len(data)

@@ -61,11 +61,18 @@ def test_the_error_rule_keeps_the_error_and_no_direction_more(s, error):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("rank", 0), ("rank", 1.5), ("energy", 0), ("energy", 1.01), ("error", 1), ("error", -0.1), ("sv-ratio", 0.9),
-     ("parameters", 0), ("bytes", -1), ("rank", float("nan")), ("energy", float("nan")), ("bytes", float("nan"))],
+     ("parameters", 0), ("bytes", -1), ("rank", float("nan")), ("energy", float("nan")), ("bytes", float("nan")),
+     ("parameters", float("inf")), ("bytes", float("inf"))],
 )  # fmt: skip
 def test_values_that_make_no_sense(name, value):
     with pytest.raises(OptionError, match=name):
         Rule(name, value)
+
+
+def test_a_rule_that_there_is_not_names_those_that_there_are():
+    with pytest.raises(OptionError, match="'ranks' is no rule") as caught:
+        Rule("ranks", 4)
+    assert "choose one of rank, energy, error, sv-ratio, parameters, bytes" in caught.value.fix
 
 
 def test_greedy_alone_would_lose_to_uniform():

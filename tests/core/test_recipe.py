@@ -50,6 +50,10 @@ def test_the_last_glob_that_matches_counts():
         ({"adapters": [{"path": "a", "modules": {"q": True}}]}, "numbers"),
         ({"adapters": [{"path": "a"}], "methode": "sum"}, "'methode'"),
         ({"adapters": [{"path": "a"}], "seed": "1"}, "seed"),
+        ({"adapters": [{"path": "a"}], "modules": ["q_proj", 3]}, "modules"),
+        ({"adapters": [{"path": "a"}], "seed": -1}, "seed is -1"),
+        ({"adapters": [{"path": "a", "weight": float("nan")}]}, "a has the weight nan"),
+        ({"adapters": [{"path": "a", "modules": {"q": float("inf")}}]}, "a has the weight inf"),
         ({"adapters": [{"path": "a"}], "truncate": 4}, "truncate"),
     ],
 )

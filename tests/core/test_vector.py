@@ -1,10 +1,14 @@
 """Adapters as vectors: +, −, · and what they refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.errors import FormatError, OptionError
 from tests.tolerances import COMBINED
 
 
@@ -50,3 +54,17 @@ def test_other_things_do_not_add_up():
     for wrong in (lambda: a + 1, lambda: a - "b", lambda: a * "x", lambda: "x" * a, lambda: 1 + a, lambda: a / a):
         with pytest.raises(TypeError):
             wrong()
+
+
+def test_differences_add_up_and_are_refused_where_their_dtype_ends():
+    extra = {"d": Extra("diff", "norm", LazyArray.of(np.full(3, 4e4, np.float16)))}
+    a = replace(made(5, 1), extra=extra)
+    np.testing.assert_array_equal((a - 0.5 * a).extra["d"].tensor.read(), np.full(3, 2e4, np.float16))
+    with pytest.raises(FormatError, match="too large for float16"):
+        (2 * a).extra["d"].tensor.read()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(OptionError, match="a weight is"):
+        made(6, 1) * weight

@@ -74,6 +74,12 @@ def test_an_expert_that_the_base_has_not_is_an_error():
         weights_of({"x.w[5]": module(4, 6, kind="experts")}, {"x.w": tensor(5, 4, 6)})
 
 
+def test_a_module_of_no_expert_is_no_update_of_a_stack_of_several():
+    with pytest.raises(MismatchError, match="another model"):
+        weights_of({"x": module(4, 6)}, {"x.weight": tensor(5, 4, 6)})
+    assert weights_of({"x": module(4, 6)}, {"x.weight": tensor(1, 4, 6)}).modules["x"].shape == (4, 6)
+
+
 def test_a_grouped_convolution_has_the_shape_of_its_weight():
     found = weights_of({"c": module(4, 6, kind="conv", groups=2)}, {"c.weight": tensor(4, 3, 2)}).modules["c"]
     assert found.shape == (4, 6)

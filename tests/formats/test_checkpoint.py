@@ -112,3 +112,20 @@ def test_a_missing_shard_and_two_files_are_said(tmp_path):
     model(tmp_path / "two", {"a": array(2)}, name="other.safetensors")
     with pytest.raises(FormatError, match="several files and no index"):
         weights(tmp_path / "two")
+
+
+def test_of_several_indices_the_usual_one(tmp_path):
+    folder = sharded(tmp_path / "many", a=array(2, 2))
+    model(folder, {"b.weight": array(3, 3)}, name="consolidated-1.safetensors")
+    other = {"weight_map": {"b.weight": "consolidated-1.safetensors"}}
+    (folder / "consolidated.safetensors.index.json").write_text(json.dumps(other))
+    assert shapes(folder) == {"a.weight": (2, 2)}
+    (folder / "model.safetensors.index.json").rename(folder / "x.safetensors.index.json")
+    with pytest.raises(FormatError, match=r"several indices: consolidated\.safetensors\.index\.json, x"):
+        weights(folder)
+
+
+@pytest.mark.parametrize("read", [weights, shapes, model_config])
+def test_a_path_that_the_system_refuses(read):
+    with pytest.raises(FormatError, match="cannot be opened: File name too long"):
+        read(Path("a" * 300))

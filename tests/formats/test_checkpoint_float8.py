@@ -94,6 +94,25 @@ def test_scales_that_fit_no_rule_are_refused(shape, tmp_path):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(("count", "share"), [(5, 1), (300, 128)])
+def test_one_dimension(count, share, tmp_path):
+    q, scale = weight(count), scales(-(-count // share))
+    save_file({"a.weight": q, "a.weight_scale": scale}, tmp_path / "model.safetensors")
+    found = open_checkpoint(tmp_path).tensors["a.weight"]
+    expected = q.astype(np.float32) * np.repeat(scale, share)[:count]
+    np.testing.assert_array_equal(found.read(), expected)
+    np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
+
+
+@pytest.mark.parametrize(("shape", "of_scale"), [((300,), (4,)), ((), (4,)), ((0, 4), (1, 4))])
+def test_odd_shapes_are_refused(shape, of_scale, tmp_path):
+    save_file(
+        {"a.weight": np.array(weight(*shape)), "a.weight_scale": scales(*of_scale)}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(FormatError, match=r"a\.weight: a float8 weight"):
+        open_checkpoint(tmp_path)
+
+
 def test_scales_without_a_float8_weight_stay(tmp_path):
     tensors = {"a.weight": np.ones((2, 2), np.float16), "a.weight_scale": scales(1), "b.input_scale": scales(1)}
     save_file(tensors, tmp_path / "model.safetensors")

@@ -1,7 +1,6 @@
 """ComfyUI's names: what such files say, what is written for them, and what must not be read or written."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
@@ -21,6 +20,7 @@ from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeErro
 from loralens.formats import comfyui, diffusers, kohya, lycoris, peft
 from loralens.formats.comfyui_writer import write
 from loralens.formats.container import Stored, read_safetensors
+from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE
 
@@ -33,20 +33,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def number(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def stored(shapes: Shapes, **rest: Any) -> Stored:
-    return Stored({key: LazyArray.of(number(shape, i)) for i, (key, shape) in enumerate(shapes.items())}, **rest)
-
-
 def pair(name: str = Q, r: int = 2, *, A: str = "lora_down.weight", B: str = "lora_up.weight") -> Shapes:
     return {f"{name}.{A}": (r, 4), f"{name}.{B}": (6, r)}
-
-
-def valued(source: Stored, key: str, value: Any) -> Stored:
-    return replace(source, tensors={**source.tensors, key: LazyArray.of(np.asarray(value))})
 
 
 def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, seed: int = 0, **more: Any) -> LowRank:
@@ -56,19 +44,6 @@ def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, se
 def adapter(*names: str, scale: float = 1.0, **more: Any) -> Adapter:
     modules = {name: low_rank(scale, seed=i) for i, name in enumerate(names)}
     return Adapter(modules=modules, **{"format": "peft", **more})
-
-
-def codes(read: Adapter) -> list[str]:
-    return [finding.code for finding in read.findings]
-
-
-def assert_same(first: Stored, second: Stored) -> None:
-    assert first.tensors.keys() == second.tensors.keys()
-    for key, tensor in first.tensors.items():
-        other = second.tensors[key].read()
-        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), key
-        assert other.tobytes() == tensor.read().tobytes(), key
-    assert (first.metadata, first.config) == (second.metadata, second.config)
 
 
 # --- what a file says ---
@@ -86,7 +61,7 @@ STYLES = {
 @pytest.mark.parametrize("alpha", [None, 3.0, 0.0])
 def test_every_style_and_its_scale(style: str, alpha: float | None) -> None:
     A, B = STYLES[style]
-    source = stored(pair(A=A, B=B))
+    source = numbered(pair(A=A, B=B))
     if alpha is not None:
         source = valued(source, f"{Q}.alpha", np.float16(alpha))
     assert comfyui.detect(source)
@@ -94,11 +69,11 @@ def test_every_style_and_its_scale(style: str, alpha: float | None) -> None:
     assert module.scale == (1.0 if alpha is None else alpha / 2)
     assert module.scaling.rule == ("given" if alpha is None else "alpha/r")
     np.testing.assert_array_equal(module.B, source.tensors[f"{Q}.{B}"].read())
-    assert_same(write(comfyui.read(source)), source)
+    assert_same_file(write(comfyui.read(source)), source)
 
 
 def test_alpha_in_some_modules_only_is_a_warning() -> None:
-    read = comfyui.read(valued(stored({**pair(Q), **pair(K)}), f"{Q}.alpha", np.float32(3)))
+    read = comfyui.read(valued(numbered({**pair(Q), **pair(K)}), f"{Q}.alpha", np.float32(3)))
     assert (read[Q].scale, read[K].scale) == (1.5, 1.0)
     assert codes(read) == ["alpha-missing"]
 
@@ -106,12 +81,12 @@ def test_alpha_in_some_modules_only_is_a_warning() -> None:
 @pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32(np.nan), np.True_, np.complex64(1)])
 def test_an_alpha_that_is_no_number(bad: Any) -> None:
     with pytest.raises(LoraLensError, match="alpha") as caught:
-        comfyui.read(valued(stored(pair()), f"{Q}.alpha", bad))
+        comfyui.read(valued(numbered(pair()), f"{Q}.alpha", bad))
     assert caught.value.where == (Q,)
 
 
 def test_ai_toolkit_is_named() -> None:
-    source = stored(pair(A="lora_A.weight", B="lora_B.weight"), metadata={"software": '{"name": "ai-toolkit"}'})
+    source = numbered(pair(A="lora_A.weight", B="lora_B.weight"), metadata={"software": '{"name": "ai-toolkit"}'})
     assert codes(comfyui.read(source)) == ["alpha-folded"]
 
 
@@ -127,7 +102,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(name: str) -> None:
-    source = stored(pair(name))
+    source = numbered(pair(name))
     assert comfyui.detect(source)
     assert list(comfyui.read(source)) == [NAMES[name]]
 
@@ -138,7 +113,7 @@ def test_roles_and_what_is_said_about_them() -> None:
         "diffusion_model.img_in.set_weight": (6, 4), f"{Q}.magnitude": (6,), "diffusion_model.x.what": (1,),
         "diffusion_model.y.alpha": (),
     }  # fmt: skip
-    read = comfyui.read(stored(shapes))
+    read = comfyui.read(numbered(shapes))
     assert {key.rpartition(".")[2]: one.role for key, one in read.extra.items()} == {
         "diff_b": "diff_b", "reshape_weight": "shape", "diff": "diff", "set_weight": "saved",
         "magnitude": "magnitude", "what": "other", "alpha": "other",
@@ -150,16 +125,16 @@ def test_roles_and_what_is_said_about_them() -> None:
         "full-difference", "bias-difference", "set-weight", "reshape-weight", "use-dora", "tensor-unread"
     ]  # fmt: skip
     assert {finding.level for finding in read.findings} == {"warning"}
-    assert_same(write(read), stored(shapes))
+    assert_same_file(write(read), numbered(shapes))
 
 
 def test_a_difference_takes_the_place_of_a_pair() -> None:
-    assert "pair-ignored" in codes(comfyui.read(stored({**pair(Q), f"{Q}.diff": (6, 4)})))
+    assert "pair-ignored" in codes(comfyui.read(numbered({**pair(Q), f"{Q}.diff": (6, 4)})))
 
 
 @pytest.mark.parametrize(("shape", "role"), [((6, 1), "magnitude"), ((6,), "magnitude"), ((1, 4), "magnitude_in")])
 def test_the_axis_of_dora(shape: tuple[int, ...], role: str) -> None:
-    source = stored({**pair(), f"{Q}.dora_scale": shape})
+    source = numbered({**pair(), f"{Q}.dora_scale": shape})
     assert comfyui.detect(source)
     assert comfyui.read(source).extra[f"{Q}.dora_scale"].role == role
 
@@ -178,7 +153,7 @@ BROKEN = {
 def test_what_is_wrong_is_said_with_its_place(case: str) -> None:
     shapes, kind, message = BROKEN[case]
     with pytest.raises(kind, match=message):
-        comfyui.read(stored(shapes))
+        comfyui.read(numbered(shapes))
 
 
 FOREIGN = {
@@ -200,7 +175,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_files_of_others(case: str) -> None:
-    assert not comfyui.detect(stored(FOREIGN[case]))
+    assert not comfyui.detect(numbered(FOREIGN[case]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -211,7 +186,7 @@ def test_nobody_else_takes_these_files(case: str) -> None:
 
 
 def test_diffusers_word_in_the_header_wins() -> None:
-    source = stored(pair(A="lora_A.weight", B="lora_B.weight"), metadata={"lora_adapter_metadata": '{"r": 2}'})
+    source = numbered(pair(A="lora_A.weight", B="lora_B.weight"), metadata={"lora_adapter_metadata": '{"r": 2}'})
     assert diffusers.detect(source)
     assert not comfyui.detect(source)
 
@@ -222,7 +197,7 @@ def test_diffusers_word_in_the_header_wins() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_written_back_to_the_bit(case: str) -> None:
     source = read_safetensors(CONFORMANCE / case / "lora.safetensors")
-    assert_same(write(comfyui.read(source)), source)
+    assert_same_file(write(comfyui.read(source)), source)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -377,7 +352,7 @@ def test_any_tensors_give_an_adapter_or_an_error_of_ours(source: Stored) -> None
     try:
         read = comfyui.read(source)
         read_everything(read)
-        assert_same(write(read), source)
+        assert_same_file(write(read), source)
     except LoraLensError:
         return
 

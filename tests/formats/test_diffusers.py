@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
@@ -23,6 +23,7 @@ from loralens.formats import comfyui, diffusers, xlabs
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.diffusers_metadata import KEY
 from loralens.formats.diffusers_writer import write
+from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE
 
@@ -34,40 +35,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def number(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
 def stored(shapes: Shapes, said: Mapping[str, Any] | None = None, **rest: Any) -> Stored:
     """Random tensors under these keys; ``said`` becomes the header's configuration."""
-    tensors = {key: LazyArray.of(number(shape, i)) for i, (key, shape) in enumerate(shapes.items())}
     metadata = {"format": "pt"} if said is None else {"format": "pt", KEY: json.dumps(said)}
-    return Stored(tensors, metadata, **rest)
+    return numbered(shapes, metadata=metadata, **rest)
 
 
 def pair(name: str = Q, r: int = 2, *, A: str = "lora_A.weight", B: str = "lora_B.weight") -> Shapes:
     return {f"{name}.{A}": (r, 4), f"{name}.{B}": (6, r)}
 
 
-def valued(source: Stored, key: str, value: Any) -> Stored:
-    return replace(source, tensors={**source.tensors, key: LazyArray.of(np.asarray(value))})
-
-
 def low_rank(scale: float = 1.0, *, r: int = 2, layout: Layout | None = None, seed: int = 0) -> LowRank:
     return LowRank(number((6, r), seed), number((r, 4), seed + 1), scale, layout=layout)
-
-
-def codes(adapter: Adapter) -> list[str]:
-    return [finding.code for finding in adapter.findings]
-
-
-def assert_same(first: Stored, second: Stored) -> None:
-    assert first.tensors.keys() == second.tensors.keys()
-    for key, tensor in first.tensors.items():
-        other = second.tensors[key].read()
-        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), key
-        assert other.tobytes() == tensor.read().tobytes(), key
-    assert (first.metadata, first.config) == (second.metadata, second.config)
 
 
 # --- names ---
@@ -94,6 +73,13 @@ def test_old_keys_and_the_modules_they_mean(key: str) -> None:
     source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
     assert diffusers.detect(source)
     assert list(diffusers.read(source)) == [OLD[key]]
+
+
+@pytest.mark.parametrize("key", [key for key in OLD if not key.startswith(("unet.", "transformer."))])
+def test_an_alpha_beside_old_keys_belongs_to_their_module(key: str) -> None:
+    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
+    adapter = diffusers.read(valued(source, f"{key}.alpha", np.float32(6)))
+    assert (adapter[OLD[key]].scale, dict(adapter.extra)) == (3.0, {})
 
 
 def test_other_styles_keep_their_names() -> None:
@@ -238,7 +224,7 @@ def test_roles() -> None:
     }
     assert codes(adapter) == ["use-dora", "tensor-unread"]
     assert "2 modules are DoRA" in adapter.findings[0].text
-    assert_same(write(adapter), stored(shapes))
+    assert_same_file(write(adapter), stored(shapes))
 
 
 def test_a_stray_configuration_is_not_read() -> None:
@@ -249,7 +235,7 @@ def test_a_stray_configuration_is_not_read() -> None:
     adapter = diffusers.read(source)
     assert codes(adapter) == ["config-ignored"]
     assert [module.scale for module in adapter.modules.values()] == [1.0]
-    assert_same(write(adapter), source)
+    assert_same_file(write(adapter), source)
 
 
 BROKEN = {
@@ -325,7 +311,7 @@ def test_the_real_files(real: Path) -> None:
         assert not comfyui.detect(source)
         assert not xlabs.detect(source)
         if diffusers.detect(source):
-            assert_same(write(diffusers.read(source)), source)
+            assert_same_file(write(diffusers.read(source)), source)
 
 
 def test_what_the_real_files_hold(real: Path) -> None:
@@ -350,7 +336,7 @@ def test_what_the_real_files_hold(real: Path) -> None:
 def test_written_back_to_the_bit(case: str) -> None:
     source = read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors")
     assert diffusers.detect(source)
-    assert_same(write(diffusers.read(source)), source)
+    assert_same_file(write(diffusers.read(source)), source)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -455,7 +441,7 @@ REFUSED = {
     "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
     "input side": (Extra("magnitude_in", Q, LazyArray.of(number((4,)))), FormatError, "no place for"),
     "no module": (Extra("magnitude", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
-    "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number an output"),
+    "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number a channel"),
 }
 
 
@@ -542,7 +528,7 @@ def test_any_tensors_give_an_adapter_or_an_error_of_ours(source: Stored) -> None
     try:
         adapter = diffusers.read(source)
         read_everything(adapter)
-        assert_same(write(adapter), source)
+        assert_same_file(write(adapter), source)
     except LoraLensError:
         return
 

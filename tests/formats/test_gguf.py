@@ -24,6 +24,7 @@ from loralens.formats.container import Stored, read_json, read_safetensors
 from loralens.formats.gguf_architectures import ARCHITECTURES, architecture, architecture_of, heads_of
 from loralens.formats.gguf_container import read_gguf, write_gguf
 from loralens.formats.gguf_writer import write
+from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
 
@@ -65,15 +66,6 @@ def pair(tensor="blk.0.attn_v", *, out=16, in_=6, r=2, dtype=np.float32):
 def on_disk(value: Stored, folder: Path) -> Stored:
     write_gguf(value, folder / "adapter.gguf")
     return read_gguf(folder / "adapter.gguf")
-
-
-def assert_equal(first, second):
-    """Tensors by key, to the bit."""
-    assert first.keys() == second.keys()
-    for key, tensor in first.items():
-        assert tensor.dtype == second[key].dtype
-        assert tensor.shape == second[key].shape
-        assert tensor.read().tobytes() == second[key].read().tobytes()
 
 
 # --- rows of q and k ------------------------------------------------------------------------------------------------
@@ -241,7 +233,7 @@ def test_an_unknown_architecture_keeps_its_names():
     assert list(found) == ["blk.0.attn_v", "blk.3.ssm_in"]
     assert [finding.code for finding in found.findings] == ["names-unknown"]
     assert list(gguf.read(stored(pair("blk.3.ssm_in")))) == ["blk.3.ssm_in"]
-    assert_equal(write(found).tensors, stored({**pair(), **pair("blk.3.ssm_in")}).tensors)
+    assert_same_tensors(write(found).tensors, stored({**pair(), **pair("blk.3.ssm_in")}).tensors)
 
 
 def test_a_class_of_hugging_face_is_no_architecture_of_a_file():
@@ -256,7 +248,7 @@ def test_norms_and_strange_tensors_ride_along():
         "blk.0.attn_norm.weight": "saved",
         "mystery": "other",
     }
-    assert_equal(write(found).tensors, stored(tensors).tensors)
+    assert_same_tensors(write(found).tensors, stored(tensors).tensors)
     assert [finding.code for finding in found.findings] == ["norms-ignored"]
 
 
@@ -499,7 +491,7 @@ def test_what_was_read_is_written_back_to_the_bit(folder, tmp_path):
     first = read_gguf(folder / "adapter.gguf")
     found = gguf.read(first)
     for again in (write(found), on_disk(write(found), tmp_path)):
-        assert_equal(again.tensors, first.tensors)
+        assert_same_tensors(again.tensors, first.tensors)
         assert again.metadata == first.metadata
         assert again.plain == first.plain
         assert gguf.read(again).config == found.config
@@ -508,8 +500,8 @@ def test_what_was_read_is_written_back_to_the_bit(folder, tmp_path):
 
 def test_with_a_base_what_was_read_is_written_back_to_the_bit_too():
     first = stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}, config=LLAMA)
-    assert_equal(write(gguf.read(first)).tensors, first.tensors)
-    assert_equal(write(gguf.read(first), base_config=LLAMA).tensors, first.tensors)
+    assert_same_tensors(write(gguf.read(first)).tensors, first.tensors)
+    assert_same_tensors(write(gguf.read(first), base_config=LLAMA).tensors, first.tensors)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -522,14 +514,14 @@ def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
     np.testing.assert_array_equal(
         value.tensors["blk.0.attn_q.weight.lora_b"].read(), 2 * tensors["blk.0.attn_q.weight.lora_b"]
     )
-    assert_equal(write(changed, base_config=LLAMA).tensors, value.tensors)
+    assert_same_tensors(write(changed, base_config=LLAMA).tensors, value.tensors)
 
 
 def test_another_scale_changes_alpha_and_nothing_else():
     first = gguf.read(stored(pair(), {"general.name": "x", **KINDS, "adapter.lora.alpha:f32": "4.0"}))
     value = write(first.map(lambda m: m.rescaled(3.0, Scaling())))
     assert value.plain == {"general.name": "x", **KINDS, "adapter.lora.alpha": 6.0}
-    assert_equal(value.tensors, stored(pair()).tensors)
+    assert_same_tensors(value.tensors, stored(pair()).tensors)
 
 
 def test_one_changed_rank_keeps_alpha_and_one_changed_scale_folds_all():
@@ -585,7 +577,7 @@ def test_names_that_the_file_cannot_say_come_back_from_the_record(tmp_path):
     loralens.save(first, tmp_path / "a.gguf", format="gguf", arch="bert")
     back = loralens.load(tmp_path / "a.gguf")
     assert list(back) == list(first)
-    assert_equal(write(back).tensors, value.tensors)
+    assert_same_tensors(write(back).tensors, value.tensors)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -692,7 +684,7 @@ def test_a_value_that_gguf_cannot_hold_is_refused_and_nothing_is_written(key, te
 def test_every_dtype_and_shape_survives_the_file(dtype, shape, tmp_path):
     value = stored({"before": np.ones(3, np.int8), "x": drawn(*shape).astype(dtype), "y": drawn(2, 3)})
     back = on_disk(value, tmp_path)
-    assert_equal(back.tensors, value.tensors)
+    assert_same_tensors(back.tensors, value.tensors)
     if shape and shape[0] > 1:
         np.testing.assert_array_equal(back.tensors["x"].rows(1, 2).read(), value.tensors["x"].read()[1:2])
 
@@ -705,7 +697,7 @@ def test_dtypes_that_gguf_lacks_are_refused(tmp_path):
 
 def test_a_number_without_axes_survives_the_file(tmp_path):
     value = stored({"x": np.float32(3)})
-    assert_equal(on_disk(value, tmp_path).tensors, value.tensors)
+    assert_same_tensors(on_disk(value, tmp_path).tensors, value.tensors)
 
 
 def test_what_the_reference_implementation_cannot_read_is_not_left_there(tmp_path):
@@ -716,7 +708,7 @@ def test_what_the_reference_implementation_cannot_read_is_not_left_there(tmp_pat
 
 def test_another_alignment_is_kept(tmp_path):
     value = stored(pair(), {**KINDS, "general.alignment:u32": "256"})
-    assert_equal(on_disk(value, tmp_path).tensors, value.tensors)
+    assert_same_tensors(on_disk(value, tmp_path).tensors, value.tensors)
     for said in ("3", "0", "131072"):
         with pytest.raises(FormatError, match="alignment"):
             write_gguf(stored(pair(), {**KINDS, "general.alignment:u32": said}), tmp_path / "b.gguf")
@@ -724,11 +716,12 @@ def test_another_alignment_is_kept(tmp_path):
 
 def test_q8_0_is_read_as_the_reference_implementation_does(tmp_path):
     kind = package.GGMLQuantizationType.Q8_0
-    packed = package.quants.quantize(drawn(6, 64), kind)
+    packed, flat = (package.quants.quantize(drawn(*shape), kind) for shape in ((6, 64), (64,)))
     writer = package.GGUFWriter(tmp_path / "a.gguf", "qwen2")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_tensor("x", packed, raw_dtype=kind)
+    writer.add_tensor("y", flat, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -736,6 +729,9 @@ def test_q8_0_is_read_as_the_reference_implementation_does(tmp_path):
     found, expected = read_gguf(tmp_path / "a.gguf").tensors["x"], package.quants.dequantize(packed, kind)
     np.testing.assert_array_equal(found.read(), expected)
     np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
+    found, expected = read_gguf(tmp_path / "a.gguf").tensors["y"], package.quants.dequantize(flat, kind)
+    np.testing.assert_array_equal(found.read(), expected)
+    np.testing.assert_array_equal(found.rows(3, 40).read(), expected[3:40])
 
 
 def test_same_input_same_bytes_and_no_leftovers(tmp_path):
@@ -890,7 +886,7 @@ def test_whatever_the_file_holds_it_is_an_adapter_or_an_error(data):
         again = write(found)
     except LoraLensError:
         return
-    assert_equal(again.tensors, stored(tensors).tensors)
+    assert_same_tensors(again.tensors, stored(tensors).tensors)
 
 
 # --- beside the other dialects, and real adapters -------------------------------------------------------------------

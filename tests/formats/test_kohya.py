@@ -1,5 +1,6 @@
 """kohya: what its files say, what is written for it, and what must not be read or written."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from loralens.core.matching import normal_form
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
 from loralens.formats import kohya, lycoris, peft, record
-from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.container import read_safetensors
 from loralens.formats.kohya_writer import write
+from tests.formats.stores import assert_same_tensors, stored
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE
 
@@ -26,10 +28,6 @@ CONFORMANCE = Path(__file__).parent.parent / "conformance"
 CASES = sorted(folder.name for folder in CONFORMANCE.glob("kohya-*"))
 Q = "lora_unet_mid_block_attn1_to_q"
 fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def stored(tensors, **rest):
-    return Stored({key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}, **rest)
 
 
 def pair(name=Q, *, out=6, r=2, in_=4, dtype=np.float32, alpha=None, seed=0):
@@ -53,14 +51,6 @@ def low_rank(scale=1.0, *, seed=0, r=2, scaling=None, layout=None, dtype=np.floa
 
 def adapter(*names, scale=1.0, **rest):
     return loralens.Adapter(modules={name: low_rank(scale, seed=i) for i, name in enumerate(names)}, **rest)
-
-
-def assert_same(first, second):
-    """Tensors by key, to the bit."""
-    assert first.keys() == second.keys()
-    for key, tensor in first.items():
-        assert (tensor.shape, tensor.dtype) == (second[key].shape, second[key].dtype), key
-        assert tensor.read().tobytes() == second[key].read().tobytes(), key
 
 
 # --- what a file says ---
@@ -101,7 +91,7 @@ def test_alpha_zero_means_r():
     read = kohya.read(stored(pair(alpha=0)))
     assert read[Q].scale == 1.0
     assert [finding.code for finding in read.findings] == ["alpha-zero"]
-    assert_same(stored(pair(alpha=0)).tensors, write(read).tensors)
+    assert_same_tensors(stored(pair(alpha=0)).tensors, write(read).tensors)
 
 
 @pytest.mark.parametrize("alpha", [np.int64(8), np.float16(8), np.array([8.0]), np.array(8, ml_dtypes.bfloat16)])
@@ -148,7 +138,7 @@ def test_leftovers_are_kept_and_named():
     read = kohya.read(stored(tensors))
     assert {key: extra.role for key, extra in read.extra.items()} == dict.fromkeys(list(tensors)[3:], "other")
     assert [finding.code for finding in read.findings] == ["tensor-unread"]
-    assert_same(stored(tensors).tensors, write(read).tensors)
+    assert_same_tensors(stored(tensors).tensors, write(read).tensors)
 
 
 def test_what_it_was_trained_on():
@@ -266,7 +256,7 @@ def test_the_real_file_holds_the_tensors_of_its_diffusers_twin(real):
         np.testing.assert_array_equal(module.A, other[f"{stem}.lora.down.weight"].read())
         np.testing.assert_array_equal(module.B, other[f"{stem}.lora.up.weight"].read())
     assert {module.scale for module in read.modules.values()} == {1.0}
-    assert_same(held.tensors, write(read).tensors)
+    assert_same_tensors(held.tensors, write(read).tensors)
 
 
 # --- there and back ---
@@ -278,9 +268,9 @@ def test_written_back_to_the_bit(name):
     said = {"ss_network_dim": "32", "sshs_model_hash": "e3b0c442", "loralens": "{}"}
     read = kohya.read(replace(first, metadata=said, config={"stray": 1}))
     once = write(read)
-    assert_same(first.tensors, once.tensors)
+    assert_same_tensors(first.tensors, once.tensors)
     assert (once.metadata, once.config, once.names) == (said, {"stray": 1}, {} if "glued" not in name else once.names)
-    assert_same(once.tensors, write(kohya.read(once)).tensors)
+    assert_same_tensors(once.tensors, write(kohya.read(once)).tensors)
 
 
 def test_a_new_scale_changes_alpha_alone():
@@ -291,7 +281,7 @@ def test_a_new_scale_changes_alpha_alone():
         alpha = once.tensors[f"{Q}.alpha"].read()
         assert (alpha.shape, alpha.dtype) == ((), np.float32)
         assert kohya.read(once)[Q].scale == pytest.approx(scale, rel=1e-7)
-        assert_same({**once.tensors, f"{Q}.alpha": read[Q].origin.tensors[f"{Q}.alpha"]}, write(read).tensors)
+        assert_same_tensors({**once.tensors, f"{Q}.alpha": read[Q].origin.tensors[f"{Q}.alpha"]}, write(read).tensors)
         assert once.metadata["a"] == "b"
         assert float(once.metadata["ss_network_alpha"]) == float(alpha)
 
@@ -330,6 +320,12 @@ def test_a_changed_adapter_has_true_metadata():
     assert write(read).metadata == said
 
 
+def test_a_base_that_no_terminal_should_see_is_not_said():
+    said = {"ss_sd_model_name": "a\x1b[2J", "ss_base_model_version": "sdxl_base_v1-0"}
+    assert kohya.read(stored(pair(), metadata=said)).base_model == "sdxl_base_v1-0"
+    assert kohya.read(stored(pair(), metadata={"ss_sd_model_name": "x" * 5000})).base_model is None
+
+
 # --- from other dialects ---
 
 NAMES = {
@@ -357,11 +353,11 @@ def test_names():
 def test_a_record_gives_the_names_back():
     one = adapter(*NAMES, scale=0.3)
     once = record.stamp(write(one), one, kohya.read(write(one)))
-    back = record.apply(kohya.read(once), once.metadata["loralens"])
+    back = record.apply(kohya.read(once), json.loads(once.metadata["loralens"]))
     assert list(back) == list(one)
     assert {module.scale for module in back.modules.values()} == {0.3}
     again = write(back)
-    assert_same(once.tensors, again.tensors)
+    assert_same_tensors(once.tensors, again.tensors)
     assert again.names == once.names
 
 
@@ -381,6 +377,13 @@ def test_text_encoders(names, files):
     assert {key.split(".")[0] for key in once.tensors} == set(files)
     assert sorted(once.names.values()) == sorted(names)
     assert set(once.names) == set(kohya.read(once))
+
+
+def test_two_extras_of_one_place():
+    extra = {"x": Extra("magnitude", "unet.a", LazyArray.of(np.ones(6, np.float32)))}
+    extra["y"] = Extra("magnitude_in", "unet.a", LazyArray.of(np.ones(4, np.float32)))
+    with pytest.raises(FormatError, match=r"y: lora_unet_a\.dora_scale would be written twice"):
+        write(adapter("unet.a", extra=extra))
 
 
 def test_two_modules_of_one_name():
@@ -500,7 +503,7 @@ def test_any_tensors_give_an_adapter_or_an_error_of_ours(tensors):
         read_everything(read)
     except LoraLensError:
         return
-    assert_same(held.tensors, write(read).tensors)
+    assert_same_tensors(held.tensors, write(read).tensors)
 
 
 module_names = st.lists(

@@ -17,6 +17,7 @@ from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeErro
 from loralens.formats import kohya, kohya_writer, lycoris
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.products import kronecker
+from tests.formats.stores import stored
 from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
@@ -36,10 +37,6 @@ def oracle():
     torch.set_num_threads(1)
     yield make_lycoris
     torch.set_num_threads(threads)
-
-
-def stored(tensors, **rest):
-    return Stored({key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}, **rest)
 
 
 def drawn(*shape, seed=0, dtype=np.float32):

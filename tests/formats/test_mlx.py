@@ -221,6 +221,23 @@ def test_other_scales_are_folded_exactly_where_they_are_powers_of_two_apart():
     np.testing.assert_allclose(back["third"].dense(), modules["third"].dense(), rtol=1e-5, atol=1e-6)
 
 
+def test_where_nothing_says_a_scale_the_rank_is_said_all_the_same():
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "dropout": 0.5}}
+    tensors = {
+        f"{name}.lora_{half}": drawn(*shape)
+        for name in (Q, "v")
+        for half, shape in zip("ab", ((4, 2), (2, 6)), strict=True)
+    }
+    adapter = mlx.read(file(config, **tensors))
+    assert write(adapter).config == config
+    less = {name: LowRank(m.B[:, :1], m.A[:1], scaling=m.scaling) for name, m in adapter.items()}
+    out = write(replace(adapter, modules=less))
+    assert out.config == {"fine_tune_type": "lora", "lora_parameters": {"rank": 1, "dropout": 0.5}}
+    assert [finding.code for finding in mlx.read(out).findings] == ["alpha-unknown"]
+    with pytest.raises(ShapeError, match="one rank for all modules, and these have 1, 2"):
+        write(replace(adapter, modules={**adapter.modules, Q: less[Q]}))
+
+
 def magnitude(role, name, *shape):
     return {f"base_model.model.{name}.lora_magnitude_vector": Extra(role, name, LazyArray.of(drawn(*shape)))}
 
@@ -240,10 +257,13 @@ def test_dora_goes_over_where_the_axis_is_the_same():
 def test_what_mlx_cannot_hold_is_refused_by_name():
     with pytest.raises(FormatError, match="no LoRA for a conv weight"):
         write(made({"c": LowRank(drawn(6, 2), drawn(2, 36), layout=Layout("conv", (3, 3)))}))
-    with pytest.raises(FormatError, match=r"mlx has no place for head\.weight \(saved\)"):
+    with pytest.raises(FormatError, match=r"mlx-lm has no place for head\.weight \(saved\)"):
         write(made({Q: random_module()}, {"head.weight": Extra("saved", "head", LazyArray.of(drawn(2, 4)))}))
     with pytest.raises(ShapeError, match="some experts of this stack are missing"):
         write(made({f"{UP}[1]": random_module(kind="experts")}))
+    narrow = LowRank(drawn(6, 2), drawn(2, 4, dtype=np.float16), 2.0, layout=Layout("experts"))
+    with pytest.raises(ShapeError, match="differ in rank or dtype"):
+        write(made({f"{UP}[0]": random_module(kind="experts"), f"{UP}[1]": narrow}))
     adapter = mlx.read(file())
     kept = {name: module for name, module in adapter.items() if name != f"{UP}[2]"}
     with pytest.raises(ShapeError, match="some experts of this stack are missing"):

@@ -61,6 +61,28 @@ def test_another_dtype_moves_what_follows_and_the_index_says_the_size(tmp_path: 
     assert index["metadata"] == {"total_size": sum(array.nbytes for array in found.values()), "x": 1}
 
 
+def test_an_index_may_name_what_no_shard_holds(tmp_path: Path) -> None:
+    root = sharded(tmp_path / "m", tensors())
+    file = root / "model.safetensors.index.json"
+    index = {**json.loads(file.read_text()), "metadata": None}
+    index["weight_map"]["ghost.weight"] = index["weight_map"][KEY]
+    file.write_text(json.dumps(index))
+    write(root, tmp_path / "same")
+    assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
+    write(root, tmp_path / "wide", dtype=np.float32)
+    after = json.loads((tmp_path / "wide" / file.name).read_text())
+    assert after["weight_map"] == index["weight_map"]
+    assert after["metadata"] == {"total_size": sum(array.nbytes for array in held(tmp_path / "wide").values())}
+
+
+def test_an_index_that_still_fits_keeps_its_bytes(tmp_path: Path) -> None:
+    root = sharded(tmp_path / "m", tensors())
+    file = root / "model.safetensors.index.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    write(root, tmp_path / "out")
+    assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_keys_come_and_go(tmp_path: Path) -> None:
     root = sharded(tmp_path / "m", tensors())
     new = {"extra.weight": Change(np.dtype(np.float16), (3,))}
@@ -117,6 +139,8 @@ def test_a_whole_header_may_be_given(tmp_path: Path) -> None:
         header.replace(b"BF16", b"XXXX"),
         header.replace(b"lm_head", b"xx_head"),
         header.replace(b"[5,4]", b"[4,5]"),
+        header.replace(b"data_offsets", b"data_offset_"),
+        b"\2" + bytes(7) + b"[]",
     ):
         with pytest.raises(FormatError, match="header"):
             write(tmp_path / "wide", tmp_path / "x", dtype=tensors()[KEY].dtype, headers={"model.safetensors": wrong})
@@ -193,6 +217,16 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path) -> None:
     shutil.rmtree(other)
     write(root, tmp_path / "out", overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"m", "out"}
+
+
+def test_only_what_was_left_for_this_target_is_tidied_up(tmp_path: Path) -> None:
+    root, gone = single(tmp_path / "m", tensors()), dead()
+    other, own = tmp_path / f".out.v2.{gone}.old", tmp_path / f".o[u]t.{gone}.part"
+    for path in (other, own):
+        path.mkdir()
+    write(root, tmp_path / "out")
+    write(root, tmp_path / "o[u]t")
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "out", "o[u]t", other.name}
 
 
 def test_a_full_disk_is_seen_before_the_first_byte(tmp_path: Path, monkeypatch) -> None:

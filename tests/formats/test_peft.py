@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
@@ -22,15 +22,12 @@ from loralens.formats.location import adapter_file
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.writing import write_folder
 from tests.conftest import real_adapters
+from tests.formats.stores import assert_same_file, number
 from tests.tolerances import SAME_UPDATE
 
 P = "base_model.model."
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ".*"}
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def number(shape: tuple[int, ...], seed: int, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def stored(shapes: Shapes, config: dict[str, Any] | None = None, *, dtype: Any = np.float32, **more: Any) -> Stored:
@@ -57,13 +54,8 @@ def changed(adapter: Adapter) -> Adapter:
 
 
 def assert_same(first: Stored, second: Stored) -> None:
-    """Tensors by key, dtype and bytes; metadata; configuration with the order of its keys."""
-    assert first.tensors.keys() == second.tensors.keys()
-    for key, tensor in first.tensors.items():
-        other = second.tensors[key].read()
-        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), key
-        assert other.tobytes() == tensor.read().tobytes(), key
-    assert first.metadata == second.metadata
+    """All that a file holds, and the order of the keys of its configuration."""
+    assert_same_file(first, second)
     assert json.dumps(first.config) == json.dumps(second.config)
 
 
@@ -556,6 +548,23 @@ E0 = "m.experts.down_proj[0]"
 def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLensError], message: str) -> None:
     with pytest.raises(error, match=message):
         peft_writer.write(adapter)
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "error", "message"),
+    [
+        ("v", 5, FormatError, "x: its module is not there"),
+        ("q", 4, ShapeError, "x: .* is not one number a channel, of 5"),
+    ],
+)
+@pytest.mark.parametrize("role", ["magnitude", "lora_bias"])
+def test_extras_of_another_dialect_that_fit_nothing(
+    role: str, module: str, size: int, error: type[LoraLensError], message: str
+) -> None:
+    modules = {"q": LowRank(number((5, 2), 0), number((2, 4), 1))}
+    extra = {"x": Extra(role, module, LazyArray.of(number((size,), 2)))}
+    with pytest.raises(error, match=message):
+        peft_writer.write(Adapter(modules=modules, extra=extra, format="kohya"))
 
 
 def test_all_stacks_of_a_module_may_go() -> None:

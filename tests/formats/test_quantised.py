@@ -158,6 +158,14 @@ def test_an_unknown_scale_stays_unknown(tmp_path: Path) -> None:
     assert loralens.load(tmp_path / "q", scale=3.0)["model.q_proj"].scale == 3.0
 
 
+def test_text_that_is_odd_and_harmless_comes_back() -> None:
+    odd = "a\u00a0b\u00ad"
+    extra = {odd: Extra("other", odd, LazyArray.of(np.ones(2)))}
+    back = quantised.read(write(replace(adapter(), extra=extra, findings=(Finding("note", odd, odd, odd),))))
+    assert back.extra[odd].module == odd
+    assert back.findings[0].text == odd
+
+
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"model\.conv: 17 are no bits"):
         loralens.save(adapter(), tmp_path / "q", format=NAME, bits=17)
@@ -220,6 +228,7 @@ DAMAGE = {
     "another version": (lambda tensors, said: said.update(version=2), "of version 2, and this loralens knows 1"),
     "no version": (lambda tensors, said: said.pop("version"), "of version None"),
     "no scalings": (lambda tensors, said: said.pop("scalings"), "description is damaged"),
+    "a source for no terminal": (lambda tensors, said: said.update(source="\x1b[2J"), "description is damaged"),
     "a source that is no name": (lambda tensors, said: said.update(source=3), "description is damaged"),
     "a configuration that is none": (lambda tensors, said: said.update(config=[]), "description is damaged"),
     "an extra without a role": (

@@ -1,6 +1,7 @@
 """SARIF 2.1.0: the parts of the schema that hosts rely on, checked by hand."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,12 @@ def test_a_place_that_cannot_hold_a_log(tmp_path: Path) -> None:
         check_place(tmp_path / "nowhere" / "x.sarif")
     with pytest.raises(OptionError, match="is a folder"):
         check_place(tmp_path)
+
+
+def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a/\xff.safetensors")
+    write_sarif(sarif([{**FINDINGS[0], "adapter": odd, "evidence": odd}], rules=RULES, root=tmp_path), tmp_path / "x")
+    log = json.loads((tmp_path / "x").read_bytes())
+    check(log)
+    (result,) = log["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a/%FF.safetensors"

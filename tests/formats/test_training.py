@@ -10,7 +10,9 @@ import pytest
 import loralens
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.training import Training
+from loralens.formats.container import Stored
+from loralens.formats.training import KEY, Training
+from loralens.formats.writing import write_safetensors
 from tests.conftest import small_adapter
 
 RUN = {"rank": 2, "targets": ["q_proj"], "data": {"texts": 3}}
@@ -169,6 +171,25 @@ def test_a_broken_state_is_said(tmp_path: Path) -> None:
             training.go_on(RUN)
         with pytest.raises(OptionError, match="holds an unfinished run"):
             training.check(overwrite=False)
+
+
+@pytest.mark.parametrize("text", ['{"step": Infinity, "record": {}}', '{"step": 1}', "[" * 100_000])
+def test_a_state_that_says_nonsense(tmp_path: Path, text: str) -> None:
+    training = begun(tmp_path / "out")
+    write_safetensors(Stored({}, {KEY: text}), training.folder / "state.safetensors")
+    with pytest.raises(FormatError, match="holds no state of a training run"):
+        training.go_on(RUN)
+
+
+@pytest.mark.parametrize("line", [b'{"step": Infinity}', b"[" * 100_000, b'{"step": 0, "\xff'])
+def test_lines_of_the_log_that_are_none_are_left_out(tmp_path: Path, line: bytes) -> None:
+    training = begun(tmp_path / "out")
+    training.log({"step": 0})
+    with (training.folder / "log.jsonl").open("ab") as log:
+        log.write(line)
+    training.save(state(1))
+    training.go_on(RUN)
+    assert (training.folder / "log.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:

@@ -188,6 +188,15 @@ def test_no_room_on_the_disk(write, nbytes, tmp_path):
         assert tree(tmp_path) == before
 
 
+@forms
+def test_no_room_for_the_configuration_alone(write, tmp_path):
+    write(stored(), tmp_path, overwrite=True)
+    before = tree(tmp_path)
+    with room(2000), pytest.raises(FormatError, match=rf"{CONFIG}: cannot be written: File too large"):
+        write(stored(2.0, {**CONFIG_FIELDS, "note": "x" * 4000}), tmp_path, overwrite=True)
+    assert tree(tmp_path) == before  # new factors under an old α would be of another scale
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -195,7 +204,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     write_folder(stored(), tmp_path, overwrite=True)
     before = tree(tmp_path)
     monkeypatch.setattr(os, "fsync", full)  # with delayed allocation, the first to hear of it
-    with pytest.raises(FormatError, match=f"{tmp_path}/{MODEL}: cannot be written: No space left on device"):
+    with pytest.raises(FormatError, match=f"{tmp_path}/.*: cannot be written: No space left on device"):
         write_folder(stored(2.0), tmp_path, overwrite=True)
     assert tree(tmp_path) == before
 
@@ -348,3 +357,22 @@ def test_a_dry_run_refuses_what_the_disk_would(tmp_path, monkeypatch):
     with pytest.raises(OptionError, match="may not be written to"):
         loralens.save(adapter, tmp_path / "new", dry_run=True)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "target", "overwrite", "message"),
+    [
+        ("x", f"none/{MODEL}", False, "none: no such folder"),
+        (CONFIG, MODEL, False, f"{CONFIG}: exists"),
+        ("file", "file", True, "file: is a file, not a folder"),
+        ("folder/adapter_model.bin", "folder", True, "holds another adapter, adapter_model.bin"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_dry_run_refuses_what_writing_would(dry_run, there, target, overwrite, message, tmp_path):
+    adapter = loralens.load(made(tmp_path / "in"))
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(OptionError, match=message):
+        loralens.save(adapter, tmp_path / target, overwrite=overwrite, dry_run=dry_run)
+    assert set(tree(tmp_path)) == {f"in/{MODEL}", f"in/{CONFIG}", there}

@@ -9,22 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, ShapeError
 from loralens.formats import comfyui, diffusers, kohya, lycoris, peft, xlabs
 from loralens.formats.container import Stored, read_safetensors
+from tests.formats.stores import numbered
 from tests.formats.test_fuzz import read_everything
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance" / "xlabs" / "lora.safetensors"
 DOUBLE, SINGLE = "double_blocks.7.processor", "single_blocks.3.processor"
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def stored(shapes: Shapes, **rest: Any) -> Stored:
-    def number(seed: int, shape: tuple[int, ...]) -> Array:
-        return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-    return Stored({key: LazyArray.of(number(i, shape)) for i, (key, shape) in enumerate(shapes.items())}, **rest)
 
 
 def pair(name: str, out: int = 4, in_: int = 4, r: int = 2) -> Shapes:
@@ -44,7 +38,7 @@ def pair(name: str, out: int = 4, in_: int = 4, r: int = 2) -> Shapes:
     ],
 )
 def test_names_and_scale(key: str, out: int, name: str) -> None:
-    source = stored(pair(key, out))
+    source = numbered(pair(key, out))
     assert xlabs.detect(source)
     assert not any(form.detect(source) for form in (peft, kohya, lycoris, diffusers, comfyui))
     adapter = xlabs.read(source)
@@ -55,11 +49,11 @@ def test_names_and_scale(key: str, out: int, name: str) -> None:
 
 
 def test_the_mlp_s_rows_of_linear1_are_zero_and_as_many_as_linear2_says() -> None:
-    alone = xlabs.read(stored(pair(f"{SINGLE}.qkv_lora", 12)))
+    alone = xlabs.read(numbered(pair(f"{SINGLE}.qkv_lora", 12)))
     assert alone["single_blocks.3.linear1"].shape == (28, 4)
     assert [finding.code for finding in alone.findings] == ["width-assumed"]
 
-    both = xlabs.read(stored({**pair(f"{SINGLE}.qkv_lora", 12), **pair(f"{SINGLE}.proj_lora", 4, 14)}))
+    both = xlabs.read(numbered({**pair(f"{SINGLE}.qkv_lora", 12), **pair(f"{SINGLE}.proj_lora", 4, 14)}))
     module = both["single_blocks.3.linear1"]
     assert both.findings == ()
     assert module.shape == (22, 4)
@@ -70,14 +64,14 @@ def test_the_mlp_s_rows_of_linear1_are_zero_and_as_many_as_linear2_says() -> Non
 
 
 def test_leftovers_are_kept_and_named() -> None:
-    adapter = xlabs.read(stored({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.ip_adapter_k": (4, 4)}))
+    adapter = xlabs.read(numbered({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.ip_adapter_k": (4, 4)}))
     assert {key: one.role for key, one in adapter.extra.items()} == {f"{DOUBLE}.ip_adapter_k": "other"}
     assert [finding.code for finding in adapter.findings] == ["tensor-unread"]
 
 
 BROKEN = {
     "half": ({f"{DOUBLE}.proj_lora1.down.weight": (2, 4)}, FormatError, "has no B beside it"),
-    "empty": (pair(f"{DOUBLE}.proj_lora1", r=0), ShapeError, "hold no pair"),
+    "empty": (pair(f"{DOUBLE}.proj_lora1", r=0), ShapeError, "are no pair"),
     "conv": ({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.proj_lora1.down.weight": (2, 4, 1, 1)}, ShapeError, "no pair"),
     "rank": ({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.proj_lora1.down.weight": (3, 4)}, ShapeError, "multiply"),
     "qkv": (pair(f"{SINGLE}.qkv_lora", 8), ShapeError, "do not fit a model 4 wide"),
@@ -90,7 +84,7 @@ BROKEN = {
 def test_what_is_wrong_is_said_with_its_place(case: str) -> None:
     shapes, kind, message = BROKEN[case]
     with pytest.raises(kind, match=message) as caught:
-        xlabs.read(stored(shapes))
+        xlabs.read(numbered(shapes))
     assert caught.value.where
 
 
@@ -106,7 +100,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_files_of_others(case: str) -> None:
-    assert not xlabs.detect(stored(FOREIGN[case]))
+    assert not xlabs.detect(numbered(FOREIGN[case]))
 
 
 def test_the_conformance_file_is_nobody_else_s() -> None:

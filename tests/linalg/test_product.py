@@ -1,4 +1,4 @@
-"""Singular values, SVD, norm and inner product of B A: laws, dense and 100-digit references, and every route."""
+"""Singular values, SVD and norm of B A: laws, dense and 100-digit references, and every route."""
 
 import tracemalloc
 
@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from loralens.errors import FormatError, ShapeError
 from loralens.linalg import factor as thin
 from loralens.linalg import product
-from loralens.linalg.factor import gram
+from loralens.linalg.factor import cross_gram, gram
 from loralens.linalg.product import (
     column_basis,
     product_bases,
-    product_inner,
     product_norm,
     product_singular_values,
     product_svd,
 )
 from tests import reference
 from tests.strategies import DTYPES, ORDERS, equal_singular_values, factor_pairs, grading, orthogonal, plain, rotated
-from tests.tolerances import ANY_FACTORS, BACKWARD, IMPLICIT, INNER, ORTHONORMAL, RECONSTRUCTION, RELATIVE
+from tests.tolerances import ANY_FACTORS, BACKWARD, IMPLICIT, ORTHONORMAL, RECONSTRUCTION, RELATIVE
 
 ROWS = thin.BLOCK // 4  # more rows than a block of four columns or more has
 
@@ -274,7 +273,7 @@ def test_small_singular_vectors_of_a_visible_grading_are_accurate():
     np.testing.assert_allclose(np.linalg.norm(U.T @ (B @ A) @ Vh.T - np.diag(s), 2), 0, atol=RECONSTRUCTION * s[0])
 
 
-# norm and inner product
+# norm
 
 
 @given(factor_pairs())
@@ -293,34 +292,6 @@ def test_norm_survives_columns_that_cancel_in_the_product():
     assert product_norm(B, A) == pytest.approx(exact, rel=1e-4)
 
 
-@given(factor_pairs(), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_inner_product_is_that_of_the_dense_products(pair, rank, seed):
-    B, A = pair
-    rng = np.random.default_rng(seed)
-    C, E = rng.standard_normal((B.shape[0], rank)), rng.standard_normal((rank, A.shape[1]))
-    unit = np.prod([np.linalg.norm(X.astype(np.float64)) for X in (B, A, C, E)])
-    dense = np.vdot(reference.dense_product(B, A), C @ E)
-    assert product_inner(B, A, C, E) == pytest.approx(dense, rel=0, abs=INNER * unit)
-    assert product_inner(C, E, B, A) == pytest.approx(dense, rel=0, abs=INNER * unit)
-    assert product_inner(B, A, C, -3 * E) == pytest.approx(-3 * dense, rel=0, abs=3 * INNER * unit)
-
-
-@given(factor_pairs())
-def test_inner_product_with_itself_is_the_norm_squared(pair):
-    B, A = pair
-    unit = (np.linalg.norm(B.astype(np.float64)) * np.linalg.norm(A.astype(np.float64))) ** 2
-    assert product_inner(B, A, B, A) == pytest.approx(product_norm(B, A) ** 2, rel=0, abs=ANY_FACTORS * unit)
-
-
-@pytest.mark.parametrize("shift", [-800, -400, 400, 800])
-def test_inner_product_neither_over_nor_underflows_on_the_way(shift):
-    _, B, A = random_pair()
-    value = product_inner(B, A, B, A)
-    moved = np.ldexp(B, shift), np.ldexp(A, -shift)
-    assert product_inner(*moved, *moved) == pytest.approx(value, rel=RELATIVE)
-    assert product_inner(*moved, B, A) == pytest.approx(value, rel=RELATIVE)
-
-
 # blocks, memory, edges
 
 
@@ -332,6 +303,16 @@ def test_gram_of_many_blocks_in_any_layout(dtype):
     np.testing.assert_allclose(gram(np.ascontiguousarray(X.T).T), dense, rtol=RELATIVE, atol=RELATIVE * len(X))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16])
+def test_cross_gram_of_many_blocks_and_of_two_widths_and_dtypes(dtype):
+    rng = np.random.default_rng(2)
+    X, Y = rng.standard_normal((2 * ROWS + 17, 7)).astype(dtype), rng.standard_normal((2 * ROWS + 17, 3))
+    dense = X.astype(np.float64).T @ Y
+    for one in (X, np.ascontiguousarray(X.T).T):
+        np.testing.assert_allclose(cross_gram(one, Y), dense, rtol=0, atol=RELATIVE * len(X))
+        np.testing.assert_allclose(cross_gram(Y, one), dense.T, rtol=0, atol=RELATIVE * len(X))
+
+
 def test_long_factors_of_every_route_agree_with_the_dense_qr():
     for decades in (0, 3, 14):
         B, A = hidden(decades, m=2 * ROWS + 17, n=30, r=6)
@@ -340,13 +321,6 @@ def test_long_factors_of_every_route_agree_with_the_dense_qr():
         np.testing.assert_allclose(
             product_singular_values(B, A), expected, rtol=0, atol=ANY_FACTORS * reference.size(B, A)
         )
-
-
-def test_inner_product_of_long_factors():
-    _, B, A = random_pair(m=2 * ROWS + 17, n=ROWS + 1)
-    _, C, E = random_pair(1, m=2 * ROWS + 17, n=ROWS + 1, r=3)
-    dense = np.sum((B.T @ C) * (A @ E.T))
-    assert product_inner(B, A, C, E) == pytest.approx(dense, rel=1e3 * RELATIVE)
 
 
 @pytest.mark.parametrize("decades", [0, 3])
@@ -371,8 +345,6 @@ def test_nan_and_inf_are_refused_in_either_factor(function, dtype, bad):
         kept, X[2, 3] = X[2, 3], bad
         with pytest.raises(FormatError, match="NaN or Inf"):
             function(B.astype(dtype), A.astype(dtype))
-        with pytest.raises(FormatError, match="NaN or Inf"):
-            product_inner(B.astype(dtype), A.astype(dtype), np.ones((40, 1)), np.ones((1, 30)))
         X[2, 3] = kept
 
 
@@ -383,15 +355,6 @@ def test_nan_and_inf_are_refused_in_either_factor(function, dtype, bad):
 def test_shapes_that_do_not_multiply_are_refused(function, B, A):
     with pytest.raises(ShapeError, match="do not multiply"):
         function(np.ones(B), np.ones(A))
-    with pytest.raises(ShapeError, match="do not multiply"):
-        product_inner(np.ones((4, 1)), np.ones((1, 5)), np.ones(B), np.ones(A))
-
-
-@pytest.mark.parametrize("other", [(5, 5), (4, 6)])
-def test_products_of_different_shapes_have_no_inner_product(other):
-    m, n = other
-    with pytest.raises(ShapeError, match="no inner product"):
-        product_inner(np.ones((4, 2)), np.ones((2, 5)), np.ones((m, 2)), np.ones((2, n)))
 
 
 @pytest.mark.parametrize(("m", "r", "n"), [(4, 0, 5), (0, 3, 5), (4, 3, 0), (0, 0, 0)])
@@ -400,7 +363,6 @@ def test_empty_factors_have_no_singular_values(m, r, n):
     assert product_singular_values(B, A).shape == (0,)
     assert [x.shape for x in product_svd(B, A)] == [(m, 0), (0,), (0, n)]
     assert product_norm(B, A) == 0
-    assert product_inner(B, A, B, A) == 0
 
 
 @given(factor_pairs())

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loralens.errors import FormatError
 from loralens.linalg import selection
 from loralens.linalg.selection import kth_largest
 
@@ -49,6 +50,13 @@ def test_a_bracket_that_ends_just_below_is_a_miss():
     x = np.arange(10_000, dtype=np.float32)
     for value in (4999.0, 5000.0, 5001.0):  # above them are k, k − 1 and k − 2 numbers
         assert kth_largest(lambda: [x], [5000], size=x.size, sample=np.full(100, value)) == (5000.0,)
+
+
+def test_what_is_no_number_ends_the_search():
+    x = np.array([1.0, np.nan, 3.0], np.float32)
+    assert kth_largest(lambda: [x], [2], size=3, sample=np.array([1.0])) == (1.0,)
+    with pytest.raises(FormatError, match="NaN"):
+        kth_largest(lambda: [x], [3], size=3, sample=np.array([1.0]))
 
 
 def test_many_equal_numbers_are_held_once(monkeypatch: pytest.MonkeyPatch):

@@ -78,9 +78,7 @@ def test_float8_under_scales_is_merged_in_real_numbers_and_rounded_under_the_sam
     make = Maker(5, ml_dtypes.float8_e4m3fn)
     W, one = make.weight(6, 10), make.pair(6, 10, scale=1e-3)
     scale = np.repeat(2.0 ** np.arange(-12.0, -6)[:, None], 10, axis=1).astype(np.float32) * np.float32(1.1)
-    from loralens.core.adapter import Adapter
-
-    adapters = [(Adapter(modules={"a": one}), 1.0)]
+    adapters = [(adapter({"a": one}), 1.0)]
     tensor = plan(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
     real = W.astype(np.float64) * scale + one.dense()
     found = merged(tensor)

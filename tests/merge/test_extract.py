@@ -209,6 +209,28 @@ def test_every_kind_of_weight_gets_its_orientation():
     assert set(merged.tensors) == set(base)
 
 
+def test_the_hidden_size_may_be_that_of_the_text_model():
+    rng = np.random.default_rng(16)
+    base = {"h.0.experts.gate_up_proj": weights(rng, 3, 6, 10)}
+    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
+    for config in ({"hidden_size": 6}, {"text_config": {"hidden_size": 6}}):
+        found = extract(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config=config)
+        assert {module.shape for module in found.adapter.modules.values()} == {(10, 6)}
+    found = extract(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config={"text_config": None})
+    assert {module.shape for module in found.adapter.modules.values()} == {(6, 10)}
+
+
+def test_one_rank_above_the_noise_leaves_no_expert_out():
+    rng = np.random.default_rng(17)
+    base = {"m.experts.up": weights(rng, 3, 40, 30), "m.q.weight": weights(rng, 40, 30)}
+    tuned = {key: W.copy() for key, W in base.items()}
+    for W, rank in ((tuned["m.experts.up"][0], 2), (tuned["m.experts.up"][2], 1), (tuned["m.q.weight"], 3)):
+        W += (rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 30))).astype(np.float32)
+    found = extract(lazy(base), lazy(tuned), NoiseEdge(), one_rank=True).adapter
+    assert list(found) == [*(f"m.experts.up[{e}]" for e in range(3)), "m.q"]
+    assert len({module.rank for module in found.modules.values()}) == 1
+
+
 def norm(rng, n):
     return {"weight": 1 + weights(rng, n), "bias": weights(rng, n)}
 
@@ -267,6 +289,7 @@ def test_what_is_no_matrix_rides_along_or_is_named():
     assert found.unchanged == 1
     bare = extract(lazy(base), lazy(tuned), Rule("rank", 2), drop_extra=True)
     assert not bare.adapter.extra
+    assert bare.notes == found.notes[1:]  # nothing is kept in full
     assert bare.adapter.config["modules_to_save"] is None
     assert len(bare.left_out) == len(found.left_out) + 8
 

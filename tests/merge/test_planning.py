@@ -21,8 +21,8 @@ def make():
     return Maker(1, np.float32)
 
 
-def head_and_embedding(**extra):
-    """A tied base: no head of its own."""
+def head_and_embedding():
+    """A maker, and a tied base: no head of its own."""
     made = make()
     base = {"model.embed_tokens.weight": made.weight(9, 4), "model.a.weight": made.weight(4, 4)}
     return made, base
@@ -44,6 +44,13 @@ def test_slabs_lie_where_the_experts_do_and_sums_are_one_slab():
     assert planned(conv1d(make())).tensors["a.weight"].slabs[0].transposed
     (slab,) = planned(several(make())).tensors["a.weight"].slabs
     assert [strength for strength, _ in slab.terms] == [0.7, -1.3, 2.0]
+
+
+def test_a_number_in_brackets_is_an_expert_only_in_a_stack():
+    made = make()
+    one = adapter({"x[2]": made.pair(6, 10)})
+    tensor = plan([(one, 1.0)], {"x.weight": streamed(made.weight(6, 10))}).tensors["x.weight"]
+    assert [(slab.start, slab.stop) for slab in tensor.slabs] == [(0, 6)]
 
 
 def test_names_are_matched_and_extras_renamed_with_them():
@@ -110,6 +117,12 @@ def refused():
     bad_head = adapter({"a": one}, h=("saved", "h", made.floats(3, 6), "weight"))
     yield "head", [(bad_head, 1.0)], base, "is to replace"
     yield "difference", [(adapter({"a": one}, d=("diff_b", "a", made.floats(5), "bias")), 1.0)], base, "is to be added"
+    turned = adapter({"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, d=("diff", "a", made.floats(10, 6), "weight"))
+    yield "turned difference", [(turned, 1.0)], base, r"d \(10, 6\) is to be added to a\.weight \(6, 10\)"
+    column = adapter({"a": one}, d=("diff_b", "a", made.floats(6, 1), "bias"))
+    yield "bias as a column", [(column, 1.0)], base, r"d \(6, 1\) is to be added to a\.bias \(6,\)"
+    stray = adapter({"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, d=("lora_bias", "a", made.floats(6), "bias"))
+    yield "bias of no pair", [(stray, 1.0)], base, "no module 'a'"
     no_config = adapter({"a": one}, t=("tokens", "a", made.floats(2, 10), "weight"))
     yield "tokens", [(no_config, 1.0)], base, "nothing says which rows"
 

@@ -133,6 +133,22 @@ def test_infinite_and_missing_weights_are_left_out_and_overflow_is_counted():
     assert np.isfinite([one.gain, one.error, one.norm]).all()
 
 
+def test_scaled_float8_that_becomes_wide_keeps_the_numbers_it_stands_for():
+    make = Maker(1, ml_dtypes.float8_e4m3fn)
+    W, one = make.weight(6, 10), make.pair(6, 10)
+    one = loralens.LowRank(np.where(np.arange(6)[:, None] < 3, np.float32(0), one.B), one.A, one.scale)
+    scale = np.full((6, 10), 0.75, np.float32)
+    planned = plan([(adapter({"a": one}), 1.0)], {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)})
+    for dtype in (None, np.float32):
+        watch = Watch(prepare(planned.tensors["a.weight"], dtype=dtype))
+        rows = np.concatenate([rows.copy() for rows in watch.blocks()])
+        (found,) = watch.record().fidelity
+        numbers = W.astype(float) * scale
+        moved = rows.astype(float) * (scale if dtype is None else 1) != numbers
+        assert not moved[:3].any()
+        assert found.unmoved == np.mean(~moved)
+
+
 def test_an_update_of_zeros_arrives_whole():
     case = linear(Maker(1, BF16, size=0.0))
     (one,) = records(case)["a.weight"][1].fidelity

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merge import matrix
@@ -16,7 +17,7 @@ from loralens.merge.record import Watch
 from loralens.merge.rounding import Rounding
 from loralens.merge.undo import restored
 from loralens.merge.undo_layout import VERSION, merge_undo, packed
-from tests.merge.made import CASES, DTYPES, Maker, linear, streamed, tokens
+from tests.merge.made import CASES, DTYPES, Case, Maker, adapter, linear, streamed, tokens
 
 TARGETS = (None, np.float32, np.float16, ml_dtypes.bfloat16)
 MODES = ("nearest", "stochastic", "feedback")
@@ -143,8 +144,17 @@ def test_a_damaged_outline_is_an_error(change, message):
 def test_a_damaged_entry_is_an_error(name):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
     entry = {key: value for key, value in undo.entries["a.weight"].items() if key != name}
-    with pytest.raises(FormatError, match="is not as it was written"):
-        merge_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}}).tensor("a.weight")
+    damaged = merge_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
+    with pytest.raises(FormatError, match=r"a\.weight: its entry is not as it was written"):
+        damaged.tensor("a.weight")
+
+
+@pytest.mark.parametrize("entry", [{}, [], None, {"dtype": "f9", "shape": [6, 10]}, {"dtype": "<f4", "shape": 60}])
+def test_a_damaged_outline_of_an_entry_is_an_error(entry):
+    _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
+    damaged = merge_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
+    with pytest.raises(FormatError, match=r"a\.weight: its entry is not as it was written"):
+        damaged.outline("a.weight")
 
 
 def test_a_patch_costs_what_rounding_leaves_open():
@@ -154,9 +164,6 @@ def test_a_patch_costs_what_rounding_leaves_open():
     for relative, most in ((0.002, 0.09), (0.01, 0.17), (0.03, 0.33)):
         B, A = rng.standard_normal((512, 16)), rng.standard_normal((16, 512))
         B *= relative * np.linalg.norm(W.astype(float)) / np.linalg.norm(B @ A)
-        import loralens
-        from tests.merge.made import Case, adapter
-
         one = loralens.LowRank(B.astype(np.float32), A.astype(np.float32), 1.0)
         case = Case({"a.weight": W}, [(adapter({"a": one}), 1.0)], {})
         for mode, limit in (("nearest", most), ("stochastic", 1.7), ("feedback", 1.7)):

@@ -121,6 +121,14 @@ def test_modules_outside_blocks_and_odd_names():
     assert "outside" in words(figure)
 
 
+def test_stacks_with_names_that_are_alike_at_both_ends_stay_apart():
+    stacks = ("text_encoder.text_model.encoder.layers", "text_encoder_2.text_model.encoder.layers")
+    figure = amplification_figure({f"{stack}.{b}.q_proj": one() for stack in stacks for b in range(2)})
+    axes = panels(figure)["excess over random directions (1: chance)"]
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert len(set(labels)) == len(labels) == 4
+
+
 def test_no_labels_overlap_at_32_blocks_of_seven_kinds():
     kinds = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
     found = {f"model.layers.{b}.{kind}": one(8, 1 + b) for b in range(32) for kind in kinds}

@@ -115,6 +115,14 @@ def test_no_label_leaves_the_figure_nor_meets_another(count: int, blocks: int) -
             assert not any(a.overlaps(b) for i, a in enumerate(shown) for b in shown[i + 1 :])
 
 
+@pytest.mark.parametrize(
+    ("count", "numbers"), [(4, ["1", "2", "3", "4"]), (15, ["5", "10", "15"]), (30, ["10", "20", "30"])]
+)
+def test_adapters_have_their_numbers_under_the_matrix(count: int, numbers: list[str]) -> None:
+    axes = next(axes for axes in figure(collection(count, 1, KINDS[:1])).axes if axes.images)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == numbers
+
+
 def test_the_bytes_are_the_same_every_time(tmp_path: Path) -> None:
     made = []
     for i in range(2):

@@ -166,6 +166,9 @@ def test_nested_modules_stand_against_each_other():
     np.testing.assert_array_equal(values[first], one.first[first])
     assert "φ of all directions above, φ(1, 1) below the diagonal\nred: chance 0.19" in words(figure)
     assert "q_proj\n0 to 2" in words(figure)
+    assert any(text.startswith("mine: in side of ΔW") for text in words(figure))
+    of_B = nesting_figure(nesting(mine, of="B"), label="mine", of="B")
+    assert any(text.startswith("mine: out side of B") for text in words(of_B))
     with pytest.raises(OptionError, match="of one width"):
         nesting_figure([], label="mine")
 
@@ -210,3 +213,14 @@ def test_blocks_of_several_stacks_are_told_apart():
     titles = [text.split("\n")[0] for text in words(similarity_figure(similarity(mine, mine), labels=LABELS))]
     shown = [title for title in titles if title.startswith("q, ")]
     assert shown == ["q, image.de…ayers.0", "q, image.de…ayers.1", "q, text.enc…ayers.0", "q, text.enc…ayers.1"]
+
+
+def test_stacks_that_short_names_would_make_one_are_numbered():
+    rng = np.random.default_rng(0)
+    names = [f"text_encoder{tail}.text_model.encoder.layers.{b}.q" for tail in ("", "_2") for b in (0, 1)]
+    mine = loralens.Adapter(
+        modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
+    )
+    titles = [text.split("\n")[0] for text in words(similarity_figure(similarity(mine, mine), labels=LABELS))]
+    shown = [title for title in titles if title.startswith("q, ")]
+    assert shown == ["q, (1) text…ayers.0", "q, (1) text…ayers.1", "q, (2) text…ayers.0", "q, (2) text…ayers.1"]

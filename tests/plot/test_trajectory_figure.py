@@ -38,6 +38,12 @@ def test_every_panel_has_its_line_its_title_and_its_units() -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "step", "step"]
 
 
+def test_every_loss_has_its_line() -> None:
+    losses = {name: [(1, 1.0 + i), (2, 0.5 + i)] for i, name in enumerate(("loss", "eval loss", "other", "a fourth"))}
+    figure = trajectory_figure(found(2), [1, 2], losses, ["a", "b"])
+    assert [line.get_label() for line in figure.axes[3].lines] == list(losses)
+
+
 def test_without_steps_checkpoints_stand_under_their_names() -> None:
     figure = trajectory_figure(found(), [10, 50, None], LOSSES, ["a", "b", "a $very$ long name of a checkpoint indeed"])
     assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["a", "b", "a $very$ lon…oint indeed"]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -97,6 +98,19 @@ def test_batches_are_moved_whatever_they_are_made_of() -> None:
     assert found["a"].device.type == found["b"][0].device.type == found["b"][1][1].device.type == "meta"
     assert (found["b"][1][0], found["c"]) == ("x", None)
     assert isinstance(found["b"][1], tuple)
+
+
+class Sample(NamedTuple):
+    """A batch whose parts have names, as torch's collate makes it of such examples."""
+
+    x: Any
+    y: Any
+
+
+def test_a_tuple_with_names_keeps_them() -> None:
+    found = moved(Sample(torch.zeros(2, 3), None), torch.device("meta"))
+    assert (type(found), found.x.device.type, found.y) == (Sample, "meta", None)
+    assert size_of(found) == 2
 
 
 def test_the_size_of_a_batch_is_its_tokens_or_its_examples() -> None:

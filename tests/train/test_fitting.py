@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.train import Course, fit, record_of
+from loralens.train import Course, Watch, fit, record_of
 from loralens.train.layer import LoRALayer
 from loralens.version import __version__
 from tests import models
@@ -118,6 +118,15 @@ def test_an_interruption_takes_the_layers_out() -> None:
 
 def test_a_batch_without_a_loss_is_refused() -> None:
     ids = torch.tensor([[3, 4]])
-    for batch in ({"input_ids": ids}, ids):
-        with pytest.raises(OptionError, match="the model returned no loss"):
-            fit(models.llama(), [batch], rank=2)
+    with pytest.raises(OptionError, match="the model returned no loss"):
+        fit(models.llama(), [{"input_ids": ids}], rank=2)
+    with pytest.raises(OptionError, match="a batch is a Tensor, and a model computes its own loss from names"):
+        fit(models.llama(), [ids], rank=2)
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
+    model, seen = models.llama(), []
+    with pytest.raises(OptionError, match=r"record cannot be kept with the adapter: .*float32"):
+        fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
+    assert not seen
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())

@@ -97,8 +97,8 @@ class Quadratic(nn.Module):
         return self.head(x) + 0 * self.body(x).sum()
 
 
-def headed(course: Course, w: Any = (3.0, 4.0), x: Any = (1.0, 0.0), **more: Any) -> tuple[Any, Fitted]:
-    model = Quadratic(w).double()
+def headed(course: Course, *, model: Any = None, x: Any = (1.0, 0.0), **more: Any) -> tuple[Any, Fitted]:
+    model = model or Quadratic((3.0, 4.0)).double()
     found = fit(
         model, [torch.tensor([x], dtype=torch.float64)], course=course, targets="body", rank=1, heads=["head"],
         loss=lambda model, x: model(x).square().sum() / 2, **more,
@@ -118,7 +118,17 @@ def test_plain_descent_and_its_clipping() -> None:
     assert [(step.number, step.loss, step.norm, step.size) for step in steps] == [(1, 4.5, 3.0, 1)] * 3
 
 
+def test_gradients_from_before_count_for_nothing() -> None:
+    """Those of the caller's own training, or of a run that left the finite numbers and is tried again."""
+    course, model = Course(1, lr=0.1, optimiser="sgd", warmup=0, clip=0), Quadratic((3.0, 4.0)).double()
+    with pytest.raises(DivergenceError):
+        headed(course, model=model, x=(float("nan"), 0.0))
+    again, _ = headed(course, model=model)
+    np.testing.assert_array_equal(again, headed(course)[0])
+
+
 def test_weight_decay_is_decoupled_and_of_adamw() -> None:
+
     decayed, _ = headed(Course(1, lr=0.1, weight_decay=0.5, warmup=0, clip=0))
     plain, _ = headed(Course(1, lr=0.1, warmup=0, clip=0))
     np.testing.assert_allclose(plain, [3 - 0.1, 4], rtol=1e-6)  # Adam's first step is lr · sign

@@ -1,6 +1,6 @@
 """Tasks: what a batch holds, what is asked for, and the measures, beside literal loops."""
 
-from math import exp
+from math import exp, isnan
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,14 @@ def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> No
     assert one == pytest.approx(all_, rel=1e-5)
     assert one["loss"] == pytest.approx(float(total) / count, rel=1e-5)
     assert one["perplexity"] == pytest.approx(exp(one["loss"]))
+
+
+def test_where_nothing_is_asked_there_is_no_measure() -> None:
+    some = Examples([[3], [4]], 0)  # one token has none before it
+    with torch.no_grad():
+        measures = task_named("causal-lm").evaluation(some, size=2)(models.llama())
+    assert set(measures) == {"loss", "accuracy", "perplexity"}
+    assert all(map(isnan, measures.values()))
 
 
 @pytest.mark.parametrize("size", [1, 2, 64])

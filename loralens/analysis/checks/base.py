@@ -17,7 +17,7 @@ from loralens.linalg.rounding import Rounding, product_entries, rounded, sample_
 
 Reason = tuple[str, str]  # what, and a fix
 
-TRIES = 200  # matchings tried to find out which modules are strangers: enough for a dozen of them among thousands
+TRIES = 200  # times that modules are halved to find the strangers: enough for a dozen of them among thousands
 NARROW = 2  # bytes of the dtypes that a merge can hurt; float32 weights are asked what bfloat16 would do to them
 
 
@@ -55,9 +55,15 @@ class Landing:
 
 
 def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
-    """The weights of the modules that have one; for those that have none why, and a fix; the same of all under "".
+    """The weight of every module that has one in the base, and of the others why they have none.
 
     Strangers are found by halves, so that a head that the base has not hides none of the others.
+
+    Returns
+    -------
+    dict of str to Weight
+    dict of str to Reason
+        Under "" where it is so of all modules together: then no weight is returned.
     """
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     tries = iter(range(TRIES))
@@ -110,13 +116,12 @@ def _landing(module: Update, norm: float, weight: Weight, dtype: str | None) -> 
     size = out * in_
     mean_square = float(np.mean(w.astype(np.float64) ** 2))
     supposed = dtype is None and w.dtype.itemsize > NARROW
-    target = dtype or ("bfloat16" if supposed else w.dtype.name)
-    kind = _dtype(target)
-    rounding = sampled_rounding(
-        rounded(w, kind), update_entries(module, rows, columns), size=size, norm=norm, dtype=kind
-    )
+    name = dtype or ("bfloat16" if supposed else w.dtype.name)
+    target = _dtype(name)
+    d = update_entries(module, rows, columns)
+    rounding = sampled_rounding(rounded(w, target), d, size=size, norm=norm, dtype=target)
     whole = (mean_square * size) ** 0.5
-    return Landing(norm / whole if whole else np.inf, target, supposed, rounding)
+    return Landing(norm / whole if whole else np.inf, name, supposed, rounding)
 
 
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:

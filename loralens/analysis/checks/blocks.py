@@ -21,6 +21,7 @@ APART = 1.3  # lengths of neighbouring rows in two blocks differ by this at leas
 ALIKE = 1.15  # ... and within a block by this at most; over all rows of most published adapters 1.04 to 1.12
 MOST = 0.9  # of the modules must be cut at the same rows
 FEWEST = 4  # modules below which one cut may be chance
+SPARSE = 0.4  # share of zeros below which B has no blocks: two of them leave half of it zero
 
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
@@ -87,7 +88,7 @@ def _split(patient: Patient) -> Iterator[Diagnosis]:
 def _block_diagonal(reading: Reading) -> int:
     """Diagonal blocks that B falls into: zero outside, equal in columns, the heights free; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
-    if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < 0.4:
+    if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     held = module.B != 0
     for count in range(module.rank // 2, 1, -1):  # the finest cut; blocks of one column are no adapters

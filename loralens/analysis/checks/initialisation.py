@@ -21,8 +21,8 @@ ENTRIES = 512  # of every A: the cosine of a whole adapter is then good to 1/√
 def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
     """One diagnosis for every group of adapters whose A point the same way, at the first of them."""
     modules = aligned([one.adapter for one in patients])
-    cosines = np.full((max(len(modules), 1), len(patients), len(patients)), np.nan)
-    for cosine, module in zip(cosines, modules, strict=False):
+    cosines = np.full((len(modules), len(patients), len(patients)), np.nan)
+    for cosine, module in zip(cosines, modules, strict=True):
         rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(patients, module.holders, strict=True))}
         held = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
         for i, (x, r) in held.items():

@@ -99,6 +99,8 @@ class Patient:
     def beside(self, word: str) -> str:
         """A path beside this one for what a command would make of it, as a shell wants it."""
         path = PurePath(self.path)
+        if path.name in ("", ".."):  # a folder without a name of its own here, such as the one worked in
+            return quote(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
         return quote(str(path.with_name(name)))
 
@@ -165,7 +167,7 @@ def _reading(module: Update) -> Reading:
 
 
 def _factor(X: Array) -> Factor:
-    """Of rows."""
+    """The `Factor` of the rows of X (r, n)."""
     X = X.astype(np.float64)
     lengths = np.linalg.norm(X, axis=1)
     unit = X[lengths > 0] / lengths[lengths > 0, None]

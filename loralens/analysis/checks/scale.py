@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.patient import Patient
+from loralens.core.adapter import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.scaling import Scaling
@@ -42,8 +43,8 @@ def _suspect(patient: Patient, code: str, wrong: Callable[[float, Scaling], bool
     module = patient.readings[hit[0]].module
     where = "" if len(hit) == len(patient.readings) else f": {some(hit)}"
     evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(patient.readings))}{where}"
-    level = "note" if code == "scale-small" else "warning"
-    yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)  # type: ignore[arg-type]
+    level: Level = "note" if code == "scale-small" else "warning"
+    yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
 
 
 def _largest(how: Scaling) -> float:

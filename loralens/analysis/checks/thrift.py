@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
+from loralens.analysis.groups import mean_effective_rank
 
 RULES = {
     "rank-impossible": "The rank is larger than the weight has rows or columns: the directions beyond can never count.",
@@ -24,20 +25,17 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
             fix = f"train it with r = {most}; `{cut}` drops them"
             yield Diagnosis("note", "rank-impossible", f"r = {rank} for a weight of {out} × {in_}", fix, name)
     before = after = 0
-    ranks, effective = [], []
     for one in patient.readings.values():
         if one.A is None or one.spectrum is None:
             continue
         stored = one.module.parameters
         before += stored
         after += min(stored, max(1, one.spectrum.energy_rank(ENERGY)) * sum(one.module.shape))
-        if one.spectrum.spectral > 0:
-            ranks.append(one.module.rank)
-            effective.append(one.spectrum.effective_rank)
     saved = 1 - after / before if before else 0.0
+    ranks = [one.module.rank for one in patient.pairs.values()]
     if saved < LEAST or not ranks:
         return
-    mean = sum(effective) / len(effective)
+    mean = mean_effective_rank(one.spectrum for one in patient.pairs.values() if one.spectrum)
     said = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
     evidence = (
         f"{said}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the parameters"

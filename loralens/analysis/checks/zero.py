@@ -21,4 +21,6 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 def _reason(reading: Reading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
-    return f"{' and '.join(zero)} is all zero" if zero else "B·A is zero"
+    if zero:
+        return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
+    return "B·A is zero" if reading.A else "ΔW is zero"

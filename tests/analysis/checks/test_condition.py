@@ -9,6 +9,7 @@ from loralens.analysis.checks.patient import examine
 from loralens.core.adapter import Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.core.structured import Dense, Structured
 from tests.analysis.checks.patients import changed, healthy, patient, trained
 
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -40,9 +41,12 @@ def test_nan_beside_the_pairs_is_found_too_and_integers_are_none():
     extra = {"head.weight": Extra("saved", "head", sick), "ids": Extra("other", "", fine)}
     (found,) = finite.look(patient(loralens.Adapter(modules=healthy().modules, extra=extra)))
     assert (found.module, found.evidence) == ("head", "head.weight holds 1 value that is NaN or Inf, of 2")
+    nowhere = {"x": Extra("other", "", sick)}
+    (found,) = finite.look(patient(loralens.Adapter(modules=healthy().modules, extra=nowhere)))
+    assert (found.module, found.evidence) == (None, "x holds 1 value that is NaN or Inf, of 2")
 
 
-@pytest.mark.parametrize(("b", "a", "said"), [(0, 1, "B is"), (1, 0, "A is"), (0, 0, "B and A is")])
+@pytest.mark.parametrize(("b", "a", "said"), [(0, 1, "B is"), (1, 0, "A is"), (0, 0, "B and A are")])
 def test_zero_factors_are_named(b, a, said):
     (found,) = zero.look(patient(changed(healthy(), lambda B, A, s: (b * B, a * A, s), only=first)))
     assert (found.level, found.module, found.evidence) == ("warning", FIRST, f"{said} all zero")
@@ -56,6 +60,9 @@ def test_a_product_may_be_zero_without_a_zero_factor():
 
     (found,) = zero.look(patient(changed(healthy(), cross, only=first)))
     assert found.evidence == "B·A is zero"
+    without = Structured(Dense(LazyArray.of(np.zeros((3, 2)))))
+    (found,) = zero.look(patient(loralens.Adapter(modules={"m": without})))
+    assert found.evidence == "ΔW is zero"
 
 
 def test_what_the_reader_found_is_carried_over():
@@ -159,6 +166,13 @@ def test_paths_are_quoted_for_the_shell_and_files_keep_their_suffix():
     assert one.quoted == "'my adapters/it'\"'\"'s.safetensors'"
     assert one.beside("e99") == "'my adapters/it'\"'\"'s-e99.safetensors'"
     assert patient(healthy(), "run/v1.5").beside("e99") == "run/v1.5-e99"
+
+
+@pytest.mark.parametrize(
+    ("path", "beside"), [(".", "../adapter-e99"), ("./", "../adapter-e99"), ("..", "../../adapter-e99")]
+)
+def test_a_folder_that_is_not_named_has_a_place_beside_it_too(path, beside):
+    assert patient(healthy(), path).beside("e99") == beside
 
 
 def test_one_reading_holds_lengths_angles_and_zeros():

@@ -1,0 +1,76 @@
+"""What is in an adapter: zeros, NaN and Inf are found in pairs, in forms without a pair, and beside them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.inspection import broken, inspect
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
+from loralens.errors import OptionError
+
+rng = np.random.default_rng(0)
+
+
+def dense(array: np.ndarray) -> Dense:
+    return Dense(LazyArray.of(array))
+
+
+def spoilt(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[0, 0] = np.nan
+    return array
+
+
+def codes(found: object) -> dict[str, str]:
+    return {finding.code: finding.text for finding in found.findings}  # type: ignore[attr-defined]
+
+
+def test_forms_without_a_pair_are_read_like_pairs() -> None:
+    W, small = rng.standard_normal((6, 4)), rng.standard_normal((3, 2))
+    pair = loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 4)))
+    dead = loralens.LowRank(0 * pair.B, pair.A)
+    modules = {
+        "a": Structured(dense(W)),
+        "b": Structured(dense(0 * W)),
+        "c": Structured(Kronecker(dense(small), dense(0 * small))),
+        "d": Structured(Kronecker(dense(spoilt(small)), dense(small))),
+        "e": Structured(Hadamard(pair, pair)),
+        "f": Structured(Hadamard(pair, dead)),
+        "g": pair,
+        "h": dead,
+        "i": loralens.LowRank(spoilt(pair.B), pair.A),
+    }
+    found = inspect(loralens.Adapter(modules=modules))
+    assert found.zero == ["b", "c", "f", "h"]
+    assert codes(found) == {
+        "zero-update": "4 of 9 modules do nothing, their B or A is 0: b, c, f and 1 more",
+        "non-finite": "2 hold NaN or Inf: d, i",
+    }
+    chosen = inspect(loralens.Adapter(modules=modules), modules=["a", "g"])
+    assert (list(chosen.modules), chosen.zero, chosen.findings) == (["a", "g"], [], [])
+    with pytest.raises(OptionError, match="no module matches"):
+        inspect(loralens.Adapter(modules=modules), modules=["z"])
+
+
+def test_tensors_beside_the_pairs_are_read_too() -> None:
+    extra = {
+        "head": Extra("saved", "head", LazyArray.of(np.array([1, np.inf], np.float16))),
+        "ids": Extra("other", "", LazyArray.of(np.array([1, 2]))),
+    }
+    pair = loralens.LowRank(np.ones((3, 1)), np.ones((1, 2)))
+    assert codes(inspect(loralens.Adapter(modules={"m": pair}, extra=extra))) == {
+        "non-finite": "1 hold NaN or Inf: head"
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
+def test_values_are_counted_in_any_dtype(dtype: type) -> None:
+    assert broken(np.array([1, np.nan, np.inf, -np.inf, 0], dtype)) == 3
+    assert broken(np.array([1, 0], dtype)) == 0
+
+
+def test_integers_are_finite() -> None:
+    assert broken(np.array([2**62, 0])) == broken(np.array([True])) == broken(np.array([255], np.uint8)) == 0
