@@ -72,7 +72,8 @@ def _energy(one: Subject) -> list[str]:
         text += f", and {top} alone {percent(shares[top])}"
     dead = f" {zero} of them {'is' if zero == 1 else 'are'} 0." if zero else ""
     nominal = span([spectrum.rank for spectrum in one.spectra.values()])
-    return [f"{text}.{dead}", f"The effective rank is {mean_effective_rank(one.spectra.values()):.1f} of {nominal} in the mean."]
+    mean = mean_effective_rank(one.spectra.values())
+    return [f"{text}.{dead}", f"The effective rank is {mean:.1f} of {nominal} in the mean."]
 
 
 def _ranks(one: Subject) -> list[str]:
