@@ -3,8 +3,8 @@
 Merging writes W + ΔW and unmerging takes ΔW away again, perhaps on another machine. Both must mean the same matrix, so
 ΔW is *defined* here, as one float32 matrix D:
 
-1. Every rank index is balanced by an exact power of two, so that column j of s·B and row j of A have largest entries
-   of one exponent.
+1. A rank index that is zero on one side is left out. Every other is balanced by an exact power of two, so that column j
+   of s·B and row j of A have largest entries of one exponent.
 2. With t = ⌊(53 − ⌈log₂ r⌉)/2⌋, every row of B and every column of A is cut, relative to its largest entry, into one
    slice of t bits, or into two.
 3. Slices are integers up to 2ᵗ. r products of two of them sum to at most 2⁵³, so a float64 product of the slices
@@ -163,10 +163,15 @@ def _piece(B: Floats, A: Floats, slices: int) -> Piece:
 
 
 def _balanced(B: Floats, A: Floats) -> tuple[Floats, Floats]:
-    """The factors with powers of two moved between them until the largest entries of each rank index are alike."""
-    b, a = (np.frexp(np.abs(X).max(axis=axis, initial=0.0))[1].astype(np.int64) for X, axis in ((B, 0), (A, 1)))
+    """The factors with powers of two moved between them until the largest entries of each rank index are alike.
+
+    Rank indices that are zero on one side are left out: their other side would decide how finely all of them are cut.
+    """
+    largest_b, largest_a = np.abs(B).max(axis=0, initial=0.0), np.abs(A).max(axis=1, initial=0.0)
+    alive = (largest_b > 0) & (largest_a > 0)
+    b, a = (np.frexp(largest[alive])[1].astype(np.int64) for largest in (largest_b, largest_a))
     p = (b - a) // 2
-    return np.ldexp(B, -p), np.ldexp(A, p[:, None])
+    return np.ldexp(B[:, alive], -p), np.ldexp(A[alive], p[:, None])
 
 
 def _sliced(X: Floats, t: int) -> tuple[Floats, Floats]:

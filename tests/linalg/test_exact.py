@@ -108,6 +108,16 @@ def test_the_error_of_an_entry_is_what_is_promised(pair):
     assert (np.abs(D - B @ A) <= 1.01 * bound + 2.0**-23 * np.abs(B @ A) + 2.0**-149).all()
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_rank_index_that_is_zero_on_one_side_changes_no_bit(slices):
+    rng = np.random.default_rng(5)
+    B, A = 1e-4 * rng.standard_normal((7, 3)), 1e-4 * rng.standard_normal((3, 9))
+    alone = exact_product([(1.0, B, A)], slices=slices)
+    wider = np.insert(B, 1, 0.0, axis=1), np.insert(A, 1, 1000.0 * rng.standard_normal(9), axis=0)
+    with_zero = exact_product([(1.0, *wider)], slices=slices)
+    np.testing.assert_array_equal(with_zero.rows(0, 7), alone.rows(0, 7))
+
+
 def test_several_adapters_are_one_sum():
     first, second = graded(5, 20, 30, 4, 0), graded(6, 20, 30, 7, 0)
     D = exact_product([(2.0, *first), (-0.5, *second)], slices=2).dense()
