@@ -41,14 +41,14 @@ def alternatives(runs: Path, folder: Path) -> list[str]:
     """What `alternatives.py` has found so far, as a section; nothing where it has not been run."""
     from rivals.report import figure, read_results, table
 
-    if not (runs / "runs").is_dir():
-        return []
     results = read_results(runs)
+    if not results.runs:
+        return []
     save(figure(results), folder / "paper_alternatives.png")
     title = "## Beside the alternatives (Tables 1 to 4)"
-    command = (
-        "    python examples/alternatives.py --out out/paper/alternatives --corpora 20newsgroups --steps 60 --batch 16"
-    )
+    run = results.runs[0]
+    recipe = f"--corpora {' '.join(results.corpora)} --steps {run['steps']} --batch {run['batch']}"
+    command = f"    python examples/alternatives.py --out out/paper/alternatives {recipe}"
     picture = "![Accuracy against trained parameters](paper_alternatives.png)"
     return [title, "", command, "", picture, "", table(results)]
 

@@ -98,7 +98,10 @@ def _table(part: Table) -> list[str]:
 
 def escaped(text: str) -> str:
     """Text on one line that means nothing to Markdown, nor to HTML in it."""
-    line = " ".join(text.split())
+    return _meaning_nothing(" ".join(text.split()))
+
+
+def _meaning_nothing(line: str) -> str:
     return "".join(f"\\{letter}" if letter in SPECIAL else letter for letter in line)
 
 
@@ -107,7 +110,7 @@ def _ticked(text: str) -> str:
     pieces = " ".join(text.split()).split("`")
     if len(pieces) % 2 == 0:
         return escaped(text)
-    return "".join(f"`{piece}`" if i % 2 else escaped(piece) for i, piece in enumerate(pieces))
+    return "".join(f"`{piece}`" if i % 2 else _meaning_nothing(piece) for i, piece in enumerate(pieces))
 
 
 def _fenced(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from loralens.analysis.doctor import examined, findings
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.report.company import company
-from loralens.report.document import Beside, Picture, Report, Section, Table, Text
+from loralens.report.document import Beside, Notice, Notices, Picture, Report, Section, Table, Text
 from loralens.report.html import carried_json, html
 from loralens.report.make import report
 from loralens.report.markdown import escaped, markdown
@@ -151,6 +151,12 @@ def test_markdown_means_nothing_by_a_name() -> None:
     assert page.count("<h3>") == page.count("<h3>&lt;script&gt;") + page.count("<h3>b</h3>")
     rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL) if "model.layers.0.&lt;script" in row]
     assert {row.count("<td") for row in rows} == {11}  # of the table of modules
+
+
+def test_a_fix_keeps_its_command_and_the_words_around_it() -> None:
+    notice = Notice("note", "code", "", [], fix="run  `loralens a_b`\n saves *50 %*")
+    text = markdown(Report("t", "", [], [Section("k", "T", "", [Notices([notice], "")])], []), "x_files")
+    assert "  - fix: run `loralens a_b` saves \\*50 %\\*\n" in text
 
 
 def test_markdown_has_the_numbers_of_the_page() -> None:
