@@ -4,7 +4,8 @@
     >>> adapter = loralens.load("my_adapter")
     >>> adapter["model.layers.0.self_attn.q_proj"].svd().s
 
-The names below are imported when they are first used, so that ``import loralens`` costs next to nothing.
+The names below are imported when they are first used, and so are the packages, as in ``loralens.train.fit``: ``import
+loralens`` costs next to nothing.
 """
 
 from importlib import import_module
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from loralens.formats import load, save
     from loralens.formats.moments import load_moments, save_moments
     from loralens.merge.extract import extract
+
+_PACKAGES = ("analysis", "arithmetic", "compress", "core", "formats", "linalg", "merge", "plot", "report", "train")
 
 _HOMES = {
     "Adapter": "loralens.core.adapter",
@@ -121,10 +124,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"loralens.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'loralens' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_PACKAGES])

@@ -47,6 +47,23 @@ def test_public_names_are_sorted_and_there() -> None:
         _ = loralens.nonsense
 
 
+def test_packages_are_imported_when_they_are_first_used() -> None:
+    code = (
+        "import sys, loralens\n"
+        "before = set(sys.modules)\n"
+        "assert callable(getattr(loralens.train, '__getattr__'))\n"
+        "print(*(name for name in before if name.startswith('loralens.')), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["loralens.version", "False"]
+
+
+def test_every_package_but_the_commands_is_there_by_its_name() -> None:
+    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} - {"cli"}
+    assert set(dir(loralens)) == packages | set(loralens.__all__)
+    assert all(getattr(loralens, name).__name__ == f"loralens.{name}" for name in packages)
+
+
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 

@@ -168,7 +168,7 @@ METHODS: tuple[Method, ...] = (
         "bitfit",
         "BitFit: biases",
         "Ben Zaken et al. 2022, arXiv:2106.10199",
-        lr=2e-3,  # 0.580, 0.548, 0.564, 0.044
+        lr=2e-3,  # 0.142, 0.255, 0.580, 0.548, 0.564
         grid=(5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
         prepare=biases,
     ),
@@ -176,7 +176,7 @@ METHODS: tuple[Method, ...] = (
         "bottleneck",
         f"bottleneck adapters, width {BOTTLENECK}, after attention and MLP",
         "Houlsby et al. 2019, arXiv:1902.00751",
-        lr=1e-2,  # 0.253, 0.400, 0.503, 0.556
+        lr=2e-2,  # 0.503, 0.556, 0.613, 0.061
         grid=(5e-3, 1e-2, 2e-2, 5e-2),
         prepare=bottlenecks,
     ),
@@ -184,7 +184,7 @@ METHODS: tuple[Method, ...] = (
         "prefix",
         f"prefix tuning, {PREFIX} tokens",
         "Li & Liang 2021, arXiv:2101.00190",
-        lr=5e-2,  # 0.369, 0.577, 0.592, 0.653
+        lr=5e-2,  # 0.592, 0.653, 0.648, 0.642
         grid=(2e-2, 5e-2, 1e-1, 2e-1),
         prepare=prefix,
     ),
@@ -192,7 +192,7 @@ METHODS: tuple[Method, ...] = (
         "lora",
         f"LoRA r = {RANK}, query and value",
         "Hu et al. 2021, arXiv:2106.09685",
-        lr=1e-2,  # 0.436, 0.502, 0.580
+        lr=1e-2,  # 0.502, 0.580, 0.119, 0.061
         grid=(5e-3, 1e-2, 2e-2, 5e-2),
         prepare=partial(lora, name="lora"),
         targets=("query", "value"),  # what the paper adapts, and finds best for a given number of parameters (Table 5)
@@ -201,7 +201,7 @@ METHODS: tuple[Method, ...] = (
         "lora-all",
         f"LoRA r = {RANK}, all linear layers",
         "Hu et al. 2021, arXiv:2106.09685",
-        lr=5e-3,  # 0.523, 0.044
+        lr=5e-3,  # 0.281, 0.469, 0.523, 0.044
         grid=(1e-3, 2e-3, 5e-3, 1e-2),
         prepare=partial(lora, name="lora-all"),
         targets=ALL_LINEAR,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.core.adapter import Adapter
+from loralens.core.carried import dora_modules
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
@@ -100,9 +101,9 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
     MismatchError
         One of them has a DoRA magnitude, or no factors.
     """
-    scaled = {extra.module for extra in adapter.extra.values() if extra.role in ("magnitude", "magnitude_in")}
+    bent = dora_modules(adapter)
     for name in names:
-        if name in scaled:
+        if name in bent:
             raise MismatchError(
                 f"{name} is DoRA: its magnitude scales the rows of W + ΔW, and no adapter of low rank says the result",
                 fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",

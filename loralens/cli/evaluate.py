@@ -54,7 +54,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     reading = {name: given[name] for name in ("format", "alpha", "scale", "allow_pickle")}
     loaded = [load(path, **reading) for path in adapters]
     for path, adapter in zip(adapters, loaded, strict=True):
-        options.warn(path, adapter)
+        options.warn(path, adapter, but={"use-dora"})  # magnitudes are applied here
     versions: list[Adapter | None] = [*loaded] or [None]
     models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same
     with progress("evaluating", len(versions) * len(texts.texts)) as step:
@@ -79,11 +79,11 @@ def _measured(
     """The measures of one version of the model."""
     import torch
 
+    from loralens.cli.causality import CAUSAL, check_causal
     from loralens.cli.models import load_headed
     from loralens.core.attached import Attachment
     from loralens.core.training import record_of
     from loralens.errors import place
-    from loralens.train.tasks import encoded
 
     record = (record_of(adapter) if adapter else None) or {}
     labels = _labels(record.get("labels") or (), given, texts) if task.labelled else None
@@ -91,15 +91,17 @@ def _measured(
         names = ("device", "dtype", "threads")
         models[labels] = load_headed(given["model"], task.head, labels=labels, **{name: given[name] for name in names})
     model = models[labels]
-    length = min(given["length"] or record.get("length") or LENGTH, model.longest)
+    length = given["length"] or record.get("length") or LENGTH
     with place(given["data"]):
         numbers = None if labels is None else texts.numbered(labels)
-        examples = encoded(model.tokenizer, texts.texts, length=length, labels=numbers)
+        examples = model.encoded(texts.texts, length=length, labels=numbers)
     with place(given["model"]):
+        if task.head == CAUSAL:
+            check_causal(model, examples)
         attachment = Attachment(model.model, adapter) if adapter else None
     for key, why in attachment.left_out.items() if attachment else ():
         click.echo(f"warning: {given['model']}: {key} is not applied ({why})", err=True)
-    random = set(model.made) - set(attachment.replaced if attachment else ())
+    random = model.random(attachment.replaced if attachment else ())
     if random:
         _warn(given["model"], sorted(random), adapted=adapter is not None)
     evaluation = task.evaluation(examples, size=given["batch"], step=step)

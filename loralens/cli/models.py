@@ -1,7 +1,8 @@
 """A local transformers folder, loaded to be run: its model, its tokenizer, and batches of texts."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # keeps torch out of --help
     from torch import device as Device  # noqa: N812
     from torch import nn
 
+    from loralens.train.tasks import Examples
+
 Head = Literal["causal", "masked", "classifier", ""]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +28,9 @@ HEADS: dict[str, tuple[str, Head]] = {
     "ForMaskedLM": ("AutoModelForMaskedLM", "masked"),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classifier"),
 }
+
+TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm"}  # of a head: how --task calls it
+MANY = 4096  # threads that no machine has; more than an int of C holds would end in torch
 
 RUNNING = (
     click.option(
@@ -83,10 +89,10 @@ class Loaded(NamedTuple):
 
         ``step`` is told how many texts the model has seen.
         """
-        length = min(length, self.longest)
+        length = self.length(length)
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
-            yield dict(
+            inputs = dict(
                 self.tokenizer(
                     [one.text for one in part],
                     padding=len(part) > 1,
@@ -96,15 +102,84 @@ class Loaded(NamedTuple):
                     return_attention_mask=True,
                 )
             )
+            for number, tokens in enumerate(inputs["input_ids"].tolist(), start=start + 1):
+                self._check(number, tokens)
+            yield inputs
             if step:
                 step(len(part))
 
+    def encoded(self, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> "Examples":
+        """Texts as tokens that the model knows, cut to ``length`` of them, or to what it has positions for.
+
+        Raises
+        ------
+        OptionError
+            There is no room for a text beside what the tokenizer adds; a text has no tokens.
+        MismatchError
+            A token that the model has no embedding for.
+        """
+        from loralens.train.tasks import encoded
+
+        found = encoded(self.tokenizer, texts, length=self.length(length), labels=labels)
+        for number, tokens in enumerate(found.tokens, start=1):
+            self._check(number, tokens)
+        words = self.words or found.vocabulary
+        if found.pad >= words:
+            raise MismatchError(
+                f"the tokenizer pads with token {found.pad}, and the model has {words}",
+                fix="set pad_token in tokenizer_config.json to one that the model has",
+            )
+        mask = found.mask if found.mask is None or found.mask < words else None
+        return replace(found, vocabulary=min(found.vocabulary, words), mask=mask)
+
+    def length(self, asked: int) -> int:
+        """The number of tokens that texts are cut to, where ``asked`` is wanted."""
+        found = min(asked, self.longest)
+        added = self.tokenizer.num_special_tokens_to_add(pair=False)
+        if found <= added:
+            raise OptionError(
+                f"--length {found} leaves no room for a text: the tokenizer adds {added} tokens of its own",
+                fix=f"give {added + 1} or more",
+            )
+        return found
+
     @property
     def longest(self) -> int:
-        """Most tokens that the model has positions for."""
+        """Most tokens that the model has positions for.
+
+        Where the embedding of positions has a padding index, as RoBERTa's has, positions begin behind it.
+        """
         config = self.model.config
         found = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        for name, layer in self.model.named_modules():
+            first = getattr(layer, "padding_idx", None)
+            if "position" in name.rpartition(".")[2] and isinstance(first, int) and hasattr(layer, "num_embeddings"):
+                found.append(layer.num_embeddings - first - 1)
         return int(min([n for n in found if isinstance(n, int) and n > 0] + [self.tokenizer.model_max_length]))
+
+    @property
+    def words(self) -> int | None:
+        """How many tokens the model has embeddings for; None where it does not say."""
+        try:
+            return getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+        except (AttributeError, NotImplementedError):
+            return None
+
+    def random(self, brought: Collection[str]) -> set[str]:
+        """The weights that were made and nobody brought; none where all of these are 0, whatever the seed."""
+        parameters = self.model.state_dict(keep_vars=True)
+        left = set(self.made).difference(brought)
+        return left if any(key not in parameters or parameters[key].any() for key in left) else set()
+
+    def _check(self, number: int, tokens: Sequence[int]) -> None:
+        """Refuse a token that the model has no embedding for."""
+        words = self.words
+        if words is not None and max(tokens, default=0) >= words:
+            token = self.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise MismatchError(
+                f"text {number} holds {token!r}, token {max(tokens)} of the tokenizer, and the model has {words}",
+                fix="give the model the tokenizer that it was trained with",
+            )
 
 
 def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Loaded:
@@ -144,16 +219,25 @@ def load_headed(
 
     Weights that the folder lacks, or has for other labels, are made at random from ``seed``, and are named by ``made``.
     """
+    from loralens.formats.container import CONFIG
     from loralens.formats.location import existing
 
     folder = existing(Path(path))
     torch, transformers = _imported()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if threads and threads > MANY:
+        raise OptionError(
+            f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave it out"
+        )
     torch.set_num_threads(threads or _processors())
     with place(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         found, kind = _class(transformers, folder)
+        if (folder / CONFIG).exists():  # transformers would switch the adapter on
+            raise FormatError(
+                f"holds an adapter beside the model ({CONFIG})", fix="move the adapter into a folder of its own"
+            )
         target = device_of(device)
         tokenizer = _tokenizer(transformers, folder)
         more: dict[str, Any] = {}
@@ -162,12 +246,15 @@ def load_headed(
             more = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
             more["label2id"] = {name: number for number, name in numbered.items()}
         model, info = _loading(
-            lambda: getattr(transformers, head or found).from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=getattr(torch, options.DTYPES[dtype]),
-                output_loading_info=True,
-                **more,
+            lambda: _known(
+                lambda: getattr(transformers, head or found).from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    dtype=getattr(torch, options.DTYPES[dtype]),
+                    output_loading_info=True,
+                    **more,
+                ),
+                head,
             ),
             "its model cannot be loaded",
         )
@@ -241,12 +328,37 @@ def _tokenizer(transformers: Any, folder: Path) -> Any:
 
 
 def _loading(load: Callable[[], Any], what: str) -> Any:
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except (SafetensorError, UnpicklingError, EOFError) as error:
         raise FormatError(
-            f"{what}: {first}", fix="give the folder of a transformers model, with its tokenizer"
+            f"{what}: its weights are damaged ({_first(error)})", fix="copy or download them again"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise FormatError(
+            f"{what}: {_first(error)}", fix="give the folder of a transformers model, with its tokenizer"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of a message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _known(load: Callable[[], Any], head: str | None) -> Any:
+    """A model loaded with a head, where transformers has one of that kind for it."""
+    try:
+        return load()
+    except ValueError as error:
+        if head is None or not str(error).startswith("Unrecognized configuration class"):
+            raise
+        raise MismatchError(
+            f"transformers has no {head} of this model",
+            fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
         ) from error
 
 

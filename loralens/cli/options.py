@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,9 +78,9 @@ def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
     return adapter if stated else load(path, **given)
 
 
-def warn(path: str, adapter: "Adapter") -> None:
-    """What the reader found, on stderr."""
-    for finding in adapter.findings:
+def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
+    """What the reader found, on stderr, ``but`` findings of these codes."""
+    for finding in (one for one in adapter.findings if one.code not in but):
         click.echo(f"{finding.level}: {path}: {finding.text}", err=True)
         if finding.fix:
             click.echo(f"  fix: {finding.fix}", err=True)

@@ -4,18 +4,19 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from shlex import join
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import compress_rule, options
+from loralens.cli import options
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.checks.base import Base
     from loralens.analysis.checks.patient import Patient
     from loralens.analysis.intruders import Intruders
     from loralens.core.adapter import Adapter
+    from loralens.core.moments import Moments
     from loralens.core.weights import Weight
     from loralens.report.allotment import Dialect
     from loralens.report.company import Course
@@ -32,7 +33,12 @@ THREADS = os.cpu_count() or 1
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="The page to write: reports/x.html."
 )
 @click.option("--base", metavar="MODEL", help="Also hold each adapter against it. " + options.BASE_HELP)
-@compress_rule.ACTIVATIONS
+@click.option(
+    "--activations",
+    metavar="FILE",
+    multiple=True,
+    help="What real inputs excite, as `loralens calibrate` measured it, each file for its adapter. Repeatable.",
+)
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
@@ -47,7 +53,7 @@ def command(
     paths: tuple[str, ...],
     output: Path | None,
     base: str | None,
-    activations: str | None,
+    activations: tuple[str, ...],
     modules: tuple[str, ...],
     intruders: bool | None,
     with_markdown: bool,
@@ -66,15 +72,20 @@ def command(
         raise click.UsageError("--markdown is written beside the page of -o")
     if intruders and not base:
         raise click.UsageError("--intruders are looked for in W + ΔW: give --base")
-    from loralens.report.writing import check_target, numbers, write_report
+    from loralens.report.writing import beside, check_target, numbers, write_report
 
+    older: list[Path] = []
     if output:
         check_target(output, with_markdown=with_markdown, overwrite=overwrite)
+        older = [] if with_markdown or not output.exists() else [path for path in beside(output) if path.exists()]
     spoken = _spoken(paths, output, base, activations, modules, reading, intruders=intruders, markdown=with_markdown)
     report = _report(_expanded(paths), base, activations, modules, reading, intruders=intruders, spoken=spoken)
     if output:
         for path in write_report(report, output, with_markdown=with_markdown):
             click.echo(f"wrote {path}", err=True)
+        if older:
+            which = " and ".join(map(str, older))
+            click.echo(f"note: left as before, of an earlier report: {which}; --markdown writes them anew", err=True)
     if as_json:
         click.echo(numbers(report))
 
@@ -83,45 +94,80 @@ def _spoken(
     paths: Sequence[str],
     output: Path | None,
     base: str | None,
-    activations: str | None,
+    activations: Sequence[str],
     modules: Sequence[str],
     reading: Mapping[str, Any],
     *,
     intruders: bool | None,
     markdown: bool,
 ) -> str:
-    """The command as it is typed."""
+    """The command as it is typed, on one line."""
     words = ["loralens", "report", *paths]
-    for name, value in (("--base", base), ("--activations", activations)):
-        words += [name, value] if value else []
+    words += ["--base", base] if base else []
+    words += [word for file in activations for word in ("--activations", file)]
     words += [word for glob in modules for word in ("--modules", glob)]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     last = ["-o", str(output)] if output else ["--json"]
     last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [join(words), options.as_typed(reading), join(last)]))
+    typed = [" ".join(map(_quoted, words)), options.as_typed(reading), " ".join(map(_quoted, last))]
+    return " ".join(filter(None, typed))
+
+
+def _quoted(word: str) -> str:
+    """A word as a shell wants it; one with a newline or another control character as $'…'."""
+    if word.isprintable():
+        return quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    escaped = [short.get(x) or "".join(f"\\x{byte:02x}" for byte in os.fsencode(x)) for x in plain]
+    return f"$'{''.join(x if x.isprintable() else y for x, y in zip(plain, escaped, strict=True))}'"
 
 
 def _expanded(paths: Sequence[str]) -> list[str]:
-    """The paths, each once; one that is the folder of a run, as its checkpoints."""
-    from loralens.errors import LoraLensError
-    from loralens.formats.location import adapter_file
+    """The paths, each once; each that is the folder of a run, as its checkpoints."""
+    return list(dict.fromkeys(one for path in paths for one in _members(path)))
+
+
+def _members(path: str) -> list[str]:
+    """The checkpoints of a run's folder, else the path itself.
+
+    Raises
+    ------
+    OptionError
+        A folder of several adapters that is no run.
+    """
+    from loralens.errors import LoraLensError, OptionError
     from loralens.formats.runs import run_of
 
-    if len(paths) == 1 and Path(paths[0]).is_dir():
-        try:
-            adapter_file(Path(paths[0]))
-        except LoraLensError:
-            try:
-                return [str(one.path) for one in run_of([Path(paths[0])]).checkpoints]
-            except LoraLensError:
-                pass
-    return list(dict.fromkeys(paths))
+    folder = Path(path)
+    if not folder.is_dir() or _holds_one(folder):
+        return [path]
+    try:
+        return [str(one.path) for one in run_of([folder]).checkpoints]
+    except LoraLensError:
+        several = sorted(one for one in folder.iterdir() if _holds_one(one))
+    if len(several) < 2:
+        return [path]
+    shown = " ".join(quote(str(one)) for one in several[:3]) + (" …" if len(several) > 3 else "")
+    raise OptionError(
+        f"{path}: is no run, and holds {len(several)} adapters", fix=f"give each: loralens report {shown}"
+    )
+
+
+def _holds_one(path: Path) -> bool:
+    from loralens.errors import LoraLensError
+    from loralens.formats.location import SUFFIXES, adapter_file
+
+    try:
+        return (path.is_dir() or path.suffix in SUFFIXES) and bool(adapter_file(path))
+    except LoraLensError:
+        return False
 
 
 def _report(
     paths: Sequence[str],
     base: str | None,
-    activations: str | None,
+    activations: Sequence[str],
     modules: Sequence[str],
     reading: Mapping[str, Any],
     *,
@@ -138,7 +184,7 @@ def _report(
     from loralens.report.subject import subject
 
     adapters = _load(paths, base, reading)
-    moments = compress_rule.moments_of(activations)
+    moments = _moments(activations, adapters)
     against = base_of(base) if base else None
     only_read = {form.name for form in FORMATS if not form.writer}
     modules_in_all = sum(map(len, adapters.values()))
@@ -152,15 +198,15 @@ def _report(
     with progress("measuring", modules_in_all + (2 * widest if len(adapters) > 1 else 0)) as step:
         for one, label, held in zip(patients, labels(paths), beside, strict=True):
             dialect = _dialect(one.adapter, base)
+            file, its = moments.get(one.path, ("", None))
             subjects.append(
-                subject(
-                    one, label, dialect, moments=moments, activations=activations or "", beside=held,
-                    threads=THREADS, step=step,
-                )
-            )  # fmt: skip
+                subject(one, label, dialect, moments=its, activations=file, beside=held, threads=THREADS, step=step)
+            )
+            if file and not subjects[-1].on_data:
+                click.echo(f"warning: {one.path}: activations are not used beside NaN or Inf", err=True)
         together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _course(subjects) if together else None
-    given = {"activations": activations, "chosen": list(modules)}
+    given = {"activations": list(activations), "chosen": list(modules)}
     return report(subjects, found, company=together, course=run, base=base, command=spoken, given=given)
 
 
@@ -169,6 +215,35 @@ def _load(paths: Sequence[str], base: str | None, reading: Mapping[str, Any]) ->
     from loralens.formats import load
 
     return {path: load(path, strict=False, base=base, **reading) for path in paths}
+
+
+def _moments(files: Sequence[str], adapters: "Mapping[str, Adapter]") -> "dict[str, tuple[str, Moments]]":
+    """Path of an adapter → the file of activations that belongs to it, and what it holds; others are named on stderr.
+
+    Raises
+    ------
+    MismatchError
+        A file that belongs to none of the adapters.
+    """
+    from loralens.core.fingerprint import fingerprint
+    from loralens.errors import MismatchError
+    from loralens.formats.moments import load_moments
+
+    if not files:
+        return {}
+    held = {file: load_moments(file) for file in files}
+    prints = {path: fingerprint(adapter) for path, adapter in adapters.items()}
+    for file, moments in held.items():
+        if moments.fingerprint not in prints.values():
+            raise MismatchError(
+                f"{file}: these activations belong to another adapter: names, shapes or factors differ",
+                fix="measure them with one of these: loralens calibrate",
+            )
+    found = {path: (f, m) for f, m in held.items() for path, mark in prints.items() if mark == m.fingerprint}
+    for path in adapters:
+        if path not in found:
+            click.echo(f"warning: {path}: no activations given are its own; its errors are those of ΔW", err=True)
+    return found
 
 
 def _dialect(adapter: "Adapter", base: str | None) -> "Dialect":

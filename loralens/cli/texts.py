@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ from loralens.errors import FormatError, OptionError, place
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
 _UTF8 = "save the file as UTF-8"
+_QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"
+_LONGEST = 2**31 - 1  # letters of a cell: all that the parser can count everywhere, for its own 131,072
 
 
 class Text(NamedTuple):
@@ -47,7 +51,7 @@ def read_texts(path: Path, *, limit: int | None = None, labelled: bool = False) 
         )
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix="check the path")
-    with place(path):
+    with place(path), _long_cells():
         texts = list(islice(_reader(path, labelled), limit))
         if not texts:
             raise FormatError("holds no texts", fix="give a file with at least one")
@@ -92,26 +96,64 @@ def _json_lines(path: Path, labelled: bool) -> Iterator[Text]:
             yield _text(record, number, labelled)
 
 
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Tables with cells of any length, inside the block."""
+    before = csv.field_size_limit(_LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Rows:
+    """The rows of a table as lists of cells, with the number of the line that each begins on; empty ones left out.
+
+    A line ends with a line feed, a carriage return, or both.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._ended = False
+        self._rows = csv.reader(self._lines(path), dialect="excel" if path.suffix == ".csv" else "excel-tab")
+        self.line = 0  # of the last row, the one it ends on
+
+    def _lines(self, path: Path) -> Iterator[str]:
+        for _, line in _lines(path):
+            yield from re.split(r"(?<=\r)(?!\n|$)", line)
+        self._ended = True
+
+    def __iter__(self) -> Iterator[list[str]]:
+        while True:
+            begun = self._rows.line_num + 1
+            try:
+                row = next(self._rows, None)
+            except csv.Error as error:
+                raise FormatError(f"line {self._rows.line_num}: {error}", fix="save the table again") from error
+            if row is None:
+                return
+            if self._ended:  # the parser asked for more lines to end this row
+                raise FormatError(f"line {begun}: a quote is opened and never closed", fix=_QUOTES)
+            self.line = self._rows.line_num
+            if row:
+                yield row
+
+
 def _table(path: Path, labelled: bool) -> Iterator[Text]:
-    lines = (line for _, line in _lines(path))
-    rows = csv.DictReader(lines, dialect="excel" if path.suffix == ".csv" else "excel-tab")
+    rows = _Rows(path)
+    columns = next(iter(rows), [])
     for column in ("text", "label")[: 1 + labelled]:
-        if column not in (rows.fieldnames or ()):
-            found = ", ".join(rows.fieldnames or ()) or "none"
+        if column not in columns:
             fix = f'call the column "{column}" in the first line'
-            raise FormatError(f'has no column "{column}" (it has {found})', fix=fix)
-    while True:
-        try:
-            row: dict[str | Any, Any] | None = next(rows, None)
-        except csv.Error as error:
-            raise FormatError(f"line {rows.line_num}: {error}", fix="save the table again") from error
-        if row is None:
-            return
-        with place(f"line {rows.line_num}"):
-            if None in row:  # where DictReader puts what has no column
+            raise FormatError(f'has no column "{column}" (it has {", ".join(columns) or "none"})', fix=fix)
+        if columns.count(column) > 1:
+            raise FormatError(f'has {columns.count(column)} columns "{column}"', fix="give one of them another name")
+    for cells in rows:
+        with place(f"line {rows.line}"):
+            if len(cells) > len(columns):
                 raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
+            row: dict[str, Any] = dict(zip(columns, cells, strict=False))
             row["label"] = row.get("label") or None  # an empty cell
-            yield _text(row, rows.line_num, labelled)
+            yield _text(row, rows.line, labelled)
 
 
 def _text(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:

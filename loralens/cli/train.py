@@ -24,8 +24,11 @@ COUNT, MAYBE = click.IntRange(min=1), click.IntRange(min=0)
 
 
 def _split(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """``a,b`` and repeated options, as one list."""
-    del ctx, param
+    """``a,b`` and repeated options, as one list; one that is given names something."""
+    del ctx
+    for given in value:
+        if not given.replace(",", "").strip():
+            raise click.BadParameter("is empty", param=param)
     return tuple(part.strip() for given in value for part in given.split(",") if part.strip())
 
 

@@ -1,12 +1,15 @@
 """What a run learns from: a model with the head of its task, texts as tokens, and how they are evaluated."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loralens.cli.causality import CAUSAL, check_causal
 from loralens.cli.models import Loaded, labels_of, load_headed
 from loralens.cli.texts import read_texts
 from loralens.errors import OptionError, place
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loralens.train.tasks import Examples, Task
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +107,7 @@ def _of_file(path: str, labels: tuple[str, ...], *, labelled: bool, one_label: b
     texts = read_texts(Path(path), labelled=labelled)
     if not labelled:
         return Texts(Path(path).name, [text.text for text in texts], None, ())
-    found = labels or tuple(sorted({str(text.label) for text in texts}))
+    found = labels or _ordered({str(text.label) for text in texts})
     number = {name: i for i, name in enumerate(found)}
     for text in texts:
         if str(text.label) not in number:
@@ -115,6 +120,13 @@ def _of_file(path: str, labels: tuple[str, ...], *, labelled: bool, one_label: b
         with place(path):
             raise OptionError(f"all texts have the label {found[0]!r}", fix="give texts of at least two labels")
     return Texts(Path(path).name, [text.text for text in texts], [number[str(text.label)] for text in texts], found)
+
+
+def _ordered(labels: Collection[str]) -> tuple[str, ...]:
+    """Names in their order: by number where all are whole numbers."""
+    if all(_WHOLE.fullmatch(name) for name in labels):
+        return tuple(sorted(labels, key=lambda name: (int(name), name)))
+    return tuple(sorted(labels))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +148,7 @@ class Inputs:
 
 def inputs(given: dict[str, Any], *, device: str) -> Inputs:
     """Read the data, load the model, and turn texts into tokens."""
-    from loralens.train.tasks import encoded, task_named
+    from loralens.train.tasks import task_named
 
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], given["evaluation"], labelled=task.labelled)
@@ -153,20 +165,33 @@ def inputs(given: dict[str, Any], *, device: str) -> Inputs:
         seed=given["seed"],
         labels=learned.labels if task.labelled else None,
     )
-    length = min(given["length"], loaded.longest)
-    tokens = [
-        None if part is None else encoded(loaded.tokenizer, part.texts, length=length, labels=part.numbers)
-        for part in (learned, held_out)
-    ]
-    assert tokens[0] is not None
-    if not task.labelled and all(len(one) < 2 for one in tokens[0].tokens):
-        with place(given["data"]):
-            raise OptionError(
-                "no text has two tokens, and one alone teaches nothing of what goes with it",
-                fix="give longer texts, or a larger --length",
-            )
+    encoded = partial(loaded.encoded, length=given["length"])
+    with place(given["data"]):
+        examples = encoded(learned.texts, labels=learned.numbers)
+        _check_asked(task, examples)
+    with place(given["evaluation"] or given["data"]):
+        evaluated = encoded(held_out.texts, labels=held_out.numbers) if held_out else None
+    if task.head == CAUSAL:
+        with place(given["model"]):
+            check_causal(loaded, examples)
     heads = heads_of(loaded.model, loaded.made, classifier=task.labelled)
-    return Inputs(task, loaded, learned, held_out, tokens[0], tokens[1], heads)
+    return Inputs(task, loaded, learned, held_out, examples, evaluated, heads)
+
+
+def _check_asked(task: "Task", examples: "Examples") -> None:
+    """Refuse texts of which a task of language asks nothing."""
+    if task.labelled:
+        return
+    if all(len(one) < 2 for one in examples.tokens):
+        raise OptionError(
+            "no text has two tokens, and one alone teaches nothing of what goes with it",
+            fix="give longer texts, or a larger --length",
+        )
+    if not task.asks(examples):
+        raise OptionError(
+            "no text has a token that can be hidden: all are special, or words that the tokenizer does not know",
+            fix="give texts in the words of the tokenizer",
+        )
 
 
 def heads_of(model: "nn.Module", made: Sequence[str], *, classifier: bool) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.record import known
-
 if TYPE_CHECKING:
+    from loralens.formats.training_log import History
     from loralens.train.fitting import Fitted
     from loralens.train.injection import Injection
 
@@ -27,35 +26,44 @@ def plan(injection: "Injection", run: Mapping[str, Any], *, output: Path, as_jso
     )
 
 
-def result(fitted: "Fitted", *, output: Path, as_json: bool) -> None:
-    """What a run made, and how well it does."""
+def result(fitted: "Fitted", seen: "History", *, output: Path, as_json: bool) -> None:
+    """What a run made, and how well it does; ``seen`` is all that was logged of it, before it was stopped as well."""
     if as_json:
-        click.echo(json.dumps(_record(fitted, output)))
+        click.echo(json.dumps(_record(fitted, seen, output)))
         return
     injection = fitted.injection
     click.echo(
         f"wrote {output}: rank {injection.rank} in {len(injection.layers)} modules{_and(injection.heads)}, "
         f"{injection.trainable:,} numbers trained in {fitted.steps} steps"
     )
-    if len(fitted.evaluations) > 1:
-        (step, before), (_, after) = fitted.evaluations[0], fitted.evaluations[-1]
-        gained = [f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in after]
-        since = f"step {step}" if step else "before"  # what went on from a state has seen no evaluation before it
+    written = _written(fitted)
+    after = next((measures for step, measures in reversed(seen.evaluations) if step == written), None)
+    if after is not None and len(seen.evaluations) > 1:
+        step, before = seen.evaluations[0]
+        gained = [f"{name} {_told(before.get(name))} → {_told(value)}" for name, value in after.items()]
+        since = f"step {step}" if step else "before"
         click.echo(f"evaluation, {since} → after: {', '.join(gained)}")
     if fitted.best_step is not None:
         click.echo(f"best of the evaluations: step {fitted.best_step}, which is what was written")
 
 
-def _record(fitted: "Fitted", output: Path) -> dict[str, Any]:
+def _written(fitted: "Fitted") -> int:
+    """The step that the adapter is of."""
+    return fitted.steps if fitted.best_step is None else fitted.best_step
+
+
+def _told(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3f}"
+
+
+def _record(fitted: "Fitted", seen: "History", output: Path) -> dict[str, Any]:
+    """As JSON: ``loss`` is that of the step whose adapter was written."""
     return {
         "target": str(output),
         "steps": fitted.steps,
         "best_step": fitted.best_step,
-        "loss": fitted.losses[-1] if fitted.losses else None,
-        "evaluations": [
-            {"step": step, **{name: known(value) for name, value in measures.items()}}
-            for step, measures in fitted.evaluations
-        ],
+        "loss": seen.losses.get(_written(fitted)),
+        "evaluations": [{"step": step, **measures} for step, measures in seen.evaluations],
         **_trained(fitted.injection),
     }
 

@@ -1,6 +1,7 @@
 """One training run: from options to a finished folder, or an unfinished one that can go on."""
 
-from math import ceil
+from functools import cached_property
+from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,12 @@ from loralens.cli.train_divergence import explained
 from loralens.cli.train_inputs import Inputs, inputs
 from loralens.cli.train_report import plan, result
 from loralens.cli.train_show import Line, Spectra, measured, spectra_said
-from loralens.errors import DivergenceError, FormatError, OptionError
-from loralens.formats.training import Training
+from loralens.errors import DivergenceError, LoraLensError, OptionError, place
+from loralens.formats.base_digest import base_digest
+from loralens.formats.location import NAMES, existing
+from loralens.formats.training import LOG, Training
+from loralens.formats.training_log import history
+from loralens.formats.trial import check_place
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 # What must be the same for a run to go on: all that decides a number of the result.
 DECIDING = (
-    "model",
     "task",
     "targets",
     "rank",
@@ -50,6 +54,7 @@ DECIDING = (
     "patience",
 )
 EVALUATED = 64  # texts at a time
+LARGEST = 3.4e38  # in float32
 
 
 def train(**given: Any) -> None:
@@ -57,6 +62,8 @@ def train(**given: Any) -> None:
     training = Training(given["output"])
     if not given["resume"]:
         training.check(overwrite=given["overwrite"])
+        check_place(given["output"])
+    _check_alpha(given["alpha"])
     device = device_of(given["device"])
     from loralens.train.world import joined, local_device
 
@@ -91,6 +98,8 @@ class Run:
         self.spectra = Spectra(given["model"]) if given["spectra"] else None
         if given["spectra"] and not given["snapshots"]:
             raise OptionError("--spectra looks at snapshots", fix="say how often: --snapshots N")
+        if self.spectra:
+            self._check_spectra()
         self.course, self.watch, self.order = self._course(), self._watch(), self._order()
         self._begun, self._done = bool(given["resume"]), 0
 
@@ -113,6 +122,20 @@ class Run:
             click.echo(f"warning: {where} is new and random, and the adapter will not hold it", err=True)
             click.echo(f"  fix: --heads {','.join((*self.heads, where))}", err=True)
 
+    def _check_spectra(self) -> None:
+        """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""
+        from loralens.cli.options import base_weights
+        from loralens.train.injection import inject
+        from loralens.train.readout import read
+
+        injection = inject(self.made.loaded.model, **{**self._injected, "method": "lora"})
+        try:
+            modules = read(injection).modules
+        finally:
+            injection.remove()
+        with place("--spectra"):
+            base_weights(self.given["model"], modules)
+
     @property
     def part(self) -> int:
         """Texts that one process takes at a time."""
@@ -130,12 +153,19 @@ class Run:
         held_out = self.made.held_out
         said = {name: _plain(self.given[name]) for name in DECIDING}
         return said | {
+            "model": _name(self.given["model"]),
+            "base": self._base,
             "steps": self.steps,
             "heads": list(self.heads),
             "data": self.made.learned.record,
             "evaluation": held_out.record if held_out else None,
             "processes": self.world.size,
         }
+
+    @cached_property
+    def _base(self) -> str:
+        """A digest of the base's files, so that other weights under the same name are another run."""
+        return base_digest(existing(Path(self.given["model"])))
 
     def rehearse(self) -> None:
         """Say what would be trained, and write nothing."""
@@ -153,11 +183,22 @@ class Run:
             state = self.world.from_main(lambda: self.training.go_on(self.identity))
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
+            if self.spectra and self.world.main and self.training.snapshots:
+                self.spectra.remember(*self.training.snapshots[-1])
         fitted = self._fitted(state)
         self.line.clear()
         if self.world.main:
-            self.training.finish(fitted.adapter)
-            result(fitted, output=self.given["output"], as_json=self.given["as_json"])
+            seen = history(self.training.folder / LOG)
+            self._finish(fitted.adapter)
+            result(fitted, seen, output=self.given["output"], as_json=self.given["as_json"])
+
+    def _finish(self, adapter: "Adapter") -> None:
+        try:
+            self.training.finish(adapter)
+        except LoraLensError:
+            if (self.training.folder / NAMES[0]).exists():
+                self._say(f"the run is done; {self.training.folder} holds the finished adapter")
+            raise
 
     @property
     def _injected(self) -> dict[str, Any]:
@@ -206,8 +247,9 @@ class Run:
             texts = [text for number in range(many) for text in self.order(self._done * many + number)]
             training = self.training if self._begun else None
             raise explained(error, texts=texts, name=made.learned.name, training=training, done=self._done) from error
-        except (KeyboardInterrupt, FormatError):  # stopped by the user, or by a full disk
-            self._say(f"stopped after step {self._done}; {self._left()}")
+        except (KeyboardInterrupt, LoraLensError) as error:  # stopped by the user, by a full disk …
+            if self._begun or isinstance(error, KeyboardInterrupt):
+                self._say(f"stopped after step {self._done}; {self._left()}")
             raise
         finally:
             self.line.clear()
@@ -220,6 +262,8 @@ class Run:
         for option in ("patience", "evaluate_every", "eval_limit"):
             if given[option] and evaluate is None:
                 raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
+        if given["patience"] and not given["evaluate_every"]:
+            raise OptionError("--patience counts evaluations on the way", fix="say how often: --evaluate-every N")
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
@@ -241,7 +285,8 @@ class Run:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        self._log(step.number, **{name: value for name, value in step._asdict().items() if name != "number"})
+        said = step._asdict() | {"loss": known(step.loss)}  # of a step that asked nothing there is none
+        self._log(step.number, **{name: value for name, value in said.items() if name != "number"})
         self.line.step(step)
 
     def _evaluation(self, step: int, measures: "Measures") -> None:
@@ -278,6 +323,12 @@ class Run:
     def _say(self, text: str) -> None:
         if self.world.main:
             self.line.say(text)
+
+
+def _check_alpha(alpha: float) -> None:
+    """Refuse an α that float32 cannot hold."""
+    if isfinite(alpha) and abs(alpha) > LARGEST:
+        raise OptionError(f"--alpha {alpha:g} is more than float32 holds", fix="give a number like the rank: 16, 32")
 
 
 def _name(model: str) -> str:

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping
+from math import isfinite, nan
+from pathlib import Path
 from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,14 +25,16 @@ class Line:
         self.steps = steps
         self.live = sys.stderr.isatty()
         self._loss = self._rate = self._pace = 0.0
-        self._weight = 0.0
+        self._weight = self._asked = 0.0
         self._width = 0
         self._shown = monotonic()
 
     def step(self, step: "Step") -> None:
         """Show a step, if it is time."""
         self._weight = SMOOTH * self._weight + (1 - SMOOTH)
-        self._loss = SMOOTH * self._loss + (1 - SMOOTH) * step.loss
+        if isfinite(step.loss):  # a step that asked nothing has none
+            self._asked = SMOOTH * self._asked + (1 - SMOOTH)
+            self._loss = SMOOTH * self._loss + (1 - SMOOTH) * step.loss
         self._rate = SMOOTH * self._rate + (1 - SMOOTH) * step.size / max(step.seconds, 1e-9)
         self._pace = SMOOTH * self._pace + (1 - SMOOTH) * step.seconds
         part = max(1, self.steps // PARTS)
@@ -40,7 +44,8 @@ class Line:
             click.echo(self._text(step), err=True)
 
     def _text(self, step: "Step") -> str:
-        loss, rate, pace = (value / self._weight for value in (self._loss, self._rate, self._pace))
+        rate, pace = (value / self._weight for value in (self._rate, self._pace))
+        loss = self._loss / self._asked if self._asked else nan
         left = _clock((self.steps - step.number) * pace)
         speed = f"{rate:,.0f} tokens/s  {left} left"
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
@@ -85,6 +90,12 @@ class Spectra:
     def __init__(self, model: str) -> None:
         self.model = model
         self._last: tuple[int, Adapter] | None = None
+
+    def remember(self, step: int, path: Path) -> None:
+        """The snapshot of a step is the one before the next."""
+        from loralens.formats import load
+
+        self._last = step, load(path)
 
     def look(self, step: int, adapter: "Adapter") -> dict[str, Any]:
         """Medians over the modules: of ‖ΔW‖, of its effective rank, of φ to the last snapshot, of amplification."""

@@ -141,7 +141,6 @@ def _show(run: "Run", found: "Trajectory") -> None:
 
 def _table(run: "Run", found: "Trajectory") -> "Table":
     from loralens.cli.table import Column, Table, number
-    from loralens.formats.runs import nearest
 
     losses = [(title, logged) for title, logged in (("loss", run.train), ("eval loss", run.evaluation)) if logged]
 
@@ -160,7 +159,7 @@ def _table(run: "Run", found: "Trajectory") -> "Table":
             cell(point.cosine),
             cell(point.phi["out"]),
             cell(point.phi["in"]),
-            *(cell(loss.value, ".4g") if (loss := nearest(logged, one.step)) else "–" for _, logged in losses),
+            *(_logged(logged, one.step) for _, logged in losses),
         ]
         for name, one, point in zip(names(run.checkpoints), run.checkpoints, found.points, strict=True)
     ]
@@ -171,6 +170,21 @@ def _table(run: "Run", found: "Trajectory") -> "Table":
     return Table(f"{len(rows)} checkpoints, {order}", columns, rows)
 
 
+def _losses_of(run: "Run", one: "Checkpoint") -> "list[Loss | None]":
+    """The losses that are shown with a checkpoint."""
+    from loralens.formats.runs import nearest
+
+    return [nearest(logged, one.step) for logged in (run.train, run.evaluation)]
+
+
+def _logged(losses: "Sequence[Loss]", step: int | None) -> str:
+    """The loss of a step; of the nearest where there was none, with the step that it is of."""
+    from loralens.formats.runs import nearest
+
+    loss = nearest(losses, step)
+    return "–" if loss is None else f"{loss.value:.4g}" + (f" @{loss.step}" if loss.step != step else "")
+
+
 def _sentences(run: "Run", found: "Trajectory") -> list[str]:
     """What the numbers say, each only where it is true."""
     from loralens.analysis.trajectory import SETTLED
@@ -178,6 +192,8 @@ def _sentences(run: "Run", found: "Trajectory") -> list[str]:
 
     chance = ", ".join(f"{side} {number(value)}" for side, value in found.chance.items() if isfinite(value))
     said = [(f"chance level of φ: {chance}; " if chance else "") + "moved: ‖ΔW − ΔW of the row above‖F"]
+    if any(loss and loss.step != one.step for one in run.checkpoints for loss in _losses_of(run, one)):
+        said.append("@N: a loss of step N, the nearest that was logged")
     if not found.points[-1].frobenius:
         said.append("the last checkpoint is 0, so there is no direction to compare the others with")
     if len(found.runs) > 1:

@@ -231,7 +231,7 @@ class Attachment:
         name, (layer, _) = extra.module, self._steps[extra.module]
         module, weight = adapter[name], weights.modules[name]
         own = self.tree.parameter(weight.key).detach()
-        if module.layout.kind == "embedding" or extra.tensor.size != module.shape[0]:
+        if extra.tensor.size != module.shape[0]:
             self.left_out[key] = f"{extra.role}: {extra.tensor.size} numbers, not one for each of its outputs"
             return
         dtype = compute_dtype(own)

@@ -38,6 +38,11 @@ class Carried:
     notes: tuple[str, ...] = ()
 
 
+def dora_modules(adapter: Adapter) -> set[str]:
+    """The modules that have a DoRA magnitude: their tuned weight is m · (W + ΔW)/‖W + ΔW‖, not W + ΔW."""
+    return {extra.module for extra in adapter.extra.values() if extra.role in MAGNITUDES}
+
+
 def carried(
     adapters: Sequence[Adapter],
     strength: StrengthOf,

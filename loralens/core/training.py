@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
@@ -24,11 +24,14 @@ class State:
         What is trained, what its optimiser remembers, and the best so far, in their own dtypes.
     record : mapping
         The rest, as JSON holds it.
+    run : mapping
+        What the run is that it belongs to, as JSON holds it: see `loralens.train.state.identity`.
     """
 
     step: int
     tensors: Mapping[str, Array]
     record: Mapping[str, Any]
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 def record_of(adapter: Adapter) -> Mapping[str, Any] | None:

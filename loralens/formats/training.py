@@ -134,7 +134,7 @@ class Training:
 
     def save(self, state: State) -> None:
         """Replace the state, whole or not at all."""
-        record = {"step": state.step, "record": dict(state.record)}
+        record = {"step": state.step, "record": dict(state.record), "run": dict(state.run)}
         tensors = {name: LazyArray.of(array) for name, array in state.tensors.items()}
         write_safetensors(Stored(tensors, {KEY: json.dumps(record)}), self.folder / STATE)
 
@@ -199,10 +199,10 @@ class Training:
         with place(path):
             try:
                 said = json.loads((stored.metadata or {})[KEY])
-                step, record = int(said["step"]), dict(said["record"])
+                step, record, run = int(said["step"]), dict(said["record"]), dict(said["run"])
             except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
-            return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record)
+            return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
 
     def _tidy(self) -> None:
         """Remove what a kill left half written."""

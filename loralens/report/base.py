@@ -8,6 +8,7 @@ from typing import NamedTuple
 from loralens.analysis.amplification import Amplification, Kept
 from loralens.analysis.checks.base import Landing
 from loralens.analysis.intruders import Intruders
+from loralens.core.carried import dora_modules
 from loralens.core.names import kind, natural_key
 from loralens.report.chart import Scale
 from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Table, Text
@@ -54,6 +55,10 @@ def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]
         if one.beside.without:
             parts.append(Text(f"Intruder dimensions were not looked for: {one.beside.without}."))
     parts += _landings(one, numbers, scales, i)
+    bent = dora_modules(one.adapter) & {*one.spectra}
+    if bent:
+        said = "of its modules are" if len(bent) < len(one.spectra) else "modules, all of them, are"
+        parts.append(Text(f"{len(bent)} {said} DoRA: what a merge makes of them, loralens merge --dry-run measures."))
     return parts or [Text("No module of this adapter has a weight in the base.")]
 
 
@@ -230,8 +235,8 @@ def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Pa
             f"merge-{i + 1}",
             "Merge fidelity, predicted",
             [chart],
-            f"How far a merge into {', '.join(dtypes)} would be off, as a share of ‖ΔW‖, predicted from 2¹⁸ entries "
-            f"of each weight; the worst is {worst}."
+            f"How far ΔW would be off in weights that are {', '.join(dtypes)}, as a share of ‖ΔW‖, predicted from "
+            f"at most 2¹⁸ entries of each; the worst is {worst}."
             + (" The base is wider than that: merged in its own dtype nothing is lost." if supposed else ""),
             "no chance level: 0 % arrives as it is; an update below half a unit in the last place of W does not arrive",
             "rounding of W + ΔW to the nearest, as loralens doctor predicts it",

@@ -14,7 +14,7 @@ Ink = tuple[Literal["series", "block", "quiet"], int]  # a colour by what it sta
 class Line:
     """One line: its name, its points, its colour, and the modules it stands for, by their number on the page.
 
-    A point without a finite y is left out. ``dots`` draws the points too.
+    A point without a finite y is left out. ``dots`` draws the points too; ``dotted`` is an even looser ``dashed``.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Line:
     modules: Sequence[int] = ()
     dots: bool = False
     dashed: bool = False
+    dotted: bool = False
 
 
 @final

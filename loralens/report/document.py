@@ -113,10 +113,14 @@ class Picture:
 @final
 @dataclass(frozen=True, slots=True)
 class Slider:
-    """The choice of ranks of one adapter, to be moved: by its number among the adapters that the page carries."""
+    """The choice of ranks of one adapter, to be moved: by its number among the adapters that the page carries.
+
+    ``kept`` is what 1 − error² is called.
+    """
 
     adapter: int
     label: str
+    kept: str = "energy kept"
 
 
 @final

@@ -64,11 +64,12 @@ def _drawn(chart: Chart, *, alone: bool) -> Drawn:
         return Drawn(width, height + 0.17 * len(_named(chart)), partial(_lines, chart))
     if isinstance(chart, Overlaps):
         rows, columns = len(chart.phi), max(map(len, chart.phi), default=1)
-        return Drawn(2.4, 0.9 + 1.8 * min(1.0, rows / columns), partial(_overlaps, chart))
+        return Drawn(2.4, 1.0 + 2.1 * min(1.0, rows / columns), partial(_overlaps, chart))
     wide, high = WRITTEN if chart.written else CELL
     beside = LETTER * max(map(len, chart.rows), default=0)
     below = LETTER * _longest(chart) if _upright(chart) else 0.15
-    width = max(beside + wide * len(chart.columns) + 0.4, beside + 2.2, LETTER * len(chart.title) + 0.3)
+    words = LETTER * max(len(chart.across), len(chart.scale.label), 28)
+    width = max(beside + max(wide * len(chart.columns), words) + 0.4, LETTER * len(chart.title) + 0.3)
     title = 0.25 * bool(chart.title)
     return Drawn(width, high * len(chart.rows) + below + title + 0.95, partial(_heat, chart))
 
@@ -81,9 +82,7 @@ def _lines(chart: Lines, part: SubFigure) -> None:
     for line in chart.lines:
         _line(line, axes)
     for k, (name, value) in enumerate(chart.levels.items()):
-        axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":")
-        x = left + (0.02 + 0.12 * k) * (right - left)
-        axes.text(x, value, name, fontsize=6, va="bottom", color=COLOURS["quiet"], parse_math=False)
+        _level(axes, name, value, shift=0.12 * k)
     if empty(chart):
         axes.text(0.5, 0.5, "all of it is 0", transform=axes.transAxes, ha="center", fontsize=7)
     for axis, places in ((axes.xaxis, x_ticks(chart, (left, right))), (axes.yaxis, y_ticks(chart, (low, high)))):
@@ -100,6 +99,18 @@ def _lines(chart: Lines, part: SubFigure) -> None:
             text.set_parse_math(False)
 
 
+def _level(axes: Axes, name: str, value: float, *, shift: float) -> None:
+    """A level and its name: high ones below their line at the right, where curves that rise have passed them."""
+    axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":")
+    low, high = axes.get_ylim()
+    at = axes.get_yaxis_transform()
+    if value > (low + high) / 2:
+        place: dict[str, Any] = {"x": 0.99 - shift, "ha": "right", "va": "top"}
+    else:
+        place = {"x": 0.02 + shift, "ha": "left", "va": "bottom"}
+    axes.text(y=value, s=name, transform=at, fontsize=6, color=COLOURS["quiet"], parse_math=False, **place)
+
+
 def _line(line: Line, axes: Axes) -> None:
     """A point that is not finite breaks the line no more than on the page."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if np.isfinite(y)]
@@ -108,7 +119,8 @@ def _line(line: Line, axes: Axes) -> None:
 
 def _look(line: Line) -> dict[str, Any]:
     marks = {"marker": "o", "markersize": 2.6} if line.dots else {}
-    return {"color": COLOURS[ink_class(line.ink)], "linewidth": 1.0, "linestyle": "--" if line.dashed else "-", **marks}
+    style = ":" if line.dotted else "--" if line.dashed else "-"
+    return {"color": COLOURS[ink_class(line.ink)], "linewidth": 1.0, "linestyle": style, **marks}
 
 
 def _heat(chart: Heat, part: SubFigure) -> None:
@@ -131,7 +143,7 @@ def _heat(chart: Heat, part: SubFigure) -> None:
     axes.set_xticks(range(0, len(chart.columns), step), chart.columns[::step], parse_math=False, **upright)
     axes.tick_params(length=0)
     axes.set_title(chart.title, loc="left", parse_math=False)
-    axes.set_xlabel(chart.across, loc="left", parse_math=False)
+    axes.set_xlabel(chart.across, parse_math=False)
     bar = part.colorbar(_colours(scale), ax=axes, location="bottom", shrink=0.9, aspect=24, pad=0.02)
     _mark(bar.ax, scale)
 

@@ -1,6 +1,7 @@
 """A report as one page: no request to anywhere, every name escaped, the same bytes for the same report."""
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -78,7 +79,8 @@ def _environment() -> "Environment":
             return _template(template), None, lambda: True
 
     found = Environment(loader=Ours(), autoescape=True, undefined=StrictUndefined)
-    found.filters |= {"drawn": _drawn, "colours": _colours, "kind": _kind, "plain": _plain, "ticked": _ticked}
+    found.filters |= {"drawn": _drawn, "colours": _colours, "kind": _kind}
+    found.filters |= {"plain": _plain, "ticked": _ticked, "dotted": _dotted}
     found.tests |= {"overlaps": lambda one: isinstance(one, Overlaps), "lines": lambda one: isinstance(one, Lines)}
     return found
 
@@ -120,3 +122,10 @@ def _ticked(text: str) -> "Markup":
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
     )
+
+
+def _dotted(text: str) -> "Markup":
+    """Text in which a line may end after a dot that no digit follows: the name of a module."""
+    from markupsafe import Markup
+
+    return Markup(".<wbr>").join(re.split(r"\.(?=\D)", text))

@@ -8,7 +8,7 @@ from loralens.core.names import kind, some
 from loralens.plot.figure import fit
 from loralens.report.document import Column, Entry, Notice, Notices, Part, Row, Section, Table, Text
 from loralens.report.subject import Subject
-from loralens.report.words import count, number, size, span
+from loralens.report.words import count, listed, number, size, span
 
 SHOWN = 3  # modules whose evidence stands in the text
 LONG = 160  # letters of a base model's name
@@ -58,7 +58,21 @@ def identity(subjects: Sequence[Subject]) -> Section:
     names = list(dict.fromkeys(name for one in facts for name in one))
     rows = [Row([Entry(name), *(Entry(one.get(name, "")) for one in facts)]) for name in names]
     columns = [Column("", words=True), *(Column(one.label, words=True) for one in subjects)]
-    return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", [Table("", columns, rows)])
+    parts: list[Part] = [Table("", columns, rows), *_bases(subjects)]
+    return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", parts)
+
+
+def _bases(subjects: Sequence[Subject]) -> list[Part]:
+    """That they name different base models, where they do."""
+    named: dict[str, list[str]] = {}
+    for one in subjects:
+        if one.patient.adapter.base_model:
+            named.setdefault(one.patient.adapter.base_model, []).append(one.label)
+    if len(named) < 2:
+        return []
+    said = "; ".join(f"{listed(labels)}: {fit(base, LONG)}" for base, labels in named.items())
+    told = "An update means something only beside its own base: what is compared below takes them for one base."
+    return [Text(f"They name different base models ({said}). {told}", warning=True)]
 
 
 def _facts(one: Subject) -> dict[str, str]:
@@ -71,7 +85,9 @@ def _facts(one: Subject) -> dict[str, str]:
         "file": one.path,
         "format": adapter.format,
         "base model": fit(adapter.base_model or "not said", LONG),
-        "modules": count(len(modules), "module") + (f" of {len(adapter)}" if len(modules) < len(adapter) else ""),
+        "modules": count(len(modules), "module")
+        + (f" of {len(adapter)}" if len(modules) < len(adapter) else "")
+        + (f", {len(one.sick)} left out" if one.sick else ""),
         "kinds": ", ".join(f"{fit(name, 40)} ({times})" for name, times in kinds.most_common(8))
         + (f" and {len(kinds) - 8} more" if len(kinds) > 8 else ""),
         "rank r": span([module.rank for module in modules]),
@@ -80,7 +96,7 @@ def _facts(one: Subject) -> dict[str, str]:
         "dtype": ", ".join(sorted({str(module.dtype) for module in modules})),
         "parameters": f"{adapter.parameters:,} in pairs",
         "size": size(adapter.nbytes),
-        "‖ΔW‖": number(one.norm),
+        "‖ΔW‖": number(one.norm if one.spectra else None),
     }
     if extra:
         roles = ", ".join(f"{times} {role}" for role, times in extra.items())

@@ -118,4 +118,4 @@ def _fenced(text: str) -> list[str]:
     fence = "```"
     while fence in text:
         fence += "`"
-    return [f"{fence}console", "$ " + " ".join(text.split()), fence]
+    return [f"{fence}console", "$ " + " ".join(text.splitlines()), fence]

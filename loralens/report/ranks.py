@@ -7,7 +7,7 @@ from loralens.compress.curve import Point
 from loralens.report.chart import Line, Lines
 from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
 from loralens.report.subject import LOSS, Subject
-from loralens.report.words import UNIT, fixed, percent, size, span
+from loralens.report.words import UNIT, count, fixed, listed, percent, size, span
 
 MEGA = 1e6
 
@@ -22,17 +22,41 @@ def section(subjects: Sequence[Subject]) -> Section:
             continue
         picture, table = _picture(one, i), _table(one)
         both = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
-        columns.append((one.label, [Text(advice(one)), Slider(sliders, one.label), *both]))
+        columns.append(
+            (
+                one.label,
+                [Text(advice(one)), Slider(sliders, one.label, "output kept" if one.on_data else "energy kept"), *both],
+            )
+        )
         sliders += 1
-    error = (
-        "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the real inputs given" if any(s.on_data for s in subjects) else "‖ΔW−ΔW'‖/‖ΔW‖"
-    )
     lead = (
-        f"The error is {error} over all modules, before rounding; nothing smaller of the same ranks has less. One rank "
-        "everywhere is what servers want; a budget puts directions where they save most."
+        f"The error is {_error_of(subjects)} over all modules, before rounding; nothing smaller of the same ranks has "
+        "less. One rank everywhere is what servers want; a budget puts directions where they save most."
     )
-    parts = list(columns[0][1]) if len(columns) == 1 else [Beside(columns)]
+    parts = [*_unmeasured(subjects), *(columns[0][1] if len(columns) == 1 else [Beside(columns)])]
     return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
+
+
+def _error_of(subjects: Sequence[Subject]) -> str:
+    """What the errors of the section are errors of."""
+    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
+    measured = {one.on_data for one in subjects}
+    return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"
+
+
+def _unmeasured(subjects: Sequence[Subject]) -> list[Part]:
+    """Which adapters no activations belong to, where others have some."""
+    without = [one.label for one in subjects if not one.on_data]
+    if not without or len(without) == len(subjects):
+        return []
+    return [Text(f"No activations stand behind {listed(without)}: errors there are those of ΔW itself.")]
+
+
+def kept_of(one: Subject) -> str:
+    """What a smaller adapter keeps a share of."""
+    if not one.on_data:
+        return "the energy"
+    return "the squared output on the inputs given"
 
 
 def advice(one: Subject) -> str:
@@ -44,13 +68,21 @@ def advice(one: Subject) -> str:
     if best.rank >= most.rank:
         return _kept_whole(one, most)
     if best.uniform.bytes >= whole:
-        less = f"makes a smaller file and loses at most {percent(LOSS)} of the energy"
+        less = f"makes a smaller file and loses at most {percent(LOSS)} of {kept_of(one)}"
         return f"Keep it as it is: no smaller rank for all modules {less}."
     saved = 1 - best.uniform.bytes / whole
     return (
-        f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of the energy "
-        f"(error {percent(best.uniform.error)}) in {size(best.uniform.bytes)}, {percent(saved)} less than now."
+        f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
+        f"{kept_of(one)} ({_error_said(one, best, one.plain)}) in {size(best.uniform.bytes)}, "
+        f"{percent(saved)} less than now."
     )
+
+
+def _error_said(one: Subject, point: Point, plain: float | None = None) -> str:
+    """The error of a rank, what it was measured on, and that of ΔW where it is known too."""
+    on = f"{count(one.positions, 'position')}; " if one.on_data else ""
+    beside = "" if plain is None else f"; {percent(plain)} of ΔW itself"
+    return f"{on}error {percent(point.uniform.error)}{beside}"
 
 
 def _kept_whole(one: Subject, most: Point) -> str:
@@ -59,8 +91,8 @@ def _kept_whole(one: Subject, most: Point) -> str:
     if below is None:
         return f"Its rank is {most.rank}: there is none below."
     return (
-        f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of the "
-        f"energy (error {percent(below.uniform.error)}), more than the {percent(LOSS)} allowed here."
+        f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of "
+        f"{kept_of(one)} ({_error_said(one, below)}), more than the {percent(LOSS)} allowed here."
     )
 
 
@@ -86,11 +118,12 @@ def _picture(one: Subject, i: int) -> Picture:
         for k, (name, word) in enumerate((("uniform", "one rank everywhere"), ("budget", budget)))
     ]
     best = one.recommended
+    of = "of the output on the inputs given" if one.on_data else "of the whole update"
     return Picture(
         f"curve-{i + 1}",
         "Error against size",
         [Lines("", lines, f"size of the {one.dialect.name} file (MB)", "error (%)", legend=True)],
-        "Error of the whole update over the size of the file, a point a rank; the marker is where the slider stands.",
+        f"Error {of} over the size of the file, a point a rank; the marker is where the slider stands.",
         "r equal directions would give √(1 − k/r): at half the size an error of 71 %",
         "Eckart & Young 1936",
         f"Error against file size of {one.label}"
@@ -100,7 +133,8 @@ def _picture(one: Subject, i: int) -> Picture:
 
 def _table(one: Subject) -> Table:
     columns = [
-        Column("rank", "one for all modules"), Column("file"), Column("energy kept"), Column("error"),
+        Column("rank", "one for all modules"), Column("file"), Column("output kept" if one.on_data else "energy kept"),
+        Column("error"),
         Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
     ]  # fmt: skip
     rows = [

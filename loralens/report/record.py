@@ -13,7 +13,10 @@ from loralens.report.subject import Subject
 from loralens.version import __version__
 
 FRACTIONS = (0.9, 0.95, 0.99)
-MEASURES = ("frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank")
+MEASURES = (
+    "frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank", "effective_rank_energy",
+    "participation_ratio",
+)  # fmt: skip
 
 
 def record(
@@ -48,6 +51,7 @@ def matrix(values: Floats) -> list[list[float | None]]:
 
 def _adapter(one: Subject) -> dict[str, Any]:
     best = one.recommended
+    chosen = one.patient.adapter.without([name for name in one.patient.adapter if name not in one.patient.readings])
     return {
         "path": one.path,
         "label": one.label,
@@ -56,17 +60,19 @@ def _adapter(one: Subject) -> dict[str, Any]:
         "left_out": list(one.sick),
         "modules": [{"name": name, **_module(one, name, spectrum)} for name, spectrum in one.spectra.items()],
         "total": {
-            "modules": len(one.spectra),
-            "parameters": one.adapter.parameters,
-            "bytes": one.adapter.nbytes,
-            "frobenius": one.norm,
+            "modules": len(chosen),
+            "parameters": chosen.parameters,
+            "bytes": chosen.nbytes,
+            "frobenius": one.norm if one.spectra else None,
         },
         "written_as": one.dialect.name,
         "error_on_data": one.on_data,
+        "activations": one.activations or None,
         "curve": [
             {"rank": p.rank, **{name: _choice(getattr(p, name)) for name in ("uniform", "budget")}} for p in one.points
         ],
         "recommended_rank": best.rank if best and one.norm else None,
+        "plain_error": one.plain,
     }
 
 

@@ -30,16 +30,9 @@ def section(subjects: Sequence[Subject], numbers: Numbers) -> Section:
     columns: list[Labelled] = []
     for i, one in enumerate(alive):
         grid = Grid.of(one.spectra, one.shares)
-        parts: list[Part] = [
-            _spectra(one, grid, numbers, limits, i),
-            _energy(one, grid, i),
-            _ranks(one, grid, numbers, rank, i),
-            _shares(one, grid, numbers, share, i),
-            _kinds(one, numbers),
-            _blocks(one),
-            *_outliers(one, numbers),
-        ]
-        columns.append((one.label, parts))
+        maps = [_ranks(one, grid, numbers, rank, i), _shares(one, grid, numbers, share, i)] if one.norm else []
+        pictures = [_spectra(one, grid, numbers, limits, i), _energy(one, grid, i), *maps]
+        columns.append((one.label, [*pictures, _kinds(one, numbers), _blocks(one), *_outliers(one, numbers)]))
     lead = (
         "ΔW = scale·B·A of every module, by its singular values σ₁ ≥ σ₂ ≥ … Energy is the part of Σσ² = ‖ΔW‖²; what "
         "lies in few directions can be kept in few."
@@ -50,15 +43,21 @@ def section(subjects: Sequence[Subject], numbers: Numbers) -> Section:
 def _side_by_side(columns: Sequence[Labelled]) -> list[Part]:
     """The parts of one adapter as they are; of several, all that belongs together side by side."""
     if len(columns) == 1:
-        spectra, energy, ranks, shares, *rest = columns[0][1]
-        return [spectra, Beside([("", [energy]), ("", [ranks, shares])]), *rest]
-    tables: list[Labelled] = [(label, [p for p in parts if isinstance(p, Table)]) for label, parts in columns]
-    pictures = [(label, [part for part in parts if isinstance(part, Picture)]) for label, parts in columns]
+        (spectra, energy, *maps), tables = _sorted(columns[0][1])
+        return [spectra, *([Beside([("", [energy]), ("", maps)])] if maps else [energy]), *tables]
+    each = [(label, *_sorted(parts)) for label, parts in columns]
+    pictures = [(label, drawn) for label, drawn, _ in each]
     most = max((len(parts) for _, parts in pictures), default=0)
     rows: list[Part] = [
         Beside([(label, [parts[k]]) for label, parts in pictures if k < len(parts)]) for k in range(most)
     ]
-    return [*rows, Beside(tables)]
+    return [*rows, Beside([(label, tables) for label, _, tables in each])]
+
+
+def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+    """Pictures, and tables."""
+    tables: list[Part] = [part for part in parts if isinstance(part, Table)]
+    return [part for part in parts if not isinstance(part, Table)], tables
 
 
 def _limits(subjects: Sequence[Subject]) -> tuple[float, float] | None:
@@ -136,7 +135,7 @@ def _energy(one: Subject, grid: Grid, i: int) -> Picture:
     for (row, _), names in grid.cells.items():
         members.setdefault(grid.kinds[row], []).extend(one.spectra[name] for name in names)
     lines = [
-        Line(fit(name, NAME), range(len(curve)), curve, ("series", k % 8))
+        Line(fit(name, NAME), range(len(curve)), curve, ("series", k % 8), dashed=8 <= k < 16, dotted=k >= 16)
         for k, name in enumerate(grid.kinds)
         if (curve := _kept(members[name]))
     ]
@@ -231,13 +230,19 @@ def _shares(one: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) ->
         [chart],
         "The part of ‖ΔW‖² that lies in each module: kinds down, blocks across. Large weights can hold more, so "
         "compare within a kind.",
-        f"{percent(even)} each, if it were spread evenly over the {len(one.spectra)} modules",
+        f"{percent(even)} each, if it were spread evenly over {_all(one)}",
         "Hu et al. 2021, §7.1 (which weights to adapt)",
         f"Map of the energy of {one.label} over its modules; {_concentration(one)}.",
     )
 
 
+def _all(one: Subject) -> str:
+    return "1 module" if len(one.spectra) == 1 else f"the {len(one.spectra)} modules"
+
+
 def _concentration(one: Subject) -> str:
+    if len(one.spectra) == 1:
+        return "there is one"
     return f"{half(one)} of {len(one.spectra)} modules hold half of it" if one.norm else "all of it is 0"
 
 

@@ -12,9 +12,11 @@ from loralens.analysis.groups import total
 from loralens.analysis.intruders import Intruders
 from loralens.analysis.spectrum import Spectrum
 from loralens.compress.curve import Point, curve
+from loralens.compress.loss import losses, total_error
 from loralens.compress.plan import Plan
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
+from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
 from loralens.report.allotment import Dialect
@@ -69,6 +71,10 @@ class Subject:
         Whether errors are those on real inputs.
     activations : str
         The file that these were measured into; empty without one.
+    positions : int
+        How many inputs that were, of the module that saw most; 0 without them.
+    plain : float or None
+        ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where ``on_data`` says that errors are others.
     beside : Beside or None
         What the base makes of it, where one was given.
     """
@@ -85,6 +91,8 @@ class Subject:
     points: Sequence[Point]
     on_data: bool
     activations: str = ""
+    positions: int = 0
+    plain: float | None = None
     beside: Beside | None = None
 
     @cached_property
@@ -105,13 +113,17 @@ class Subject:
     @cached_property
     def recommended(self) -> Point | None:
         """The least rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
-        fitting = [point for point in self.points if point.uniform.error**2 <= LOSS]
-        return min(fitting, key=lambda point: point.rank, default=None)
+        return _recommended(self.points)
 
     @property
     def most(self) -> Point | None:
         """The point of all ranks as they are."""
         return max(self.points, key=lambda point: point.rank, default=None)
+
+
+def _recommended(points: Sequence[Point]) -> Point | None:
+    fitting = [point for point in points if point.uniform.error**2 <= LOSS]
+    return min(fitting, key=lambda point: point.rank, default=None)
 
 
 def subject(
@@ -153,16 +165,18 @@ def subject(
     adapter = patient.adapter.without([name for name in patient.adapter if name not in spectra])
     plan, without = None, "no module is left to choose ranks for"
     points: list[Point] = []
+    plain = None
     if moments is not None:
         moments.check(patient.adapter)
+    moments = None if sick else moments
     whole = patient.adapter.without(sick)
     if spectra:
         try:
             with place(patient.path):
-                kept = Plan.of(
-                    whole, modules=list(spectra), moments=None if sick else moments, threads=threads, step=step
-                )
+                kept = Plan.of(whole, modules=list(spectra), moments=moments, threads=threads, step=step)
                 points = curve(kept, size=dialect.size, one_rank=dialect.one_rank)
+                if moments is not None:
+                    plain = _plain(adapter, kept, _recommended(points), one_rank=dialect.one_rank)
                 plan, without = kept, ""
         except LoraLensError as error:  # a dialect that cannot hold it smaller
             without = error.what
@@ -177,7 +191,17 @@ def subject(
         without=without,
         dialect=dialect,
         points=points,
-        on_data=moments is not None and not sick,
-        activations=activations if moments is not None and not sick else "",
+        on_data=moments is not None,
+        activations=activations if moments is not None else "",
+        positions=max((one.count for _, one in moments.items()), default=0) if moments is not None else 0,
+        plain=plain,
         beside=beside,
     )
+
+
+def _plain(adapter: Adapter, plan: Plan, best: Point | None, *, one_rank: bool) -> float | None:
+    """‖ΔW−ΔW'‖/‖ΔW‖ of the rank that is recommended by another error."""
+    if best is None:
+        return None
+    chosen = plan.ranks(Rule("rank", best.rank), one_rank=one_rank)
+    return total_error(losses(adapter, plan.at(chosen)))

@@ -85,7 +85,7 @@ def _ranks(one: Subject) -> list[str]:
     if best and most and spared and spared.uniform.bytes < 0.95 * best.uniform.bytes:
         said += (
             f" Placed where they save most, directions worth {size(spared.budget.bytes)} are enough (ranks "
-            f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)})."
+            f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)}{' there' if one.on_data else ''})."
         )
     return [said]
 
@@ -142,7 +142,8 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
         away = "more than 100" if abs(z) > 100 else fixed(abs(z), 1)
         cosine = f"cosine {fixed(known[s, t], 3, sign=True)}, {away} standard deviations from chance"
         if len(known) == 1:
-            said.append(f"The two updates have a {cosine}{_verdict(known[s, t], z)}.")
+            two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
+            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z)}.")
         else:
             said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{_verdict(known[s, t], z)}.")
     if found.fights:

@@ -95,12 +95,15 @@ def _axes(chart: Lines, frame: Frame) -> Iterable[str]:
 
 
 def _levels(chart: Lines, frame: Frame) -> Iterable[str]:
+    right, bottom = frame.left + frame.width, frame.top + frame.height
     for k, (name, value) in enumerate(chart.levels.items()):
         place = frame.at(frame.x[0], value)
-        if place and frame.top - 1 <= place[1] <= frame.top + frame.height + 1:
+        if place and frame.top - 1 <= place[1] <= bottom + 1:
             yield f'<path class="level" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
-            below = 11 if place[1] < frame.top + 12 else -3
-            yield words(name, frame.left + 5 + 36 * k, place[1] + below, "num")
+            if place[1] < (frame.top + bottom) / 2:  # below it at the right, where curves that rise have passed it
+                yield words(name, right - 3, place[1] + 10, "num end")
+            else:
+                yield words(name, frame.left + 5 + 36 * k, place[1] - 3, "num")
 
 
 def _line(line: Line, frame: Frame) -> str:
@@ -110,9 +113,12 @@ def _line(line: Line, frame: Frame) -> str:
     d = "M" + "L".join(f"{n(p[0])} {n(p[1])}" for p, _, _ in points)
     xs = "" if [x for _, x, _ in points] == list(range(1, len(points) + 1)) else _data("x", [x for _, x, _ in points])
     marks = "".join(f'<circle cx="{n(p[0])}" cy="{n(p[1])}" r="2.4"/>' for p, _, _ in points) if line.dots else ""
-    kind = "line dashed" if line.dashed else "line"
-    head = f'<g class="{kind} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}{xs}'
+    head = f'<g class="{_kind(line)} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}{xs}'
     return f'{head}{_data("y", [y for _, _, y in points])}><path d="{d}"/>{marks}</g>'
+
+
+def _kind(line: Line) -> str:
+    return "line dotted" if line.dotted else "line dashed" if line.dashed else "line"
 
 
 def _data(key: str, values: Sequence[float]) -> str:
@@ -122,6 +128,5 @@ def _data(key: str, values: Sequence[float]) -> str:
 def _names(lines: Sequence[Line], top: float) -> Iterable[str]:
     for i, line in enumerate(lines):
         y = top + 16 * i + 8
-        dashed = " dashed" if line.dashed else ""
-        yield f'<g class="line{dashed} {ink_class(line.ink)}"><path d="M50 {n(y)}h22"/></g>'
+        yield f'<g class="{_kind(line)} {ink_class(line.ink)}"><path d="M50 {n(y)}h22"/></g>'
         yield words(fit(line.name, 40), 80, y + 4, "label")

@@ -143,7 +143,7 @@ def _shared(labels: Sequence[str], found: Company, order: Sequence[int]) -> Pict
         for j in range(len(grid.blocks))
         if isfinite(values[j, t])
     }
-    top = max([cell.value for cell in cells.values()] + [2 * level, 0.01])
+    top = min(max([cell.value for cell in cells.values()] + [2 * level, 0.01]), 1.0)
     scale = Scale(0.0, top, "shared energy", chance=level, form=".2%")
     chart = Heat("", [fit(labels[t], NAME) for t in order], grid.columns, cells, scale, across=grid.across)
     return Picture(

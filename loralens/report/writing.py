@@ -1,6 +1,7 @@
 """A report on disk: every file whole, and none in place before all of them are."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
         raise OptionError(f"{page}: a report is a .html page", fix=f"end the name in {SUFFIX}")
     text, folder = beside(page)
     for target in (page, *((text, folder) if with_markdown else ())):
-        if target.exists() and not overwrite:
+        if os.path.lexists(target) and not overwrite:
             raise OptionError(f"{target}: exists", fix="choose another target, or give --overwrite")
     for target in (page, *((text,) if with_markdown else ())):
         if target.is_dir():

@@ -1,14 +1,19 @@
 """Course: how long, how fast and by which optimiser a run learns, as data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import cos, isfinite, pi
 from typing import Any, Literal, final, get_args
 
+import numpy as np
+
 from loralens.errors import OptionError
+from loralens.train.number import real, whole
 
 Optimiser = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
 OPTIMISERS: tuple[Optimiser, ...] = get_args(Optimiser)
+LARGE = 1e36  # also 16 times as much is a number of float32
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
@@ -60,14 +65,31 @@ class Course:
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        _require(_whole(self.steps), f"steps {self.steps!r} is no whole number from 1 on", "give 1 or more")
-        _require(_whole(self.accumulate), f"accumulate {self.accumulate!r} is no whole number from 1 on", "give 1, 2 …")
+        self._settle()
+        _require(self.steps >= 1, f"steps {self.steps!r} is no whole number from 1 on", "give 1 or more")
+        _require(self.accumulate >= 1, f"accumulate {self.accumulate!r} is no whole number from 1 on", "give 1, 2 …")
         _require(isfinite(self.lr) and self.lr > 0, f"lr {self.lr!r} is no positive number", "give one: 1e-4, 5e-3")
+        _require(self.lr < LARGE, f"lr {self.lr!r} is more than float32 can multiply by", "give one: 1e-4, 5e-3")
         _require(0 <= self.weight_decay < 1, f"weight_decay {self.weight_decay!r} is not in [0, 1)", "give 0, 0.01 …")
         _require(0 <= self.warmup < 1, f"warmup {self.warmup!r} is no part of the steps", "give one in [0, 1): 0.05")
         _require(isfinite(self.clip) and self.clip >= 0, f"clip {self.clip!r} is no norm", "give 1, or 0 for none")
         _require(self.optimiser in OPTIMISERS, f"{self.optimiser!r} is no optimiser", f"choose {_or(OPTIMISERS)}")
         _require(self.schedule in SCHEDULES, f"{self.schedule!r} is no schedule", f"choose {_or(SCHEDULES)}")
+
+    def _settle(self) -> None:
+        """Make every number Python's own, as JSON holds it; refuse what is none."""
+        for name in ("steps", "accumulate"):
+            self._become(name, whole, "is no whole number from 1 on", "give 1, 2 …")
+        for name in ("lr", "weight_decay", "warmup", "clip"):
+            self._become(name, real, "is no number", "give one: 0.01")
+        for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
+            self._become(name, _truth, "is no truth value", "give True or False")
+
+    def _become(self, name: str, kind: Callable[[object], object], what: str, fix: str) -> None:
+        given = getattr(self, name)
+        found = kind(given)
+        _require(found is not None, f"{name} {given!r} {what}", fix)
+        object.__setattr__(self, name, found)
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by; the first step is 0, and its factor is never 0."""
@@ -83,8 +105,8 @@ class Course:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+def _truth(value: object) -> bool | None:
+    return bool(value) if isinstance(value, bool | np.bool_) else None
 
 
 def _or(names: tuple[str, ...]) -> str:

@@ -23,9 +23,17 @@ class Feed:
         A sequence is gone through again and again, in its order. An iterable too; it is begun anew for every round, so
         what it yields may differ, and a run that goes on passes over what it has seen. A callable is asked for every
         number once and is the way to shuffle: see `shuffled`.
+
+    Raises
+    ------
+    OptionError
+        It is none of these.
     """
 
     def __init__(self, batches: Batches) -> None:
+        if not (isinstance(batches, Iterable) or callable(batches)):
+            what = f"batches {batches!r} are none"
+            raise OptionError(what, fix="give a list of batches, an iterable, or a function of the batch's number")
         self._batches = batches
         self._stream: Iterator[Any] | None = None
         self._next = 0

@@ -62,7 +62,7 @@ def fit(
     rank: int = 8,
     alpha: float = 16.0,
     method: str = "lora",
-    heads: Sequence[str] = (),
+    heads: str | Sequence[str] = (),
     dropout: float = 0.0,
     seed: int = 0,
     initialisation: Initialisation = "kaiming-uniform",
@@ -91,7 +91,8 @@ def fit(
     watch : Watch, optional
         What is looked at and kept on the way.
     state : State, optional
-        Go on from there. On one machine the result is that of a run in one go, bit for bit.
+        Go on from there. On one machine the result is that of a run in one go, bit for bit. The model, the batches and
+        the loss have to be that run's; all else is compared.
     shard : bool
         Lay the model in shards over all processes (FSDP2).
     base_model, task_type : str, optional
@@ -106,19 +107,19 @@ def fit(
     Raises
     ------
     OptionError
-        See `loralens.train.inject`; an empty feed; a record that JSON cannot hold.
+        See `loralens.train.inject`; an empty feed; a loss that is no tensor; a record that JSON cannot hold.
     DivergenceError
         The loss or its gradient is not finite; nothing was updated with it. Snapshots and states that the watch was
         given before are good.
     MismatchError
-        The state is of another run.
+        The state is of another run: of another method, rank, seed, course, of other modules …; what differs is named.
 
     Notes
     -----
     When it fails, the layers are taken out again. Processes that torch.distributed brought together train as one: DDP,
     or FSDP2 with ``shard``; equal seeds and equal batches in a step give the adapter of a single process, to rounding.
     """
-    _check_record(record or {})
+    _check(loss=loss, course=course, watch=watch, state=state, record=record or {})
     feed = Feed(batches)
     course = course or _one_round(feed)
     world = World.current(shard=shard)
@@ -159,8 +160,13 @@ def fit(
     )
 
 
-def _check_record(record: Mapping[str, Any]) -> None:
-    """Refuse before training what could not be written down after it."""
+def _check(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
+    """Refuse what could not be called or asked, and before training what could not be written down after it."""
+    if not callable(loss):
+        raise OptionError(f"loss {loss!r} is no function", fix="give loss=lambda model, batch: …")
+    for name, value, kind in (("course", course, Course), ("watch", watch, Watch), ("state", state, State)):
+        if value is not None and not isinstance(value, kind):
+            raise OptionError(f"{name} {value!r} is no {kind.__name__}", fix=f"give {name}={kind.__name__}(…)")
     try:
         json.dumps(dict(record))
     except (TypeError, ValueError) as error:

@@ -7,8 +7,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from loralens.core.attached import modes_kept
 from loralens.core.layers import compute_dtype
 from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling, scale_of
@@ -18,9 +20,12 @@ from loralens.train.heads import copies, put_back, widened
 from loralens.train.initial import INITIALISATIONS, Initialisation, Pair, digest, drawn_pair
 from loralens.train.layer import LoRALayer
 from loralens.train.method import Method, method_named
+from loralens.train.number import real, whole
 from loralens.train.pissa import principal_pair
 from loralens.train.running_statistics import hold
-from loralens.train.targets import ALL_LINEAR, chosen, heads_named
+from loralens.train.targets import ALL_LINEAR, chosen, heads_named, warn_of_doubles
+
+TINY = 1e-38  # a scale is a number of float32, and so is one over it
 
 
 @final
@@ -107,8 +112,8 @@ class Injection:
         """Put the layers back that were there: the same objects, the same bits, trainable what was trainable.
 
         The factors stay in ``layers`` and can still be read. What heads learned is gone, as they get back what they
-        held before: an adapter with heads is read first.
-
+        held before: an adapter with heads is read first. What the model changes as it is called stays changed, adapted
+        or not: ``nn.Embedding(max_norm=…)`` shortens the rows that it looks up.
         """
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
@@ -131,7 +136,7 @@ def inject(
     rank: int = 8,
     alpha: float = 16.0,
     method: str = "lora",
-    heads: Sequence[str] = (),
+    heads: str | Sequence[str] = (),
     dropout: float = 0.0,
     seed: int = 0,
     initialisation: Initialisation = "kaiming-uniform",
@@ -152,7 +157,7 @@ def inject(
         The scale is α/r, for rsLoRA α/√r.
     method : str
         A name of `loralens.train.method.METHODS`.
-    heads : sequence of str
+    heads : str or sequence of str
         Globs over the names of modules that are trained in full, in float32 where the model is in 16 bits.
     dropout : float
         On the input of every A, in training only.
@@ -168,21 +173,34 @@ def inject(
     ------
     OptionError
         A glob that matches nothing, a rank larger than a matrix, a model that has LoRA layers already, a head whose
-        weight is tied to one that is no head … The model is then as it was.
+        weight is tied to one that is no head, a weight without numbers (meta, lazy; for PiSSA also NaN) … The model
+        is then as it was.
+
+    Warns
+    -----
+    UserWarning
+        A layer stands in several places of the model: it is adapted in all of them, and PEFT would adapt the first.
     """
     found = method_named(method)
-    _check(model, rank=rank, alpha=alpha, dropout=dropout, initialisation=initialisation)
+    _check_model(model)
+    rank, alpha, dropout, seed = _numbers(found, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    _check_initialisation(initialisation)
     named = dict(model.named_modules())
     tops = heads_named(model, heads)
-    kinds = chosen(model, targets, apart=tops)
-    for name, kind in kinds.items():
-        _check_rank(name, kind.matrix(named[name]), rank)
     layers, digests = {}, {}
-    for name, kind in kinds.items():
-        layers[name] = _layer(
-            name, named[name], kind, found, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
-        )
-        digests[name] = digest(layers[name].B if kind.kind == "embedding" and not found.principal else layers[name].A)
+    with modes_kept(model):  # in training, a weight that is computed as it is looked at may change by that
+        model.eval()
+        kinds = chosen(model, targets, apart=tops)
+        warn_of_doubles(model, {name: named[name] for name in kinds})
+        for name, kind in kinds.items():
+            _check_weight(name, kind.matrix(named[name]), rank)
+        for name, kind in kinds.items():
+            layers[name] = made = _layer(
+                name, named[name], kind, found, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+            )
+            digests[name] = digest(made.B if kind.kind == "embedding" and not found.principal else made.A)
+    for layer in layers.values():
+        layer.training = layer.base_layer.training
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _place(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
@@ -194,7 +212,7 @@ def inject(
         heads=full,
         method=found,
         rank=rank,
-        alpha=float(alpha),
+        alpha=alpha,
         dropout=dropout,
         seed=seed,
         initialisation="principal" if found.principal else initialisation,
@@ -207,23 +225,47 @@ def inject(
     )
 
 
-def _check(model: nn.Module, *, rank: int, alpha: float, dropout: float, initialisation: str) -> None:
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
     if hasattr(model, "peft_config"):
         raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALayer):
             raise OptionError(f"{name} is a LoRA layer already", fix="take the layers out first: injection.remove()")
-    if not isinstance(rank, int) or rank < 1:
-        raise OptionError(f"rank {rank} is no whole number from 1 on", fix="give a rank of 1 or more")
-    if not isfinite(alpha) or alpha <= 0:
-        raise OptionError(f"alpha {alpha} is not a positive number", fix="give a positive number: 16, 32")
-    if not 0 <= dropout < 1:
-        raise OptionError(f"dropout {dropout} is not in [0, 1)", fix="give the part that is dropped: 0, 0.1")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise OptionError(f"{name} is lazy: it has no shape yet", fix="run the model on an input first")
+
+
+def _numbers(
+    method: Method, *, rank: object, alpha: object, dropout: object, seed: object
+) -> tuple[int, float, float, int]:
+    """The numbers that an injection is given, as Python's own."""
+    r, a, part, s = whole(rank), real(alpha), real(dropout), whole(seed)
+    if r is None or r < 1:
+        raise OptionError(f"rank {rank!r} is no whole number from 1 on", fix="give a rank of 1 or more")
+    if a is None or not isfinite(a) or a <= 0:
+        raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
+    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY:
+        raise OptionError(f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give one like 16 or 32")
+    if part is None or not 0 <= part < 1:
+        raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give the part that is dropped: 0, 0.1")
+    if s is None:
+        raise OptionError(f"seed {seed!r} is no whole number", fix="give one: 0, 1 …")
+    return r, a, part, s
+
+
+def _check_initialisation(initialisation: str) -> None:
     if initialisation not in INITIALISATIONS:
         raise OptionError(f"{initialisation!r} is no initialisation", fix=f"choose one of {', '.join(INITIALISATIONS)}")
 
 
-def _check_rank(name: str, W: Tensor, rank: int) -> None:
+def _check_weight(name: str, W: Tensor, rank: int) -> None:
+    if W.is_meta:
+        raise OptionError(
+            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
+        )
     out, in_ = W.shape
     if rank > min(out, in_):
         raise OptionError(
@@ -248,6 +290,11 @@ def _layer(
     """The LoRA layer for one layer, with its first factors on the device of the weight."""
     W, scale = kind.matrix(layer), scale_of(alpha, rank, method.rule)
     out, in_ = W.shape
+    if method.principal and not torch.isfinite(W).all():
+        raise OptionError(
+            f"{name}: its weight is not finite, so it has no leading directions",
+            fix=f"mend the model's weights, choose another method than {method.name}, or leave this module out",
+        )
     start = principal_pair(W, rank=rank, scale=scale) if method.principal else None
     if start:
         pair = Pair(start.B.clone(), start.A.clone())

@@ -1,10 +1,11 @@
 """The loop: batches in, gradients through, one update a step; everything that is seen or kept of it is the watch's."""
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import isfinite
+from math import isfinite, nan
 from time import perf_counter
 from typing import Any, final
 
@@ -20,8 +21,9 @@ from loralens.train.blocks import recomputed
 from loralens.train.course import Course
 from loralens.train.feed import Feed, moved, size_of
 from loralens.train.injection import Injection
+from loralens.train.number import real
 from loralens.train.readout import read
-from loralens.train.state import captured, changing, put, restored
+from loralens.train.state import captured, changing, identity, put, restored
 from loralens.train.watch import Measures, Step, Watch
 from loralens.train.world import World
 
@@ -101,6 +103,11 @@ class Loop:
         return next(self.injection.model.parameters()).device
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        """What the run is, for its states."""
+        return identity(self.injection, self.course, processes=self.world.size)
+
+    @property
     def _out_of_patience(self) -> bool:
         return self.watch.patience is not None and self._waited >= self.watch.patience
 
@@ -111,7 +118,7 @@ class Loop:
         self._optimiser.zero_grad(set_to_none=True)
         self._rates = [group["lr"] for group in groups]
         if state is not None:
-            self._best = restored(self.injection, self._optimiser, state)
+            self._best = restored(self.injection, self._optimiser, state, run=self._identity)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
 
@@ -127,8 +134,8 @@ class Loop:
         with torch.no_grad():  # gradients are of the sum over this process's batches, and means over processes
             torch._foreach_mul_([p.grad for p in parameters], self.world.size / max(count, 1))
         norm = _number(clip_grad_norm_(parameters, self.course.clip or float("inf")))
-        loss = total / max(count, 1)
-        if not isfinite(loss) or not isfinite(norm):
+        loss = total / max(count, 1) if count else nan  # of a step that asked nothing there is none
+        if not isfinite(total) or not isfinite(norm):
             raise self._diverged(loss, norm)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
@@ -156,11 +163,10 @@ class Loop:
             with self.world.gathering(self._model, last=last):
                 with self._autocast:
                     found = self.loss(self._model, batch)
-                summed, over = found if isinstance(found, tuple) else (found, 1)
-                _check_loss(summed)
+                summed, over = _parts(found)
                 summed.backward()  # type: ignore[no-untyped-call]
             total += summed.detach()
-            count += float(over)
+            count += over
         return float(total), count, float(size)
 
     @property
@@ -179,7 +185,9 @@ class Loop:
                 self.watch.snapshot(self.done, adapter)
         if self.watch.save and not last and _due(self.done, self.watch.save_every):
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
-            state = captured(self.injection, self._optimiser, self.done, best=self._best, record=record)
+            state = captured(
+                self.injection, self._optimiser, self.done, best=self._best, record=record, run=self._identity
+            )
             if self.world.main:
                 self.watch.save(state)
 
@@ -187,7 +195,12 @@ class Loop:
         if self.watch.evaluate is None:
             return
         with _evaluating(self.injection.model), self._autocast:
-            measures = dict(self.watch.evaluate(self._model))
+            found = self.watch.evaluate(self._model)
+        if not isinstance(found, Mapping):
+            raise OptionError(
+                f"evaluate returned {reprlib.repr(found)}", fix='return measures by their names: {"loss": 0.5}'
+            )
+        measures = dict(found)
         self.world.settle(self._model)
         self.evaluations.append((self.done, measures))
         if self.watch.patience is not None:
@@ -221,6 +234,19 @@ def _optimiser(course: Course, groups: list[dict[str, Any]]) -> Optimizer:
     if course.optimiser == "sgd":
         return SGD(groups, lr=course.lr)
     return AdamW(groups, lr=course.lr, weight_decay=course.weight_decay)
+
+
+def _parts(found: Any) -> tuple[Tensor, float]:
+    """A loss and how many it is over, from what a function of a loss returned."""
+    loss, over = found if isinstance(found, tuple) and len(found) == 2 else (found, 1)
+    number = float(over) if isinstance(over, Tensor) and over.numel() == 1 else real(over)
+    if not isinstance(loss, Tensor) or number is None:
+        raise OptionError(
+            f"the loss is {reprlib.repr(found)}, and no tensor",
+            fix="return a tensor of one number; or it and how many it is over",
+        )
+    _check_loss(loss)
+    return loss, number
 
 
 def _check_loss(loss: Tensor) -> None:

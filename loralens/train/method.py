@@ -56,4 +56,4 @@ def method_named(name: str) -> Method:
     OptionError
         There is none.
     """
-    return row_named(name, METHODS, "training method")
+    return row_named(name if isinstance(name, str) else repr(name), METHODS, "training method")

@@ -20,7 +20,7 @@ from loralens.train.pissa import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file
 
-__all__ = ["RECORD", "numpy_of", "read", "record_of"]
+__all__ = ["RECORD", "numpy_of", "read", "record_of", "settings"]
 
 
 def read(
@@ -53,7 +53,8 @@ def read(
         and the digest of A₀.
     """
     extra = dict(_magnitudes(injection)) | dict(_heads(injection))
-    said = {**_record(injection), **(training or {})}
+    digests = {"A0": digest_of_all(injection.digests), "A0_of": dict(injection.digests)}
+    said = {**settings(injection), **digests, **(training or {})}
     base = base_model or getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
     return Adapter(
         modules={name: _module(layer, injection) for name, layer in injection.layers.items()},
@@ -64,7 +65,8 @@ def read(
     )
 
 
-def _record(injection: Injection) -> dict[str, Any]:
+def settings(injection: Injection) -> dict[str, Any]:
+    """What an injection was asked for, but for the places, as JSON holds it."""
     return {
         "method": injection.method.name,
         "rank": injection.rank,
@@ -72,8 +74,6 @@ def _record(injection: Injection) -> dict[str, Any]:
         "dropout": injection.dropout,
         "seed": injection.seed,
         "initialisation": injection.initialisation,
-        "A0": digest_of_all(injection.digests),
-        "A0_of": dict(injection.digests),
     }
 
 

@@ -1,6 +1,7 @@
-"""Running statistics of a frozen model (batch norm): they stay frozen too, in training as in evaluation.
+"""Running statistics of a frozen model (batch and spectral norm): they stay frozen too, in training as in evaluation.
 
-In training a batch norm normalises by the batch and moves its running mean and variance, gradients or not. An adapter
+In training a batch norm normalises by the batch and moves its running mean and variance, gradients or not; the
+parametrisation of a spectral norm moves its estimate of the leading directions of the weight. An adapter
 does not hold those, so on the base as it was it would do something else than it was trained to do. While a model is
 adapted, the normalisation of its frozen part is therefore that of evaluation.
 """
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
@@ -20,7 +22,8 @@ def hold(model: nn.Module, *, apart: Collection[nn.Module] = ()) -> tuple[Remova
     trained = {id(layer) for head in apart for layer in head.modules()}
     handles: list[RemovableHandle] = []
     for layer in model.modules():
-        if isinstance(layer, _NormBase) and layer.running_mean is not None and id(layer) not in trained:
+        moving = isinstance(layer, _SpectralNorm) or (isinstance(layer, _NormBase) and layer.running_mean is not None)
+        if moving and id(layer) not in trained:
             handles.append(layer.register_forward_pre_hook(_enter))
             handles.append(layer.register_forward_hook(_leave, always_call=True))
     return tuple(handles)

@@ -10,9 +10,12 @@ from torch.optim import Optimizer
 from loralens.core.lazy import Array
 from loralens.core.training import State
 from loralens.errors import MismatchError
+from loralens.train.course import Course
 from loralens.train.injection import Injection
-from loralens.train.readout import numpy_of
+from loralens.train.readout import numpy_of, settings
 
+FREE = ("checkpointing",)  # fields of a course that change no number
+SAID = 3  # differences that a message names
 TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
 
 
@@ -30,8 +33,23 @@ def changing(injection: Injection) -> dict[str, Tensor]:
     return found
 
 
+def identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
+    """What a run is: all that its numbers follow from but the model, the batches and the loss, as JSON holds it.
+
+    The layers are not among it: a state's tensors have their names.
+    """
+    deciding = {name: value for name, value in course.record.items() if name not in FREE}
+    return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
+
+
 def captured(
-    injection: Injection, optimiser: Optimizer, step: int, *, best: Mapping[str, Tensor], record: Mapping[str, Any]
+    injection: Injection,
+    optimiser: Optimizer,
+    step: int,
+    *,
+    best: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    run: Mapping[str, Any],
 ) -> State:
     """The state of a run after a step. Where tensors are in shards, all processes must call this at once."""
     tensors: dict[str, Array] = {}
@@ -40,23 +58,26 @@ def captured(
         remembered = optimiser.state.get(tensor, {})
         tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
     tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
-    return State(step, tensors, dict(record))
+    return State(step, tensors, dict(record), dict(run))
 
 
 @torch.no_grad()
-def restored(injection: Injection, optimiser: Optimizer, state: State) -> dict[str, Tensor]:
+def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]) -> dict[str, Tensor]:
     """Put a state into a model and an optimiser as they are at the start of a run; the best so far is returned.
 
     Raises
     ------
     MismatchError
-        It is the state of a run with other modules or another rank.
+        It is the state of another run, or of other modules: what differs is named. Nothing has been changed then.
     """
+    _check_run(state.run, run)
     here = changing(injection)
     there = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(here) != there:
         odd = min(set(here) ^ there)
         raise MismatchError(f"the state is of another run: {odd} is in one of them only", fix="go on with its own")
+    for name, tensor in here.items():
+        _check_shape(tensor, state.tensors[TRAINED + name], name)
     known = {parameter for group in optimiser.param_groups for parameter in group["params"]}
     for name, tensor in here.items():
         put(tensor, state.tensors[TRAINED + name], name)
@@ -77,12 +98,27 @@ def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     MismatchError
         They have not one shape.
     """
+    _check_shape(tensor, array, name)
+    tensor.copy_(array if isinstance(array, Tensor) else _beside(tensor, array))
+
+
+def _check_run(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    other = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if other:
+        said = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:SAID]]
+        more = f"; and {len(other) - SAID} more" if len(other) > SAID else ""
+        raise MismatchError(
+            f"the state is of another run: {'; '.join(said)}{more}",
+            fix="go on with the same options, or begin a new run: leave the state out",
+        )
+
+
+def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     if tuple(tensor.shape) != tuple(array.shape):
         raise MismatchError(
             f"the state is of another run: {name} is {tuple(array.shape)} there, {tuple(tensor.shape)} here",
             fix="go on with its own, or begin a new one",
         )
-    tensor.copy_(array if isinstance(array, Tensor) else _beside(tensor, array))
 
 
 def _remembered(tensor: Tensor, name: str, array: Array) -> Tensor:

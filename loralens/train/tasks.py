@@ -118,6 +118,12 @@ class Task:
         logits, wanted = self.asked(model, batch)
         return cross_entropy(_wide(logits), wanted, reduction="sum"), len(wanted)
 
+    def asks(self, examples: Examples) -> bool:
+        """Whether there is anything to ask for in any of the examples: a token that may be hidden, where some are."""
+        if self.draw is not _hidden:
+            return True
+        return any(not examples.special.issuperset(tokens) for tokens in examples.tokens)
+
     def batches(self, examples: Examples, order: Order, *, seed: int) -> Callable[[int], Batch]:
         """Batch number → batch, for `loralens.train.fit`.
 

@@ -9,6 +9,7 @@ from torch import nn
 from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
+from loralens.train.number import whole
 
 FALLING = ("loss", "perplexity")  # of these, less is better; of all other measures, more
 
@@ -69,11 +70,23 @@ class Watch:
     save_every: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("evaluate_every", "snapshot_every", "save_every"):
+            self._count(name)
+        if self.patience is not None:
+            self._count("patience")
         if self.patience is not None and (self.evaluate is None or self.evaluate_every < 1 or self.patience < 1):
             raise OptionError(
                 "stopping early needs evaluations on the way, and a patience of 1 or more",
                 fix="give evaluate and evaluate_every, or leave patience out",
             )
+
+    def _count(self, name: str) -> None:
+        """Make a count Python's own; refuse what is none."""
+        given = getattr(self, name)
+        number = whole(given)
+        if number is None or number < 0:
+            raise OptionError(f"{name} {given!r} is no whole number from 0 on", fix="give 1, 2 …, or 0 for never")
+        object.__setattr__(self, name, number)
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether a value of the goal is better than the best so far; NaN is not."""

@@ -177,6 +177,25 @@ def test_limit_takes_the_first_texts(home: Path) -> None:
     assert good(home / "l0", *of(home, "llama"), "--limit", 2).stdout.splitlines()[0].endswith("2 texts of d.jsonl")
 
 
+def test_a_model_that_sees_later_tokens_is_not_measured_as_a_causal_one(home: Path) -> None:
+    asked = ("--model", home / "bert", "--task", "causal-lm", "--data", home / "d.jsonl")
+    assert f"{home / 'bert'}: this bert model looks at later tokens" in refused(*asked)
+
+
+def test_a_bias_that_begins_as_0_is_not_random(home: Path, tmp_path: Path) -> None:
+    models.folder(models.bert(), tmp_path / "bert")
+    tokenizer = models.tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    tokenizer.save_pretrained(tmp_path / "bert")
+    asked = ("--model", tmp_path / "bert", "--task", "masked-lm", "--data", home / "d.jsonl")
+    trained = ("--rank", 2, "--batch", 4, "--steps", 2, "--threads", 1, "-o", tmp_path / "m", "--eval", asked[-1])
+    result = CliRunner().invoke(main, ["train", *map(str, (*asked, *trained))])
+    assert result.exit_code == 0, result.output
+    said = good(tmp_path / "m", *asked)
+    assert "random" not in said.stderr
+    assert "cls.predictions.bias and 5 more: random here" in good(*asked).stderr
+
+
 def test_progress_counts_every_text_of_every_version(home: Path) -> None:
     from contextlib import contextmanager
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from loralens.cli.main import main
 from loralens.cli.models import Loaded
 from loralens.cli.progress import progress
 from loralens.cli.texts import Text
+from tests import models
 from tests.bases import single, tensors
 from tests.conftest import small_adapter
 
@@ -87,15 +87,8 @@ def test_long_commands_say_how_far_they_are_and_end_at_the_end(
 
 
 def test_the_texts_that_a_model_has_seen_are_counted() -> None:
+    pytest.importorskip("transformers")
     told: list[int] = []
-    texts = [Text("x", None)] * 5
-    loaded = Loaded(model=SimpleNamespace(config=SimpleNamespace()), tokenizer=Words(), head="")  # type: ignore[arg-type]
-    assert len(list(loaded.batches(texts, batch=2, length=4, step=told.append))) == 3
+    loaded = Loaded(models.bert(), models.tokenizer(), head="")
+    assert len(list(loaded.batches([Text("cat", None)] * 5, batch=2, length=4, step=told.append))) == 3
     assert told == [2, 2, 1]
-
-
-class Words:
-    model_max_length = 8
-
-    def __call__(self, texts: list[str], **how: object) -> dict[str, list[str]]:
-        return {"input_ids": texts}

@@ -1,6 +1,8 @@
 """``loralens report``: what is written where, what is refused, and the numbers."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.cli.main import main
+from loralens.core.fingerprint import fingerprint
+from loralens.core.moments import Moment, Moments
+from loralens.formats.moments import save_moments
+from loralens.report.words import percent
 from tests.report.adapters import NAMES, drawn
 
 PNG = b"\x89PNG"
@@ -88,6 +94,8 @@ def test_json_has_the_numbers_of_the_other_commands(first: Path, second: Path) -
     for mine, theirs in zip(record["adapters"][0]["modules"], told["modules"], strict=True):
         assert mine["singular_values"] == pytest.approx(theirs["singular_values"], rel=1e-10)
         assert mine["energy_rank"] == theirs["energy_rank"]
+        for measure in ("effective_rank_energy", "participation_ratio"):
+            assert mine[measure] == pytest.approx(theirs[measure], rel=1e-10)
     doctor = json.loads(CliRunner().invoke(main, ["doctor", str(first), str(second), "--json"]).stdout)
     assert record["findings"] == doctor["findings"]
     curve = json.loads(CliRunner().invoke(main, ["curve", str(first), "--json"]).stdout)
@@ -259,3 +267,102 @@ def test_the_real_rank_series_and_the_real_run(real: Path, tmp_path: Path) -> No
     record = json.loads(run(*steps, "--json").stdout)
     assert [one["step"] for one in record["run"]["checkpoints"]] == [100, 400, 750]
     assert record["together"]["families"] == [[0, 1, 2]]
+
+
+def activations(path: Path, target: Path) -> Path:
+    """Moments of the adapter at ``path``, its directions excited unequally."""
+    adapter = loralens.load(path)
+    moments = {name: Moment(np.diag(10.0 ** -np.arange(module.rank)), 30) for name, module in adapter.items()}
+    save_moments(Moments(modules=moments, fingerprint=fingerprint(adapter)), target)
+    return target
+
+
+def test_errors_on_data_are_called_so_beside_that_of_the_update(first: Path, tmp_path: Path) -> None:
+    file = activations(first, tmp_path / "act.safetensors")
+    result = run(first, "--activations", file, "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    said = next(one for one in record["summary"] if "squared output on the inputs given (30 positions; error" in one)
+    assert " of ΔW itself)" in said
+    assert "of the energy" not in said
+    adapter = record["adapters"][0]
+    best = adapter["recommended_rank"]
+    args = ["compress", str(first), "-o", str(tmp_path / "small"), "--rank", str(best), "--activations", str(file)]
+    told = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["total"]
+    assert adapter["plain_error"] == pytest.approx(told["relative_error"], abs=1e-6)  # float32 factors
+    assert f"{percent(adapter['plain_error'])} of ΔW itself" in said
+    text = (tmp_path / "x.html").read_text()
+    assert "<dt>output kept</dt>" in text
+    assert "<dt>energy kept</dt>" not in text
+
+
+def test_each_file_of_activations_finds_its_adapter(first: Path, second: Path, tmp_path: Path) -> None:
+    one, two = (activations(path, tmp_path / f"{path.name}.safetensors") for path in (first, second))
+    result = run(first, second, "--activations", two, "-o", tmp_path / "x.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert f"warning: {first}: no activations given are its own" in result.stderr
+    told = [record["activations"] for record in json.loads(result.stdout)["adapters"]]
+    assert told == [None, str(two)]
+    assert (
+        "No activations stand behind first: errors there are those of ΔW itself." in (tmp_path / "x.html").read_text()
+    )
+    result = run(first, second, "--activations", two, "--activations", one, "--json")
+    assert "warning" not in result.stderr
+    told = [record["activations"] for record in json.loads(result.stdout)["adapters"]]
+    assert told == [str(one), str(two)]
+    result = run(first, "--activations", two, "--json")
+    assert result.exit_code == 1
+    assert f"{two}: these activations belong to another adapter" in result.stderr
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    for step in (3, 20):
+        loralens.save(drawn(step), tmp_path / "run" / f"checkpoint-{step}")
+    return tmp_path / "run"
+
+
+def test_every_folder_of_a_run_stands_for_its_checkpoints(first: Path, course: Path) -> None:
+    result = run(first, course, course / "checkpoint-3", "--json")
+    assert result.exit_code == 0, result.stderr
+    paths = [Path(one["path"]) for one in json.loads(result.stdout)["adapters"]]
+    assert paths == [first, course / "checkpoint-3", course / "checkpoint-20"]
+
+
+def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        loralens.save(drawn(1), tmp_path / "many" / name)
+    result = run(tmp_path / "many", "--json")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'many'}: is no run, and holds 2 adapters" in result.stderr
+    assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
+
+
+def test_what_an_older_report_leaves_is_named(first: Path, tmp_path: Path) -> None:
+    run(first, "-o", tmp_path / "x.html", "--markdown")
+    result = run(first, "-o", tmp_path / "x.html", "--overwrite")
+    assert (
+        f"note: left as before, of an earlier report: {tmp_path / 'x.md'} and {tmp_path / 'x_files'}" in result.stderr
+    )
+    assert "note" not in run(first, "-o", tmp_path / "x.html", "--overwrite", "--markdown").stderr
+
+
+def test_a_link_to_nothing_is_there(first: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.html").symlink_to(tmp_path / "nowhere.html")
+    result = run(first, "-o", tmp_path / "x.html")
+    assert result.exit_code == 1
+    assert "x.html: exists" in result.stderr
+    assert (tmp_path / "x.html").is_symlink()
+
+
+def test_the_command_on_the_page_survives_a_newline(tmp_path: Path) -> None:
+    strange = tmp_path / "a\nb  'c\\"
+    loralens.save(drawn(1), strange)
+    result = run(strange, "-o", tmp_path / "x.html", "--markdown", "--json")
+    assert result.exit_code == 0, result.stderr
+    command = json.loads(result.stdout)["command"]
+    assert f"$ {command}\n" in (tmp_path / "x.md").read_text()
+    bash = shutil.which("bash")
+    assert bash
+    words = subprocess.run([bash, "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout
+    assert words.decode().split("\0")[2] == str(strange)

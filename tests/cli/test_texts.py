@@ -1,5 +1,6 @@
 """Texts from files: every form, and every line that is none."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
         ("a.tsv", "text\nit's, fine\n", [("it's, fine", None)]),
         ("a.csv", "text,label\none,\ntwo,0\n", [("one", None), ("two", "0")]),
         ("a.csv", "text,note\none\n", [("one", None)]),
+        ("a.csv", 'text,label\rone,x\r\r"t\rwo",y\r', [("one", "x"), ("t\rwo", "y")]),
+        ("a.csv", "text,label\r\none,x\r\n", [("one", "x")]),
+        ("a.csv", 'text\n"closed at the very end"', [("closed at the very end", None)]),
+        ("a.csv", f"text\n{'long ' * 40_000}end\n", [(f"{'long ' * 40_000}end", None)]),
+        ("a.csv", "text,note,note\none,1,2\n", [("one", None)]),
     ],
 )
 def test_what_is_read(name: str, content: str, texts: list[tuple[str, object]], tmp_path: Path) -> None:
@@ -54,6 +60,9 @@ def test_lines_behind_the_limit_are_not_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "one", "label": true}', 'line 1: "label" is True'),
         ("a.jsonl", '{"txt": "two", "other": null, "id": 3}', r'has no "text" \(it has txt, id\)'),
         ("a.csv", "text\nfine\none, two\n", "line 3: has more cells than columns"),
+        ("a.csv", 'text\nfine\n"one\ntwo\nthree\n', "line 3: a quote is opened and never closed\n  fix: put texts"),
+        ("a.csv", '"text\nfine\n', "line 1: a quote is opened and never closed"),
+        ("a.csv", "text,label,text\none,x,two\n", 'has 2 columns "text"\n  fix: give one of them another name'),
         ("a.txt", b"fine\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8"),
         ("a.csv", b"text\ncaf\xe9\n", "line 2: byte 0xe9 is not UTF-8"),
     ],
@@ -63,6 +72,12 @@ def test_what_is_refused(name: str, content: str | bytes, message: str, tmp_path
     with pytest.raises(FormatError, match=message) as error:
         read_texts(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_long_cells_are_for_us_alone(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    read_texts(written(tmp_path, "a.csv", "text\none\n"))
+    assert csv.field_size_limit() == before
 
 
 def test_the_line_of_a_text(tmp_path: Path) -> None:

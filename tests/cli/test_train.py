@@ -21,7 +21,7 @@ from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
-from tests.tolerances import TRAINED_LIVE
+from tests.tolerances import EVALUATED, TRAINED_LIVE
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -286,7 +286,10 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "head": (("--heads", "clasifier"), "clasifier"),
     "parts": (("--accumulate", 3), "a batch of 4 cannot be cut into 3 equal parts"),
     "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),
-    "patience alone": (("--patience", 2, "--eval", "DATA"), "stopping early needs evaluations on the way"),
+    "patience alone": (
+        ("--patience", 2, "--eval", "DATA"),
+        "--patience counts evaluations on the way\n  fix: say how often: --evaluate-every N",
+    ),
     "evaluations": (("--evaluate-every", 1), "--evaluate-every needs texts to evaluate on\n  fix: give --eval"),
     "limit": (("--eval-limit", 1), "--eval-limit needs texts to evaluate on"),
     "file": (("-o", "x.safetensors"), "x.safetensors: a run is a folder, not a .safetensors file\n  fix: give x;"),
@@ -294,6 +297,8 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "meta": (("--device", "meta"), "--device meta"),
     "warmup": (("--warmup", 1), "warmup 1.0"),
     "dropout": (("--dropout", 1), "dropout 1.0 is not in [0, 1)"),
+    "alpha": (("--alpha", "1e300"), "--alpha 1e+300 is more than float32 holds"),
+    "threads": (("--threads", 99999999999), "--threads 99999999999 is more than 4096"),
     "device": (("--device", "nonsense"), "--device nonsense"),
     "shard": (("--shard",), "torchrun"),
     "model": (("--model", "nowhere"), "nowhere: no such file or folder"),
@@ -325,6 +330,143 @@ def test_texts_with_missing_fields_are_named_by_their_line(home: Path, tmp_path:
     message = refused(*classify(home, tmp_path / "a", "--data", tmp_path / "d.jsonl"))
     assert str(tmp_path / "d.jsonl") in message
     assert all(word in message for word in words)
+
+
+def test_a_run_without_a_place_for_it_does_not_begin(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert "link: is a link to nothing\n  fix: remove the link" in refused(*classify(home, tmp_path / "link"))
+    if Path("/proc/self").exists():
+        message = refused(*classify(home, Path("/proc/nope/x"), "--eval", home / "d.jsonl"))
+        assert message.startswith("error: /proc/nope/x: cannot be written: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_path: Path) -> None:
+    class Blocking(Line):
+        def step(self, step: Any) -> None:
+            (tmp_path / "a").mkdir(exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "Line", Blocking)
+        message = refused(*classify(home, tmp_path / "a"))
+    assert f"the run is done; {tmp_path / 'a.unfinished'} holds the finished adapter" in message
+
+
+@pytest.mark.parametrize("option", ["--targets", "--heads"])
+@pytest.mark.parametrize("value", ["", " , "])
+def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, option: str, value: str) -> None:
+    result = run(*classify(home, tmp_path / "a", option, value, "--dry-run"))
+    assert (result.exit_code, f"Invalid value for '{option}': is empty" in result.stderr) == (2, True)
+
+
+def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
+    from loralens.cli.train_inputs import data_of
+
+    for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
+        texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
+        assert " ".join(data_of(str(texts), None, labelled=True)[0].labels) == ordered
+
+
+def test_a_model_that_sees_later_tokens_does_not_learn_to_foretell_them(home: Path, tmp_path: Path) -> None:
+    message = refused(*speak(home, tmp_path / "a", model="bert"))
+    assert f"{home / 'bert'}: this bert model looks at later tokens" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_at_the_end_is_of_the_adapter_that_was_written(home: Path, tmp_path: Path) -> None:
+    more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--patience", 2, "--save-every", 1, "--lr", 0.4)
+    more = (*more, "--steps", 20)
+    whole = good(*classify(home, tmp_path / "whole", *more)).stdout.splitlines()
+    best = record_of(loralens.load(tmp_path / "whole"))["best_step"]  # type: ignore[index]
+    entries = logged(tmp_path / "whole")
+    assert best < entries[-1]["step"]
+    measured = {line["step"]: line["evaluation"]["loss"] for line in entries if "evaluation" in line}
+    assert f"→ after: loss {measured[0]:.3f} → {measured[best]:.3f}," in whole[-2]
+    assert whole[-1] == f"best of the evaluations: step {best}, which is what was written"
+    interrupted(home, tmp_path / "a", *more, at=entries[-1]["step"])
+    said = json.loads(good(*classify(home, tmp_path / "a", *more, "--resume", "--json")).stdout)
+    assert {one["step"]: one["loss"] for one in said["evaluations"]} == measured
+    assert said["loss"] == {line["step"]: line["loss"] for line in entries if "loss" in line}.get(best)
+
+
+def test_a_run_that_was_done_but_for_its_last_write_says_what_it_was(home: Path, tmp_path: Path) -> None:
+    more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--patience", 1, "--save-every", 1, "--lr", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "finish", lambda *_: (_ for _ in ()).throw(FormatError("is full", fix="make room")))
+        assert "is full" in refused(*classify(home, tmp_path / "a", *more))
+    result = good(*classify(home, tmp_path / "a", *more, "--resume"))
+    assert "evaluation, before → after: loss" in result.stdout
+
+
+def test_dora_on_words_is_measured_as_it_was_trained(home: Path, tmp_path: Path) -> None:
+    more = ("--eval", home / "d.txt", "--method", "dora", "--targets", "embed_tokens,q_proj", "--lr", 0.1, "--json")
+    trained = json.loads(good(*speak(home, tmp_path / "a", *more)).stdout)["evaluations"]
+    asked = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--json", tmp_path / "a")
+    result = CliRunner().invoke(main, ["evaluate", "--threads", "1", *map(str, asked)])
+    assert json.loads(result.stdout)["adapters"][0]["loss"] == pytest.approx(trained[-1]["loss"], **EVALUATED)
+    assert abs(trained[0]["loss"] - trained[-1]["loss"]) > 0.05
+    assert not result.stderr
+
+
+def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.folder(models.llama(), tmp_path / "base")
+    mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "Line", type("Stopping", (Line,), {"step": _stop_at_3}))
+        run(*mine(tmp_path / "a", "--save-every", 2))
+    kept = (tmp_path / "base" / "model.safetensors").read_bytes()
+    changed = models.llama()
+    changed.lm_head.weight.data[0, 0] += 1
+    changed.save_pretrained(tmp_path / "base")
+    assert "a.unfinished: holds another run: base is " in refused(*mine(tmp_path / "a", "--resume"))
+    (tmp_path / "base" / "model.safetensors").write_bytes(kept)
+    monkeypatch.chdir(tmp_path)
+    result = good(*mine(tmp_path / "a", "--resume"), "--model", "./base")  # the same by another name
+    assert "going on after step 2" in result.stderr
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["model"] == "base"
+
+
+def _stop_at_3(self: Line, step: Any) -> None:
+    if step.number == 3:
+        raise KeyboardInterrupt
+
+
+def test_a_step_in_which_nothing_was_hidden_has_no_loss(home: Path, tmp_path: Path) -> None:
+    result = good(*speak(home, tmp_path / "a", "--batch", 1, "--steps", 12, model="masked", task="masked-lm"))
+    losses = [line["loss"] for line in logged(tmp_path / "a")]
+    assert None in losses
+    assert all(loss is None or loss > 2 for loss in losses)
+    assert all("loss nan" in line or float(line.split()[3]) > 2 for line in result.stderr.splitlines())
+
+
+def test_texts_of_which_nothing_can_be_hidden_are_refused(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("nobody knows these\nnor these\n")
+    message = refused(*speak(home, tmp_path / "a", "--data", tmp_path / "d.txt", model="masked", task="masked-lm"))
+    assert "d.txt: no text has a token that can be hidden" in message
+    assert not (tmp_path / "a").exists()
+
+
+def test_spectra_that_cannot_be_looked_at_are_refused_before_the_first_step(home: Path, tmp_path: Path) -> None:
+    model = models.llama(tie_word_embeddings=True)
+    models.folder(model, tmp_path / "tied")
+    more = ("--snapshots", 1, "--spectra", "--data", home / "d.txt")
+    message = refused(*speak(tmp_path, tmp_path / "a", *more, "--targets", "lm_head", model="tied"))
+    assert "error: --spectra: " in message
+    (tmp_path / "tied" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "tied" / "pytorch_model.bin")
+    message = refused(*speak(tmp_path, tmp_path / "a", *more, model="tied"))
+    assert "error: --spectra: " in message
+    assert [path.name for path in tmp_path.iterdir()] == ["tied"]
+
+
+def test_live_spectra_go_on_from_the_last_snapshot(home: Path, tmp_path: Path) -> None:
+    more = ("--snapshots", 1, "--spectra", "--save-every", 2)
+    good(*classify(home, tmp_path / "whole", *more))
+    interrupted(home, tmp_path / "a", *more, at=3)
+    good(*classify(home, tmp_path / "a", *more, "--resume"))
+    found = [[line for line in logged(tmp_path / name) if "spectra" in line] for name in ("whole", "a")]
+    assert found[0] == found[1]
+    assert found[1][2]["spectra"]["phi_to"] == 2
 
 
 def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
@@ -413,11 +555,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path
     assert "is not there" in refused(*classify(home, tmp_path / "never", "--resume"))
 
 
-def test_a_run_that_goes_on_says_where_its_evaluations_begin(home: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_says_what_was_evaluated_before_it_was_stopped(home: Path, tmp_path: Path) -> None:
     more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--save-every", 2)
-    assert "evaluation, before → after: loss" in good(*classify(home, tmp_path / "whole", *more)).stdout
+    whole = good(*classify(home, tmp_path / "whole", *more)).stdout.splitlines()[-1]
+    assert whole.startswith("evaluation, before → after: loss")
     interrupted(home, tmp_path / "a", *more, at=3)
-    assert "evaluation, step 3 → after: loss" in good(*classify(home, tmp_path / "a", *more, "--resume")).stdout
+    result = good(*classify(home, tmp_path / "a", *more, "--resume"))
+    assert result.stdout.splitlines()[-1] == whole
 
 
 def test_an_interruption_before_the_first_state_says_so(home: Path, tmp_path: Path) -> None:

@@ -33,12 +33,13 @@ def folder(tmp_path: Path) -> Path:
 
 TABLE = """\
 3 checkpoints, in order of steps
-checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last  loss  eval loss
-checkpoint-5       5    0.5  0.5       1.00                           0.540       0.292      1.000   3.5        2.5
-checkpoint-20     20    1.5  1.5       1.00   1.252         0.622     0.995       0.990      1.000  2.25        2.5
-checkpoint-100   100      2    2       1.00  0.5291         0.995     1.000       1.000      1.000  2.25        2.5
+checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last      loss  eval loss
+checkpoint-5       5    0.5  0.5       1.00                           0.540       0.292      1.000    3.5 @1   2.5 @100
+checkpoint-20     20    1.5  1.5       1.00   1.252         0.622     0.995       0.990      1.000  2.25 @19   2.5 @100
+checkpoint-100   100      2    2       1.00  0.5291         0.995     1.000       1.000      1.000  2.25 @19        2.5
 
 chance level of φ: in 0.25, out 0.25; moved: ‖ΔW − ΔW of the row above‖F
+@N: a loss of step N, the nearest that was logged
 the direction is settled from step 20 on (of step 100): from there every cosine with the last is at least 0.9
 φ in is high from the start because A stays near its random beginning (cosine 1.00 of A first to last): what was \
 learnt is on the out side

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.analysis.amplification import amplification
 from loralens.compress.loss import total_error
 from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
 from loralens.core.ranks import Rule
+from loralens.core.weights import Weight
 from loralens.report.company import company
 from loralens.report.html import html
 from loralens.report.make import report
+from loralens.report.subject import Beside
 from tests.report.adapters import drawn, measured
 
 CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))
@@ -41,12 +47,24 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def written(folder: Path, adapters: dict[str, Adapter]) -> Path:
+def written(folder: Path, adapters: dict[str, Adapter], *, base: bool = False) -> Path:
+    """The page of these adapters; with ``base`` beside random weights."""
     subjects = measured(adapters)
+    if base:
+        subjects = [replace(one, beside=beside(one.adapter)) for one in subjects]
     together = company(subjects) if len(subjects) > 1 else None
     path = folder / "page.html"
-    path.write_text(html(report(subjects, [], company=together, command="loralens report a b")), encoding="utf-8")
+    found = report(subjects, [], company=together, base="base" if base else None, command="loralens report a b")
+    path.write_text(html(found), encoding="utf-8")
     return path
+
+
+def beside(adapter: Adapter) -> Beside:
+    rng = np.random.default_rng(5)
+    weights = {
+        name: Weight(name, LazyArray.of(rng.standard_normal(module.shape)), False) for name, module in adapter.items()
+    }
+    return Beside(amplified=amplification(adapter, weights))
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +259,53 @@ def test_it_prints_with_everything_open(browser: Any, file: Path) -> None:
         assert not page.locator("nav").is_visible()
         page.evaluate("window.dispatchEvent(new Event('afterprint'))")
         assert page.locator("details:not([open])").count() == closed
+
+
+PORTRAIT, LANDSCAPE = 703, 1031  # CSS pixels of A4 between the margins of the stylesheet
+
+
+def test_no_table_is_wider_than_the_paper(browser: Any, tmp_path: Path) -> None:
+    names = [f"base_model.model.model.decoder.layers.{k}.self_attention_block.q_proj" for k in range(4)]
+    adapters = {f"adapter_of_a_long_name_{seed}": drawn(seed, names=names) for seed in range(3)}
+    file = written(tmp_path, adapters, base=True)
+    for page in opened(browser, file, width=PORTRAIT):
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+        assert page.evaluate("document.querySelectorAll('#modules .wide').length") == 3
+        for width, which in ((PORTRAIT, "section:not(:has(.wide))"), (LANDSCAPE, "section")):
+            page.set_viewport_size({"width": width, "height": 900})
+            ends = page.evaluate(
+                f"[...document.querySelectorAll('{which} table')].map((x) => x.getBoundingClientRect().right)"
+            )
+            assert len(ends) > 5
+            assert max(ends) <= width
+            over = page.evaluate(
+                f"[...document.querySelectorAll('{which} .beside > div')].filter((x) => x.scrollWidth > x.clientWidth)"
+                ".length"
+            )
+            assert over == 0
+        heads = page.evaluate("[...document.querySelectorAll('th button')].map((x) => getComputedStyle(x).display)")
+        assert set(heads) == {"contents"}  # Chromium repeats no button on the next page
+
+
+def test_wide_tables_are_printed_across(browser: Any, tmp_path: Path) -> None:
+    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(60)]
+    file = written(tmp_path, {"one": drawn(1, names=names)}, base=True)
+    for page in opened(browser, file):
+        paper = page.pdf(format="A4")
+        boxes = [tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox \[([^\]]*)\]", paper)]
+        assert {box[2] > box[3] for box in boxes} == {True, False}
+
+
+def test_what_is_about_is_called_so(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loralens.report.allotment.layout", lambda *_: None)
+    for page in opened(browser, written(tmp_path, {"one": drawn(1)})):
+        said = {
+            (name, key): page.locator(f".slider .{name} .{key}").text_content().startswith("about ")
+            for name in ("rank", "budget")
+            for key in ("error", "kept", "bytes")
+        }
+        assert said == {
+            ("rank", "error"): False, ("rank", "kept"): False, ("rank", "bytes"): True,
+            ("budget", "error"): True, ("budget", "kept"): True, ("budget", "bytes"): True,
+        }  # fmt: skip

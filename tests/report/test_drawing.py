@@ -114,3 +114,19 @@ def test_an_adapter_of_many_kinds_and_long_names_fits_its_picture() -> None:
     subjects = measured({"a": loralens.Adapter(modules={name: LowRank(B, A, 1.0) for name in names})})
     for content in pictures(report(subjects, [])).values():
         assert content.startswith(PNG)
+
+
+def test_notes_under_a_map_stay_clear_of_the_title_below() -> None:
+    scale = Scale(0.0, 1.0, "φ(i, j)", chance=0.2, form=".2f")
+    charts = [Overlaps(f"chart {k}", np.eye(8).tolist(), scale, notes=["one", "two"]) for k in range(12)]
+    figure = drawn(picture(*charts))
+    *maps, _ = panels(figure)
+    above, below = maps[0], maps[4]
+    assert above.xaxis.label.get_window_extent().y0 > below.title.get_window_extent().y1
+
+
+def test_the_words_under_a_map_stay_inside_the_picture() -> None:
+    cells = {(0, 0): Cell(0.5, "")}
+    across = "block of transformer.si…former_block"
+    figure = drawn(picture(Heat("", ["q"], ["0"], cells, Scale(0.0, 1.0, "share", chance=0.5), across=across)))
+    assert figure.axes[0].xaxis.label.get_window_extent().x1 < figure.bbox.x1

@@ -12,11 +12,13 @@ from markdown_it import MarkdownIt
 from loralens.analysis.doctor import examined, findings
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
+from loralens.report.chart import Lines
 from loralens.report.company import company
 from loralens.report.document import Beside, Notice, Notices, Picture, Report, Section, Table, Text
 from loralens.report.html import carried_json, html
 from loralens.report.make import report
 from loralens.report.markdown import escaped, markdown
+from loralens.report.svg_lines import lines_svg
 from tests.report.adapters import NAMES, drawn, measured
 
 LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules
@@ -33,7 +35,7 @@ def made(adapters: dict[str, Adapter]) -> Report:
 class Balanced(HTMLParser):
     """Checks that every element is closed where it was opened."""
 
-    EMPTY = frozenset({"meta", "input", "br", "link", "img"})
+    EMPTY = frozenset({"meta", "input", "br", "wbr", "link", "img"})
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -184,6 +186,14 @@ def test_the_record_holds_what_the_page_says_and_no_nan() -> None:
     )
 
 
+def keys(found: Report) -> set[str]:
+    return {one.key for section in found.sections for one in pictures(section.parts)}
+
+
+def table(found: Report, key: str) -> Table:
+    return next(part for one in found.sections if one.key == key for part in one.parts if isinstance(part, Table))
+
+
 def without(adapter: Adapter, name: str, value: float) -> Adapter:
     """The adapter with B of one module all of one value."""
     module = adapter[name]
@@ -207,6 +217,10 @@ def test_an_adapter_that_is_all_nan_still_has_its_findings() -> None:
         adapter = without(adapter, name, np.nan)
     found = made({"a": adapter})
     assert "Nothing could be measured" in " ".join(found.summary)
+    told = {row.entries[0].text: row.entries[1].text for row in table(found, "identity").rows}
+    assert (told["modules"], told["‖ΔW‖"]) == ("6 modules, 6 left out", "–")
+    total = found.record["adapters"][0]["total"]
+    assert (total["modules"], total["frobenius"]) == (6, None)
     html(found)
     markdown(found, "x_files")
 
@@ -219,6 +233,9 @@ def test_an_adapter_that_is_zero_does_nothing() -> None:
     assert "it does nothing" in " ".join(found.summary)
     assert "NaN" not in re.sub(r"<script>.*?</script>", "", html(found), flags=re.DOTALL)
     assert found.record["adapters"][0]["recommended_rank"] is None
+    assert not keys(found) & {"ranks-1", "shares-1"}
+    assert keys(found) >= {"spectra-1", "energy-1", "spectra-2", "energy-2", "ranks-2", "shares-2"}
+    assert keys(made({"a": adapter})) & {"spectra-1", "energy-1", "ranks-1", "shares-1"} == {"spectra-1", "energy-1"}
 
 
 def test_adapters_with_nothing_in_common_are_not_compared() -> None:
@@ -238,6 +255,45 @@ def test_the_summary_counts_what_holds_half() -> None:
     strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
     found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
     assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone > 99")
+
+
+def test_three_adapters_of_which_two_meet_are_named() -> None:
+    found = made({"a": drawn(1), "b": drawn(2), "c": drawn(3, names=["other.w"], width=9)})
+    assert any(said.startswith("The updates of a and b have a cosine") for said in found.summary)
+    assert any(said.startswith("The two updates") for said in made({"a": drawn(1), "b": drawn(2)}).summary)
+
+
+def test_different_base_models_are_told() -> None:
+    other = replace(drawn(2), base_model="tiny/other")
+    text = html(made({"a": drawn(1), "b": other}))
+    assert "They name different base models (a: tiny/base; b: tiny/other)." in text
+    for same in (drawn(2), replace(drawn(2), base_model=None)):
+        assert "different base models" not in html(made({"a": drawn(1), "b": same}))
+
+
+def test_one_module_is_no_plural() -> None:
+    text = html(made({"a": drawn(1, names=["w"])}))
+    assert "spread evenly over 1 module." in text
+    assert "1 modules" not in text
+
+
+def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
+    found = made({"a": drawn(1, names=[f"model.layers.0.part_{chr(97 + k)}" for k in range(18)])})
+    picture = next(one for section in found.sections for one in pictures(section.parts) if one.key == "energy-1")
+    (chart,) = picture.charts
+    assert isinstance(chart, Lines)
+    looks = [(line.ink, line.dashed, line.dotted) for line in chart.lines]
+    assert len(set(looks)) == len(looks) == 19
+    svg = lines_svg(chart, "", alone=True)
+    assert svg.count('class="line dotted') == 2 * 2  # in the chart, and beside its name
+    labels = [float(y) for y in re.findall(r'<text[^>]*y="([\d.]+)"[^>]*>9[09] %', svg)]
+    levels = [float(y) for y in re.findall(r'class="level" d="M[\d.]+ ([\d.]+)h', svg)]
+    assert all(0 < y - line <= 12 for y, line in zip(labels, levels, strict=True))
+
+
+def test_the_command_of_the_markdown_keeps_its_spaces() -> None:
+    text = markdown(Report("t", "loralens report 'a  b'", [], [], []), "x_files")
+    assert "$ loralens report 'a  b'\n" in text
 
 
 def replace_scale(adapter: Adapter, name: str, scale: float) -> LowRank:

@@ -124,6 +124,33 @@ def test_a_batch_without_a_loss_is_refused() -> None:
         fit(models.llama(), [ids], rank=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batches": 0}, "batches 0 are none"),
+        ({"batches": None}, "batches None are none"),
+        ({"loss": "mse"}, "loss 'mse' is no function"),
+        ({"course": 3}, "course 3 is no Course"),
+        ({"watch": print}, "watch <built-in function print> is no Watch"),
+        ({"state": {}}, "state {} is no State"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:
+    model = models.llama()
+    with pytest.raises(OptionError, match=words):
+        fit(model, **{"batches": batches(), "rank": 2, **options})
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+
+
+def test_a_run_with_numbers_of_numpy_is_recorded() -> None:
+    course = Course(steps=np.int64(2), lr=np.float32(1e-3))  # type: ignore[arg-type]
+    options = {"rank": np.int64(2), "alpha": np.float32(4), "seed": np.int64(1), "dropout": np.float32(0)}
+    said = record_of(fit(models.llama(), batches(), course=course, targets="q_proj", **options).adapter) or {}  # type: ignore[arg-type]
+    assert {name: said[name] for name in ("steps", "rank", "alpha", "seed")} == {
+        "steps": 2, "rank": 2, "alpha": 4.0, "seed": 1,
+    }  # fmt: skip
+
+
 def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
     model, seen = models.llama(), []
     with pytest.raises(OptionError, match=r"record cannot be kept with the adapter: .*float32"):

@@ -4,12 +4,15 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+import loralens
 from loralens.errors import OptionError
 from loralens.train.injection import inject
 from loralens.train.layer import LoRALayer
 from loralens.train.method import METHODS
+from loralens.train.readout import read
 from tests import models
 from tests.train.conftest import Holder, holder, randomise
 
@@ -99,11 +102,22 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
         ({"targets": "q_porj"}, r"no module matches 'q_porj'\n  fix: the nearest names are q_proj"),
         ({"targets": []}, "no targets"),
         ({"targets": "*.input_layernorm"}, "a LlamaRMSNorm, which cannot be adapted"),
+        ({"targets": None}, "targets None are no texts"),
+        ({"targets": ["q_proj", 3]}, "targets .* are no texts"),
         ({"rank": 0}, "rank 0"),
+        ({"rank": True}, "rank True is no whole number"),
+        ({"rank": 2.0}, "rank 2.0 is no whole number"),
         ({"rank": 16}, r"model.layers.0.self_attn.k_proj: rank 16 is larger than its matrix \(8, 16\)"),
         ({"alpha": 0}, "alpha 0"),
         ({"alpha": float("nan")}, "alpha nan"),
+        ({"alpha": "16"}, "alpha '16' is not a positive number"),
+        ({"alpha": None}, "alpha None is not a positive number"),
+        ({"alpha": 1e300}, r"alpha 1e\+300 gives a scale that float32 does not hold"),
         ({"dropout": 1.0}, "dropout 1.0"),
+        ({"dropout": "0.1"}, "dropout '0.1'"),
+        ({"seed": "a"}, "seed 'a' is no whole number"),
+        ({"heads": [None]}, r"heads \[None\] are no texts"),
+        ({"method": None}, "'None' is no training method"),
         ({"method": "lroa"}, r"'lroa' is no training method\n  fix: .*nearest: lora"),
         ({"initialisation": "zeros"}, "'zeros' is no initialisation"),
         ({"heads": ["score"]}, "no module matches 'score'"),
@@ -120,6 +134,21 @@ def test_refusals_leave_the_model_as_it_was(options: dict[str, Any], message: st
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = inject(
+        models.llama(), targets="q_proj", rank=np.int64(2), alpha=np.float32(8), dropout=np.float64(0.1),  # type: ignore[arg-type]
+        seed=np.uint32(3),
+    )  # fmt: skip
+    assert [(type(value), value) for value in (made.rank, made.alpha, made.dropout, made.seed)] == [
+        (int, 2), (float, 8.0), (float, 0.1), (int, 3),
+    ]  # fmt: skip
+    assert made.digests == inject(models.llama(), targets="q_proj", rank=2, seed=3).digests
+
+
+def test_heads_may_be_one_text() -> None:
+    assert list(inject(models.llama(), targets="q_proj", rank=2, heads="lm_head").heads) == ["lm_head"]
+
+
 def test_twice_is_an_error_and_again_after_removal_is_not() -> None:
     model = models.llama()
     made = inject(model, targets="q_proj", rank=2)
@@ -127,6 +156,11 @@ def test_twice_is_an_error_and_again_after_removal_is_not() -> None:
         inject(model, targets="v_proj", rank=2)
     made.remove()
     assert len(inject(model, targets="v_proj", rank=2).layers) == 2
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(OptionError, match="the model is a str"):
+        inject("a folder")
 
 
 def test_a_peft_model_is_refused() -> None:
@@ -142,11 +176,92 @@ def test_a_peft_model_is_refused() -> None:
         (lambda: nn.Conv1d(4, 8, 3, groups=2), "a Conv1d of 2 groups"),
         (lambda: nn.ConvTranspose1d(4, 8, 3), "a ConvTranspose1d"),
         (lambda: nn.MultiheadAttention(8, 2).out_proj, "a NonDynamicallyQuantizableLinear"),
+        (
+            lambda: nn.Embedding(9, 4, max_norm=1.0),
+            "an Embedding with a max_norm, so that its weight changes as it is called",
+        ),
+        (lambda: Linear(8, 4), r"a tests\.train\.test_injection\.Linear"),
+        (lambda: Conv1D(8, 4), r"a tests\.train\.test_injection\.Conv1D"),
     ],
 )
 def test_layers_that_have_no_pair_are_refused_by_name(layer: Any, said: str) -> None:
     with pytest.raises(OptionError, match=f"net.layer, {said}, which cannot be adapted"):
         inject(Holder(layer()), targets="layer")
+
+
+class Linear(nn.Module):  # type: ignore[misc]
+    """Somebody's own: it has the name of torch's, and its weight lies the other way."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(in_features, out_features))
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.weight
+
+
+class Conv1D(Linear):
+    """Somebody's own, which is not transformers'."""
+
+
+def test_an_embedding_that_renormalises_itself_may_stand_beside_what_is_adapted() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Linear(4, 4))
+    before = bits(model)
+    assert list(inject(model, targets="*", rank=2).layers) == ["1"]
+    assert same({"0.weight": before["0.weight"]}, {"0.weight": model[0].weight})
+
+
+@pytest.mark.parametrize(
+    "parametrised", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_models_with_parametrised_layers_are_adapted(parametrised: Any, tmp_path: Any) -> None:
+    """Wav2Vec2's convolution is one; what a parametrisation consists of is no layer."""
+    peft = pytest.importorskip("peft")
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(
+                parametrised(nn.Conv1d(4, 4, 3, groups=2)), parametrised(nn.Linear(6, 5)), nn.Linear(5, 4)
+            )
+
+    model, x = build().eval(), torch.randn(2, 4, 8)
+    before, wanted = bits(model), model(x)
+    made = inject(model, rank=2)
+    assert list(made.layers) == ["1", "2"]
+    torch.testing.assert_close(model(x), wanted)
+    randomise(made)
+    changed = model(x)
+    assert not torch.equal(changed, wanted)
+    loralens.save(read(made), tmp_path / "a")
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(build().eval(), tmp_path / "a")(x), changed)
+    made.remove()
+    assert same(before, bits(model))
+    assert torch.equal(model(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: nn.Linear(4, 4, device="meta"), "net.layer: its weight is on the meta device"),
+        (lambda: nn.LazyLinear(4), "net.layer.weight is lazy: it has no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_weights_without_numbers_are_refused(layer: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        inject(Holder(layer()), rank=2)
+
+
+def test_pissa_names_the_module_whose_weight_is_not_finite() -> None:
+    model = models.llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2, 3] = float("nan")
+    objects = dict(model.named_modules())
+    with pytest.raises(OptionError, match=r"model\.layers\.1\.mlp\.up_proj: its weight is not finite"):
+        inject(model, rank=2, method="pissa")
+    assert dict(model.named_modules()) == objects
+    assert len(inject(model, targets="q_proj", rank=2, method="pissa").layers) == 2
 
 
 @pytest.mark.parametrize(
@@ -208,10 +323,18 @@ def test_a_layer_in_two_places_is_adapted_in_both() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     model.append(model[0])
     first = model[0]
-    made = inject(model, targets="0", rank=2)
+    with pytest.warns(
+        UserWarning, match=r"^2 is the same layer as 0: it is adapted in both places, but PEFT would adapt 0"
+    ):
+        made = inject(model, targets="0", rank=2)
     assert model[0] is model[2] is made.layers["0"]
     made.remove()
     assert model[0] is model[2] is first
+
+
+def test_a_layer_of_a_block_in_two_places_is_in_one_place() -> None:
+    block = nn.Sequential(nn.Linear(4, 4))
+    assert list(inject(nn.ModuleList([block, block]), rank=2).layers) == ["0.0"]  # PEFT adapts both too: no warning
 
 
 def test_heads_are_trained_in_full_and_put_back() -> None:
@@ -252,6 +375,19 @@ def test_running_statistics_stay_frozen_and_those_of_heads_do_not() -> None:
     assert same(before, bits(model))
     model(x)
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_the_estimates_of_a_spectral_norm_stay_frozen_too() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    before, x = bits(model), torch.randn(3, 4)
+    made = inject(model, rank=2)
+    assert [layer.training for layer in made.layers.values()] == [True, True]
+    wanted = model.eval()(x)
+    assert torch.equal(model.train()(x), wanted)
+    made.remove()
+    assert same(before, bits(model))
+    model(x)
+    assert not same(before, bits(model))
 
 
 def test_evaluation_of_torchs_own_encoder_sees_the_adapter() -> None:

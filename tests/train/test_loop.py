@@ -315,6 +315,19 @@ def test_a_goal_that_is_not_measured_is_refused() -> None:
         Watch(patience=1)
 
 
+def test_measures_without_names_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"evaluate returned 1\.0"):
+        trained(watch=Watch(evaluate=lambda model: 1.0))  # type: ignore[arg-type, return-value]
+
+
+def test_a_watch_looks_every_so_many_steps() -> None:
+    assert type(Watch(save_every=np.int64(3)).save_every) is int  # type: ignore[arg-type]
+    for name in ("evaluate_every", "snapshot_every", "save_every", "patience"):
+        for value in ("2", 1.5, -1):
+            with pytest.raises(OptionError, match=f"{name} {value!r} is no whole number"):
+                Watch(**{name: value})
+
+
 def test_snapshots_are_the_adapter_as_it_then_is() -> None:
     found: dict[int, Any] = {}
     made = trained(steps=6, watch=Watch(snapshot=lambda step, adapter: found.update({step: adapter}), snapshot_every=2))
@@ -370,6 +383,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
     [
         (lambda model, batch: model(**batch).logits.sum((1, 2)), r"the loss has the shape \(8,\)"),
         (lambda model, batch: model(**batch).logits.sum().detach(), "depends on nothing that is trained"),
+        (lambda model, batch: None, "the loss is None, and no tensor"),
+        (lambda model, batch: 1.5, "the loss is 1.5, and no tensor"),
+        (lambda model, batch: (model(**batch).logits.sum(), None), "the loss is .*None.*, and no tensor"),
+        (lambda model, batch: (model(**batch).logits.sum(), 1, 2), "the loss is .*1, 2.*, and no tensor"),
     ],
 )
 def test_a_loss_that_cannot_be_learned_from_is_refused(loss: Any, words: str) -> None:

@@ -1,6 +1,7 @@
 """States: a run that goes on is the run in one go, bit for bit."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from loralens.core.training import State
 from loralens.errors import MismatchError
+from loralens.formats.training import Training
 from loralens.train.course import Course
 from loralens.train.feed import shuffled
 from loralens.train.fitting import Fitted, fit
@@ -97,7 +99,84 @@ def test_a_state_holds_its_own_copy() -> None:
 
 def test_the_state_of_another_run_is_refused() -> None:
     _, states = run()
-    with pytest.raises(MismatchError, match=r"classifier\.bias is in one of them only"):
-        run(states[0], heads=())
-    with pytest.raises(MismatchError, match=r"query\.[AB] is \(.* there, \(.* here"):
-        run(states[0], rank=3)
+    with pytest.raises(MismatchError, match=r"query\.A is in one of them only"):
+        run(states[0], targets=["value"])
+
+
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "method": ({}, {"method": "lora+"}, r"method is 'lora' there, 'lora\+' here"),
+    "pissa": (
+        {},
+        {"method": "pissa"},
+        "method is 'lora' there, 'pissa' here; initialisation is 'kaiming-uniform' there, 'principal' here",
+    ),
+    "rank": ({}, {"rank": 3}, "rank is 2 there, 3 here"),
+    "alpha": ({}, {"alpha": 8}, r"alpha is 16\.0 there, 8\.0 here"),
+    "dropout": ({}, {"dropout": 0.1}, r"dropout is 0\.0 there, 0\.1 here"),
+    "frozen-a": ({"method": "frozen-a"}, {"method": "frozen-a", "seed": 9}, "seed is 0 there, 9 here"),
+    "initialisation": (
+        {},
+        {"initialisation": "gaussian"},
+        "initialisation is 'kaiming-uniform' there, 'gaussian' here",
+    ),
+    "heads": ({}, {"heads": ()}, r"heads is \['classifier'\] there, \[\] here"),
+    "optimiser": ({}, {"course": {"optimiser": "sgd"}}, "optimiser is 'adamw' there, 'sgd' here"),
+    "lr": ({}, {"course": {"lr": 0.5}}, r"lr is 0\.01 there, 0\.5 here"),
+    "accumulate": ({}, {"course": {"accumulate": 2}}, "accumulate is 1 there, 2 here"),
+    "many": (
+        {},
+        {"method": "dora", "rank": 1, "alpha": 2, "seed": 3},
+        r"method is .* here; rank is .* here; alpha is .* here; and 1 more",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> None:
+    first, second, words = OTHERS[other]
+    _, states = run(**first)
+    with pytest.raises(
+        MismatchError, match=f"^the state is of another run: {words}\n  fix: go on with the same options"
+    ):
+        run(states[0], **second)
+
+
+def test_a_state_of_a_longer_run_is_refused() -> None:
+    _, states = run()
+    model = models.bert("BertForSequenceClassification", num_labels=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(MismatchError, match="steps is 8 there, 1 here"):
+        fit(
+            model,
+            [],
+            course=Course(1, lr=1e-2),
+            heads="classifier",
+            rank=2,
+            targets=["query", "value"],
+            state=states[1],
+        )
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_state_that_does_not_say_whose_it_is_is_refused() -> None:
+    _, states = run()
+    with pytest.raises(MismatchError, match="method is None there, 'lora' here"):
+        run(State(states[0].step, states[0].tensors, states[0].record))
+
+
+def test_what_changes_no_number_may_differ() -> None:
+    whole, states = run()
+    again, _ = run(states[3], course={"checkpointing": True})
+    assert numbers(again) == numbers(whole)
+
+
+def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> None:
+    whole, states = run(alpha=1 / 3)
+    training = Training(tmp_path / "out")
+    training.begin({}, overwrite=False)
+    training.save(states[2])
+    found = training.go_on({})
+    training.release()
+    assert found is not None
+    assert found.run == states[2].run
+    assert numbers(run(found, alpha=1 / 3)[0]) == numbers(whole)

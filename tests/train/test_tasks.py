@@ -110,6 +110,13 @@ def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
     assert hidden(16) != {i: [IGNORED] * len(some.tokens[i]) for i in hidden(16)}
 
 
+def test_what_can_be_asked() -> None:
+    special = {"mask": 3, "special": frozenset({0, 1, 2, 3})}
+    assert task_named("masked-lm").asks(Examples([[1, 2], [1, 5, 2]], 0, **special))  # type: ignore[arg-type]
+    assert not task_named("masked-lm").asks(Examples([[1, 2], [2]], 0, **special))  # type: ignore[arg-type]
+    assert task_named("causal-lm").asks(Examples([[1, 2]], 0, **special))  # type: ignore[arg-type]
+
+
 def test_another_round_hides_others() -> None:
     some = masked(4)
     batches = task_named("masked-lm").batches(some, lambda number: range(4), seed=0)

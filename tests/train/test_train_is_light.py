@@ -14,6 +14,13 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
 
+def test_fit_is_found_from_the_top() -> None:
+    pytest.importorskip("torch")
+    code = "import loralens; print(loralens.train.fit.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "fit\n"
+
+
 def test_public_names_are_there() -> None:
     pytest.importorskip("torch")
     for name in loralens.train.__all__:

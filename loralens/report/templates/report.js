@@ -169,9 +169,10 @@
     const [rank, budget] = ["rank", "budget"].map((name) => panel.querySelector(`input.${name}`));
     const put = (name, key, text) => { panel.querySelector(`.${name} .${key}`).textContent = text; };
     const show = (name, told) => {
-      put(name, "error", percent(told.error));
-      put(name, "kept", percent(1 - told.error ** 2));
-      put(name, "bytes", `${adapter.file.tensors ? "" : "about "}${bytes(told.bytes)}`);
+      const about = adapter.file.tensors ? "" : "about ", chosen = name === "budget" ? about : "";
+      put(name, "error", chosen + percent(told.error));
+      put(name, "kept", chosen + percent(1 - told.error ** 2));
+      put(name, "bytes", about + bytes(told.bytes));
       put(name, "now", percent(told.bytes / model.most));
       put(name, "ranks", span(told.ranks));
       mark(adapter, name, told);

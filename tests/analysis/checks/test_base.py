@@ -1,5 +1,7 @@
 """Checks against the base: names, sizes, and what a merge would lose."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from loralens.analysis.checks import base as bases
 from loralens.analysis.checks.absorption import FIX
 from loralens.analysis.checks.base import Base
 from loralens.analysis.doctor import diagnose
+from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.rounding import sampled_rounding
@@ -88,6 +91,16 @@ def test_updates_that_a_merge_would_swallow(dtype, asked, ratio, code, level):
     assert {(one.code, one.level) for one in said} == ({(code, level)} if code else set())
     assert len(said) == (8 if code else 0)
     assert all(one.fix == FIX for one in said)
+
+
+def test_what_a_merge_makes_of_dora_is_not_foretold_from_its_pair():
+    adapter = healthy()
+    key = f"base_model.model.{FIRST}.lora_magnitude_vector"
+    magnitude = Extra("magnitude", FIRST, LazyArray.of(np.ones(48, np.float32)))
+    bent = replace(adapter, extra={key: magnitude})
+    bed = base(adapter, dtype=BF16, ratio=0.003)
+    lossy = {one.module for one in found(bent, bed) if one.code == "merge-lossy"}
+    assert lossy == set(adapter) - {FIRST}
 
 
 def test_a_landing_is_the_full_prediction_within_its_tolerance():

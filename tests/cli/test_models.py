@@ -1,0 +1,119 @@
+"""Models as they are loaded: how long a text may be, which tokens they know, and folders that are none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loralens.cli.causality import check_causal
+from loralens.cli.models import Loaded, load_headed
+from loralens.cli.texts import Text
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
+from loralens.train.tasks import Examples
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+HOW: dict[str, Any] = {"device": "cpu", "dtype": "f32", "threads": 1}
+SMALL: dict[str, Any] = {
+    "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": 12,
+}  # fmt: skip
+
+
+def framed() -> Any:
+    """A tokenizer that puts two tokens of its own around a text."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = models.tokenizer()
+    made.backend_tokenizer.post_processor = TemplateProcessing("[END] $A [END]", special_tokens=[("[END]", 1)])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "most"), [("Roberta", {"pad_token_id": 1}, 10), ("MPNet", {}, 10), ("Bert", {}, 12)]
+)
+def test_a_text_of_the_most_tokens_that_there_are_positions_for(kind: str, first: Any, most: int) -> None:
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL, **first)).eval()
+    loaded = Loaded(model, models.tokenizer(), "")
+    assert loaded.longest == most
+    (batch,) = loaded.batches([Text("cat " * 50)], batch=1, length=256)
+    assert batch["input_ids"].shape == (1, most)
+    with torch.no_grad():
+        model(**batch)
+    with pytest.raises((IndexError, RuntimeError)), torch.no_grad():
+        model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_a_length_must_leave_room_for_a_text() -> None:
+    loaded = Loaded(models.bert(), framed(), "")
+    assert loaded.encoded(["the cat"], length=3).tokens == [[1, 3, 1]]
+    for length in (1, 2):
+        with pytest.raises(OptionError, match=f"--length {length} leaves no room .* adds 2 tokens") as error:
+            loaded.encoded(["the cat"], length=length)
+        assert "fix: give 3 or more" in str(error.value)
+        with pytest.raises(OptionError):
+            next(loaded.batches([Text("the cat")], batch=1, length=length))
+
+
+def test_tokens_that_the_model_does_not_have_are_named() -> None:
+    tokenizer = models.tokenizer()
+    tokenizer.add_tokens([f"extra{number}" for number in range(10)])
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    loaded = Loaded(models.bert(), tokenizer, "")
+    known = loaded.encoded(["the cat"], length=8)  # a larger tokenizer alone does no harm
+    assert (known.vocabulary, known.mask) == (24, None)
+    with pytest.raises(MismatchError, match="text 2 holds 'extra9', token 26 of the tokenizer, and the model has 24"):
+        loaded.encoded(["the cat", "the extra9"], length=8)
+    with pytest.raises(MismatchError, match="text 3 holds 'extra9'"):
+        list(loaded.batches([Text("a"), Text("a"), Text("extra9")], batch=2, length=8))
+    tokenizer.pad_token = "[MASK]"
+    with pytest.raises(MismatchError, match="pads with token 27, and the model has 24"):
+        loaded.encoded(["the cat"], length=8)
+
+
+def load(path: Path, head: str | None = None, **how: Any) -> LoraLensError:
+    with pytest.raises(LoraLensError) as error:
+        load_headed(str(path), head, **{**HOW, **how})
+    assert str(error.value).startswith(str(path)) or how
+    return error.value
+
+
+def test_folders_that_hold_no_model_that_can_be_run(tmp_path: Path) -> None:
+    path = models.folder(models.llama(), tmp_path / "llama")
+    refused = load(path, "AutoModelForMaskedLM")
+    assert isinstance(refused, MismatchError)
+    assert "transformers has no AutoModelForMaskedLM of this model\n  fix: choose another --task than masked-lm" in str(
+        refused
+    )
+    assert "--threads 99999999999 is more than 4096" in str(load(path, threads=99999999999))
+    (path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter beside the model (adapter_config.json)\n  fix: move the adapter" in str(load(path))
+    (path / "adapter_config.json").unlink()
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    refused = load(path)
+    assert isinstance(refused, FormatError)
+    assert "its weights are damaged (" in str(refused)
+    assert "fix: copy or download them again" in str(refused)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_that_sees_later_tokens_is_refused_as_a_causal_one(dtype: str) -> None:
+    examples = Examples([[3, 4, 5, 6, 7], [8]], 0)
+    dtype = getattr(torch, dtype)
+    model = models.bert("BertLMHeadModel")
+    for name, parameter in model.named_parameters():
+        parameter.data *= 8 if "attention" in name else 1  # as a trained one attends
+    seeing = Loaded(model.to(dtype), None, "causal")
+    with pytest.raises(MismatchError, match="this bert model looks at later tokens") as error:
+        check_causal(seeing, examples)
+    assert "fix: train it with --task masked-lm" in str(error.value)
+    check_causal(seeing, Examples([[3], [4]], 0))  # tells nothing
+    check_causal(seeing, Examples([[3, 3]], 0))
+    check_causal(Loaded(models.llama().to(dtype), None, "causal"), examples)
+    check_causal(Loaded(models.bert("BertLMHeadModel", is_decoder=True).to(dtype), None, "causal"), examples)
