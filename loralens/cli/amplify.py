@@ -112,9 +112,11 @@ def _measure(
 
 def _say(path: str, adapter: "Adapter", names: Sequence[str]) -> None:
     """What of an adapter is not in its ΔW."""
-    scaled = {extra.module for extra in adapter.extra.values() if extra.role.startswith("magnitude")} & {*names}
-    if scaled:
-        text = f"{len(scaled)} modules are DoRA: scale·B·A alone is measured, without their magnitudes"
+    from loralens.core.carried import dora_modules
+
+    bent = dora_modules(adapter) & {*names}
+    if bent:
+        text = f"{len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes"
         click.echo(f"warning: {path}: {text}", err=True)
 
 

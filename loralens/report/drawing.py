@@ -61,7 +61,7 @@ def drawn(picture: Picture) -> Figure:
 def _drawn(chart: Chart, *, alone: bool) -> Drawn:
     if isinstance(chart, Lines):
         width, height = (5.6, 3.0) if alone else (3.2, 2.3)
-        return Drawn(width, height + 0.17 * len(_named(chart)), partial(_lines, chart))
+        return Drawn(width, height + 0.17 * len(chart.named), partial(_lines, chart))
     if isinstance(chart, Overlaps):
         rows, columns = len(chart.phi), max(map(len, chart.phi), default=1)
         return Drawn(2.4, 1.0 + 2.1 * min(1.0, rows / columns), partial(_overlaps, chart))
