@@ -8,7 +8,7 @@ from loralens.analysis.checks.base import Base, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
-from loralens.core.carried import dora_modules
+from loralens.core.carried import magnitudes
 from loralens.core.threads import Step
 from loralens.errors import place
 
@@ -103,6 +103,6 @@ def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
     """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
     modules = {name: one.module for name, one in patient.readings.items()}
     weights, strays = find(modules, base)
-    bent = dora_modules(patient.adapter)
+    bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
     return replace(patient, landings=landings(modules, patient.spectra, plain, dtype), strays=strays)

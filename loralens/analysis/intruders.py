@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.core.adapter import Adapter
-from loralens.core.carried import dora_modules
+from loralens.core.carried import magnitudes
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
@@ -101,7 +101,7 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
     MismatchError
         One of them has a DoRA magnitude, or no factors.
     """
-    bent = dora_modules(adapter)
+    bent = magnitudes(adapter)
     for name in names:
         if name in bent:
             raise MismatchError(

@@ -6,9 +6,10 @@ from typing import final
 
 import numpy as np
 
-from loralens.arithmetic.dora import Stretches, Weights, apart, magnitudes, named_keys
+from loralens.arithmetic.dora import Stretches, Weights, apart, named_keys
 from loralens.arithmetic.method import Method
 from loralens.core.adapter import Adapter
+from loralens.core.carried import magnitudes
 from loralens.core.together import Row, names_together
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, place

@@ -23,7 +23,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX
-from loralens.core.carried import MAGNITUDES
+from loralens.core.carried import magnitudes
 from loralens.core.joint import Lift
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
@@ -35,11 +35,6 @@ from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
 LEAST = 2.0**-20  # of |1 + h|: below it the base weight is all but gone from a row, and no B' would make up for it
-
-
-def magnitudes(adapter: Adapter) -> dict[str, tuple[str, Extra]]:
-    """Module → key and tensor of every DoRA magnitude of a module that is there."""
-    return {e.module: (key, e) for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
 def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
@@ -59,14 +54,15 @@ def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adap
         Not one number for each output.
     """
     found = magnitudes(adapter)
-    stretches = in_threads(lambda name: _stretch(adapter[name], *found[name], weights.get(name)), list(found), threads)
-    keys = {key for key, _ in found.values()}
-    extra = {key: one for key, one in adapter.extra.items() if key not in keys}
+    stretches = in_threads(lambda name: _stretch(adapter, name, found[name], weights.get(name)), list(found), threads)
+    extra = {key: one for key, one in adapter.extra.items() if key not in found.values()}
     modules = {name: _scaled(one, stretches[name] + 1) if name in found else one for name, one in adapter.items()}
     return replace(adapter, modules=modules, extra=extra), stretches
 
 
-def _stretch(module: Update, key: str, extra: Extra, weight: Weight | None) -> Floats:
+def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Floats:
+    """The stretch g − 1 of a module whose magnitude is at ``key``."""
+    module, extra = adapter[name], adapter.extra[key]
     with place(key):
         if extra.role != "magnitude":
             what = "is a magnitude by input: it stretches the columns of W"
@@ -186,7 +182,11 @@ def named_keys(
     known = [magnitudes(one) if one.format == first else {} for one in adapters]
     found = {}
     for name, (update, own) in modules.items():
-        held = [those[name] for those, called in zip(known, own, strict=True) if called == name and name in those]
+        held = [
+            (those[name], one.extra[those[name]].tensor.shape)
+            for one, those, called in zip(adapters, known, own, strict=True)
+            if called == name and name in those
+        ]
         if not held and first != "peft":
             raise MismatchError(
                 f"{name} would have a magnitude, and no file says what {first} calls it",
@@ -195,5 +195,5 @@ def named_keys(
         kernel = update.layout.kernel
         new = (1, update.shape[0], *(1 for _ in kernel)) if kernel else (update.shape[0],)
         key = f"{PEFT_PREFIX}{name}.lora_magnitude_vector"
-        found[name] = (held[0][0], held[0][1].tensor.shape) if held else (key, new)
+        found[name] = held[0] if held else (key, new)
     return found

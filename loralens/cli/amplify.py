@@ -112,9 +112,9 @@ def _measure(
 
 def _say(path: str, adapter: "Adapter", names: Sequence[str]) -> None:
     """What of an adapter is not in its ΔW."""
-    from loralens.core.carried import dora_modules
+    from loralens.core.carried import magnitudes
 
-    bent = dora_modules(adapter) & {*names}
+    bent = magnitudes(adapter).keys() & names
     if bent:
         text = f"{len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes"
         click.echo(f"warning: {path}: {text}", err=True)

@@ -77,7 +77,7 @@ def _weights(recipe: "Recipe", adapters: "list[Adapter]", base: str | None) -> "
     MismatchError
         The factors of a DoRA adapter are to be cut, and the base is not there.
     """
-    from loralens.arithmetic.dora import magnitudes
+    from loralens.core.carried import magnitudes
 
     bent = [one.path for one, adapter in zip(recipe.adapters, adapters, strict=True) if magnitudes(adapter)]
     alone = len(adapters) == 1 and recipe.adapters[0].strength.plain and not recipe.options

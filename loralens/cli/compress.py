@@ -166,7 +166,8 @@ def _source_bytes(source: str) -> int:
 
 def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple[Adapter, str]":
     """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
-    from loralens.compress.magnitudes import magnitudes, resolved
+    from loralens.compress.magnitudes import resolved
+    from loralens.core.carried import magnitudes
 
     found = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
     if not found:

@@ -285,13 +285,13 @@ def _intruders(
     """The intruders of all modules, or why they were not looked for."""
     from loralens.analysis.intruders import intruders
     from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
-    from loralens.core.carried import dora_modules
+    from loralens.core.carried import magnitudes
     from loralens.errors import place
     from loralens.linalg.device import Device
 
     if asked is False:
         return None, "--no-intruders was given"
-    bent = dora_modules(patient.adapter)
+    bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
     if not plain:
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""

@@ -12,17 +12,12 @@ from math import prod
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import MAGNITUDES
+from loralens.core.carried import magnitudes
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.weights import Weight
 from loralens.errors import ShapeError, place
-
-
-def magnitudes(adapter: Adapter) -> dict[str, str]:
-    """Module → key, of every DoRA magnitude of a module that is there."""
-    return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
 def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:

@@ -38,9 +38,9 @@ class Carried:
     notes: tuple[str, ...] = ()
 
 
-def dora_modules(adapter: Adapter) -> set[str]:
-    """The modules that have a DoRA magnitude: their tuned weight is m · (W + ΔW)/‖W + ΔW‖, not W + ΔW."""
-    return {extra.module for extra in adapter.extra.values() if extra.role in MAGNITUDES}
+def magnitudes(adapter: Adapter) -> dict[str, str]:
+    """DoRA module → key of its magnitude m: the tuned weight is m · (W + ΔW)/‖W + ΔW‖, not W + ΔW."""
+    return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
 def carried(

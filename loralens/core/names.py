@@ -5,7 +5,7 @@ stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ _DIGITS = re.compile(r"([0-9]+)")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
 _EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
+_WILD = {*"*?"}  # letters of a glob that stand for others
 
 
 class Block(NamedTuple):
@@ -107,7 +108,11 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     names = list(names)
     if not globs:
         return names
-    hits = {glob: {name for name in names if matches(name, glob)} for glob in globs}
+    called: dict[str, set[str]] = {}
+    for name in names:
+        called.setdefault(name, set()).add(name)
+        called.setdefault(kind(name), set()).add(name)
+    hits = {glob: _hits(called, glob) for glob in globs}
     for glob, hit in hits.items():
         if not hit:
             raise OptionError(f"no module matches {glob!r}", fix=f"the nearest names are {nearest(glob, names)}")
@@ -115,10 +120,23 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def _hits(called: Mapping[str, set[str]], glob: str) -> set[str]:
+    """The names that a glob matches, from whole names and kinds → names."""
+    if not _WILD & {*glob}:
+        return called.get(glob, set())
+    pattern = _plain_brackets(glob)
+    return set().union(*(names for one, names in called.items() if fnmatchcase(one, pattern)))
+
+
 def matches(name: str, glob: str) -> bool:
     """Whether a glob of `select` matches this name."""
-    pattern = glob.replace("[", "[[]")
+    pattern = _plain_brackets(glob)
     return fnmatchcase(name, pattern) or fnmatchcase(kind(name), pattern)
+
+
+def _plain_brackets(glob: str) -> str:
+    """A glob for `fnmatch`, to which brackets would be sets of letters."""
+    return glob.replace("[", "[[]")
 
 
 def some(names: Iterable[str], count: int = 3) -> str:

@@ -1,14 +1,11 @@
-r"""What ``adapter_config.json`` says about the adapter beside it.
+"""What ``adapter_config.json`` says about the adapter beside it.
 
-Fields and rules as in PEFT (https://github.com/huggingface/peft): ``rank_pattern`` and ``alpha_pattern`` are looked
-up by the first key, in order, for which the regular expression ``(.*\.)?(KEY)$`` matches the module's path without
-``base_model.model.``; then by the path itself.
+Fields and rules as in PEFT (https://github.com/huggingface/peft); modules are looked up by their paths without
+``base_model.model.``.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, final
 
 from loralens.core.adapter import Finding
@@ -16,14 +13,11 @@ from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.container import check_printable
 from loralens.formats.number import finite
+from loralens.formats.peft_patterns import RESTORE, Pattern, regex
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
 FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
-_RESTORE = "correct adapter_config.json, or save the adapter again"
-
-_LITERAL = re.compile(r"[\w.-]+\Z")
-_KEY = r"(.*\.)?({})$"  # how PEFT looks for a key of a pattern
 
 # Initialisations that change the base weight, again at every load by PEFT.
 MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -56,23 +50,25 @@ class PeftConfig:
     fields: Mapping[str, Any]
     _listed: Set[str] = field(init=False)  # target_modules, where it is a list
     _parameters: Set[str] = field(init=False)
+    _ranks: Pattern = field(init=False, compare=False, repr=False)
+    _alphas: Pattern = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *self._pattern("rank_pattern").items()]:
+        ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
+        for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *ranks.items()]:
             if type(rank) is not int or not 0 < rank < 2**31:
-                raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=_RESTORE)
-        alphas = [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *self._pattern("alpha_pattern").items()]
-        for name, alpha in alphas:
+                raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
+        for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite(alpha) is None:
-                raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=_RESTORE)
-        for key in (*self._pattern("rank_pattern"), *self._pattern("alpha_pattern")):
-            _regex(_KEY.format(key))
+                raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
+        object.__setattr__(self, "_ranks", Pattern(ranks))
+        object.__setattr__(self, "_alphas", Pattern(alphas))
         for name in FLAGS:
             if not isinstance(self.fields.get(name), bool | None):
-                raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=_RESTORE)
+                raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
         targets = self.fields.get("target_modules")
         if isinstance(targets, str):
-            _regex(targets)
+            regex(targets)
         else:
             _check_strings("target_modules", targets)
         for name in ("modules_to_save", "target_parameters"):
@@ -87,7 +83,7 @@ class PeftConfig:
         if pattern is None:
             return {}
         if not isinstance(pattern, dict):
-            raise FormatError(f"{name} is not a mapping", fix=_RESTORE)
+            raise FormatError(f"{name} is not a mapping", fix=RESTORE)
         return pattern
 
     def rank(self, path: str) -> int:
@@ -95,11 +91,11 @@ class PeftConfig:
         return self._rank(path)[0]
 
     def _rank(self, path: str) -> tuple[int, str | None]:
-        return _look_up(self._pattern("rank_pattern"), path, self.fields.get("r", DEFAULT_RANK))
+        return self._ranks.find(path, self.fields.get("r", DEFAULT_RANK))
 
     def scaling(self, path: str) -> Scaling:
         """α, r and rule of a module, and which field said so."""
-        alpha, alpha_key = _look_up(self._pattern("alpha_pattern"), path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
+        alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
         said = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
         said += [f"rank_pattern {rank_key!r}"] if rank_key else []
@@ -115,7 +111,7 @@ class PeftConfig:
         """``enable_lora`` of old PEFT's fused projections: which slices of the output are adapted."""
         enabled = self.fields.get("enable_lora")
         if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
-            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=_RESTORE)
+            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=RESTORE)
         return enabled
 
     @property
@@ -166,7 +162,7 @@ class PeftConfig:
         """Whether ``target_modules`` covers a module."""
         targets = self.fields.get("target_modules")
         if isinstance(targets, str):
-            return targets.lower() == "all-linear" or bool(_regex(targets).fullmatch(path))
+            return targets.lower() == "all-linear" or bool(regex(targets).fullmatch(path))
         return ends(path, self._listed)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
@@ -203,27 +199,6 @@ def _check_strings(name: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise FormatError(f"{name} is not a list of strings", fix=_RESTORE)
+        raise FormatError(f"{name} is not a list of strings", fix=RESTORE)
     for item in value:
         check_printable(item)
-
-
-@lru_cache(maxsize=100_000)
-def _regex(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise FormatError(f"{text!r} is not a regular expression ({error})", fix=_RESTORE) from error
-
-
-def _look_up(pattern: Mapping[str, Any], path: str, default: Any) -> tuple[Any, str | None]:
-    """The value for a path, and the key that gave it (None where the default did)."""
-    for key, value in pattern.items():
-        if _may_match(key, path) and _regex(_KEY.format(key)).match(path):
-            return value, key
-    return (pattern[path], path) if path in pattern else (default, None)
-
-
-def _may_match(key: str, path: str) -> bool:
-    """False where a literal key cannot match, which spares a regular expression for every key and module."""
-    return not _LITERAL.match(key) or path.endswith(key.rpartition(".")[2])

@@ -99,7 +99,7 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
 def _attention(name: str, stacks: Stacks) -> str | None:
     """The nn.MultiheadAttention that a module belongs to: PEFT adapts both its projections, with one r and one α."""
     parent, _, last = name.rpartition(".")
-    both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= set(stacks)
+    both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys()
     return parent if both and last in ("in_proj_weight", "out_proj") else None
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from loralens.analysis.amplification import Amplification, Kept
 from loralens.analysis.checks.base import Landing
 from loralens.analysis.intruders import Intruders
-from loralens.core.carried import dora_modules
+from loralens.core.carried import magnitudes
 from loralens.core.names import kind, natural_key
 from loralens.report.chart import Scale
 from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Table, Text
@@ -55,7 +55,7 @@ def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]
         if one.beside.without:
             parts.append(Text(f"Intruder dimensions were not looked for: {one.beside.without}."))
     parts += _landings(one, numbers, scales, i)
-    bent = dora_modules(one.adapter) & {*one.spectra}
+    bent = magnitudes(one.adapter).keys() & one.spectra
     if bent:
         said = "of its modules are" if len(bent) < len(one.spectra) else "modules, all of them, are"
         parts.append(Text(f"{len(bent)} {said} DoRA: what a merge makes of them, loralens merge --dry-run measures."))

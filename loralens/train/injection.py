@@ -303,7 +303,6 @@ def _layer(
         drawn = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
         pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
     made = kind(layer, pair, scale=scale, dropout=dropout, start=start)
-
     if method.magnitude:
         add_magnitude(made)
     return made

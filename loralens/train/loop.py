@@ -36,7 +36,6 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
         what = f"a batch is a {type(batch).__name__}, and a model computes its own loss from names and tensors"
         raise OptionError(what, fix="give mappings with labels, or pass loss=")
     loss: Tensor | None = getattr(model(**batch), "loss", None)
-
     if loss is None:
         raise OptionError("the model returned no loss", fix="put labels into the batches, or pass loss=")
     return loss

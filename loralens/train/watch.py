@@ -20,7 +20,6 @@ class Step(NamedTuple):
     ``number`` counts from 1; ``loss`` is the mean over the step's batches, before the update; ``lr`` is the course's
     learning rate; ``norm`` is that of the gradient before it was clipped; ``size`` says how many tokens (where a batch
     has an attention mask) or examples went in, on all processes, and ``seconds`` how long it took.
-
     """
 
     number: int

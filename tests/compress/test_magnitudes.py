@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from loralens.compress.magnitudes import cosines_of, magnitudes, resolved
+from loralens.compress.magnitudes import cosines_of, resolved
 from loralens.compress.truncate import truncate
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import magnitudes
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.ranks import Rule

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.names import Block, block, is_expert_alone, kind, natural_key, nearest, select
+from loralens.core.names import Block, block, is_expert_alone, kind, matches, natural_key, nearest, select
 from loralens.errors import OptionError
 
 ORDERED = [
@@ -110,6 +110,16 @@ NAMES = [
 def test_select(globs, chosen):
     assert select(NAMES, globs) == [NAMES[i] for i in chosen]
     assert select(iter(NAMES), globs) == [NAMES[i] for i in chosen]
+
+
+@given(st.lists(st.sampled_from([*NAMES, *map(kind, NAMES), "*q*", "q_?roj", "*[1]", "[1]", "*"]), min_size=1))
+def test_many_globs_choose_what_each_of_them_matches(globs):
+    try:
+        chosen = select(NAMES, globs)
+    except OptionError:
+        assert not all(any(matches(name, glob) for name in NAMES) for glob in globs)
+    else:
+        assert chosen == [name for name in NAMES if any(matches(name, glob) for glob in globs)]
 
 
 @pytest.mark.parametrize(
