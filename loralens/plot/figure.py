@@ -57,8 +57,10 @@ def _boxes_for_missing_letters() -> Iterator[None]:
 
 def settle(figure: Figure) -> Figure:
     """``figure`` itself with its layout made once and kept: matplotlib makes a slightly other one at every drawing."""
-    with styled(), _boxes_for_missing_letters():
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with styled(), _boxes_for_missing_letters():
+            engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
 

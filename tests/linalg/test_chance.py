@@ -11,15 +11,21 @@ MEAN = 4 / DRAWS**0.5  # four standard errors of a mean, in standard deviations
 SPREAD = 0.06  # a standard deviation from so many draws of a moderately heavy-tailed number
 
 
-def haar(rng, n, k):
-    Q, R = np.linalg.qr(rng.standard_normal((n, k)))
-    return Q * np.sign(np.diag(R))
+def haar(rng, n, k, draws=DRAWS):
+    """So many orthonormal bases of k uniform directions of R^n, shape (draws, n, k)."""
+    Q, R = np.linalg.qr(rng.standard_normal((draws, n, k)))
+    return Q * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None]
+
+
+def squares(X):
+    """‖X‖_F² of each of them."""
+    return (X**2).sum(axis=(1, 2))
 
 
 @pytest.mark.parametrize(("n", "i", "j"), [(12, 3, 5), (12, 1, 1), (6, 3, 5), (9, 4, 4)])
 def test_overlap_of_uniform_subspaces(n, i, j):
     rng = np.random.default_rng(1)
-    phi = np.array([np.linalg.norm(haar(rng, n, i).T @ haar(rng, n, j)) ** 2 / min(i, j) for _ in range(DRAWS)])
+    phi = squares(haar(rng, n, i).swapaxes(1, 2) @ haar(rng, n, j)) / min(i, j)
     spread = overlap_spread(i, j, n)
     assert abs(phi.mean() - overlap_chance(i, j, n)[-1, -1]) < MEAN * spread
     assert abs(phi.std() / spread - 1) < SPREAD
@@ -64,9 +70,8 @@ def test_projection_of_any_weight(shape, rank):
     W[0] *= 4
     s = np.linalg.svd(W, compute_uv=False)
     mean, spread = projection_moments(shape, rank, (s**2).sum(), (s**4).sum())
-    draws = np.array(
-        [np.linalg.norm(haar(rng, shape[0], rank).T @ W @ haar(rng, shape[1], rank)) ** 2 for _ in range(4000)]
-    )
+    left, right = (haar(rng, n, rank, draws=4000) for n in shape)
+    draws = squares(left.swapaxes(1, 2) @ W @ right)
     assert abs(draws.mean() - mean) <= 4 * spread / 4000**0.5 + 1e-9 * mean
     if rank == 8 and shape == (8, 8):
         assert spread < 1e-5 * mean  # nothing is left to chance
