@@ -24,8 +24,11 @@ $(DATA): $(READY)
 demo: $(DATA)
 	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
 
-# The paper's experiment and the comparison of combining methods: an hour and a half on two quiet cores, kept in out/paper.
+# The paper's experiment, the methods that it compares LoRA with, and the comparison of combining methods.
+ALTERNATIVES := --out out/paper/alternatives --steps 60 --batch 16
 paper: $(DATA)
+	$(BIN)/python examples/alternatives.py $(ALTERNATIVES) --jobs 2
+	$(BIN)/python examples/alternatives.py $(ALTERNATIVES) --measure
 	$(BIN)/python examples/paper_section7.py
 	$(BIN)/python examples/combining_study.py
 

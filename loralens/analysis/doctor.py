@@ -105,4 +105,5 @@ def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
     weights, strays = find(modules, base)
     bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    return replace(patient, landings=landings(modules, patient.spectra, plain, dtype), strays=strays)
+    landed, spoilt = landings(modules, patient.spectra, plain, dtype)
+    return replace(patient, landings=landed, strays=strays, spoilt=spoilt)

@@ -12,6 +12,8 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import select, some
 from loralens.core.structured import Kronecker, Update
 
+BLOCK = 1 << 20  # values looked at at a time: they stay in the cache of a core
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ def inspect(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
 
 def broken(array: Array) -> int:
     """How many values of an array of any dtype are NaN or Inf."""
-    return int(array.size - np.count_nonzero(np.isfinite(_plain(array))))
+    flat = array.ravel("K")
+    parts = (_plain(flat[i : i + BLOCK]) for i in range(0, flat.size, BLOCK))
+    return int(sum(part.size - np.count_nonzero(np.isfinite(part)) for part in parts))
 
 
 def _numbers(module: Update) -> list[Array]:

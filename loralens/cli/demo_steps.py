@@ -1,6 +1,5 @@
 """What the demo does: commands as a user would type them, shown and run."""
 
-import shlex
 import subprocess
 import sys
 from hashlib import sha256
@@ -11,6 +10,7 @@ from time import monotonic
 import click
 
 from loralens.cli.train import DEMO
+from loralens.core.shell import typed
 from loralens.errors import OptionError, place
 from loralens.formats.packages import installed, model_folder
 from loralens.formats.writing import check_room, disk
@@ -130,7 +130,7 @@ class Demo:
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
-        click.secho(f"$ loralens {shlex.join(words)}", fg="cyan")
+        click.secho(f"$ loralens {typed(*words)}", fg="cyan")
         sys.stdout.flush()
         code = _ended(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
         if code in INTERRUPTED:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loralens.core.shell import typed
+
 if TYPE_CHECKING:  # keeps numpy out of --help
     from matplotlib.figure import Figure
 
@@ -60,13 +62,11 @@ def reading(function: F) -> F:
 
 def as_typed(given: Mapping[str, Any]) -> str:
     """The options of `reading` that were given, as a user types them, to be repeated in another command."""
-    from shlex import quote
-
     words: list[str] = []
     for name, value in given.items():
         if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [quote(str(value))])]
-    return " ".join(words)
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return typed(*words)
 
 
 def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":

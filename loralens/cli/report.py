@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loralens.cli import options
+from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.checks.base import Base
@@ -109,18 +109,7 @@ def _spoken(
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     last = ["-o", str(output)] if output else ["--json"]
     last += ["--markdown"] if markdown else []
-    typed = [" ".join(map(_quoted, words)), options.as_typed(reading), " ".join(map(_quoted, last))]
-    return " ".join(filter(None, typed))
-
-
-def _quoted(word: str) -> str:
-    """A word as a shell wants it; one with a newline or another control character as $'…'."""
-    if word.isprintable():
-        return quote(word)
-    plain = word.replace("\\", "\\\\").replace("'", "\\'")
-    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    escaped = [short.get(x) or "".join(f"\\x{byte:02x}" for byte in os.fsencode(x)) for x in plain]
-    return f"$'{''.join(x if x.isprintable() else y for x, y in zip(plain, escaped, strict=True))}'"
+    return " ".join(filter(None, [typed(*words), options.as_typed(reading), typed(*last)]))
 
 
 def _expanded(paths: Sequence[str]) -> list[str]:
@@ -148,7 +137,7 @@ def _members(path: str) -> list[str]:
         several = sorted(one for one in folder.iterdir() if _holds_one(one))
     if len(several) < 2:
         return [path]
-    shown = " ".join(quote(str(one)) for one in several[:3]) + (" …" if len(several) > 3 else "")
+    shown = typed(*map(str, several[:3])) + (" …" if len(several) > 3 else "")
     raise OptionError(
         f"{path}: is no run, and holds {len(several)} adapters", fix=f"give each: loralens report {shown}"
     )

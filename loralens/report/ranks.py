@@ -1,9 +1,9 @@
 """The section of ranks: what every rank takes and loses, a slider over all choices, and a recommendation."""
 
 from collections.abc import Sequence
-from shlex import quote
 
 from loralens.compress.curve import Point
+from loralens.core.shell import quoted
 from loralens.report.chart import Line, Lines
 from loralens.report.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
 from loralens.report.subject import LOSS, Subject
@@ -100,7 +100,7 @@ def command(one: Subject) -> str:
     """What makes it smaller, but for the rank or size."""
     to = ["--to", one.dialect.name] if one.dialect.name != one.patient.adapter.format else []
     uniform = ["--uniform"] if one.dialect.one_rank else []
-    activations = ["--activations", quote(one.activations)] if one.activations else []
+    activations = ["--activations", quoted(one.activations)] if one.activations else []
     return one.patient.command("compress", "-o", one.patient.beside("small"), *to, *uniform, *activations)
 
 

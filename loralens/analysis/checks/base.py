@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
+from loralens.analysis.inspection import broken
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
@@ -100,20 +101,30 @@ def _stranger(name: str, shape: Shape, shapes: Mapping[str, Shape], error: Misma
 
 def landings(
     modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], dtype: str | None
-) -> dict[str, Landing]:
-    """What every weight makes of its update, from entries drawn with a fixed seed."""
-    return {
-        name: _landing(modules[name], one.frobenius, weights[name], dtype)
-        for name, one in spectra.items()
-        if name in weights and one.spectral > 0
-    }
+) -> tuple[dict[str, Landing], dict[str, int]]:
+    """What every weight makes of its update, from entries drawn with a fixed seed; and which weights are spoilt.
+
+    Returns
+    -------
+    dict of str to Landing
+    dict of str to int
+        Of weights that hold NaN or Inf, and land nothing, how many.
+    """
+    found, spoilt = {}, {}
+    for name, one in spectra.items():
+        if name in weights and one.spectral > 0:
+            W = weights[name].read()
+            if count := broken(W):
+                spoilt[name] = count
+            else:
+                found[name] = _landing(modules[name], one.frobenius, W, dtype)
+    return found, spoilt
 
 
-def _landing(module: Update, norm: float, weight: Weight, dtype: str | None) -> Landing:
+def _landing(module: Update, norm: float, W: Array, dtype: str | None) -> Landing:
     out, in_ = module.shape
     rows, columns = sample_entries((out, in_))
-    w = weight.read()[rows, columns]
-    size = out * in_
+    w, size = W[rows, columns], out * in_
     mean_square = float(np.mean(w.astype(np.float64) ** 2))
     supposed = dtype is None and w.dtype.itemsize > NARROW
     name = dtype or ("bfloat16" if supposed else w.dtype.name)

@@ -1,18 +1,23 @@
 """NaN and Inf: numbers that no arithmetic survives."""
 
 from collections.abc import Iterator
+from math import prod
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
 from loralens.analysis.inspection import broken
 from loralens.core.lowrank import LowRank
 
-RULES = {"non-finite": "A tensor holds NaN or Inf: every output of a model with this adapter will be NaN."}
+RULES = {
+    "non-finite": "A tensor holds NaN or Inf: every output of a model with this adapter will be NaN.",
+    "base-non-finite": "A weight of the base holds NaN or Inf: its outputs are NaN with every adapter and without.",
+}
 FIX = "training diverged or a value overflowed its dtype: go back to an earlier checkpoint"
+BASE_FIX = "get the base model again: this copy is damaged, or was written in a dtype too narrow for it"
 
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module and every other tensor that holds NaN or Inf."""
+    """One diagnosis for every module, every other tensor and every weight of the base that holds NaN or Inf."""
     for name, reading in patient.readings.items():
         if reading.spectrum is None:
             yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
@@ -21,6 +26,9 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         if count:
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
+    for name, count in patient.spoilt.items():
+        evidence = f"its weight in the base {_says(count, prod(patient.readings[name].module.shape))}"
+        yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
 
 def _where(module: object) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from shlex import quote
 from typing import Any, final
 
 import numpy as np
@@ -14,6 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone, select
+from loralens.core.shell import quoted
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
@@ -77,6 +77,8 @@ class Patient:
         What the base's weight makes of a module; empty without a base.
     strays : mapping of str to pair of str
         Modules that find no weight in the base: why, and a fix; under "" where that is so of all of them.
+    spoilt : mapping of str to int
+        Modules whose weight in the base holds NaN or Inf, and how many.
     to : str
         The dialect that a command has to write it in; empty where its own will do.
     reading : str
@@ -88,21 +90,22 @@ class Patient:
     readings: Mapping[str, Reading]
     landings: Mapping[str, Landing] = field(default_factory=dict)
     strays: Mapping[str, Reason] = field(default_factory=dict)
+    spoilt: Mapping[str, int] = field(default_factory=dict)
     to: str = ""
     reading: str = ""
 
     @property
     def quoted(self) -> str:
         """The path as a shell wants it."""
-        return quote(self.path)
+        return quoted(self.path)
 
     def beside(self, word: str) -> str:
         """A path beside this one for what a command would make of it, as a shell wants it."""
         path = PurePath(self.path)
         if path.name in ("", ".."):  # a folder without a name of its own here, such as the one worked in
-            return quote(str(path / ".." / f"adapter-{word}"))
+            return quoted(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
-        return quote(str(path.with_name(name)))
+        return quoted(str(path.with_name(name)))
 
     def command(self, verb: str, *arguments: str) -> str:
         """The command that does something with it."""

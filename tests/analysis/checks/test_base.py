@@ -112,13 +112,25 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     assert strays == {}
     from loralens.analysis.spectrum import spectrum
 
-    landing = bases.landings(adapter.modules, spectrum(adapter), weights, None)["m"]
+    landing = bases.landings(adapter.modules, spectrum(adapter), weights, None)[0]["m"]
     W, D = weights["m"].read(), adapter["m"].dense()
     full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)
     assert landing.rounding.error == pytest.approx(full.error, rel=SAMPLED_ROUNDING)
     assert landing.rounding.gain == pytest.approx(full.gain, rel=SAMPLED_ROUNDING)
     assert (landing.dtype, landing.supposed) == ("bfloat16", False)
+
+
+def test_numbers_that_are_none_in_the_base_are_said_and_foretell_nothing():
+    bed = base(healthy(), dtype=BF16, ratio=0.003)
+    key = f"{FIRST}.weight"
+    W = bed.tensors[key].read().copy()
+    W[3, 5], W[4, 0] = np.nan, np.inf
+    said = found(healthy(), Base("b", {**bed.tensors, key: LazyArray.of(W)}))
+    (one,) = (x for x in said if x.code == "base-non-finite")
+    assert (one.level, one.module) == ("error", FIRST)
+    assert one.evidence == "its weight in the base holds 2 values that are NaN or Inf, of 1920"
+    assert FIRST not in {x.module for x in said if x.code == "merge-lossy"}
 
 
 def test_a_transposed_weight_is_read_as_out_by_in():

@@ -1,0 +1,33 @@
+"""Words are quoted so that bash reads them back as they were."""
+
+import subprocess
+
+import pytest
+
+from loralens.core.shell import quoted, typed
+
+WORDS = [
+    "plain",
+    "two words",
+    "it's",
+    '"x"',
+    "$HOME",
+    "a\nb",
+    "tab\there",
+    "\r",
+    "back\\slash\n'",
+    "\x1b[31m",
+    "日本\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_bash_reads_the_word_back(word: str) -> None:
+    done = subprocess.run(["bash", "-c", f"printf %s {quoted(word)}"], capture_output=True, check=True)
+    assert done.stdout.decode() == word
+    assert quoted(word).isprintable()
+
+
+def test_a_command_stands_on_one_line() -> None:
+    assert typed("loralens", "report", "a\nb", "c d") == r"loralens report $'a\nb' 'c d'"
