@@ -1,7 +1,10 @@
 """Section 7 of the LoRA paper (Hu et al. 2021), done again on a small encoder and three text tasks.
 
-    python examples/paper_section7.py                 trains what is missing under out/paper, an hour on two quiet cores
-    python examples/paper_section7.py --quick         two ranks, two seeds, two tasks, 60 short steps: four minutes
+    python examples/paper_section7.py                 trains what is missing under out/paper: 68 minutes
+    python examples/paper_section7.py --quick         two ranks, two seeds, two tasks, 60 short steps: 6 minutes
+
+(2026-11-25, two cores of an AMD EPYC without AVX-512, where a step of 32 × 64 tokens takes 1.1 s, in part beside other
+work; the alternatives of `make paper` took 27 minutes more. All of it goes with the time of a step.)
 
 Writes reports/paper_section7.md with its pictures and numbers, and the same as one page of HTML. Every run is kept, so
 a second call only measures.
