@@ -55,7 +55,8 @@ def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adap
     """
     found = magnitudes(adapter)
     stretches = in_threads(lambda name: _stretch(adapter, name, found[name], weights.get(name)), list(found), threads)
-    extra = {key: one for key, one in adapter.extra.items() if key not in found.values()}
+    keys = {*found.values()}
+    extra = {key: one for key, one in adapter.extra.items() if key not in keys}
     modules = {name: _scaled(one, stretches[name] + 1) if name in found else one for name, one in adapter.items()}
     return replace(adapter, modules=modules, extra=extra), stretches
 

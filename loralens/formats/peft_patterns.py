@@ -7,6 +7,7 @@ path itself.
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from loralens.errors import FormatError
@@ -54,8 +55,8 @@ class Pattern:
         return self._values[self._keys[place]], self._keys[place]
 
     def _places(self, path: str) -> Iterator[int]:
-        """The places of keys that match, the first of expressions and all of the others."""
-        yield from (place for place, expression in self._expressions if expression.match(path))
+        """The places of keys that match, of expressions the first alone: they are in order."""
+        yield from islice((place for place, expression in self._expressions if expression.match(path)), 1)
         for (length, *dots), keys in self._literal.items():
             begin = len(path) - length
             if begin == 0 or (begin > 0 and path[begin - 1] == "."):
