@@ -99,9 +99,18 @@ def rules() -> dict[str, str]:
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
+def _blamed(adapter: Adapter) -> Adapter:
+    """The adapter whose rows the base could not put in order: that is an error, as they would go to wrong rows of W."""
+    fix = "give a base whose folder has a config.json that says its heads"
+    found = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
+    return replace(adapter, findings=tuple(found))
+
+
 def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
     """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
     modules = {name: one.module for name, one in patient.readings.items()}
+    if any(module.layout.rows for module in patient.adapter.modules.values()):
+        patient = replace(patient, adapter=_blamed(patient.adapter))
     weights, strays = find(modules, base)
     bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}

@@ -48,14 +48,10 @@ def command(
     from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
     from loralens.errors import place
-    from loralens.formats import load
 
     texts = read_texts(data, limit=limit)
     names = _names((*first, *more))
-    adapters = {}
-    for name, path in names.items():
-        adapters[name] = load(path, **reading)
-        options.warn(path, adapters[name])
+    adapters = {name: options.read_adapter(path, reading, base=model, whole=True) for name, path in names.items()}
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
     config: Any = loaded.model.config
     config.output_hidden_states = True

@@ -53,13 +53,11 @@ def command(
     from loralens.compress.calibration import calibrate
     from loralens.core.attached import Attachment
     from loralens.errors import place
-    from loralens.formats import load
     from loralens.formats.moments import check_target, save_moments
 
     check_target(output, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
-    loaded_adapter = load(adapter, **reading)
-    options.warn(adapter, loaded_adapter)
+    loaded_adapter = options.read_adapter(adapter, reading, base=model, whole=True)
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
     loss = _objective(loaded, texts) if out_side else None
     with place(model):

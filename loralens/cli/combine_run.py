@@ -100,7 +100,7 @@ def load(path: str, given: Mapping[str, Any]) -> "Adapter":
     """The adapter at ``path``, what the reader found said on stderr."""
     reading = {name: given[name] for name in READING}
     adapter = options.load_if_unknown(path, {**reading, "base": given["base"]})
-    options.warn(path, adapter)
+    options.warn(path, adapter, but={options.DORA} if given["base"] else ())  # whole changes are measured then
     return adapter
 
 

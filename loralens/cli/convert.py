@@ -59,10 +59,8 @@ def command(
     by name where it is not. SOURCE is never written over.
     """
     from loralens.errors import place
-    from loralens.formats import load
 
-    adapter = load(source, base=base, **reading)
-    options.warn(source, adapter)
+    adapter = options.read_adapter(source, reading, base=base)
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)

@@ -45,16 +45,13 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     knows those of the texts, else those of the texts, sorted.
     """
     from loralens.cli.train_inputs import data_of
-    from loralens.formats import load
     from loralens.train.tasks import task_named
 
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], None, labelled=task.labelled, one_label=True)
     texts = (held_out or learned).head(given["limit"])
     reading = {name: given[name] for name in ("format", "alpha", "scale", "allow_pickle")}
-    loaded = [load(path, **reading) for path in adapters]
-    for path, adapter in zip(adapters, loaded, strict=True):
-        options.warn(path, adapter, but={"use-dora"})  # magnitudes are applied here
+    loaded = [options.read_adapter(path, reading, base=given["model"], whole=True) for path in adapters]
     versions: list[Adapter | None] = [*loaded] or [None]
     models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same
     with progress("evaluating", len(versions) * len(texts.texts)) as step:

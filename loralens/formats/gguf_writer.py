@@ -231,7 +231,7 @@ def _tensors(
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
     B, A = _folded(module, alpha), module.factors[1]
-    if heads and gguf_rows.rotary(tensor):
+    if heads and gguf_rows.rotary(tensor) and not module.layout.rows:
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))

@@ -49,6 +49,10 @@ def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]
         fewer = [name for name in one.patient.strays if name]
         what = f"{len(fewer)} modules have" if fewer else "Its modules have"
         parts.append(Text(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
+    turned = sum(reading.module.layout.rows != "" for reading in one.patient.readings.values())
+    if turned:
+        told = f"The rows of {turned} modules are in another order than the base's, so these are left out here"
+        parts.append(Text(f"{told}: see the findings.", warning=True))
     if one.beside:
         parts += _amplified(one, one.beside.amplified, numbers, scales, i)
         parts += _intruders(one, one.beside.intruders, numbers, scales, i)

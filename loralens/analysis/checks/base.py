@@ -58,7 +58,8 @@ class Landing:
 def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
     """The weight of every module that has one in the base, and of the others why they have none.
 
-    Strangers are found by halves, so that a head that the base has not hides none of the others.
+    Modules whose rows are not in the order of the base are left out: a finding of the reader's tells of them. Strangers
+    are found by halves, so that a head that the base has not hides none of the others.
 
     Returns
     -------
@@ -66,6 +67,7 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
     dict of str to Reason
         Under "" where it is so of all modules together: then no weight is returned.
     """
+    modules = {name: module for name, module in modules.items() if not module.layout.rows}
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     tries = iter(range(TRIES))
     whole: list[MismatchError] = []
