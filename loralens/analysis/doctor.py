@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, find, landings
+from loralens.analysis.checks.base import Base, Merging, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
@@ -23,6 +23,7 @@ def diagnose(
     *,
     base: Base | None = None,
     dtype: str | None = None,
+    stochastic: bool = False,
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
@@ -37,7 +38,9 @@ def diagnose(
     base : Base, optional
         Names, sizes and rounding are then checked against its weights, from at most 2¹⁸ entries of each.
     dtype : str, optional
-        The dtype of a merge; that of the base by default.
+        The dtype of a merge; that of each weight by default, as in `loralens merge`.
+    stochastic : bool
+        The merge rounds stochastically, and not to the nearest.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     only_read : collection of str
@@ -58,7 +61,14 @@ def diagnose(
     was held against adapters that people published, and says nothing of those that are well.
     """
     patients = examined(
-        adapters, base=base, dtype=dtype, modules=modules, only_read=only_read, reading=reading, step=step
+        adapters,
+        base=base,
+        dtype=dtype,
+        stochastic=stochastic,
+        modules=modules,
+        only_read=only_read,
+        reading=reading,
+        step=step,
     )
     return findings(patients)
 
@@ -68,18 +78,19 @@ def examined(
     *,
     base: Base | None = None,
     dtype: str | None = None,
+    stochastic: bool = False,
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
     step: Step | None = None,
 ) -> list[Patient]:
     """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
-    patients = []
+    patients, merging = [], Merging(dtype, stochastic)
     for path, adapter in adapters.items():
         with place(path):
             to = "peft" if adapter.format in only_read else ""
             patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
-        patients.append(_laid(patient, base, dtype) if base else patient)
+        patients.append(_laid(patient, base, merging) if base else patient)
     return patients
 
 
@@ -106,7 +117,7 @@ def _blamed(adapter: Adapter) -> Adapter:
     return replace(adapter, findings=tuple(found))
 
 
-def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
+def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:
     """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
     modules = {name: one.module for name, one in patient.readings.items()}
     if any(module.layout.rows for module in patient.adapter.modules.values()):
@@ -114,5 +125,5 @@ def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
     weights, strays = find(modules, base)
     bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    landed, spoilt = landings(modules, patient.spectra, plain, dtype)
+    landed, spoilt = landings(modules, patient.spectra, plain, merging, base)
     return replace(patient, landings=landed, strays=strays, spoilt=spoilt)

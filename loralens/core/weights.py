@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import final
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.matching import Match, Shape, match
@@ -114,6 +117,16 @@ def weights_of(
 
     weights = {name: Weight(found.keys[name], tensor, transposed(name)) for name, tensor in stored.items()}
     return Weights(weights, found)
+
+
+def merged_dtype(stored: np.dtype[Any], wanted: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
+    """The dtype of a tensor in a merged model: ``wanted``, of floats of 16 bits and more, and of float8 under scales.
+
+    All others, and all where None is wanted, keep their own.
+    """
+    if wanted is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
+        return stored
+    return np.dtype(wanted)
 
 
 def check_rows(modules: Updates) -> None:
