@@ -8,6 +8,7 @@ from loralens.analysis.checks.base import Base, Merging, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import BaseModel
 from loralens.core.carried import magnitudes
 from loralens.core.threads import Step
 from loralens.errors import place
@@ -27,6 +28,7 @@ def diagnose(
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
+    named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Diagnosis]:
     """Everything that the checks find, most serious first, then in the order of `CHECKS`, then the worst module first.
@@ -47,6 +49,8 @@ def diagnose(
         Dialects that cannot be written: commands that mend an adapter of theirs write it as PEFT's.
     reading : str
         Options that the adapters were read with, as a shell wants them: commands that mend them repeat them.
+    named : mapping of str to BaseModel, optional
+        Path → what is known of the base that the adapter names; its name alone by default.
     step : callable, optional
         Called with 1 after every module was read.
 
@@ -68,6 +72,7 @@ def diagnose(
         modules=modules,
         only_read=only_read,
         reading=reading,
+        named=named,
         step=step,
     )
     return findings(patients)
@@ -82,6 +87,7 @@ def examined(
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
+    named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Patient]:
     """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
@@ -90,6 +96,7 @@ def examined(
         with place(path):
             to = "peft" if adapter.format in only_read else ""
             patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
+        patient = replace(patient, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
         patients.append(_laid(patient, base, merging) if base else patient)
     return patients
 
@@ -126,4 +133,4 @@ def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:
     bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
     landed, spoilt = landings(modules, patient.spectra, plain, merging, base)
-    return replace(patient, landings=landed, strays=strays, spoilt=spoilt)
+    return replace(patient, landings=landed, strays=strays, spoilt=spoilt, base=base.model)

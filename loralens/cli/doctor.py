@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import given, named_by
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -77,6 +78,7 @@ def command(
             modules=modules,
             only_read=only_read,
             reading=options.as_typed(reading),
+            named=named_by(adapters),
             step=step,
         )
     if sarif:
@@ -116,7 +118,7 @@ def base_of(base: str) -> "Base":
     from loralens.formats.checkpoint import stores_conv1d
 
     checkpoint = options.opened(base)
-    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)), checkpoint.float8)
+    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)), checkpoint.float8, given(base))
 
 
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loralens.cli.bases import warn_of_base
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -85,6 +86,8 @@ def read_adapter(
     from loralens.formats import load
 
     adapter = load(path, base=base, **given)
+    if base is not None:
+        warn_of_base(path, adapter, base)
     applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else ()
     warn(path, adapter, but=applied)
     return adapter

@@ -8,6 +8,7 @@ import numpy as np
 
 from loralens.analysis.inspection import broken
 from loralens.analysis.spectrum import Spectrum
+from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import Shape, match
@@ -35,12 +36,15 @@ class Base:
         Whether linear weights are stored (in, out).
     float8 : mapping of str to pair of dtype and LazyArray
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    model : BaseModel or None
+        What is known of it besides: its name as others may have it, its sizes.
     """
 
     name: str
     tensors: Mapping[str, LazyArray]
     conv1d: bool = False
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
+    model: BaseModel | None = None
 
 
 @final
