@@ -142,28 +142,6 @@ def representable(dtype):
     return np.unique(np.abs(values[np.isfinite(values)]))
 
 
-def gap_above(x, dtype):
-    """From |x|, which the dtype holds, to the next larger number that it holds."""
-    held = representable(dtype)
-    i = int(np.searchsorted(held, abs(float(x))))
-    assert held[i] == abs(float(x))
-    return held[i + 1] - held[i]
-
-
-def rounding(W, D, dtype):
-    """Gain, error and unmoved share of q = u rint(D/u), entry by entry."""
-    arrived, lost, still, size_ = [], [], 0, []
-    for w, d in zip(W.astype(dtype).ravel(), D.astype(np.float64).ravel(), strict=True):
-        u = gap_above(w, dtype)
-        q = u * round(float(d) / u)
-        arrived.append(q * d)
-        lost.append((d - q) ** 2)
-        size_.append(d * d)
-        still += q == 0
-    squares = math.fsum(size_)
-    return math.fsum(arrived) / squares, math.sqrt(math.fsum(lost) / squares), still / D.size
-
-
 # Truncation that knows the data: full whitening with C (in, in), and with G (out, out), as SVD-LLM and K-FAC have it.
 
 MIXED_IN = 1e-6  # white inputs, as a share of the energy of the update on the data

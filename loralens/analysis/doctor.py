@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, find, landings
+from loralens.analysis.checks.base import Base, Merging, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import BaseModel
 from loralens.core.carried import magnitudes
 from loralens.core.threads import Step
 from loralens.errors import place
@@ -23,9 +24,11 @@ def diagnose(
     *,
     base: Base | None = None,
     dtype: str | None = None,
+    stochastic: bool = False,
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
+    named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Diagnosis]:
     """Everything that the checks find, most serious first, then in the order of `CHECKS`, then the worst module first.
@@ -37,13 +40,17 @@ def diagnose(
     base : Base, optional
         Names, sizes and rounding are then checked against its weights, from at most 2¹⁸ entries of each.
     dtype : str, optional
-        The dtype of a merge; that of the base by default.
+        The dtype of a merge; that of each weight by default, as in `loralens merge`.
+    stochastic : bool
+        The merge rounds stochastically, and not to the nearest.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     only_read : collection of str
         Dialects that cannot be written: commands that mend an adapter of theirs write it as PEFT's.
     reading : str
         Options that the adapters were read with, as a shell wants them: commands that mend them repeat them.
+    named : mapping of str to BaseModel, optional
+        Path → what is known of the base that the adapter names; its name alone by default.
     step : callable, optional
         Called with 1 after every module was read.
 
@@ -58,7 +65,15 @@ def diagnose(
     was held against adapters that people published, and says nothing of those that are well.
     """
     patients = examined(
-        adapters, base=base, dtype=dtype, modules=modules, only_read=only_read, reading=reading, step=step
+        adapters,
+        base=base,
+        dtype=dtype,
+        stochastic=stochastic,
+        modules=modules,
+        only_read=only_read,
+        reading=reading,
+        named=named,
+        step=step,
     )
     return findings(patients)
 
@@ -68,18 +83,21 @@ def examined(
     *,
     base: Base | None = None,
     dtype: str | None = None,
+    stochastic: bool = False,
     modules: Sequence[str] = (),
     only_read: Collection[str] = (),
     reading: str = "",
+    named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Patient]:
     """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
-    patients = []
+    patients, merging = [], Merging(dtype, stochastic)
     for path, adapter in adapters.items():
         with place(path):
             to = "peft" if adapter.format in only_read else ""
             patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
-        patients.append(_laid(patient, base, dtype) if base else patient)
+        patient = replace(patient, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
+        patients.append(_laid(patient, base, merging) if base else patient)
     return patients
 
 
@@ -99,11 +117,20 @@ def rules() -> dict[str, str]:
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
-def _laid(patient: Patient, base: Base, dtype: str | None) -> Patient:
+def _blamed(adapter: Adapter) -> Adapter:
+    """The adapter whose rows the base could not put in order: that is an error, as they would go to wrong rows of W."""
+    fix = "give a base whose folder has a config.json that says its heads"
+    found = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
+    return replace(adapter, findings=tuple(found))
+
+
+def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:
     """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
     modules = {name: one.module for name, one in patient.readings.items()}
+    if any(module.layout.rows for module in patient.adapter.modules.values()):
+        patient = replace(patient, adapter=_blamed(patient.adapter))
     weights, strays = find(modules, base)
     bent = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    landed, spoilt = landings(modules, patient.spectra, plain, dtype)
-    return replace(patient, landings=landed, strays=strays, spoilt=spoilt)
+    landed, spoilt = landings(modules, patient.spectra, plain, merging, base)
+    return replace(patient, landings=landed, strays=strays, spoilt=spoilt, base=base.model)

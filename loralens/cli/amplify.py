@@ -86,13 +86,11 @@ def _measure(
     from loralens.cli.progress import progress
     from loralens.core.names import select
     from loralens.errors import place
-    from loralens.formats import load
     from loralens.linalg.device import Device
 
     threads = os.cpu_count() or 1
     device = Device.of(how["device"], threads=threads)  # what is wrong with it is said before the work
-    adapter = load(path, **reading)
-    options.warn(path, adapter)
+    adapter = options.read_adapter(path, reading, base=base)
     with place(path):
         names = select(adapter, modules)
     weights = options.base_weights(base, {name: adapter[name] for name in names})

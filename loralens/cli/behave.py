@@ -44,19 +44,18 @@ def command(
     nothing is merged.
     """
     from loralens.analysis.behaviour import behaviour
+    from loralens.cli.cut import count_cut
     from loralens.cli.models import load_model
     from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
     from loralens.errors import place
-    from loralens.formats import load
 
     texts = read_texts(data, limit=limit)
     names = _names((*first, *more))
-    adapters = {}
-    for name, path in names.items():
-        adapters[name] = load(path, **reading)
-        options.warn(path, adapters[name])
+    adapters = {name: options.read_adapter(path, reading, base=model, whole=True) for name, path in names.items()}
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+    cut = count_cut(loaded, [text.text for text in texts], length=length)
+    cut.warn(str(data))
     config: Any = loaded.model.config
     config.output_hidden_states = True
     with place(model), progress("running the model", len(texts)) as step:
@@ -64,7 +63,8 @@ def command(
         found = behaviour(loaded.model, batches, adapters=adapters)
     _warn(found)
     if as_json:
-        click.echo(json.dumps(_record(found, loaded, model=model, data=data, texts=len(texts), names=names)))
+        seen = {"file": str(data), "texts": len(texts), "cut": cut.record()}
+        click.echo(json.dumps(_record(found, loaded, model=model, data=seen, names=names)))
     else:
         _show(found, loaded, model=model, data=data, texts=len(texts))
 
@@ -133,7 +133,7 @@ def _row(one: "Contrast") -> list[str]:
 
 
 def _record(
-    found: "Behaviour", loaded: Loaded, *, model: str, data: Path, texts: int, names: Mapping[str, str]
+    found: "Behaviour", loaded: Loaded, *, model: str, data: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
     """The JSON object: the table, with every layer, and what was not applied."""
     from loralens.version import __version__
@@ -142,7 +142,7 @@ def _record(
         "loralens": __version__,
         "model": model,
         "head": loaded.head or None,
-        "data": {"file": str(data), "texts": texts, "positions": found.positions or None, "states": found.states},
+        "data": {**data, "positions": found.positions or None, "states": found.states},
         "adapters": [
             {
                 "name": name,

@@ -12,6 +12,7 @@ from loralens.cli.models import Loaded, running
 from loralens.cli.texts import Text
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.cli.cut import Cut
     from loralens.core.moments import Moments
 
 
@@ -47,27 +48,28 @@ def command(
     file; compress --activations uses them to keep what matters on such inputs. Some hundred texts like those of later
     use are enough. The same call on the same machine gives the same bytes.
     """
+    from loralens.cli.cut import count_cut
     from loralens.cli.models import load_model
     from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
     from loralens.compress.calibration import calibrate
     from loralens.core.attached import Attachment
     from loralens.errors import place
-    from loralens.formats import load
     from loralens.formats.moments import check_target, save_moments
 
     check_target(output, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
-    loaded_adapter = load(adapter, **reading)
-    options.warn(adapter, loaded_adapter)
+    loaded_adapter = options.read_adapter(adapter, reading, base=model, whole=True)
     loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+    cut = count_cut(loaded, [text.text for text in texts], length=length)
+    cut.warn(str(data))
     loss = _objective(loaded, texts) if out_side else None
     with place(model):
         attachment = Attachment(loaded.model, loaded_adapter)
     for key, why in attachment.left_out.items():
         click.echo(f"warning: {adapter}: {key} is not applied ({why})", err=True)
     if dry_run:
-        _rehearse(attachment.hooked, texts=len(texts), output=output, as_json=as_json)
+        _rehearse(attachment.hooked, texts=len(texts), cut=cut, output=output, as_json=as_json)
         return
     with progress("running the model", len(texts)) as step:
         batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
@@ -80,7 +82,7 @@ def command(
             source={"texts": len(texts), "length": length, "dtype": dtype, "data": data.name},
         )
     save_moments(found, output, overwrite=overwrite)
-    _report(found, texts=len(texts), output=output, as_json=as_json)
+    _report(found, texts=len(texts), cut=cut, output=output, as_json=as_json)
 
 
 def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
@@ -115,15 +117,16 @@ def _labelled(
         yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
 
 
-def _rehearse(hooked: Sequence[str], *, texts: int, output: Path, as_json: bool) -> None:
+def _rehearse(hooked: Sequence[str], *, texts: int, cut: "Cut", output: Path, as_json: bool) -> None:
     """What would be measured."""
     if as_json:
-        click.echo(json.dumps({"target": None, "texts": texts, "modules": [{"name": name} for name in hooked]}))
+        modules = [{"name": name} for name in hooked]
+        click.echo(json.dumps({"target": None, "texts": texts, "cut": cut.record(), "modules": modules}))
     else:
         click.echo(f"would write {output}: moments of {len(hooked)} modules on {texts} texts")
 
 
-def _report(found: "Moments", *, texts: int, output: Path, as_json: bool) -> None:
+def _report(found: "Moments", *, texts: int, cut: "Cut", output: Path, as_json: bool) -> None:
     """What was measured on stdout, and what was not on stderr."""
     from loralens.version import __version__
 
@@ -136,6 +139,7 @@ def _report(found: "Moments", *, texts: int, output: Path, as_json: bool) -> Non
             "target": str(output),
             "fingerprint": found.fingerprint,
             "source": dict(found.source),
+            "cut": cut.record(),
             "modules": [{"name": name, "rank": len(m.K), "count": m.count} for name, m in found.items()],
             "unreached": list(found.unreached),
             "unmeasured": dict(found.unmeasured),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options, target
+from loralens.cli.bases import warn_of_base, warn_of_bases
 from loralens.cli.compress_form import Form
 from loralens.cli.progress import progress
 
@@ -31,6 +32,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     looks = _looks(recipe)
     adapters = [load(one.path, given) for one in recipe.adapters]
     if len(adapters) > 1:
+        warn_of_bases([one.path for one in recipe.adapters], adapters)
         for one, adapter in zip(recipe.adapters, adapters, strict=True):
             _check_known(one.path, adapter)
     form = Form.of(adapters[0], to=given["to"], base=given["base"])
@@ -100,7 +102,9 @@ def load(path: str, given: Mapping[str, Any]) -> "Adapter":
     """The adapter at ``path``, what the reader found said on stderr."""
     reading = {name: given[name] for name in READING}
     adapter = options.load_if_unknown(path, {**reading, "base": given["base"]})
-    options.warn(path, adapter)
+    if given["base"]:
+        warn_of_base(path, adapter, given["base"])
+    options.warn(path, adapter, but={options.DORA} if given["base"] else ())  # whole changes are measured then
     return adapter
 
 

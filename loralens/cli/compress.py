@@ -71,10 +71,9 @@ def command(
     rule = compress_rule.rule_of(given)
     target.require(output, dry_run=dry_run)
     from loralens.errors import place
-    from loralens.formats import load
 
-    adapter = load(source, base=base, **{k: v for k, v in given.items() if k not in compress_rule.NAMES})
-    options.warn(source, adapter)
+    reading = {k: v for k, v in given.items() if k not in compress_rule.NAMES}
+    adapter = options.read_adapter(source, reading, base=base)
     form = Form.of(adapter, to=to, base=base, dtype=dtype)
     if output:
         form.check(source, output, overwrite=overwrite)

@@ -12,6 +12,7 @@ from loralens.cli import options, target
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
+    from loralens.core.matching import Shape
     from loralens.core.structured import Update
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
@@ -59,13 +60,11 @@ def command(
     by name where it is not. SOURCE is never written over.
     """
     from loralens.errors import place
-    from loralens.formats import load
 
-    adapter = load(source, base=base, **reading)
-    options.warn(source, adapter)
+    adapter = options.read_adapter(source, reading, base=base)
     with place(source):
         target.check_known(adapter, to)
-        adapter, words = _renamed(adapter, base, prefix)
+        adapter, words = _renamed(adapter, base, prefix, to)
         adapter = target.narrowed(_paired(adapter, rank), dtype)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
@@ -80,20 +79,43 @@ def command(
     click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
-def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -> "tuple[Adapter, list[str]]":
+def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], to: str) -> "tuple[Adapter, list[str]]":
     """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words."""
     words = []
     if base:
         from loralens.core.matching import match
+        from loralens.errors import place
         from loralens.formats.checkpoint import shapes
+        from loralens.formats.gguf_writer import head_is_tied
+        from loralens.merge.tying import HEAD
 
-        found = match({name: module.shape for name, module in adapter.items()}, shapes(base))
+        known = shapes(base)
+        tied = _tied_heads(adapter, base, known)
+        if tied and to == "gguf":
+            with place(tied[0]):
+                raise head_is_tied()
+        found = match({name: module.shape for name, module in adapter.items() if name not in tied}, known)
         words.append(str(found))
+        if tied:
+            words.append(f"{tied[0]} adapts the base's embedding, which is its head too, and has no weight of its own")
         if found.edit:
-            adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
+            names = {name: _module_name(name, key) for name, key in found.keys.items()}
+            adapter = adapter.renamed(names | dict.fromkeys(tied, HEAD.removesuffix(".weight")))
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))
     return adapter, words
+
+
+def _tied_heads(adapter: "Adapter", base: Path, known: "Mapping[str, Shape]") -> list[str]:
+    """The modules that adapt a head whose weight the base holds as its embedding alone."""
+    from loralens.formats.checkpoint import model_config, resolved
+    from loralens.formats.model_files import model_files
+    from loralens.merge.tying import HEAD, Tied
+
+    heads = [name for name in adapter if f".{name}.weight".endswith(f".{HEAD}")]
+    if not heads or any(f".{key}".endswith(f".{HEAD}") for key in known):
+        return []
+    return heads if Tied.of(model_files(resolved(base)).tensors, model_config(base) or {}).head else []
 
 
 def _module_name(name: str, key: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 @click.option("--dtype", type=click.Choice(list(options.DTYPES)), help="The dtype of the file. [default: as it is]")
 @compress_rule.PROTECT
 @compress_rule.ACTIVATIONS
+@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For GGUF.")
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @options.plot("Draw it: .png, .svg or .pdf.")
@@ -37,6 +38,7 @@ def command(
     dtype: str | None,
     weights: str,
     activations: str | None,
+    base: str | None,
     modules: tuple[str, ...],
     as_json: bool,
     plot: Path | None,
@@ -52,11 +54,9 @@ def command(
     from loralens.cli.progress import progress
     from loralens.compress.plan import Plan
     from loralens.errors import place
-    from loralens.formats import load
 
-    adapter = load(source, **reading)
-    options.warn(source, adapter)
-    form = Form.of(adapter, to=to or (None if adapter.format in TARGETS else "peft"))
+    adapter = options.read_adapter(source, reading, base=base)
+    form = Form.of(adapter, to=to or (None if adapter.format in TARGETS else "peft"), base=base)
     moments = compress_rule.moments_of(activations)
     with place(source):
         narrow, threads = options.dtype_of(dtype), os.cpu_count() or 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import given, named_by
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 
 LEVELS = ("error", "warning", "note")
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
+ROUNDINGS = ("nearest", "stochastic")  # of those of a merge, what can be foretold
 WORST = 3  # modules that a line of text names
 
 
@@ -25,8 +27,13 @@ WORST = 3  # modules that a line of text names
 @click.argument("paths", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--base", metavar="MODEL", help=options.BASE_HELP)
 @options.MODULES
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="The dtype of a merge. [default: as the base]")
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), help="What a merge would be rounded to. [default: as the base]"
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    default=ROUNDINGS[0],
+    show_default=True,
+    help="How a merge would round; of error feedback only merging tells.",
 )
 @click.option(
     "--sarif", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as SARIF 2.1.0, for CI."
@@ -41,6 +48,7 @@ def command(
     base: str | None,
     modules: tuple[str, ...],
     dtype: str | None,
+    rounding: str,
     sarif: Path | None,
     fail_on: str | None,
     as_json: bool,
@@ -66,9 +74,11 @@ def command(
             adapters,
             base=bed,
             dtype=DTYPES.get(dtype or ""),
+            stochastic=rounding == "stochastic",
             modules=modules,
             only_read=only_read,
             reading=options.as_typed(reading),
+            named=named_by(adapters),
             step=step,
         )
     if sarif:
@@ -107,7 +117,8 @@ def base_of(base: str) -> "Base":
     from loralens.analysis.checks.base import Base
     from loralens.formats.checkpoint import stores_conv1d
 
-    return Base(base, options.opened(base).tensors, stores_conv1d(Path(base)))
+    checkpoint = options.opened(base)
+    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)), checkpoint.float8, given(base))
 
 
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:

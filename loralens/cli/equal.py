@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
 
 
@@ -35,6 +36,7 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
     one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
     for path, adapter in ((first, one), (second, two)):
         options.warn(path, adapter)
+    warn_of_bases((first, second), (one, two))
     with progress("comparing", max(len(one), len(two))) as step:
         found = differences(one, two, step=step)
     extra = len(one.extra) + len(two.extra)

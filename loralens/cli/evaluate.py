@@ -14,6 +14,7 @@ from loralens.cli.train import TASKS
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.cli.cut import Cut
     from loralens.cli.models import Loaded
     from loralens.cli.train_inputs import Texts
     from loralens.core.adapter import Adapter
@@ -45,25 +46,25 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     knows those of the texts, else those of the texts, sorted.
     """
     from loralens.cli.train_inputs import data_of
-    from loralens.formats import load
     from loralens.train.tasks import task_named
 
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], None, labelled=task.labelled, one_label=True)
     texts = (held_out or learned).head(given["limit"])
     reading = {name: given[name] for name in ("format", "alpha", "scale", "allow_pickle")}
-    loaded = [load(path, **reading) for path in adapters]
-    for path, adapter in zip(adapters, loaded, strict=True):
-        options.warn(path, adapter, but={"use-dora"})  # magnitudes are applied here
+    loaded = [options.read_adapter(path, reading, base=given["model"], whole=True) for path in adapters]
     versions: list[Adapter | None] = [*loaded] or [None]
     models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same
     with progress("evaluating", len(versions) * len(texts.texts)) as step:
         found = [_measured(given, task, texts, adapter, models, step) for adapter in versions]
-    rows = list(zip(adapters or (None,), found, strict=True))
+    cuts = list(dict.fromkeys(cut for _, cut in found))  # one for each length, which may be the adapter's own
+    for cut in cuts:
+        cut.warn(given["data"])
+    rows = [(path, measures) for path, (measures, _) in zip(adapters or (None,), found, strict=True)]
     if as_json:
         record = {"model": given["model"], "task": task.name, "data": texts.name, "texts": len(texts.texts)}
         each = [{"path": path, **{name: known(value) for name, value in row.items()}} for path, row in rows]
-        click.echo(json.dumps(record | {"adapters": each}))
+        click.echo(json.dumps(record | {"cut": [cut.record() for cut in cuts], "adapters": each}))
         return
     _show(rows, f"{given['model']}, {len(texts.texts)} texts of {texts.name}")
 
@@ -75,11 +76,12 @@ def _measured(
     adapter: "Adapter | None",
     models: "dict[tuple[str, ...] | None, Loaded]",
     step: "Callable[[int], None] | None",
-) -> dict[str, float]:
-    """The measures of one version of the model."""
+) -> "tuple[dict[str, float], Cut]":
+    """The measures of one version of the model, and what was left out of the texts."""
     import torch
 
     from loralens.cli.causality import CAUSAL, check_causal
+    from loralens.cli.cut import count_cut
     from loralens.cli.models import load_headed
     from loralens.core.attached import Attachment
     from loralens.core.training import record_of
@@ -95,6 +97,7 @@ def _measured(
     with place(given["data"]):
         numbers = None if labels is None else texts.numbered(labels)
         examples = model.encoded(texts.texts, length=length, labels=numbers)
+        cut = count_cut(model, texts.texts, length=length)
     with place(given["model"]):
         if task.head == CAUSAL:
             check_causal(model, examples)
@@ -106,7 +109,7 @@ def _measured(
         _warn(given["model"], sorted(random), adapted=adapter is not None)
     evaluation = task.evaluation(examples, size=given["batch"], step=step)
     with torch.no_grad(), attachment.on() if attachment else nullcontext():
-        return dict(evaluation(model.model))
+        return dict(evaluation(model.model)), cut
 
 
 def _labels(trained: Sequence[str], given: dict[str, Any], texts: "Texts") -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import FIX, against
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -50,6 +51,7 @@ def _inspect(
     path: str, modules: tuple[str, ...], base: str | None, consumer: str | None, reading: Mapping[str, Any]
 ) -> "Inspection":
     from loralens.analysis.inspection import inspect
+    from loralens.core.adapter import Finding
     from loralens.errors import place
     from loralens.formats import load
 
@@ -57,6 +59,9 @@ def _inspect(
     with place(path):
         inspection = inspect(adapter, modules=modules)
         match = _match(inspection, base) if base else None
+        told = against(adapter, base) if base else ""
+        if told:
+            inspection.findings.append(Finding("warning", "base-differs", told, FIX))
         if consumer:
             from loralens.analysis.consumers import check
 

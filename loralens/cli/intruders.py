@@ -103,13 +103,11 @@ def command(
     from loralens.analysis.intruders import check_plain, intruders, mitigated
     from loralens.core.names import select
     from loralens.errors import place
-    from loralens.formats import load
     from loralens.linalg.device import Device
 
     store = svd_store(cache, cache_limit, no_cache=no_cache)
     place_of_work = Device.of(device)
-    read = load(adapter, **reading)
-    options.warn(adapter, read)
+    read = options.read_adapter(adapter, reading, base=base)
     with place(adapter):
         names = select(read, modules)
         check_plain(read, names, pairs=remove not in (None, 1))

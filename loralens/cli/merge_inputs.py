@@ -86,7 +86,7 @@ def inputs(
     from loralens.merge.planning import plan
     from loralens.merge.recast import recast, recast_dtype
 
-    loaded = [_load(path, modules, reading) for path in adapters]
+    loaded = [_load(path, base, modules, reading) for path in adapters]
     path = Path(base)
     open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
     files, config = model_files(resolved(path)), model_config(path) or {}
@@ -115,15 +115,13 @@ def inputs(
     )
 
 
-def _load(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, float]":
+def _load(path: str, base: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, float]":
     """What ``ADAPTER[:W]`` says: path, adapter (of the modules asked for, and what belongs to them), and weight."""
     from loralens.core.names import select
     from loralens.errors import place
-    from loralens.formats import load
 
     path, weight = options.weighted(path)
-    adapter = load(path, **reading)
-    options.warn(path, adapter)
+    adapter = options.read_adapter(path, reading, base=base, whole=True)
     if not modules:
         return path, adapter, weight
     with place(path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loralens.cli.bases import warn_of_base
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -19,6 +20,10 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # of --dtype
+
+# Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
+DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
+
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +72,25 @@ def as_typed(given: Mapping[str, Any]) -> str:
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return typed(*words)
+
+
+def read_adapter(
+    path: str, given: Mapping[str, Any], *, base: str | Path | None = None, whole: bool = False
+) -> "Adapter":
+    """The adapter at ``path``, read beside the base or model that the command was given; its findings go to stderr.
+
+    ``whole``: the command applies all that the adapter carries, DoRA's magnitudes and full differences too, so that no
+    finding is true that says what is left out of ΔW.
+    """
+    from loralens.core.carried import magnitudes
+    from loralens.formats import load
+
+    adapter = load(path, base=base, **given)
+    if base is not None:
+        warn_of_base(path, adapter, base)
+    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else ()
+    warn(path, adapter, but=applied)
+    return adapter
 
 
 def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":

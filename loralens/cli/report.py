@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import named_by
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -179,7 +180,15 @@ def _report(
     modules_in_all = sum(map(len, adapters.values()))
     with progress("examining", modules_in_all) as step:
         typed = options.as_typed(reading)
-        patients = examined(adapters, base=against, modules=modules, only_read=only_read, reading=typed, step=step)
+        patients = examined(
+            adapters,
+            base=against,
+            modules=modules,
+            only_read=only_read,
+            reading=typed,
+            named=named_by(adapters),
+            step=step,
+        )
     found = findings(patients)
     beside = [_beside(one, against, intruders) if against else None for one in patients]
     subjects: list[Subject] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
 from loralens.version import __version__
 
@@ -67,6 +68,7 @@ def command(
     adapters = [options.load_if_unknown(path, reading) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
         options.warn(path, adapter)
+    warn_of_bases(paths, adapters)
     given: dict[str, Any] = {"of": of, "modules": modules, "phi_rank": phi_rank, "plot": plot, "as_json": as_json}
     if len(paths) == 1:
         from loralens.cli.similarity_one import run as run_one

@@ -73,7 +73,7 @@ def command(
         raise click.UsageError("--json and --csv exclude each other")
     if device and not base:
         raise click.UsageError("--device is where the weights of --base are worked on")
-    measured = [_measure(path, modules, reading) for path in paths]
+    measured = [_measure(path, base, modules, reading) for path in paths]
     chosen = [(path, adapter, _order(spectra, sort, top)) for path, adapter, spectra in measured]
     norms = [_weight_norms(adapter, spectra, base, device) if base else {} for _, adapter, spectra in chosen]
     if as_json:
@@ -90,14 +90,14 @@ def command(
         options.draw(spectrum_figure({path: spectra for path, _, spectra in measured}), plot)
 
 
-def _measure(path: str, modules: Sequence[str], reading: Mapping[str, Any]) -> "tuple[str, Adapter, Spectra]":
+def _measure(
+    path: str, base: str | None, modules: Sequence[str], reading: Mapping[str, Any]
+) -> "tuple[str, Adapter, Spectra]":
     from loralens.analysis.spectrum import spectrum
     from loralens.cli.progress import progress
     from loralens.errors import place
-    from loralens.formats import load
 
-    adapter = load(path, **reading)
-    options.warn(path, adapter)
+    adapter = options.read_adapter(path, reading, base=base)
     with place(path), progress(f"reading {path}", len(adapter)) as step:
         return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1, step=step)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli.bases import note_of_bases
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -56,6 +57,7 @@ def command(folder: Path, as_json: bool, as_csv: bool, allow_pickle: bool) -> No
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     adapters, unreadable, others, copies = _survey(folder, allow_pickle=allow_pickle)
+    note_of_bases([found.adapter for found, _ in adapters if found.adapter])
     if as_json:
         click.echo(json.dumps(_record(folder, adapters, unreadable, others, copies)))
     elif as_csv:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.cli.causality import CAUSAL, check_causal
+from loralens.cli.cut import Cut, count_cut
 from loralens.cli.models import Loaded, labels_of, load_headed
 from loralens.cli.texts import read_texts
 from loralens.errors import OptionError, place
@@ -134,7 +135,7 @@ class Inputs:
     """All that a run is made of.
 
     ``heads`` names the modules that are trained in full: the head of a classifier, and what the model's folder did not
-    have.
+    have. ``cut`` is what was left out of the texts learned from, ``evaluation_cut`` of those evaluated on.
     """
 
     task: "Task"
@@ -144,6 +145,14 @@ class Inputs:
     examples: "Examples"
     evaluated: "Examples | None"
     heads: tuple[str, ...]
+    cut: Cut
+    evaluation_cut: Cut | None
+
+    def warn_of_cut(self) -> None:
+        """Say on stderr what was left out of the texts."""
+        self.cut.warn(self.learned.name)
+        if self.held_out and self.evaluation_cut:
+            self.evaluation_cut.warn(self.held_out.name)
 
 
 def inputs(given: dict[str, Any], *, device: str) -> Inputs:
@@ -175,7 +184,9 @@ def inputs(given: dict[str, Any], *, device: str) -> Inputs:
         with place(given["model"]):
             check_causal(loaded, examples)
     heads = heads_of(loaded.model, loaded.made, classifier=task.labelled)
-    return Inputs(task, loaded, learned, held_out, examples, evaluated, heads)
+    cut = count_cut(loaded, learned.texts, length=given["length"])
+    held_out_cut = count_cut(loaded, held_out.texts, length=given["length"]) if held_out else None
+    return Inputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)
 
 
 def _check_asked(task: "Task", examples: "Examples") -> None:

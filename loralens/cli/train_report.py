@@ -26,10 +26,13 @@ def plan(injection: "Injection", run: Mapping[str, Any], *, output: Path, as_jso
     )
 
 
-def result(fitted: "Fitted", seen: "History", *, output: Path, as_json: bool) -> None:
-    """What a run made, and how well it does; ``seen`` is all that was logged of it, before it was stopped as well."""
+def result(fitted: "Fitted", seen: "History", cut: Mapping[str, Any], *, output: Path, as_json: bool) -> None:
+    """What a run made, and how well it does.
+
+    ``seen`` is all that was logged of it, before it was stopped as well; ``cut`` what was left out of its texts.
+    """
     if as_json:
-        click.echo(json.dumps(_record(fitted, seen, output)))
+        click.echo(json.dumps({**_record(fitted, seen, output), **cut}))
         return
     injection = fitted.injection
     click.echo(

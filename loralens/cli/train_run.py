@@ -100,6 +100,8 @@ class Run:
             raise OptionError("--spectra looks at snapshots", fix="say how often: --snapshots N")
         if self.spectra:
             self._check_spectra()
+        if world.main:
+            made.warn_of_cut()
         self.course, self.watch, self.order = self._course(), self._watch(), self._order()
         self._begun, self._done = bool(given["resume"]), 0
 
@@ -173,7 +175,7 @@ class Run:
 
         injection = inject(self.made.loaded.model, **self._injected)
         if self.world.main:
-            plan(injection, self.identity, output=self.given["output"], as_json=self.given["as_json"])
+            plan(injection, self.identity | self._cut, output=self.given["output"], as_json=self.given["as_json"])
         injection.remove()
 
     def train(self) -> None:
@@ -190,7 +192,7 @@ class Run:
         if self.world.main:
             seen = history(self.training.folder / LOG)
             self._finish(fitted.adapter)
-            result(fitted, seen, output=self.given["output"], as_json=self.given["as_json"])
+            result(fitted, seen, self._cut, output=self.given["output"], as_json=self.given["as_json"])
 
     def _finish(self, adapter: "Adapter") -> None:
         try:
@@ -199,6 +201,12 @@ class Run:
             if (self.training.folder / NAMES[0]).exists():
                 self._say(f"the run is done; {self.training.folder} holds the finished adapter")
             raise
+
+    @property
+    def _cut(self) -> dict[str, Any]:
+        """What was left out of the texts, as JSON."""
+        cut = self.made.evaluation_cut
+        return {"cut": self.made.cut.record(), "evaluation_cut": cut.record() if cut else None}
 
     @property
     def _injected(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
 from loralens.version import __version__
 
@@ -45,6 +46,7 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     for one, adapter in zip(run.checkpoints, adapters, strict=True):
         options.warn(str(one.path), adapter)
     labels = [str(one.path) for one in run.checkpoints]
+    warn_of_bases(labels, adapters)
     with progress("comparing", work(adapters, modules)) as step:
         found = trajectory(adapters, modules=modules, labels=labels, threads=os.cpu_count() or 1, step=step)
     _warn_of_other_runs(run, found)

@@ -49,12 +49,16 @@ class Layout:
         Groups of a grouped convolution, or blocks of a ``merged`` pair.
     transposed : bool
         The file says that the base stores this weight as (in, out). Only a hint: the shape of the base decides.
+    rows : str
+        The software whose order the rows of B are in, where nothing said how to put them into the order of the base;
+        empty where they are in it. Such an update has no place in a weight (`loralens.core.weights.check_rows`).
     """
 
     kind: str = "linear"
     kernel: tuple[int, ...] = ()
     groups: int = 1
     transposed: bool = False
+    rows: str = ""
 
     @property
     def blocks(self) -> int:

@@ -98,7 +98,10 @@ class Moments:
             Its names, shapes or factors are not those of the adapter at calibration.
         """
         if fingerprint(adapter) != self.fingerprint:
+            turned = any(module.layout.rows for module in adapter.modules.values())
             raise MismatchError(
                 "these moments belong to another adapter: names, shapes or factors differ",
-                fix="measure them again with this one: loralens calibrate",
+                fix="give --base, the model that it was calibrated in: that puts its rows in order"
+                if turned
+                else "measure them again with this one: loralens calibrate",
             )

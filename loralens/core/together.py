@@ -93,6 +93,12 @@ def checked(name: str, row: Row, labels: Sequence[str]) -> None:
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
                     fix="take the module from one adapter only: loralens drop --modules",
                 )
+    orders = {update.layout.rows for update in row if update is not None}
+    if len(orders) > 1:
+        raise MismatchError(
+            f"{name}: its rows are in the order of {max(orders)} in one adapter and in that of the base in another",
+            fix="read the adapters with the base that says the head counts: --base (in Python: load(…, base=…))",
+        )
 
 
 def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:

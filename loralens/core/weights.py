@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import final
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.matching import Match, Shape, match
 from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
-from loralens.errors import MismatchError
+from loralens.errors import FormatError, MismatchError
 
 BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
 
@@ -93,12 +96,15 @@ def weights_of(
     ------
     MismatchError
         A module has no weight in the base, or one of another shape.
+    FormatError
+        The rows of a module are in an order that is not the base's.
 
     Notes
     -----
     The orientation is decided by the shapes. A square weight tells nothing: it follows what the file says of it, the
     kind of the base, or the other linear weights of the adapter.
     """
+    check_rows(modules)
     shapes = {key: tensor.shape for key, tensor in base.items()}
     found = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
     stored = {name: _flat(name, modules[name], base[key]) for name, key in found.keys.items()}
@@ -111,6 +117,33 @@ def weights_of(
 
     weights = {name: Weight(found.keys[name], tensor, transposed(name)) for name, tensor in stored.items()}
     return Weights(weights, found)
+
+
+def merged_dtype(stored: np.dtype[Any], wanted: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
+    """The dtype of a tensor in a merged model: ``wanted``, of floats of 16 bits and more, and of float8 under scales.
+
+    All others, and all where None is wanted, keep their own.
+    """
+    if wanted is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
+        return stored
+    return np.dtype(wanted)
+
+
+def check_rows(modules: Updates) -> None:
+    """Refuse modules whose rows are not in the order of the base's: their updates would go to other rows of W.
+
+    Raises
+    ------
+    FormatError
+        The head counts that the order follows from were not known when the file was read.
+    """
+    turned = [name for name, module in modules.items() if module.layout.rows]
+    if turned:
+        raise FormatError(
+            f"the rows of {len(turned)} modules, {turned[0]} the first, are in the order of "
+            f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
+            fix="give a base whose folder has a config.json that says its heads (in Python: load(…, base=…))",
+        )
 
 
 def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
+from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.container import PEFT, RECORD, Files, Stored, read_json, read_safetensors
 from loralens.formats.location import adapter_file, config_beside, is_gguf, is_pickle
@@ -59,7 +60,7 @@ def _format(name: str, title: str, *, writer: str = "", files: Files | None = No
 
 
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
-QUANTISED = "loralens-q"
+GGUF, QUANTISED = "gguf", "loralens-q"
 
 # In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
 FORMATS: tuple[Format, ...] = (
@@ -305,6 +306,8 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tu
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
     form = writers[name]
     assert form.files
+    if name not in (GGUF, QUANTISED):  # which can say that rows are in llama.cpp's order
+        check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
         from loralens.formats.quantised import expanded
 

@@ -1,14 +1,16 @@
 """A base model's checkpoint: its tensors, from the headers alone until somebody asks for numbers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
+
+import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.checkpoint_float8 import dequantised
+from loralens.formats.checkpoint_float8 import dequantised, scales_of
 from loralens.formats.checkpoint_quantised import check_numbers, check_shapes
 from loralens.formats.container import read_json, read_safetensors
 from loralens.formats.location import existing, is_gguf, snapshot
@@ -21,10 +23,19 @@ PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 @final
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a base model by key, and what there is to say of how they were read."""
+    """The tensors of a base model by key, and what there is to say of how they were read.
+
+    Attributes
+    ----------
+    tensors : mapping of str to LazyArray
+    notes : tuple of Finding
+    float8 : mapping of str to pair of dtype and LazyArray
+        Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
+    float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -54,7 +65,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     with place(path):
         check_numbers(stored, config)
         tensors, notes = dequantised(stored, config)
-    return Checkpoint(tensors, notes)
+        spread = scales_of(stored, config).spread if notes else {}
+    return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:

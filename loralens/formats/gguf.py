@@ -141,6 +141,8 @@ def _modules(
     if heads and gguf_rows.rotary(tensor):
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.unpermute(rows, count), shape=B.shape)
+    elif _stays_turned(tensor, arch, heads):
+        layout = Layout(rows=gguf_rows.OWNER)
     name = gguf_names.module_of(tensor, arch) or tensor
     yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
@@ -185,8 +187,8 @@ def _findings(
     if strange:
         text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
         yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
-    turned = [tensor for tensor in tensors if gguf_rows.rotary(tensor)]
-    if turned and heads is None and (arch is None or arch.permuted):
+    turned = [tensor for tensor in tensors if _stays_turned(tensor, arch, heads)]
+    if turned:
         text = (
             f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
             "heads they belong to: norms and singular values are right, rows of B and of the update are not"
@@ -198,6 +200,11 @@ def _findings(
     if norms:
         text = f"{len(norms)} norms trained in full, {norms[0]} the first: llama.cpp reads over them"
         yield Finding("note", "norms-ignored", text)
+
+
+def _stays_turned(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
+    """Whether the rows of a tensor stay in llama.cpp's order, as far as is known."""
+    return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
 
 
 def _listed(tensor: str, arch: Architecture | None) -> bool:

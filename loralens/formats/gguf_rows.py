@@ -12,6 +12,7 @@ from loralens.core.lazy import Array
 from loralens.errors import MismatchError
 from loralens.formats.gguf_architectures import Heads
 
+OWNER = "llama.cpp"  # as messages call the software that this order is of
 _ROTARY = re.compile(r"^blk\.\d+\.attn_([qk])$")
 
 

@@ -45,6 +45,7 @@ from loralens.formats.gguf_values import Value
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 CLOSE = 1e-6  # relative: α as float32 says the scale
+DROP = "leave this module out: loralens drop --modules"
 
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
 
@@ -164,10 +165,10 @@ def _place(name: str, target: _Target) -> Place:
     spot = gguf_names.place_of(name, target.arch)
     if spot is None and target.metadata is not None:  # as it was read, of an architecture that nobody knows
         spot = Place(*(expert(name) or (name, None)))
+    if spot is None and name.rpartition(".")[2] == "lm_head" and _tied(target):
+        raise head_is_tied()
     if spot is None:
-        raise FormatError(
-            f"{target.arch} has no tensor of that name in llama.cpp", fix="leave this module out with --modules"
-        )
+        raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=DROP)
     return spot
 
 
@@ -175,16 +176,28 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
     """Refuse what llama.cpp has no form for."""
     kind = module.layout.kind
     if kind == "conv":
-        raise FormatError("a GGUF adapter has no convolutions", fix="leave this module out with --modules")
+        raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
-        raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix="leave this module out with --modules")
-    if spot.tensor == "output" and (target.config or {}).get("tie_word_embeddings") is True:
-        raise FormatError(
-            "the base's head is its embedding, and llama.cpp has no tensor for it", fix="leave it out with --modules"
-        )
+        raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=DROP)
+    if spot.tensor == "output" and _tied(target):
+        raise head_is_tied()
     for factor in module.factors:
         if factor.dtype not in DTYPES:
             raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
+
+
+def _tied(target: _Target) -> bool:
+    """Whether the base has no head but its embedding: as its configuration says, else as all of its family have it."""
+    said = (target.config or {}).get("tie_word_embeddings")
+    return said is True or (said is None and target.known is not None and "lm_head" not in target.known.others)
+
+
+def head_is_tied() -> FormatError:
+    """What is wrong with a pair for a head that is the embedding."""
+    return FormatError(
+        "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
+        fix=f"{DROP}; or merge it into the base with --untie, and convert that model",
+    )
 
 
 def _alpha(adapter: Adapter, target: _Target) -> float:
@@ -231,7 +244,7 @@ def _tensors(
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
     B, A = _folded(module, alpha), module.factors[1]
-    if heads and gguf_rows.rotary(tensor):
+    if heads and gguf_rows.rotary(tensor) and not module.layout.rows:
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))
@@ -274,7 +287,7 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     if sorted(e for e in modules if e is not None) != list(range(count)):
         raise ShapeError(
             f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}",
-            fix="leave the stack out with --modules",
+            fix="leave the stack out: loralens drop --modules",
         )
     first, Bs = ordered[0], [_folded(module, alpha) for module in ordered]
     if len({(module.shape, module.rank) for module in ordered}) > 1:

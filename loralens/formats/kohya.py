@@ -162,7 +162,7 @@ def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
     findings = []
     scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
     if scaled:
-        text = f"{len(scaled)} modules are DoRA: what is measured is ΔW = scale·B·A alone; magnitudes are kept"
+        text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
         findings.append(Finding("note", "dora", text, "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖"))
     other = [key for key, one in extra.items() if one.role == "other"]
     if other:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.container import CONFIG
 from loralens.formats.packages import could_name, installed, model_folder
 
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, or one word
 _FIX = "check the path, or first download the Hub id or install the package that it names"
 _LFS = b"version https://git-lfs"
 
@@ -67,6 +68,19 @@ def existing(path: Path) -> Path:
             return found
     tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
+
+
+def known_folder(name: str) -> Path | None:
+    """The folder of the model that a file calls so: of a Hub id in the local cache, or of an installed package.
+
+    A name that comes out of a file is never taken for a path.
+    """
+    if not _PLAIN.fullmatch(name):
+        return None
+    try:
+        return _cached(name) or (None if "/" in name else _carried(name))
+    except (LoraLensError, OSError):
+        return None
 
 
 def _carried(name: str) -> Path | None:

@@ -148,10 +148,13 @@ def _scaling(entry: Any) -> tuple[float, Scaling]:
 
 
 def _layout(entry: Any) -> Layout:
-    kind, kernel, groups, transposed = entry
-    _check(harmless(kind) and type(groups) is int and isinstance(transposed, bool))
+    kind, kernel, groups, transposed, *order = entry
+    rows = order[0] if order else ""
+    _check(
+        len(order) < 2 and harmless(kind) and harmless(rows) and type(groups) is int and isinstance(transposed, bool)
+    )
     _check(all(type(k) is int for k in kernel))
-    return Layout(kind, tuple(kernel), groups, transposed)
+    return Layout(kind, tuple(kernel), groups, transposed, rows)
 
 
 def _finding(entry: Any) -> Finding:

@@ -48,7 +48,8 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         with place(name):
             rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
-        layout = _number(_jsonable(astuple(module.layout)), layouts)
+        kind = astuple(module.layout)
+        layout = _number(_jsonable(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
     again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None

@@ -8,6 +8,7 @@ import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import merged_dtype
 from loralens.merge.plan import Plan, TensorPlan, as_matrix
 
 FIELDS = ("torch_dtype", "dtype")  # of config.json
@@ -63,8 +64,5 @@ def recast(
 
 
 def recast_dtype(tensor: TensorPlan, wanted: str | None) -> np.dtype[Any]:
-    """The dtype of a tensor in the merged model: that wanted, of floats of 16 bits and more, and of scaled float8."""
-    stored = tensor.dtype
-    if wanted is None or stored.kind not in "fV" or (stored.itemsize < 2 and tensor.scale is None):
-        return stored
-    return np.dtype(wanted)
+    """The dtype of a tensor in the merged model."""
+    return merged_dtype(tensor.dtype, wanted, scaled=tensor.scale is not None)

@@ -16,6 +16,7 @@ from loralens.report.grid import Grid, mean
 from loralens.report.subject import Subject
 from loralens.report.words import fixed, number, percent
 
+WIDE = {"float32", "float64"}  # dtypes of weights in which an update arrives as it is
 FAR = 3.0  # standard deviations beyond which a module is not what chance would give
 Numbers = Mapping[str, int]
 
@@ -49,6 +50,10 @@ def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]
         fewer = [name for name in one.patient.strays if name]
         what = f"{len(fewer)} modules have" if fewer else "Its modules have"
         parts.append(Text(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
+    turned = sum(reading.module.layout.rows != "" for reading in one.patient.readings.values())
+    if turned:
+        told = f"The rows of {turned} modules are in another order than the base's, so these are left out here"
+        parts.append(Text(f"{told}: see the findings.", warning=True))
     if one.beside:
         parts += _amplified(one, one.beside.amplified, numbers, scales, i)
         parts += _intruders(one, one.beside.intruders, numbers, scales, i)
@@ -228,7 +233,7 @@ def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Pa
     values = {name: x.rounding.error for name, x in found.items()}
     chart = grid.heat("", values, scales.error, numbers=numbers, gather=max, tip=tip)
     dtypes = sorted({x.dtype for x in found.values()})
-    supposed = any(x.supposed for x in found.values())
+    wide = set(dtypes) & WIDE
     worst = max(found, key=lambda name: found[name].rounding.error)
     return [
         Picture(
@@ -237,9 +242,9 @@ def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Pa
             [chart],
             f"How far ΔW would be off in weights that are {', '.join(dtypes)}, as a share of ‖ΔW‖, predicted from "
             f"at most 2¹⁸ entries of each; the worst is {worst}."
-            + (" The base is wider than that: merged in its own dtype nothing is lost." if supposed else ""),
+            + (" loralens doctor --dtype bf16 says what narrower weights would make of it." if wide else ""),
             "no chance level: 0 % arrives as it is; an update below half a unit in the last place of W does not arrive",
-            "rounding of W + ΔW to the nearest, as loralens doctor predicts it",
+            "rounding of W + ΔW to the nearest in the dtype of the base, as loralens merge does it",
             f"Map of predicted merge errors of {one.label}, up to {percent(found[worst].rounding.error)}.",
         ),
         _landings_table(found, numbers),

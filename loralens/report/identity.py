@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
+from loralens.core.base_model import grouped
 from loralens.core.names import kind, some
 from loralens.plot.figure import fit
 from loralens.report.document import Column, Entry, Notice, Notices, Part, Row, Section, Table, Text
@@ -64,13 +65,13 @@ def identity(subjects: Sequence[Subject]) -> Section:
 
 def _bases(subjects: Sequence[Subject]) -> list[Part]:
     """That they name different base models, where they do."""
-    named: dict[str, list[str]] = {}
-    for one in subjects:
-        if one.patient.adapter.base_model:
-            named.setdefault(one.patient.adapter.base_model, []).append(one.label)
-    if len(named) < 2:
+    models = [one.patient.named for one in subjects]
+    groups = grouped(models)
+    if len(groups) < 2:
         return []
-    said = "; ".join(f"{listed(labels)}: {fit(base, LONG)}" for base, labels in named.items())
+    said = "; ".join(
+        f"{listed([subjects[i].label for i in group])}: {fit(models[group[0]].name, LONG)}" for group in groups
+    )
     told = "An update means something only beside its own base: what is compared below takes them for one base."
     return [Text(f"They name different base models ({said}). {told}", warning=True)]
 

@@ -106,7 +106,8 @@ def _module(one: Subject, name: str, spectrum: Spectrum) -> dict[str, Any]:
     if name in one.landings:
         landing = one.landings[name]
         told = landing.rounding
-        found["merge"] = {"dtype": landing.dtype, "supposed": landing.supposed, "ratio": known(landing.ratio)}
+        # The dtype is that of the base, and never a supposed one; the key stays, as docs/json.md promises of all.
+        found["merge"] = {"dtype": landing.dtype, "supposed": False, "ratio": known(landing.ratio)}
         found["merge"] |= {"gain": known(told.gain), "error": known(told.error), "unmoved": known(told.unmoved)}
     return found
 

@@ -113,7 +113,7 @@ def _base(one: Subject) -> list[str]:
     if landings:
         worst = max(landings, key=lambda name: landings[name].rounding.error)
         told = landings[worst]
-        where = f"Merged into {told.dtype}" + (", narrower than the base," if told.supposed else "")
+        where = f"Merged into {told.dtype}"
         if told.rounding.error < 0.005:
             said.append(f"{where} it would arrive nearly as it is, {percent(told.rounding.error)} off at worst.")
         else:

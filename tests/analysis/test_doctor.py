@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_diagnosis_does_not_depend_on_the_gauge():
         return 7 * B @ G, G.T @ A / 7, scale
 
     weak = healthy(2)
-    bed = base(weak, ratio=0.003)
+    bed = base(weak, ratio=0.003, dtype=ml_dtypes.bfloat16)
     first, second = (diagnose({"a": one}, base=bed) for one in (weak, changed(weak, turn)))
     assert [(one.code, one.module) for one in first] == [(one.code, one.module) for one in second]
     assert first

@@ -41,7 +41,8 @@ def test_json_keeps_its_contract(home: Path) -> None:
         str(home / "llama"),
         "causal",
     )
-    assert record["data"] == {"file": str(home / "texts.jsonl"), "texts": 4, "positions": 25, "states": 25}
+    cut = {"length": 32, "texts": 0, "tokens": 0}
+    assert record["data"] == {"file": str(home / "texts.jsonl"), "texts": 4, "cut": cut, "positions": 25, "states": 25}
     assert record["adapters"] == [
         {"name": name, "path": str(home / name), "not_applied": {}, "never_called": [], "rounded": []}
         for name in ("one", "two")

@@ -121,7 +121,8 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert result.stdout == f"would write {target}: moments of 2 modules on 4 texts\n"
     record = json.loads(run(*arguments(home, "bert", target, "--dry-run", "--json")).stdout)
     names = [{"name": f"bert.encoder.layer.{i}.attention.self.query".removeprefix("bert.")} for i in range(2)]
-    assert record == {"target": None, "texts": 4, "modules": names}
+    cut = {"length": 32, "texts": 0, "tokens": 0}
+    assert record == {"target": None, "texts": 4, "cut": cut, "modules": names}
     assert not target.exists()
 
 

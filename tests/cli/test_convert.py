@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from tests.bases import single
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -226,3 +227,32 @@ def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments:
     assert result.exit_code == 1
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
+    """llama.cpp has nothing to adapt there; in other dialects the head keeps its name."""
+    name = "layers.0.self_attn.v_proj"
+    held = {
+        f"model.{name}.weight": np.ones((4, 4), np.float32),
+        "model.embed_tokens.weight": np.ones((9, 4), np.float32),
+    }
+    config = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 2, "tie_word_embeddings": True}
+    base = single(tmp_path / "base", held, config=config)
+    pairs = {"lm_head": (9, 4), name: (4, 4)}
+    modules = {key: loralens.LowRank(np.ones((out, 1)), np.ones((1, in_))) for key, (out, in_) in pairs.items()}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "lora")
+    result = run("convert", tmp_path / "lora", "--to", "gguf", "--base", base, "-o", tmp_path / "x.gguf")
+    assert result.exit_code == 1
+    what = "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt"
+    fix = (
+        "leave this module out: loralens drop --modules; or merge it into the base with --untie, and convert that model"
+    )
+    assert result.stderr == f"error: {tmp_path / 'lora'}: lm_head: {what}\n  fix: {fix}\n"
+    result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", base, "-o", tmp_path / "mlx")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "lm_head adapts the base's embedding, which is its head too" in result.stdout
+    assert list(loralens.load(tmp_path / "mlx")) == ["lm_head", f"model.{name}"]
+    untied = single(tmp_path / "untied", held, config={**config, "tie_word_embeddings": False})
+    result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", untied, "-o", tmp_path / "mlx2")
+    assert result.exit_code == 1
+    assert "1 of 2 modules have no weight in the base, lm_head among them" in result.stderr

@@ -446,6 +446,18 @@ def test_what_llama_cpp_has_no_place_for_is_refused_by_name(modules, message):
     assert next(reversed(modules)) in str(caught.value)
 
 
+def test_a_head_that_is_the_embedding_is_refused_where_only_the_family_says_so():
+    gemma = {
+        "architectures": ["Gemma2ForCausalLM"],
+        "num_attention_heads": 4,
+    }  # tied, and transformers does not save it
+    with pytest.raises(FormatError, match="head is its embedding") as caught:
+        write(adapter({"lm_head": low_rank()}), base_config=gemma)
+    assert "loralens drop --modules" in caught.value.fix
+    with pytest.raises(FormatError, match="no tensor of that name"):
+        write(adapter({"lm_head": low_rank()}), base_config={**gemma, "tie_word_embeddings": False})
+
+
 def test_a_structured_update_is_refused():
     update = Structured(Dense(LazyArray.of(drawn(8, 6))), 1.0)
     with pytest.raises(MismatchError, match="convert --rank"):

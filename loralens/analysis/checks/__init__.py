@@ -2,6 +2,7 @@
 
 from loralens.analysis.checks import (
     absorption,
+    bases,
     blocks,
     combination,
     combined,
@@ -23,6 +24,8 @@ from loralens.analysis.checks.check import Check
 CHECKS: tuple[Check, ...] = (
     Check(finite.RULES, one=finite.look),
     Check(names.RULES, one=names.look),
+    Check(bases.RULES, one=bases.look),
+    Check(bases.OF_SEVERAL, all=bases.look_at_all),
     Check(reader.RULES, one=reader.look),
     Check(zero.RULES, one=zero.look),
     Check(scale.RULES, one=scale.look),

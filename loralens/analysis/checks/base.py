@@ -1,35 +1,59 @@
 """Base: the model that an adapter is held against, and what its weights make of each update."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
 from loralens.analysis.inspection import broken
 from loralens.analysis.spectrum import Spectrum
+from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import Shape, match
 from loralens.core.structured import Update, Updates
-from loralens.core.weights import Weight, weights_of
+from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
-from loralens.linalg.rounding import Rounding, product_entries, rounded, sample_entries, sampled_rounding
+from loralens.linalg.rounding import Rounding, product_entries, sample_entries, sampled_rounding
 
 Reason = tuple[str, str]  # what, and a fix
 
 TRIES = 200  # times that modules are halved to find the strangers: enough for a dozen of them among thousands
-NARROW = 2  # bytes of the dtypes that a merge can hurt; float32 weights are asked what bfloat16 would do to them
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model: what it is called, its tensors, whether linear weights are stored (in, out)."""
+    """A base model.
+
+    Attributes
+    ----------
+    name : str
+    tensors : mapping of str to LazyArray
+        Its numbers by key.
+    conv1d : bool
+        Whether linear weights are stored (in, out).
+    float8 : mapping of str to pair of dtype and LazyArray
+        Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    model : BaseModel or None
+        What is known of it besides: its name as others may have it, its sizes.
+    """
 
     name: str
     tensors: Mapping[str, LazyArray]
     conv1d: bool = False
+    float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
+    model: BaseModel | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """How a merge is to write: the dtype asked for, None for that of the base; and whether it rounds stochastically."""
+
+    dtype: str | None = None
+    stochastic: bool = False
 
 
 @final
@@ -42,23 +66,21 @@ class Landing:
     ratio : float
         ‖ΔW‖_F/‖W‖_F, the latter from at most 2¹⁸ entries (0.3 % off).
     dtype : str
-        The dtype of a merge: as asked for, else that of W, else (W in float32) bfloat16.
-    supposed : bool
-        Whether that dtype is neither asked for nor W's own.
+        The dtype that a merge writes: as asked for, else that of W.
     rounding : Rounding
-        What a merge into it would make of ΔW, from the same entries.
+        What the merge makes of ΔW, from the same entries.
     """
 
     ratio: float
     dtype: str
-    supposed: bool
     rounding: Rounding
 
 
 def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
     """The weight of every module that has one in the base, and of the others why they have none.
 
-    Strangers are found by halves, so that a head that the base has not hides none of the others.
+    Modules whose rows are not in the order of the base are left out: a finding of the reader's tells of them. Strangers
+    are found by halves, so that a head that the base has not hides none of the others.
 
     Returns
     -------
@@ -66,6 +88,7 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
     dict of str to Reason
         Under "" where it is so of all modules together: then no weight is returned.
     """
+    modules = {name: module for name, module in modules.items() if not module.layout.rows}
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     tries = iter(range(TRIES))
     whole: list[MismatchError] = []
@@ -100,7 +123,7 @@ def _stranger(name: str, shape: Shape, shapes: Mapping[str, Shape], error: Misma
 
 
 def landings(
-    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], dtype: str | None
+    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: Merging, base: Base
 ) -> tuple[dict[str, Landing], dict[str, int]]:
     """What every weight makes of its update, from entries drawn with a fixed seed; and which weights are spoilt.
 
@@ -111,28 +134,47 @@ def landings(
         Of weights that hold NaN or Inf, and land nothing, how many.
     """
     found, spoilt = {}, {}
+    scales = _scales(modules, weights, base)
     for name, one in spectra.items():
         if name in weights and one.spectral > 0:
             W = weights[name].read()
             if count := broken(W):
                 spoilt[name] = count
             else:
-                found[name] = _landing(modules[name], one.frobenius, W, dtype)
+                stored = base.float8[weights[name].key][0] if name in scales else W.dtype
+                found[name] = _landing(modules[name], one.frobenius, W, stored, scales.get(name), merging)
     return found, spoilt
 
 
-def _landing(module: Update, norm: float, W: Array, dtype: str | None) -> Landing:
+def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
+    """The scales of the float8 weights among ``weights``, each looked at as its weight is."""
+    if not any(weight.key in base.float8 for weight in weights.values()):
+        return {}
+    spread = {key: scale for key, (_, scale) in base.float8.items()}
+    laid = weights_of({name: modules[name] for name in weights}, {**base.tensors, **spread}, conv1d=base.conv1d)
+    return {name: weight for name, weight in laid.modules.items() if weight.key in spread}
+
+
+def _landing(
+    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: Merging
+) -> Landing:
     out, in_ = module.shape
     rows, columns = sample_entries((out, in_))
     w, size = W[rows, columns], out * in_
     mean_square = float(np.mean(w.astype(np.float64) ** 2))
-    supposed = dtype is None and w.dtype.itemsize > NARROW
-    name = dtype or ("bfloat16" if supposed else w.dtype.name)
-    target = _dtype(name)
-    d = update_entries(module, rows, columns)
-    rounding = sampled_rounding(rounded(w, target), d, size=size, norm=norm, dtype=target)
+    wanted = None if merging.dtype is None else _dtype(merging.dtype)
+    dtype = merged_dtype(stored, wanted, scaled=scale is not None)
+    rounding = sampled_rounding(
+        w,
+        update_entries(module, rows, columns),
+        size=size,
+        norm=norm,
+        dtype=dtype,
+        scale=scale.read()[rows, columns] if scale and dtype == stored else None,
+        stochastic=merging.stochastic,
+    )
     whole = (mean_square * size) ** 0.5
-    return Landing(norm / whole if whole else np.inf, name, supposed, rounding)
+    return Landing(norm / whole if whole else np.inf, dtype.name, rounding)
 
 
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:

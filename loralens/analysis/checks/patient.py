@@ -10,6 +10,7 @@ import numpy as np
 from loralens.analysis.checks.base import Landing, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone, select
@@ -83,6 +84,10 @@ class Patient:
         The dialect that a command has to write it in; empty where its own will do.
     reading : str
         The options that it was read with, as a shell wants them: a command has to be given them too.
+    named : BaseModel
+        The base that it names.
+    base : BaseModel or None
+        The base that it is held against.
     """
 
     path: str
@@ -93,6 +98,8 @@ class Patient:
     spoilt: Mapping[str, int] = field(default_factory=dict)
     to: str = ""
     reading: str = ""
+    named: BaseModel = field(default_factory=lambda: BaseModel(""))
+    base: BaseModel | None = None
 
     @property
     def quoted(self) -> str:

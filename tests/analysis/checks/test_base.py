@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.analysis.checks import base as bases
 from loralens.analysis.checks.absorption import FIX
-from loralens.analysis.checks.base import Base
+from loralens.analysis.checks.base import Base, Merging
 from loralens.analysis.doctor import diagnose
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
@@ -78,7 +78,8 @@ def test_an_update_larger_than_its_weight():
         (BF16, None, 0.003, "merge-lossy", "warning"),
         (BF16, None, 0.001, "below-rounding", "warning"),
         (np.float16, None, 0.0003, "merge-lossy", "warning"),
-        (np.float32, None, 0.003, "merge-lossy", "note"),  # nobody said bfloat16
+        (np.float32, None, 0.003, None, ""),  # merged in its own dtype nothing is lost
+        (np.float32, None, 1e-5, None, ""),
         (np.float32, "bfloat16", 0.003, "merge-lossy", "warning"),
         (np.float32, "float8_e4m3fn", 0.01, "below-rounding", "warning"),
         (BF16, None, 0.02, None, ""),
@@ -112,13 +113,13 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     assert strays == {}
     from loralens.analysis.spectrum import spectrum
 
-    landing = bases.landings(adapter.modules, spectrum(adapter), weights, None)[0]["m"]
+    landing = bases.landings(adapter.modules, spectrum(adapter), weights, Merging(), bed)[0]["m"]
     W, D = weights["m"].read(), adapter["m"].dense()
     full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)
     assert landing.rounding.error == pytest.approx(full.error, rel=SAMPLED_ROUNDING)
     assert landing.rounding.gain == pytest.approx(full.gain, rel=SAMPLED_ROUNDING)
-    assert (landing.dtype, landing.supposed) == ("bfloat16", False)
+    assert landing.dtype == "bfloat16"
 
 
 def test_numbers_that_are_none_in_the_base_are_said_and_foretell_nothing():

