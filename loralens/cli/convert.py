@@ -1,7 +1,7 @@
 """``loralens convert``: an adapter in another dialect, under other names, or in another dtype."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from loralens.cli import options, target
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
+    from loralens.core.matching import Match
     from loralens.core.structured import Update
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
@@ -87,13 +88,22 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -
         from loralens.core.matching import match
         from loralens.formats.checkpoint import shapes
 
-        found = match({name: module.shape for name, module in adapter.items()}, shapes(base))
+        known = shapes(base)
+        found = match({name: module.shape for name, module in adapter.items()}, known)
         words.append(str(found))
         if found.edit:
-            adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
+            names = {name: _module_name(name, key) for name, key in found.keys.items()}
+            adapter = adapter.renamed({**_renamed_extras(adapter, found, known), **names})
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))
     return adapter, words
+
+
+def _renamed_extras(adapter: "Adapter", found: "Match", known: Collection[str]) -> Mapping[str, str]:
+    """The names in the base of modules that the adapter speaks of without a pair: norms, heads."""
+    alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
+    names = {name: found.rename(name) for name in alone}
+    return {old: new for old, new in names.items() if f"{new}.weight" in known or new in known}
 
 
 def _module_name(name: str, key: str) -> str:
@@ -106,7 +116,8 @@ def _prefixed(adapter: "Adapter", pair: str) -> Mapping[str, str]:
     from loralens.errors import OptionError
 
     old, equals, new = pair.partition("=")
-    names = {name: new + name[len(old) :] for name in adapter if name.startswith(old)}
+    modules = [*adapter, *{extra.module for extra in adapter.extra.values()}.difference(adapter)]
+    names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
     if not equals or not names:
         first = next(iter(adapter), "nothing")
         what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"
