@@ -123,7 +123,7 @@ def _vllm_saved(adapter: Adapter) -> Iterator[Finding]:
     skipped = [key for key in saved if key.endswith(VLLM_SKIPPED)]
     yield from _saved([key for key in saved if key not in heads and key not in skipped])
     if heads:
-        text = f"{some(heads, 1)} is loaded only where the model is served for classification"
+        text = f"{some(heads, 1)} is loaded only where the model is served for classification, and refused before 0.31"
         yield warning("saved-head", text, "serve it with --runner pooling, or drop the head with --drop-extra")
     if skipped:
         text = f"the embedding that stands in the file is skipped: {some(skipped, 1)}"

@@ -86,7 +86,8 @@ def check_encoder(name: str) -> None:
         first = name.partition(".")[0]
         raise FormatError(
             "is a text encoder's layer, and nothing says which of the pipeline's text encoders that is",
-            fix=f"give the pipeline's folder with --base, or say it: --prefix {first}.=text_encoder.{first}.",
+            fix="give the pipeline's folder with --base, or say it with loralens convert: "
+            f"--prefix {first}.=text_encoder.{first}.",
         )
 
 

@@ -272,3 +272,17 @@ def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
     assert codes(peft(tmp_path), "peft") == {}
     assert codes(file(tmp_path, ACCEPTED["kohya"]), "peft") == {"dialect": "error"}
     assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("sd15-diffusers-processor", {}),  # 128 of 128 modules are loaded
+        ("flux-aitoolkit-r16", {}),  # 4 of 4
+        ("sd15-timohavdk-diffusers", {"dialect": "error"}),  # none: no .processor in its names
+        ("sd15-timohavdk-kohya", {"names": "error"}),  # none: a prefix twice, and leaves glued on
+    ],
+)
+def test_comfyui_on_real_files(folder: str, expected: Mapping[str, str], real: Path) -> None:
+    """What its own loader said of them."""
+    assert codes(loralens.load(real / folder), "comfyui") == expected
