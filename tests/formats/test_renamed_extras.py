@@ -99,3 +99,13 @@ def test_norms_get_the_names_of_the_base_too() -> None:
     moved = read.renamed({name: "x.y", "lora_unet_norm_x": "norm.x"})
     assert {extra.module for extra in moved.extra.values()} == {"norm.x"}
     assert "lora_unet_norm_x.alpha" in stored_as(moved, "kohya")[0].tensors
+
+
+@pytest.mark.parametrize("source", ["kohya", "diffusers", "comfyui"])
+def test_by_way_of_few_bits(source: str, tmp_path: Path) -> None:
+    """loralens-q keeps extras under the keys they had; written in their dialect again, they name their modules."""
+    role = "magnitude_in" if source == "comfyui" else "magnitude"
+    read = written(adapter(role), source, tmp_path)
+    moved = read.renamed({file: NEW[0] if file.endswith("q") else NEW[1] for file in read})
+    back = written(written(moved, "loralens-q", tmp_path), source, tmp_path)
+    assert {extra.module for extra in back.extra.values() if extra.role == role} == set(back)
