@@ -24,7 +24,7 @@ from loralens.cli.combine_recipe import Setting, given_beside, recipe_of, writin
 @click.option("--take", metavar="ADAPTER", help="Whose heads and biases stand where several have some; or none.")
 @click.option("--drop-dead", is_flag=True, help="Leave out modules that come out as 0.")
 @compress_rule.rules
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
+@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
 @writing
 def command(adapters: tuple[str, ...], recipe: Path | None, **given: Any) -> None:
     """Write several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.

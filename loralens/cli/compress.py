@@ -28,7 +28,7 @@ BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on t
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
 @compress_rule.rules
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
+@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
 @compress_rule.PROTECT
 @compress_rule.ACTIVATIONS
 @click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA's magnitudes, and for GGUF.")

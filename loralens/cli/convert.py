@@ -1,7 +1,7 @@
 """``loralens convert``: an adapter in another dialect, under other names, or in another dtype."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from loralens.cli import options, target
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
-    from loralens.core.matching import Shape
+    from loralens.core.matching import Match, Shape
     from loralens.core.structured import Update
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
@@ -100,7 +100,8 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
             words.append(f"{tied[0]} adapts the base's embedding, which is its head too, and has no weight of its own")
         if found.edit:
             names = {name: _module_name(name, key) for name, key in found.keys.items()}
-            adapter = adapter.renamed(names | dict.fromkeys(tied, HEAD.removesuffix(".weight")))
+            heads = dict.fromkeys(tied, HEAD.removesuffix(".weight"))
+            adapter = adapter.renamed({**_renamed_extras(adapter, found, known), **names, **heads})
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))
     return adapter, words
@@ -118,6 +119,13 @@ def _tied_heads(adapter: "Adapter", base: Path, known: "Mapping[str, Shape]") ->
     return heads if Tied.of(model_files(resolved(base)).tensors, model_config(base) or {}).head else []
 
 
+def _renamed_extras(adapter: "Adapter", found: "Match", known: Collection[str]) -> Mapping[str, str]:
+    """The names in the base of modules that the adapter speaks of without a pair: norms, heads."""
+    alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
+    names = {name: found.rename(name) for name in alone}
+    return {old: new for old, new in names.items() if f"{new}.weight" in known or new in known}
+
+
 def _module_name(name: str, key: str) -> str:
     """The module of a weight's key, with the expert's number that the old name has."""
     bracket = name[name.rindex("[") :] if name.endswith("]") else ""
@@ -128,7 +136,8 @@ def _prefixed(adapter: "Adapter", pair: str) -> Mapping[str, str]:
     from loralens.errors import OptionError
 
     old, equals, new = pair.partition("=")
-    names = {name: new + name[len(old) :] for name in adapter if name.startswith(old)}
+    modules = [*adapter, *{extra.module for extra in adapter.extra.values()}.difference(adapter)]
+    names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
     if not equals or not names:
         first = next(iter(adapter), "nothing")
         what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"

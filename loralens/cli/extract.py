@@ -36,7 +36,7 @@ SHOWN = 5  # tensors that are named on a terminal before the rest is counted
     help="Keep what stands above the noise: that of rounding to the dtype of --tuned, or where it is unknown and the "
     "difference full-rank, as the median of all singular values tells it.  [alone: rounding]",
 )
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what vLLM, LoRAX and mlx-lm want.")
+@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
 @click.option("--exact", is_flag=True, help="Dense SVDs in float64, for big matrices too: slow.")
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
 @click.option("--dtype", type=click.Choice(list(options.DTYPES)), default="f32", show_default=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.cli.table import Table
     from loralens.core.matching import Match
 
-CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "peft")
+CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
 
 
 @click.command("inspect")

@@ -44,8 +44,10 @@ def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> 
 
 
 def _solved(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
-    cosines = cosines_of(before, after, weight, over_in=extra.role == "magnitude", kernel=before.layout.kernel)
-    tensor = extra.tensor
+    tensor, kernel = extra.tensor, before.layout.kernel
+    if extra.role == "magnitude_in" and not kernel and before.shape[1] % max(1, tensor.size) == 0:
+        kernel = (before.shape[1] // max(1, tensor.size),)  # which LyCORIS stores flat
+    cosines = cosines_of(before, after, weight, over_in=extra.role == "magnitude", kernel=kernel)
     if tensor.size != cosines.size:
         raise ShapeError(
             f"{tensor.shape} is not one number for each of {cosines.size} channels", fix="save the adapter again"

@@ -146,7 +146,7 @@ class Adapter:
             raise OptionError(f"two modules would be called {twice}", fix="choose other names")
         extra: dict[str, Extra] = {}
         for key, one in self.extra.items():
-            name = new.get(one.module, one.module)
+            name = names.get(one.module, one.module)
             renamed = _renamed_key(key, one.module, name)
             if renamed in extra:
                 raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")

@@ -1,7 +1,9 @@
 """Writing ComfyUI's names: what was read and not changed as it was, the rest as ``lora_up``, ``lora_down``, ``alpha``.
 
-Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components. ``unet.``
-names get the ``.processor`` that it expects, T5 the name it has there, and all others ``diffusion_model.`` before them.
+Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components, which stand
+before the names of a component alone. ``unet.`` names get the ``.processor`` that it expects, CLIP's layers the
+``text_model.``, T5 the name it has there, and all others ``diffusion_model.`` before them. Names that ComfyUI would
+ignore are refused.
 """
 
 from collections.abc import Mapping
@@ -10,14 +12,15 @@ from math import prod
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.image_names import comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats import alpha
 from loralens.formats.comfyui import KOHYA, NAME, canonical, raw
 from loralens.formats.container import Stored
-from loralens.formats.extras import add, check_size, owner, to_translate
-from loralens.formats.pairs import pack, stood
+from loralens.formats.extras import add, check_encoder, check_size, owner, to_keep, to_translate
+from loralens.formats.pairs import Parts, pack, stood
 
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
@@ -31,15 +34,15 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError, ShapeError
-        Names without dots, a weight of a kind that ComfyUI adds nothing to, extras that have no place, a scale that
-        float32 cannot hold, an update that has no pair.
+        Names without dots, names that ComfyUI does not have, a weight of a kind that ComfyUI adds nothing to, extras
+        that have no place, a scale that float32 cannot hold, an update that has no pair.
     """
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
-            files[name] = _file(name, module)
+            files[name] = _file(name, stood(module, NAME, raw))
             owner = owners.setdefault(files[name], name)
             if owner != name:
                 raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
@@ -54,9 +57,8 @@ def write(adapter: Adapter) -> Stored:
     )
 
 
-def _file(name: str, module: Update) -> str:
+def _file(name: str, parts: Parts) -> str:
     """What the file calls a module: as it did, where it was read from such a file."""
-    parts = stood(module, NAME, raw)
     if parts:
         found = raw(parts["A"][0])
         assert found
@@ -66,10 +68,22 @@ def _file(name: str, module: Update) -> str:
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
             fix="write kohya's format, or give --base so that the names become those of the base model",
         )
+    check_encoder(name)
+    file = _named(in_pipeline(name))
+    if not comfyui_has(file):
+        raise FormatError(
+            f"ComfyUI has no weight of the name {file}, and would ignore it",
+            fix="leave this module out first: loralens drop",
+        )
+    return file
+
+
+def _named(name: str) -> str:
+    """What ComfyUI calls a module of a pipeline."""
     if name.startswith(("text_encoder_3.", FLUX_T5)):
         return T5 + name.partition(".")[2]
     if name.startswith("unet."):
-        return name.replace(".to_", ".processor.to_").removesuffix(".0" if name.endswith(".to_out.0") else "")
+        return f"unet.{comfyui_unet(name.removeprefix('unet.')) or name.removeprefix('unet.')}"
     return name if name.startswith(KNOWN) else f"diffusion_model.{name}"
 
 
@@ -88,12 +102,12 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """What rides along as it is; from another dialect, the bias of B, and DoRA by input.
+    """What rides along beside its module; from another dialect, the bias of B, and DoRA by input.
 
     Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
-        return {key: extra.tensor for key, extra in adapter.extra.items()}
+        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _named(in_pipeline(name)))
     tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):

@@ -3,6 +3,9 @@
 Anew means ``<name>.lora_A.weight`` and ``lora_B.weight``, and, where a scale is not 1 or ranks differ, a header that
 says r and α of every component. Then all components stand in it: diffusers builds an empty configuration for one that
 it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
+
+Names of one component alone, from another dialect, get the component before them, without which a pipeline loads
+nothing.
 """
 
 from collections.abc import Mapping
@@ -10,7 +13,8 @@ from dataclasses import replace
 from math import isclose
 from typing import Any
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, MismatchError, place
@@ -18,13 +22,14 @@ from loralens.formats.container import Stored
 from loralens.formats.diffusers import NAME, detect, read
 from loralens.formats.diffusers_keys import component, leaf
 from loralens.formats.diffusers_metadata import KEY, Configs, dumps
-from loralens.formats.extras import add
+from loralens.formats.extras import add, check_encoder
 from loralens.formats.pairs import pack, stood
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.peft_writer import companions, most_common, pattern, whole
 
 KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
 _FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
+_ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
 _SAME = 1e-15  # relative: (α/r)·r is α to the last bit or the one before
 
 Fields = dict[str, dict[str, Any]]  # component → LoraConfig
@@ -42,6 +47,10 @@ def write(adapter: Adapter) -> Stored:
     kept = _as_read(adapter)
     if kept is not None:
         return kept
+    names: dict[str, str] = {}
+    if adapter.format != NAME:
+        names = _names(adapter)
+        adapter = adapter.renamed(names)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
@@ -49,7 +58,19 @@ def write(adapter: Adapter) -> Stored:
     add(tensors, _extras(adapter))
     stored = _headed(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
-    return stored
+    return replace(stored, names={new: name for name, new in names.items()})
+
+
+def _names(adapter: Adapter) -> dict[str, str]:
+    """The names in the pipeline of modules that are called otherwise."""
+    names = {}
+    for name in adapter:
+        with place(name):
+            check_encoder(name)
+        new = in_pipeline(name)
+        if new != name:
+            names[name] = new
+    return names
 
 
 def _as_read(adapter: Adapter) -> Stored | None:
@@ -98,10 +119,16 @@ def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
-        return {key: extra.tensor for key, extra in adapter.extra.items()}
+        return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items()}
     tensors = companions(adapter, "a diffusers file")
     _check_dora(adapter)
     return tensors
+
+
+def _key(key: str, extra: Extra) -> str:
+    """The key of an extra while it names its module, else one of the same ending that does."""
+    found = leaf(key)
+    return key if found is None or found.name == extra.module else f"{extra.module}.{_ENDINGS[found.part]}"
 
 
 def _check_dora(adapter: Adapter) -> None:

@@ -163,7 +163,9 @@ def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
     scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
     if scaled:
         text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
-        findings.append(Finding("note", "dora", text, "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖"))
+        by_output = any(one.role == "magnitude" for one in extra.values())  # by input ComfyUI and LyCORIS agree
+        fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if by_output else ""
+        findings.append(Finding("note", "dora", text, fix))
     other = [key for key, one in extra.items() if one.role == "other"]
     if other:
         text = f"{len(other)} tensors belong to no update known here and ride along: {', '.join(other[:3])}"

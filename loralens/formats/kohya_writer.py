@@ -6,12 +6,13 @@ from math import prod
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 from loralens.errors import FormatError, place
 from loralens.formats import alpha
 from loralens.formats.container import Stored
-from loralens.formats.extras import add, check_size, owner, to_translate
+from loralens.formats.extras import add, check_encoder, check_size, owner, to_keep, to_translate
 from loralens.formats.kohya import NAME, PREFIXES, canonical, raw, scaling
 from loralens.formats.pairs import Parts, pack, stood
 
@@ -25,6 +26,7 @@ COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is 
     ("text_encoder_2.", "lora_te2_"),
 )
 NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # beside these, the first encoder has a number too
+Components = tuple[tuple[str, str], ...]
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 
 
@@ -32,35 +34,43 @@ def write(adapter: Adapter) -> Stored:
     """The adapter as kohya's software stores it.
 
     Names are put behind a prefix and their dots become underscores; what was read from a kohya file keeps its keys,
-    and its tensors where nothing changed. α is one float32; a scale of 0, which no α can say, goes into lora_up.
+    and its tensors where nothing changed. The layers of CLIP stand under ``text_model``, where kohya's software and
+    ComfyUI look for them, whatever transformers calls them. α is one float32; a scale of 0, which no α can say, goes
+    into lora_up.
 
     Raises
     ------
     FormatError
-        Two modules get one name, a weight of a kind that kohya's software does not adapt, extras it cannot hold, or a
-        scale that float32 cannot hold.
+        Two modules get one name, a text encoder's name that does not say which encoder, a weight of a kind that kohya's
+        software does not adapt, extras it cannot hold, or a scale that float32 cannot hold.
     ShapeError, MismatchError
         A changed grouped convolution; an update that has no pair.
     """
-    files = _files(adapter)
+    components = _components(adapter)
+    files = _files(adapter, components)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
             tensors.update(_tensors(files[name], module))
-    add(tensors, _extras(adapter, files))
+    add(tensors, _extras(adapter, files, components))
     names = {canonical(file): name for name, file in files.items() if canonical(file) != name}
     config = adapter.config if adapter.format == NAME else None
     return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
 
 
-def _files(adapter: Adapter) -> dict[str, str]:
+def _components(adapter: Adapter) -> Components:
+    """What stands in the file for the component of a pipeline that a name begins with."""
+    first = "lora_te1_" if any(in_pipeline(name).startswith(NUMBERED) for name in adapter) else "lora_te_"
+    return (*COMPONENTS, ("text_encoder.", first))
+
+
+def _files(adapter: Adapter, components: Components) -> dict[str, str]:
     """What the file calls each module."""
-    first = "lora_te1_" if any(name.startswith(NUMBERED) for name in adapter) else "lora_te_"
-    components = (*COMPONENTS, ("text_encoder.", first))
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name, module in adapter.items():
-        files[name] = _file(name, _parts(module), components)
+        with place(name):
+            files[name] = _file(name, _parts(module), components)
         owner = owners.setdefault(canonical(files[name]), name)
         if owner != name:
             what = f"{owner} and {name} would both be called {canonical(files[name])}"
@@ -68,7 +78,7 @@ def _files(adapter: Adapter) -> dict[str, str]:
     return files
 
 
-def _file(name: str, parts: Parts, components: Iterable[tuple[str, str]]) -> str:
+def _file(name: str, parts: Parts, components: Components) -> str:
     """What the file calls a module: as it did, where it was read from such a file."""
     if parts:
         found = raw(parts["A"][0])
@@ -76,6 +86,8 @@ def _file(name: str, parts: Parts, components: Iterable[tuple[str, str]]) -> str
         return found.name
     if name.startswith(PREFIXES):
         return name
+    check_encoder(name)
+    name = in_pipeline(name)
     start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
     return prefix + name[len(start) :].replace(".", "_")
 
@@ -112,10 +124,10 @@ def _alpha(module: Update) -> np.float32:
     return alpha.written(module) if module.scale else np.float32(module.rank)
 
 
-def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """What rides along as it is; from another dialect, the magnitudes of DoRA."""
+def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) -> dict[str, LazyArray]:
+    """What rides along beside its module; from another dialect, the magnitudes of DoRA."""
     if adapter.format == NAME:
-        return {key: extra.tensor for key, extra in adapter.extra.items()}
+        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _file(name, {}, components))
     tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
         with place(key):

@@ -28,6 +28,9 @@ class Gain:
 def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
     """The gain g = m / ‖W + D‖, norms in float64 over the other axis; 0 where the vector is 0.
 
+    Where m has one number for several neighbouring columns, the kernel of a convolution's input channel, the norm is
+    that of all of them, and all get its gain.
+
     Parameters
     ----------
     magnitude : Magnitude
@@ -51,5 +54,7 @@ def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows
         else:
             squares += np.einsum("ij,ij->j", total, total)
     lengths = magnitude.lengths.read().astype(np.float64)
-    norms = np.sqrt(squares)
-    return Gain(np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0).astype(np.float32), magnitude.axis)
+    width = len(squares) // len(lengths)
+    norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))
+    gains = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)
+    return Gain(np.repeat(gains, width).astype(np.float32), magnitude.axis)

@@ -28,9 +28,10 @@ class Magnitude:
     Attributes
     ----------
     lengths : LazyArray
-        As many numbers as the stored tensor has rows, or columns.
+        As many numbers as the stored tensor has rows, or columns; one an input channel of a convolution, whose columns
+        are those of its kernel, side by side.
     axis : str
-        ``rows``: one length a row of the stored tensor; ``columns``: one a column.
+        ``rows``: one length a row of the stored tensor; ``columns``: one a column, or one for the columns of a channel.
     """
 
     lengths: LazyArray

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.core.matching import Match
+from loralens.core.matching import Match, Shape
 from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, Weights, weights_of
@@ -200,7 +200,7 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
             )
         slabs[0] = replace(here, terms=(*here.terms, *changes.added))
     if changes.magnitude:
-        slabs = {start: _dora(slab, changes.magnitude) for start, slab in slabs.items()}
+        slabs = {start: _dora(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
     return TensorPlan(
         key,
         base.get(key),
@@ -212,8 +212,12 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
     )
 
 
-def _dora(slab: Slab, lengths: tuple[LazyArray, bool]) -> Slab:
-    """The slab with its magnitude on the axis that it has as stored."""
+def _dora(slab: Slab, lengths: tuple[LazyArray, bool], stored: Shape) -> Slab:
+    """The slab with its magnitude on the axis that it has as stored; of a convolution by input, one a channel.
+
+    LyCORIS has one number an input channel there, (1, in, 1…), whose norm runs over outputs and kernel; ComfyUI
+    computes the same.
+    """
     tensor, by_output = lengths
     if len(slab.terms) > 1:
         raise MismatchError(
@@ -222,9 +226,11 @@ def _dora(slab: Slab, lengths: tuple[LazyArray, bool]) -> Slab:
         )
     axis = "rows" if by_output != slab.transposed else "columns"
     size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
-    if tensor.size != size:
+    channels = stored[1] if axis == "columns" and len(stored) > 2 and not slab.transposed else size
+    if tensor.size not in (size, channels):
         raise OptionError(
-            f"{slab.module}: {tensor.size} magnitudes for {size} vectors", fix="save the adapter again from training"
+            f"{slab.module}: {tensor.size} magnitudes for {channels} vectors",
+            fix="save the adapter again from training",
         )
     return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))  # type: ignore[arg-type]
 

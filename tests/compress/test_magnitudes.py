@@ -15,11 +15,11 @@ from loralens.errors import ShapeError
 from tests import reference
 
 
-def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64):
+def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64, flat=False):
     rng = np.random.default_rng(0)
     out, in_ = 7, 6 * max(1, int(np.prod(kernel)))
     W = rng.standard_normal((out, in_))
-    layout = Layout("conv" if kernel else "linear", kernel=kernel)
+    layout = Layout("conv", kernel=kernel) if kernel and not flat else Layout()
     module = LowRank(rng.standard_normal((out, 4)), rng.standard_normal((4, in_)), 0.7, layout=layout)
     m = 1 + rng.random(out if role == "magnitude" else 6)
     adapter = Adapter(modules={"a": module}, extra={"a.m": Extra(role, "a", LazyArray.of(m.astype(dtype)))})
@@ -48,8 +48,9 @@ def test_no_other_magnitude_is_nearer(role, axis, transposed, monkeypatch):
             assert distance(other) > distance(solved)
 
 
-def test_columns_of_a_kernel_belong_to_their_channel():
-    adapter, weights, W, m = dora(role="magnitude_in", kernel=(3,))
+@pytest.mark.parametrize("flat", [False, True])  # as LyCORIS stores some kernels
+def test_columns_of_a_kernel_belong_to_their_channel(flat):
+    adapter, weights, W, m = dora(role="magnitude_in", kernel=(3,), flat=flat)
     after = truncate(adapter, Rule("rank", 1)).adapter
     solved = resolved(adapter, after, weights).extra["a.m"].tensor.read()
     first, second = (W + one["a"].dense() for one in (adapter, after))

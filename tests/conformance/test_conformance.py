@@ -82,7 +82,7 @@ def test_written_in_its_own_dialect_it_is_the_same_to_the_bit(case: str, tmp_pat
 
 
 def convertible(case: str, to: str) -> loralens.Adapter:
-    """What ``to`` can hold of a case: plain pairs of one rank where it has but one, under names with dots."""
+    """What ``to`` can hold of a case: plain pairs of one rank where it has but one, under names of a UNet."""
     adapter = loaded(case)
     kinds = ("linear",) if to in ("mlx", "loralib", "gguf") else ("linear", "conv")
     modules = {
@@ -93,7 +93,11 @@ def convertible(case: str, to: str) -> loralens.Adapter:
     if to == "mlx" and modules:
         rank = next(iter(modules.values())).rank
         modules = {name: module for name, module in modules.items() if module.rank == rank}
-    names = {name: name if "." in name else f"unet.blocks.{i}.proj" for i, name in enumerate(modules)}
+    unnamed = adapter.format == "safeloras"  # which has numbers
+    names = {
+        name: f"unet.down_blocks.{7 + i}.attentions.0.proj_in" if unnamed or "." not in name else name
+        for i, name in enumerate(modules)
+    }
     chosen = loralens.Adapter(modules=modules, format=adapter.format, base_model=adapter.base_model)
     return chosen.renamed(names)
 

@@ -229,14 +229,21 @@ def test_changed_factors(case: str) -> None:
         np.testing.assert_allclose(back[name].dense(), module.dense(), **FLOAT32)
 
 
+UNET = "mid_block.attentions.0.transformer_blocks.0"
+CLIP = "encoder.layers.0.self_attn.q_proj"
 WRITTEN = {
     "transformer.blocks.0.to_q": "transformer.blocks.0.to_q",
-    "unet.mid_block.attn1.to_q": "unet.mid_block.attn1.processor.to_q",
-    "unet.mid_block.attn1.to_out.0": "unet.mid_block.attn1.processor.to_out",
-    "unet.mid_block.ff.net.0.proj": "unet.mid_block.ff.net.0.proj",
-    "unet.mid_block.ff.net.0": "unet.mid_block.ff.net.0",
-    "text_encoder.text_model.x": "text_encoder.text_model.x",
-    "text_encoder_2.text_model.x": "text_encoder_2.text_model.x",
+    f"unet.{UNET}.attn1.to_q": f"unet.{UNET}.attn1.processor.to_q",
+    f"unet.{UNET}.attn1.to_out.0": f"unet.{UNET}.attn1.processor.to_out",
+    f"unet.{UNET}.ff.net.0.proj": f"unet.{UNET}.ff.net.0.proj",
+    f"{UNET}.attn2.to_v": f"unet.{UNET}.attn2.processor.to_v",  # a UNet's folder alone
+    "conv_in": "unet.conv_in",
+    "transformer_blocks.0.attn.to_q": "transformer.transformer_blocks.0.attn.to_q",  # FLUX, SD3
+    "single_transformer_blocks.3.proj_mlp": "transformer.single_transformer_blocks.3.proj_mlp",
+    "transformer_blocks.0.attn1.to_q": "diffusion_model.transformer_blocks.0.attn1.to_q",  # LTX
+    f"text_encoder.text_model.{CLIP}": f"text_encoder.text_model.{CLIP}",
+    f"text_encoder.{CLIP}": f"text_encoder.text_model.{CLIP}",  # as transformers 5 calls it
+    f"text_encoder_2.{CLIP}": f"text_encoder_2.text_model.{CLIP}",
     "text_encoder_2.encoder.block.0.q": "text_encoders.t5xxl.transformer.encoder.block.0.q",
     "text_encoder_3.encoder.block.0.q": "text_encoders.t5xxl.transformer.encoder.block.0.q",
     "diffusion_model.x": "diffusion_model.x",
@@ -382,7 +389,7 @@ def test_what_is_written_is_read_back(names: list[str], scale: float) -> None:
 def test_through_the_front_door_names_come_back(tmp_path: Path) -> None:
     if "comfyui" not in {form.name for form in loralens.formats.FORMATS}:
         pytest.skip("not in the table yet")
-    made = adapter("model.layers.0.q_proj", "text_encoder_3.x", "unet.a.to_out.0", scale=0.7)
+    made = adapter("model.layers.0.q_proj", "text_encoder_3.x", f"unet.{UNET}.attn1.to_out.0", scale=0.7)
     loralens.save(made, tmp_path / "out.safetensors", format="comfyui")
     back = loralens.load(tmp_path / "out.safetensors")
     assert (back.format, set(back)) == ("comfyui", set(made))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
@@ -401,7 +402,7 @@ def test_a_header_only_where_it_is_needed(modules: dict[str, LowRank], *, headed
     assert diffusers.detect(source)
     assert not comfyui.detect(source)
     back = diffusers.read(source)
-    assert {name: m.scale for name, m in back.items()} == {name: m.scale for name, m in modules.items()}
+    assert {name: m.scale for name, m in back.items()} == {in_pipeline(name): m.scale for name, m in modules.items()}
 
 
 def test_every_component_stands_in_a_header() -> None:

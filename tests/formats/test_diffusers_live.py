@@ -151,6 +151,18 @@ def test_a_pipeline_loads_both_components(tmp_path: Path, *, text_model: bool) -
     assert_same_output(pipe.text_encoder, by_hand(text, source, "text_encoder"), text)
 
 
+def test_a_pipeline_loads_what_has_the_names_of_the_unet_alone(tmp_path: Path) -> None:
+    """As an adapter of ``pipe.unet`` has them, or one that ``--base`` of its folder renamed: without ``unet.``."""
+    source = adapter("unet", (2,), (1.5,))
+    bare = source.renamed({name: name.removeprefix("unet.") for name in source})
+    assert not any(name.startswith("unet.") for name in bare)
+    written(bare, tmp_path)
+    pipe = made.pipeline()
+    base = copy.deepcopy(pipe.unet)
+    pipe.load_lora_weights(tmp_path)
+    assert_same_output(pipe.unet, by_hand(base, source, "unet"), base)
+
+
 def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
     """DoRA: W' = m/‖W + ΔW‖ · (W + ΔW) by output, for linear layers and convolutions."""
     source = adapter("unet", (2,), (1.5,))

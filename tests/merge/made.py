@@ -214,7 +214,25 @@ def dora_convolution(make):
     return Case({"c.weight": W}, [(made, 1.0)], {"c.weight": found.reshape(W.shape)})
 
 
+def dora_in_convolution(make, *, flat=False):
+    """One number an input channel: the norm runs over outputs and kernel, as LyCORIS and ComfyUI have it."""
+    W = make.weight(4, 3, 2, 2)
+    one = make.pair(4, 12) if flat else make.pair(4, 12, kind="conv", kernel=(2, 2))
+    lengths = np.abs(make.floats(1, 3, 1, 1)) + 1
+    total = (wide(W).reshape(4, 12) + one.dense()).reshape(4, 3, 4)
+    by_channel = dora_weight(total.transpose(1, 0, 2).reshape(3, 16), lengths.ravel(), 0)
+    found = by_channel.reshape(3, 4, 4).transpose(1, 0, 2)
+    made = adapter({"c": one}, m=("magnitude_in", "c", lengths, "weight"))
+    return Case({"c.weight": W}, [(made, 1.0)], {"c.weight": found.reshape(W.shape)})
+
+
+def dora_in_flat_kernel(make):
+    """A module that LyCORIS stores with its kernel flattened, which looks linear until its base is known."""
+    return dora_in_convolution(make, flat=True)
+
+
 CASES = (
     linear, conv1d, convolution, embedding, experts, experts_lying, structured, several, extras, tokens, resized, dora,
     dora_in, dora_lying, dora_in_lying, dora_embedding, dora_convolution,
+    dora_in_convolution, dora_in_flat_kernel,
 )  # fmt: skip

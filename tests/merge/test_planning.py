@@ -110,6 +110,10 @@ def refused():
     yield "two heads", [(head, 1.0), (head, 1.0)], base, "two adapters give a replacement"
     yield "DoRA and more", [(dora, 1.0), (adapter({"a": made.pair(6, 10)}), 1.0)], base, "there is no order"
     yield "lengths", [(adapter({"a": one}, m=("magnitude", "a", made.floats(5), "weight")), 1.0)], base, "5 magnitudes"
+    four = adapter(
+        {"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, m=("magnitude_in", "c", made.floats(4), "weight")
+    )
+    yield "channels", [(four, 1.0)], base, "4 magnitudes for 3 vectors"
     grouped = loralens.LowRank(
         made.floats(4, 2), made.floats(2, 12), 1.0, layout=made.pair(4, 12, kind="conv", groups=2).layout
     )

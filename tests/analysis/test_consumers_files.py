@@ -1,0 +1,288 @@
+"""For each rule a file that the consumer accepts and one that it refuses or ignores, read back from the disk.
+
+What the programs do was seen in their own code, or by running their loaders on such files: vLLM 0.28.0 to 0.33.0
+(``PEFTHelper``), LoRAX 0.12.1, ComfyUI 0.3.64 (``load_lora``), sd-scripts 0.10.1 (``create_network_from_weights``).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.analysis.consumers import CONSUMERS, check
+from loralens.core.adapter import Adapter
+from tests.cli.command import Command
+from tests.conftest import small_adapter
+
+BLOCK = "down_blocks_0_attentions_0_transformer_blocks_0"
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0"
+run = Command().run
+
+
+def arrays(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def pair(name: str, *, leaves: tuple[str, str] = ("lora_up.weight", "lora_down.weight"), r: int = 2) -> dict[str, Any]:
+    up, down = arrays((6, r), (r, 4))
+    return {f"{name}.{leaves[0]}": up, f"{name}.{leaves[1]}": down}
+
+
+def kohya(*names: str, **more: Any) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for name in names:
+        tensors |= pair(name) | {f"{name}.alpha": np.float32(2)}
+    return tensors | {f"{names[0]}.{part}": value for part, value in more.items()}
+
+
+def file(folder: Path, tensors: Mapping[str, Any], name: str = "lora.safetensors") -> Adapter:
+    save_file({key: np.asarray(array) for key, array in tensors.items()}, folder / name)
+    return loralens.load(folder / name, strict=False)
+
+
+def peft(folder: Path, tensors: Mapping[str, Any] | None = None, **config: Any) -> Adapter:
+    """A PEFT folder of two modules with other tensors beside them, and other fields in its configuration."""
+    loralens.save(small_adapter(), folder / "peft")
+    held = load_file(folder / "peft" / "adapter_model.safetensors")
+    save_file({**held, **(tensors or {})}, folder / "peft" / "adapter_model.safetensors")
+    path = folder / "peft" / "adapter_config.json"
+    said = {**json.loads(path.read_text()), **config}
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+    return loralens.load(folder / "peft", strict=False)
+
+
+def codes(adapter: Adapter, consumer: str) -> dict[str, str]:
+    return {finding.code: finding.level for finding in check(adapter, consumer)}
+
+
+def test_every_consumer_is_offered_and_has_rules() -> None:
+    from loralens.cli.inspect import CONSUMERS as OFFERED
+
+    assert set(OFFERED) == set(CONSUMERS)
+    for rules in CONSUMERS.values():
+        assert rules
+
+
+# --- ComfyUI ---
+
+ACCEPTED = {
+    "kohya": kohya(f"lora_unet_{BLOCK}_attn1_to_q", "lora_te_text_model_encoder_layers_0_mlp_fc1"),
+    "kohya of SDXL": kohya("lora_unet_input_blocks_4_1_proj_in", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+    "its own": kohya("diffusion_model.input_blocks.1.1.proj_in"),
+    "diffusers' names, its way": kohya(f"unet.{UNET}.attn1.processor.to_out"),
+    "diffusers' FLUX": pair("transformer.transformer_blocks.0.attn.to_q", leaves=("lora_B.weight", "lora_A.weight")),
+    "LoKr": {f"lora_unet_{BLOCK}_attn1_to_q.lokr_w1": np.eye(2, dtype="f"),
+             f"lora_unet_{BLOCK}_attn1_to_q.lokr_w2": np.ones((3, 2), "f")},
+    "DoRA by input": kohya(f"lora_unet_{BLOCK}_attn1_to_q", dora_scale=np.ones((1, 4), "f")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_comfyui_loads_in_full(name: str, tmp_path: Path) -> None:
+    assert codes(file(tmp_path, ACCEPTED[name]), "comfyui") == {}
+
+
+IGNORED = {
+    "a UNet's names under its own prefix": (kohya(f"diffusion_model.{UNET}.attn1.to_q"), "names"),
+    "transformers 5's text encoder": (kohya("text_encoder.encoder.layers.0.mlp.fc1"), "names"),
+    "the same in kohya's form": (kohya("lora_te_encoder_layers_0_mlp_fc1"), "names"),
+    "a text encoder as a UNet": (kohya("lora_unet_text_model_encoder_layers_0_mlp_fc1"), "names"),
+    "a prefix put on twice": (kohya(f"lora_unet_unet_{BLOCK}_attn1_to_q"), "names"),
+    "a leaf glued on": (
+        {f"lora_unet_{BLOCK}_attn1_to_q_lora_up.weight": np.ones((6, 2), "f"),
+         f"lora_unet_{BLOCK}_attn1_to_q_lora_down.weight": np.ones((2, 4), "f")}, "names",
+    ),
+    "diffusers' UNet": (pair(f"unet.{UNET}.attn1.to_q", leaves=("lora_B.weight", "lora_A.weight")), "dialect"),
+    "ai-toolkit's DoRA": (kohya("diffusion_model.a.b", magnitude=np.ones(6, "f")), "dora"),
+    "α of 0": (kohya(f"lora_unet_{BLOCK}_attn1_to_q", alpha=np.float32(0)), "alpha-zero"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_comfyui_ignores(name: str, tmp_path: Path) -> None:
+    tensors, code = IGNORED[name]
+    assert codes(file(tmp_path, tensors), "comfyui") == {code: "error"}
+
+
+def test_some_names_that_comfyui_has_and_some_that_it_has_not(tmp_path: Path) -> None:
+    adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", "lora_te_encoder_layers_0_mlp_fc1"))
+    (finding,) = check(adapter, "comfyui")
+    assert finding.text == (
+        "ComfyUI ignores 1 of 2 modules, whose names it does not have: lora_te_encoder_layers_0_mlp_fc1"
+    )
+    assert "PIPELINE" in finding.fix
+
+
+def test_dora_by_output_comes_out_otherwise_in_comfyui(tmp_path: Path) -> None:
+    adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", dora_scale=np.ones((6, 1), "f")))
+    assert codes(adapter, "comfyui") == {"dora": "warning"}
+
+
+def test_a_scale_that_only_the_header_says_is_lost_on_comfyui(tmp_path: Path) -> None:
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    for alpha, expected in ((2, {}), (6, {"scale": "error"})):
+        said = json.dumps({"transformer.r": 2, "transformer.lora_alpha": alpha, "transformer.target_modules": ["to_q"]})
+        tensors = pair(name, leaves=("lora_B.weight", "lora_A.weight"))
+        save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
+        assert codes(loralens.load(tmp_path / "a.safetensors"), "comfyui") == expected
+
+
+def test_names_that_no_map_of_comfyui_has_are_doubtful(tmp_path: Path) -> None:
+    adapter = file(tmp_path, kohya("transformer.blocks.0.attn1.to_q"))
+    assert codes(adapter, "comfyui") == {"names-unmapped": "warning"}
+
+
+# --- sd-scripts ---
+
+
+def test_what_sd_scripts_loads(tmp_path: Path) -> None:
+    names = (f"lora_unet_{BLOCK}_attn1_to_q", "lora_te_text_model_encoder_layers_0_mlp_fc1")
+    assert codes(file(tmp_path, kohya(*names)), "sd-scripts") == {}
+    assert codes(file(tmp_path, kohya("lora_unet_double_blocks_0_img_attn_qkv")), "sd-scripts") == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        (kohya("lora_unet_conv_in"), {"names": "error"}),
+        (kohya("lora_te_encoder_layers_0_mlp_fc1"), {"names": "error"}),
+        (kohya(f"lora_unet_{BLOCK}_attn1_to_q", dora_scale=np.ones((6, 1), "f")), {"dora": "error"}),
+        (kohya(f"lora_unet_{BLOCK}_attn1_to_q", scalar=np.ones(1, "f")), {"extra-ignored": "warning"}),
+        (ACCEPTED["LoKr"], {"dialect": "error"}),
+        (ACCEPTED["its own"], {"dialect": "error"}),
+    ],
+)
+def test_what_sd_scripts_ignores(tensors: Mapping[str, Any], expected: Mapping[str, str], tmp_path: Path) -> None:
+    assert codes(file(tmp_path, tensors), "sd-scripts") == expected
+
+
+# --- vLLM and LoRAX ---
+
+MIXED = {"model.layers.0.self_attn.q_proj": (3, 2.0), "model.layers.1.self_attn.q_proj": (1, 2.0)}
+
+
+def mixed(terms: Mapping[str, tuple[int, float]]) -> Adapter:
+    """Modules of several ranks and scales."""
+    modules = {}
+    for name, (r, scale) in terms.items():
+        B, A = arrays((6, r), (r, 4))
+        modules[name] = loralens.LowRank(B, A, scale)
+    return Adapter(modules=modules)
+
+
+def test_patterns_that_leave_the_scale_alone_are_right_for_vllm(tmp_path: Path) -> None:
+    loralens.save(mixed(MIXED), tmp_path / "a")
+    adapter = loralens.load(tmp_path / "a")
+    assert adapter.config
+    assert adapter.config["rank_pattern"]
+    assert adapter.config["alpha_pattern"]
+    assert codes(adapter, "vllm") == {}
+
+
+@pytest.mark.parametrize("verb", [["compress", "--energy", "0.95"], ["negate"], ["combine", "--method", "ties"]])
+def test_mixed_ranks_of_our_own_verbs_are_right_for_vllm(verb: list[str], tmp_path: Path) -> None:
+    source = mixed({f"model.layers.{i}.self_attn.q_proj": (4 - i, 0.5) for i in range(3)})
+    loralens.save(source, tmp_path / "a")
+    command, *options = verb
+    inputs = [tmp_path / "a"] * (2 if command == "combine" else 1)
+    result = run(command, *inputs, *options, "-o", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    adapter = loralens.load(tmp_path / "b")
+    if command != "combine":
+        assert adapter.config
+        assert adapter.config["rank_pattern"]
+    assert {code for code in codes(adapter, "vllm") if "pattern" in code} == set()
+
+
+def test_patterns_that_change_the_scale_are_an_error_for_old_vllm(tmp_path: Path) -> None:
+    loralens.save(mixed({**MIXED, "model.layers.2.self_attn.q_proj": (3, 1.0)}), tmp_path / "a")
+    (finding,) = check(loralens.load(tmp_path / "a"), "vllm")
+    assert (finding.level, finding.code) == ("error", "rank-pattern")
+    assert finding.text.startswith("vLLM before 0.32.0 ignores rank_pattern and alpha_pattern: 1 modules would get")
+    assert "vLLM 0.32.0 or later" in finding.fix
+
+
+def test_the_scale_of_rslora_changes_with_the_rank(tmp_path: Path) -> None:
+    rule = {"use_rslora": True, "r": 2, "lora_alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
+    assert codes(peft(tmp_path, **rule), "vllm") == {}
+    modules = {f"base_model.model.{name}": array for name, array in zip(
+        ("x.lora_A.weight", "x.lora_B.weight"), arrays((3, 4), (6, 3)), strict=True)}  # fmt: skip
+    (tmp_path / "b").mkdir()
+    assert codes(peft(tmp_path / "b", modules, **{**rule, "rank_pattern": {"x": 3}}), "vllm") == {
+        "rank-pattern": "error"
+    }
+
+
+PREFIX = "base_model.model."
+VLLM = [
+    ("plain", {}, {}, {}),
+    ("a head for classification", {"score.weight": (3, 6)}, {"modules_to_save": ["score"]}, {"saved-head": "warning"}),
+    ("another head", {"lm_head.weight": (3, 6)}, {"modules_to_save": ["lm_head"]}, {"saved-modules": "error"}),
+    ("an embedding's own weight", {"model.embed_tokens.base_layer.weight": (5, 4)}, {},
+     {"embedding-skipped": "warning"}),
+    ("no r", {}, {"r": ...}, {"config": "error"}),
+    ("DoRA in the configuration alone", {}, {"use_dora": True}, {"dora": "error"}),
+    ("a bias", {"model.layers.0.self_attn.q_proj.bias": (6,)}, {"bias": "all"}, {"bias": "error"}),
+    ("an initialisation that leaves the base", {}, {"init_lora_weights": "gaussian"}, {}),
+    ("one that does not", {}, {"init_lora_weights": "pissa"}, {"init": "error"}),
+    ("aLoRA", {}, {"alora_invocation_tokens": [1]}, {"unsupported": "error"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tensors", "config", "expected"), [case[1:] for case in VLLM], ids=[case[0] for case in VLLM])
+def test_what_vllm_takes_and_refuses(
+    tensors: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], expected: Mapping[str, str], tmp_path: Path
+) -> None:
+    held = {PREFIX + key: np.ones(shape, np.float32) for key, shape in tensors.items()}
+    assert codes(peft(tmp_path, held, **config), "vllm") == expected
+
+
+def test_lorax_stacks_the_layers_of_a_kind(tmp_path: Path) -> None:
+    """Ranks up to 8 are padded to 8, others to a multiple of 16: these stack, and 8 with 9 do not."""
+    for ranks, expected in (((2, 7), {}), ((9, 16), {}), ((8, 9), {"ranks": "error"})):
+        terms = {f"model.layers.{i}.self_attn.q_proj": (r, 1.0) for i, r in enumerate(ranks)}
+        loralens.save(mixed(terms), tmp_path / str(ranks))
+        assert codes(loralens.load(tmp_path / str(ranks)), "lorax") == expected
+
+
+def test_lorax_reads_no_pattern(tmp_path: Path) -> None:
+    terms = {"model.layers.0.self_attn.q_proj": (2, 1.0), "model.layers.0.self_attn.v_proj": (2, 3.0)}
+    loralens.save(mixed(terms), tmp_path / "a")
+    assert codes(loralens.load(tmp_path / "a"), "lorax") == {"alpha-pattern": "error"}
+    assert codes(peft(tmp_path, use_rslora=True), "lorax") == {}
+
+
+# --- llama.cpp and PEFT ---
+
+
+def test_one_alpha_with_several_ranks_is_what_a_gguf_file_says(tmp_path: Path) -> None:
+    adapter = mixed({"model.layers.0.self_attn.q_proj": (2, 1.0), "model.layers.1.self_attn.q_proj": (1, 2.0)})
+    assert codes(adapter, "llama.cpp") == {"dialect": "error", "mixed-scale": "warning"}
+    loralens.save(adapter, tmp_path / "a.gguf", format="gguf", arch="qwen2")
+    assert codes(loralens.load(tmp_path / "a.gguf"), "llama.cpp") == {}
+
+
+def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
+    assert codes(peft(tmp_path), "peft") == {}
+    assert codes(file(tmp_path, ACCEPTED["kohya"]), "peft") == {"dialect": "error"}
+    assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("sd15-diffusers-processor", {}),  # 128 of 128 modules are loaded
+        ("flux-aitoolkit-r16", {}),  # 4 of 4
+        ("sd15-timohavdk-diffusers", {"dialect": "error"}),  # none: no .processor in its names
+        ("sd15-timohavdk-kohya", {"names": "error"}),  # none: a prefix twice, and leaves glued on
+    ],
+)
+def test_comfyui_on_real_files(folder: str, expected: Mapping[str, str], real: Path) -> None:
+    """What its own loader said of them."""
+    assert codes(loralens.load(real / folder), "comfyui") == expected

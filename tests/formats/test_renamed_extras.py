@@ -1,0 +1,111 @@
+"""What is half of no pair goes where its module goes: through every writer, when the modules get other names."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.formats import FORMATS, stored_as
+from tests.formats.stores import stored
+
+BLOCK = "attentions.0.transformer_blocks.0.attn1"
+OLD = [f"unet.down_blocks.0.{BLOCK}.to_q", f"unet.down_blocks.0.{BLOCK}.to_out.0"]
+NEW = [f"unet.up_blocks.1.{BLOCK}.to_q", f"unet.up_blocks.1.{BLOCK}.to_out.0"]
+HOLDS = {  # dialect → roles of extras that it has a place for, from another dialect too
+    "peft": {"magnitude", "lora_bias"},
+    "diffusers": {"magnitude", "lora_bias"},
+    "kohya": {"magnitude", "magnitude_in"},
+    "comfyui": {"magnitude_in"},
+    "mlx": {"magnitude"},
+    "loralib": {"bias"},
+    "loralens-q": {"magnitude", "lora_bias"},
+}
+WAYS = [
+    (source, target, role)
+    for source, roles in HOLDS.items()
+    if source != "loralens-q"  # which has the dialect of its source
+    for target, held in HOLDS.items()
+    for role in sorted(roles & held)
+]
+
+
+def form(name: str) -> loralens.formats.Format:
+    return next(form for form in FORMATS if form.name == name)
+
+
+def numbers(name: str, role: str) -> np.ndarray:
+    size = 4 if role == "magnitude_in" else 6
+    return (np.arange(size) + 1 + 10 * len(name)).astype(np.float32)
+
+
+def adapter(role: str) -> Adapter:
+    """Two modules, and a tensor of a role beside each."""
+    rng = np.random.default_rng(0)
+    modules = {
+        name: loralens.LowRank(rng.normal(size=(6, 2)).astype("f"), rng.normal(size=(2, 4)).astype("f")) for name in OLD
+    }
+    parameter = "bias" if role == "bias" else "weight"
+    extra = {f"x.{name}": Extra(role, name, LazyArray.of(numbers(name, role)), parameter) for name in OLD}
+    return Adapter(modules=modules, extra=extra, format="nobody's")
+
+
+def written(made: Adapter, dialect: str, path: Path) -> Adapter:
+    """The adapter as the dialect's reader gives it back from a file, under the file's own names."""
+    found, _ = stored_as(made, dialect)
+    if dialect == "loralens-q":
+        loralens.save(made, path / dialect, format=dialect)
+        return loralens.load(path / dialect)
+    return form(dialect).read(found)
+
+
+@pytest.mark.parametrize(("source", "target", "role"), WAYS, ids=[" ".join(way) for way in WAYS])
+def test_extras_are_renamed_with_their_modules(source: str, target: str, role: str, tmp_path: Path) -> None:
+    read = written(adapter(role), source, tmp_path)
+    file_names = {file: name for name in OLD for file in read if file.endswith(("q", "to_q")) == name.endswith("q")}
+    assert len(file_names) == 2
+    moved = read.renamed({file: NEW[OLD.index(name)] for file, name in file_names.items()})
+    assert set(moved) == set(NEW)
+
+    back = written(moved, target, tmp_path / "again" if target == "loralens-q" else tmp_path)
+    held = {extra.module: extra for extra in back.extra.values() if extra.role == role}
+    assert set(held) == set(back), f"{role} stands beside {set(held)}, and the modules are {set(back)}"
+    for file, extra in held.items():
+        (old,) = [name for name in OLD if name.endswith("q") == file.endswith("q")]
+        np.testing.assert_array_equal(extra.tensor.read().ravel(), numbers(old, role))
+    assert not any("down_blocks" in key for key in (*back.extra, *stored_as(moved, target)[0].tensors))
+
+
+def test_dora_on_the_output_axis_stays_in_comfyui_under_new_names() -> None:
+    """Its own files have it, with ``.processor`` in some names: the key does not hold the module's name."""
+    (file,) = [f"unet.down_blocks.0.{BLOCK}.processor.to_out"]
+    held = {f"{file}.lora_up.weight": np.ones((6, 2), "f"), f"{file}.lora_down.weight": np.ones((2, 4), "f")}
+    held |= {f"{file}.dora_scale": np.ones((6, 1), "f"), f"{file}.diff_b": np.ones(6, "f")}
+    held["unet.conv_norm_out.diff"] = np.ones(6, "f")
+    read = form("comfyui").read(stored(held))
+    moved = read.renamed({OLD[1]: NEW[1]})
+    keys = set(stored_as(moved, "comfyui")[0].tensors)
+    new = f"unet.up_blocks.1.{BLOCK}.processor.to_out"
+    assert keys == {*(key.replace(file, new) for key in held), f"{new}.alpha"}
+
+
+def test_norms_get_the_names_of_the_base_too() -> None:
+    """A tensor of a module that has no pair is renamed where the base has the new name."""
+    name = "lora_unet_x_y"
+    held = {f"{name}.lora_up.weight": np.ones((6, 2), "f"), f"{name}.lora_down.weight": np.ones((2, 4), "f")}
+    read = form("kohya").read(stored({**held, "lora_unet_norm_x.alpha": np.float32(1)}))
+    moved = read.renamed({name: "x.y", "lora_unet_norm_x": "norm.x"})
+    assert {extra.module for extra in moved.extra.values()} == {"norm.x"}
+    assert "lora_unet_norm_x.alpha" in stored_as(moved, "kohya")[0].tensors
+
+
+@pytest.mark.parametrize("source", ["kohya", "diffusers", "comfyui"])
+def test_by_way_of_few_bits(source: str, tmp_path: Path) -> None:
+    """loralens-q keeps extras under the keys they had; written in their dialect again, they name their modules."""
+    role = "magnitude_in" if source == "comfyui" else "magnitude"
+    read = written(adapter(role), source, tmp_path)
+    moved = read.renamed({file: NEW[0] if file.endswith("q") else NEW[1] for file in read})
+    back = written(written(moved, "loralens-q", tmp_path), source, tmp_path)
+    assert {extra.module for extra in back.extra.values() if extra.role == role} == set(back)
