@@ -114,7 +114,7 @@ def _in_folder(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
-        inner = sorted(p for p in folder.iterdir() if p.is_dir())
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
         files = [p / name for p in inner for name in NAMES if (p / name).is_file()]
         if len({file.parent for file in files}) == 1:
             return files[0]

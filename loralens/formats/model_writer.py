@@ -16,10 +16,11 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.appearing import appearing, check_space, check_target, tidy
+from loralens.formats.appearing import appearing, check_space, check_target
 from loralens.formats.container import DTYPES, dumps, header_bytes, pieces
+from loralens.formats.disk import disk
+from loralens.formats.leftovers import tidy
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
-from loralens.formats.writing import disk
 
 HURRY = 1 << 24  # bytes after which the disk is told to begin: waiting for it at the end takes 0.07 s, not 0.35
 _DAMAGED = "the undo file is damaged: use another copy"

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from loralens.errors import OptionError
 from loralens.formats.container import dumps
-from loralens.formats.writing import check_parent, replacing
+from loralens.formats.disk import check_parent
+from loralens.formats.writing import replacing
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
