@@ -49,12 +49,14 @@ class Inputs:
 
     def texts(self) -> dict[str, str]:
         """Files beside the weights that change."""
-        path = self.files.root / "config.json"
+        from loralens.formats.model_files import CONFIG
+
+        path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
         content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
-        return {"config.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
+        return {CONFIG: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
 
     def originals(self) -> dict[str, Any]:
         """What the undo file keeps of the base besides numbers: texts that change, headers of shards."""

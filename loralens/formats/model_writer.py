@@ -21,6 +21,7 @@ from loralens.formats.container import DTYPES, dumps, header_bytes, pieces
 from loralens.formats.disk import disk
 from loralens.formats.leftovers import tidy
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
+from loralens.formats.relative_name import path_to_write
 
 HURRY = 1 << 24  # bytes after which the disk is told to begin: waiting for it at the end takes 0.07 s, not 0.35
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -111,13 +112,15 @@ def write_model(
             others = [name for name in files.others if name not in without]
             _copy_others(files, part, {name: (names or {}).get(name, name) for name in others})
             for index in files.indices:
-                _write_text(part / index.name, _index_text(index, files, changes, dropped))
+                _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
-                _write_text(part / name, text)
+                _write_text(path_to_write(part, name), text)
         jobs, known = list[_Job](), files.tensors
         check_space(target, copy_bytes(known, changes))
         for shard in files.shards:
-            fd = os.open(part / shard.name if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = os.open(
+                path_to_write(part, shard.name) if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666
+            )
             opened.callback(os.close, fd)
             jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
@@ -133,9 +136,9 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
     """Everything that is not weights under its new name, links followed."""
     for name in (*names.values(), *(shard.name for shard in files.shards)):
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
     for name, new in names.items():
-        shutil.copyfile(files.root / name, part / new)
+        shutil.copyfile(files.root / name, path_to_write(part, new))
 
 
 def _write_text(path: Path, text: str) -> None:
