@@ -77,7 +77,7 @@ def command(
     options.warn(source, adapter)
     form = Form.of(adapter, to=to, base=base, dtype=dtype)
     if output:
-        form.check(source, output, overwrite=overwrite)
+        form.check(source, output, overwrite=overwrite, others={"the moments": activations})
     moments = compress_rule.moments_of(activations)
     with place(source):
         plan = _plan(adapter, form, dtype, modules, moments)

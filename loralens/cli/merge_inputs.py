@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     import numpy as np
 
     from loralens.core.adapter import Adapter
+    from loralens.formats.apart import Input
     from loralens.formats.model_files import ModelFiles
     from loralens.merge.plan import Plan
 
@@ -46,6 +47,13 @@ class Inputs:
         """The dtype of the adapted weights that holds least of an update."""
         held = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
         return str(min(held, key=lambda one: (one.itemsize, str(one)), default="float32"))
+
+    def places(self, base: str = "the base") -> "list[Input]":
+        """What is read, in words and where it is; ``base`` in words."""
+        from loralens.formats.apart import adapter_inputs
+
+        adapters = [found for adapter in self.adapters for found in adapter_inputs(adapter["path"])]
+        return [(base, self.files.root), (base, Path(self.base)), *adapters]
 
     def texts(self) -> dict[str, str]:
         """Files beside the weights that change."""

@@ -6,11 +6,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loralens.cli.merge_run import BEFORE, CERTIFICATE, bytes_of
+from loralens.cli.merge_run import bytes_of
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.checkpoint import resolved
+from loralens.formats.merged import BEFORE, CERTIFICATE
 from loralens.formats.model_files import CONFIG, model_files
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.shards import check_index
@@ -43,7 +44,7 @@ class UnmergeRun:
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
         root = resolved(merged)
-        file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
+        self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.known = self.files.tensors
@@ -105,6 +106,7 @@ class UnmergeRun:
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
                 beside=self._check,
+                inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=os.cpu_count() or 1,
                 step=step,

@@ -9,10 +9,11 @@ import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from loralens.errors import FormatError, OptionError, place
+from loralens.formats.apart import Input, check_apart
 from loralens.formats.disk import check_parent, disk, sync, sync_folder
 from loralens.formats.hold import lock
 from loralens.formats.leftovers import hidden_path, remove, reserve
@@ -25,20 +26,38 @@ class ImmovableError(Exception):
     """What stands at a target cannot be renamed; it is where it was."""
 
 
-def check_target(root: Path, target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that exists, or that writing a copy of ``root`` to would harm ``root``."""
-    base, here = root.resolve(), target.resolve()
-    if here == base:
-        raise OptionError("is the base itself", fix="choose another target: the base is never written to")
-    if base in here.parents:
-        raise OptionError("lies within the base", fix="choose a target outside: the base is never written to")
-    if here in base.parents:
-        raise OptionError("holds the base", fix="choose a target outside: the base is never written to")
+def check_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
+    """Refuse a target that exists or cannot be replaced, or that writing to would harm what is read.
+
+    Raises
+    ------
+    OptionError
+        It says why.
+    """
+    check_apart(target, inputs)
     if target.exists() and not overwrite:
         raise OptionError("exists", fix="choose another target, or give --overwrite")
-    if target.exists() and target.is_dir() != root.is_dir():
-        raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
+    if target.exists() and target.is_dir() != folder:
+        what = next(iter(inputs))[0]
+        raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
     check_parent(target)
+    if target.is_dir() and (why := why_immovable(target)):
+        raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
+
+
+def why_immovable(folder: Path) -> str | None:
+    """Why a folder cannot be replaced by another one, as far as can be told before; None where nothing is known.
+
+    Who stands in a folder stays in the old one when another takes its name, and the old one is removed.
+    """
+    real = Path(os.path.realpath(folder))
+    with suppress(OSError):  # a working directory that is no more
+        here = Path.cwd().resolve()
+        if real == here or real in here.parents:
+            return "the current directory is in it"
+    if os.path.ismount(real):
+        return "a disk is mounted there"
+    return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
+from loralens.formats.apart import Input
 from loralens.formats.appearing import appearing, check_space, check_target
 from loralens.formats.container import DTYPES, dumps, header_bytes, pieces
 from loralens.formats.disk import disk
 from loralens.formats.leftovers import tidy
+from loralens.formats.merged import check_replaceable
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.relative_name import path_to_write
 
@@ -59,6 +61,7 @@ def write_model(
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
     beside: Callable[[Path], None] | None = None,
+    inputs: Collection[Input] = (),
     overwrite: bool = False,
     threads: int = 1,
     step: Step | None = None,
@@ -90,6 +93,9 @@ def write_model(
         Other files that come along under another name.
     beside : callable or None
         Writes further files into the folder before it takes its place.
+    inputs : collection of (str, Path)
+        What is read, in words and where, the model itself first: the target is none of it, holds none and lies in
+        none.
     overwrite : bool
         Let the copy take the place of what stands at ``target``: by two renames, so that one of the two is whole.
     threads : int
@@ -100,17 +106,19 @@ def write_model(
     Raises
     ------
     OptionError
-        The target exists, or is the model itself.
+        The target exists, or is not apart from the inputs, or holds files that would be lost.
     FormatError
         The disk refuses.
     """
     with place(target), disk():
         tidy(target)
-        check_target(files.root, target, overwrite=overwrite)
+        known_inputs = inputs or [("the base", files.root)]
+        check_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        if target.is_dir():
+            check_replaceable(target, _file_names(files, without, names or {}))
     with appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
-            others = [name for name in files.others if name not in without]
-            _copy_others(files, part, {name: (names or {}).get(name, name) for name in others})
+            _copy_others(files, part, _new_names(files, without, names or {}))
             for index in files.indices:
                 _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
@@ -131,6 +139,17 @@ def write_model(
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:
     """Bytes of all tensors of a copy, those that it is to lack among them."""
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
+
+
+def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
+    """Other files that come along, and their names in the copy."""
+    return {name: names.get(name, name) for name in files.others if name not in without}
+
+
+def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
+    """Every file of the copy."""
+    weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
+    return weights | {*_new_names(files, without, names).values()}
 
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:

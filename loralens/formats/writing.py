@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.appearing import ImmovableError, appearing
+from loralens.formats.appearing import ImmovableError, appearing, why_immovable
 from loralens.formats.container import PEFT, RECORD, Files, Stored, chunks, dumps
 from loralens.formats.disk import check_parent, check_room, disk, flush
 from loralens.formats.leftovers import COMPANIONS, is_moved_aside, reserve, tidy, tidy_folder
@@ -97,26 +97,13 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
             _write_together(stored, part / files.weights, files)
         return
     beside = _beside(stored, files)
-    if beside and os.path.lexists(folder / files.weights) and _movable(folder):
+    if beside and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *beside}
         with suppress(ImmovableError):
             with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
                 _write_together(stored, part / files.weights, files)
             return
     _write_together(stored, folder / files.weights, files)
-
-
-def _movable(folder: Path) -> bool:
-    """Whether a folder can be replaced by another one, as far as can be told before.
-
-    Who stands in a folder stays in the old one when another takes its name, and the old one is removed.
-    """
-    real = Path(os.path.realpath(folder))
-    with suppress(OSError):  # a working directory that is no more
-        here = Path.cwd().resolve()
-        if real == here or real in here.parents:
-            return False
-    return not os.path.ismount(real) and os.access(real.parent, os.W_OK | os.X_OK)
 
 
 @contextmanager

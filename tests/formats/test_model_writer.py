@@ -210,11 +210,11 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path) -> None:
     )
     for path in (part, old, other):
         path.mkdir()
-        (path / "x").write_text("x")
+        (path / "config.json").write_text("x")
     held = lock(other)
     with pytest.raises(OptionError, match="exists"):  # the old one is back in its place, and there to stay
         write(root, tmp_path / "out")
-    assert contents(tmp_path / "out") == {"x": b"x"}
+    assert contents(tmp_path / "out") == {"config.json": b"x"}
     assert other.exists()  # its process is alive
     assert held is not None
     os.close(held)

@@ -13,7 +13,7 @@ import pytest
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import writing
+from loralens.formats.appearing import why_immovable
 from loralens.formats.hold import lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -324,4 +324,4 @@ def test_the_current_directory_by_a_dot(tmp_path: Path, monkeypatch: pytest.Monk
     assert others(folder) == before
     assert folder.stat().st_ino == inode == Path("..").stat().st_ino  # nobody stands in a folder that was removed
     assert product(folder) == VALUES[NEW]
-    assert not writing._movable(folder)
+    assert why_immovable(folder)
