@@ -55,9 +55,19 @@ def why_immovable(folder: Path) -> str | None:
         here = Path.cwd().resolve()
         if real == here or real in here.parents:
             return "the current directory is in it"
-    if os.path.ismount(real):
+    if os.path.ismount(real) or _is_bound(real):
         return "a disk is mounted there"
     return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
+
+
+def _is_bound(folder: Path) -> bool:
+    """Whether a folder of the same disk is mounted there, which Linux alone says, with blanks in octal."""
+    name = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(folder))
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return any(fields[4] == name for line in lines if len(fields := line.split(" ")) > 4)
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -233,6 +233,22 @@ def test_who_writes_and_who_tidies_at_once(tmp_path: Path) -> None:
             thread.join()
 
 
+def test_a_part_that_is_made_anew_while_one_tidies_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was locked is the part before, and the name is that of a live one."""
+    part = tmp_path / ".a.99999999.part"
+    part.write_bytes(b"dead")
+
+    def late(path: Path) -> int | None:
+        descriptor = hold.lock(path)
+        path.unlink()
+        path.write_bytes(b"alive")
+        return descriptor
+
+    monkeypatch.setattr(leftovers, "lock", late)
+    tidy(tmp_path / "a")
+    assert part.read_bytes() == b"alive"
+
+
 @pytest.mark.parametrize("name", ["b", "a.7", "a b", "a\nb"])
 def test_names_of_other_targets_are_left_alone(name: str, tmp_path: Path) -> None:
     for end in ("part", "old"):

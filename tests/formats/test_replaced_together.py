@@ -13,7 +13,7 @@ import pytest
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.appearing import why_immovable
+from loralens.formats.appearing import _is_bound, why_immovable
 from loralens.formats.hold import lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -325,3 +325,11 @@ def test_the_current_directory_by_a_dot(tmp_path: Path, monkeypatch: pytest.Monk
     assert folder.stat().st_ino == inode == Path("..").stat().st_ino  # nobody stands in a folder that was removed
     assert product(folder) == VALUES[NEW]
     assert why_immovable(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="Linux says what is mounted where")
+def test_mount_points_are_known(tmp_path: Path) -> None:
+    assert why_immovable(Path("/proc")) == "a disk is mounted there"
+    assert _is_bound(Path("/proc"))
+    assert not _is_bound(tmp_path)
+    assert why_immovable(tmp_path) is None
