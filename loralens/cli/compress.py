@@ -76,7 +76,7 @@ def command(
     adapter = options.read_adapter(source, reading, base=base)
     form = Form.of(adapter, to=to, base=base, dtype=dtype)
     if output:
-        form.check(source, output, overwrite=overwrite)
+        form.check(source, output, overwrite=overwrite, others={"the moments": activations})
     moments = compress_rule.moments_of(activations)
     with place(source):
         plan = _plan(adapter, form, dtype, modules, moments)

@@ -76,9 +76,11 @@ class Form:
         """What its writer is given."""
         return {**self.options, **({} if self.bits is None else {"bits": self.bits})}
 
-    def check(self, source: str, output: Path, *, overwrite: bool) -> None:
-        """Refuse a target that is the source, or cannot be written, before any work."""
-        target.refuse_source(source, output)
+    def check(
+        self, source: str, output: Path, *, overwrite: bool, others: Mapping[str, str | None] | None = None
+    ) -> None:
+        """Refuse a target that is not apart from source, base and others, or cannot be written, before any work."""
+        target.refuse_source(source, output, base=self.base, others=others)
         target.check_writable(output, self.name, overwrite=overwrite)
 
     def size(self, adapter: "Adapter") -> int:

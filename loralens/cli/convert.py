@@ -69,7 +69,7 @@ def command(
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
-    target.refuse_source(source, output)
+    target.refuse_source(source, output, base=str(base) if base else None)
     report = _write(adapter, output, to, overwrite=overwrite, dry_run=dry_run, **target.of_format(to, base, arch))
     if as_json:
         click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))

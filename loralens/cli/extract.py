@@ -70,6 +70,7 @@ def command(
     rule = _rule(noise_edge, given)
     target.require(output, dry_run=dry_run)
     if output:
+        target.refuse_inputs(output, {"the base": base, "the tuned model": tuned})
         target.check_writable(output, to, overwrite=overwrite)
     form = target.of_format(to, Path(base))
     asked = {"modules": modules, "one_rank": uniform, "exact": exact, "drop_extra": drop_extra}

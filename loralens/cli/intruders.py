@@ -112,7 +112,7 @@ def command(
         names = select(read, modules)
         check_plain(read, names, pairs=remove not in (None, 1))
     if output:
-        target.refuse_source(adapter, output)
+        target.refuse_source(adapter, output, base=base)
         _write(read, {}, output, uniform=False, overwrite=overwrite, dry_run=True)  # not to fail after hours
     weights = options.base_weights(base, {name: read[name] for name in names}).modules
     found: dict[str, Intruders] = {}

@@ -1,6 +1,7 @@
 """The group: a table of commands, imported when they are called, and errors turned into exit codes.
 
-Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted. A traceback is a bug.
+Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted, 143 terminated. A
+traceback is a bug.
 """
 
 import gc
@@ -19,8 +20,9 @@ from loralens.cli.paths import completing_paths
 from loralens.errors import LoraLensError
 from loralens.version import __version__
 
-INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
-GRACE = 3.0  # seconds after Ctrl-C in which a second one does not disturb the tidying up
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
+SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
+GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
 
 COMMANDS = {
     "demo": "Everything once, on real weights: a newcomer's first command.",
@@ -109,23 +111,26 @@ def _one_blas_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _interrupted_once() -> None:
-    """Let the first Ctrl-C unwind the command, and no second one its tidying up; after `GRACE` one ends it at once.
+def _unwind_once() -> list[int]:
+    """Let the first Ctrl-C or SIGTERM unwind the command, and no second one its tidying up; after `GRACE` one ends it.
 
-    Where SIGINT is ignored, or somebody else's, it stays so.
+    The list will hold the number of the signal. Where one is ignored, or somebody else's, it stays so.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-    first: list[float] = []
+    first: list[int] = []
+    since: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not first:
-            first.append(monotonic())
-            signal.default_int_handler(number, frame)
-        if monotonic() - first[0] > GRACE:
-            os._exit(INTERRUPTED)
+            first.append(number)
+            since.append(monotonic())
+            signal.default_int_handler(number, frame)  # which raises KeyboardInterrupt, whatever the signal
+        if monotonic() - since[0] > GRACE:
+            os._exit(SIGNALLED + first[0])
 
-    signal.signal(signal.SIGINT, handle)
+    for number, plain in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is plain:
+            signal.signal(number, handle)
+    return first
 
 
 def _refused(error: OSError) -> NoReturn:
@@ -147,7 +152,7 @@ def run() -> None:
     _one_blas_thread()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
-    _interrupted_once()
+    signals = _unwind_once()
     gc.disable()  # a command is over before cycles matter, and looking for them costs 3 % of a short one
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -155,8 +160,9 @@ def run() -> None:
     try:
         code = main(prog_name="loralens", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        number = signals[0] if signals else signal.SIGINT
+        click.echo(ENDED[signal.Signals(number)], err=True)
+        sys.exit(SIGNALLED + number)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

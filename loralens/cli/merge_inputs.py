@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     import numpy as np
 
     from loralens.core.adapter import Adapter
+    from loralens.formats.apart import Input
     from loralens.formats.model_files import ModelFiles
     from loralens.merge.plan import Plan
 
@@ -47,14 +48,23 @@ class Inputs:
         held = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
         return str(min(held, key=lambda one: (one.itemsize, str(one)), default="float32"))
 
+    def places(self, base: str = "the base") -> "list[Input]":
+        """What is read, in words and where it is; ``base`` in words."""
+        from loralens.formats.apart import adapter_inputs
+
+        adapters = [found for adapter in self.adapters for found in adapter_inputs(adapter["path"])]
+        return [(base, self.files.root), (base, Path(self.base)), *adapters]
+
     def texts(self) -> dict[str, str]:
         """Files beside the weights that change."""
-        path = self.files.root / "config.json"
+        from loralens.formats.model_files import CONFIG
+
+        path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
         content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
-        return {"config.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
+        return {CONFIG: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
 
     def originals(self) -> dict[str, Any]:
         """What the undo file keeps of the base besides numbers: texts that change, headers of shards."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,8 @@ from loralens.cli.merge_inputs import Inputs
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
+from loralens.formats.apart import check_apart
+from loralens.formats.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, Spool, write_undo
 from loralens.formats.writing import replacing
@@ -28,8 +30,6 @@ from loralens.merge.summary import Hashed, model_hash, module_entries, total_ent
 from loralens.merge.undo_layout import VERSION, packed
 from loralens.version import __version__
 
-CERTIFICATE = "merge_certificate.json"
-BEFORE = "before/"  # where the undo file and certificate of an earlier merge go: unmerging takes them out again
 THREADS = os.cpu_count() or 1
 
 
@@ -55,6 +55,7 @@ class MergeRun:
         self.spool: Spool | None = None
         self.arrays: dict[str, LazyArray] = {}
         self.entries: dict[str, Any] = {}
+        self.files: dict[str, int] | None = None  # of the folder that was written, and their bytes
         self._lock = Lock()
 
     def fill(self, key: str) -> Iterator[Array]:
@@ -106,15 +107,22 @@ class MergeRun:
         if not files.root.is_dir():
             undo = undo or output.with_name(f"{output.stem}.{NAME}")
             certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
-        if not overwrite:
-            _check_free(undo if self.undo else None, certificate if certify else None)
+        undo, certificate = undo or output / NAME, certificate or output / CERTIFICATE
+        if self.undo:
+            self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
+        if certify:
+            self._check_beside(certificate, output, is_certificate, what="a certificate", overwrite=overwrite)
+        if self.undo and certify and os.path.realpath(undo) == os.path.realpath(certificate):
+            raise OptionError(f"{undo}: is given for undo file and certificate", fix="choose another place for one")
 
         def beside(part: Path) -> None:
             if self.undo:
-                write_undo(self._undo_arrays(), self._undo_content(), undo or part / NAME)
+                write_undo(self._undo_arrays(), self._undo_content(), _in_part(undo, output, part))
+            if files.root.is_dir():
+                self.files = file_sizes(part)
             if certify:
                 text = json.dumps(self.certificate(), indent=2, ensure_ascii=False) + "\n"
-                with replacing(certificate or part / CERTIFICATE) as stream:
+                with replacing(_in_part(certificate, output, part)) as stream:
                     stream.write(text.encode("utf-8"))
 
         ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
@@ -132,11 +140,27 @@ class MergeRun:
                 texts=self.given.texts(),
                 names={name: BEFORE + name for name in ours},
                 beside=beside,
+                inputs=self.given.places(),
                 overwrite=overwrite,
                 threads=THREADS,
                 step=step,
             )
         _say_left_out(files.left_out)
+
+    def _check_beside(
+        self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
+    ) -> None:
+        """Refuse a place for the undo file or the certificate where something else would be lost or not be apart."""
+        inner = _within(file, output)
+        if inner is not None:
+            if inner.as_posix() not in (NAME, CERTIFICATE) and (self.given.files.root / inner).exists():
+                raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
+            return
+        check_apart(file, [("the merged model", output), *self.given.places()])
+        if file.exists() and not overwrite:
+            raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+        if file.exists() and not is_ours(file):
+            raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 
     def _changes(self) -> dict[str, Change]:
         return {key: Change(self.given.dtypes[key], tensor.shape) for key, tensor in self.given.plan.tensors.items()}
@@ -171,6 +195,7 @@ class MergeRun:
             "dtype": given.dtype or "keep",
             "modules": module_entries(records),
             "total": total_entry(records),
+            **({} if self.files is None else {FILES: self.files}),
         }
 
     def _hash(self, records: list[TensorRecord], side: Any) -> str | None:
@@ -186,11 +211,20 @@ class MergeRun:
         return model_hash(records, known, side=side)
 
 
-def _check_free(*places: Path | None) -> None:
-    """Refuse a file that is there already."""
-    for file in places:
-        if file and file.exists():
-            raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+def _within(file: Path, folder: Path) -> Path | None:
+    """The path of a file from a folder; None where it lies elsewhere."""
+    real = Path(os.path.realpath(file.parent)) / file.name
+    home = Path(os.path.realpath(folder))
+    return real.relative_to(home) if home in real.parents else None
+
+
+def _in_part(file: Path, output: Path, part: Path) -> Path:
+    """Where a file is written before the folder that it goes into has its name."""
+    inner = _within(file, output)
+    if inner is None:
+        return file
+    (part / inner).parent.mkdir(parents=True, exist_ok=True)
+    return part / inner
 
 
 def _say_left_out(names: Sequence[str]) -> None:

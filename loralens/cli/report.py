@@ -78,6 +78,7 @@ def command(
     older: list[Path] = []
     if output:
         check_target(output, with_markdown=with_markdown, overwrite=overwrite)
+        _check_apart(output, paths, base, activations, with_markdown=with_markdown)
         older = [] if with_markdown or not output.exists() else [path for path in beside(output) if path.exists()]
     spoken = _spoken(paths, output, base, activations, modules, reading, intruders=intruders, markdown=with_markdown)
     report = _report(_expanded(paths), base, activations, modules, reading, intruders=intruders, spoken=spoken)
@@ -89,6 +90,20 @@ def command(
             click.echo(f"note: left as before, of an earlier report: {which}; --markdown writes them anew", err=True)
     if as_json:
         click.echo(numbers(report))
+
+
+def _check_apart(
+    output: Path, paths: Sequence[str], base: str | None, activations: Sequence[str], *, with_markdown: bool
+) -> None:
+    """Refuse a page, or a folder of pictures, that is what the report is of or holds some of it."""
+    from loralens.formats.apart import check_apart
+    from loralens.formats.location import existing
+    from loralens.report.writing import beside
+
+    places = [Path(path) for path in (*paths, *activations, *([base] if base else []))]
+    inputs = [(str(path), existing(path)) for path in places]
+    for target in (output, *(beside(output) if with_markdown else ())):
+        check_apart(target, inputs, within=False)
 
 
 def _spoken(

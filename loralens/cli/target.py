@@ -1,5 +1,6 @@
 """Where an adapter goes, for every command that writes one: what is refused before any work."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,16 @@ def check_known(adapter: "Adapter", to: str) -> None:
         )
 
 
-def refuse_source(source: str, output: Path) -> None:
-    """Refuse a target that is the source, file or folder, or a file beside it whose configuration would be its own."""
+def refuse_source(
+    source: str, output: Path, *, base: str | None = None, others: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuse a target that is the source, file or folder, or a file beside it whose configuration would be its own.
+
+    Nor may it hold the source, the base or other inputs (by what they are called), or lie in one. A file may lie beside
+    the source: a GGUF file says all of itself.
+    """
     from loralens.errors import OptionError
+    from loralens.formats.apart import adapter_inputs, check_apart
     from loralens.formats.location import SUFFIXES, adapter_file, config_beside
 
     file = adapter_file(Path(source))
@@ -61,6 +69,18 @@ def refuse_source(source: str, output: Path) -> None:
             f"{output} would share {config.name} with the source, and one of them be read wrongly",
             fix="choose another folder",
         )
+    check_apart(output, adapter_inputs(source), within=output.suffix not in SUFFIXES)
+    refuse_inputs(output, {"the base": base, **(others or {})})
+
+
+def refuse_inputs(output: Path, inputs: Mapping[str, str | None]) -> None:
+    """Refuse a target that is one of the inputs that were given (by what they are called), holds one or lies in one."""
+    from loralens.formats.apart import check_apart
+    from loralens.formats.checkpoint import resolved
+
+    check_apart(
+        output, [(what, place) for what, path in inputs.items() if path for place in (Path(path), resolved(Path(path)))]
+    )
 
 
 def of_format(to: str, base: Path | None, arch: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One training run: from options to a finished folder, or an unfinished one that can go on."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 
 from loralens.cli.models import device_of
 from loralens.cli.record import known
+from loralens.cli.target import refuse_inputs
 from loralens.cli.train_divergence import explained
 from loralens.cli.train_inputs import Inputs, inputs
 from loralens.cli.train_report import plan, result
@@ -63,6 +65,8 @@ def train(**given: Any) -> None:
     if not given["resume"]:
         training.check(overwrite=given["overwrite"])
         check_place(given["output"])
+    for folder in (training.target, training.folder):
+        refuse_inputs(folder, _places(given))
     _check_alpha(given["alpha"])
     device = device_of(given["device"])
     from loralens.train.world import joined, local_device
@@ -74,6 +78,12 @@ def train(**given: Any) -> None:
             run.rehearse() if given["dry_run"] else run.train()
         finally:
             training.release()
+
+
+def _places(given: Mapping[str, Any]) -> dict[str, str | None]:
+    """What is read, in words and where it is; a Hub id, a package and the name of a corpus are no places."""
+    inputs = {"the model": given["model"], "the texts": given["data"], "the texts to evaluate on": given["evaluation"]}
+    return {what: path for what, path in inputs.items() if path and Path(path).exists()}
 
 
 class Run:

@@ -111,6 +111,7 @@ def _by_subtraction(
             fill=lambda key: (
                 subtracted(block, doubts[key]) for block in prepare(plan.tensors[key], device=device).blocks()
             ),
+            inputs=given.places("the merged model"),
             overwrite=overwrite,
             threads=os.cpu_count() or 1,
             step=step,

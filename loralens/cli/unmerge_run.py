@@ -6,18 +6,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loralens.cli.merge_run import BEFORE, CERTIFICATE, bytes_of
+from loralens.cli.merge_run import bytes_of
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array
-from loralens.errors import MismatchError, place
+from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.checkpoint import resolved
-from loralens.formats.model_files import model_files
+from loralens.formats.merged import BEFORE, CERTIFICATE
+from loralens.formats.model_files import CONFIG, model_files
 from loralens.formats.model_writer import Change, copy_bytes, write_model
+from loralens.formats.shards import check_index
 from loralens.formats.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merge.undo import restored
 from loralens.merge.undo_layout import merge_undo
 
+ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
 
 
@@ -41,7 +44,7 @@ class UnmergeRun:
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
         root = resolved(merged)
-        file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
+        self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.known = self.files.tensors
@@ -52,6 +55,32 @@ class UnmergeRun:
             if missing or len(self.held.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse names of files that a merge would not have changed.
+
+        An undo file may come from anybody. What it restores besides numbers is the configuration and the indices, and
+        these are files of the merged model.
+
+        Raises
+        ------
+        FormatError
+            Another text, or an index of shards that lie elsewhere.
+        MismatchError
+            Headers of other shards.
+        """
+        if not self.files.root.is_dir():
+            return
+        indices = {index.name for index in self.files.indices}
+        changeable = indices | ({CONFIG} & set(self.files.others))
+        for name, text in self.held.texts.items():
+            if name not in changeable or not isinstance(text, str):
+                raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
+            if name in indices:
+                check_index(text, name)
+        if set(self.held.headers) != {shard.name for shard in self.files.shards}:
+            raise MismatchError("its shards are not those of the merged model", fix=ANOTHER)
 
     def write(self, output: Path, *, overwrite: bool) -> None:
         """The base; it appears only if every tensor of it is proven.
@@ -77,6 +106,7 @@ class UnmergeRun:
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
                 beside=self._check,
+                inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=os.cpu_count() or 1,
                 step=step,

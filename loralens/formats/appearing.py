@@ -5,31 +5,69 @@ disk. What stood there before is first renamed too, so that at every moment one 
 power fails; the next run tidies up after a killed one.
 """
 
+import errno
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.writing import check_parent, disk
+from loralens.formats.apart import Input, check_apart
+from loralens.formats.disk import check_parent, disk, sync, sync_folder
+from loralens.formats.hold import lock
+from loralens.formats.leftovers import hidden_path, remove, reserve
+from loralens.formats.others import bring_others
+
+_IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)  # a mount point, a folder in another's sticky one
 
 
-def check_target(root: Path, target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that exists, or that writing a copy of ``root`` to would harm ``root``."""
-    base, here = root.resolve(), target.resolve()
-    if here == base:
-        raise OptionError("is the base itself", fix="choose another target: the base is never written to")
-    if base in here.parents:
-        raise OptionError("lies within the base", fix="choose a target outside: the base is never written to")
-    if here in base.parents:
-        raise OptionError("holds the base", fix="choose a target outside: the base is never written to")
+class ImmovableError(Exception):
+    """What stands at a target cannot be renamed; it is where it was."""
+
+
+def check_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
+    """Refuse a target that exists or cannot be replaced, or that writing to would harm what is read.
+
+    Raises
+    ------
+    OptionError
+        It says why.
+    """
+    check_apart(target, inputs)
     if target.exists() and not overwrite:
         raise OptionError("exists", fix="choose another target, or give --overwrite")
-    if target.exists() and target.is_dir() != root.is_dir():
-        raise OptionError("is not of the kind of the base", fix="give a folder for a folder, a file for a file")
+    if target.exists() and target.is_dir() != folder:
+        what = next(iter(inputs))[0]
+        raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
     check_parent(target)
+    if target.is_dir() and (why := why_immovable(target)):
+        raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
+
+
+def why_immovable(folder: Path) -> str | None:
+    """Why a folder cannot be replaced by another one, as far as can be told before; None where nothing is known.
+
+    Who stands in a folder stays in the old one when another takes its name, and the old one is removed.
+    """
+    real = Path(os.path.realpath(folder))
+    with suppress(OSError):  # a working directory that is no more
+        here = Path.cwd().resolve()
+        if real == here or real in here.parents:
+            return "the current directory is in it"
+    if os.path.ismount(real) or _is_bound(real):
+        return "a disk is mounted there"
+    return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
+
+
+def _is_bound(folder: Path) -> bool:
+    """Whether a folder of the same disk is mounted there, which Linux alone says, with blanks in octal."""
+    name = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(folder))
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return any(fields[4] == name for line in lines if len(fields := line.split(" ")) > 4)
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -43,83 +81,77 @@ def check_space(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
-    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not."""
-    home = target.absolute().parent
-    part = home / f".{target.name}.{os.getpid()}.part"
-    old = home / f".{target.name}.{os.getpid()}.old"
-    try:
-        if folder:
-            part.mkdir()
-        yield part
-        _sync(part)
-        if overwrite and target.exists():
-            target.rename(old)
-        part.rename(target)
-        _sync_folder(home)
-        _remove(old)
-    except OSError:
-        with place(target), disk():
-            raise
-    finally:
-        _remove(part)
-        if old.exists() and not target.exists():
-            old.rename(target)
+def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collection[str] | None = None) -> Iterator[Path]:
+    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
+    Parameters
+    ----------
+    target : Path
+        A link to a folder is followed: its other end is replaced.
+    folder : bool
+    overwrite : bool
+        Whether something may stand there.
+    without : collection of str or None
+        Names of the old folder that do not come along into the new one. None: nothing comes along.
 
-def tidy(target: Path) -> None:
-    """Remove what processes that were killed have left; put back what one had moved aside and not yet replaced."""
-    home = target.absolute().parent
-    name = re.compile(rf"\.{re.escape(target.name)}\.(?P<pid>[0-9]+)\.(?P<end>old|part)")
-    there = sorted(home.iterdir()) if home.is_dir() else []
-    for stale, found in ((path, name.fullmatch(path.name)) for path in there):
-        if found is None or _alive(int(found["pid"])):
-            continue
-        if found["end"] == "old" and not target.exists():
-            stale.rename(target)
-        else:
-            _remove(stale)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of this number runs: what it writes is not ours to remove."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or everything in a folder, is on the disk."""
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
-            _sync_file(Path(folder) / name)
-        _sync_folder(Path(folder))
-    if path.is_file():
-        _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """The names in a folder, where the system lets folders be opened."""
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
+    Raises
+    ------
+    OptionError
+        Another run is writing there.
+    FormatError
+        The disk refuses.
+    ImmovableError
+        Other files were to come along, and what stands there cannot be renamed.
+    """
+    with place(target):
+        target = Path(os.path.realpath(target)) if folder and target.is_symlink() else target.absolute()
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            with reserve(target, folder=folder) as part:
+                yield part
+                sync(part)
+                if without is not None:
+                    shutil.copymode(target, part)
+                    bring_others(target, part, without=without)
+                    sync_folder(part)
+                with move_aside(target) if overwrite else nullcontext() as old:
+                    part.rename(target)
+                    sync_folder(target.parent)
+                    if without is not None and old:
+                        bring_others(old, target, without=without)  # what others have written meanwhile
+        except OSError as error:
+            if without is not None and error.errno in _IMMOVABLE:
+                raise ImmovableError from error
+            with disk():
+                raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+@contextmanager
+def move_aside(target: Path) -> Iterator[Path | None]:
+    """Move what stands at ``target`` aside for the block; where it is during it, or None where nothing stands there.
+
+    It is gone afterwards, or back where nothing has taken its place. The next run puts it back if this one is killed.
+
+    Raises
+    ------
+    OptionError
+        Another run is at work in it.
+    """
+    if not os.path.lexists(target):
+        yield None
+        return
+    try:
+        descriptor = lock(target)  # so that no other run takes it for what a killed one left
+    except BlockingIOError as error:
+        fix = "wait for its end, or choose another target"
+        raise OptionError("a run is going on there at this moment", fix=fix) from error
+    old = hidden_path(target, "old")
+    try:
+        target.rename(old)
+        yield old
+    finally:
+        if os.path.lexists(target):
+            remove(old)
+        elif os.path.lexists(old):
+            old.rename(target)
+        if descriptor is not None:
+            os.close(descriptor)

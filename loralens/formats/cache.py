@@ -14,6 +14,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError
 from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.leftovers import tidy_folder
 from loralens.formats.writing import write_safetensors
 from loralens.linalg.rank_update import Decomposed
 
@@ -120,6 +121,7 @@ class SvdCache:
             raise FormatError(
                 f"{self.folder}: cannot be made: {error.strerror}", fix="choose another folder with --cache DIR"
             ) from error
+        tidy_folder(self.folder, _ENTRY.fullmatch)  # another run may never come to the entry of one that was killed
         tensors = {name: LazyArray.of(part) for name, part in found._asdict().items()}
         write_safetensors(Stored(tensors, {"crc32": _checksum(found), "loralens": VERSION}), file)
         self._used.add(file.name)

@@ -53,11 +53,29 @@ def check_free(folder: Path) -> None:
 def _locked(folder: Path, *, shared: bool = False) -> int | None:
     """The descriptor of a lock; None where there are none."""
     try:
+        return lock(folder, shared=shared)
+    except BlockingIOError as error:
+        raise OptionError(
+            f"{folder}: a run is going on there at this moment", fix="wait for its end, or choose another target"
+        ) from error
+
+
+def lock(path: Path, *, shared: bool = False) -> int | None:
+    """The descriptor of a lock on a file or folder, which lasts until it is closed.
+
+    None where there are no locks: on Windows, on some disks, or where the path cannot be opened.
+
+    Raises
+    ------
+    BlockingIOError
+        Somebody else has it.
+    """
+    try:
         import fcntl
     except ImportError:  # Windows
         return None
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO of this name must not make us wait
     except OSError:
         return None  # whoever writes there will say what is wrong
     try:
@@ -65,8 +83,6 @@ def _locked(folder: Path, *, shared: bool = False) -> int | None:
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
-            raise OptionError(
-                f"{folder}: a run is going on there at this moment", fix="wait for its end, or choose another target"
-            ) from error
+            raise
         return None  # a disk without locks
     return descriptor

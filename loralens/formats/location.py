@@ -9,6 +9,7 @@ from pathlib import Path
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.container import CONFIG
 from loralens.formats.packages import could_name, installed, model_folder
+from loralens.formats.relative_name import is_relative_name
 
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
@@ -110,8 +111,9 @@ def snapshot(folder: Path) -> Path | None:
     """The snapshot in a cache's ``models--org--name`` folder: the one ``main`` points to, else the only one."""
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
     if main.is_file():
-        found = snapshots / main.read_text(errors="replace").strip()
-        return found if found != snapshots and found.is_dir() else None
+        revision = main.read_text(errors="replace").strip()
+        found = snapshots / revision if is_relative_name(revision) else None
+        return found if found and found.is_dir() else None
     all_found = list(snapshots.glob("*"))
     return all_found[0] if len(all_found) == 1 else None
 
@@ -128,7 +130,7 @@ def _in_folder(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
-        inner = sorted(p for p in folder.iterdir() if p.is_dir())
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
         files = [p / name for p in inner for name in NAMES if (p / name).is_file()]
         if len({file.parent for file in files}) == 1:
             return files[0]

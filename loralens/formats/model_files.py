@@ -12,6 +12,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.shards import weight_files
 
+CONFIG = "config.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
 LEFT_OUT = (".git", ".cache", ".locks")  # what a download leaves beside a model
 

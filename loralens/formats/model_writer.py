@@ -16,10 +16,14 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.appearing import appearing, check_space, check_target, tidy
+from loralens.formats.apart import Input
+from loralens.formats.appearing import appearing, check_space, check_target
 from loralens.formats.container import DTYPES, dumps, header_bytes, pieces
+from loralens.formats.disk import disk
+from loralens.formats.leftovers import tidy
+from loralens.formats.merged import check_replaceable
 from loralens.formats.model_files import Index, ModelFiles, Shard, offsets_of
-from loralens.formats.writing import disk
+from loralens.formats.relative_name import path_to_write
 
 HURRY = 1 << 24  # bytes after which the disk is told to begin: waiting for it at the end takes 0.07 s, not 0.35
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -57,6 +61,7 @@ def write_model(
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
     beside: Callable[[Path], None] | None = None,
+    inputs: Collection[Input] = (),
     overwrite: bool = False,
     threads: int = 1,
     step: Step | None = None,
@@ -88,6 +93,9 @@ def write_model(
         Other files that come along under another name.
     beside : callable or None
         Writes further files into the folder before it takes its place.
+    inputs : collection of (str, Path)
+        What is read, in words and where, the model itself first: the target is none of it, holds none and lies in
+        none.
     overwrite : bool
         Let the copy take the place of what stands at ``target``: by two renames, so that one of the two is whole.
     threads : int
@@ -98,25 +106,29 @@ def write_model(
     Raises
     ------
     OptionError
-        The target exists, or is the model itself.
+        The target exists, or is not apart from the inputs, or holds files that would be lost.
     FormatError
         The disk refuses.
     """
     with place(target), disk():
         tidy(target)
-        check_target(files.root, target, overwrite=overwrite)
+        known_inputs = inputs or [("the base", files.root)]
+        check_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        if target.is_dir():
+            check_replaceable(target, _file_names(files, without, names or {}))
     with appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
-            others = [name for name in files.others if name not in without]
-            _copy_others(files, part, {name: (names or {}).get(name, name) for name in others})
+            _copy_others(files, part, _new_names(files, without, names or {}))
             for index in files.indices:
-                _write_text(part / index.name, _index_text(index, files, changes, dropped))
+                _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
-                _write_text(part / name, text)
+                _write_text(path_to_write(part, name), text)
         jobs, known = list[_Job](), files.tensors
         check_space(target, copy_bytes(known, changes))
         for shard in files.shards:
-            fd = os.open(part / shard.name if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = os.open(
+                path_to_write(part, shard.name) if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666
+            )
             opened.callback(os.close, fd)
             jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
@@ -129,12 +141,23 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
 
 
+def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
+    """Other files that come along, and their names in the copy."""
+    return {name: names.get(name, name) for name in files.others if name not in without}
+
+
+def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
+    """Every file of the copy."""
+    weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
+    return weights | {*_new_names(files, without, names).values()}
+
+
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
     """Everything that is not weights under its new name, links followed."""
     for name in (*names.values(), *(shard.name for shard in files.shards)):
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
     for name, new in names.items():
-        shutil.copyfile(files.root / name, part / new)
+        shutil.copyfile(files.root / name, path_to_write(part, new))
 
 
 def _write_text(path: Path, text: str) -> None:

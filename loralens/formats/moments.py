@@ -18,8 +18,9 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.disk import check_parent
 from loralens.formats.location import existing
-from loralens.formats.writing import check_parent, write_safetensors
+from loralens.formats.writing import write_safetensors
 
 KEY = "loralens.moments"
 VERSION = 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loralens.errors import OptionError
+from loralens.formats.relative_name import is_relative_name
 
 if TYPE_CHECKING:  # costs a tenth of a second, and nobody with a path needs it
     from importlib.metadata import Distribution
@@ -58,7 +59,7 @@ def _distribution(name: str) -> "Distribution | None":
 
 
 def _models(distribution: "Distribution") -> list[Path]:
-    files = distribution.files or ()
+    files = [file for file in distribution.files or () if is_relative_name(file.as_posix())]
     configured = {file.parent for file in files if file.name == "config.json"}
     weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
     folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)

@@ -11,7 +11,9 @@ weight = 0.7
 modules = { "v_proj" = 0.3 }
 ```
 
-Paths in a TOML file are relative to its folder; those in metadata are as they were given.
+Paths in a TOML file are relative to its folder; those in metadata are as they were given. Unlike other names that come
+out of files they may lead anywhere, as the arguments of a command may: whoever follows a recipe reads the adapters that
+it names. Nothing is written by such a name: the output goes where the user says.
 """
 
 import json

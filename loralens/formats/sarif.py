@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from loralens.errors import OptionError
-from loralens.formats.container import dumps
-from loralens.formats.writing import check_parent, replacing
+from loralens.errors import FormatError, OptionError
+from loralens.formats.container import dumps, read_json
+from loralens.formats.disk import check_parent
+from loralens.formats.writing import replacing
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -58,11 +59,21 @@ def check_place(path: Path) -> None:
     Raises
     ------
     OptionError
-        Its folder does not exist, or it is a folder itself.
+        Its folder does not exist, or it is a folder itself, or a file that holds something else than such a log.
     """
     check_parent(path)
     if path.is_dir():
         raise OptionError(f"{path}: is a folder", fix="give a file")
+    if path.exists() and not _holds_log(path):
+        raise OptionError(f"{path}: exists, and holds no log of findings", fix="choose another file")
+
+
+def _holds_log(path: Path) -> bool:
+    """Whether a file may be replaced by a log: another one, or nothing; an adapter or its configuration may not."""
+    try:
+        return path.stat().st_size == 0 or {"version", "runs"} <= read_json(path).keys()
+    except (FormatError, OSError):
+        return False
 
 
 def write_sarif(text: str, path: Path) -> None:

@@ -1,11 +1,13 @@
 """Which files of a model's folder hold its weights: one, or the shards that an index names."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from loralens.errors import FormatError, OptionError
 from loralens.formats.container import read_json
+from loralens.formats.relative_name import is_relative_name
 
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
@@ -54,14 +56,39 @@ def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
     return next(iter(usual or files), None)
 
 
-def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:
-    names = content.get("weight_map")
+def shard_names(content: Any, index: str) -> list[str]:
+    """The files that an index names, each a file of its own folder.
+
+    Raises
+    ------
+    FormatError
+        It is no index, or a name in it is a path.
+    """
+    names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise FormatError(f"{index.name} has no weight_map", fix="download the index again")
+        raise FormatError(f"{index} has no weight_map", fix="download the index again")
+    for name in set(names.values()):
+        if not is_relative_name(name) or "/" in name:
+            raise FormatError(
+                f"{index} names {name!a:.100}, which is no plain file name", fix="download the index again"
+            )
+    return sorted(set(names.values()))
+
+
+def check_index(text: str, index: str) -> None:
+    """Refuse a text that is no index, or names files outside of its folder. Errors as those of `shard_names`."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{index} is no JSON", fix="download the index again") from error
+    shard_names(content, index)
+
+
+def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:
     shards = []
-    for name in sorted(set(names.values())):
+    for name in shard_names(content, index.name):
         shard = folder / name
-        if Path(name).name != name or not shard.is_file():
+        if not shard.is_file():
             raise OptionError(f"{name} is named by {index.name} and missing", fix="download the missing shard")
         shards.append(shard)
     return tuple(shards)

@@ -6,6 +6,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from loralens.errors import FormatError
 from loralens.formats.container import OpenFile
+from loralens.formats.relative_name import is_relative_name
 from loralens.formats.torch_names import CONVERT
 from loralens.formats.torch_tensor import SAVE_AGAIN, Span
 from loralens.formats.torch_unpickler import MOST_BYTES, unpickle
@@ -45,7 +46,7 @@ def _entries(file: OpenFile) -> list[ZipInfo]:
 def _root(names: dict[str, Span]) -> str:
     """The one folder that everything is in, called archive or like the file."""
     root, *others = {name.partition("/")[0] for name in names} or {""}
-    if others or any("\\" in name or {"", ".", ".."} & set(name.split("/")) for name in names):
+    if others or not all(map(is_relative_name, names)):
         raise FormatError(
             "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
         )

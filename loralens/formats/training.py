@@ -14,6 +14,8 @@ target is a finished run or not there. The process that writes holds the folder,
 """
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,15 +23,20 @@ from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
+from loralens.core.names import some
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.container import Stored, read_json, read_safetensors
+from loralens.formats.appearing import move_aside
+from loralens.formats.container import CONFIG, Stored, read_json, read_safetensors
+from loralens.formats.disk import check_room, disk
 from loralens.formats.hold import Hold, check_free
-from loralens.formats.location import SUFFIXES
-from loralens.formats.writing import check_room, disk, replacing, write_safetensors
+from loralens.formats.leftovers import is_moved_aside, remove, tidy
+from loralens.formats.location import NAMES, SUFFIXES
+from loralens.formats.writing import replacing, write_safetensors
 
 KEY = "loralens.training"  # of the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
+_OWN = re.compile(rf"{RUN}|{LOG}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
 REPLACES = "replaces"  # of run.json: whether the run takes the place of what its target is
 
 
@@ -69,6 +76,8 @@ class Training:
             The target or an unfinished run of that name exists, and ``overwrite`` is false; or is none of ours; or
             another process is at it.
         """
+        with place(self.target), disk():
+            tidy(self.target)  # what a run had moved aside as it was killed is there again
         self.check(overwrite=overwrite)
         with place(self.folder), disk():
             if self.folder.exists():
@@ -88,6 +97,11 @@ class Training:
                 raise OptionError(
                     f"{folder}: holds no training run, so it is not replaced", fix="choose another target"
                 )
+            if folder.exists() and overwrite and (strangers := _strangers(folder)):
+                raise OptionError(
+                    f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}",
+                    fix="move it elsewhere, or choose another target",
+                )
         if self.folder.exists() and not self._hold.held:
             check_free(self.folder)
         if (self.folder / RUN).exists() and not overwrite:
@@ -95,7 +109,7 @@ class Training:
                 f"{self.folder}: holds an unfinished run{self._progress()}",
                 fix="go on with it: --resume; or begin anew: --overwrite",
             )
-        if self.target.exists() and not overwrite:
+        if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
             raise OptionError(f"{self.target}: exists", fix="choose another target, or give --overwrite")
         if self.folder.exists() and not _ours(self.folder):
             raise OptionError(f"{self.folder}: is in the way, and holds no training run", fix="choose another target")
@@ -156,17 +170,19 @@ class Training:
         """
         from loralens.formats import save
 
+        with place(self.folder), disk():
+            (self.folder / NAMES[0]).unlink(missing_ok=True)  # of a run that was killed here: the same adapter
         save(adapter, self.folder, overwrite=True)
-        old = self.target.with_name(f".{self.target.name}.replaced")
         with place(self.target), disk():
-            if self.target.exists():
-                if not read_json(self.folder / RUN).get(REPLACES):
-                    raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
-                shutil.rmtree(old, ignore_errors=True)
-                self.target.rename(old)
-            self.folder.rename(self.target)
+            tidy(self.target)
+            if os.path.lexists(self.target) and not read_json(self.folder / RUN).get(REPLACES):
+                raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
+            if strangers := _strangers(self.target):
+                what = f"holds what no training run wrote, and would be lost: {some(strangers)}"
+                raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
+            with move_aside(self.target):
+                self.folder.rename(self.target)
             (self.target / STATE).unlink(missing_ok=True)
-            shutil.rmtree(old, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
@@ -207,7 +223,7 @@ class Training:
     def _tidy(self) -> None:
         """Remove what a kill left half written."""
         for part in self.folder.glob(".*.part"):
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+            remove(part)
 
     def _cut(self, step: int) -> None:
         """Leave out of the log, and of the snapshots, what came after a step."""
@@ -228,6 +244,18 @@ class Training:
 def _ours(folder: Path) -> bool:
     """Whether a folder holds a run; or nothing yet, where one was killed as it began."""
     return (folder / RUN).exists() or all(inside.name.endswith(".part") for inside in folder.iterdir())
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What lies in the folder of a run and was not written by one."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not _OWN.fullmatch(name) and not (name.endswith(".part") and path.name.startswith(".")):
+            found.append(name)
+    return found
 
 
 def _step(line: str) -> int | None:

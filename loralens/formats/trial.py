@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from loralens.errors import OptionError
-from loralens.formats.writing import disk
+from loralens.formats.disk import disk
 
 
 def check_place(path: Path) -> None:

@@ -1,61 +1,47 @@
 """Writing to disk: a file is whole or not there, and nothing that stood there is lost before the new one is whole."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.formats.appearing import ImmovableError, appearing, why_immovable
 from loralens.formats.container import PEFT, RECORD, Files, Stored, chunks, dumps
+from loralens.formats.disk import check_parent, check_room, disk, flush
+from loralens.formats.leftovers import COMPANIONS, is_moved_aside, reserve, tidy, tidy_folder
 from loralens.formats.location import NAMES, SUFFIXES
+from loralens.formats.staging import Staging
+
+Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
-    An OSError of the block becomes a message that names ``path``; other errors pass as they are.
+    An OSError of the block becomes a message that names ``path``; other errors pass as they are. What killed runs left
+    of the same file is removed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with disk(path):
-        try:
+    with place(path), disk():
+        tidy(path)
+        with reserve(path) as part:
             with part.open("wb") as stream:
                 yield stream
-                _flush(stream)
+                flush(stream)
             part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
-def _flush(stream: BinaryIO) -> None:
-    """Wait until what was written is on the disk, or the disk has refused it."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-@contextmanager
-def disk(path: Path | None = None) -> Iterator[None]:
-    """An OSError of the block as a message, which names ``path`` where one is given."""
-    try:
-        yield
-    except OSError as error:
-        refused = FormatError(
-            f"cannot be written: {error.strerror or error}",
-            fix="check free space and permissions, or choose another place",
-        )
-        raise (refused.at(str(path)) if path else refused) from error
-
-
-def write_safetensors(stored: Stored, path: Path) -> None:
+def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> None:
     """Write tensors and metadata, one tensor at a time; same input, same bytes.
 
-    Before it takes its place, the file is opened by the reference implementation of the format.
+    Before it takes its place, the file is opened by the reference implementation of the format. ``put`` gives the
+    stream to write to.
     """
     from safetensors import SafetensorError, safe_open
 
-    with replacing(path) as stream:
+    with put(path) as stream:
         for chunk in chunks(stored.tensors, stored.metadata):
             stream.write(chunk)
         stream.flush()
@@ -90,24 +76,44 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
     """Write the files of a dialect into a folder.
 
-    A new folder appears complete or not at all. In one that exists, other files are left alone.
+    A new folder appears complete or not at all. Weights that stand in an old one are replaced together with what
+    stands beside them: by a new folder into which all other files come along, or file by file where the folder cannot
+    be renamed. Until all of it is replaced there is no adapter, and the next run puts the old one back.
 
     Raises
     ------
     OptionError
         The folder exists and ``overwrite`` is false, or holds an adapter of another dialect, or is a file.
     """
-    if _check_folder(folder, files, overwrite=overwrite):
-        _write_together(stored, folder / files.weights, files)
-        return
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    if folder.name in ("", ".."):
+        folder = Path(os.path.realpath(folder))  # its hidden names are made of its own
     with place(folder), disk():
-        try:
-            part.mkdir(parents=True)
+        tidy(folder)
+        tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
+    if not _check_folder(folder, files, overwrite=overwrite):
+        with place(folder), disk():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        return
+    beside = _beside(stored, files)
+    if beside and os.path.lexists(folder / files.weights) and not why_immovable(folder):
+        without = {files.weights, *beside}
+        with suppress(ImmovableError):
+            with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
+                _write_together(stored, part / files.weights, files)
+            return
+    _write_together(stored, folder / files.weights, files)
+
+
+@contextmanager
+def _name_target(folder: Path, part: Path) -> Iterator[None]:
+    """Errors of the block name the folder and not the hidden one that will take its place."""
+    try:
+        yield
+    except LoraLensError as error:
+        error.where = tuple(where.replace(str(part), str(folder)) for where in error.where)
+        raise
 
 
 def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT) -> None:
@@ -118,6 +124,9 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     OptionError
         One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
+    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+        with place(target), disk():
+            tidy(target)
     _check_file(stored, path, files, overwrite=overwrite)
     _write_together(stored, path, files)
 
@@ -133,36 +142,31 @@ def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
     if strangers:
         what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
         raise OptionError(what, fix="choose another folder")
+    for name in (files.weights, *COMPANIONS):
+        _check_no_folder(folder / name)
     return True
+
+
+def _check_no_folder(file: Path) -> None:
+    """Refuse a folder where a file is to be written."""
+    if file.is_dir():
+        raise OptionError(f"{file}: is a folder, not a file", fix="choose another target")
 
 
 def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
     """Refuse a file that is there, or has no folder; what stands beside it counts too."""
     for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
         _exists(target, overwrite=overwrite)
+        _check_no_folder(target)
     check_parent(path)
-
-
-def check_parent(path: Path) -> None:
-    """Refuse a file whose folder is not there."""
-    if not path.parent.is_dir():
-        raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
-
-
-def check_room(path: Path) -> None:
-    """Refuse a place under a file, or in a folder that may not be written to: what a dry run can know of the disk."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise OptionError(f"{there}: is a file, not a folder", fix="choose another target")
-    if not os.access(there, os.W_OK):
-        raise OptionError(f"{there}: may not be written to", fix="choose another target, or change its permissions")
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:
     with place(path), disk():
-        if path.exists() and not overwrite:
+        exists = path.exists() or is_moved_aside(path)  # which comes back before anything is written
+        if exists and not overwrite:
             raise OptionError("exists", fix="choose another target, or give --overwrite")
-        return path.exists()
+        return exists
 
 
 def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
@@ -179,17 +183,17 @@ def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
     """Weights and what stands beside them: nothing takes its place before all of it is whole."""
     beside = _beside(stored, files)
-    with ExitStack() as stack:
+    if not beside:
+        _writer(path)(stored, path)
+        return
+    with Staging(path) as staging:
         for name, content in beside.items():
             if content is not None:
-                stream = stack.enter_context(replacing(path.with_name(name)))
-                stream.write(content)
-                _flush(stream)  # on the disk before the weights, which take their place first
-        _writer(path)(stored, path)
-    for name, content in beside.items():
-        if content is None:
-            with place(path.with_name(name)), disk():
-                path.with_name(name).unlink(missing_ok=True)
+                with staging.put(path.with_name(name)) as stream:
+                    stream.write(content)
+        write = write_pickle if path.suffix == ".bin" else write_safetensors
+        write(stored, path, put=staging.put)
+        staging.place(absent=[path.with_name(name) for name, content in beside.items() if content is None])
 
 
 def _writer(path: Path) -> Callable[[Stored, Path], None]:
@@ -200,10 +204,10 @@ def _writer(path: Path) -> Callable[[Stored, Path], None]:
     return write_pickle if path.suffix == ".bin" else write_safetensors
 
 
-def write_pickle(stored: Stored, path: Path) -> None:
+def write_pickle(stored: Stored, path: Path, *, put: Put = replacing) -> None:
     """Write tensors as ``torch.save`` would, without torch."""
     from loralens.formats.torch_writer import pickle_bytes
 
-    with replacing(path) as stream:
+    with put(path) as stream:
         for chunk in pickle_bytes(stored.tensors):
             stream.write(chunk)

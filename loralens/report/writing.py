@@ -2,13 +2,15 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from loralens.errors import OptionError
-from loralens.formats.writing import disk, replacing
+from loralens.formats.appearing import appearing
+from loralens.formats.disk import disk
+from loralens.formats.leftovers import tidy
+from loralens.formats.writing import replacing
 from loralens.report.document import Report
 from loralens.report.html import html
 from loralens.report.markdown import markdown, pictures
@@ -40,7 +42,7 @@ def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
             raise OptionError(f"{target}: is a folder", fix="choose another target")
     if with_markdown and folder.exists():
         strangers = [] if folder.is_dir() else [folder.name]
-        strangers += [one.name for one in folder.glob("*") if one.suffix != ".png"]
+        strangers += [one.name for one in folder.glob("*") if one.suffix != ".png" or one.is_dir()]
         if strangers:
             raise OptionError(
                 f"{folder}: holds other things than pictures: {strangers[0]}", fix="choose another target"
@@ -78,18 +80,11 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
 
 def _write_folder(folder: Path, drawn: Mapping[str, bytes]) -> None:
     """The pictures, in place of those that were there."""
-    part = folder.with_name(f".{folder.name}.part")
     with disk(folder):
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            for name, content in drawn.items():
-                (part / name).write_bytes(content)
-            if folder.exists():
-                shutil.rmtree(folder)
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        tidy(folder)
+    with appearing(folder, folder=True, overwrite=True) as part:
+        for name, content in drawn.items():
+            (part / name).write_bytes(content)
 
 
 def numbers(report: Report) -> str:

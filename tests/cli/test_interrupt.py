@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a long command: exit code 130, one word on standard error, and nothing left behind."""
+"""Ctrl-C or SIGTERM in the middle of a long command: exit code 130 or 143, one word, and nothing left behind."""
 
 import signal
 import subprocess
@@ -65,9 +65,17 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_interrupted(name: str, folder: Path, tmp_path: Path) -> None:
+ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+TERMINATED = ("spectrum", "doctor", "compress")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [*((name, signal.SIGINT) for name in COMMANDS), *((name, signal.SIGTERM) for name in TERMINATED)],
+)
+def test_interrupted(name: str, number: signal.Signals, folder: Path, tmp_path: Path) -> None:
     work, arguments = COMMANDS[name]
+    code_at_the_end, word = ENDS[number]
     mark = tmp_path / "begun"
     before = sorted(folder.rglob("*"))
     code = SLOW.format(work=work, mark=str(mark))
@@ -81,10 +89,10 @@ def test_interrupted(name: str, folder: Path, tmp_path: Path) -> None:
     ) as process:
         while not mark.exists() and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert err.strip().splitlines()[-1] == "interrupted"
+    assert process.returncode == code_at_the_end, err
+    assert err.strip().splitlines()[-1] == word
     assert "Traceback" not in err
     assert out == ""
     assert sorted(folder.rglob("*")) == before

@@ -357,7 +357,12 @@ def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: 
     assert refused.exit_code == 1
     assert "out: exists" in refused.stderr
     assert contents(out) == before
-    done("merge", small, "--base", base, "-o", out, "--overwrite")
+    refused = run("merge", small, "--base", base, "-o", out, "--overwrite")
+    assert refused.exit_code == 1
+    assert "out: holds what the new model does not have and no merge wrote: mine.txt\n" in refused.stderr
+    assert contents(out) == before
+    (out / "mine.txt").unlink()
+    done("merge", f"{small}:2", "--base", base, "-o", out, "--overwrite")
     assert set(before) - set(contents(out)) == {"mine.txt"}
     assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
 

@@ -133,8 +133,9 @@ def test_an_unmerge_that_is_killed(base: Path, adapter: Path, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"merged", "out"}
 
 
-def test_interrupted_by_ctrl_c(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """A user's Ctrl-C, in a process of its own: one line, no traceback, nothing left."""
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_interrupted(name: str, exit_code: int, base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A user's Ctrl-C, or a scheduler's SIGTERM, in a process of its own: one line, no traceback, nothing left."""
     code = (
         "import sys, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
@@ -143,15 +144,16 @@ def test_interrupted_by_ctrl_c(base: Path, adapter: Path, tmp_path: Path) -> Non
         "count = [0]\n"
         "def slow(*args):\n"
         "    count[0] += 1\n"
-        "    if count[0] == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if count[0] == 5: os.kill(os.getpid(), signal.NAME)\n"
         "    return plain(*args)\n"
         "model_writer._write_at = slow\n"
         "from loralens.cli.main import run\n"
         "run()\n"
     )
     arguments = ["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
-    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert found.returncode == 130
+    command = [sys.executable, "-c", code.replace("NAME", name), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == exit_code
     assert "Traceback" not in found.stderr
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.formats.undo import NAME, Spool
+from loralens.core.lazy import LazyArray
+from loralens.formats.undo import NAME, Spool, read_undo, write_undo
 from tests import bases
 from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run
@@ -195,3 +196,85 @@ def test_bfloat16_in_one_file(small: Path, tmp_path: Path) -> None:
     done("merge", small, "--base", base, "-o", tmp_path / "merged")
     done("unmerge", tmp_path / "merged", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
+
+
+def tampered(out: Path, change) -> None:
+    """The undo file in a merged model with another record; its tensors stay."""
+    arrays, content = read_undo(out / NAME)
+    arrays = {key: LazyArray.of(array.read()) for key, array in arrays.items()}
+    change(content)
+    write_undo(arrays, content, out / NAME)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../escaped",
+        "ABS",
+        "sub/../../escaped",
+        "..",
+        "",
+        "a\\b",
+        "tokenizer.json",
+        "modeling.py",
+        NAME,
+        "config.json/x",
+    ],
+)
+def test_an_undo_file_replaces_nothing_but_what_a_merge_changes(name: str, out: Path, tmp_path: Path) -> None:
+    name = str(tmp_path / "escaped") if name == "ABS" else name
+    tampered(out, lambda content: content["texts"].update({name: "harm"}))
+    before = {path: contents(path) for path in tmp_path.iterdir()}
+    refused = run("unmerge", out, "-o", tmp_path / "back")
+    assert refused.exit_code == 1
+    assert f"it would replace {name!a}, which no merge changes" in refused.stderr
+    assert refused.stderr.count("\n") == 2
+    assert {path: contents(path) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/model.safetensors", "/abs.safetensors", ".."])
+def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp_path: Path) -> None:
+    def change(content) -> None:
+        index = json.loads(content["texts"]["model.safetensors.index.json"])
+        index["weight_map"]["lm_head.weight"] = name
+        content["texts"]["model.safetensors.index.json"] = json.dumps(index)
+
+    tampered(out, change)
+    refused = run("unmerge", out, "-o", tmp_path / "back")
+    assert refused.exit_code == 1
+    assert f"index.json names {name!a}, which is no plain file name" in refused.stderr
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"weight_map": {"a": 1}}', 3])
+def test_an_index_of_an_undo_file_is_one(text: object, out: Path, tmp_path: Path) -> None:
+    tampered(out, lambda content: content["texts"].update({"model.safetensors.index.json": text}))
+    refused = run("unmerge", out, "-o", tmp_path / "back")
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 2
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "model-00009-of-00003.safetensors"])
+def test_headers_of_an_undo_file_are_those_of_the_shards(name: str, out: Path, tmp_path: Path) -> None:
+    def change(content) -> None:
+        content["headers"] = {name: content["headers"].popitem()[1], **content["headers"]}
+
+    tampered(out, change)
+    refused = run("unmerge", out, "-o", tmp_path / "back")
+    assert refused.exit_code == 1
+    assert "its shards are not those of the merged model" in refused.stderr
+
+
+def test_a_link_in_the_merged_model_is_followed_and_never_written_through(
+    out: Path, base: Path, tmp_path: Path
+) -> None:
+    config, blob = out / "config.json", tmp_path / "blob"
+    config.rename(blob)
+    config.symlink_to(blob)
+    before = blob.read_bytes()
+    tampered(out, lambda content: content["texts"].update({"config.json": (base / "config.json").read_text()}))
+    done("unmerge", out, "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+    assert not (tmp_path / "back" / "config.json").is_symlink()
+    assert blob.read_bytes() == before

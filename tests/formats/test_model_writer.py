@@ -13,6 +13,7 @@ import pytest
 from loralens.errors import FormatError, OptionError
 from loralens.formats import appearing, model_writer
 from loralens.formats.container import read_safetensors
+from loralens.formats.hold import lock
 from loralens.formats.model_files import model_files
 from loralens.formats.model_writer import Change, write_model
 from tests.bases import contents, sharded, single, tensors
@@ -209,11 +210,14 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path) -> None:
     )
     for path in (part, old, other):
         path.mkdir()
-        (path / "x").write_text("x")
+        (path / "config.json").write_text("x")
+    held = lock(other)
     with pytest.raises(OptionError, match="exists"):  # the old one is back in its place, and there to stay
         write(root, tmp_path / "out")
-    assert contents(tmp_path / "out") == {"x": b"x"}
+    assert contents(tmp_path / "out") == {"config.json": b"x"}
     assert other.exists()  # its process is alive
+    assert held is not None
+    os.close(held)
     shutil.rmtree(other)
     write(root, tmp_path / "out", overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"m", "out"}

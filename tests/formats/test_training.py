@@ -1,6 +1,7 @@
 """The folder of a run of our own: while it lasts, when it is killed, and when it is done."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -142,16 +143,55 @@ def test_a_folder_that_was_only_begun_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_the_old_stands_until_the_new_is_finished(tmp_path: Path) -> None:
     begun(tmp_path / "out").finish(small_adapter())
-    (tmp_path / "out" / "note.txt").write_text("old")
+    (tmp_path / "out" / "log.jsonl").write_text("old")
     training = begun(tmp_path / "out", overwrite=True)
     training.save(state(1))
-    assert (tmp_path / "out" / "note.txt").exists()
+    assert (tmp_path / "out" / "log.jsonl").read_text() == "old"
     training.release()
     again = Training(tmp_path / "out")
     again.go_on(RUN)  # killed, and resumed without saying again that the old may go
     again.finish(small_adapter())
-    assert not (tmp_path / "out" / "note.txt").exists()
+    assert not (tmp_path / "out" / "log.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["note.txt", "checkpoint-1/optimizer.pt", "model/adapter_model.safetensors"])
+def test_what_no_run_wrote_is_never_lost(tmp_path: Path, name: str) -> None:
+    for folder in ("out", "out.unfinished"):
+        run = begun(tmp_path / "out")
+        run.snapshot(1, small_adapter())
+        run.save(state(1))
+        if folder == "out":
+            run.finish(small_adapter())
+        run.release()
+        Training(tmp_path / "out").check(overwrite=True)
+        note = tmp_path / folder / name
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("years")
+        with pytest.raises(OptionError, match=f"{folder}: holds what no training run wrote, and would be lost: {name}"):
+            Training(tmp_path / "out").begin(RUN, overwrite=True)
+        note.unlink()
+        run = begun(tmp_path / "out", overwrite=True)
+        note.parent.mkdir(exist_ok=True, parents=True)
+        note.write_text("years")
+        if folder == "out":
+            with pytest.raises(OptionError, match="would be lost"):
+                run.finish(small_adapter())
+            note.unlink()
+        run.finish(small_adapter())
+        assert folder == "out" or (tmp_path / "out" / name).read_text() == "years"
+        shutil.rmtree(tmp_path / "out")
+        run.release()
+
+
+def test_killed_between_the_renames_the_old_run_comes_back(tmp_path: Path) -> None:
+    begun(tmp_path / "out").finish(small_adapter())
+    (tmp_path / "out").rename(tmp_path / ".out.99999999.old")
+    with pytest.raises(OptionError, match="out: exists"):
+        Training(tmp_path / "out").check(overwrite=False)
+    assert not (tmp_path / "out").exists()
+    begun(tmp_path / "out", overwrite=True)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["out", "out.unfinished"]
 
 
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
