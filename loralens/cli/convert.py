@@ -85,10 +85,13 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -
     words = []
     if base:
         from loralens.core.matching import match
+        from loralens.core.weights import with_kernels
         from loralens.formats.checkpoint import shapes
 
-        found = match({name: module.shape for name, module in adapter.items()}, shapes(base))
+        stored = shapes(base)
+        found = match({name: module.shape for name, module in adapter.items()}, stored)
         words.append(str(found))
+        adapter = with_kernels(adapter, {name: stored[key] for name, key in found.keys.items()})
         if found.edit:
             adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
     for pair in prefixes:

@@ -214,6 +214,10 @@ class LowRank:
         """The same update, no longer bound to the tensors of a file: for what is written anew."""
         return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
 
+    def with_layout(self, layout: Layout) -> Self:
+        """The same update of another kind of weight; no longer bound to the tensors of a file."""
+        return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=layout)
+
     def dense(self) -> Array:
         """ΔW itself, float64, shape (out, in): out · in numbers, where all else here takes r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
