@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.cli.compress_report import percent
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -226,3 +227,90 @@ def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments:
     assert result.exit_code == 1
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def tiny(path: Path, size: float = 3e-8) -> Path:
+    """Pairs whose B are so small that float16 keeps one digit of them, or none; the second module is ordinary."""
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((2, 5)).astype(np.float32)
+    B = rng.standard_normal((6, 2)).astype(np.float32)
+    modules = {"m.q": loralens.LowRank((size * B).astype(np.float32), A, 2.0), "m.v": loralens.LowRank(B, A, 2.0)}
+    loralens.save(loralens.Adapter(modules=modules), path)
+    return path
+
+
+def dense_error(before: Path, after: Path) -> tuple[float, float]:
+    """‖ΔW−ΔW'‖/‖ΔW‖ over all modules, and of the module that lost most; dense, float64."""
+    old, new = loralens.load(before), loralens.load(after)
+    gone = {name: np.linalg.norm(old[name].dense() - new[name].dense()) for name in old}
+    whole = {name: np.linalg.norm(old[name].dense()) for name in old}
+    total = np.sqrt(sum(x**2 for x in gone.values()) / sum(x**2 for x in whole.values()))
+    return float(total), max(float(gone[name] / whole[name]) for name in old)
+
+
+def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a")
+    words = ("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "m.q: rounding to f16 costs" in refused.stderr
+    assert "--allow-loss" in refused.stderr
+    assert not (tmp_path / "b").exists()
+    record = json.loads(run(*words, "--allow-loss", "--json").stdout)
+    total, worst = dense_error(source, tmp_path / "b")
+    assert worst > 0.2
+    assert record["rounding"]["worst"] == {"module": "m.q", "error": pytest.approx(worst, rel=1e-6)}
+    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.01), ("f16", 0.001), ("f32", 0.0)])
+def test_what_a_dtype_costs_is_said(dtype: str, most: float, tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a", 1e-2)
+    result = run("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    total, worst = dense_error(source, tmp_path / "b")
+    assert total <= worst <= most
+    line = next((line for line in result.stdout.splitlines() if line.startswith("rounding")), "")
+    assert line == (f"rounding    ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(total)} over all modules, at most {percent(worst)} (m.q)"
+                    if most else "")  # fmt: skip
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_few_bits_say_what_they_cost(dry: list[str], tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a", 1.0)
+    assert run("convert", source, "-o", tmp_path / "q", "--to", "loralens-q").exit_code == 0
+    total, worst = dense_error(source, tmp_path / "q")
+    again = tmp_path / "again"
+    result = run("convert", source, "-o", again, "--to", "loralens-q", *dry)
+    assert f"= {percent(total)} over all modules, at most {percent(worst)}" in result.stdout
+    assert "8 bits a number" in result.stdout
+    record = json.loads(run("convert", source, "-o", again, "--to", "loralens-q", "--overwrite", "--json", *dry).stdout)
+    assert record["bits"] == 8
+    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
+    back = json.loads(run("convert", tmp_path / "q", "-o", tmp_path / "p", "--to", "peft", "--json").stdout)
+    assert (back["rounding"], back["bits"]) == ({"error": 0.0, "worst": None}, None)
+
+
+def test_a_scale_that_is_folded_in_is_said(tmp_path: Path) -> None:
+    """GGUF has one α: of mixed scales the factors are rounded once more."""
+    rng = np.random.default_rng(3)
+    names = [f"model.layers.0.self_attn.{kind}" for kind in ("o_proj", "v_proj")]
+    factors = [(rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32))] * 2
+    modules = {
+        name: loralens.LowRank(B, A, scale) for name, (B, A), scale in zip(names, factors, (0.3, 0.7), strict=True)
+    }
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
+    words = ("convert", tmp_path / "a", "-o", tmp_path / "b.gguf", "--to", "gguf", "--arch", "qwen2", "--json")
+    record = json.loads(run(*words).stdout)
+    assert 0 < record["rounding"]["error"] < 1e-7
+
+
+def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    whole = rng.standard_normal((6, 5)).astype(np.float32)
+    save_file({"lora_unet_x.diff": whole}, tmp_path / "full.safetensors")
+    words = ("convert", tmp_path / "full.safetensors", "-o", tmp_path / "b.safetensors", "--to", "kohya", "--rank", "2")
+    s = np.linalg.svd(whole.astype(np.float64), compute_uv=False)
+    record = json.loads(run(*words, "--json").stdout)
+    assert record["truncation"] == pytest.approx(np.sqrt((s[2:] ** 2).sum() / (s**2).sum()), rel=1e-5)
+    assert f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(record['truncation'])}" in run(*words, "--overwrite").stdout
