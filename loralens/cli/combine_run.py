@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import options, target
+from loralens.cli import compress_rule, options, target
 from loralens.cli.compress_form import Form
 from loralens.cli.progress import progress
 
@@ -43,7 +43,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     with progress(recipe.method, looks * _count(recipe, adapters)) as step:
         found, ranks, adapter, exact = _combined(recipe, adapters, form, given["dtype"], weights, step)
     adapter, cost = _rounded(adapter, exact, form, given["dtype"], allow_loss=given["allow_loss"])
-    for note in found.notes:
+    for note in (*found.notes, *compress_rule.rank_notes(recipe.truncate.get("rank"), ranks)):
         click.echo(f"note: {note}", err=True)
     stored, files = _stored(adapter, recipe, form)
     report = _report(recipe, adapters, found, ranks, adapter, form, cost, stored, files)
@@ -140,6 +140,7 @@ def _combined(
         take=_taken(recipe),
         dtype=None if cut else wanted,  # what is cut is rounded once, afterwards
         drop_dead=recipe.drop_dead,
+        width=int(recipe.truncate.get("rank", 0)),
         labels=[one.path for one in recipe.adapters],
         weights=weights,
         threads=threads,
