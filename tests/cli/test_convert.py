@@ -1,6 +1,7 @@
 """``loralens convert`` and ``equal`` from the shell, and ``inspect --base`` and ``--for``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,54 @@ def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
     record = json.loads(run(*words, "--json").stdout)
     assert record["truncation"] == pytest.approx(np.sqrt((s[2:] ** 2).sum() / (s**2).sum()), rel=1e-5)
     assert f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(record['truncation'])}" in run(*words, "--overwrite").stdout
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> tuple[Path, Path]:
+    """A base of four heads of queries and two of keys, and an adapter of it."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16}
+    (tmp_path / "base").mkdir()
+    text = json.dumps(config | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    (tmp_path / "base" / "config.json").write_text(text)
+    rows = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16}
+    names = {f"model.layers.{i}.self_attn.{kind}": out for i in (0, 1) for kind, out in rows.items()}
+    save_file(
+        {f"{name}.weight": np.zeros((out, 16), np.float32) for name, out in names.items()},
+        tmp_path / "base" / "model.safetensors",
+    )
+    rng = np.random.default_rng(6)
+    drawn = {
+        name: loralens.LowRank(rng.standard_normal((out, 2)), rng.standard_normal((2, 16)), 2.0)
+        for name, out in names.items()
+    }
+    modules = {
+        name: loralens.LowRank(m.B.astype(np.float32), m.A.astype(np.float32), m.scale) for name, m in drawn.items()
+    }
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
+    return tmp_path / "base", tmp_path / "a"
+
+
+def test_gguf_files_that_llama_cpp_treats_alike_are_equal(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """One says the head counts, the other is as llama.cpp's converter leaves it; of a change in q both say so."""
+    base, source = llama
+    ours, theirs, other = (tmp_path / f"{name}.gguf" for name in ("ours", "theirs", "other"))
+    assert run("convert", source, "-o", ours, "--to", "gguf", "--base", base).exit_code == 0
+    theirs.write_bytes(ours.read_bytes().replace(b"loralens.attention.head", b"somebody.attention.head"))
+    for pair in ((ours, theirs), (theirs, ours), (theirs, theirs), (theirs, source, "--base", base)):
+        result = run("equal", *pair)
+        assert (result.exit_code, "warning" in result.stderr) == (0, pair[0] == pair[1]), result.output
+    lone = run("equal", theirs, source)
+    assert (lone.exit_code, lone.stdout) == (1, "")
+    assert "fix: give the base that it was trained on: --base DIR" in lone.stderr
+    changed = loralens.load(source)
+    q = changed["model.layers.0.self_attn.q_proj"]
+    loralens.save(
+        replace(
+            changed, modules={**changed.modules, "model.layers.0.self_attn.q_proj": loralens.LowRank(-q.B, q.A, 2.0)}
+        ),
+        tmp_path / "changed",
+    )
+    assert run("convert", tmp_path / "changed", "-o", other, "--to", "gguf", "--base", base).exit_code == 0
+    result = run("equal", other, theirs)
+    assert result.exit_code == 1
+    assert "1 of 8 modules differ" in result.stdout
