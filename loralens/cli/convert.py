@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.structured import Update
     from loralens.formats.container import Files, Stored
 
+KEEPING = ("peft", FEW)  # dialects that have a place for tensors saved in full
 BITS = 8  # of a number in it, as its writer has it by default
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
@@ -73,7 +74,7 @@ def command(
     options.warn(source, adapter)
     with place(source):
         target.check_known(adapter, to)
-        adapter, words = _renamed(adapter, base, prefix)
+        adapter, words = _renamed(adapter, base, prefix, to)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
@@ -99,18 +100,25 @@ def command(
     click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
-def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -> "tuple[Adapter, list[str]]":
-    """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words."""
+def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], to: str) -> "tuple[Adapter, list[str]]":
+    """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words.
+
+    Of tensors saved in full those that are the base's own are left out, where the target is not one that keeps all.
+    """
     words = []
     if base:
         from loralens.core.matching import match
         from loralens.core.weights import with_kernels
-        from loralens.formats.checkpoint import shapes
+        from loralens.formats.base_copies import FULL, without_copies
+        from loralens.formats.checkpoint import shapes, weights
 
         stored = shapes(base)
         found = match({name: module.shape for name, module in adapter.items()}, stored)
         words.append(str(found))
         adapter = with_kernels(adapter, {name: stored[key] for name, key in found.keys.items()})
+        if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
+            adapter, copies = without_copies(adapter, weights(base), found.rename)
+            words += [f"left out {key}: it is the base's own" for key in copies]
         if found.edit:
             adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
     for pair in prefixes:

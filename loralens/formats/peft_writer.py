@@ -263,6 +263,7 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
 
 
 def _fresh(adapter: Adapter) -> dict[str, Any]:
+    """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     return {
         "peft_type": "LORA",
@@ -275,6 +276,7 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
         "use_rslora": rslora,
         "use_dora": any(extra.role == "magnitude" for extra in adapter.extra.values()),
         "lora_bias": any(extra.role == "lora_bias" for extra in adapter.extra.values()),
+        **adapter.peft_fields,
     }
 
 

@@ -366,3 +366,140 @@ def test_gguf_files_that_llama_cpp_treats_alike_are_equal(llama: tuple[Path, Pat
     result = run("equal", other, theirs)
     assert result.exit_code == 1
     assert "1 of 8 modules differ" in result.stdout
+
+
+TRAINED = {
+    "task_type": "CAUSAL_LM",
+    "lora_dropout": 0.05,
+    "target_modules": ["q_proj", "v_proj"],
+    "layers_to_transform": [0, 1, 10],
+    "layers_pattern": ["layers"],
+    "exclude_modules": ".*lm_head.*",
+}
+DIALECTS = ["kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+
+
+def there_and_back(source: Path, folder: Path, *ways: str) -> Path:
+    """The adapter through these dialects and into PEFT's."""
+    for n, to in enumerate([*ways, "peft"]):
+        arch = ["--arch", "qwen2"] if to == "gguf" else []
+        target = folder / f"{n}-{to}"
+        words = ["convert", source, "-o", target, "--to", to, *arch, *(["--allow-pickle"] if "loralib" in ways else [])]
+        result = run(*words)
+        assert result.exit_code == 0, result.stderr
+        source = target
+    return source
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    loralens.save(small_adapter(), tmp_path / "trained")
+    file = tmp_path / "trained" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | TRAINED))
+    return tmp_path / "trained"
+
+
+def said(folder: Path) -> dict[str, object]:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return {name: config.get(name) for name in TRAINED}
+
+
+@pytest.mark.parametrize(
+    "ways", [*([to] for to in DIALECTS), ["kohya", "gguf"], ["comfyui", "loralens-q"]], ids=" ".join
+)
+def test_what_peft_said_of_the_training_survives(ways: list[str], trained: Path, tmp_path: Path) -> None:
+    assert said(there_and_back(trained, tmp_path, *ways)) == TRAINED
+
+
+def test_targets_that_name_more_than_is_left_do_not(trained: Path, tmp_path: Path) -> None:
+    """Modules that went, in a command or by another tool: the targets are then named one by one."""
+    assert run("drop", trained, "-m", "*.0.*", "--to", "kohya", "-o", tmp_path / "k.safetensors").exit_code == 0
+    one = there_and_back(tmp_path / "k.safetensors", tmp_path / "one")
+    assert run("convert", trained, "-o", tmp_path / "m", "--to", "mlx").exit_code == 0
+    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if ".0." not in key}
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "m" / "adapters.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    save_file(kept, tmp_path / "m" / "adapters.safetensors", metadata)
+    two = there_and_back(tmp_path / "m", tmp_path / "two")
+    for folder in (one, two):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert sorted(config["target_modules"]) == sorted(loralens.load(folder))
+        assert (config["task_type"], config["lora_dropout"]) == ("CAUSAL_LM", 0.05)
+        assert "layers_to_transform" not in config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task_type": "\x1b[31m", "lora_dropout": 7, "target_modules": {"a": 1}, "layers_to_transform": "1"},
+        {"task_type": 3, "lora_dropout": True, "target_modules": ["a", 1], "exclude_modules": [None], "r": 99},
+        ["task_type"],
+    ],
+)
+def test_a_record_of_nonsense_is_not_believed(fields: object, trained: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    run("convert", trained, "-o", tmp_path / "k.safetensors", "--to", "kohya")
+    with safe_open(tmp_path / "k.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["loralens"]) | {"peft": fields}
+    tensors = load_file(tmp_path / "k.safetensors")
+    save_file(tensors, tmp_path / "k.safetensors", metadata | {"loralens": json.dumps(record)})
+    config = json.loads((there_and_back(tmp_path / "k.safetensors", tmp_path) / "adapter_config.json").read_text())
+    assert (config["task_type"], config["lora_dropout"], config["r"]) == (None, 0.0, 2)
+    assert set(config["target_modules"]) == set(small_adapter())
+
+
+def test_the_dropout_of_mlx_is_that_of_peft(trained: Path, tmp_path: Path) -> None:
+    run("convert", trained, "-o", tmp_path / "m", "--to", "mlx")
+    config = json.loads((tmp_path / "m" / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["dropout"] == 0.05
+    config["lora_parameters"]["dropout"] = 0.25
+    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
+    save_file(tensors, tmp_path / "m" / "adapters.safetensors")  # without our record
+    (tmp_path / "m" / "adapter_config.json").write_text(json.dumps(config))
+    back = there_and_back(tmp_path / "m", tmp_path / "back")
+    assert json.loads((back / "adapter_config.json").read_text())["lora_dropout"] == 0.25
+
+
+def with_full(source: Path, target: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """The adapter of ``source`` with tensors saved in full beside its pairs."""
+    target.mkdir()
+    held = load_file(source / "adapter_model.safetensors")
+    save_file(
+        {**held, **{f"base_model.model.{key}": x for key, x in tensors.items()}}, target / "adapter_model.safetensors"
+    )
+    (target / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+    return target
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx", "kohya"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_that_peft_copied_from_the_base_do_not_block(
+    to: str, tied: bool, dtype: str, llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A head that is tied to the embedding is a copy of that; numbers of its own are refused as before."""
+    base, source = llama
+    rng = np.random.default_rng(4)
+    embedding, head = rng.standard_normal((2, 24, 16)).astype(np.float32)
+    weights = load_file(base / "model.safetensors") | {"model.embed_tokens.weight": embedding}
+    save_file(weights if tied else weights | {"lm_head.weight": head}, base / "model.safetensors")
+    copies = {"model.embed_tokens.weight": embedding, "lm_head.base_layer.weight": embedding if tied else head}
+    full = with_full(source, tmp_path / "full", {key: tensor.astype(dtype) for key, tensor in copies.items()})
+    words = ["-o", tmp_path / f"out.{'gguf' if to == 'gguf' else 'safetensors'}", "--to", to]
+    refused = run("convert", full, *words, *(["--arch", "llama"] if to == "gguf" else []))
+    assert refused.exit_code == 1
+    if to != "gguf":
+        assert "--base leaves out embeddings that PEFT saved though they are the base's" in refused.stderr
+    done = run("convert", full, *words, "--base", base)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("it is the base's own") == 2
+    trained = with_full(source, tmp_path / "trained", {**copies, "lm_head.base_layer.weight": 2 * embedding})
+    refused = run("convert", trained, *words, "--base", base, "--overwrite")
+    assert refused.exit_code == 1
+    assert "lm_head.base_layer.weight" in refused.stderr
+    assert "embed_tokens" not in refused.stderr
