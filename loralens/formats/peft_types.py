@@ -125,7 +125,8 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
-    findings: list[Finding] = []
+    text = f"this is {kind}, which only PEFT reads; what loralens writes of it is a plain LoRA"
+    findings = [Finding("note", "peft-type", text, "loralens convert --to peft, for all other programs")]
     for path, parts in groups.items():
         name = module_path(path)
         with place(name):

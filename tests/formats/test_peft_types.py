@@ -65,7 +65,8 @@ def test_adalora(fields: dict[str, Any], ranknum: float | None, scale: float, tm
     if ranknum:
         held["ranknum"] = np.array([ranknum], np.float32)
     adapter = load(folder(tmp_path, under("q", held), ADALORA | fields))
-    assert (adapter.format, dict(adapter.extra), adapter.findings) == ("peft", {}, ())
+    assert (adapter.format, dict(adapter.extra)) == ("peft", {})
+    assert [finding.code for finding in adapter.findings] == ["peft-type"]
     assert_update(adapter, "q", scale * product)
 
 
@@ -76,7 +77,7 @@ def test_adalora_after_pruning(tmp_path: Path) -> None:
     masks = {"a.q.lora_E.default": [True, False, True, True, False], "b.q.lora_E": [False] * 5}
     adapter = load(folder(tmp_path, under("a.q", held) | under("b.q", gone), ADALORA | {"rank_pattern": masks}))
     assert list(adapter) == ["a.q"]
-    assert [finding.code for finding in adapter.findings] == ["pruned-away"]
+    assert [finding.code for finding in adapter.findings] == ["peft-type", "pruned-away"]
     assert_update(adapter, "a.q", 10 / (5 + 1e-5) * product)
     save(adapter, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -194,7 +195,7 @@ def test_without_a_configuration_the_scale_is_unknown(tmp_path: Path) -> None:
     for n, held in enumerate((adalora()[0], loha_case()[0], lokr_case()[0])):
         adapter = load(folder(tmp_path / str(n), under("q", held), None))
         assert adapter.format == "peft"
-        assert [finding.code for finding in adapter.findings] == ["alpha-unknown"]
+        assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "peft-type"]
         assert adapter["q"].scaling.rule == "unknown"
 
 
