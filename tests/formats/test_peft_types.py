@@ -267,3 +267,28 @@ def test_convert_takes_kernels_from_the_base(tmp_path: Path) -> None:
     back = load(tmp_path / "out")
     assert back["conv"].layout.kernel == (2, 2)
     assert_update(back, "conv", product)
+
+
+@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR"])
+@pytest.mark.parametrize(
+    ("words", "factor"),
+    [
+        (["compress", "A", "--rank", "64"], 1.0),
+        (["combine", "A", "A:0.5"], 1.5),
+        (["negate", "A"], -1.0),
+        (["drop", "A", "-m", "x.v"], 1.0),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_verb_writes_a_plain_lora(kind: str, words: list[str], factor: float, tmp_path: Path) -> None:
+    from tests.cli.command import Command
+
+    make = {"ADALORA": adalora, "LOHA": loha_case, "LOKR": lokr_case}[kind]
+    held, product = make()
+    config = ADALORA if kind == "ADALORA" else {"peft_type": kind, "r": 2, "alpha": 6, "target_modules": ["q", "v"]}
+    source = folder(tmp_path / "a", under("x.q", held) | under("x.v", held), config)
+    Command().good(*(str(source) + word[1:] if word[0] == "A" else word for word in words), "-o", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert said["peft_type"] == "LORA"
+    scale = 10 / (5 + 1e-5) if kind == "ADALORA" else 3
+    assert_update(load(tmp_path / "out"), "x.q", factor * scale * product)
