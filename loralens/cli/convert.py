@@ -69,6 +69,7 @@ def command(
     """
     from loralens.errors import place
     from loralens.formats import load
+    from loralens.formats.writing import write_files
 
     adapter = load(source, base=base, **reading)
     options.warn(source, adapter)
@@ -84,7 +85,7 @@ def command(
     with place(source):
         stored, files, back = _stored(narrow, to, **target.of_format(to, base, arch))
         cost = rounding.Rounding.between(pairs, back, allow_loss=allow_loss or to == FEW, dtype=dtype)
-    _write(stored, files, output, overwrite=overwrite, dry_run=dry_run)
+    write_files(stored, output, files=files, overwrite=overwrite, dry_run=dry_run)
     report = {
         "modules": len(adapter),
         "parameters": sum(module.parameters for module in narrow.modules.values()),
@@ -176,14 +177,6 @@ def _stored(adapter: "Adapter", to: str, **of_format: Any) -> "tuple[Stored, Fil
         return same.rescaled(module.scale, module.scaling) if same.scaling.rule == "unknown" else same
 
     return stored, files, {name: read(name, module) for name, module in adapter.items()}
-
-
-def _write(stored: "Stored", files: "Files", output: Path, *, overwrite: bool, dry_run: bool) -> None:
-    from loralens.errors import place
-    from loralens.formats.writing import write_files
-
-    with place(output):
-        write_files(stored, output, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
 def _losses(truncation: float, cost: rounding.Rounding, rank: int | None, to: str) -> list[str]:
