@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
@@ -51,7 +51,7 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
     Notes
     -----
     The norm of ΔW₁ − ΔW₂ is that of the one product [s₁B₁, −s₂B₂]·[A₁; A₂], so nothing dense is formed and near-equal
-    updates do not cancel: the relative error of the result is about ε, not √ε.
+    updates do not cancel: the relative error of the result is about ε, not √ε. The same numbers are 0 apart, exactly.
     """
     pairs = _paired(first, second)
     found = []
@@ -87,6 +87,10 @@ def _difference(name: str, first: Update | None, second: Update | None) -> Diffe
 
 
 def _relative(first: LowRank, second: LowRank) -> float:
+    first, second = first.load(), second.load()
+    if same_numbers(first, second):
+        product_norm(first.B, first.A)  # which refuses what is infinite
+        return 0.0
     B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
     B1, B2 = first.scale * B1, second.scale * B2
     largest = max(product_norm(B1, A1), product_norm(B2, A2))

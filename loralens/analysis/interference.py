@@ -221,6 +221,6 @@ def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeti
         blocks=(min(blocks), max(blocks)) if blocks else (),
         kinds=tuple(dict.fromkeys(names)),
         modules=len(rows),
-        cosine=inner / part,
-        weight=inner / whole,
+        cosine=min(max(inner / part, -1.0), 1.0),  # which rounding may leave
+        weight=min(max(inner / whole, -1.0), 1.0),
     )

@@ -1,15 +1,16 @@
 """Every adapter of a collection against every other: cosines, overlaps, and who began from the same factors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.matching import same_modules
 from loralens.core.names import natural_key, select
 from loralens.core.structured import Update
@@ -24,6 +25,7 @@ from loralens.linalg.product import column_basis
 Of = Literal["update", "A", "B"]
 Side = Literal["in", "out"]
 
+ALIKE = 1 - 1e-9  # a cosine that two updates of the same numbers have at least, whatever rounding did
 SHARED = 0.5  # cosine of A from which two adapters began from the same factors
 
 
@@ -96,7 +98,13 @@ class Pairwise:
         """Cosine of the whole updates over the modules that both have, shape (T, T), in [−1, 1]; NaN if one is 0."""
         weights = self._weights()
         inner = np.einsum("mst,mst->st", np.nan_to_num(self.cosines), weights)
+        inner[self._alike(weights)] = 1.0
         return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
+
+    def _alike(self, weights: Floats) -> NDArray[np.bool_]:
+        """Pairs whose common modules all have one norm and the cosine 1, shape (T, T): what they add up to is 1 too."""
+        one_norm = self.norms[:, :, None] == self.norms[:, None, :]
+        return np.asarray(((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0))
 
     @property
     def cosine_z(self) -> Floats:
@@ -290,6 +298,10 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
     initial = _initial(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
+    for i, j in _same_pairs(updates, cosines):
+        cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
+        for squares in overlaps.values():
+            squares[i, j] = squares[j, i] = widths[i] if head is None else min(widths[i], head)
     phis, chances = _phi(overlaps, widths if head is None else np.minimum(widths, head), module.shape)
     placed = partial(_placed, ids=list(holders), count=len(adapters))
     return _Row(
@@ -300,6 +312,14 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
         placed(initial),
         placed(np.array([update.rank for update in updates]), fill=0),
     )
+
+
+def _same_pairs(updates: Sequence[Update], cosines: Floats) -> Iterator[tuple[int, int]]:
+    """Pairs of updates that are the same numbers; factors are compared only where the cosine does not rule it out."""
+    for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
+        first, second = updates[i], updates[j]
+        if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
+            yield int(i), int(j)
 
 
 def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, Integers, Products]:

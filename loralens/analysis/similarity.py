@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.analysis.pairwise import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.matching import same_modules
 from loralens.core.names import select, some
 from loralens.core.structured import Update
@@ -139,7 +139,8 @@ class Comparison:
     def cosine(self) -> float:
         """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 where one of them is 0."""
         first, second, cosines = self._arrays()
-        return float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
+        same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
+        return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
 
     @property
     def cosine_z(self) -> float:
@@ -286,6 +287,8 @@ class _Seen(NamedTuple):
 
 def _similarity(one: _Seen, two: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
     first, second = one.update, two.update
+    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
+        return _itself(one, other, side, phi_rank)
     crosses: dict[Side, Floats] = {"in": one.right.cross(two.right), "out": one.left.cross(two.left)}
     overlaps: dict[Side, Overlap]
     if one.factor and two.factor:
@@ -308,6 +311,31 @@ def _similarity(one: _Seen, two: _Seen, other: str, side: Side, phi_rank: int | 
         {side: linear_cka(one.s, two.s, G) for side, G in crosses.items()},
         {side: linear_cka_chance(one.s, two.s, first.shape[side == "in"]) for side in crosses},
         _initial(first, second),
+    )
+
+
+def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    """An update beside the same numbers: what rounding would make nearly 1 and nearly 0 is that exactly."""
+    update, k = one.update, one.s.size
+    (out, in_), norm = update.shape, frobenius(one.s)
+    sizes: dict[Side, int] = {"in": in_, "out": out}
+    width = k if one.factor is None else one.factor.k
+    width = width if phi_rank is None else min(width, phi_rank)
+    sides = sizes if one.factor is None else {side: sizes[side]}
+    alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
+    return Similarity(
+        other,
+        side,
+        update.shape,
+        (update.rank, update.rank),
+        (k, k),
+        (norm, norm),
+        float(k > 0),
+        {side: Overlap.of_one(width, n) for side, n in sides.items()},
+        alike,
+        alike,
+        {side: linear_cka_chance(one.s, one.s, n) for side, n in sizes.items()},
+        1.0 if update.A.any() else nan,
     )
 
 

@@ -90,6 +90,7 @@ def combine(
     take: int | Literal["none"] | None = None,
     dtype: DTypeLike | None = None,
     drop_dead: bool = False,
+    width: int = 0,
     labels: Sequence[str] = (),
     weights: Weights | None = None,
     threads: int = 1,
@@ -123,6 +124,9 @@ def combine(
         float32.
     drop_dead : bool
         Leave out modules that come out as 0, instead of writing them with rank 1 of zeros.
+    width : int
+        Of an elementwise method in the full space, whose result has full rank: directions that are kept of it at least.
+        It keeps as many as the exact sum has, Σr, where that is more.
     labels : sequence of str
         What the adapters are called in messages and in the recipe.
     weights : mapping of str to Weight, optional
@@ -153,8 +157,7 @@ def combine(
     given = {"lam": lam, "density": density, **options}
     settings = row.settings(given, space)
     _check_count(row, len(adapters))
-    labels = _labels(labels, len(adapters))
-    _check_take(take, labels)
+    labels = _labels(labels, len(adapters), take)
     strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
         tuple(map(Ingredient, labels, strengths)),
@@ -171,7 +174,7 @@ def combine(
     plain = bent.plain if bent else whole
     dtype = _common_dtype(whole) if bent and dtype is None else dtype
     rows, each = _rows(plain, recipe, labels)
-    work = _Work(row, settings, rows, each, labels, seed, dtype, bent)
+    work = _Work(row, settings, rows, each, labels, seed, dtype, bent, width)
     made = work.all(threads, step)
     stretches = bent.stretches(rows, work.h) if bent else None
     lifts = {name: lift for name, (lift, _) in made.items() if name not in work.stay}
@@ -209,16 +212,13 @@ def _check_count(row: Method, count: int) -> None:
         raise OptionError(f"{row.name} takes {wanted} adapters, not {count}", fix="give as many as it takes")
 
 
-def _labels(labels: Sequence[str], count: int) -> list[str]:
-    """What the adapters are called: as given, else by number."""
+def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
+    """What the adapters are called: as given, else by number; ``take`` has to be one of them."""
     if labels and len(labels) != count:
         raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one for each, or none")
+    if take not in (None, "none", *range(count)):
+        raise OptionError(f"take={take!r} is the place of no adapter", fix=f"give 0 to {count - 1}, or 'none'")
     return list(labels) or [f"adapter {t}" for t in range(1, count + 1)]
-
-
-def _check_take(take: int | Literal["none"] | None, labels: Sequence[str]) -> None:
-    if take not in (None, "none", *range(len(labels))):
-        raise OptionError(f"take={take!r} is the place of no adapter", fix=f"give 0 to {len(labels) - 1}, or 'none'")
 
 
 def _strength(weight: Weight, label: str) -> Strength:
@@ -285,7 +285,9 @@ class _Work:
         seed: int,
         dtype: DTypeLike | None,
         bent: Bent | None,
+        width: int,
     ) -> None:
+        self.width = width
         self.row, self.rule = row, row.rule
         self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
         self.seed = seed if row.seeded else None
@@ -331,7 +333,7 @@ class _Work:
         if name not in self.stay:
             checked(name, self.rows[name], self.labels)
         with place(name):
-            return Joint.of(self.rows[name], self.weights[name])
+            return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 
     def _ruled(self, name: str, joint: Joint) -> tuple[Joint, Core]:
         """What the rule makes of a module, and the joint space that it is in."""

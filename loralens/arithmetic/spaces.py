@@ -32,7 +32,8 @@ def place(joint: Joint, space: Space) -> Place | None:
 
     full
         ΔW_t itself, float32, made a block of rows at a time. What a rule makes of it has full rank: it comes back as
-        the leading part of a rank of Σ r_t, the rank that the exact sum needs, with the loss stated.
+        the leading part of a rank of Σ r_t, the rank that the exact sum needs, or of the joint's ``width`` where that
+        is more, with the loss stated.
     knots
         S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ], Stoica et al. 2025; back by U. Directions are left
         out below the rounding of the sum; the paper's code leaves out σ ≤ 1e-5, whatever the size of the others.
@@ -56,7 +57,7 @@ def _full(joint: Joint, places: Integers) -> Place:
     updates = [(update, strength) for update, strength in here if update is not None]  # all: what is 0 has no place
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
-    rank = min(sum(update.rank for update, _ in updates), *joint.shape)
+    rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
         found = low_rank(

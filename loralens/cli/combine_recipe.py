@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from loralens.cli import compress_rule, options
+from loralens.cli import compress_rule, options, rounding
 from loralens.cli.convert import TARGETS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -19,6 +19,7 @@ _WRITING = (
     click.option("--to", type=click.Choice(TARGETS), help="The dialect to write. [default: the first adapter's own]"),
     click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA, and for GGUF."),
     click.option("--dtype", type=click.Choice(list(options.DTYPES)), help="Of all factors. [default: theirs]"),
+    rounding.ALLOW_LOSS,
     click.option("--overwrite", is_flag=True, help="Replace OUT."),
     click.option("--dry-run", is_flag=True, help="Report, and write nothing."),
     click.option("--json", "as_json", is_flag=True, help="Machine-readable report."),

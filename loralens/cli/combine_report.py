@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
     from loralens.arithmetic.quality import Total
+    from loralens.cli.rounding import Rounding
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
     from loralens.core.recipe import Recipe
@@ -36,6 +37,8 @@ class Report:
     format : str
     size : int
         Bytes of the file of weights.
+    rounding : Rounding or None
+        What rounding its factors cost; None where it was not measured.
     """
 
     recipe: "Recipe"
@@ -45,6 +48,7 @@ class Report:
     adapter: "Adapter"
     format: str
     size: int
+    rounding: "Rounding | None" = None
 
     def say(self, written: Path | None, output: Path | None, *, as_json: bool) -> None:
         """Print it; ``written`` is None where nothing was."""
@@ -85,6 +89,7 @@ class Report:
             "total": {
                 "error_to_sum": total.error_to_sum,
                 "truncation": total.truncation,
+                "rounding": self.rounding.record() if self.rounding else None,
                 "modules": len(self.adapter),
                 "parameters": self.adapter.parameters,
                 "bytes": self.size,
@@ -117,6 +122,8 @@ class Report:
             click.echo(
                 f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
             )
+        if self.rounding and self.rounding.worst:
+            click.echo(str(self.rounding))
         click.echo(f"parameters  {self.adapter.parameters:,}")
         click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")
 

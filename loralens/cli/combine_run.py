@@ -1,14 +1,14 @@
 """A recipe followed: adapters read, combined, truncated, written; and what there is to report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import options, target
+from loralens.cli import compress_rule, options, target
 from loralens.cli.bases import warn_of_base, warn_of_bases
 from loralens.cli.compress_form import Form
 from loralens.cli.progress import progress
@@ -16,8 +16,10 @@ from loralens.cli.progress import progress
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
     from loralens.cli.combine_report import Report
+    from loralens.cli.rounding import Rounding
     from loralens.core.adapter import Adapter
     from loralens.core.recipe import Recipe
+    from loralens.core.structured import Update
     from loralens.core.threads import Step
     from loralens.core.weights import Weight
     from loralens.formats.container import Files, Stored
@@ -41,11 +43,12 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
             form.check(one.path, output, overwrite=given["overwrite"])
     weights = _weights(recipe, adapters, given["base"])
     with progress(recipe.method, looks * _count(recipe, adapters)) as step:
-        found, ranks, adapter = _combined(recipe, adapters, form, given["dtype"], weights, step)
-    for note in found.notes:
+        found, ranks, adapter, exact = _combined(recipe, adapters, form, given["dtype"], weights, step)
+    adapter, cost = _rounded(adapter, exact, form, given["dtype"], allow_loss=given["allow_loss"])
+    for note in (*found.notes, *compress_rule.rank_notes(recipe.truncate.get("rank"), ranks)):
         click.echo(f"note: {note}", err=True)
     stored, files = _stored(adapter, recipe, form)
-    report = _report(recipe, adapters, found, ranks, adapter, form, stored, files)
+    report = _report(recipe, adapters, found, ranks, adapter, form, cost, stored, files)
     if output and not given["dry_run"]:
         from loralens.formats.writing import write_files
 
@@ -123,9 +126,12 @@ def _combined(
     dtype: str | None,
     weights: "Mapping[str, Weight] | None",
     step: "Step | None",
-) -> "tuple[Combination, dict[str, int], Adapter]":
-    """The combination, the ranks it is cut to, and what is left of it then."""
+) -> "tuple[Combination, dict[str, int], Adapter, Mapping[str, Update]]":
+    """The combination, the ranks it is cut to, what is left of it then, and its new factors before they are rounded."""
+    import numpy as np
+
     from loralens.arithmetic.combine import combine
+    from loralens.core.vector import with_modules
 
     wanted = options.dtype_of(dtype)
     cut, threads = bool(recipe.truncate), os.cpu_count() or 1
@@ -138,6 +144,7 @@ def _combined(
         take=_taken(recipe),
         dtype=None if cut else wanted,  # what is cut is rounded once, afterwards
         drop_dead=recipe.drop_dead,
+        width=int(recipe.truncate.get("rank", 0)),
         labels=[one.path for one in recipe.adapters],
         weights=weights,
         threads=threads,
@@ -145,9 +152,32 @@ def _combined(
         **recipe.options,
     )
     if cut:
-        ranks, adapter = _cut(found, recipe, form, wanted or _common_dtype(adapters))
-        return found, ranks, found.magnified(adapter)
-    return found, {}, _one_rank(found.adapter) if recipe.uniform else found.adapter
+        ranks, at = _cut(found, recipe, form, wanted or _common_dtype(adapters))
+        adapter = with_modules(found.adapter, at(wanted or _common_dtype(adapters)))
+        return found, ranks, found.magnified(adapter), at(np.dtype(np.float64))
+    exact = {name: lift.at(dtype=np.float64) for name, lift in found.lifts.items() if name in found.adapter}
+    return found, {}, _one_rank(found.adapter) if recipe.uniform else found.adapter, exact
+
+
+def _rounded(
+    adapter: "Adapter", exact: "Mapping[str, Update]", form: Form, dtype: str | None, *, allow_loss: bool
+) -> "tuple[Adapter, Rounding | None]":
+    """The adapter, in few bits where the dialect has them, and what rounding costs its new factors.
+
+    None where nobody asked for a dtype or few bits, and float16 is not among the dtypes: the error of the others
+    follows from their digits, and float16 also has numbers that are too small for it.
+    """
+    import numpy as np
+
+    from loralens.cli.rounding import Rounding, quantised
+
+    narrow = dtype or form.bits or any(module.dtype == np.float16 for module in adapter.modules.values())
+    if not narrow:
+        return adapter, None
+    before = replace(adapter, modules={**adapter.modules, **exact})
+    after = quantised(adapter, form.bits) if form.bits else adapter
+    allowed = allow_loss or form.bits is not None
+    return after, Rounding.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 
 
 def _one_rank(adapter: "Adapter") -> "Adapter":
@@ -158,14 +188,15 @@ def _one_rank(adapter: "Adapter") -> "Adapter":
     return adapter.map(lambda module: widened(module, rank))
 
 
-def _cut(found: "Combination", recipe: "Recipe", form: Form, dtype: Any) -> "tuple[dict[str, int], Adapter]":
-    """The ranks that the rule gives, as compress chooses them, and the adapter at these ranks."""
+def _cut(
+    found: "Combination", recipe: "Recipe", form: Form, dtype: Any
+) -> "tuple[dict[str, int], Callable[[Any], Mapping[str, Update]]]":
+    """The ranks that the rule gives, as compress chooses them, and the modules at these ranks, in any dtype."""
     import numpy as np
 
     from loralens.compress.directions import Directions, directions, narrowed, truncated
     from loralens.compress.plan import Plan, kept_whole
     from loralens.core.ranks import Rule
-    from loralens.core.vector import with_modules
 
     def of(name: str, module: Any) -> "Directions":
         if name not in found.lifts:
@@ -189,14 +220,16 @@ def _cut(found: "Combination", recipe: "Recipe", form: Form, dtype: Any) -> "tup
         size=size,
     )
 
-    def at(name: str, module: Any) -> Any:
+    def cut(name: str, module: Any, dtype: Any) -> Any:
         rank = chosen.get(name, module.rank)
         if name in found.lifts:
             return found.lifts[name].at(rank, dtype)
         return narrowed(module, dtype) if rank == module.rank else truncated(module, own[name].head(rank), dtype)
 
-    modules = {name: at(name, module) for name, module in found.adapter.items() if chosen.get(name, 1)}
-    return chosen, with_modules(found.adapter, modules)
+    def at(dtype: Any) -> "Mapping[str, Update]":
+        return {name: cut(name, module, dtype) for name, module in found.adapter.items() if chosen.get(name, 1)}
+
+    return chosen, at
 
 
 def _common_dtype(adapters: "list[Adapter]") -> Any:
@@ -236,6 +269,7 @@ def _report(
     ranks: Mapping[str, int],
     adapter: "Adapter",
     form: Form,
+    cost: "Rounding | None",
     stored: "Stored",
     files: "Files",
 ) -> "Report":
@@ -246,4 +280,4 @@ def _report(
     rows = together(adapters, [one.path for one in recipe.adapters])
     nominal = {name: [module.rank if module else 0 for module in rows[name]] for name in found.modules}
     recipe = replace(recipe, space=found.recipe.space)
-    return Report(recipe, found, dict(ranks), nominal, adapter, form.name, stored_size(stored, files))
+    return Report(recipe, found, dict(ranks), nominal, adapter, form.name, stored_size(stored, files), cost)

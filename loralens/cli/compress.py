@@ -93,7 +93,12 @@ def command(
         after, size = form.write(smaller, output, overwrite=overwrite)
     else:
         after, size = form.rehearse(smaller)
-    notes = [said, *_notes(plan, chosen), *_split_experts(after, form), *([BY_WEIGHTS] if followed is not plan else [])]
+    notes = [
+        said,
+        *_notes(plan, chosen, given["rank"]),
+        *_split_experts(after, form),
+        *([BY_WEIGHTS] if followed is not plan else []),
+    ]
     report = _report(adapter, after, (_source_bytes(source), size), notes, moments)
     _say(report, source, output, form, dry_run=dry_run, as_json=as_json)
     if plot:
@@ -177,7 +182,7 @@ def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple
     return resolved(before, after, weights.modules), f"magnitudes of {len(found)} DoRA modules solved anew"
 
 
-def _notes(plan: "Plan", chosen: Mapping[str, int]) -> list[str]:
+def _notes(plan: "Plan", chosen: Mapping[str, int], asked: float | None) -> list[str]:
     from loralens.compress.plan import fused, kept_whole
     from loralens.core.structured import Structured
 
@@ -188,6 +193,7 @@ def _notes(plan: "Plan", chosen: Mapping[str, int]) -> list[str]:
         *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),
         *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
         *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
+        *compress_rule.rank_notes(asked, chosen),
     ]
 
 

@@ -158,3 +158,12 @@ def moments_of(file: str | None) -> "Moments | None":
     from loralens.formats.moments import load_moments
 
     return load_moments(file)
+
+
+def rank_notes(asked: float | None, ranks: Mapping[str, int]) -> list[str]:
+    """What to say where modules have fewer directions than were asked for."""
+    narrow = [rank for rank in ranks.values() if asked and rank < asked]
+    if not narrow:
+        return []
+    most = f"{max(narrow)}" if len(set(narrow)) == 1 else f"at most {max(narrow)}"
+    return [f"{len(narrow)} of {len(ranks)} modules have {most} directions, not {asked:g}: all of them are kept"]

@@ -1,6 +1,7 @@
 """``loralens convert``: an adapter in another dialect, under other names, or in another dtype."""
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli import options, target
+from loralens.cli import options, rounding, target
+from loralens.cli.rounding import FEW
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
     from loralens.core.matching import Match, Shape
     from loralens.core.structured import Update
+    from loralens.formats.container import Files, Stored
+
+KEEPING = ("peft", FEW)  # dialects that have a place for tensors saved in full
+BITS = 8  # of a number in it, as its writer has it by default
 
 TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
 
@@ -34,6 +40,7 @@ TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "l
 @click.option("--prefix", multiple=True, metavar="OLD=NEW", help="Rename modules that begin with OLD. Repeatable.")
 @click.option("--rank", type=click.IntRange(min=1), help="Rank of modules that are no pair yet (LoKr, LoHa, full).")
 @click.option("--drop-extra", is_flag=True, help="Leave out what the target has no place for.")
+@rounding.ALLOW_LOSS
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
@@ -48,6 +55,7 @@ def command(
     prefix: tuple[str, ...],
     rank: int | None,
     drop_extra: bool,
+    allow_loss: bool,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -57,35 +65,53 @@ def command(
 
     Scales and names that the target cannot say are recorded in its metadata, so loralens reads its own files back
     without --base or --alpha. What the target cannot hold is folded into the factors where that is exact, and refused
-    by name where it is not. SOURCE is never written over.
+    by name where it is not. What --rank cuts off, and what rounding costs (--dtype, loralens-q, a scale that is folded
+    in), is said. SOURCE is never written over.
     """
     from loralens.errors import place
+    from loralens.formats.writing import write_files
 
     adapter = options.read_adapter(source, reading, base=base)
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix, to)
-        adapter = target.narrowed(_paired(adapter, rank), dtype)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
+        pairs, truncation = _paired(adapter, rank)
+        narrow = rounding.quantised(pairs, BITS) if to == FEW else target.narrowed(pairs, dtype)
     target.refuse_source(source, output, base=str(base) if base else None)
-    report = _write(adapter, output, to, overwrite=overwrite, dry_run=dry_run, **target.of_format(to, base, arch))
+    with place(source):
+        stored, files, back = _stored(narrow, to, **target.of_format(to, base, arch))
+        cost = rounding.Rounding.between(pairs, back, allow_loss=allow_loss or to == FEW, dtype=dtype)
+    write_files(stored, output, files=files, overwrite=overwrite, dry_run=dry_run)
+    report = {
+        "modules": len(adapter),
+        "parameters": sum(module.parameters for module in narrow.modules.values()),
+        "truncation": truncation,
+        "rounding": cost.record(),
+        "bits": BITS if to == FEW else None,
+    }
     if as_json:
         click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))
         return
-    for word in words:
+    for word in (*words, *_losses(truncation, cost, rank, to)):
         click.echo(word)
     click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
 def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], to: str) -> "tuple[Adapter, list[str]]":
-    """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words."""
+    """The adapter under the names of the base, then under the prefixes asked for; and what was done, in words.
+
+    Of tensors saved in full those that are the base's own are left out, where the target is not one that keeps all.
+    """
     words = []
     if base:
         from loralens.core.matching import match
+        from loralens.core.weights import with_kernels
         from loralens.errors import place
-        from loralens.formats.checkpoint import shapes
+        from loralens.formats.base_copies import FULL, without_copies
+        from loralens.formats.checkpoint import shapes, weights
         from loralens.formats.gguf_writer import head_is_tied
         from loralens.merge.tying import HEAD
 
@@ -98,6 +124,10 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
         words.append(str(found))
         if tied:
             words.append(f"{tied[0]} adapts the base's embedding, which is its head too, and has no weight of its own")
+        adapter = with_kernels(adapter, {name: known[key] for name, key in found.keys.items()})
+        if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
+            adapter, copies = without_copies(adapter, weights(base), found.rename)
+            words += [f"left out {key}: it is the base's own" for key in copies]
         if found.edit:
             names = {name: _module_name(name, key) for name, key in found.keys.items()}
             heads = dict.fromkeys(tied, HEAD.removesuffix(".weight"))
@@ -145,24 +175,47 @@ def _prefixed(adapter: "Adapter", pair: str) -> Mapping[str, str]:
     return names
 
 
-def _paired(adapter: "Adapter", rank: int | None) -> "Adapter":
-    """Structured modules as their nearest pairs of a rank, where one was given."""
+def _paired(adapter: "Adapter", rank: int | None) -> "tuple[Adapter, float]":
+    """Structured modules as their nearest pairs of a rank, where one was given; and what that cost in all, relative."""
     from loralens.core.structured import Structured
     from loralens.errors import OptionError
 
-    if rank and not any(isinstance(module, Structured) for module in adapter.modules.values()):
+    wide = [name for name, module in adapter.items() if isinstance(module, Structured)]
+    if not rank:
+        return adapter, 0.0
+    if not wide:
         raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
+    from loralens.compress.loss import losses, total_error
 
     def pair(module: "Update") -> "Update":
-        return module.truncated(min(rank, *module.shape)) if rank and isinstance(module, Structured) else module
+        return module.truncated(min(rank, *module.shape)) if isinstance(module, Structured) else module
 
-    return adapter.map(pair)
+    pairs = adapter.map(pair)
+    return pairs, total_error(losses(adapter, pairs, threads=os.cpu_count() or 1))
 
 
-def _write(
-    adapter: "Adapter", output: Path, to: str, *, overwrite: bool, dry_run: bool, **of_format: Any
-) -> dict[str, Any]:
-    from loralens.formats import save
+def _stored(adapter: "Adapter", to: str, **of_format: Any) -> "tuple[Stored, Files, Mapping[str, Update]]":
+    """What is written, the files it goes to, and the modules that would be read from it, by the adapter's names."""
+    from loralens.formats import FORMATS, stored_as
 
-    save(adapter, output, format=to, overwrite=overwrite, dry_run=dry_run, **of_format)
-    return {"modules": len(adapter), "parameters": sum(m.parameters for m in adapter.modules.values())}
+    stored, files = stored_as(adapter, to, **of_format)
+    back = next(form for form in FORMATS if form.name == to).read(stored)
+    called = {name: file for file, name in stored.names.items()}
+
+    def read(name: str, module: "Update") -> "Update":
+        same = back[called.get(name, name)]  # of a dialect that says no scale: our record does
+        return same.rescaled(module.scale, module.scaling) if same.scaling.rule == "unknown" else same
+
+    return stored, files, {name: read(name, module) for name, module in adapter.items()}
+
+
+def _losses(truncation: float, cost: rounding.Rounding, rank: int | None, to: str) -> list[str]:
+    """What was lost, in words; nothing where the file is exact."""
+    from loralens.cli.compress_report import percent
+
+    words = []
+    if rank:
+        words.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(truncation)} over all modules: what rank {rank} leaves out")
+    if cost.worst:
+        words.append(f"{cost}{f', {BITS} bits a number' if to == FEW else ''}")
+    return words

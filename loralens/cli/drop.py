@@ -10,6 +10,7 @@ import click
 from loralens.cli import target
 from loralens.cli.combine_recipe import writing
 from loralens.cli.compress_form import Form
+from loralens.cli.rounding import Rounding, quantised
 
 
 @click.command("drop")
@@ -38,13 +39,19 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
         if len(gone) == len(whole):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     extra = {key: one for key, one in whole.extra.items() if one.module not in gone or one.role == "saved"}
-    rest = target.narrowed(replace(whole.without(gone), extra=extra), given["dtype"])
+    left = replace(whole.without(gone), extra=extra)
+    rest = quantised(left, form.bits) if form.bits else target.narrowed(left, given["dtype"])
+    allowed = given["allow_loss"] or form.bits is not None
+    with place(adapter):
+        cost = Rounding.between(left, rest.modules, allow_loss=allowed, dtype=given["dtype"])
     if output:
         save(rest, output, format=form.name, overwrite=given["overwrite"], dry_run=given["dry_run"], **form.given)
     written = None if given["dry_run"] else str(output)
     if given["as_json"]:
         record = {"source": adapter, "target": written, "format": form.name, "dropped": sorted(gone), "left": len(rest)}
-        click.echo(json.dumps(record))
+        click.echo(json.dumps({**record, "rounding": cost.record()}))
         return
+    if cost.worst:
+        click.echo(str(cost))
     what = f"{len(gone)} of {len(whole)} modules dropped, {len(rest)} left"
     click.echo(f"{'would write' if written is None else 'wrote'} {output or form.name}: {what}")

@@ -21,19 +21,29 @@ from loralens.cli.record import known
     show_default=True,
     help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖.",
 )
+@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For GGUF: its head counts.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module.")
 @options.reading
 def command(first: str, second: str, tolerance: float, as_json: bool, **reading: Any) -> None:
     """Say whether A and B are the same update, whatever their dialects, ranks or gauge. Exit 0 if so, else 1.
 
     Modules are matched by name, else with dots and underscores taken as the same. --alpha and --scale go to whichever
-    of the two does not say its own.
+    of the two does not say its own. Of two GGUF files one may say the head counts for both; else --base does.
     """
     from loralens.analysis.equality import differences
     from loralens.cli.progress import progress
     from loralens.cli.table import Column, Table, show
+    from loralens.errors import MismatchError
+    from loralens.formats.gguf import in_order_of, turned
 
     one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
+    one, two = in_order_of(one, two), in_order_of(two, one)
+    if turned(one) != turned(two):
+        raise MismatchError(
+            f"{first if turned(one) else second}: rows of q and k stand in llama.cpp's order, and nothing says the "
+            "head counts by which to compare them with the other's",
+            fix="give the base that it was trained on: --base DIR",
+        )
     for path, adapter in ((first, one), (second, two)):
         options.warn(path, adapter)
     warn_of_bases((first, second), (one, two))

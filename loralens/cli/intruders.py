@@ -3,12 +3,14 @@
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loralens.cli import options, target
+from loralens.cli.rounding import ALLOW_LOSS, Rounding
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -59,6 +61,7 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Of the changed factors.",
 )
+@ALLOW_LOSS
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
 @click.option("--dry-run", is_flag=True, help="Say what --remove would write, and write nothing.")
 @click.option("--cache", type=PATH, metavar="DIR", help="Where SVDs of W are kept. [default: the user's cache folder]")
@@ -83,6 +86,7 @@ def command(
     output: Path | None,
     uniform: bool,
     dtype: str,
+    allow_loss: bool,
     overwrite: bool,
     dry_run: bool,
     cache: Path | None,
@@ -100,7 +104,7 @@ def command(
     """
     if (remove is None) != (output is None):
         raise click.UsageError("--remove and -o belong together")
-    from loralens.analysis.intruders import check_plain, intruders, mitigated
+    from loralens.analysis.intruders import check_plain, intruders
     from loralens.core.names import select
     from loralens.errors import place
     from loralens.linalg.device import Device
@@ -113,7 +117,7 @@ def command(
         check_plain(read, names, pairs=remove not in (None, 1))
     if output:
         target.refuse_source(adapter, output, base=base)
-        _write(read, {}, output, uniform=False, overwrite=overwrite, dry_run=True)  # not to fail after hours
+        _write(read, {}, output, Rounding(), overwrite=overwrite, dry_run=True)  # not to fail after hours
     weights = options.base_weights(base, {name: read[name] for name in names}).modules
     found: dict[str, Intruders] = {}
     changed: dict[str, Update] = {}
@@ -123,16 +127,15 @@ def command(
                 one = intruders(read[name], W, top=top, threshold=threshold)
                 found[name] = one.without_vectors()
                 if remove is not None:
-                    new = mitigated(read[name], one, strength=remove, dtype=options.dtype_of(dtype))
-                    if new is not read[name]:
-                        changed[name] = new
+                    changed[name] = _edited(read[name], one, remove, dtype)
     written = None
     if output and remove is not None:
-        written = _write(read, changed, output, uniform=uniform, overwrite=overwrite, dry_run=dry_run)
+        changed, cost = _rounded(read, changed, dtype, adapter, allow_loss=allow_loss)
+        written = _write(read, changed, output, cost, uniform=uniform, overwrite=overwrite, dry_run=dry_run)
     if as_json:
         head = {"loralens": __version__, "adapter": adapter, "base": base, "threshold": threshold, "top": top}
-        record = head | _record(read, found)
-        click.echo(json.dumps(record | ({"output": {"strength": remove, **written}} if written else {})))
+        tail = {"output": {"strength": remove, **written}} if written else {}
+        click.echo(json.dumps(head | _record(read, found) | tail))
         return
     _show(f"{adapter} on {base}", read, found, threshold)
     if written:
@@ -235,8 +238,34 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def _edited(module: "Update", found: "Intruders", strength: float, dtype: str) -> "Update":
+    """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
+    from loralens.analysis.intruders import mitigated
+
+    return mitigated(module, found, strength=strength, dtype="float32" if dtype == "f32" else "float64")
+
+
+def _rounded(
+    adapter: "Adapter", edited: "Mapping[str, Update]", dtype: str, path: str, *, allow_loss: bool
+) -> "tuple[dict[str, Update], Rounding]":
+    """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
+    from loralens.errors import place
+
+    exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
+    with place(path):
+        rounded = target.narrowed(exact, dtype).modules
+        return dict(rounded), Rounding.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
+
+
 def _write(
-    adapter: "Adapter", changed: "Mapping[str, Update]", output: Path, *, uniform: bool, overwrite: bool, dry_run: bool
+    adapter: "Adapter",
+    changed: "Mapping[str, Update]",
+    output: Path,
+    cost: Rounding,
+    *,
+    uniform: bool = False,
+    overwrite: bool,
+    dry_run: bool,
 ) -> dict[str, Any]:
     """Write the changed adapter in its own dialect, or PEFT's where that cannot be written; a record of it."""
     from loralens.analysis.intruders import replaced
@@ -255,6 +284,7 @@ def _write(
         "changed": len(changed),
         "ranks": [min(ranks), max(ranks)],
         "parameters": new.parameters,
+        "rounding": cost.record(),
     }
 
 
@@ -262,9 +292,11 @@ def _written(written: Mapping[str, Any], found: Found, strength: float | None) -
     from loralens.cli.table import count
 
     low, high = written["ranks"]
+    worst = written["rounding"]["worst"]
+    cost = f"{Rounding(written['rounding']['error'], worst['error'], worst['module'])}\n" if worst else ""
     shrunk = count(sum(one.count for one in found.values()) if strength != 1 else 0, "intruder")
     return (
-        f"{'would write' if written['dry_run'] else 'wrote'} {written['path']}: {written['format']}, {shrunk} "
+        f"{cost}{'would write' if written['dry_run'] else 'wrote'} {written['path']}: {written['format']}, {shrunk} "
         f"scaled by {strength:g}, {written['changed']} of {written['modules']} modules changed, "
         f"rank {low if low == high else f'{low}–{high}'}"
     )

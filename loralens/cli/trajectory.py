@@ -33,8 +33,9 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
 
     RUN is a folder with checkpoint-N folders in it (loralens train, transformers' Trainer) or
     NNNNNNN_adapters.safetensors files (mlx-lm); or give the adapters themselves. They are put in order of steps:
-    global_step of the trainer_state.json beside them, else the number in the name. The losses are those of the
-    trainer_state.json of the latest step, or of the log that loralens train keeps.
+    global_step of the trainer_state.json beside them, else the number in the name. Where one says no step, nothing is
+    concluded from their order. The losses are those of the trainer_state.json of the latest step,
+    or of the log that loralens train keeps.
     """
     from loralens.analysis.trajectory import trajectory, work
     from loralens.cli.progress import progress
@@ -97,7 +98,8 @@ def _record(run: "Run", found: "Trajectory") -> dict[str, Any]:
         "loralens": __version__,
         "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
         "chance": {side: known(value) for side, value in found.chance.items()},
-        "settled": None if found.settled is None else paths[found.settled],
+        "ordered": run.ordered,
+        "settled": paths[found.settled] if run.ordered and found.settled is not None else None,
         "settled_cosine": SETTLED,
         "runs": [[paths[i] for i in group] for group in found.runs],
         "checkpoints": [_checkpoint(run, one, point) for one, point in zip(run.checkpoints, found.points, strict=True)],
@@ -169,6 +171,7 @@ def _table(run: "Run", found: "Trajectory") -> "Table":
     columns = [Column("checkpoint", "left"), *map(Column, heads), *(Column(title) for title, _ in losses)]
     unknown = sum(one.step is None for one in run.checkpoints)
     order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
+    order = "as given: nothing says their steps" if unknown == len(rows) else order
     return Table(f"{len(rows)} checkpoints, {order}", columns, rows)
 
 
@@ -200,6 +203,8 @@ def _sentences(run: "Run", found: "Trajectory") -> list[str]:
         said.append("the last checkpoint is 0, so there is no direction to compare the others with")
     if len(found.runs) > 1:
         return said
+    if not run.ordered:
+        return [*said, "without steps there is no order, so nothing is said of when the direction settled"]
     label = [f"step {one.step}" if one.step is not None else one.path.name for one in run.checkpoints]
     before = found.points[-2].cosine
     if found.settled is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.matching import same_modules
 from loralens.core.structured import Dense, Update
 from loralens.core.threads import Step, in_threads
@@ -112,7 +112,7 @@ def lost(before: Update, after: Update | None) -> Loss:
     norm, top = frobenius(s), spectral(s)
     if after is None:
         return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
-    if isinstance(after, LowRank) and _same(before, after):
+    if isinstance(after, LowRank) and same_numbers(before, after):
         return Loss(before.rank, after.rank, norm, 0.0, 0.0)
     unit = top or 1.0  # in which no square over- or underflows
     B = (after.scale / unit) * after.B.astype(np.float64)
@@ -132,10 +132,3 @@ def _loss(before: Update, after: Update | None, whole: tuple[float, float], rest
     zero = float(error > 0)  # what was nothing and is something lost itself
     rank = after.rank if after else 0
     return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)
-
-
-def _same(before: LowRank, after: LowRank) -> bool:
-    """Whether the factors are the same numbers under the same scale."""
-    if (before.rank, before.scale) != (after.rank, after.scale):
-        return False
-    return np.array_equal(before.B, after.B) and np.array_equal(before.A, after.A)

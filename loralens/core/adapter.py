@@ -89,6 +89,9 @@ class Adapter:
         What the reader noticed.
     narrowed : bool
         Modules were taken out since it was read: a configuration that names them by pattern says too much.
+    peft_fields : mapping
+        Of a file in another dialect than PEFT's: fields of a PEFT configuration that it has no place for, and that an
+        adapter had before it was converted (``task_type``, ``lora_dropout``, ``target_modules`` …).
     """
 
     modules: "Mapping[str, Update]"
@@ -99,6 +102,7 @@ class Adapter:
     base_model: str | None = None
     findings: tuple[Finding, ...] = ()
     narrowed: bool = False
+    peft_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}

@@ -53,6 +53,8 @@ class Joint:
         more, as for factors that cancel in their product.
     plain : tuple of bool
         Whether the bases are combinations of the factors as they are, side by side.
+    width : int
+        Directions that a result of full rank is to keep at least; by itself it keeps as many as the exact sum has.
     """
 
     updates: tuple[LowRank | None, ...]
@@ -62,6 +64,7 @@ class Joint:
     cores: Floats
     floors: Floats
     plain: tuple[bool, bool] = (False, False)
+    width: int = 0
 
     @classmethod
     def of(cls, updates: "Sequence[Update | None]", strengths: Sequence[float] | Floats) -> Self:

@@ -218,6 +218,10 @@ class LowRank:
         """The same update, no longer bound to the tensors of a file: for what is written anew."""
         return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
 
+    def with_layout(self, layout: Layout) -> Self:
+        """The same update of another kind of weight; no longer bound to the tensors of a file."""
+        return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=layout)
+
     def dense(self) -> Array:
         """ΔW itself, float64, shape (out, in): out · in numbers, where all else here takes r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
@@ -246,3 +250,10 @@ class LowRank:
     def __repr__(self) -> str:
         out, in_ = self.shape
         return f"LowRank(out={out}, in={in_}, rank={self.rank}, scale={self.scale:g}, dtype={self.dtype})"
+
+
+def same_numbers(first: LowRank, second: LowRank) -> bool:
+    """Whether two pairs have the same factors, entry by entry, under the same scale; never where one holds NaN."""
+    if (first.rank, first.scale) != (second.rank, second.scale):
+        return False
+    return np.array_equal(first.B, second.B) and np.array_equal(first.A, second.A)

@@ -190,12 +190,14 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
 def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:
     """The error that says which modules find no weight under the edit that finds most."""
     missing = [name for name in modules if name not in best.keys]
+    renames = [best.rename, *(rename for _, rename in _edits(modules, base)), _form_reader(base)]
     name = missing[0]
-    sought = weight_name(best.rename(name))
-    same = [key for key in (f"{sought}.weight", sought) if key in base]
-    if same:
-        what = f"{name} is {modules[name]} here and {base[same[0]]} in the base: another model"
-    else:
-        what = f"{len(missing)} of {len(modules)} modules have no weight in the base, {name} among them"
+    for rename in renames:
+        sought = weight_name(rename(name))
+        same = next((key for key in (f"{sought}.weight", sought) if key in base), None)
+        if same:
+            what = f"{name} is {modules[name]} here and {base[same]} in the base ({same}): another model"
+            return MismatchError(what, fix="give the base that the adapter was trained on")
+    what = f"{len(missing)} of {len(modules)} modules have no weight in the base, {name} among them"
     weights = [key.removesuffix(".weight") for key in base if key.endswith(".weight")]
-    return MismatchError(what, fix=f"the nearest names there are {nearest(sought, weights)}")
+    return MismatchError(what, fix=f"the nearest names there are {nearest(weight_name(best.rename(name)), weights)}")

@@ -231,6 +231,10 @@ class Structured:
         """The same form under another scale."""
         return Structured(self.form, scale, scaling, self.layout, self.origin)
 
+    def with_layout(self, layout: Layout) -> "Structured":
+        """The same update of another kind of weight; no longer bound to the tensors of a file."""
+        return Structured(self.form, self.scale, self.scaling, layout)
+
     def _no_pair(self) -> NoReturn:
         raise MismatchError(
             f"a {self.form.name} of rank {self.rank} is kept in its own form and has no factors B and A",

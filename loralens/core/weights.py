@@ -1,14 +1,16 @@
 """Weight: the base weight that a module adapts, in the orientation (out, in) of its update."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout
 from loralens.core.matching import Match, Shape, match
 from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
@@ -144,6 +146,30 @@ def check_rows(modules: Updates) -> None:
             f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
             fix="give a base whose folder has a config.json that says its heads (in Python: load(…, base=…))",
         )
+
+
+def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:
+    """``adapter`` with the kernels of the convolutions that it adapts, as the base stores them.
+
+    Some files hold the factors of a convolution flat, or with another kernel of the same size.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    shapes : mapping of str to tuple
+        Module → shape of its weight in the base.
+    """
+
+    def layout(name: str, module: Update) -> Layout | None:
+        shape, own = shapes.get(name, ()), module.layout
+        flat = len(shape) > 2 and own.kind in ("linear", "conv") and own.groups == 1
+        if not flat or own.kernel == shape[2:] or module.shape != (shape[0], prod(shape[1:])):
+            return None
+        return Layout("conv", kernel=shape[2:])
+
+    found = {name: layout(name, module) for name, module in adapter.items()}
+    modules = {name: module.with_layout(new) for name, module in adapter.items() if (new := found[name])}
+    return replace(adapter, modules={**adapter.modules, **modules}) if modules else adapter
 
 
 def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:

@@ -179,8 +179,7 @@ def _open(file: Path) -> Stored:
 
 
 def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> None:
-    if config and config.get("peft_type", "LORA") != "LORA":
-        raise _not_lora(config["peft_type"])
+    _check_type(config)
     if not allow_pickle:
         raise FormatError(
             "is a pickle, which can run code where it is loaded",
@@ -194,16 +193,22 @@ def _read(stored: Stored, name: str | None) -> Adapter:
         if not len(adapter):
             raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
         return adapter
-    kind = (stored.config or {}).get("peft_type", "LORA")
-    if kind != "LORA" and not any(form.detect(stored) for form in FORMATS):
-        raise _not_lora(kind)
+    _check_type(stored.config)
     return detect(stored).read(stored)
 
 
-def _not_lora(kind: object) -> FormatError:
+def _check_type(config: Mapping[str, Any] | None) -> None:
+    """Refuse what PEFT's configuration says is no update that is a sum, before any dialect is tried."""
+    from loralens.formats.peft_types import TYPES
+
+    kind = (config or {}).get("peft_type")
+    if kind is None or kind in TYPES:
+        return
     said = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
-    return FormatError(
-        f"the configuration says that this is {said}, not a LoRA", fix="loralens reads LoRA adapters: A and B matrices"
+    raise FormatError(
+        f"the configuration says that this is {said}, not a LoRA",
+        fix=f"loralens reads adapters whose update is a sum, of PEFT {', '.join(TYPES[:-1])} and {TYPES[-1]}; give "
+        "--format NAME if the file is of another program and the configuration does not belong to it",
     )
 
 

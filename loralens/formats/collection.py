@@ -1,7 +1,8 @@
 """The adapters under a folder, found by their names and told from models by their headers."""
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,6 +51,8 @@ def candidates(root: Path) -> list[Path]:
     """Tensor files under a folder, and folders whose adapter_config.json has none beside it, in order of paths.
 
     Hidden folders are left out, and what training tools leave beside an adapter: optimizer states, random states.
+    Links to folders are followed, each folder once, by its own path where it has one under ``root``; but none that
+    leads to a folder around ``root``.
 
     Raises
     ------
@@ -62,12 +65,34 @@ def candidates(root: Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
-        yield from (Path(folder, name) for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
-        if CONFIG in files and not tensors:
-            yield Path(folder)
+    home = os.path.realpath(root)
+    seen: set[str] = set()
+    waiting = deque([str(root)])
+    while waiting:
+        start = waiting.popleft()
+        real = os.path.realpath(start)
+        if real in seen or (start != str(root) and _holds(real, home)):
+            continue
+        for folder, inner, files in os.walk(start):
+            place = os.path.realpath(folder)
+            inner[:] = [] if place in seen else [name for name in inner if not name.startswith(".")]
+            waiting += [str(path) for name in inner if (path := Path(folder, name)).is_symlink()]
+            if place not in seen:
+                seen.add(place)
+                yield from _in_folder(folder, files)
+
+
+def _holds(folder: str, inside: str) -> bool:
+    """Whether one folder is another, or lies around it."""
+    return os.path.commonpath([folder, inside]) == folder
+
+
+def _in_folder(folder: str, files: Sequence[str]) -> Iterator[Path]:
+    """The candidates among the files of a folder."""
+    tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
+    yield from (Path(folder, name) for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+    if CONFIG in files and not tensors:
+        yield Path(folder)
 
 
 def examine(path: Path, *, allow_pickle: bool = False) -> Found:

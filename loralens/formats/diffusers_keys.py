@@ -10,6 +10,8 @@ processor   ``X.processor.to_q_lora.down.weight``, ``…to_out_lora…``        
 processor   ``text_encoder.X.to_q_lora.down.weight``                             ``text_encoder.X.q_proj``
 ==========  ===================================================================  ==========================
 
+A bias on B stands beside them under the same names: ``lora_B.bias``, ``lora.up.bias``, ``to_q_lora.up.bias``.
+
 Attention processors without a component belong to the UNet: when they were saved so, nothing else had any.
 """
 
@@ -32,7 +34,7 @@ _STYLES = {
 _COMPANIONS = {
     "alpha": re.compile(r"^(?P<path>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.alpha$"),
     "magnitude": re.compile(r"^(?P<path>.+)\.(?:lora_magnitude_vector(?:\.weight)?|magnitude)$"),
-    "lora_bias": re.compile(r"^(?P<path>.+)\.lora_B(?:\.[^.]+)?\.bias$"),
+    "lora_bias": re.compile(r"^(?P<path>.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora(?:_linear_layer)?\.up|_lora\.up)\.bias$"),
 }
 _PARTS = {"down": "A", "up": "B"}
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -61,9 +63,12 @@ def leaf(key: str) -> Leaf | None:
 
 def _style_beside(key: str) -> str:
     """The generation of the pair that an α, a magnitude or a bias stands beside, as far as its own key tells."""
-    if key.endswith("_lora.alpha"):
-        return "processor"
-    return "layer" if key.endswith((".lora.alpha", ".lora_linear_layer.alpha")) else "peft"
+    stem = key.removesuffix(".alpha").removesuffix(".up.bias")
+    if stem == key:
+        return "peft"
+    return (
+        "processor" if stem.endswith("_lora") else "layer" if stem.endswith((".lora", ".lora_linear_layer")) else "peft"
+    )
 
 
 def component(name: str) -> str:

@@ -21,7 +21,10 @@ def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping
     """
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in held]
     if lost:
-        raise FormatError(f"{title} has no place for {some(lost)}", fix="convert with --drop-extra to leave them out")
+        fix = "convert with --drop-extra to leave them out"
+        if any(extra.role == "embedding" for extra in adapter.extra.values()):
+            fix += "; --base leaves out embeddings that PEFT saved though they are the base's"
+        raise FormatError(f"{title} has no place for {some(lost)}", fix=fix)
     return adapter.extra
 
 

@@ -72,6 +72,30 @@ def read(stored: Stored) -> Adapter:
     )
 
 
+def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
+    """``adapter`` with rows of q and k in Hugging Face's order by the head counts that ``other`` knows, for one base.
+
+    As it is where its rows are in order already, or ``other`` is no GGUF file of the same architecture, or says no
+    head counts either.
+    """
+    if not (turned(adapter) and other.format == NAME):
+        return adapter
+    plain, known = (gguf_values.plain(one.metadata) for one in (adapter, other))
+    heads = heads_said(known, other.config)
+    if heads is None or plain.get(ARCHITECTURE) != known.get(ARCHITECTURE):
+        return adapter
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
+    for module in adapter.modules.values():
+        tensors |= module.origin.tensors if module.origin else {}
+    config = {"num_attention_heads": heads.q, "num_key_value_heads": heads.kv}
+    return read(Stored(tensors, adapter.metadata, config))
+
+
+def turned(adapter: Adapter) -> bool:
+    """Whether rows of q and k stand in llama.cpp's order, because nothing says how many heads they belong to."""
+    return any(finding.code == "rows-permuted" for finding in adapter.findings)
+
+
 def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """A configuration, if it is one of a base model: PEFT's may lie beside the file, and says nothing here."""
     return config if config and "peft_type" not in config and heads_of(config) else None

@@ -69,6 +69,10 @@ def read(stored: Stored) -> Adapter:
     """
     enabled, config = enabled_slices(stored)
     groups, rest = group(stored.tensors, leaf)
+    middle = next((key for key in rest if key.endswith(".lora_E")), None)
+    if middle:
+        what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
+        raise FormatError(what, fix="save it with PEFT, under base_model.model. and beside its adapter_config.json")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):

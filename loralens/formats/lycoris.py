@@ -29,7 +29,7 @@ from loralens.core.adapter import Adapter, Extra, Finding, Level
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Dense, Form, Structured, Update
+from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats import kohya
 from loralens.formats.container import FLOATS, Stored
@@ -110,35 +110,57 @@ def _locon(parts: Parts) -> Update:
         return kohya.plain(parts, NAME)
     up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
     update = tucker(core, _flat(up), _flat(down))
-    return _module(parts, update, kohya.scaling(parts, down.shape[0]), core.shape[2:])
+    return update_of(parts, update, kohya.scaling(parts, down.shape[0]), core.shape[2:])
 
 
-def _loha(parts: Parts) -> Update:
+def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
+    """The product of LoHa's factors without its scale, its kernel as far as the shapes show it, and its r.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit.
+    """
     if ("hada_t1" in parts) != ("hada_t2" in parts):
         raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
     (first, kernel), (second, other) = (_product(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
     if kernel != other:
         raise ShapeError(f"kernels {kernel} and {other} do not fit together", fix=SAVE_AGAIN)
-    rank = parts["hada_w1_b"][1].shape[0]
-    return _module(parts, hadamard(first, second), kohya.scaling(parts, rank), kernel)
+    return hadamard(first, second), kernel, parts["hada_w1_b"][1].shape[0]
 
 
-def _lokr(parts: Parts) -> Update:
-    (first, window), (second, kernel) = _side(parts, 1), _side(parts, 2)
+def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None]:
+    """The product of LoKr's factors without its scale, its kernel, and its r; None where both sides are full.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit.
+    """
+    (first, window), (second, kernel) = side(parts, 1), side(parts, 2)
     if prod(window) != 1:
         raise ShapeError(f"lokr_w1 has a kernel {window}, and only lokr_w2 may", fix=SAVE_AGAIN)
     ranks = {parts[key][1].shape[0] for key in ("lokr_w1_b", "lokr_w2_b") if key in parts}
     if len(ranks) > 1:
         what = f"its factored sides have the inner dimensions {sorted(ranks)}, so α/r could be either"
         raise ShapeError(what, fix="save the adapter again from its training code")
+    return kronecker(first, second), kernel, ranks.pop() if ranks else None
+
+
+def _loha(parts: Parts) -> Update:
+    product, kernel, rank = loha(parts)
+    return update_of(parts, product, kohya.scaling(parts, rank), kernel)
+
+
+def _lokr(parts: Parts) -> Update:
+    product, kernel, rank = lokr(parts)
     full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
-    scaling = kohya.scaling(parts, ranks.pop()) if ranks else full
-    return _module(parts, kronecker(first, second), scaling, kernel)
+    return update_of(parts, product, full if rank is None else kohya.scaling(parts, rank), kernel)
 
 
 def _full(parts: Parts) -> Update:
     whole = _matrix(parts, "diff")
-    return _module(parts, Dense(whole), Scaling("given", origin="a full difference has no α"), whole.shape[2:])
+    return update_of(parts, Dense(whole), Scaling("given", origin="a full difference has no α"), whole.shape[2:])
 
 
 class Algorithm(NamedTuple):
@@ -167,14 +189,16 @@ def _algorithm(parts: Parts) -> Algorithm | None:
     return found[0] if found else None
 
 
-def _module(parts: Parts, update: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...]) -> Update:
-    """An update with its scale, layout and tensors."""
+def update_of(
+    parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
+) -> Update:
+    """An update with its scale and layout, read from the tensors of a file of the dialect ``form``."""
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
-    origin = origin_of(NAME, parts, [*stored, "alpha"])
-    if not isinstance(update, LowRank):
-        return Structured(update, scaling.value, scaling, layout, origin)
-    B, A = update.factors
+    origin = origin_of(form, parts, [*stored, "alpha"])
+    if not isinstance(product, LowRank):
+        return Structured(product, scaling.value, scaling, layout, origin)
+    B, A = product.factors
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
@@ -204,7 +228,7 @@ def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ..
     return tucker(middle, _flat(a).T, _flat(b)), middle.shape[2:]
 
 
-def _side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
+def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
     """One factor of a Kronecker product, and its kernel."""
     stem = f"lokr_w{number}"
     if stem not in parts:

@@ -30,6 +30,7 @@ from loralens.formats import embeddings
 from loralens.formats.container import Stored, plain_text
 from loralens.formats.number import finite
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
+from loralens.formats.peft_fields import sound
 
 NAME = "mlx"
 
@@ -112,6 +113,7 @@ def read(stored: Stored) -> Adapter:
         format=NAME,
         base_model=plain_text((stored.config or {}).get("model")),
         findings=tuple(_findings(stored.config, scale, modules)),
+        peft_fields=sound({"lora_dropout": parameters(stored.config).get("dropout")}),
     )
 
 

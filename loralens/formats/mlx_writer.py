@@ -21,6 +21,7 @@ from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
 from loralens.formats.extras import add, to_translate
 from loralens.formats.mlx import NAME, is_ours, parameters, said_scale
+from loralens.formats.peft_fields import fields_of
 from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
 KINDS = ("linear", "embedding", "experts", "merged")
@@ -175,9 +176,11 @@ def _most_common(scales: Iterable[float]) -> float:
 def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
     """A configuration with which mlx-lm makes these modules; it leaves at 0 whatever else it makes by these keys."""
     dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
+    dropout = fields_of(adapter).get("lora_dropout", 0.0)
+    keys = sorted({_key(name) for name in stacks})
     return {
         "fine_tune_type": "dora" if dora else "lora",
-        "lora_parameters": {"rank": 8, "scale": 1.0, "dropout": 0.0, "keys": sorted({_key(name) for name in stacks})},
+        "lora_parameters": {"rank": 8, "scale": 1.0, "dropout": dropout, "keys": keys},
         "model": adapter.base_model,
         "num_layers": -1,  # all
     }

@@ -11,6 +11,8 @@ embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = 
 experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
 merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diagonal (out, k·r)
 ===========  =======================================  ==================================================
+
+AdaLoRA, LoHa and LoKr of PEFT are in `peft_types`.
 """
 
 from collections import defaultdict
@@ -22,8 +24,9 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats import peft_experts
+from loralens.formats import peft_experts, peft_types
 from loralens.formats.container import FLOATS, Stored, plain_text
 from loralens.formats.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
 from loralens.formats.peft_config import PeftConfig
@@ -36,10 +39,12 @@ Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "dia
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is PEFT's: pairs under ``base_model.model.``, or a LoRA configuration beside pairs."""
-    pairs = [key for key in stored.tensors if is_pair(key)]
+    """Whether a file is PEFT's: pairs under ``base_model.model.``, or its configuration beside what it says."""
     if "lora_adapter_metadata" in (stored.metadata or {}):  # diffusers', beside a configuration that strayed there
         return False
+    if peft_types.type_of(stored) != peft_types.PLAIN:
+        return True
+    pairs = [key for key in stored.tensors if is_pair(key)]
     said = (stored.config or {}).get("peft_type") == "LORA"
     return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
 
@@ -55,24 +60,23 @@ def read(stored: Stored) -> Adapter:
     names = adapter_names(stored.tensors)
     if len(names) > 1:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
-    config = None if stored.config is None else PeftConfig(stored.config)
+    kind = peft_types.type_of(stored)
+    config = None if stored.config is None else PeftConfig(peft_types.as_lora(stored.config))
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
-    pairs, rest = _group(stored.tensors)
-    recent = Recent()
-    modules: dict[str, LowRank] = {}
     findings: list[Finding] = [] if config else [_alpha_unknown()]
-    for path in pairs:
-        with place(module_path(path)):
-            for name, module in _modules(path, pairs, config, recent):
-                if name in modules:
-                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
-                modules[name] = module
-                findings += _about_rank(name, module)
-    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    modules: Mapping[str, Update]
+    rest: Mapping[str, LazyArray]
+    pruned: list[str] = []
+    if kind == peft_types.PLAIN:
+        modules, rest, paths, about = _plain(stored.tensors, config)
+    else:
+        modules, rest, about, pruned = peft_types.read(stored, kind, config)
+        paths = {*modules, *pruned}
+    findings += about
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
     if config:
-        findings += config.variants() + _unmatched(config, pairs, modules)
+        findings += config.variants() + _unmatched(config, paths, modules)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -81,7 +85,27 @@ def read(stored: Stored) -> Adapter:
         format=NAME,
         base_model=plain_text((stored.config or {}).get("base_model_name_or_path")),
         findings=tuple(findings),
+        narrowed=bool(pruned),
     )
+
+
+def _plain(
+    tensors: Mapping[str, LazyArray], config: PeftConfig | None
+) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
+    """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
+    pairs, rest = _group(tensors)
+    recent = Recent()
+    modules: dict[str, Update] = {}
+    findings: list[Finding] = []
+    for path in pairs:
+        with place(module_path(path)):
+            for name, module in _modules(path, pairs, config, recent):
+                if name in modules:
+                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
+                modules[name] = module
+                findings += _about_rank(name, module)
+    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    return modules, rest, {_target(path, pairs) for path in pairs}, findings
 
 
 def _alpha_unknown() -> Finding:
@@ -213,9 +237,8 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     ]
 
 
-def _unmatched(config: PeftConfig, pairs: Mapping[str, Halves], modules: Mapping[str, LowRank]) -> list[Finding]:
+def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
     """Where ``target_modules`` and the file disagree about which modules are adapted."""
-    paths = {_target(path, pairs) for path in pairs}
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
         for target in config.unmatched_targets(paths)
@@ -230,7 +253,7 @@ def _unmatched(config: PeftConfig, pairs: Mapping[str, Halves], modules: Mapping
 
 
 def _extra(
-    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, LowRank]
+    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
 ) -> Extra:
     """The role of a tensor that is not half of a pair, and the module it belongs to."""
     found = leaf(key)

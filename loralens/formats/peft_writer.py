@@ -1,5 +1,7 @@
 """Writing PEFT: an untouched module as it was read, a changed one anew, and a configuration that says so.
 
+AdaLoRA, LoHa and LoKr become plain LoRA: pairs, and a configuration of type LORA with the same targets.
+
 PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches; up to 0.14
 only a literal path does. So patterns hold full literal paths, longest first, with regex characters escaped only
 where a path has other ones than dots.
@@ -25,6 +27,7 @@ from loralens.formats.peft import NAME, read
 from loralens.formats.peft_config import DEFAULT_RANK, PeftConfig, ends
 from loralens.formats.peft_experts import GROUPED, registered
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
+from loralens.formats.peft_types import as_lora
 from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
 _PLAIN = re.compile(r"^[\w.-]+$")
@@ -174,14 +177,14 @@ def _nested(name: str, stacks: Stacks) -> str:
 
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The configuration it came with while that still says the truth, else one brought up to date."""
-    old = adapter.config if adapter.format == NAME else None
+    old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(m.scaling.rule == "unknown" and m.scale == 1 for m in adapter.modules.values())
     if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
         return _updated(_fresh(adapter), stacks)
     config = PeftConfig(old)
-    if _still_true(config, stacks) and not adapter.narrowed:
+    if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
     if config.changed_base:
         raise FormatError(
@@ -260,6 +263,7 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
 
 
 def _fresh(adapter: Adapter) -> dict[str, Any]:
+    """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     return {
         "peft_type": "LORA",
@@ -272,6 +276,7 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
         "use_rslora": rslora,
         "use_dora": any(extra.role == "magnitude" for extra in adapter.extra.values()),
         "lora_bias": any(extra.role == "lora_bias" for extra in adapter.extra.values()),
+        **adapter.peft_fields,
     }
 
 

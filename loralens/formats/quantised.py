@@ -33,6 +33,7 @@ from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.container import Stored, harmless, plain_text
 from loralens.formats.number import finite
+from loralens.formats.peft_fields import sound
 
 VERSION = 1
 EXTRA = "extra/"
@@ -83,6 +84,7 @@ def read(stored: Stored) -> Adapter:
         base_model=plain_text(said.get("base_model")),
         findings=findings,
         narrowed=said["narrowed"],
+        peft_fields=sound(said.get("peft")),
     )
 
 

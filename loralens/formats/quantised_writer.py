@@ -65,6 +65,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         "config": _jsonable(adapter.config),
         "metadata": again["metadata"] if again else _jsonable(adapter.metadata),
         "narrowed": adapter.narrowed,
+        **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
     metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
     if again is None or _resolved(said) != _resolved(again):

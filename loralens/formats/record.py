@@ -3,7 +3,8 @@
 A kohya file has no dots in its names, a loralib file no α. Under the key ``loralens`` stands, for every module as the
 file calls it, its canonical name, scale and where that came from, so that loralens reads its own files back without
 ``--base`` or ``--alpha``. A record is believed only as far as the file agrees: a module that has gone, or another
-scale than the record says (somebody else changed the file), is taken from the file.
+scale than the record says (somebody else changed the file), is taken from the file. Beside them stands what PEFT's
+configuration said of the training: task, dropout, targets (`peft_fields`).
 """
 
 import json
@@ -18,6 +19,7 @@ from loralens.core.structured import Update
 from loralens.formats.container import RECORD, Stored, harmless, plain_text, read_json
 from loralens.formats.location import is_pickle
 from loralens.formats.number import finite
+from loralens.formats.peft_fields import TARGETS, fields_of, sound
 from loralens.version import __version__
 
 AGREE = 1e-6  # relative: α is stored as float32
@@ -43,6 +45,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         "source": adapter.format,
         "base_model": adapter.base_model,
         "modules": modules,
+        **({"peft": dict(fields)} if (fields := fields_of(adapter)) else {}),
     }
     text = json.dumps(record, ensure_ascii=False)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
@@ -99,7 +102,13 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     known = all(module.scaling.rule != "unknown" for module in named.values())
     findings = [f for f in adapter.findings if not (known and f.code == "alpha-unknown")] + _doubts(doubts)
     base = adapter.base_model or plain_text(record.get("base_model"))
-    return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base)
+    fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
+    return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
+
+
+def _fields(record: Record, whole: bool) -> dict[str, Any]:
+    """What a record says of a PEFT configuration; of the targets only where the file has the modules that it had."""
+    return {name: value for name, value in sound(record.get("peft")).items() if whole or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:

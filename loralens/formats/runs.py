@@ -7,13 +7,14 @@ with ``NNNNNNN_adapters.safetensors`` files, as mlx-lm does; or a list of adapte
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from loralens.errors import OptionError
+from loralens.errors import LoraLensError, OptionError
 from loralens.formats.container import read_json
-from loralens.formats.location import existing
+from loralens.formats.location import adapter_file, existing
 from loralens.formats.number import finite
 
 STATE = "trainer_state.json"
@@ -33,8 +34,8 @@ class Checkpoint:
     path : Path
         What `loralens.formats.load` takes.
     step : int or None
-        Optimizer step: ``global_step`` of the trainer_state.json beside it, else the number in its name; None where
-        neither says.
+        Optimizer step: ``global_step`` of the trainer_state.json beside it, else the number in its name, or in that of
+        the only file of mlx-lm in it; None where none says.
     """
 
     path: Path
@@ -62,6 +63,11 @@ class Run:
     train: tuple[Loss, ...] = ()
     evaluation: tuple[Loss, ...] = ()
     source: Path | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether all checkpoints have a step: without it there is no order, and nothing to conclude from one."""
+        return all(one.step is not None for one in self.checkpoints)
 
 
 def run_of(paths: Sequence[Path]) -> Run:
@@ -143,9 +149,18 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
     said = _whole(states.get(path, {}).get("global_step"))
     if said is not None:
         return said
-    file = _MLX.fullmatch(path.name)
+    file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return int(file[1]) if file else named[0] if named else None
+
+
+def _only_adapter(path: Path) -> str:
+    """The name of the file that a folder is read from; empty where that is no question, or has no answer."""
+    if not path.is_dir():
+        return ""
+    with suppress(LoraLensError):
+        return adapter_file(path).name
+    return ""
 
 
 def _whole(value: Any) -> int | None:

@@ -48,9 +48,10 @@ def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis)
 
     Notes
     -----
-    Pass 1: Z = FᵀFΩ with Ω = [start, 8 random columns], Halko, Martinsson & Tropp 2011 with one power step, which costs
-    no pass of its own when FᵀF is summed over panels of rows. V: orthonormal, spans [start, Z]. Pass 2: Y = FV, of
-    which F·start is there already; YVᵀ is the projection of F, its SVD is that of Y. 6 m n l flops, l = start.k + 8.
+    Pass 1: Z = FᵀFΩ with Ω = [start, random columns], Halko, Martinsson & Tropp 2011 with one power step, which costs
+    no pass of its own when FᵀF is summed over panels of rows; there are 8 random columns, and two more for each
+    direction wanted beyond those of start. V: orthonormal, spans [start, Z]. Pass 2: Y = FV, of which F·start is there
+    already; YVᵀ is the projection of F, its SVD is that of Y. 6 m n l flops for the l columns of Ω.
     (m + n)·2l numbers are held, and 2²⁴ of F: all of it, for both passes, if there are no more. Where n ≤ 2l, V = 1
     and the result is that of the SVD. Measured: the error is up to 5 % above that of the SVD of F where σ falls
     slowly, and equal where it falls fast.
@@ -58,9 +59,10 @@ def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis)
     ``error`` is not estimated: ‖F‖² − ‖Y‖² is what V misses, exactly; where that is lost in rounding a third pass
     measures F − YVᵀ. Products are made in the dtype of the blocks.
     """
-    wide = 2 * (start.k + OVERSAMPLE) >= shape[1]
+    random = OVERSAMPLE + 2 * max(0, rank - start.k)
+    wide = 2 * (start.k + random) >= shape[1]
     panels = _panels(blocks, shape)
-    known, V = _subspace(panels, shape, start) if not wide else (np.empty((shape[0], 0)), np.eye(shape[1]))
+    known, V = _subspace(panels, shape, start, random) if not wide else (np.empty((shape[0], 0)), np.eye(shape[1]))
     Y, squares = np.empty((shape[0], V.shape[1])), 0.0
     Y[:, : known.shape[1]], fresh = known, V[:, known.shape[1] :]
     thin = fresh.astype(np.float32)
@@ -78,11 +80,11 @@ def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis)
     return Approximation(Y @ L[:, :k], R[:k] @ V.T, error)
 
 
-def _subspace(panels: Blocks, shape: tuple[int, int], start: Basis) -> tuple[Floats, Floats]:
+def _subspace(panels: Blocks, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
     """F·start (m, k), and V = [start, what Z has beside it] (n, l), orthonormal."""
-    n, width = shape[1], start.k + OVERSAMPLE
+    n, width = shape[1], start.k + random
     first = start.columns()
-    wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, OVERSAMPLE)) / sqrt(n)])
+    wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, random)) / sqrt(n)])
     thin, known, Z = wide.astype(np.float32), np.empty((shape[0], start.k)), np.zeros((n, width))
     for rows, block in panels():
         Y = np.dot(block, thin if block.dtype == np.float32 else wide)

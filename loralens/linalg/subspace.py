@@ -6,7 +6,7 @@ formed only where two directions nearly coincide and G no longer tells how nearl
 
 from dataclasses import dataclass
 from math import pi, sqrt
-from typing import final
+from typing import Self, final
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Overlap:
     phi: Floats
     angles: Floats
     n: int
+
+    @classmethod
+    def of_one(cls, k: int, n: int) -> Self:
+        """Of k directions of R^n with themselves, exactly: no product of columns says it so."""
+        return cls(phi_map(np.eye(k)), np.zeros(k), n)
 
     @property
     def chance(self) -> Floats:

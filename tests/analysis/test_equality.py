@@ -72,3 +72,15 @@ def test_nan_is_no_difference_but_an_error_whatever_the_form(value: float) -> No
     for one, two in ((fine, pair), (fine, dense), (dense, whole), (whole, pair)):
         with pytest.raises(FormatError, match="m: a factor holds NaN"):
             differences(one, two)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_the_same_numbers_are_exactly_alike(dtype: type) -> None:
+    """Under other names too; a last bit of one factor is a difference."""
+    rng = np.random.default_rng(2)
+    pairs = [(rng.standard_normal((40, 8)).astype(dtype), rng.standard_normal((8, 30)).astype(dtype)) for _ in range(6)]
+    first = adapter(**{f"m{i}": loralens.LowRank(B, A, 1.7) for i, (B, A) in enumerate(pairs)})
+    second = adapter(**{f"m{i}": loralens.LowRank(B.copy(), A.copy(), 1.7) for i, (B, A) in enumerate(pairs)})
+    assert largest(first, second) == 0
+    pairs[0][0][0, 0] = np.nextafter(pairs[0][0][0, 0], dtype(9))
+    assert largest(first, second) > 0

@@ -261,3 +261,22 @@ def test_real_series_have_the_published_numbers(real: object) -> None:
     assert (seeds.phi("in")[0, 1], seeds.phi("out")[0, 1]) == pytest.approx((0.93, 0.04), abs=0.005)
     assert seeds.cosine[0, 1] == pytest.approx(0.12, abs=0.005)
     assert groups(seeds.shared_initialisation) == [[0, 1]]
+
+
+@pytest.mark.parametrize("of", ["update", "A", "B"])
+def test_the_same_numbers_are_exactly_alike(of):
+    """Two that are one, between others; and the whole cosine is not a last bit from 1."""
+    rng = np.random.default_rng(8)
+
+    def drawn():
+        return {
+            f"m{i}": loralens.LowRank(rng.standard_normal((30, 5)), rng.standard_normal((5, 40)), 0.3) for i in range(7)
+        }
+
+    first, other = drawn(), drawn()
+    twins = {name: loralens.LowRank(m.B.copy(), m.A.copy(), m.scale) for name, m in first.items()}
+    found = pairwise([loralens.Adapter(modules=m) for m in (first, other, twins)], of=of)
+    assert (found.cosines[:, 0, 2] == 1).all()
+    assert found.cosine[0, 2] == found.cosine[2, 0] == found.shared_initialisation[0, 2] == 1
+    assert all(found.phi(side)[0, 2] == 1 for side in found.overlaps)
+    assert abs(found.cosine[0, 1]) < 0.5

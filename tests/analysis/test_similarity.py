@@ -369,3 +369,35 @@ def test_records_name_one_start(first: str, second: str | None, same: bool) -> N
     )
     assert same_start(one, two) is same
     assert same_start(two, one) is same
+
+
+@pytest.mark.parametrize("of", ["update", "A", "B"])
+def test_the_same_numbers_are_exactly_alike(of):
+    rng = np.random.default_rng(5)
+    modules = {f"m{i}": random(rng, out=30 + i, in_=40, rank=5, scale=0.3) for i in range(5)}
+    twins = {name: loralens.LowRank(m.B.copy(), m.A.copy(), m.scale) for name, m in modules.items()}
+    found = similarity(adapter(**modules), adapter(**twins), of=of)
+    assert found.cosine == 1
+    for one in found.modules.values():
+        assert (one.cosine, one.initial, set(one.spans.values()), set(one.cka.values())) == (1, 1, {1.0}, {1.0})
+        for each in one.overlaps.values():
+            assert each.first == each.full == 1
+            assert each.projection_distance == each.geodesic_distance == each.gap == 0
+            assert not each.angles.any()
+
+
+def test_what_is_exactly_alike_has_the_sizes_of_what_is_nearly_alike():
+    """φ, its chance level and z of the same numbers against those of a copy that is a last bit away."""
+    rng = np.random.default_rng(5)
+    module = random(rng, out=30, in_=40, rank=5, scale=0.3)
+    near = loralens.LowRank(module.B, module.A, np.nextafter(module.scale, 1))
+    for of, count in (("update", None), ("update", 2), ("A", None), ("B", 3)):
+        one, two = (only(similarity(adapter(module), adapter(m), of=of, phi_rank=count)) for m in (module, near))
+        assert set(one.overlaps) == set(two.overlaps)
+        for side, each in one.overlaps.items():
+            np.testing.assert_allclose(each.phi, two.overlaps[side].phi, atol=SIMILARITY)
+            np.testing.assert_allclose(each.angles, two.overlaps[side].angles, atol=1e-7)
+            assert each.n == two.overlaps[side].n
+        for name in ("cka", "cka_chance", "spans"):
+            assert getattr(one, name) == pytest.approx(getattr(two, name), abs=SIMILARITY)
+        assert (one.directions, one.ranks, one.side) == (two.directions, two.ranks, two.side)

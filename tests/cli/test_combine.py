@@ -176,6 +176,43 @@ def test_truncation_is_told_beside_the_error_to_the_sum(small: Path, other: Path
     assert less["total"]["truncation"] > full["total"]["truncation"]
 
 
+def wide_pair(tmp_path: Path) -> list[Path]:
+    """Two adapters of rank 3 whose weights have 40 × 30 numbers."""
+    rng = np.random.default_rng(4)
+    for n in (1, 2):
+        pairs = {
+            f"m.{i}.q": loralens.LowRank(rng.standard_normal((40, 3)), rng.standard_normal((3, 30))) for i in (0, 1)
+        }
+        loralens.save(loralens.Adapter(modules=pairs), tmp_path / f"a{n}")
+    return [tmp_path / "a1", tmp_path / "a2"]
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "della", "magnitude", "breadcrumbs"])
+def test_a_rank_above_that_of_the_sum_is_given_where_the_result_has_it(method: str, tmp_path: Path) -> None:
+    """In the full space an elementwise result has full rank: 10 directions lose less of it than the 6 of the sum."""
+    words = [*wide_pair(tmp_path), "--method", method, "--density", "0.5", "--dry-run"]
+    whole, more = told(*words), told(*words, "--rank", "10")
+    assert [module["rank"] for module in whole["modules"]] == [6, 6]
+    assert [module["rank"] for module in more["modules"]] == [10, 10]
+    assert more["total"]["truncation"] < whole["total"]["truncation"]
+    full = told(*words, "--rank", "64")
+    assert [module["rank"] for module in full["modules"]] == [30, 30]
+    assert full["total"]["truncation"] < 1e-6
+    assert "2 of 2 modules have 30 directions, not 64" in run("combine", *words, "--rank", "64").stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["combine", "A", "A"], ["combine", "A", "B", "--method", "ties", "--space", "core"]]
+)
+def test_a_rank_above_the_true_one_is_said_to_add_nothing(command: list[str], tmp_path: Path) -> None:
+    spelled = dict(zip("AB", wide_pair(tmp_path), strict=True))
+    words = [*(spelled.get(word, word) for word in command), "--dry-run", "--rank", "64"]
+    result = run(*words)
+    assert result.exit_code == 0
+    assert f"modules have {'3' if command[-1] == 'A' else 'at most 6'} directions, not 64: all of them" in result.stderr
+    assert "not 2" not in run(*words[:-1], "2").stderr
+
+
 def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", 2.0)):
         key = "base_model.model.score.weight"

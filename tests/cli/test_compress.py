@@ -339,3 +339,9 @@ def test_weights_from_a_file(small: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_sizes(text: str, count: int) -> None:
     assert Size().convert(text, None, None) == count
+
+
+def test_a_rank_above_the_true_one_is_said_to_add_nothing(small: Path) -> None:
+    result = Command("compress").good(small, "--rank", "64", "--dry-run")
+    assert "modules have at most 2 directions, not 64: all of them are kept" in result.stdout
+    assert "not 1" not in Command("compress").good(small, "--rank", "1", "--dry-run").stdout

@@ -1,6 +1,7 @@
 """``loralens convert`` and ``equal`` from the shell, and ``inspect --base`` and ``--for``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.cli.compress_report import percent
 from tests.bases import single
 from tests.cli.command import Command
 from tests.conftest import small_adapter
@@ -256,3 +258,278 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", untied, "-o", tmp_path / "mlx2")
     assert result.exit_code == 1
     assert "1 of 2 modules have no weight in the base, lm_head among them" in result.stderr
+
+
+def tiny(path: Path, size: float = 3e-8) -> Path:
+    """Pairs whose B are so small that float16 keeps one digit of them, or none; the second module is ordinary."""
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((2, 5)).astype(np.float32)
+    B = rng.standard_normal((6, 2)).astype(np.float32)
+    modules = {"m.q": loralens.LowRank((size * B).astype(np.float32), A, 2.0), "m.v": loralens.LowRank(B, A, 2.0)}
+    loralens.save(loralens.Adapter(modules=modules), path)
+    return path
+
+
+def dense_error(before: Path, after: Path) -> tuple[float, float]:
+    """‖ΔW−ΔW'‖/‖ΔW‖ over all modules, and of the module that lost most; dense, float64."""
+    old, new = loralens.load(before), loralens.load(after)
+    gone = {name: np.linalg.norm(old[name].dense() - new[name].dense()) for name in old}
+    whole = {name: np.linalg.norm(old[name].dense()) for name in old}
+    total = np.sqrt(sum(x**2 for x in gone.values()) / sum(x**2 for x in whole.values()))
+    return float(total), max(float(gone[name] / whole[name]) for name in old)
+
+
+def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a")
+    words = ("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
+    refused = run(*words)
+    assert refused.exit_code == 1
+    assert "m.q: rounding to f16 costs" in refused.stderr
+    assert "--allow-loss" in refused.stderr
+    assert not (tmp_path / "b").exists()
+    record = json.loads(run(*words, "--allow-loss", "--json").stdout)
+    total, worst = dense_error(source, tmp_path / "b")
+    assert worst > 0.2
+    assert record["rounding"]["worst"] == {"module": "m.q", "error": pytest.approx(worst, rel=1e-6)}
+    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.01), ("f16", 0.001), ("f32", 0.0)])
+def test_what_a_dtype_costs_is_said(dtype: str, most: float, tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a", 1e-2)
+    result = run("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    total, worst = dense_error(source, tmp_path / "b")
+    assert total <= worst <= most
+    line = next((line for line in result.stdout.splitlines() if line.startswith("rounding")), "")
+    assert line == (f"rounding    ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(total)} over all modules, at most {percent(worst)} (m.q)"
+                    if most else "")  # fmt: skip
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_few_bits_say_what_they_cost(dry: list[str], tmp_path: Path) -> None:
+    source = tiny(tmp_path / "a", 1.0)
+    assert run("convert", source, "-o", tmp_path / "q", "--to", "loralens-q").exit_code == 0
+    total, worst = dense_error(source, tmp_path / "q")
+    again = tmp_path / "again"
+    result = run("convert", source, "-o", again, "--to", "loralens-q", *dry)
+    assert f"= {percent(total)} over all modules, at most {percent(worst)}" in result.stdout
+    assert "8 bits a number" in result.stdout
+    record = json.loads(run("convert", source, "-o", again, "--to", "loralens-q", "--overwrite", "--json", *dry).stdout)
+    assert record["bits"] == 8
+    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
+    back = json.loads(run("convert", tmp_path / "q", "-o", tmp_path / "p", "--to", "peft", "--json").stdout)
+    assert (back["rounding"], back["bits"]) == ({"error": 0.0, "worst": None}, None)
+
+
+def test_a_scale_that_is_folded_in_is_said(tmp_path: Path) -> None:
+    """GGUF has one α: of mixed scales the factors are rounded once more."""
+    rng = np.random.default_rng(3)
+    names = [f"model.layers.0.self_attn.{kind}" for kind in ("o_proj", "v_proj")]
+    factors = [(rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32))] * 2
+    modules = {
+        name: loralens.LowRank(B, A, scale) for name, (B, A), scale in zip(names, factors, (0.3, 0.7), strict=True)
+    }
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
+    words = ("convert", tmp_path / "a", "-o", tmp_path / "b.gguf", "--to", "gguf", "--arch", "qwen2", "--json")
+    record = json.loads(run(*words).stdout)
+    assert 0 < record["rounding"]["error"] < 1e-7
+
+
+def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    whole = rng.standard_normal((6, 5)).astype(np.float32)
+    save_file({"lora_unet_x.diff": whole}, tmp_path / "full.safetensors")
+    words = ("convert", tmp_path / "full.safetensors", "-o", tmp_path / "b.safetensors", "--to", "kohya", "--rank", "2")
+    s = np.linalg.svd(whole.astype(np.float64), compute_uv=False)
+    record = json.loads(run(*words, "--json").stdout)
+    assert record["truncation"] == pytest.approx(np.sqrt((s[2:] ** 2).sum() / (s**2).sum()), rel=1e-5)
+    assert f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(record['truncation'])}" in run(*words, "--overwrite").stdout
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> tuple[Path, Path]:
+    """A base of four heads of queries and two of keys, and an adapter of it."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16}
+    (tmp_path / "base").mkdir()
+    text = json.dumps(config | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    (tmp_path / "base" / "config.json").write_text(text)
+    rows = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16}
+    names = {f"model.layers.{i}.self_attn.{kind}": out for i in (0, 1) for kind, out in rows.items()}
+    save_file(
+        {f"{name}.weight": np.zeros((out, 16), np.float32) for name, out in names.items()},
+        tmp_path / "base" / "model.safetensors",
+    )
+    rng = np.random.default_rng(6)
+    drawn = {
+        name: loralens.LowRank(rng.standard_normal((out, 2)), rng.standard_normal((2, 16)), 2.0)
+        for name, out in names.items()
+    }
+    modules = {
+        name: loralens.LowRank(m.B.astype(np.float32), m.A.astype(np.float32), m.scale) for name, m in drawn.items()
+    }
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
+    return tmp_path / "base", tmp_path / "a"
+
+
+def test_gguf_files_that_llama_cpp_treats_alike_are_equal(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    """One says the head counts, the other is as llama.cpp's converter leaves it; of a change in q both say so."""
+    base, source = llama
+    ours, theirs, other = (tmp_path / f"{name}.gguf" for name in ("ours", "theirs", "other"))
+    assert run("convert", source, "-o", ours, "--to", "gguf", "--base", base).exit_code == 0
+    theirs.write_bytes(ours.read_bytes().replace(b"loralens.attention.head", b"somebody.attention.head"))
+    for pair in ((ours, theirs), (theirs, ours), (theirs, theirs), (theirs, source, "--base", base)):
+        result = run("equal", *pair)
+        assert (result.exit_code, "warning" in result.stderr) == (0, pair[0] == pair[1]), result.output
+    lone = run("equal", theirs, source)
+    assert (lone.exit_code, lone.stdout) == (1, "")
+    assert "fix: give the base that it was trained on: --base DIR" in lone.stderr
+    changed = loralens.load(source)
+    q = changed["model.layers.0.self_attn.q_proj"]
+    loralens.save(
+        replace(
+            changed, modules={**changed.modules, "model.layers.0.self_attn.q_proj": loralens.LowRank(-q.B, q.A, 2.0)}
+        ),
+        tmp_path / "changed",
+    )
+    assert run("convert", tmp_path / "changed", "-o", other, "--to", "gguf", "--base", base).exit_code == 0
+    result = run("equal", other, theirs)
+    assert result.exit_code == 1
+    assert "1 of 8 modules differ" in result.stdout
+
+
+TRAINED = {
+    "task_type": "CAUSAL_LM",
+    "lora_dropout": 0.05,
+    "target_modules": ["q_proj", "v_proj"],
+    "layers_to_transform": [0, 1, 10],
+    "layers_pattern": ["layers"],
+    "exclude_modules": ".*lm_head.*",
+}
+DIALECTS = ["kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+
+
+def there_and_back(source: Path, folder: Path, *ways: str) -> Path:
+    """The adapter through these dialects and into PEFT's."""
+    for n, to in enumerate([*ways, "peft"]):
+        arch = ["--arch", "qwen2"] if to == "gguf" else []
+        target = folder / f"{n}-{to}"
+        words = ["convert", source, "-o", target, "--to", to, *arch, *(["--allow-pickle"] if "loralib" in ways else [])]
+        result = run(*words)
+        assert result.exit_code == 0, result.stderr
+        source = target
+    return source
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    loralens.save(small_adapter(), tmp_path / "trained")
+    file = tmp_path / "trained" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | TRAINED))
+    return tmp_path / "trained"
+
+
+def said(folder: Path) -> dict[str, object]:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return {name: config.get(name) for name in TRAINED}
+
+
+@pytest.mark.parametrize(
+    "ways", [*([to] for to in DIALECTS), ["kohya", "gguf"], ["comfyui", "loralens-q"]], ids=" ".join
+)
+def test_what_peft_said_of_the_training_survives(ways: list[str], trained: Path, tmp_path: Path) -> None:
+    assert said(there_and_back(trained, tmp_path, *ways)) == TRAINED
+
+
+def test_targets_that_name_more_than_is_left_do_not(trained: Path, tmp_path: Path) -> None:
+    """Modules that went, in a command or by another tool: the targets are then named one by one."""
+    assert run("drop", trained, "-m", "*.0.*", "--to", "kohya", "-o", tmp_path / "k.safetensors").exit_code == 0
+    one = there_and_back(tmp_path / "k.safetensors", tmp_path / "one")
+    assert run("convert", trained, "-o", tmp_path / "m", "--to", "mlx").exit_code == 0
+    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if ".0." not in key}
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "m" / "adapters.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    save_file(kept, tmp_path / "m" / "adapters.safetensors", metadata)
+    two = there_and_back(tmp_path / "m", tmp_path / "two")
+    for folder in (one, two):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert sorted(config["target_modules"]) == sorted(loralens.load(folder))
+        assert (config["task_type"], config["lora_dropout"]) == ("CAUSAL_LM", 0.05)
+        assert "layers_to_transform" not in config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task_type": "\x1b[31m", "lora_dropout": 7, "target_modules": {"a": 1}, "layers_to_transform": "1"},
+        {"task_type": 3, "lora_dropout": True, "target_modules": ["a", 1], "exclude_modules": [None], "r": 99},
+        ["task_type"],
+    ],
+)
+def test_a_record_of_nonsense_is_not_believed(fields: object, trained: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    run("convert", trained, "-o", tmp_path / "k.safetensors", "--to", "kohya")
+    with safe_open(tmp_path / "k.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["loralens"]) | {"peft": fields}
+    tensors = load_file(tmp_path / "k.safetensors")
+    save_file(tensors, tmp_path / "k.safetensors", metadata | {"loralens": json.dumps(record)})
+    config = json.loads((there_and_back(tmp_path / "k.safetensors", tmp_path) / "adapter_config.json").read_text())
+    assert (config["task_type"], config["lora_dropout"], config["r"]) == (None, 0.0, 2)
+    assert set(config["target_modules"]) == set(small_adapter())
+
+
+def test_the_dropout_of_mlx_is_that_of_peft(trained: Path, tmp_path: Path) -> None:
+    run("convert", trained, "-o", tmp_path / "m", "--to", "mlx")
+    config = json.loads((tmp_path / "m" / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["dropout"] == 0.05
+    config["lora_parameters"]["dropout"] = 0.25
+    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
+    save_file(tensors, tmp_path / "m" / "adapters.safetensors")  # without our record
+    (tmp_path / "m" / "adapter_config.json").write_text(json.dumps(config))
+    back = there_and_back(tmp_path / "m", tmp_path / "back")
+    assert json.loads((back / "adapter_config.json").read_text())["lora_dropout"] == 0.25
+
+
+def with_full(source: Path, target: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """The adapter of ``source`` with tensors saved in full beside its pairs."""
+    target.mkdir()
+    held = load_file(source / "adapter_model.safetensors")
+    save_file(
+        {**held, **{f"base_model.model.{key}": x for key, x in tensors.items()}}, target / "adapter_model.safetensors"
+    )
+    (target / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+    return target
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx", "kohya"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_embeddings_that_peft_copied_from_the_base_do_not_block(
+    to: str, tied: bool, dtype: str, llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A head that is tied to the embedding is a copy of that; numbers of its own are refused as before."""
+    base, source = llama
+    rng = np.random.default_rng(4)
+    embedding, head = rng.standard_normal((2, 24, 16)).astype(np.float32)
+    weights = load_file(base / "model.safetensors") | {"model.embed_tokens.weight": embedding}
+    save_file(weights if tied else weights | {"lm_head.weight": head}, base / "model.safetensors")
+    copies = {"model.embed_tokens.weight": embedding, "lm_head.base_layer.weight": embedding if tied else head}
+    full = with_full(source, tmp_path / "full", {key: tensor.astype(dtype) for key, tensor in copies.items()})
+    words = ["-o", tmp_path / f"out.{'gguf' if to == 'gguf' else 'safetensors'}", "--to", to]
+    refused = run("convert", full, *words, *(["--arch", "llama"] if to == "gguf" else []))
+    assert refused.exit_code == 1
+    if to != "gguf":
+        assert "--base leaves out embeddings that PEFT saved though they are the base's" in refused.stderr
+    done = run("convert", full, *words, "--base", base)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("it is the base's own") == 2
+    trained = with_full(source, tmp_path / "trained", {**copies, "lm_head.base_layer.weight": 2 * embedding})
+    refused = run("convert", trained, *words, "--base", base, "--overwrite")
+    assert refused.exit_code == 1
+    assert "lm_head.base_layer.weight" in refused.stderr
+    assert "embed_tokens" not in refused.stderr

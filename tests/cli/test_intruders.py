@@ -223,6 +223,7 @@ def test_the_written_adapter_is_the_edit(spread, tmp_path: Path, strength: float
     assert record["output"] == {
         "strength": strength, "path": str(tmp_path / "new"), "format": "peft", "dry_run": False, "modules": 4,
         "changed": changed, "ranks": [3, max(m.rank for m in new.modules.values())], "parameters": new.parameters,
+        "rounding": {"error": 0.0, "worst": None},
     }  # fmt: skip
     assert 0 < changed < 4
 
@@ -238,6 +239,10 @@ def test_kept_at_full_strength_it_is_the_same_adapter(spread, tmp_path: Path) ->
 def test_uniform_dtype_dry_run_and_overwrite(spread, tmp_path: Path) -> None:
     path, base, _ = spread
     args = (path, "--base", base, "--remove", 0, "-o", tmp_path / "new", "--uniform", "--dtype", "bf16")
+    refused = run(*args)  # what is removed cancels what is there, so rounding costs much of what is left
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "rounding to bf16 costs" in refused.stderr
+    args = (*args, "--allow-loss")
     dry = run(*args, "--dry-run")
     assert f"would write {tmp_path / 'new'}" in dry.stdout
     assert not (tmp_path / "new").exists()

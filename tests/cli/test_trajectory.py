@@ -95,6 +95,21 @@ def test_a_stranger_is_named_and_nothing_is_concluded(folder: Path, tmp_path: Pa
     assert len(json.loads(run("--json", folder / "checkpoint-5", tmp_path / "another").stdout)["runs"]) == 2
 
 
+@pytest.mark.parametrize("named", [("late", "early", "middle"), ("checkpoint-5", "late", "middle")])
+def test_without_steps_there_is_no_order_and_no_conclusion(named: tuple[str, ...], tmp_path: Path) -> None:
+    for name, angle in zip(named, (0.0, 0.1, 1.0), strict=True):
+        loralens.save(checkpoint(angle, 1.0), tmp_path / name)
+    paths = [tmp_path / name for name in named]
+    said, record = run(*paths).stdout, json.loads(run("--json", *paths).stdout)
+    assert (record["ordered"], record["settled"]) == (False, None)
+    assert "without steps there is no order" in said
+    assert not any(word in said for word in ("settled from", "still turning", "from the start"))
+    first = (
+        "as given: nothing says their steps" if "-" not in named[0] else "2 of them without a step and last, as given"
+    )
+    assert said.startswith(f"3 checkpoints, {first}\n")
+
+
 def test_a_checkpoint_that_is_zero_is_a_dash(tmp_path: Path) -> None:
     loralens.save(checkpoint(0.0, 0.0), tmp_path / "checkpoint-0")
     loralens.save(checkpoint(0.0, 1.0), tmp_path / "checkpoint-1")

@@ -135,3 +135,19 @@ def test_a_name_is_the_same_as_one_other_at_most() -> None:
     one_encoder = ["text_encoder.layers.0.fc", "unet.q"]
     assert same_modules(kohya, one_encoder) == {"lora_unet_q": "unet.q"}
     assert same_modules(one_encoder, kohya) == {"unet.q": "lora_unet_q"}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "flat"), [("bert.", False), ("", False), ("lora_te_", True)], ids=["dropped", "as it is", "normal form"]
+)
+def test_a_name_that_only_the_shape_rules_out_is_not_suggested(prefix: str, flat: bool) -> None:
+    """All modules are of another width, under a name of the base, or one edit away from it."""
+    base = {f"encoder.layer.{i}.query.weight": (384, 384) for i in range(3)}
+    names = [key.removesuffix(".weight") for key in base]
+    modules = {prefix + (name.replace(".", "_") if flat else name): (768, 768) for name in names}
+    with pytest.raises(MismatchError) as caught:
+        match(modules, base)
+    assert "is (768, 768) here and (384, 384) in the base (encoder.layer.0.query.weight): another model" in str(
+        caught.value
+    )
+    assert caught.value.fix == "give the base that the adapter was trained on"

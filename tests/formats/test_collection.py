@@ -111,3 +111,25 @@ def test_all_real_adapters(real: Path) -> None:
     bad = {name.split("/")[0] for name, (kind, _) in found.items() if kind != "adapter"}
     assert bad == {"neg-2byte", "neg-lfs-pointer", "neg-prompt-tuning"}
     assert len(found) == 27
+
+
+def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None:
+    """Into the folder, out of it, to what is there already, around in a circle, and nowhere."""
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    for place in (outside / "far", root / "own"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir()
+        for file in small.iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+    (root / "all").symlink_to(outside)
+    (root / "again").symlink_to(root / "own")
+    (root / "a-far").symlink_to(outside / "far")
+    (root / "loop").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    (root / "nowhere").symlink_to(root / "none")
+    (outside / "back").symlink_to(root)
+    found = [path.relative_to(root) for path in candidates(root)]
+    assert found == [Path("a-far/adapter_model.safetensors"), Path("own/adapter_model.safetensors")]
+    (tmp_path / "link").symlink_to(root)
+    assert len(candidates(tmp_path / "link")) == 2
+    assert {found.status for found in map(examine, candidates(root))} == {"adapter"}

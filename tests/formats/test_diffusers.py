@@ -20,7 +20,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import comfyui, diffusers, xlabs
+from loralens.formats import comfyui, diffusers, stored_as, xlabs
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.diffusers_metadata import KEY
 from loralens.formats.diffusers_writer import write
@@ -565,3 +565,31 @@ def test_saved_and_loaded_through_the_front_door(tmp_path: Path) -> None:
     assert back.format == "diffusers"
     for name, module in adapter.items():
         np.testing.assert_allclose(back[name].dense(), module.dense(), **SAME_UPDATE)
+
+
+@pytest.mark.parametrize(
+    ("stem", "module"),
+    [
+        ("unet.mid.to_q.lora", "unet.mid.to_q"),
+        ("text_encoder.l.q_proj.lora_linear_layer", "text_encoder.l.q_proj"),
+        ("mid.processor.to_out_lora", "unet.mid.to_out.0"),
+        ("unet.mid.processor.add_k_proj_lora", "unet.mid.add_k_proj"),
+        ("text_encoder.l.to_v_lora", "text_encoder.l.v_proj"),
+    ],
+)
+def test_a_bias_on_b_in_every_style(stem: str, module: str) -> None:
+    """Beside its pair it is a bias on B, written back as it was, and PEFT's ``lora_B.bias`` in PEFT's."""
+    shapes = {f"{stem}.down.weight": (2, 4), f"{stem}.up.weight": (6, 2), f"{stem}.up.bias": (6,)}
+    source = stored(shapes)
+    assert diffusers.detect(source)
+    adapter = diffusers.read(source)
+    assert {key: (one.role, one.module) for key, one in adapter.extra.items()} == {
+        f"{stem}.up.bias": ("lora_bias", module)
+    }
+    assert list(adapter) == [module]
+    assert_same_file(write(adapter), source)
+    back, _ = stored_as(adapter, "peft")
+    assert back.config
+    assert back.config["lora_bias"] is True
+    bias = back.tensors[f"base_model.model.{module}.lora_B.bias"].read()
+    np.testing.assert_array_equal(bias, source.tensors[f"{stem}.up.bias"].read())

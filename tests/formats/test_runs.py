@@ -130,3 +130,15 @@ def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
     assert run.evaluation == (Loss(3.5, 0), Loss(2.5, 2))
     assert run.source == tmp_path / "log.jsonl"
     assert run_of([tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]).source is None
+
+
+def test_a_folder_with_one_file_of_mlx_has_its_step(tmp_path: Path) -> None:
+    """Also where it is given by hand, and a folder of another name has none."""
+    folders = []
+    for name, file in (("b", "0000200_adapters"), ("c", "0000100_adapters"), ("a", "adapters")):
+        folders.append(checkpoint(tmp_path / name))
+        (folders[-1] / f"{file}.safetensors").write_bytes(b"\0" * 16)
+    run = run_of(folders)
+    assert [(one.path.name, one.step) for one in run.checkpoints] == [("c", 100), ("b", 200), ("a", None)]
+    assert not run.ordered
+    assert run_of(folders[:2]).ordered

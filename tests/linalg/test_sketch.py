@@ -32,6 +32,16 @@ def test_the_error_is_nearly_the_smallest_and_is_stated(falling, shape):
     assert smallest * (1 - 1e-9) <= error <= smallest * (1 + RANGE_FINDER)
 
 
+@pytest.mark.parametrize("shape", [(150, 200), (200, 150)])
+def test_more_directions_than_the_start_has(shape):
+    F, start = masked(np.random.default_rng(1), *shape, 8, 0.8)
+    found = low_rank(blocks_of(F), shape, rank=40, start=start)
+    error, smallest = (np.linalg.norm(F - G) / np.linalg.norm(F) for G in (found.B @ found.A, best_of_rank(F, 40)))
+    assert found.B.shape == (shape[0], 40)
+    assert found.error == pytest.approx(error, rel=1e-9)
+    assert smallest * (1 - 1e-9) <= error <= smallest * (1 + RANGE_FINDER)
+
+
 def test_a_narrow_matrix_gets_its_svd():
     F, start = masked(np.random.default_rng(2), 60, 30, 8, 1.0)
     found = low_rank(blocks_of(F), F.shape, rank=8, start=start)

@@ -1,0 +1,70 @@
+"""Tensors saved in full that hold the numbers of the base: an adapter says nothing by them.
+
+Where the vocabulary was resized, or an embedding is a target, PEFT saves the embedding and the head beside the pairs,
+trained or not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+
+FULL = ("embedding", "saved", "copy", "bias", "other")  # roles of extras that replace a tensor of the base
+HEAD = ".lm_head"  # stored as the embedding where the two are tied
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+BLOCK = 1 << 22  # numbers compared at a time
+
+
+def without_copies(
+    adapter: Adapter, base: Mapping[str, LazyArray], rename: Callable[[str], str]
+) -> tuple[Adapter, list[str]]:
+    """The adapter without the full tensors that are the base's own, and their keys.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    base : mapping of str to LazyArray
+        Key → tensor of the base checkpoint.
+    rename : callable
+        From a module's name in the adapter to the one that it has in the base.
+    """
+    copies = [
+        key
+        for key, extra in adapter.extra.items()
+        if extra.role in FULL and any(_same(extra.tensor, base[own]) for own in _keys(extra, base, rename))
+    ]
+    if not copies:
+        return adapter, []
+    rest = {key: extra for key, extra in adapter.extra.items() if key not in copies}
+    return replace(adapter, extra=rest), copies
+
+
+def _keys(extra: Extra, base: Mapping[str, LazyArray], rename: Callable[[str], str]) -> list[str]:
+    """The base's tensor that this may be a copy of: of a head that the base does not have, its embeddings."""
+    key = f"{rename(extra.module)}.{extra.parameter}"
+    if key in base:
+        return [key]
+    if not f".{extra.module}".endswith(HEAD):
+        return []
+    return [key for key in base if key.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS]
+
+
+def _same(copy: LazyArray, own: LazyArray) -> bool:
+    """Whether two tensors hold the same numbers, or do once the base's are rounded to the dtype of the copy."""
+    if copy.shape != own.shape or not copy.size:
+        return False
+    step = max(1, BLOCK * copy.shape[0] // copy.size)
+    return all(_equal(_rows(copy, i, step), _rows(own, i, step)) for i in range(0, copy.shape[0], step))
+
+
+def _rows(tensor: LazyArray, start: int, step: int) -> Array:
+    stop = min(start + step, tensor.shape[0])
+    return tensor.rows(start, stop).read() if tensor.streams else tensor.read()[start:stop]
+
+
+def _equal(copy: Array, own: Array) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(copy, own.astype(copy.dtype))

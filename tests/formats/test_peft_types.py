@@ -1,0 +1,294 @@
+"""AdaLoRA, LoHa and LoKr in PEFT's own files: updates by their dense formulas, scales by the configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.core.structured import Structured
+from loralens.errors import FormatError, LoraLensError
+from loralens.formats import load, save
+
+Array = np.ndarray[Any, Any]
+Tensors = dict[str, Array]
+
+PREFIX = "base_model.model."
+
+
+def folder(path: Path, tensors: Tensors, config: dict[str, Any] | None, prefix: str = PREFIX) -> Path:
+    path.mkdir(exist_ok=True)
+    save_file({prefix + key: tensor for key, tensor in tensors.items()}, path / "adapter_model.safetensors")
+    if config is not None:
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    return path
+
+
+def draw(**shapes: tuple[int, ...]) -> Tensors:
+    rng = np.random.default_rng(7)
+    return {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+
+
+def under(name: str, tensors: Tensors) -> Tensors:
+    return {f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()}
+
+
+def assert_update(adapter: loralens.Adapter, name: str, expected: Array) -> None:
+    np.testing.assert_allclose(adapter[name].dense(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def adalora(r: int = 3, out: int = 8, in_: int = 7) -> tuple[Tensors, Array]:
+    """The tensors of one module, and B · diag(E) · A."""
+    held = draw(lora_A=(r, in_), lora_B=(out, r), lora_E=(r, 1))
+    wide = {leaf: tensor.astype(np.float64) for leaf, tensor in held.items()}
+    return held, wide["lora_B"] @ np.diag(wide["lora_E"][:, 0]) @ wide["lora_A"]
+
+
+ADALORA = {"peft_type": "ADALORA", "init_r": 5, "lora_alpha": 10, "target_modules": ["q"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "ranknum", "scale"),
+    [
+        ({}, None, 10 / (5 + 1e-5)),
+        ({"init_r": 8}, None, 10 / (8 + 1e-5)),
+        ({"lora_alpha": 0}, None, 5 / (5 + 1e-5)),
+        ({}, 4.0, 10 / (4 + 1e-5)),
+        ({"r": 2, "alpha_pattern": {"q": 3}}, None, 10 / (5 + 1e-5)),  # which AdaLoRA does not look at
+    ],
+)
+def test_adalora(fields: dict[str, Any], ranknum: float | None, scale: float, tmp_path: Path) -> None:
+    held, product = adalora()
+    if ranknum:
+        held["ranknum"] = np.array([ranknum], np.float32)
+    adapter = load(folder(tmp_path, under("q", held), ADALORA | fields))
+    assert (adapter.format, dict(adapter.extra)) == ("peft", {})
+    assert [finding.code for finding in adapter.findings] == ["peft-type"]
+    assert_update(adapter, "q", scale * product)
+
+
+def test_adalora_after_pruning(tmp_path: Path) -> None:
+    """The file holds what remained; the scale is that of ``init_r``; a module of which nothing remained is left out."""
+    held, product = adalora()
+    gone = {"lora_A": np.zeros((0, 7)), "lora_B": np.zeros((8, 0)), "lora_E": np.zeros((0, 1))}
+    masks = {"a.q.lora_E.default": [True, False, True, True, False], "b.q.lora_E": [False] * 5}
+    adapter = load(folder(tmp_path, under("a.q", held) | under("b.q", gone), ADALORA | {"rank_pattern": masks}))
+    assert list(adapter) == ["a.q"]
+    assert [finding.code for finding in adapter.findings] == ["peft-type", "pruned-away"]
+    assert_update(adapter, "a.q", 10 / (5 + 1e-5) * product)
+    save(adapter, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["a.q"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([True] * 5, "keeps 5 directions and lora_A has 3"),
+        (3, "no list of true and false"),
+        ([1, 1, 1], "no list of true and false"),
+    ],
+)
+def test_masks_that_make_no_sense(mask: Any, message: str, tmp_path: Path) -> None:
+    path = folder(tmp_path, under("q", adalora()[0]), ADALORA | {"rank_pattern": {"q.lora_E": mask}})
+    with pytest.raises(LoraLensError, match=message):
+        load(path)
+
+
+def test_adalora_becomes_a_plain_pair(tmp_path: Path) -> None:
+    held, product = adalora()
+    adapter = load(folder(tmp_path / "in", under("q", held), ADALORA))
+    save(adapter, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["task_type"]) == ("LORA", 3, "CAUSAL_LM")
+    assert not {"init_r", "target_r", "total_step"} & set(config)
+    back = load(tmp_path / "out")
+    assert back["q"].scale == pytest.approx(10 / (5 + 1e-5), rel=1e-15)
+    assert_update(back, "q", 10 / (5 + 1e-5) * product)
+
+
+def loha_case() -> tuple[Tensors, Array]:
+    held = draw(hada_w1_a=(8, 2), hada_w1_b=(2, 12), hada_w2_a=(8, 2), hada_w2_b=(2, 12))
+    wide = {leaf: tensor.astype(np.float64) for leaf, tensor in held.items()}
+    return held, (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+
+
+def loha_tucker() -> tuple[Tensors, Array]:
+    held = draw(
+        hada_t1=(2, 2, 3, 3), hada_w1_a=(2, 8), hada_w1_b=(2, 4), hada_t2=(2, 2, 3, 3), hada_w2_a=(2, 8),
+        hada_w2_b=(2, 4),
+    )  # fmt: skip
+    wide = {leaf: tensor.astype(np.float64) for leaf, tensor in held.items()}
+    first, second = (
+        np.einsum("ijkl,jr,ip->prkl", wide[f"hada_t{n}"], wide[f"hada_w{n}_b"], wide[f"hada_w{n}_a"]) for n in (1, 2)
+    )
+    return held, (first * second).reshape(8, -1)
+
+
+def lokr_case() -> tuple[Tensors, Array]:
+    held = draw(lokr_w1=(2, 3), lokr_w2_a=(5, 2), lokr_w2_b=(2, 4))
+    return held, np.kron(held["lokr_w1"].astype(np.float64), held["lokr_w2_a"].astype(np.float64) @ held["lokr_w2_b"])
+
+
+def lokr_full() -> tuple[Tensors, Array]:
+    held = draw(lokr_w1=(2, 3), lokr_w2=(4, 5))
+    return held, np.kron(held["lokr_w1"].astype(np.float64), held["lokr_w2"])
+
+
+def lokr_conv1d() -> tuple[Tensors, Array]:
+    """PEFT pads w1 with an axis in front, and takes the numbers of the product in order."""
+    held = draw(lokr_w1=(2, 3), lokr_w2=(4, 2, 5))
+    return held, np.kron(held["lokr_w1"].astype(np.float64)[None], held["lokr_w2"]).reshape(8, 30)
+
+
+PRODUCTS = {
+    "loha": (loha_case, "LOHA"),
+    "loha-tucker": (loha_tucker, "LOHA"),
+    "lokr": (lokr_case, "LOKR"),
+    "lokr-full": (lokr_full, "LOKR"),
+    "lokr-conv1d": (lokr_conv1d, "LOKR"),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products(name: str, tmp_path: Path) -> None:
+    """α/r of the configuration, and of its patterns; full factors of LoKr have it too."""
+    make, kind = PRODUCTS[name]
+    held, product = make()
+    config = {"peft_type": kind, "r": 2, "alpha": 6, "alpha_pattern": {"b": 5}, "target_modules": ["a", "b"]}
+    adapter = load(folder(tmp_path, under("x.a", held) | under("x.b", held), config))
+    assert_update(adapter, "x.a", 3 * product)
+    assert_update(adapter, "x.b", 2.5 * product)
+    assert not [finding for finding in adapter.findings if finding.level != "note"]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_become_plain_pairs(name: str, tmp_path: Path) -> None:
+    make, kind = PRODUCTS[name]
+    held, product = make()
+    config = {"peft_type": kind, "r": 2, "alpha": 6, "rank_dropout": 0.5, "target_modules": ["a"], "task_type": "X"}
+    adapter = load(folder(tmp_path / "in", under("x.a", held), config))
+    wide = isinstance(adapter["x.a"], Structured)
+    if wide:
+        with pytest.raises(LoraLensError, match="--rank"):
+            save(adapter, tmp_path / "out")
+        adapter = adapter.map(
+            lambda module: module.truncated(module.rank) if isinstance(module, Structured) else module
+        )
+    save(adapter, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (said["peft_type"], said["r"], said["task_type"]) == ("LORA", adapter["x.a"].rank, "X")
+    assert not {"alpha", "rank_dropout"} & set(said)
+    assert_update(load(tmp_path / "out"), "x.a", 3 * product)
+
+
+def test_another_rank_than_the_configuration_says(tmp_path: Path) -> None:
+    path = folder(tmp_path, under("a", loha_case()[0]), {"peft_type": "LOHA", "r": 4, "alpha": 4})
+    with pytest.raises(LoraLensError, match="says r = 4, and the factors have 2"):
+        load(path)
+
+
+def test_without_a_configuration_the_scale_is_unknown(tmp_path: Path) -> None:
+    for n, held in enumerate((adalora()[0], loha_case()[0], lokr_case()[0])):
+        adapter = load(folder(tmp_path / str(n), under("q", held), None))
+        assert adapter.format == "peft"
+        assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "peft-type"]
+        assert adapter["q"].scaling.rule == "unknown"
+
+
+@pytest.mark.parametrize("kind", ["IA3", "OFT", "BOFT", "VERA", "PROMPT_TUNING", "lora", 3, ["LORA"]])
+def test_another_type_is_refused_before_a_dialect_is_tried(kind: Any, tmp_path: Path) -> None:
+    pair = draw(**{"q.lora_A.weight": (2, 4), "q.lora_B.weight": (5, 2)})
+    path = folder(tmp_path, pair, {"peft_type": kind})
+    with pytest.raises(FormatError, match="not a LoRA"):
+        load(path)
+
+
+@pytest.mark.parametrize("fields", [{}, {"peft_type": None}])
+def test_an_absent_type_is_none(fields: dict[str, Any], tmp_path: Path) -> None:
+    pair = draw(**{"q.lora_A.weight": (2, 4), "q.lora_B.weight": (5, 2)})
+    assert list(load(folder(tmp_path, pair, {"r": 2, "lora_alpha": 4, **fields}))) == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "message"),
+    [
+        ("LORA", adalora()[0], "says LORA, and the file holds .*, which is ADALORA's"),
+        ("LOKR", loha_case()[0], "says LOKR, and the file holds .*, which is LOHA's"),
+        ("ADALORA", draw(**{"lora_A.weight": (2, 4), "lora_B.weight": (5, 2)}), "which is LORA's"),
+    ],
+)
+def test_a_type_that_contradicts_the_tensors(said: str, held: Tensors, message: str, tmp_path: Path) -> None:
+    path = folder(tmp_path, under("q", held), {"peft_type": said})
+    with pytest.raises(FormatError, match=message):
+        load(path)
+
+
+def test_a_stray_configuration_does_not_win(tmp_path: Path) -> None:
+    """LyCORIS beside a configuration of PEFT: its own scale, α/r of the file."""
+    held, product = loha_case()
+    held["alpha"] = np.array(8, np.float32)
+    path = folder(tmp_path, under("lora_unet_x", held), {"peft_type": "LOHA", "r": 2, "alpha": 1}, prefix="")
+    adapter = load(path)
+    assert adapter.format == "lycoris"
+    assert_update(adapter, "lora_unet_x", 4 * product)
+
+
+def test_adalora_of_other_programs_is_no_loralib(tmp_path: Path) -> None:
+    path = folder(tmp_path, under("q", adalora()[0]), None, prefix="")
+    with pytest.raises(FormatError, match="lora_E stands between A and B: this is AdaLoRA"):
+        load(path)
+
+
+@pytest.mark.parametrize("leaf", ["lora_A", "lora_B", "lora_E"])
+def test_a_missing_part_of_adalora(leaf: str, tmp_path: Path) -> None:
+    held = adalora()[0]
+    other = adalora()[0]
+    del held[leaf]
+    with pytest.raises(LoraLensError, match=f"has no {leaf} beside it"):
+        load(folder(tmp_path, under("q", held) | under("v", other), ADALORA))
+
+
+def test_convert_takes_kernels_from_the_base(tmp_path: Path) -> None:
+    """PEFT stores LoHa's kernels flat, and a plain LoRA of a convolution is not: the base says the kernel."""
+    from click.testing import CliRunner
+
+    from loralens.cli.main import main
+
+    held, product = loha_case()
+    source = folder(tmp_path / "in", under("conv", held), {"peft_type": "LOHA", "r": 2, "alpha": 2})
+    save_file({"conv.weight": np.zeros((8, 3, 2, 2), np.float32)}, tmp_path / "base.safetensors")
+    arguments = ["convert", str(source), "--to", "peft", "--base", str(tmp_path / "base.safetensors"), "-o"]
+    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    back = load(tmp_path / "out")
+    assert back["conv"].layout.kernel == (2, 2)
+    assert_update(back, "conv", product)
+
+
+@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR"])
+@pytest.mark.parametrize(
+    ("words", "factor"),
+    [
+        (["compress", "A", "--rank", "64"], 1.0),
+        (["combine", "A", "A:0.5"], 1.5),
+        (["negate", "A"], -1.0),
+        (["drop", "A", "-m", "x.v"], 1.0),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_verb_writes_a_plain_lora(kind: str, words: list[str], factor: float, tmp_path: Path) -> None:
+    from tests.cli.command import Command
+
+    make = {"ADALORA": adalora, "LOHA": loha_case, "LOKR": lokr_case}[kind]
+    held, product = make()
+    config = ADALORA if kind == "ADALORA" else {"peft_type": kind, "r": 2, "alpha": 6, "target_modules": ["q", "v"]}
+    source = folder(tmp_path / "a", under("x.q", held) | under("x.v", held), config)
+    Command().good(*(str(source) + word[1:] if word[0] == "A" else word for word in words), "-o", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert said["peft_type"] == "LORA"
+    scale = 10 / (5 + 1e-5) if kind == "ADALORA" else 3
+    assert_update(load(tmp_path / "out"), "x.q", factor * scale * product)
