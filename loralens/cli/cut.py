@@ -44,9 +44,8 @@ class Cut:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
         rest = "1 token is" if self.tokens == 1 else f"{self.tokens:,} tokens are"
-        click.echo(f"note: {data}: {longer} than {self.length} tokens; {rest} left out", err=True)
-        fix = "split these texts: the model has no positions for more" if self.limited else "give a larger --length"
-        click.echo(f"  fix: {fix}", err=True)
+        way_out = "the model has no positions for more" if self.limited else "a larger --length keeps more"
+        click.echo(f"note: {data}: {longer} than {self.length} tokens; {rest} left out ({way_out})", err=True)
 
 
 def count_cut(loaded: "Loaded", texts: Sequence[str], *, length: int) -> Cut:

@@ -59,7 +59,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
         found = [_measured(given, task, texts, adapter, models, step) for adapter in versions]
     cuts = list(dict.fromkeys(cut for _, cut in found))  # one for each length, which may be the adapter's own
     for cut in cuts:
-        cut.warn(given["data"])
+        cut.warn(texts.name)
     rows = [(path, measures) for path, (measures, _) in zip(adapters or (None,), found, strict=True)]
     if as_json:
         record = {"model": given["model"], "task": task.name, "data": texts.name, "texts": len(texts.texts)}

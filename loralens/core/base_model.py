@@ -181,6 +181,8 @@ def _differ(first: str, second: str) -> bool:
     pairs += [(here[word], there[word]) for word in here.keys() & there.keys()]
     if any(a and b and not a & b for a, b in pairs):
         return True
+    if _is_path(first) or _is_path(second):
+        return False
     apart = one ^ two
     return bool(apart) and apart <= SIZES | TUNED and len(one & two) >= LEAST
 
@@ -199,6 +201,11 @@ def _versions_apart(one: set[str], two: set[str]) -> bool:
     """Whether one name says the other and a version besides: Mistral-7B and Mistral-7B-v0.1."""
     apart = one ^ two
     return (one <= two or two <= one) and all(word == "v" or word[-1].isdigit() for word in apart)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is that of a folder, which may leave out what its model is called besides."""
+    return not _is_hub_id(name) and bool(re.search(r"[/\\]", name))
 
 
 def _is_hub_id(name: str) -> bool:

@@ -88,7 +88,10 @@ def convertible(case: str, to: str) -> loralens.Adapter:
     modules = {
         name: module.without_origin()
         for name, module in adapter.items()
-        if isinstance(module, LowRank) and module.layout.kind in kinds and module.layout.groups == 1
+        if isinstance(module, LowRank)
+        and module.layout.kind in kinds
+        and module.layout.groups == 1
+        and not module.layout.rows  # in llama.cpp's order, which no other dialect can say
     }
     if to == "mlx" and modules:
         rank = next(iter(modules.values())).rank
