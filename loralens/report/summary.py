@@ -6,20 +6,19 @@ from math import isfinite
 
 import numpy as np
 
+from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.groups import mean_effective_rank
 from loralens.analysis.interference import LARGE
 from loralens.compress.curve import Point
 from loralens.core.names import kind
-from loralens.report.base import FAR, whole
+from loralens.report.base import whole
 from loralens.report.company import Company, Course
 from loralens.report.ranks import advice
 from loralens.report.run import sentence
 from loralens.report.spectra import half
 from loralens.report.subject import LOSS, Subject
 from loralens.report.words import count, fixed, listed, percent, size, span
-
-WEAK = 0.05  # |cosine| below which two updates have hardly anything in common
 
 
 def sentences(
@@ -100,10 +99,10 @@ def _base(one: Subject) -> list[str]:
     said = []
     rows = whole(one.beside.amplified) if one.beside else {}
     if rows:
-        far = sum(abs(row.z) > FAR for row in rows.values())
+        far, expected = count_far(list(rows.values()))
         said.append(
             f"In {far} of {len(rows)} modules ΔW lies along directions in which the base is stronger or weaker than "
-            f"random ones would find it (beyond {FAR:g} standard deviations)."
+            f"random ones would find it (beyond {FAR:g} standard deviations, where chance gives {expected:.2g})."
         )
     found = one.beside.intruders if one.beside else None
     if found:
@@ -154,11 +153,14 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
             f"{count(one.modules, 'module')}."
         )
     else:
-        said.append(f"No two push against each other in any module: no cosine is below −{LARGE:g} and beyond chance.")
+        said.append(
+            f"No two fight in any module: no cosine is below −{LARGE:g}, at which the sum of two of one length loses "
+            f"{LARGE:.0%} of each, and beyond chance."
+        )
     return said
 
 
 def _verdict(cosine: float, z: float) -> str:
     if abs(z) < 3:
         return ", which is what unrelated adapters would have"
-    return ": real, but small" if abs(cosine) < WEAK else ""
+    return ": real, but small" if abs(cosine) < LARGE else ""
