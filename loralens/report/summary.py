@@ -7,7 +7,7 @@ from math import isfinite
 import numpy as np
 
 from loralens.analysis.amplification import FAR, count_far
-from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.groups import mean_effective_rank
 from loralens.analysis.interference import LARGE
 from loralens.compress.curve import Point
@@ -41,17 +41,14 @@ def sentences(
 
 
 def _findings(findings: Sequence[Diagnosis]) -> str:
-    kinds: dict[tuple[str, str, str], int] = {}
-    for one in findings:
-        whose, own = (one.adapter, one.code) if one.module else ("", f"{one.code}\n{one.evidence}\n{one.fix}")
-        kinds[one.level, whose, own] = kinds.get((one.level, whose, own), 0) + 1
-    serious = [key for key in kinds if key[0] != "note"]
-    if not kinds:
+    causes = [same[0] for same in by_cause(findings)]
+    serious = [one for one in causes if one.level != "note"]
+    if not causes:
         return "The doctor found nothing wrong."
     if not serious:
-        return f"The doctor found no error and nothing to warn of; {count(len(kinds), 'note')} below."
-    levels = [count(n, level) for level in ("error", "warning") if (n := sum(key[0] == level for key in kinds))]
-    codes = list(dict.fromkeys(key[2].partition("\n")[0] for key in serious))
+        return f"The doctor found no error and nothing to warn of; {count(len(causes), 'note')} below."
+    levels = [count(n, level) for level in ("error", "warning") if (n := sum(one.level == level for one in causes))]
+    codes = list(dict.fromkeys(one.code for one in serious))
     return f"The doctor has {listed(levels)}: {listed(codes[:4])}{' and more' if len(codes) > 4 else ''}."
 
 
