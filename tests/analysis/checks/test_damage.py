@@ -81,12 +81,29 @@ def test_other_starts_are_not_judged(init):
     assert list(swapped.look(patient(adapter))) == []
 
 
+def test_two_signs_of_three_are_not_enough():
+    """As in adapters that were trained until B was longer than A, and kept their uneven outputs."""
+    grown = changed(
+        well(), lambda B, A, s: (40 * B / np.linalg.norm(B, axis=0), A * np.linspace(0.5, 1, RANK)[:, None], s)
+    )
+    assert list(swapped.look(patient(grown))) == []
+
+
+def test_one_module_is_not_judged_where_the_others_do_not_tell_a_and_b_apart():
+    """B of one module has grown as long as A, so lengths say nothing."""
+    adapter = changed(well(), lambda B, A, s: (25 * B, A, s), only=lambda name: ".5." in name)
+    spoilt = changed(adapter, exchange, only=lambda name: name == FIRST)
+    assert list(swapped.look(patient(spoilt))) == []
+
+
 def test_embeddings_and_results_of_an_svd_have_no_such_start():
-    def decompose(B, A, scale):
-        U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
+    def decompose(B, A, scale):  # of the transpose, whose left side is the even one
+        U, s, Vh = np.linalg.svd((B @ A).T, full_matrices=False)
         return U[:, :RANK], s[:RANK, None] * Vh[:RANK], scale
 
-    assert list(swapped.look(patient(changed(well(), decompose)))) == []
+    orthogonal = changed(well(), decompose)
+    assert all(one.B.lengths.mean() > one.A.lengths.mean() for one in patient(orthogonal).readings.values())
+    assert list(swapped.look(patient(orthogonal))) == []
     embeddings = changed(well(), exchange).map(lambda m: remade(m, layout=Layout("embedding")))
     assert list(swapped.look(patient(embeddings))) == []
 
@@ -227,6 +244,15 @@ def test_one_A_everywhere_is_a_note_and_a_frozen_A_of_each_module_nothing():
     assert (found.level, found.evidence[:36]) == ("note", "all 12 modules have 6 A between them")
     vera = well().map(lambda m: LowRank(m.B[:, :1] * A[:1, 0] + A.T, A, m.scale, scaling=m.scaling))
     assert {one.level for one in copied.look(patient(vera))} == {"note"}
+
+
+def test_parts_of_fused_projections_are_a_design_though_most_modules_have_their_own():
+    adapter = well()
+    rest = {f"model.layers.{i}.mlp.{kind}": LowRank(*trained(np.random.default_rng(i + 10 * j)))
+            for i in range(6) for j, kind in enumerate(("up", "down", "gate"), start=1)}  # fmt: skip
+    fused = {n: remade(m, A=adapter[n.replace("v_proj", "q_proj")].A) for n, m in adapter.items()}
+    (found,) = copied.look(patient(loralens.Adapter(modules={**fused, **rest})))
+    assert (found.level, found.evidence[:38]) == ("note", "12 of 30 modules have 6 A between them")
 
 
 def test_one_pair_everywhere_is_a_note():
