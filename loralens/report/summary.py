@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from math import isfinite
+from math import isfinite, log
 
 import numpy as np
 
@@ -139,9 +139,10 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
         cosine = f"cosine {fixed(known[s, t], 3, sign=True)}, {away} standard deviations from chance"
         if len(known) == 1:
             two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z)}.")
+            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z, len(known))}.")
         else:
-            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{_verdict(known[s, t], z)}.")
+            verdict = _verdict(known[s, t], z, len(known))
+            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{verdict}.")
     if found.fights:
         one = found.fights[0]
         names = f"{labels[one.first]} and {labels[one.second]}"
@@ -157,7 +158,12 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
     return said
 
 
-def _verdict(cosine: float, z: float) -> str:
-    if abs(z) < 3:
+def _verdict(cosine: float, z: float, pairs: int) -> str:
+    """Of the largest |cosine| of so many pairs.
+
+    |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
+    ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
+    """
+    if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
     return ": real, but small" if abs(cosine) < LARGE else ""

@@ -41,27 +41,25 @@ def against_base():
     return subject(patient, "a", dialect(), beside=held), W, sides
 
 
-def z_and_far_chance(W, U, V):
-    """z of ‖UᵀWV‖², and P(|z| > 3), both from draws of uniform U and V."""
+def projections(W):
+    """‖UᵀWV‖² of uniform U and V, 4000 draws."""
     rng = np.random.default_rng(1)
-    draws = []
-    for _ in range(4000):
-        P, Q = (np.linalg.qr(rng.standard_normal((WIDTH, RANK)))[0] for _ in range(2))
-        draws.append(np.sum((P.T @ W @ Q) ** 2))
-    z = (np.array(draws) - np.mean(draws)) / np.std(draws)
-    return (np.sum((U.T @ W @ V) ** 2) - np.mean(draws)) / np.std(draws), np.mean(np.abs(z) > 3)
+    P, Q = (np.linalg.qr(rng.standard_normal((4000, WIDTH, RANK)))[0] for _ in range(2))
+    return ((P.swapaxes(1, 2) @ W @ Q) ** 2).sum(axis=(1, 2))
 
 
 def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chance_gives() -> None:
     one, W, sides = against_base()
-    z, chance = np.array([z_and_far_chance(W, U, V) for U, V in sides]).T
+    draws = projections(W)
+    z = (np.array([np.sum((U.T @ W @ V) ** 2) for U, V in sides]) - draws.mean()) / draws.std()
+    chance = len(sides) * np.mean(np.abs(draws - draws.mean()) > 3 * draws.std())
     assert z[0] < -3 < 3 < z[1]
     count = int(np.sum(np.abs(z) > 3))
     assert count == 3
     (text,) = [said for said in sentences([one], [], None, None) if "stronger or weaker" in said]
     far, total, limit, expected = re.findall(r"In (\d+) of (\d+) .* \(beyond (\d) .* gives ([\d.]+)\)", text)[0]
     assert (int(far), int(total), int(limit)) == (count, len(sides), 3)
-    assert float(expected) == pytest.approx(chance.sum(), abs=4 * (chance.sum() / 4000) ** 0.5 + 0.35 * chance.sum())
+    assert float(expected) == pytest.approx(chance, abs=4 * (len(sides) * chance / 4000) ** 0.5 + 0.35 * chance)
     parts = section([one], {name: i for i, name in enumerate(one.spectra)}, "the base").parts
     flat = [part for both in parts for _, column in both.columns for part in column]  # type: ignore[union-attr]
     (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
@@ -121,6 +119,23 @@ def test_the_nearest_to_each_other_may_be_opposite() -> None:
         text.startswith(f"Nearest to each other are a and c: cosine -{np.cos(0.1):.3f}, more than 100") for text in said
     )
     assert any(text.startswith("Where most is at stake a and c fight in blocks 0–2, q: cosine -0.995") for text in said)
+
+
+def test_the_largest_of_many_cosines_is_held_against_as_many():
+    """Unrelated updates of one direction: the largest of 28 cosines is beyond 3 standard deviations as a rule."""
+    beyond = alarms = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        drawn = {
+            name: loralens.Adapter(modules={"q": loralens.LowRank(rng.normal(size=(64, 1)), rng.normal(size=(1, 64)))})
+            for name in "abcdefgh"
+        }
+        subjects = measured(drawn)
+        (text,) = [said for said in sentences(subjects, [], company(subjects), None) if said.startswith("Nearest")]
+        beyond += float(re.findall(r", ([\d.]+) standard", text)[0]) > 3
+        alarms += "which is what unrelated adapters would have" not in text
+    assert beyond >= 3
+    assert alarms == 0
 
 
 def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
