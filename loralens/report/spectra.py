@@ -314,7 +314,8 @@ def _outliers(one: Subject, numbers: Numbers) -> list[Table]:
         for o in outliers(one.spectra)[:20]
     ]  # fmt: skip
     columns = [
-        Column("module", words=True), Column("quantity", words=True), Column("value"), Column("median of its kind"),
+        Column("module", words=True), Column("quantity", words=True), Column("value"),
+        Column("median", "of the four modules of its kind and shape that are nearest in depth"),
         Column("chance", "of such a gap in a kind whose modules are exchangeable, at most"),
     ]  # fmt: skip
     return [Table("Modules that stand apart from their kind and shape", columns, rows, folded=True)] if rows else []
