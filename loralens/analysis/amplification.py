@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from typing import NamedTuple, final
 
 import numpy as np
@@ -17,12 +17,13 @@ from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
-from loralens.linalg.chance import overlap_chance, projection_moments
+from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
 from loralens.linalg.randomized import Leading, holds, is_dense, leading
 from loralens.linalg.subspace import phi_map
 
+FAR = 3.0  # standard deviations beyond which a module is counted, beside how many chance counts
 SURE = 1e-9  # of the mean: a spread below it is rounding, and nothing was left to chance
 
 
@@ -43,6 +44,7 @@ class Kept(NamedTuple):
     excess: float  # ‖UᵢᵀWVᵢ‖ / random_norm
     z: float  # of ‖UᵢᵀWVᵢ‖² under uniform U and V
     z_error: float  # standard error of z: Σσ⁴ of W is estimated from a sketch
+    far_chance: float  # probability of |z| > 3 under uniform U and V: 2 % at rank 1, falling to 0.3 % as ranks grow
 
 
 @final
@@ -134,22 +136,27 @@ class Amplification:
         random = i / sqrt(self.shape[0] * self.shape[1]) * self.weight_norm
         top = float(np.linalg.norm(self.top.s[:i])) if self.top else nan
         error = float(np.linalg.norm(self.top.error[:i])) if self.top else nan
-        z, z_error = self._z(i, projected)
+        z, z_error, far_chance = self._z(i, projected)
         factor = delta / projected if projected else inf if delta else nan
         excess = projected / random if random else nan
-        return Kept(i, delta, projected, top, error, random, factor, excess, z, z_error)
+        return Kept(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
 
-    def _z(self, i: int, projected: float) -> tuple[float, float]:
-        """How far ‖UᵀWV‖² is from chance, in standard deviations of it, and the error of that."""
+    def _z(self, i: int, projected: float) -> tuple[float, float, float]:
+        """How far ‖UᵀWV‖² is from chance, in standard deviations; the error of that; how often chance goes `FAR`."""
         squares, (fourths, error) = self.weight_norm**2, self.fourths
         if not (i and squares):
-            return nan, nan
+            return nan, nan, nan
         mean, spread = projection_moments(self.shape, i, squares, fourths)
         if spread <= SURE * mean:
-            return nan, nan
+            return nan, nan, nan
         z = (projected**2 - mean) / spread
         wider = projection_moments(self.shape, i, squares, fourths + error)[1]
-        return z, abs(z) * (wider / spread - 1)
+        return z, abs(z) * (wider / spread - 1), projection_beyond(mean, spread, FAR)
+
+
+def count_far(rows: Sequence[Kept]) -> tuple[int, float]:
+    """How many rows are more than `FAR` standard deviations from chance, and how many chance alone gives."""
+    return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
 
 
 def amplification(

@@ -19,7 +19,7 @@ from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Segments, outside
 
 FAR = 4.0  # standard deviations from chance beyond which a cosine is no accident, of few
-LARGE = 0.05  # and the cosine at least that it takes to matter: at 768 × 768 four deviations are 0.005
+LARGE = 0.2  # and the cosine at least that it takes to matter: a sum of two of one length then loses a fifth of each
 
 
 @final

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 
 Results = Mapping[str, "Amplification"]
 
-FAR = 3.0  # standard deviations beyond which a module is not what chance would give
-
 
 @click.command("amplify")
 @click.argument("path", metavar="ADAPTER")
@@ -182,6 +180,7 @@ def _cell(value: float, form: str = ".4g") -> str:
 
 def _kinds_table(found: Results) -> "Table":
     """Medians of every kind, at the largest rank."""
+    from loralens.analysis.amplification import FAR, count_far
     from loralens.cli.table import Column, Table, number
     from loralens.core.names import kind, natural_key
 
@@ -196,20 +195,22 @@ def _kinds_table(found: Results) -> "Table":
             number(median(row.amplification for row in kept)),
             f"{median(row.excess for row in kept):.3f}",
             f"{median(row.z for row in kept):+.2f}",
-            str(_far(kept)),
+            *_counts(*count_far(kept)),
         ]
         for name, kept in sorted(members.items(), key=lambda item: natural_key(item[0]))
     ]
-    heads = ("modules", "amplification", "excess", "z", f"|z| > {FAR:g}")
+    heads = ("modules", "amplification", "excess", "z", f"|z| > {FAR:g}", "by chance")
     return Table("medians by kind", [Column("kind", "left"), *map(Column, heads)], rows)
 
 
-def _far(rows: "Sequence[Kept]") -> int:
-    return sum(abs(row.z) > FAR for row in rows)
+def _counts(far: int, expected: float) -> tuple[str, str]:
+    """A count, and how many chance gives of it."""
+    return str(far), f"{expected:.2g}"
 
 
 def _reading(found: Results) -> list[str]:
     """What the table says, in words."""
+    from loralens.analysis.amplification import FAR, count_far
     from loralens.cli.table import number
 
     alive = [one for one in found.values() if one.rows[-1].rank and one.weight_norm]
@@ -217,7 +218,7 @@ def _reading(found: Results) -> list[str]:
         return ["no module has both a ΔW and a W that are not 0"]
     rows = [one.rows[-1] for one in alive]
     relative = [row.delta_norm / one.weight_norm for row, one in zip(rows, alive, strict=True)]
-    far, count = _far(rows), len(rows)
+    (far, expected), count = count_far(rows), len(rows)
     spans = [
         f"{what} {number(low)}" + (f" to {number(high)}" if high > low else "")
         for what, low, high in (
@@ -226,7 +227,8 @@ def _reading(found: Results) -> list[str]:
             ("excess over random", min(r.excess for r in rows), max(r.excess for r in rows)),
         )
     ]
-    lines = ["; ".join(spans), f"{far} of {count} modules are beyond {FAR:g} standard deviations of random directions"]
+    beyond = f"{far} of {count} modules are beyond {FAR:g} standard deviations of random directions"
+    lines = ["; ".join(spans), f"{beyond}, where chance gives {expected:.2g}"]
     if 10 * far <= count:
         lines.append("the factor tells how long ΔW is beside W, not that it found particular directions of W")
     worst = max((r.top_error / r.top_norm for r in rows if r.top_norm > 0), default=0.0)

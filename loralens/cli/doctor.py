@@ -140,17 +140,16 @@ def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:
 
 def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None", base: str | None) -> None:
     """The findings of one adapter, those of one kind together."""
+    from loralens.analysis.checks.diagnosis import by_cause
     from loralens.cli.table import count
 
     read = count(len(adapter), "module") if adapter is not None else "not read"
     against = f", against {base}" if base else ""
-    kinds: dict[tuple[str, str], list[Diagnosis]] = {}
-    for one in findings:
-        kinds.setdefault((one.level, one.code if one.module else f"{one.code}\n{one.evidence}"), []).append(one)
-    levels = Counter(level for level, _ in kinds)
+    causes = by_cause(findings)
+    levels: Counter[str] = Counter(same[0].level for same in causes)
     said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
     click.echo(f"{path} ({read}{against}): {said or 'nothing found'}")
-    for same in kinds.values():
+    for same in causes:
         _show_kind(same, len(adapter) if adapter is not None else 0)
     click.echo()
 
@@ -163,13 +162,14 @@ def _show_kind(same: "Sequence[Diagnosis]", of: int) -> None:
         where = f"{first.module}: " if first.module else ""
         click.echo(f"  {first.level}: {first.code}: {where}{first.evidence}")
     else:
-        modules = {one.module for one in same}
-        kinds = {kind(name or "") for name in modules}
+        modules = {one.module for one in same if one.module}
+        kinds = {kind(name) for name in modules}
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
-        click.echo(f"  {first.level}: {first.code}: {len(modules)} of {of} modules{alike}")
+        where = f"{len(modules)} of {of} modules{alike}" if modules else f"{len(same)} of this kind"
+        click.echo(f"  {first.level}: {first.code}: {where}")
         shown = same[:WORST]
         for one in shown:
-            click.echo(f"    {one.module}: {one.evidence}")
+            click.echo(f"    {one.module}: {one.evidence}" if one.module else f"    {one.evidence}")
         if len(same) > len(shown):
             click.echo(f"    and {len(same) - len(shown)} more (--json names them)")
     if first.fix:

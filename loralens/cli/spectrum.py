@@ -261,13 +261,15 @@ def _bar(share: float, largest: float) -> str:
 
 
 def _outliers_table(spectra: Spectra) -> "Table":
-    from loralens.analysis.groups import outliers
+    from loralens.analysis.outliers import QUANTITIES, outliers
     from loralens.cli.table import Column, Table, number
 
-    words = {"frobenius": "‖ΔW‖F", "effective_rank": "effective rank"}
     rows = [
-        [o.name, words[o.quantity], number(o.value), number(o.typical), f"{o.value / o.typical:.2f} ×", f"{o.z:+.1f}"]
+        [
+            o.name, QUANTITIES[o.quantity], number(o.value), number(o.typical),
+            f"{o.value / o.typical:.2f} ×" if o.typical > 0 else "", f"{o.chance:.1g}",
+        ]
         for o in outliers(spectra)[:10]
-    ]
-    heads = (Column("module", "left"), Column("quantity", "left"), *map(Column, ("value", "median", "ratio", "z")))
-    return Table("stand out of their kind (robust z beyond 3.5)", heads, rows)
+    ]  # fmt: skip
+    heads = (Column("module", "left"), Column("quantity", "left"), *map(Column, ("value", "median", "ratio", "chance")))
+    return Table("stand apart from their kind and shape (chance: of such a gap where nothing is odd)", heads, rows)

@@ -69,6 +69,21 @@ def kind(name: str) -> str:
     return path[0] if alone and path[1].isdecimal() else joint.join(path[start:])
 
 
+def kind_in_block(name: str) -> str:
+    """The path of a module behind its last number, joined by underscores: ``self_attn_q_proj``, ``attn1_to_out_0``.
+
+    Finer than `kind`, which is ``to_q`` for self-attention and for cross-attention alike, and the same whether a
+    dialect joins names by dots or by underscores. Numbers that end the name belong to it where a block stands before
+    them; behind no block they count the modules: the kind of ``w_018`` is ``w``.
+    """
+    path = re.split(r"[._]", weight_name(name))
+    last = len(path)
+    while last and _NUMBER.fullmatch(path[last - 1]):
+        last -= 1
+    inner = [i for i in range(last) if _NUMBER.fullmatch(path[i])]
+    return "_".join(path[inner[-1] + 1 :] if inner else path[:last] or path)
+
+
 def expert(name: str) -> Expert | None:
     """The stack and number of a module that is one expert of a stack; None for any other."""
     found = _EXPERT.fullmatch(name)

@@ -27,6 +27,21 @@ def overlap_spread(i: int, j: int, n: int) -> float:
     return sqrt(2 * i * j * (n - i) * (n - j) / ((n - 1) * (n + 2))) / n / min(i, j)
 
 
+def overlap_tail(phi: float, i: int, j: int, n: int) -> float:
+    """Probability that φ(i, j) between uniform subspaces of R^n is at least ``phi``.
+
+    The beta distribution of the same mean and spread, which is exact where one of them is a single direction: φ is then
+    Beta(k/2, (n − k)/2), and 5 standard deviations are exceeded in 0.5 % of cases.
+    """
+    from scipy.special import betainc  # 50 ms, and only this needs it
+
+    mean, spread = max(i, j) / n, overlap_spread(i, j, n)
+    if not spread:
+        return 1.0
+    total = mean * (1 - mean) / spread**2 - 1
+    return float(betainc((1 - mean) * total, mean * total, min(max(1 - phi, 0.0), 1.0)))
+
+
 def cosine_spread(shape: tuple[int, int]) -> float:
     """Standard deviation 1/√(out·in) of the cosine of two updates of this shape; its mean is 0, whatever their ranks.
 
@@ -61,6 +76,21 @@ def projection_moments(shape: tuple[int, int], rank: int, squares: float, fourth
     alpha, beta = _alpha_beta(out, rank)
     second = alpha * trace_squared + 2 * beta * square_trace  # E (tr P M)²
     return mean, sqrt(max(second - mean**2, 0.0))
+
+
+def projection_beyond(mean: float, spread: float, far: float) -> float:
+    """Probability that ‖UᵀWV‖_F² is more than ``far`` standard deviations from its mean, on either side.
+
+    The gamma distribution of the same mean and spread: a sum of squares of near-Gaussian numbers, of which
+    2·(mean/spread)² count. At rank 1 that is χ²₁, which exceeds 3 standard deviations in 2.2 % of cases, where a
+    Gaussian does in 0.27 %. Sampled from flat to rank-one W it is off by a third of itself at most in spaces ten times
+    as wide as the rank; in narrower ones, where ‖UᵀWV‖ has a ceiling, it is too large by up to three quarters.
+    """
+    from scipy.special import gammainc, gammaincc  # 50 ms, and only this needs them
+
+    shape = (mean / spread) ** 2
+    above, below = shape + far * sqrt(shape), shape - far * sqrt(shape)
+    return float(gammaincc(shape, above) + (gammainc(shape, below) if below > 0 else 0.0))
 
 
 def _alpha_beta(n: int, r: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
-from loralens.analysis.amplification import Amplification, Kept
+from loralens.analysis.amplification import FAR, Amplification, Kept, count_far
 from loralens.analysis.checks.base import Landing
 from loralens.analysis.intruders import Intruders
 from loralens.core.carried import magnitudes
@@ -17,7 +17,6 @@ from loralens.report.subject import Subject
 from loralens.report.words import fixed, number, percent
 
 WIDE = {"float32", "float64"}  # dtypes of weights in which an update arrives as it is
-FAR = 3.0  # standard deviations beyond which a module is not what chance would give
 Numbers = Mapping[str, int]
 
 
@@ -112,7 +111,7 @@ def _amplified(
         "z-score of ‖UᵀWV‖²", {n: r.z for n, r in rows.items()}, scales.z, numbers=numbers, gather=mean, tip=tip
     )
     excess = {name: row.excess - 1 for name, row in rows.items()}
-    far = sum(abs(row.z) > FAR for row in rows.values())
+    far, expected = count_far(list(rows.values()))
     return [
         Picture(
             f"amplification-{i + 1}",
@@ -122,7 +121,8 @@ def _amplified(
                 grid.heat("excess of ‖UᵀWV‖ over random", excess, scales.excess, numbers=numbers, gather=mean, tip=tip),
             ],
             "How much of W lies along the singular directions U, V of ΔW: ‖UᵀWV‖, beside what random directions would "
-            f"catch. {far} of {len(rows)} modules are beyond {FAR:g} standard deviations.",
+            f"catch. {far} of {len(rows)} modules are beyond {FAR:g} standard deviations, where chance gives "
+            f"{expected:.2g}.",
             "0 on both maps: directions that know nothing of W, whatever the amplification factor ‖ΔW‖/‖UᵀWV‖ is",
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {one.label} amplifies; {far} of {len(rows)} modules are far from chance.",
@@ -135,12 +135,12 @@ def _amplified_table(rows: Mapping[str, Kept], numbers: Numbers) -> Table:
     def line(name: str, members: Sequence[str]) -> Row:
         kept = [rows[member] for member in members]
         values = [median(getattr(row, what) for row in kept) for what in ("amplification", "excess", "z")]
-        far = sum(abs(row.z) > FAR for row in kept)
+        far, expected = count_far(kept)
         return Row(
             [
                 Entry(name), Entry(str(len(kept)), len(kept)), Entry(number(values[0]), values[0]),
                 Entry(fixed(values[1], 3), values[1]), Entry(fixed(values[2], 2, sign=True), values[2]),
-                Entry(str(far), far),
+                Entry(str(far), far), Entry(f"{expected:.2g}", expected),
             ],
             [numbers[member] for member in members],
         )  # fmt: skip
@@ -148,7 +148,7 @@ def _amplified_table(rows: Mapping[str, Kept], numbers: Numbers) -> Table:
     columns = [
         Column("kind", words=True), Column("modules"), Column("amplification", "median of ‖ΔW‖/‖UᵀWV‖"),
         Column("excess", "median of ‖UᵀWV‖ over what random directions catch"), Column("z", "median"),
-        Column("far", f"modules with |z| > {FAR:g}"),
+        Column("far", f"modules with |z| > {FAR:g}"), Column("by chance", "how many of them chance gives"),
     ]  # fmt: skip
     return Table("Amplification by kind", columns, _by_kind(rows, line))
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
+from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.core.base_model import grouped
 from loralens.core.names import kind, some
 from loralens.plot.figure import fit
@@ -18,11 +18,7 @@ LONG = 160  # letters of a base model's name
 def health(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str | None) -> Section:
     """What the doctor found, most serious first, modules with the same finding together."""
     labels = {one.path: one.label for one in subjects}
-    groups: dict[tuple[str, str, str], list[Diagnosis]] = {}
-    for one in findings:
-        whose, own = (one.adapter, one.code) if one.module else ("", f"{one.code}\n{one.evidence}\n{one.fix}")
-        groups.setdefault((one.level, whose, own), []).append(one)
-    notices = [_notice(same, labels, subjects) for same in groups.values()]
+    notices = [_notice(same, labels, subjects) for same in by_cause(findings)]
     levels = Counter(one.level for one in notices)
     said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
     against = f", each held against {base}" if base else ""
@@ -46,10 +42,14 @@ def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequ
     kinds = {kind(name) for name in modules}
     if len(modules) > 1 and len(kinds) == 1:
         where += f", all {fit(kinds.pop(), 40)}"
-    shown = same[:SHOWN] if modules else same[:1]
-    evidence = [f"{one.module}: {one.evidence}" if len(modules) > 1 else one.evidence for one in shown]
-    if len(modules) > SHOWN:
-        evidence.append(f"and {len(same) - SHOWN} more like these")
+    texts = list(
+        dict.fromkeys(
+            f"{one.module}: {one.evidence}" if len(modules) > 1 and one.module else one.evidence for one in same
+        )
+    )
+    evidence = texts[:SHOWN]
+    if len(texts) > SHOWN:
+        evidence.append(f"and {len(texts) - SHOWN} more like these")
     return Notice(first.level, first.code, " · ".join(filter(None, (label, where))), evidence, first.fix)
 
 

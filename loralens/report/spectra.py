@@ -1,11 +1,11 @@
 """The section of spectra: singular values, energy curves, effective ranks, and where the energy sits."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 
 import numpy as np
 
-from loralens.analysis.groups import by_block, by_kind, outliers
+from loralens.analysis.groups import by_block, by_kind
+from loralens.analysis.outliers import QUANTITIES, outliers
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import kind
 from loralens.linalg.factor import Floats
@@ -303,20 +303,19 @@ def _blocks(one: Subject) -> Table:
 
 
 def _outliers(one: Subject, numbers: Numbers) -> list[Table]:
-    words = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
     rows = [
         Row(
             [
-                Entry(o.name), Entry(words[o.quantity]), Entry(number(o.value), o.value),
-                Entry(number(o.typical), o.typical), Entry(fixed(o.z, 1, sign=True), o.z),
+                Entry(o.name), Entry(QUANTITIES[o.quantity]), Entry(number(o.value), o.value),
+                Entry(number(o.typical), o.typical), Entry(f"{o.chance:.1g}", o.chance),
             ],
             [numbers[o.name]],
         )
         for o in outliers(one.spectra)[:20]
-        if isfinite(o.z)
     ]  # fmt: skip
     columns = [
-        Column("module", words=True), Column("quantity", words=True), Column("value"), Column("median of its kind"),
-        Column("z", "robust z-score within the kind; beyond 3.5 stands out"),
+        Column("module", words=True), Column("quantity", words=True), Column("value"),
+        Column("median", "of the four modules of its kind and shape that are nearest in depth"),
+        Column("chance", "of such a gap in a kind whose modules are exchangeable, at most"),
     ]  # fmt: skip
-    return [Table("Modules that stand out of their kind", columns, rows, folded=True)] if rows else []
+    return [Table("Modules that stand apart from their kind and shape", columns, rows, folded=True)] if rows else []

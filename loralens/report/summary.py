@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from math import isfinite
+from math import isfinite, log
 
 import numpy as np
 
-from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.amplification import FAR, count_far
+from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.groups import mean_effective_rank
 from loralens.analysis.interference import LARGE
 from loralens.compress.curve import Point
 from loralens.core.names import kind
-from loralens.report.base import FAR, whole
+from loralens.report.base import whole
 from loralens.report.company import Company, Course
 from loralens.report.ranks import advice
 from loralens.report.run import sentence
 from loralens.report.spectra import half
 from loralens.report.subject import LOSS, Subject
 from loralens.report.words import count, fixed, listed, percent, size, span
-
-WEAK = 0.05  # |cosine| below which two updates have hardly anything in common
 
 
 def sentences(
@@ -42,17 +41,14 @@ def sentences(
 
 
 def _findings(findings: Sequence[Diagnosis]) -> str:
-    kinds: dict[tuple[str, str, str], int] = {}
-    for one in findings:
-        whose, own = (one.adapter, one.code) if one.module else ("", f"{one.code}\n{one.evidence}\n{one.fix}")
-        kinds[one.level, whose, own] = kinds.get((one.level, whose, own), 0) + 1
-    serious = [key for key in kinds if key[0] != "note"]
-    if not kinds:
+    causes = [same[0] for same in by_cause(findings)]
+    serious = [one for one in causes if one.level != "note"]
+    if not causes:
         return "The doctor found nothing wrong."
     if not serious:
-        return f"The doctor found no error and nothing to warn of; {count(len(kinds), 'note')} below."
-    levels = [count(n, level) for level in ("error", "warning") if (n := sum(key[0] == level for key in kinds))]
-    codes = list(dict.fromkeys(key[2].partition("\n")[0] for key in serious))
+        return f"The doctor found no error and nothing to warn of; {count(len(causes), 'note')} below."
+    levels = [count(n, level) for level in ("error", "warning") if (n := sum(one.level == level for one in causes))]
+    codes = list(dict.fromkeys(one.code for one in serious))
     return f"The doctor has {listed(levels)}: {listed(codes[:4])}{' and more' if len(codes) > 4 else ''}."
 
 
@@ -100,10 +96,10 @@ def _base(one: Subject) -> list[str]:
     said = []
     rows = whole(one.beside.amplified) if one.beside else {}
     if rows:
-        far = sum(abs(row.z) > FAR for row in rows.values())
+        far, expected = count_far(list(rows.values()))
         said.append(
             f"In {far} of {len(rows)} modules ΔW lies along directions in which the base is stronger or weaker than "
-            f"random ones would find it (beyond {FAR:g} standard deviations)."
+            f"random ones would find it (beyond {FAR:g} standard deviations, where chance gives {expected:.2g})."
         )
     found = one.beside.intruders if one.beside else None
     if found:
@@ -143,9 +139,10 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
         cosine = f"cosine {fixed(known[s, t], 3, sign=True)}, {away} standard deviations from chance"
         if len(known) == 1:
             two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z)}.")
+            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z, len(known))}.")
         else:
-            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{_verdict(known[s, t], z)}.")
+            verdict = _verdict(known[s, t], z, len(known))
+            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{verdict}.")
     if found.fights:
         one = found.fights[0]
         names = f"{labels[one.first]} and {labels[one.second]}"
@@ -154,11 +151,19 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
             f"{count(one.modules, 'module')}."
         )
     else:
-        said.append(f"No two push against each other in any module: no cosine is below −{LARGE:g} and beyond chance.")
+        said.append(
+            f"No two fight in any module: no cosine is below −{LARGE:g}, at which the sum of two of one length loses "
+            f"{LARGE:.0%} of each, and beyond chance."
+        )
     return said
 
 
-def _verdict(cosine: float, z: float) -> str:
-    if abs(z) < 3:
+def _verdict(cosine: float, z: float, pairs: int) -> str:
+    """Of the largest |cosine| of so many pairs.
+
+    |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
+    ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
+    """
+    if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
-    return ": real, but small" if abs(cosine) < WEAK else ""
+    return ": real, but small" if abs(cosine) < LARGE else ""

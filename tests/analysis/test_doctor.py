@@ -89,19 +89,19 @@ def test_forms_without_factors_are_examined_too():
 
 # folder → codes, with how many modules each names; what is not here is well
 REAL = {
-    "bertbase-rslora-epoch2": {"outlier": 2},
-    "bloom560m-mergedlinear": {"outlier": 1},
+    "bertbase-rslora-epoch2": {},
+    "bloom560m-mergedlinear": {},
     "flux-aitoolkit-r16": {"alpha-folded": 0, "rank-unused": 0},
     "gemma270m-aowei-main": {},
     "gpt2-emotion-anirudh": {"rank-unused": 0},
-    "labram-eeg-partialzero": {"zero-update": 12, "outlier": 5, "rank-impossible": 1},
+    "labram-eeg-partialzero": {"zero-update": 12, "rank-impossible": 1},
     "minilm-souravt-ckpt750": {"spike": 3, "rank-unused": 0},
     "opt125m-bf16-r16": {},
     "qwen05b-mlx-100": {},
     "qwen05b-peft-r8": {},
-    "roberta-mnli-loralib": {"alpha-unknown": 0, "outlier": 6, "spike": 1},
-    "sam-vitb-rank16": {"names-unknown": 0, "outlier": 3, "rank-unused": 0},
-    "sd15-timohavdk-kohya": {"alpha-missing": 0, "outlier": 1},
+    "roberta-mnli-loralib": {"alpha-unknown": 0, "spike": 1},
+    "sam-vitb-rank16": {"names-unknown": 0, "rank-unused": 0},
+    "sd15-timohavdk-kohya": {"alpha-missing": 0},
 }
 
 

@@ -86,14 +86,15 @@ def fighting(
     where: dict[tuple[int, str], float],
     blocks: tuple[int, ...] = tuple(range(12)),
     extra: dict[str, float] | None = None,
+    size: int = 40,
 ) -> list[loralens.Adapter]:
     """Two adapters that are cos alike in some modules, and have orthogonal directions elsewhere."""
     first, second = {}, {}
     names = {f"model.layers.{i}.{kind}": where.get((i, kind), 0.0) for i in blocks for kind in KINDS} | (extra or {})
     for name, cosine in names.items():
-        B, A = np.zeros((40, 1)), np.zeros((1, 40))
+        B, A = np.zeros((size, 1)), np.zeros((1, size))
         B[0], A[0, 0] = 1, 1
-        C = np.zeros((40, 1))
+        C = np.zeros((size, 1))
         C[0], C[1] = cosine, (1 - cosine**2) ** 0.5
         first[name], second[name] = loralens.LowRank(B, A), loralens.LowRank(C, A)
     return [loralens.Adapter(modules=first), loralens.Adapter(modules=second)]
@@ -138,21 +139,29 @@ def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 40, True), (-0.99 * 4 / 40, False), (0.5, False)]
+    ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 12, True), (-0.99 * 4 / 12, False), (0.5, False)]
 )
 def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
-    pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}))
+    pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far(pairs) == 4
     assert bool(meetings(pairs, fights=True)) == counts
 
 
-def test_a_fight_is_large_too() -> None:
-    B, A, C = np.zeros((400, 1)), np.zeros((1, 400)), np.zeros((400, 1))
-    B[0] = A[0, 0] = 1
-    C[0], C[1] = -0.9 * LARGE, 1
-    pairs = pairwise([loralens.Adapter(modules={"q": loralens.LowRank(X, A)}) for X in (B, C)])
+def _apart(cosine: float) -> list[loralens.Adapter]:
+    """Two adapters of one length and this cosine, far from chance if it is not tiny."""
+    return fighting({}, blocks=(), extra={"q": cosine}, size=400)
+
+
+@pytest.mark.parametrize(("cosine", "counts"), [(-0.99 * LARGE, False), (-1.01 * LARGE, True)])
+def test_a_fight_is_large_too(cosine: float, counts: bool) -> None:
+    pairs = pairwise(_apart(cosine))
     assert pairs.cosines[0, 0, 1] < -4 * pairs.spreads[0]
-    assert not meetings(pairs, fights=True)
+    assert bool(meetings(pairs, fights=True)) == counts
+
+
+def test_at_the_cosine_that_counts_as_large_a_sum_loses_a_fifth_of_each() -> None:
+    first, second = (one["q"].dense() for one in _apart(-LARGE))
+    assert np.vdot(first + second, first) / np.vdot(first, first) == pytest.approx(1 - LARGE) == pytest.approx(0.8)
 
 
 def test_many_comparisons_ask_for_more() -> None:

@@ -314,6 +314,17 @@ def test_modules_of_one_width_are_nested_or_not():
     assert np.isnan(qq.same)
 
 
+def test_of_unrelated_modules_of_rank_one_hardly_any_pair_is_named():
+    rng = np.random.default_rng(21)
+    named = beyond = 0
+    for _ in range(20):
+        (one,) = nesting(adapter(*(random(rng, 40, 40, 1) for _ in range(40))))
+        named += bool(closest(one))
+        beyond += bool((np.triu(one.z, 1) > 5).any())
+    assert named <= 4  # one in 20, by the level; four are three standard deviations off
+    assert beyond >= 18  # of 780 pairs some are nearly always more than 5 standard deviations from the mean
+
+
 def test_nesting_of_factors_and_leading_directions():
     rng = np.random.default_rng(18)
     mine = adapter(random(rng), random(rng, rank=4))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.groups import Group, by_block, by_kind, outliers, total
+from loralens.analysis.groups import Group, by_block, by_kind, total
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.lowrank import LowRank
 
@@ -73,18 +73,3 @@ def test_groups_share_the_energy_and_count_zero_modules() -> None:
         ("model.layers.0", 2, 1), ("model.layers.1", 1, 0), ("outside", 1, 0),
     ]  # fmt: skip
     assert sum(g.share for g in by_block(spectra)) == pytest.approx(1.0)
-
-
-def test_one_module_far_off_its_kind_stands_out_and_no_other() -> None:
-    spectra = {f"layers.{i}.q": spectrum_of(1.0 + 0.01 * i, 1.0) for i in range(9)}
-    spectra["layers.4.q"] = spectrum_of(50.0, 50.0)
-    spectra["layers.5.q"] = spectrum_of(0.0, 0.0)
-    found = outliers(spectra)
-    assert [(o.name, o.quantity) for o in found] == [("layers.4.q", "frobenius")]
-    assert found[0].z > 3.5
-    assert found[0].value == pytest.approx(50 * 2**0.5)
-
-
-def test_too_few_or_equal_modules_have_no_outliers() -> None:
-    assert outliers({f"layers.{i}.q": spectrum_of(10.0**i) for i in range(4)}) == []
-    assert outliers({f"layers.{i}.q": spectrum_of(1.0 + (i == 3)) for i in range(9)}) == []

@@ -13,7 +13,7 @@ from tests.conftest import small_adapter
 
 MODULE_KEYS = {
     "name", "rank", "delta_norm", "weight_norm", "projected_norm", "top_norm", "random_norm", "amplification",
-    "excess", "z", "curve",
+    "excess", "z", "far_chance", "curve",
 }  # fmt: skip
 QUERY = "model.layers.0.self_attn.q_proj"
 
@@ -44,12 +44,12 @@ model.layers.10.self_attn.q_proj  2  4.472  9.22     8.944  8.944   3.764       
 model.layers.10.self_attn.v_proj  0      0  9.22
 
 medians by kind
-kind    modules  amplification  excess      z  |z| > 3
-q_proj        3            0.5   2.376  +6.11        3
-v_proj        2          0.461   2.376  +6.11        2
+kind    modules  amplification  excess      z  |z| > 3  by chance
+q_proj        3            0.5   2.376  +6.11        3      0.045
+v_proj        2          0.461   2.376  +6.11        2       0.03
 
 amplification 0.461 to 0.5; ‖ΔW‖/‖W‖ 0.4472 to 0.4851; excess over random 2.376
-5 of 5 modules are beyond 3 standard deviations of random directions
+5 of 5 modules are beyond 3 standard deviations of random directions, where chance gives 0.075
 """
 
 

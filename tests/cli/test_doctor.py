@@ -16,10 +16,28 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.cli.main import main
 from loralens.cli.options import as_typed
+from tests import conftest
 from tests.cli.command import Command
-from tests.conftest import small_adapter
 
 run = Command().run
+
+
+def small_adapter() -> loralens.Adapter:
+    """That of `conftest`, its directions turned, so that no two modules are one and no row is zero; one B is 0."""
+    rng = np.random.default_rng(0)
+
+    def turned(module: loralens.LowRank) -> loralens.LowRank:
+        P, Q = (np.linalg.qr(rng.standard_normal((n, n)))[0].astype(np.float32) for n in module.shape)
+        return loralens.LowRank(P @ module.B, module.A @ Q, module.scale, scaling=module.scaling)
+
+    return conftest.small_adapter().map(turned)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "small"
+    loralens.save(small_adapter(), folder)
+    return folder
 
 
 TEXT = """\

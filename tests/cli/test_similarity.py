@@ -110,6 +110,19 @@ q_proj  q_proj      3           1.000                  –      1.0000   1.0000 
 q_proj  v_proj      6           1.000             1.0000      1.0000   1.0000     0.5
 v_proj  v_proj      1           1.000                  –      1.0000        –     0.5
 
+share most, beside chance
+module                            and                               φ(1,1)  φ(all)  chance     z
+model.layers.0.self_attn.q_proj   model.layers.1.self_attn.q_proj    1.000  1.0000     0.5  +3.0
+model.layers.0.self_attn.q_proj   model.layers.10.self_attn.q_proj   1.000  1.0000     0.5  +3.0
+model.layers.0.self_attn.q_proj   model.layers.0.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.0.self_attn.q_proj   model.layers.1.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.1.self_attn.q_proj   model.layers.10.self_attn.q_proj   1.000  1.0000     0.5  +3.0
+model.layers.1.self_attn.q_proj   model.layers.0.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.1.self_attn.q_proj   model.layers.1.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.10.self_attn.q_proj  model.layers.0.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.10.self_attn.q_proj  model.layers.1.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+model.layers.0.self_attn.v_proj   model.layers.1.self_attn.v_proj    1.000  1.0000     0.5  +3.0
+
 not compared, as ΔW is 0: model.layers.10.self_attn.v_proj
 """
 

@@ -87,17 +87,13 @@ pairs have 4 to 6 modules in common: each is compared on those
 began from one A (cosine of A ≥ 0.5): a, b, d
   between these, φ of the in side shows the common start, not a common task: read the out side
 
-where two fight (every module with |cosine| ≥ 0.05 and 4.0 standard deviations from chance), most weight first
+where two fight (every module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance), most weight first
   a and d fight in blocks 0–2, v: cosine -0.980 over 3 modules
   b and d fight in blocks 0–2, v: cosine -0.936 over 3 modules
-  c and d fight in blocks 0–1, v: cosine -0.169 over 2 modules
-where two agree (every module with |cosine| ≥ 0.05 and 4.0 standard deviations from chance), most weight first
+where two agree (every module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance), most weight first
   a and b agree in blocks 0–2, q, v: cosine +0.955 over 6 modules
   a and d agree in blocks 0–2, q: cosine +0.980 over 3 modules
   b and d agree in blocks 0–2, q: cosine +0.936 over 3 modules
-  a and c agree in blocks 0–1, q, v: cosine +0.172 over 4 modules
-  b and c agree in blocks 0–1, q, v: cosine +0.164 over 4 modules
-  c and d agree in blocks 0–1, q: cosine +0.169 over 2 modules
 """
 
 

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.names import Block, block, is_expert_alone, kind, matches, natural_key, nearest, select
+from loralens.core.names import (
+    Block,
+    block,
+    is_expert_alone,
+    kind,
+    kind_in_block,
+    matches,
+    natural_key,
+    nearest,
+    select,
+)
 from loralens.errors import OptionError
 
 ORDERED = [
@@ -71,6 +81,33 @@ def test_any_two_numbers(i, j):
 def test_block_and_kind(name, expected_block, expected_kind):
     assert block(name) == expected_block
     assert kind(name) == expected_kind
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["model.layers.11.self_attn.q_proj", "lora_te_text_model_encoder_layers_11_self_attn_q_proj"],
+            "self_attn_q_proj",
+        ),
+        (
+            [
+                "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0",
+                "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+                "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0",
+            ],
+            "attn1_to_out_0",
+        ),
+        (["blocks.0.ff.net.2", "lora_unet_blocks_0_ff_net_2"], "ff_net_2"),
+        (["model.layers.0.mlp.experts.gate_up_proj[3]"], "mlp_experts_gate_up_proj"),
+        (["w_018", "w.018"], "w"),
+        (["lm_head"], "lm_head"),
+        (["3"], "3"),
+        ([""], ""),
+    ],
+)
+def test_the_kind_in_a_block_is_the_same_in_every_dialect(names, expected):
+    assert {kind_in_block(name) for name in names} == {expected}
 
 
 NAMES = [

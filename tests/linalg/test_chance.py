@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from loralens.linalg.chance import cosine_spread, overlap_chance, overlap_spread, projection_moments
+from loralens.linalg.chance import (
+    cosine_spread,
+    overlap_chance,
+    overlap_spread,
+    overlap_tail,
+    projection_beyond,
+    projection_moments,
+)
 from tests import reference
 
 DRAWS = 20000
@@ -77,3 +84,31 @@ def test_projection_of_any_weight(shape, rank):
         assert spread < 1e-5 * mean  # nothing is left to chance
     else:
         assert abs(draws.std() / spread - 1) < 0.15
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("s", [np.ones(40), np.linspace(1, 0.05, 40), 1 / np.arange(1, 41.0), np.eye(40)[0]])
+def test_how_often_chance_is_far_is_that_of_draws(rank, s):
+    rng = np.random.default_rng(rank)
+    mean, spread = projection_moments((40, 48), rank, np.sum(s**2), np.sum(s**4))
+    U, V = haar(rng, 40, rank), haar(rng, 48, rank)[:, :40]
+    z = (squares(U.swapaxes(1, 2) @ (s[:, None] * V)) - mean) / spread
+    for far in (2.0, 3.0):
+        share = np.mean(np.abs(z) > far)
+        assert projection_beyond(mean, spread, far) == pytest.approx(share, rel=0.35, abs=4 * (share / DRAWS) ** 0.5)
+
+
+def test_three_standard_deviations_are_left_in_two_percent_of_cases_at_rank_one():
+    assert projection_beyond(1.0, 2**0.5, 3.0) == pytest.approx(0.0220, abs=1e-4)  # P(χ²₁ > 1 + 3√2)
+    assert projection_beyond(1.0, 0.01, 3.0) == pytest.approx(0.0027, abs=1e-4)  # of many squares, nearly Gaussian
+
+
+@pytest.mark.parametrize(("i", "j", "n"), [(1, 1, 30), (1, 4, 30), (2, 5, 30), (4, 4, 16)])
+def test_tail_of_the_overlap_of_uniform_subspaces(i, j, n):
+    rng = np.random.default_rng(2)
+    phi = squares(haar(rng, n, i).swapaxes(1, 2) @ haar(rng, n, j)) / min(i, j)
+    for q in (0.5, 0.9, 0.99):
+        assert overlap_tail(np.quantile(phi, q), i, j, n) == pytest.approx(1 - q, rel=0.15)
+    assert overlap_tail(1.0, i, j, n) == 0
+    assert overlap_tail(0.0, i, j, n) == 1
+    assert overlap_tail(1.0, n, j, n) == 1

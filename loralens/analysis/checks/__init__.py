@@ -6,15 +6,20 @@ from loralens.analysis.checks import (
     blocks,
     combination,
     combined,
+    copied,
+    dead,
+    declared,
     dominance,
     finite,
     initialisation,
+    missing,
     names,
     noise,
     outlying,
     reader,
     scale,
     spike,
+    swapped,
     thrift,
     zero,
 )
@@ -23,11 +28,16 @@ from loralens.analysis.checks.check import Check
 # In the order in which findings of one level are told.
 CHECKS: tuple[Check, ...] = (
     Check(finite.RULES, one=finite.look),
+    Check(declared.RULES, one=declared.look),
+    Check(swapped.RULES, one=swapped.look),
     Check(names.RULES, one=names.look),
     Check(bases.RULES, one=bases.look),
     Check(bases.OF_SEVERAL, all=bases.look_at_all),
     Check(reader.RULES, one=reader.look),
     Check(zero.RULES, one=zero.look),
+    Check(missing.RULES, one=missing.look),
+    Check(copied.RULES, one=copied.look),
+    Check(dead.RULES, one=dead.look),
     Check(scale.RULES, one=scale.look),
     Check(combined.RULES, one=combined.look),  # PEFT #1364 to 9a267b2, #3449
     Check(blocks.RULES, one=blocks.look),  # sd-scripts #839, #868

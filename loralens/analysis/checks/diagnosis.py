@@ -1,11 +1,14 @@
 """Diagnosis: what one check saw, in one module or in the adapter."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
 from loralens.core.adapter import Level
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
+ALONE = 3  # findings without a module that are shown one by one; more of one code have one cause
 
 
 @final
@@ -46,6 +49,22 @@ class Diagnosis:
             "evidence": self.evidence,
             "fix": self.fix,
         }
+
+
+def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
+    """Findings that belong together, in the order of the first of each group.
+
+    Those of one level, code and adapter, if they are about modules or more than `ALONE`; else those that say the same.
+    """
+    findings = list(findings)
+    loose = Counter((one.level, one.code, one.adapter) for one in findings if not one.module)
+    groups: dict[tuple[str, ...], list[Diagnosis]] = {}
+    for one in findings:
+        cause = (one.level, one.code, one.adapter)
+        together = one.module or loose[cause] > ALONE
+        key = (*cause, "") if together else (one.level, one.code, one.evidence, one.fix, "")
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
 
 
 def share(count: int, of: int) -> str:

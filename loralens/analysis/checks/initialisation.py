@@ -1,6 +1,7 @@
 """Adapters that began from the same random A."""
 
 from collections.abc import Iterator, Sequence
+from math import floor
 
 import numpy as np
 
@@ -36,12 +37,17 @@ def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
         first, others = patients[group[0]], [patients[i] for i in group[1:]]
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
         evidence = (
-            f"A points where that of {some([one.path for one in others])} points (cosine {least:.2f} or more): they "
-            "began from one random A, or are one run"
+            f"A points where that of {some([one.path for one in others])} points ({_at_least(least)}): they began from "
+            "one random A, or are one run"
         )
         command = first.command("similarity", others[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
+
+
+def _at_least(cosine: float) -> str:
+    """A least cosine in words, rounded down: no cosine is more than 1."""
+    return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
 
 
 def _some(patient: Patient, name: str | None) -> tuple[Array | None, int]:

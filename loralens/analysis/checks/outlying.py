@@ -4,17 +4,19 @@ from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
-from loralens.analysis.groups import outliers
+from loralens.analysis.outliers import PER_MODULE, QUANTITIES, outliers
 
 RULES = {
-    "outlier": "Norm or effective rank is far from that of the other modules of its kind (robust z beyond 3.5): a "
-    "layer that training treats differently, or that was damaged."
+    "outlier": "Norm or effective rank stands apart from the other modules of its kind and shape, by a gap that "
+    f"healthy adapters leave beside {PER_MODULE:.0%} of their modules at most: a layer that training treats "
+    "differently, or that was damaged."
 }
-WORDS = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
 
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module and quantity, farthest first."""
+    """One diagnosis for every module and quantity, the least likely first."""
     for one in outliers(patient.spectra):
-        evidence = f"{WORDS[one.quantity]} {one.value:.4g}, {one.value / one.typical:.2f} × the median (z {one.z:+.1f})"
+        times = f", {one.value / one.typical:.2f} × the median of the nearest of its kind" if one.typical > 0 else ""
+        rare = f"{one.chance:.1g}" if one.chance >= 1e-9 else "less than 1e-9"
+        evidence = f"{QUANTITIES[one.quantity]} {one.value:.4g}{times} (chance of such a gap: {rare})"
         yield Diagnosis("note", "outlier", evidence, "", one.name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, final
 
@@ -35,11 +36,24 @@ class Factor:
         Largest |cosine| between two of them that have a length: 0 where they are orthogonal.
     zeros : float
         Share of the entries that are exactly 0, in [0, 1].
+    unevenness : float
+        Spread of the lengths on the other axis over their mean: of the columns of A, or the rows of B. 0 where all
+        inputs, or outputs, take part equally.
+    dead : int
+        Columns of A, or rows of B, that are exactly 0.
+    largest : float
+        Largest |entry|.
+    digest : bytes
+        Of the numbers and their dtype: equal only where all numbers are.
     """
 
     lengths: Array
     skew: float
     zeros: float
+    unevenness: float = 0.0
+    dead: int = 0
+    largest: float = 0.0
+    digest: bytes = b""
 
 
 @final
@@ -178,9 +192,22 @@ def _reading(module: Update) -> Reading:
 
 def _factor(X: Array) -> Factor:
     """The `Factor` of the rows of X (r, n)."""
+    digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
     X = X.astype(np.float64)
-    lengths = np.linalg.norm(X, axis=1)
+    largest = float(np.abs(X).max(initial=0.0))
+    zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
+    if largest:
+        X = X / largest  # squares of numbers below 1e-162 are 0
+    lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)
     unit = X[lengths > 0] / lengths[lengths > 0, None]
     cosines = np.abs(unit @ unit.T)
     np.fill_diagonal(cosines, 0.0)
-    return Factor(lengths, float(cosines.max(initial=0.0)), 1 - np.count_nonzero(X) / max(X.size, 1))
+    return Factor(
+        lengths=lengths * largest,
+        skew=float(cosines.max(initial=0.0)),
+        zeros=zeros,
+        unevenness=float(across.std() / across.mean()) if largest else 0.0,
+        dead=int(np.count_nonzero(~X.any(axis=0))),
+        largest=largest,
+        digest=digest,
+    )

@@ -9,6 +9,10 @@ RULES: dict[str, str] = {}  # the readers' codes are their own, and say themselv
 
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
-    """The findings of the adapter, as they are."""
+    """The findings of the adapter; those that begin with the name of a module are that module's."""
     for finding in patient.adapter.findings:
-        yield Diagnosis(finding.level, finding.code, finding.text, finding.fix)
+        name, _, text = finding.text.partition(": ")
+        if text and name in patient.adapter:
+            yield Diagnosis(finding.level, finding.code, text, finding.fix, name)
+        else:
+            yield Diagnosis(finding.level, finding.code, finding.text, finding.fix)

@@ -21,6 +21,7 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         if min(one.rank, *one.shape) >= SMALLEST_RANK and 0 < one.stable_rank < 1 / ENERGY
     ]
     for stable, name, one in sorted(spikes, key=lambda spike: spike[:2]):
-        ratio = f", σ₁/σ₂ = {one.s[0] / one.s[1]:.3g}" if one.s[1] > 0 else ""
+        rounding = one.numerical_rank < 2  # the others are what float64 leaves of zeros
+        ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {one.s[0] / one.s[1]:.3g}"
         evidence = f"one of {one.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
         yield Diagnosis("note", "spike", evidence, "", name)

@@ -1,21 +1,27 @@
 """Modules that do nothing, because a factor is zero."""
 
 from collections.abc import Iterator
+from math import log2
+from sys import float_info
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient, Reading
 
 RULES = {
-    "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not saved."
+    "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not "
+    "saved. Or both are so small that their product is lost."
 }
+
+TOO_SMALL = "multiply B by what is missing and save it again; a merge adds nothing as it is"
 
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module whose ΔW is 0 although its scale is not."""
     drop = patient.compress("trained", "--energy 1 --drop-dead")
-    fix = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
+    untrained = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
     for name, reading in patient.readings.items():
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:
+            fix = TOO_SMALL if _underflows(reading) else untrained
             yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
 
 
@@ -23,4 +29,15 @@ def _reason(reading: Reading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
     if zero:
         return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
+    if _underflows(reading) and reading.B and reading.A:
+        sizes = f"largest entries {reading.B.largest:.2g} and {reading.A.largest:.2g}"
+        return f"scale·B·A is smaller than float64 can hold ({sizes})"
     return "B·A is zero" if reading.A else "ΔW is zero"
+
+
+def _underflows(reading: Reading) -> bool:
+    """Whether neither factor is 0, and their product is only because it is too small."""
+    if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
+        return False
+    bound = log2(reading.B.largest) + log2(reading.A.largest) + log2(abs(reading.module.scale))
+    return bound + log2(reading.module.rank) < log2(float_info.min)
