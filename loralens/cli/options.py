@@ -45,6 +45,12 @@ MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
 )
 
+
+def untying(text: str) -> Callable[[F], F]:
+    """``--untie`` and ``--keep-tied``: whether weights that share numbers become weights of their own."""
+    return click.option("--untie/--keep-tied", "untie", default=None, help=text)
+
+
 DEVICE = click.option(
     "--device",
     default="cpu",

@@ -93,7 +93,7 @@ def _by_subtraction(
     from loralens.merge.apply import prepare
     from loralens.merge.subtract import Doubt, subtracted
 
-    given = inputs(adapters, str(merged), modules, reading)
+    given = inputs(adapters, str(merged), modules, reading, untie=False)
     plan = given.plan
     for tensor in plan.tensors.values():
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):

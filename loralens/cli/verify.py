@@ -23,7 +23,9 @@ OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 @click.option("--adapter", "adapters", multiple=True, required=True, metavar="ADAPTER[:W]", help="Repeatable.")
 @click.option("--rounding", type=click.Choice(options.ROUNDINGS), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@click.option("--untie", is_flag=True, help="The merge gave the head a weight of its own.")
+@options.untying(
+    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or as the adapter needs]"
+)
 @options.DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @options.MODULES
@@ -34,7 +36,7 @@ def command(
     adapters: tuple[str, ...],
     rounding: str,
     seed: int,
-    untie: bool,
+    untie: bool | None,
     device: str,
     as_json: bool,
     modules: tuple[str, ...],
@@ -84,22 +86,27 @@ def _verdicts(
     rounding: str,
     seed: int,
     *,
-    untie: bool,
+    untie: bool | None,
     device: "Device",
 ) -> "tuple[list[Verdict], list[str]]":
     from loralens.cli.merge_inputs import inputs
     from loralens.cli.progress import progress
     from loralens.core.threads import in_threads
     from loralens.errors import MismatchError, place
-    from loralens.formats.checkpoint import resolved, weights
+    from loralens.formats.checkpoint import model_config, resolved, weights
     from loralens.formats.model_files import model_files
     from loralens.merge.apply import prepare
     from loralens.merge.rounding import Rounding
+    from loralens.merge.tying import Tied
     from loralens.merge.verify import same, verdicts
 
-    given = inputs(adapters, base, modules, reading, untie=untie)
-    tensors, stored = weights(Path(merged)), model_files(resolved(Path(merged))).tensors
-    base_tensors, planned = weights(Path(base)), given.plan.tensors
+    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
+    tensors = merged_tie.shown(weights(Path(merged)))
+    stored = merged_tie.shown(model_files(resolved(Path(merged))).tensors)
+    base_tensors = weights(Path(base))
+    if untie is None and any(key in stored for key in Tied.of(base_tensors, model_config(Path(base)) or {}).missing):
+        untie = True if not merged_tie.missing else None
+    planned = inputs(adapters, base, modules, reading, untie=untie).plan.tensors
     for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")

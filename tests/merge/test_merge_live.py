@@ -124,7 +124,7 @@ def test_transformers_loads_what_is_written(dtype: str, tied: bool, tmp_path: Pa
         if "lora_" in name:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out", *(["--untie"] if tied else []))
+    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
     tokens = torch.arange(22).reshape(2, 11)
     merged, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=getattr(torch, dtype), output_loading_info=True
@@ -139,12 +139,12 @@ def test_transformers_loads_what_is_written(dtype: str, tied: bool, tmp_path: Pa
     assert apart < (MERGED_OUTPUT if dtype == "float32" else 3 * error)
 
 
-def test_a_tied_model_stays_tied(tmp_path: Path) -> None:
+def test_a_tied_model_stays_tied_where_that_is_asked_for(tmp_path: Path) -> None:
     model = llama(tie_word_embeddings=True)
     root = saved(model, tmp_path / "base")
     one = loralens.LowRank(np.ones((16, 1), np.float32), np.ones((1, 24), np.float32), 0.1, layout=Layout("embedding"))
     loralens.save(loralens.Adapter(modules={"model.embed_tokens": one}), tmp_path / "adapter")
-    result = done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
+    result = done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out", "--keep-tied")
     assert "lm_head.weight shares the weight of model.embed_tokens.weight and changes with it" in result.stderr
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
