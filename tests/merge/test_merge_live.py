@@ -13,7 +13,7 @@ from loralens.core.lowrank import Layout
 from loralens.linalg.rounding import ulp
 from loralens.merge.apply import prepare
 from loralens.merge.planning import plan
-from tests.cli.test_merge import CERTIFICATE, done
+from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
 from tests.models import llama
@@ -169,3 +169,27 @@ def test_a_new_head_is_loaded_by_the_model_that_has_it(tmp_path: Path) -> None:
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(merged, tokens), logits(adapted, tokens), rtol=1e-5, atol=1e-6)
     assert not torch.equal(merged.classifier.weight, whole.classifier.weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_peft_merges_is_rounded_and_less_of_it_is_not(dtype: str, use_dora: bool, tmp_path: Path) -> None:
+    root = saved(llama().to(getattr(torch, dtype)), tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=use_dora)
+    adapted = peft.get_peft_model(llama(), config)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    codes = []
+    for strength in (1, 0.8):
+        model = transformers.AutoModelForCausalLM.from_pretrained(root, dtype=getattr(torch, dtype))
+        theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+        for layer in theirs.modules():
+            if hasattr(layer, "scale_layer"):
+                layer.scale_layer(strength)
+        saved(theirs.merge_and_unload(), tmp_path / f"merged{strength}")
+        merged = str(tmp_path / f"merged{strength}")
+        codes.append(run("verify", merged, "--base", root, "--adapter", tmp_path / "adapter").exit_code)
+    assert codes == [0, 1]

@@ -226,3 +226,18 @@ def test_a_text_model_inside_another_is_untied_in_both_configurations(tmp_path: 
     assert (written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]) == (False, False)
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "base")
+
+
+def test_verify_sees_what_was_untied_without_need(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["q_proj"])
+    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
+    done("merge", *paths, "-o", tmp_path / "out", "--untie")
+    assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
+    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    assert done(*looked).stdout.startswith(f"{tmp_path / 'out'}: exact")
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    held["lm_head.weight"] = -held["lm_head.weight"]
+    save_file(held, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    assert run(*looked).stdout.startswith(f"{tmp_path / 'out'}: absent: 1 of 3 modules: lm_head.weight")
