@@ -6,6 +6,7 @@ Facts about vLLM, LoRAX, llama.cpp, ComfyUI and PEFT as of November 2026, from t
 from collections.abc import Callable, Iterator
 
 from loralens.core.adapter import Adapter, Finding
+from loralens.core.carried import MAGNITUDES
 from loralens.core.matching import Match
 from loralens.core.names import is_expert_alone, some
 from loralens.core.structured import Structured
@@ -58,7 +59,7 @@ def _must_be(form: str) -> Rule:
 
 
 def _no_dora(adapter: Adapter) -> Iterator[Finding]:
-    if any(extra.role.startswith("magnitude") for extra in adapter.extra.values()):
+    if any(extra.role in MAGNITUDES for extra in adapter.extra.values()):
         yield _error("dora", "DoRA magnitudes are refused", "merge the adapter into its base, or train a plain LoRA")
 
 

@@ -66,7 +66,7 @@ def command(
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix)
-        adapter = target.narrowed(_paired(adapter, rank), dtype)
+        adapter = _with_magnitudes(target.narrowed(_paired(adapter, rank), dtype), base, words)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
@@ -94,6 +94,19 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))
     return adapter, words
+
+
+def _with_magnitudes(adapter: "Adapter", base: Path | None, words: list[str]) -> "Adapter":
+    """The adapter with the magnitudes of DoRA that its file lacks, where a base is there to make them from."""
+    from loralens.arithmetic.dora import filled
+    from loralens.core.carried import NORMS
+
+    missing = [one.module for one in adapter.extra.values() if one.role in NORMS]
+    if not base or not missing:
+        return adapter
+    words.append(f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights")
+    weights = options.base_weights(str(base), {name: adapter[name] for name in missing})
+    return filled(adapter, weights.modules)
 
 
 def _module_name(name: str, key: str) -> str:

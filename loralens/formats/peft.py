@@ -23,13 +23,14 @@ from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats import peft_experts
+from loralens.formats import dora, peft_experts
 from loralens.formats.container import FLOATS, Stored, plain_text
 from loralens.formats.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
 
 NAME = "peft"
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # kinds that PEFT can adapt so, one length an output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
 
 Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
@@ -72,7 +73,12 @@ def read(stored: Stored) -> Adapter:
     findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
     if config:
-        findings += config.variants() + _unmatched(config, pairs, modules)
+        if config.fields.get("use_dora"):
+            extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
+        missing = dora.finding(extra, software="PEFT")
+        bent = any(one.role == "magnitude" for one in extra.values())
+        findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
+        findings += _unmatched(config, pairs, modules)
     return Adapter(
         modules=modules,
         extra=extra,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import natural_key
 from loralens.core.structured import Update
@@ -29,6 +30,7 @@ from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
 _PLAIN = re.compile(r"^[\w.-]+$")
 
+DORA = ("magnitude", "norms")
 PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
@@ -106,8 +108,18 @@ def _attention(name: str, stacks: Stacks) -> str | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
     if adapter.format == NAME:
-        return {key: _as_it_is(extra, adapter) for key, extra in adapter.extra.items()}
-    return {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+        held = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        return {key: _as_it_is(extra, adapter) for key, extra in held.items()}
+    extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+    bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    plain = [name for name in adapter if bent and name not in bent]
+    if plain:
+        raise FormatError(
+            f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first, have no DoRA magnitude, and PEFT makes all "
+            "of them DoRA",
+            fix="leave one of the two kinds out with --modules",
+        )
+    return extras
 
 
 def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
@@ -180,6 +192,8 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
         return None
     if old is None:
         return _updated(_fresh(adapter), stacks)
+    if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
+        old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
     config = PeftConfig(old)
     if _still_true(config, stacks) and not adapter.narrowed:
         return old

@@ -27,13 +27,13 @@ class Magnitude:
 
     Attributes
     ----------
-    lengths : LazyArray
-        As many numbers as the stored tensor has rows, or columns.
+    lengths : LazyArray or None
+        As many numbers as the stored tensor has rows, or columns; None: those of the base.
     axis : str
         ``rows``: one length a row of the stored tensor; ``columns``: one a column.
     """
 
-    lengths: LazyArray
+    lengths: LazyArray | None
     axis: Axis
 
 

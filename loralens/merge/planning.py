@@ -203,7 +203,7 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
     )
 
 
-def _dora(slab: Slab, lengths: tuple[LazyArray, bool]) -> Slab:
+def _dora(slab: Slab, lengths: tuple[LazyArray | None, bool]) -> Slab:
     """The slab with its magnitude on the axis that it has as stored."""
     tensor, by_output = lengths
     if len(slab.terms) > 1:
@@ -213,6 +213,8 @@ def _dora(slab: Slab, lengths: tuple[LazyArray, bool]) -> Slab:
         )
     axis = "rows" if by_output != slab.transposed else "columns"
     size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
+    if tensor is None:
+        return replace(slab, magnitude=Magnitude(None, axis))  # type: ignore[arg-type]
     if tensor.size != size:
         raise OptionError(
             f"{slab.module}: {tensor.size} magnitudes for {size} vectors", fix="save the adapter again from training"

@@ -190,8 +190,8 @@ def _slabs_alike(one: Slab, other: Slab) -> bool:
     """Whether two slabs add the same: the same factors, or transposed ones to a weight that lies the other way."""
     if (one.start, one.stop) != (other.start, other.stop) or len(one.terms) != len(other.terms):
         return False
-    lengths = [slab.magnitude.lengths if slab.magnitude else None for slab in (one, other)]
-    if lengths[0] is not lengths[1]:
+    ours, theirs = one.magnitude, other.magnitude
+    if (ours is None) != (theirs is None) or (ours and theirs and ours.lengths is not theirs.lengths):
         return False
     return all(
         _terms_alike(*pair, turned=one.transposed != other.transposed)
