@@ -41,6 +41,7 @@ FAR = 3.0  # standard deviations beyond which a module is not what chance would 
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with curves, directions and φ.")
 @options.plot("Draw it: .png, .svg or .pdf.")
+@options.ONCE
 @options.reading
 def command(
     path: str,

@@ -41,6 +41,10 @@ _READING = (
     ),
 )
 
+ONCE = click.option(
+    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
+)
+
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
 )

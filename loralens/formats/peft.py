@@ -104,8 +104,8 @@ def _added_twice(name: str) -> Finding:
         "warning",
         "out-proj-twice",
         f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
-        "request 3774); what is measured here is scale·B·A, once",
-        "double the scale of its out_proj for a base that PEFT does not load",
+        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged",
+        "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once",
     )
 
 
@@ -155,7 +155,9 @@ def _modules(
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in pairs:
         name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
-    yield name, _module(name, halves, config, scaling, origin)
+    module = _module(name, halves, config, scaling, origin)
+    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
+    yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
 def _target(path: str, pairs: Mapping[str, Halves]) -> str:

@@ -8,6 +8,7 @@ where a path has other ones than dots.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from math import isclose
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import NORMS
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key
+from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
@@ -46,7 +49,7 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would build another base weight for the changed adapter, or would not read back what it says.
     """
-    stacks = by_pair(adapter)
+    stacks = _attentions_folded(by_pair(adapter))
     changed = not all(as_read(modules, NAME) for modules in stacks.values())
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
@@ -58,7 +61,7 @@ def write(adapter: Adapter) -> Stored:
         tensors = {canonical(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
-    _check(stored, adapter)
+    _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
     return stored
 
 
@@ -66,13 +69,13 @@ def _kind(modules: Mapping[str, Update]) -> str:
     return next(iter(modules.values())).layout.kind
 
 
-def _check(stored: Stored, adapter: Adapter) -> None:
+def _check(stored: Stored, written: Mapping[str, Update]) -> None:
     """Refuse to write what would be read as something else."""
     back = read(stored)
-    for name in sorted(set(adapter) ^ set(back), key=natural_key):
-        what = "cannot be told from its neighbours" if name in adapter else "would appear"
+    for name in sorted(set(written) ^ set(back), key=natural_key):
+        what = "cannot be told from its neighbours" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
-    for name, module in adapter.items():
+    for name, module in written.items():
         found = back[name]
         same = found.shape == module.shape and found.rank == module.rank
         if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
@@ -187,7 +190,11 @@ def _nested(name: str, stacks: Stacks) -> str:
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The configuration it came with while that still says the truth, else one brought up to date."""
     old = adapter.config if adapter.format == NAME else None
-    unsaid = all(m.scaling.rule == "unknown" and m.scale == 1 for m in adapter.modules.values())
+    unsaid = all(
+        module.scaling.rule == "unknown" and _said(name, module, stacks)[0] == 1
+        for name, modules in stacks.items()
+        for module in modules.values()
+    )
     if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
@@ -213,7 +220,7 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
             said = module.scaling.rank if module.origin else _width(module)
-            if rank != said or scale != module.scale:
+            if rank != said or scale != _said(name, module, stacks)[0]:
                 return False
             if not module.origin:
                 new.append(path)
@@ -223,6 +230,38 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
 def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
     """Where PEFT looks up r and α for a parameter."""
     return _attention(name, stacks) or config.path(name)
+
+
+def _said(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
+    """The scale that a file says of a module: half of it where PEFT adds the update twice."""
+    twice = name.endswith(".out_proj") and _attention(name, stacks)
+    return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
+
+
+def _attentions_folded(stacks: Stacks) -> Stacks:
+    """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
+
+    PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
+    """
+    found = dict(stacks)
+    for name, modules in stacks.items():
+        attention = _attention(name, stacks) if name.endswith(".out_proj") else None
+        if attention is None:
+            continue
+        ((inner, module),) = modules.items()
+        (owner,) = stacks[f"{attention}.in_proj_weight"].values()
+        scale = 2 * owner.scale
+        if not scale or scale == module.scale or not isinstance(module, LowRank):
+            continue
+        B, A = module.factors
+        folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
+        found[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
+    return found
+
+
+def _times(factor: float, B: Array) -> Array:
+    """The factor times B, in its dtype."""
+    return (factor * B).astype(B.dtype)
 
 
 def _width(module: Update) -> int:
@@ -257,7 +296,8 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         path = _path(name, config, stacks)
         for module in modules.values():
             rank = _width(module)
-            found = rank, module.scaling.alpha_for(module.scale, rank, config.rule)
+            scale, scaling = _said(name, module, stacks)
+            found = rank, scaling.alpha_for(scale, rank, config.rule)
             if terms.setdefault(path, found) != found:
                 raise ShapeError(
                     f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",

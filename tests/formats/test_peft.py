@@ -169,7 +169,7 @@ def test_real_files_are_written_back_bit_for_bit(folder: str, real: Path, tmp_pa
         ("grouped-conv", "q", (8, 18), 4, 1.5, "conv"),
         ("embedding", "words", (4, 9), 2, 3.0, "embedding"),
         ("attention", "x.attn.in_proj_weight", (12, 4), 3, 2.0, "parameter"),
-        ("attention", "x.attn.out_proj", (4, 4), 3, 2.0, "linear"),
+        ("attention", "x.attn.out_proj", (4, 4), 3, 4.0, "linear"),  # PEFT adds it twice
         ("fused", "h.0.attn", (15, 6), 4, 3.0, "merged"),
         ("experts", "m.experts.gate_up_proj[2]", (7, 4), 2, 3.0, "experts"),
         ("experts", "m.experts.down_proj[0]", (4, 5), 2, 3.0, "experts"),

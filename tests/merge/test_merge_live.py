@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer"),
 ]
-NOT_PEFT = {"attention"}  # PEFT adds the update of out_proj twice (pull request 3774)
 LYING = {"gpt2", "bias-only"}
 TWICE = {"words", "experts"}  # PEFT rounds these updates before it adds them
 
@@ -59,7 +58,7 @@ def ours(adapter, state, case, dtype=None):
     return found
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name not in NOT_PEFT], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) -> None:
     model = adapt(case)
     model.save_pretrained(tmp_path)
