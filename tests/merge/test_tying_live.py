@@ -214,6 +214,9 @@ def test_a_text_model_inside_another_is_untied_in_both_configurations(tmp_path: 
     )  # fmt: skip
     model = seeded(lambda: transformers.Gemma3ForConditionalGeneration(config))
     model.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]  # true unless said otherwise
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
     held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     own = {key.replace("model.language_model", "language_model.model"): array for key, array in held.items()}
@@ -241,3 +244,11 @@ def test_verify_sees_what_was_untied_without_need(tmp_path: Path) -> None:
     held["lm_head.weight"] = -held["lm_head.weight"]
     save_file(held, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
     assert run(*looked).stdout.startswith(f"{tmp_path / 'out'}: absent: 1 of 3 modules: lm_head.weight")
+
+
+def test_a_tied_head_is_measured_against_the_weight_it_shares(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["lm_head"])
+    (one,) = json.loads(done("amplify", tmp_path / "adapter", "--base", tmp_path / "base", "--json").stdout)["modules"]
+    assert one["weight_norm"] == pytest.approx(float(model.model.embed_tokens.weight.detach().norm()), rel=1e-5)

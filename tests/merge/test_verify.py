@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
 from loralens.merge.apply import prepare
 from loralens.merge.planning import plan
 from loralens.merge.rounding import Rounding
@@ -164,3 +165,13 @@ def test_a_tensor_that_was_not_replaced_is_absent_however_alike():
     (tensor,) = plan([(words, 1.0)], {"e.weight": streamed(W)}).tensors.values()
     assert judged(tensor, new) == ["exact"]
     assert judged(tensor, W) == ["absent"]
+
+
+def test_what_rounding_makes_too_large_is_not_exact():
+    W = np.ones((8, 8), BF16)
+    D = 0.6 * 2.0**-7  # of the unit in the last place: all of it arrives as one
+    pair = LowRank(np.full((8, 1), D, np.float32), np.ones((1, 8), np.float32))
+    (tensor,) = plan([(adapter({"a": pair}), 1.0)], {"a.weight": streamed(W)}).tensors.values()
+    (one,) = verdicts(prepare(tensor), streamed(merged(tensor)))
+    assert (one.outcome, one.different, one.by_rounding) == ("partial", 0, True)
+    assert one.gain == pytest.approx(1 / 0.6, rel=1e-3)
