@@ -19,6 +19,7 @@ from typing import Any
 from loralens.analysis import consumers_image as image
 from loralens.analysis.consumers_image import error, warning
 from loralens.core.adapter import Adapter, Finding
+from loralens.core.carried import MAGNITUDES
 from loralens.core.matching import Match
 from loralens.core.names import is_expert_alone, kind, some
 from loralens.core.structured import Structured
@@ -91,7 +92,7 @@ def _no_structure(adapter: Adapter) -> Iterator[Finding]:
 
 def _no_dora(adapter: Adapter) -> Iterator[Finding]:
     """vLLM: ``_validate_features`` of peft_helper.py refuses. llama.cpp: "unexpected suffix". LoRAX never reads it."""
-    dora = any(extra.role.startswith("magnitude") for extra in adapter.extra.values())
+    dora = any(extra.role in MAGNITUDES for extra in adapter.extra.values())
     if dora or (adapter.config or {}).get("use_dora"):
         text = "DoRA is refused or its magnitudes are ignored"
         yield error("dora", text, "merge the adapter into its base, or train a plain LoRA")

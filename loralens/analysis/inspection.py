@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.carried import NORMS
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import select, some
@@ -74,7 +75,9 @@ def inspect(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
             spoilt.append(name)
     spoilt += [key for key, extra in adapter.extra.items() if broken(extra.tensor.read())]
     findings = [*adapter.findings, *_zero(zero, len(chosen)), *_spoilt(spoilt)]
-    return Inspection(adapter, chosen, zero, dict(adapter.extra), findings)
+    return Inspection(
+        adapter, chosen, zero, {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}, findings
+    )
 
 
 def broken(array: Array) -> int:

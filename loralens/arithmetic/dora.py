@@ -23,7 +23,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX
-from loralens.core.carried import magnitudes
+from loralens.core.carried import NORMS, magnitudes
 from loralens.core.joint import Lift
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
@@ -35,6 +35,18 @@ from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
 LEAST = 2.0**-20  # of |1 + h|: below it the base weight is all but gone from a row, and no B' would make up for it
+
+
+def filled(adapter: Adapter, weights: Weights) -> Adapter:
+    """The adapter with the magnitudes that its file lacks: the lengths of the base weights, which stood for them."""
+    extra = dict(adapter.extra)
+    for key, one in adapter.extra.items():
+        if one.role in NORMS:
+            kernel, by_input = adapter[one.module].layout.kernel, one.role == "norms_in"
+            m = weights[one.module].lengths(by_input=by_input).astype(np.float32)
+            shape = (1, m.size, *(1 for _ in kernel)) if kernel else m.shape
+            extra[key] = Extra("magnitude_in" if by_input else "magnitude", one.module, LazyArray.of(m.reshape(shape)))
+    return replace(adapter, extra=extra)
 
 
 def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
@@ -65,14 +77,14 @@ def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Fl
     """The stretch g − 1 of a module whose magnitude is at ``key``."""
     module, extra = adapter[name], adapter.extra[key]
     with place(key):
-        if extra.role != "magnitude":
+        if extra.role not in ("magnitude", "norms"):
             what = "is a magnitude by input: it stretches the columns of W"
             raise MismatchError(what, fix="merge it into the base with loralens merge")
-        if extra.tensor.size != module.shape[0]:
+        if extra.role == "magnitude" and extra.tensor.size != module.shape[0]:
             raise ShapeError(f"{extra.tensor.shape} is not one number for each output", fix="save the adapter again")
         if weight is None:
             raise MismatchError("its base weight is not there", fix="give the base that it was trained on")
-        m = extra.tensor.read().astype(np.float64).reshape(-1)
+        m = weight.lengths() if extra.role in NORMS else extra.tensor.read().astype(np.float64).reshape(-1)
         lengths = np.sqrt(squares(weight, module))
         return np.asarray(np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1)  # zeros stay zeros
 
@@ -186,7 +198,7 @@ def named_keys(
         held = [
             (those[name], one.extra[those[name]].tensor.shape)
             for one, those, called in zip(adapters, known, own, strict=True)
-            if called == name and name in those
+            if called == name and name in those and one.extra[those[name]].role not in NORMS
         ]
         if not held and first != "peft":
             raise MismatchError(

@@ -44,6 +44,7 @@ TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "l
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
+@options.ONCE
 @options.reading
 def command(
     source: str,
@@ -75,6 +76,7 @@ def command(
     with place(source):
         target.check_known(adapter, to)
         adapter, words = _renamed(adapter, base, prefix, to)
+        adapter = _with_magnitudes(adapter, base, words)
         if drop_extra:
             words.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
@@ -113,40 +115,43 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
         from loralens.formats.base_copies import FULL, without_copies
         from loralens.formats.checkpoint import shapes, weights
         from loralens.formats.gguf_writer import head_is_tied
-        from loralens.merge.tying import HEAD
 
         known = shapes(base)
         tied = _tied_heads(adapter, base, known)
         if tied and to == "gguf":
-            with place(tied[0]):
+            with place(next(iter(tied))):
                 raise head_is_tied()
         found = match({name: module.shape for name, module in adapter.items() if name not in tied}, known)
         words.append(str(found))
         if tied:
-            words.append(f"{tied[0]} adapts the base's embedding, which is its head too, and has no weight of its own")
+            words.append(
+                f"{next(iter(tied))} adapts the base's embedding, which is its head too, and has no weight of its own"
+            )
         adapter = with_kernels(adapter, {name: known[key] for name, key in found.keys.items()})
         if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
             adapter, copies = without_copies(adapter, weights(base), found.rename)
             words += [f"left out {key}: it is the base's own" for key in copies]
         if found.edit:
             names = {name: _module_name(name, key) for name, key in found.keys.items()}
-            heads = dict.fromkeys(tied, HEAD.removesuffix(".weight"))
-            adapter = adapter.renamed({**_renamed_extras(adapter, found, known), **names, **heads})
+            adapter = adapter.renamed({**_renamed_extras(adapter, found, known), **names, **tied})
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))
     return adapter, words
 
 
-def _tied_heads(adapter: "Adapter", base: Path, known: "Mapping[str, Shape]") -> list[str]:
-    """The modules that adapt a head whose weight the base holds as its embedding alone."""
+def _tied_heads(adapter: "Adapter", base: Path, known: "Mapping[str, Shape]") -> dict[str, str]:
+    """The modules that adapt a head whose weight the base holds as its embedding alone, and what the head is called."""
     from loralens.formats.checkpoint import model_config, resolved
     from loralens.formats.model_files import model_files
-    from loralens.merge.tying import HEAD, Tied
+    from loralens.merge.tying import Tied
 
-    heads = [name for name in adapter if f".{name}.weight".endswith(f".{HEAD}")]
-    if not heads or any(f".{key}".endswith(f".{HEAD}") for key in known):
-        return []
-    return heads if Tied.of(model_files(resolved(base)).tensors, model_config(base) or {}).head else []
+    if all(f"{name}.weight" in known for name in adapter):
+        return {}
+    tied = Tied.of(model_files(resolved(base)).tensors, model_config(base) or {})
+    if not (tied.lacks_head and tied.ties.head):
+        return {}
+    head = tied.ties.head.removesuffix(".weight")
+    return {name: head for name in adapter if f".{name}".endswith(f".{head}")}
 
 
 def _renamed_extras(adapter: "Adapter", found: "Match", known: Collection[str]) -> Mapping[str, str]:
@@ -154,6 +159,19 @@ def _renamed_extras(adapter: "Adapter", found: "Match", known: Collection[str]) 
     alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
     names = {name: found.rename(name) for name in alone}
     return {old: new for old, new in names.items() if f"{new}.weight" in known or new in known}
+
+
+def _with_magnitudes(adapter: "Adapter", base: Path | None, words: list[str]) -> "Adapter":
+    """The adapter with the magnitudes of DoRA that its file lacks, where a base is there to make them from."""
+    from loralens.arithmetic.dora import filled
+    from loralens.core.carried import NORMS
+
+    missing = [one.module for one in adapter.extra.values() if one.role in NORMS]
+    if not base or not missing:
+        return adapter
+    words.append(f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights")
+    weights = options.base_weights(str(base), {name: adapter[name] for name in missing})
+    return filled(adapter, weights.modules)
 
 
 def _module_name(name: str, key: str) -> str:

@@ -42,6 +42,7 @@ WORST = 3  # modules that a line of text names
     "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, one finding a module.")
+@options.ONCE
 @options.reading
 def command(
     paths: tuple[str, ...],

@@ -27,12 +27,15 @@ NONE = Path("none")
     "--dtype", type=click.Choice(["keep", *options.DTYPES]), default="keep", help="Dtype of the merged model."
 )
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
-@click.option("--untie", is_flag=True, help="Give a head that shares the embedding's weight one of its own.")
+@options.untying(
+    "Whether a head that shares the embedding's weight gets one of its own. [default: as the adapter needs]"
+)
 @options.DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--dry-run", is_flag=True, help="Say what would arrive, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The certificate on stdout.")
 @options.MODULES
+@options.ONCE
 @options.reading
 def command(
     adapters: tuple[str, ...],
@@ -44,7 +47,7 @@ def command(
     seed: int,
     dtype: str,
     allow_missing: bool,
-    untie: bool,
+    untie: bool | None,
     device: str,
     overwrite: bool,
     dry_run: bool,

@@ -84,7 +84,7 @@ def inputs(
     reading: Mapping[str, Any],
     *,
     allow_missing: bool = False,
-    untie: bool = False,
+    untie: bool | None = None,
     dtype: str | None = None,
 ) -> Inputs:
     """Everything read and planned; no number of the base yet."""
@@ -110,6 +110,7 @@ def inputs(
             conv1d=stores_conv1d(path),
             allow_missing=allow_missing,
             untie=untie,
+            dtype=dtype,
             scales=scales.spread,
         )
     except LoraLensError as error:  # of an adapter by itself, or of the two together

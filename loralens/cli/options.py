@@ -46,9 +46,19 @@ _READING = (
     ),
 )
 
+ONCE = click.option(
+    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
+)
+
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
 )
+
+
+def untying(text: str) -> Callable[[F], F]:
+    """``--untie`` and ``--keep-tied``: whether weights that share numbers become weights of their own."""
+    return click.option("--untie/--keep-tied", "untie", default=None, help=text)
+
 
 DEVICE = click.option(
     "--device",
@@ -121,14 +131,19 @@ def opened(path: str) -> "Checkpoint":
 
 
 def base_weights(base: str, modules: "Updates") -> "Weights":
-    """The weights of the base at ``base`` that these modules adapt; errors say the base."""
+    """The weights of the base at ``base`` that these modules adapt; errors say the base.
+
+    A head that the base does not store, as it shares the embedding's weight, has that.
+    """
     from loralens.core.weights import weights_of
     from loralens.errors import place
-    from loralens.formats.checkpoint import stores_conv1d
+    from loralens.formats.checkpoint import model_config, stores_conv1d
+    from loralens.merge.tying import Tied
 
     checkpoint = opened(base)
     with place(base):
-        return weights_of(modules, checkpoint.tensors, conv1d=stores_conv1d(Path(base)))
+        tensors = Tied.of(checkpoint.tensors, model_config(Path(base)) or {}).shown(checkpoint.tensors)
+        return weights_of(modules, tensors, conv1d=stores_conv1d(Path(base)))
 
 
 def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

@@ -24,6 +24,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
 @options.MODULES
+@options.ONCE
 @options.reading
 def command(
     merged: Path,
@@ -93,7 +94,7 @@ def _by_subtraction(
     from loralens.merge.apply import prepare
     from loralens.merge.subtract import Doubt, subtracted
 
-    given = inputs(adapters, str(merged), modules, reading)
+    given = inputs(adapters, str(merged), modules, reading, untie=False)
     plan = given.plan
     for tensor in plan.tensors.values():
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):

@@ -23,10 +23,13 @@ OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 @click.option("--adapter", "adapters", multiple=True, required=True, metavar="ADAPTER[:W]", help="Repeatable.")
 @click.option("--rounding", type=click.Choice(options.ROUNDINGS), default="nearest", show_default=True)
 @click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@click.option("--untie", is_flag=True, help="The merge gave the head a weight of its own.")
+@options.untying(
+    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or as the adapter needs]"
+)
 @options.DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @options.MODULES
+@options.ONCE
 @options.reading
 def command(
     merged: str,
@@ -34,7 +37,7 @@ def command(
     adapters: tuple[str, ...],
     rounding: str,
     seed: int,
-    untie: bool,
+    untie: bool | None,
     device: str,
     as_json: bool,
     modules: tuple[str, ...],
@@ -42,8 +45,10 @@ def command(
 ) -> None:
     """Say of every module whether MERGED holds it: the merge is replayed and compared.
 
-    exact: every bit is what loralens writes. rounded: it is there in full, rounded otherwise. partial: some of it.
-    absent: the base, or another model. Exit code 0 for exact and rounded, 1 for partial and absent.
+    exact: every bit is what loralens writes. rounded: it is there in full, rounded otherwise. partial: at another
+    strength, below 0.9 or above 1.1 or not what the rounding predicts. absent: below 0.1, as in the base or another
+    model. What rounding itself took counts like what is missing. Exit code 0 for exact and rounded, 1 for partial and
+    absent; the whole is as good as its worst module.
     """
     from loralens.linalg.device import Device
 
@@ -60,6 +65,7 @@ def command(
                     "name": one.module,
                     "verdict": one.outcome,
                     "gain": one.gain,
+                    "predicted_gain": one.predicted,
                     "relative_error": one.error,
                     "different": one.different,
                 }
@@ -70,7 +76,7 @@ def command(
         }
         click.echo(json.dumps(record))
     else:
-        _show(merged, found, foreign, worst)
+        _show(merged, found, foreign, worst, rounding)
     if OUTCOMES.index(worst) > 1:
         click.get_current_context().exit(1)
 
@@ -84,22 +90,28 @@ def _verdicts(
     rounding: str,
     seed: int,
     *,
-    untie: bool,
+    untie: bool | None,
     device: "Device",
 ) -> "tuple[list[Verdict], list[str]]":
     from loralens.cli.merge_inputs import inputs
     from loralens.cli.progress import progress
     from loralens.core.threads import in_threads
     from loralens.errors import MismatchError, place
-    from loralens.formats.checkpoint import resolved, weights
+    from loralens.formats.checkpoint import model_config, resolved, weights
     from loralens.formats.model_files import model_files
     from loralens.merge.apply import prepare
     from loralens.merge.rounding import Rounding
+    from loralens.merge.tying import Tied
     from loralens.merge.verify import same, verdicts
 
-    given = inputs(adapters, base, modules, reading, untie=untie)
-    tensors, stored = weights(Path(merged)), model_files(resolved(Path(merged))).tensors
-    base_tensors, planned = weights(Path(base)), given.plan.tensors
+    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
+    tensors = merged_tie.shown(weights(Path(merged)))
+    stored = merged_tie.shown(model_files(resolved(Path(merged))).tensors)
+    base_tensors = weights(Path(base))
+    copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
+    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
+        untie = True  # as the merge did it, whether the adapter needs that or not
+    planned = inputs(adapters, base, modules, reading, untie=untie).plan.tensors
     for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
@@ -127,7 +139,7 @@ def _verdicts(
     return [one for some in found.values() for one in some], [key for key in others if foreign[key]]
 
 
-def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -> None:
+def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str, rounding: str) -> None:
     from loralens.cli.table import Column, Table, number, show
     from loralens.core.names import some
 
@@ -136,7 +148,8 @@ def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -
         for one in sorted(found, key=lambda one: -OUTCOMES.index(one.outcome))
     ]
     columns = [Column("module", "left"), Column("verdict", "left"), *map(Column, ("gain", "error", "entries differ"))]
-    show(Table(f"{merged}: {worst}", columns, rows))
+    show(Table(_headline(merged, found, worst), columns, rows))
+    _explain([one for one in found if OUTCOMES.index(one.outcome) > 1], rounding)
     if foreign:
         what = (
             "1 tensor that the adapter does not touch is not that of the base"
@@ -144,3 +157,34 @@ def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str) -
             else f"{len(foreign)} tensors that the adapter does not touch are not those of the base"
         )
         click.echo(f"note: {what}: {some(foreign)}")
+
+
+def _headline(merged: str, found: "list[Verdict]", worst: str) -> str:
+    """The worst verdict, and where it is not good the modules that have it."""
+    from loralens.core.names import some
+
+    if OUTCOMES.index(worst) < 2:
+        return f"{merged}: {worst}"
+    names = [one.module for one in found if one.outcome == worst]
+    if len(names) == len(found) > 1:
+        return f"{merged}: {worst}: all {len(names)} modules"
+    count = f"{len(names)} of {len(found)} modules" if len(found) > 1 else "1 module"
+    return f"{merged}: {worst}: {count}: {some(names)}"
+
+
+def _explain(bad: "list[Verdict]", rounding: str) -> None:
+    """Why modules do not hold, where their numbers tell."""
+    from loralens.core.names import some
+
+    rounded = [one.module for one in bad if one.by_rounding]
+    other = [one for one in bad if not one.by_rounding and one.outcome == "partial"]
+    if rounded:
+        click.echo(
+            f"note: in {len(rounded)} of them every bit is what this merge writes, and rounding takes the rest: merge "
+            f"with --dtype f32, or serve the adapter unmerged: {some(rounded)}"
+        )
+    if other:
+        click.echo(
+            f"note: {other[0].module} has a gain of {other[0].gain:.4f}, where {rounding} rounding predicts "
+            f"{other[0].predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
+        )

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import magnitudes
+from loralens.core.carried import NORMS, magnitudes
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
@@ -44,10 +44,15 @@ def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> 
 
 
 def _solved(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
-    tensor, kernel = extra.tensor, before.layout.kernel
+    over_in, kernel = extra.role in ("magnitude", "norms"), before.layout.kernel
+    tensor = extra.tensor
     if extra.role == "magnitude_in" and not kernel and before.shape[1] % max(1, tensor.size) == 0:
         kernel = (before.shape[1] // max(1, tensor.size),)  # which LyCORIS stores flat
-    cosines = cosines_of(before, after, weight, over_in=extra.role == "magnitude", kernel=kernel)
+    cosines = cosines_of(before, after, weight, over_in=over_in, kernel=kernel)
+    if extra.role in NORMS:  # from now on the file has them
+        shape = (1, before.shape[0], *(1 for _ in kernel)) if kernel else (cosines.size,)
+        tensor = LazyArray.of(weight.lengths(by_input=not over_in).astype(np.float32).reshape(shape))
+        extra = Extra("magnitude" if over_in else "magnitude_in", extra.module, tensor)
     if tensor.size != cosines.size:
         raise ShapeError(
             f"{tensor.shape} is not one number for each of {cosines.size} channels", fix="save the adapter again"

@@ -46,11 +46,12 @@ class Extra:
     Attributes
     ----------
     role : str
-        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``bias``, ``lora_bias`` (a bias
-        on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding`` (the
-        full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an embedding), ``diagonal``
-        (KaSA), ``diff`` and ``diff_b`` (differences to be added to a weight or bias), ``shape`` (ComfyUI: what a
-        weight is padded to) or ``other``.
+        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``norms`` and ``norms_in`` (the
+        same where the file has none: an empty tensor, for which the lengths of W stand), ``bias``, ``lora_bias`` (a
+        bias on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding``
+        (the full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an embedding),
+        ``diagonal`` (KaSA), ``diff`` and ``diff_b`` (differences to be added to a weight or bias), ``shape`` (ComfyUI:
+        what a weight is padded to) or ``other``.
     module : str
         The base model's module that it belongs to.
     tensor : LazyArray

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
 PEFT_PREFIX = "base_model.model."
+BENDING = ("magnitude", "norms")  # extras that make a module DoRA, one number an output
 REPLACED = ("saved", "embedding", "bias")  # extras that take the place of a parameter of the model
 
 
@@ -131,7 +132,7 @@ class Attachment:
                 self._change(name, module, weight)
             else:
                 self._steps[name] = (layer, found)
-        for key, extra in sorted(adapter.extra.items(), key=lambda item: item[1].role == "magnitude"):  # biases first
+        for key, extra in sorted(adapter.extra.items(), key=lambda item: item[1].role in BENDING):  # biases first
             self._take(key, extra, adapter, weights)
 
     @property
@@ -206,7 +207,7 @@ class Attachment:
             self._replace(key, extra, weights)
         elif extra.module not in self._steps:
             self.left_out[key] = f"{extra.role}: {extra.module} is no layer here that a hook can adapt"
-        elif extra.role == "magnitude":
+        elif extra.role in BENDING:
             self._renormalise(key, extra, adapter, weights)
         elif extra.role == "lora_bias":
             update = adapter[extra.module].scale * extra.tensor.read().astype("float64").reshape(-1)
@@ -231,14 +232,18 @@ class Attachment:
         name, (layer, _) = extra.module, self._steps[extra.module]
         module, weight = adapter[name], weights.modules[name]
         own = self.tree.parameter(weight.key).detach()
-        if extra.tensor.size != module.shape[0]:
+        if extra.role == "magnitude" and extra.tensor.size != module.shape[0]:
             self.left_out[key] = f"{extra.role}: {extra.tensor.size} numbers, not one for each of its outputs"
             return
         dtype = compute_dtype(own)
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
         norm = (W + tensor(module.dense(), own, dtype)).norm(dim=1)
         bias = self._new.get(f"{weight.key.removesuffix('.weight')}.bias", getattr(layer, "bias", None))
-        factor = self._beside(name, extra.tensor.read().reshape(-1)) / self._laid(name, norm)
+        if extra.role == "norms":  # the file has none: PEFT takes the lengths of W, in the dtype of W
+            m = self._laid(name, W.norm(dim=1).to(own.dtype).to(dtype))
+        else:
+            m = self._beside(name, extra.tensor.read().reshape(-1))
+        factor = m / self._laid(name, norm)
         self._norms[name] = (self._laid(name, norm * 0 if bias is None else bias.detach().to(dtype)), factor)
 
     def _beside(self, name: str, array: Any) -> "Tensor":

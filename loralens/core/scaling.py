@@ -1,11 +1,12 @@
 """Scaling: where the scale of an update came from, and the α that a file has to say to give it back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
 
 Rule = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
+TWICE = "twice, as PEFT adds it"  # how the origin of the scale of an nn.MultiheadAttention's out_proj ends
 CONVENTION = "no alpha in the file"  # how the origin of a scale begins that a file leaves to convention
 
 
@@ -37,6 +38,23 @@ class Scaling:
         return self.rule != "unknown" and not self.origin.startswith(CONVENTION)
 
     @property
+    def twice(self) -> bool:
+        """Whether it is double what the file says, because PEFT adds the update twice (see `doubled`)."""
+        return self.origin.endswith(TWICE)
+
+    def doubled(self) -> "Scaling":
+        """That of an update which PEFT adds twice, in training too."""
+        alpha = None if self.alpha is None else 2 * self.alpha
+        return replace(self, alpha=alpha, origin=f"{self.origin}, {TWICE}" if self.origin else TWICE)
+
+    def once(self) -> "Scaling":
+        """What the file says of an update that is `doubled`; as it is of any other."""
+        if not self.twice:
+            return self
+        alpha = None if self.alpha is None else self.alpha / 2
+        return replace(self, alpha=alpha, origin=self.origin.removesuffix(TWICE).removesuffix(", "))
+
+    @property
     def value(self) -> float:
         """The scale that the rule gives; 1 where the rule is not a formula."""
         if self.alpha is None or self.rank is None:
@@ -51,7 +69,7 @@ class Scaling:
 
     def __str__(self) -> str:
         if self.rule == "unknown":
-            return "unknown, taken as 1"
+            return f"unknown, taken as 1, {TWICE}" if self.twice else "unknown, taken as 1"
         formula = {
             "alpha/r": f"α/r = {self.alpha:g}/{self.rank}" if self.alpha is not None else "α/r",
             "alpha/sqrt(r)": f"α/√r = {self.alpha:g}/√{self.rank}" if self.alpha is not None else "α/√r",

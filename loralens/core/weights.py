@@ -6,7 +6,7 @@ from math import prod
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
@@ -60,6 +60,26 @@ class Weight:
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             yield part, self.stored.rows(part.start, part.stop).read() if whole is None else whole[part]
+
+    def lengths(self, *, by_input: bool = False) -> NDArray[np.float64]:
+        """‖W‖ for every output, or input: the magnitude of a DoRA module before it is trained.
+
+        Float64, shape (out,) or (in,); rounded to the dtype of 16-bit weights, else to float32, as PEFT makes it.
+        """
+        squares = np.zeros(self.shape[1 if by_input else 0])
+        for part, block in self.blocks():
+            W = block.astype(np.float64)
+            if by_input == self.transposed:  # one number a row of the block
+                squares[part] = np.einsum("ij,ij->i", W, W)
+            else:
+                squares += np.einsum("ij,ij->j", W, W)
+        return as_made(squares, self.stored.dtype)
+
+
+def as_made(squares: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
+    """Lengths from their squares, rounded as PEFT rounds those of weights of this dtype."""
+    lengths = np.sqrt(squares)
+    return lengths.astype(dtype if dtype.itemsize == 2 else np.float32).astype(np.float64)
 
 
 @final

@@ -96,6 +96,7 @@ def load(
     scale: float | None = None,
     allow_pickle: bool = False,
     base: str | PathLike[str] | None = None,
+    once: bool = False,
     strict: bool = True,
 ) -> Adapter:
     """The adapter at ``path``, its numbers read when they are asked for.
@@ -112,6 +113,8 @@ def load(
         Read ``.bin`` and ``.pt`` files, by an unpickler that builds tensors and nothing else.
     base : path, optional
         The base model's folder: a GGUF adapter needs its head counts to put rows of q and k back in order.
+    once : bool
+        Take the out_proj of an ``nn.MultiheadAttention`` once, where PEFT up to 0.21.2 adds it twice, in training too.
     strict : bool
         Raise what the reader found wrong enough to make the numbers wrong; else it stays in ``findings``.
 
@@ -128,6 +131,7 @@ def load(
             _check_pickle(config, allow_pickle=allow_pickle)
         stored = replace(_open(file), config=config)
         adapter = _rescaled(_adapter(stored, file, format), alpha, scale)
+        adapter = adapter.map(_once) if once else adapter
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
@@ -244,9 +248,12 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
 
     def given(module: "Update") -> "Update":
         if scale is not None:
-            return module.rescaled(scale, Scaling("given", origin="--scale"))
+            twice = module.scaling.twice
+            scaling = Scaling("given", origin="--scale")
+            return module.rescaled(scale * (1 + twice), scaling.doubled() if twice else scaling)
         rank = module.scaling.rank or module.rank // module.layout.blocks
         scaling = Scaling("alpha/r", alpha, rank, "--alpha")
+        scaling = scaling.doubled() if module.scaling.twice else scaling
         return module.rescaled(scaling.value, scaling)
 
     rescaled = adapter.map(given)
@@ -255,6 +262,11 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
             raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
     return replace(rescaled, findings=findings)
+
+
+def _once(module: "Update") -> "Update":
+    """A module that PEFT adds twice, as it would be added once."""
+    return module.rescaled(module.scale / 2, module.scaling.once()) if module.scaling.twice else module
 
 
 def save(

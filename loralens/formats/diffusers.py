@@ -17,13 +17,14 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
-from loralens.formats import alpha
+from loralens.formats import alpha, dora
 from loralens.formats.container import Stored
 from loralens.formats.diffusers_keys import HALVES, LYCORIS, fits, leaf
 from loralens.formats.diffusers_metadata import KEY, Configs
 from loralens.formats.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
 
 NAME = "diffusers"
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as PEFT, which diffusers builds on
 STORED = (*HALVES, "alpha")  # the parts of one module
 _FOREIGN = ("base_model.model.",)
 
@@ -56,8 +57,15 @@ def read(stored: Stored) -> Adapter:
         update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
         companions=lambda name, parts, found: _companions(name, parts, paired=found is not None),
     )
+    bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
+    extra = {**extra, **dora.unstored(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
     findings = [*_about_ranks(modules), *_about_alphas(modules, configs), *alpha.findings(modules, stored.metadata)]
-    findings += [*configs.findings(), *_about_extras(extra.items()), *_about_config(stored)]
+    findings += [
+        *configs.findings(),
+        *_about_extras(extra.items()),
+        *_about_config(stored),
+        *dora.finding(extra, software="diffusers"),
+    ]
     return Adapter(
         modules=modules,
         extra=extra,

@@ -58,6 +58,11 @@ class Configs:
         scaling = self.by_component[component].scaling(path)
         return replace(scaling, origin=scaling.origin.replace("adapter_config.json", KEY))
 
+    def is_dora(self, name: str) -> bool:
+        """Whether the component of a module is DoRA."""
+        component = self.component(name)
+        return component is not None and bool(self.by_component[component].fields.get("use_dora"))
+
     def findings(self) -> list[Finding]:
         """What makes a component more, or other, than scale·B·A on the original base."""
         return [

@@ -14,6 +14,7 @@ from math import isclose
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
 from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
@@ -77,7 +78,7 @@ def _as_read(adapter: Adapter) -> Stored | None:
     """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
     if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
         return None
-    tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     for module in adapter.modules.values():
         tensors.update(module.origin.tensors if module.origin else {})
     stored = Stored(tensors, adapter.metadata, adapter.config)
@@ -119,7 +120,7 @@ def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
-        return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items()}
+        return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors = companions(adapter, "a diffusers file")
     _check_dora(adapter)
     return tensors
@@ -184,7 +185,11 @@ def _updated(
         raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
     rank, alpha = most_common(ranks.values()), most_common(alphas.values())
     roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
-    found: dict[str, Any] = {"peft_type": "LORA", "use_dora": "magnitude" in roles, "lora_bias": "lora_bias" in roles}
+    found: dict[str, Any] = {
+        "peft_type": "LORA",
+        "use_dora": bool(roles & {"magnitude", "norms"}),
+        "lora_bias": "lora_bias" in roles,
+    }
     found.update(old or {})
     found.update(
         r=rank,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
 from loralens.core.image_names import lone_encoder
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
@@ -19,6 +20,13 @@ def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping
     FormatError
         It has extras of other roles; they are named, and never dropped silently.
     """
+    norms = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
+    if norms:
+        raise FormatError(
+            f"the magnitudes of {len(norms)} DoRA modules are not in the file, {norms[0]} the first, and {title} does "
+            "not make them from the base",
+            fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
+        )
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in held]
     if lost:
         fix = "convert with --drop-extra to leave them out"

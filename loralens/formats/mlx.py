@@ -26,13 +26,14 @@ from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats import embeddings
+from loralens.formats import dora, embeddings
 from loralens.formats.container import Stored, plain_text
 from loralens.formats.number import finite
 from loralens.formats.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
 from loralens.formats.peft_fields import sound
 
 NAME = "mlx"
+DORA = {"linear": "norms", "embedding": "norms_in"}  # mlx-lm: one length a row of the stored weight
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
@@ -105,14 +106,17 @@ def read(stored: Stored) -> Adapter:
             yield one, LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
 
     modules = unfold(groups, made)
+    extra = {key: _extra(key, tensor, modules) for key, tensor in rest.items()}
+    if (stored.config or {}).get("fine_tune_type") == "dora":
+        extra |= dora.unstored(modules, extra, DORA, lambda name: f"{name}.m")
     return Adapter(
         modules=modules,
-        extra={key: _extra(key, tensor, modules) for key, tensor in rest.items()},
+        extra=extra,
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
         base_model=plain_text((stored.config or {}).get("model")),
-        findings=tuple(_findings(stored.config, scale, modules)),
+        findings=(*_findings(stored.config, scale, modules), *dora.finding(extra, software="mlx-lm")),
         peft_fields=sound({"lora_dropout": parameters(stored.config).get("dropout")}),
     )
 

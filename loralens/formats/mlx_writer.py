@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.carried import NORMS
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
@@ -102,7 +103,7 @@ def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along; from another dialect, DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
-        return {key: extra.tensor for key, extra in adapter.extra.items()}
+        return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
         module = adapter.modules.get(extra.module)

@@ -26,13 +26,14 @@ from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats import peft_experts, peft_types
+from loralens.formats import dora, peft_experts, peft_types
 from loralens.formats.container import FLOATS, Stored, plain_text
 from loralens.formats.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
 from loralens.formats.peft_config import PeftConfig
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
 
 NAME = "peft"
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # kinds that PEFT can adapt so, one length an output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
 
 Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
@@ -76,7 +77,12 @@ def read(stored: Stored) -> Adapter:
     findings += about
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
     if config:
-        findings += config.variants() + _unmatched(config, paths, modules)
+        if config.fields.get("use_dora"):
+            extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
+        missing = dora.finding(extra, software="PEFT")
+        bent = any(one.role == "magnitude" for one in extra.values())
+        findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
+        findings += _unmatched(config, paths, modules)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -122,8 +128,8 @@ def _added_twice(name: str) -> Finding:
         "warning",
         "out-proj-twice",
         f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
-        "request 3774); what is measured here is scale·B·A, once",
-        "double the scale of its out_proj for a base that PEFT does not load",
+        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged",
+        "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once",
     )
 
 
@@ -173,7 +179,9 @@ def _modules(
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in pairs:
         name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
-    yield name, _module(name, halves, config, scaling, origin)
+    module = _module(name, halves, config, scaling, origin)
+    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
+    yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
 def _target(path: str, pairs: Mapping[str, Halves]) -> str:

@@ -10,14 +10,18 @@ where a path has other ones than dots.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from math import isclose
 from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key
+from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.container import Stored
@@ -32,6 +36,7 @@ from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
 
 _PLAIN = re.compile(r"^[\w.-]+$")
 
+DORA = ("magnitude", "norms")
 PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
@@ -47,7 +52,7 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would build another base weight for the changed adapter, or would not read back what it says.
     """
-    stacks = by_pair(adapter)
+    stacks = _attentions_folded(by_pair(adapter))
     changed = not all(as_read(modules, NAME) for modules in stacks.values())
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
@@ -59,7 +64,7 @@ def write(adapter: Adapter) -> Stored:
         tensors = {canonical(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
-    _check(stored, adapter)
+    _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
     return stored
 
 
@@ -67,13 +72,13 @@ def _kind(modules: Mapping[str, Update]) -> str:
     return next(iter(modules.values())).layout.kind
 
 
-def _check(stored: Stored, adapter: Adapter) -> None:
+def _check(stored: Stored, written: Mapping[str, Update]) -> None:
     """Refuse to write what would be read as something else."""
     back = read(stored)
-    for name in sorted(set(adapter) ^ set(back), key=natural_key):
-        what = "cannot be told from its neighbours" if name in adapter else "would appear"
+    for name in sorted(set(written) ^ set(back), key=natural_key):
+        what = "cannot be told from its neighbours" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
-    for name, module in adapter.items():
+    for name, module in written.items():
         found = back[name]
         same = found.shape == module.shape and found.rank == module.rank
         if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
@@ -109,8 +114,18 @@ def _attention(name: str, stacks: Stacks) -> str | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
     if adapter.format == NAME:
-        return {key: _as_it_is(extra, adapter) for key, extra in adapter.extra.items()}
-    return {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+        held = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        return {key: _as_it_is(extra, adapter) for key, extra in held.items()}
+    extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+    bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    plain = [name for name in adapter if bent and name not in bent]
+    if plain:
+        raise FormatError(
+            f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first, have no DoRA magnitude, and PEFT makes all "
+            "of them DoRA",
+            fix="leave one of the two kinds out with --modules",
+        )
+    return extras
 
 
 def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
@@ -178,11 +193,17 @@ def _nested(name: str, stacks: Stacks) -> str:
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The configuration it came with while that still says the truth, else one brought up to date."""
     old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
-    unsaid = all(m.scaling.rule == "unknown" and m.scale == 1 for m in adapter.modules.values())
+    unsaid = all(
+        module.scaling.rule == "unknown" and _said(name, module, stacks)[0] == 1
+        for name, modules in stacks.items()
+        for module in modules.values()
+    )
     if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
         return _updated(_fresh(adapter), stacks)
+    if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
+        old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
@@ -202,7 +223,7 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
             said = module.scaling.rank if module.origin else _width(module)
-            if rank != said or scale != module.scale:
+            if rank != said or scale != _said(name, module, stacks)[0]:
                 return False
             if not module.origin:
                 new.append(path)
@@ -212,6 +233,38 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
 def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
     """Where PEFT looks up r and α for a parameter."""
     return _attention(name, stacks) or config.path(name)
+
+
+def _said(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
+    """The scale that a file says of a module: half of it where PEFT adds the update twice."""
+    twice = name.endswith(".out_proj") and _attention(name, stacks)
+    return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
+
+
+def _attentions_folded(stacks: Stacks) -> Stacks:
+    """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
+
+    PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
+    """
+    found = dict(stacks)
+    for name, modules in stacks.items():
+        attention = _attention(name, stacks) if name.endswith(".out_proj") else None
+        if attention is None:
+            continue
+        ((inner, module),) = modules.items()
+        (owner,) = stacks[f"{attention}.in_proj_weight"].values()
+        scale = 2 * owner.scale
+        if not scale or scale == module.scale or not isinstance(module, LowRank):
+            continue
+        B, A = module.factors
+        folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
+        found[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
+    return found
+
+
+def _times(factor: float, B: Array) -> Array:
+    """The factor times B, in its dtype."""
+    return (factor * B).astype(B.dtype)
 
 
 def _width(module: Update) -> int:
@@ -246,7 +299,8 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         path = _path(name, config, stacks)
         for module in modules.values():
             rank = _width(module)
-            found = rank, module.scaling.alpha_for(module.scale, rank, config.rule)
+            scale, scaling = _said(name, module, stacks)
+            found = rank, scaling.alpha_for(scale, rank, config.rule)
             if terms.setdefault(path, found) != found:
                 raise ShapeError(
                     f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",

@@ -89,7 +89,7 @@ def extract(
     threads for matrices below 16 million numbers, and the triplets that are kept. Weights that differ are read
     three times: to see that they do, for their directions, and for the error of what was made.
     """
-    base, tuned = _untied(base, base_config, tuned, tuned_config)
+    base, tuned, tied = _untied(base, base_config, tuned, tuned_config)
     compared = compare(base, tuned, conv1d=conv1d, hidden=_hidden(tuned_config or {}))
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
@@ -98,7 +98,7 @@ def extract(
     work = _Work(compared, rule, _chosen(compared, modules), one_rank, exact, np.dtype(dtype), threads, step)
     found, skipped = work.look()
     made = leftover(compared, found, drop=drop_extra)
-    ranked = work.ranks(found, size or _nbytes, Frame(made, base_model, conv1d))
+    ranked = work.ranks(found, size or _nbytes, Frame(made, base_model, conv1d, tied))
     kept = {name: rank for name, rank in ranked.items() if rank}
     noise = [LeftOut(name, "nothing rises above the noise", found[name].norm) for name in ranked if name not in kept]
     skipped += [one for one in noise if one.norm]
@@ -109,18 +109,22 @@ def extract(
     if len(kept) < len(found):
         made = leftover(compared, kept, drop=drop_extra)
     pairs, told = work.pairs(found, kept)
-    adapter = Frame(made, base_model, conv1d).adapter(pairs)
+    adapter = Frame(made, base_model, conv1d, tied).adapter(pairs)
     return Extraction(adapter, told, work.unchanged, (*skipped, *made.left_out), tuple(made.notes))
 
 
 def _untied(
     base: Tensors, base_config: Mapping[str, Any] | None, tuned: Tensors, tuned_config: Mapping[str, Any] | None
-) -> tuple[Tensors, Tensors]:
-    """Both with a head of its own where one of them has it and the other shares the weight of its embedding."""
+) -> tuple[Tensors, Tensors, str | None]:
+    """Both with a head of its own where one of them has it and the other shares the weight of its embedding.
+
+    And the name of the embedding whose numbers the head has in both.
+    """
     ours, theirs = Tied.of(tuned, tuned_config or {}), Tied.of(base, base_config or {})
-    if bool(ours.head) == bool(theirs.head):
-        return base, tuned
-    return theirs.shown(base), ours.shown(tuned)
+    if ours.lacks_head == theirs.lacks_head:
+        shared = ours.ties.embedding if ours.lacks_head else None
+        return base, tuned, shared and shared.removesuffix(".weight")
+    return theirs.shown(base), ours.shown(tuned), None
 
 
 def _hidden(config: Mapping[str, Any]) -> int | None:

@@ -92,16 +92,27 @@ class Extraction:
 @final
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """All of the adapter but its pairs."""
+    """All of the adapter but its pairs.
+
+    Attributes
+    ----------
+    leftover : Leftover
+    base_model : str or None
+    conv1d : bool
+    tied : str or None
+        The embedding whose numbers the head has in both checkpoints: where it has a pair, the head is to have it too.
+    """
 
     leftover: Leftover
     base_model: str | None
     conv1d: bool
+    tied: str | None = None
 
     def adapter(self, pairs: Mapping[str, LowRank]) -> Adapter:
         """The adapter with these pairs; its configuration gets ranks and targets when it is written."""
         saved = self.leftover.saved
-        config = {
+        config: dict[str, object] = {"ensure_weight_tying": True} if self.tied in pairs else {}
+        config |= {
             "peft_type": "LORA",
             "task_type": None,
             "base_model_name_or_path": self.base_model,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import MAGNITUDES
+from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weights
@@ -29,15 +29,15 @@ class Changes:
     ----------
     replacement : LazyArray or None
     tokens : Tokens or None
-    magnitude : tuple of (LazyArray, bool) or None
-        DoRA's lengths, and whether there is one an output.
+    magnitude : tuple of (LazyArray or None, bool) or None
+        DoRA's lengths, None where those of the base stand for them, and whether there is one an output.
     added : tuple of (float, Structured)
         Differences.
     """
 
     replacement: LazyArray | None = None
     tokens: Tokens | None = None
-    magnitude: tuple[LazyArray, bool] | None = None
+    magnitude: tuple[LazyArray | None, bool] | None = None
     added: tuple[Weighted, ...] = ()
 
 
@@ -73,6 +73,9 @@ def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mappin
             )
         if extra.role != "copy":
             _one(key, extra, adapter, strength, weights, base, found)
+    count = sum(extra.role in NORMS for extra in adapter.extra.values())
+    if count:
+        found.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths of W stand for it")
     replaced = [key for key, change in found.changes.items() if change.replacement is not None]
     if replaced and strength != 1:
         what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
@@ -122,7 +125,7 @@ def _more(
     if role == "tokens":
         return replace(here, tokens=_tokens(key, extra, adapter.config))
     if role in MAGNITUDES:
-        return replace(here, magnitude=(tensor, role == "magnitude"))
+        return replace(here, magnitude=(None if role in NORMS else tensor, role in ("magnitude", "norms")))
     assert role in ("lora_bias", "diff", "diff_b"), role
     if as_matrix(tensor.shape) != as_matrix(base[target].shape):
         raise MismatchError(

@@ -6,6 +6,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.core.weights import as_made
 from loralens.linalg.exact import Singles
 from loralens.merge.matrix import MatrixRows
 from loralens.merge.plan import Axis, Magnitude
@@ -34,7 +35,7 @@ def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows
     Parameters
     ----------
     magnitude : Magnitude
-        m.
+        m; where it is the length of the base, rounded to the dtype of 16-bit weights as PEFT rounds it.
     D : Rows
         The update of the slab.
     source, scale : MatrixRows
@@ -44,16 +45,19 @@ def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows
     """
     by_row = magnitude.axis == "rows"
     squares: NDArray[np.float64] = np.zeros(D.shape[0 if by_row else 1])
+    before, dtype = np.zeros_like(squares), np.dtype(np.float32)
     for first, last in row_blocks(*D.shape):
-        W = source.rows(start + first, start + last).astype(np.float64)
+        stored = source.rows(start + first, start + last)
+        W, dtype = stored.astype(np.float64), stored.dtype
         if scale:
             W *= scale.rows(start + first, start + last)
-        total = W + D.rows(first, last)
-        if by_row:
-            squares[first:last] = np.einsum("ij,ij->i", total, total)
-        else:
-            squares += np.einsum("ij,ij->j", total, total)
-    lengths = magnitude.lengths.read().astype(np.float64)
+        own = [(W, before)] if magnitude.lengths is None else []
+        for X, sums in [(W + D.rows(first, last), squares), *own]:
+            if by_row:
+                sums[first:last] = np.einsum("ij,ij->i", X, X)
+            else:
+                sums += np.einsum("ij,ij->j", X, X)
+    lengths = as_made(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
     width = len(squares) // len(lengths)
     norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))
     gains = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)

@@ -27,14 +27,14 @@ class Magnitude:
 
     Attributes
     ----------
-    lengths : LazyArray
+    lengths : LazyArray or None
         As many numbers as the stored tensor has rows, or columns; one an input channel of a convolution, whose columns
-        are those of its kernel, side by side.
+        are those of its kernel, side by side. None: those of the base.
     axis : str
         ``rows``: one length a row of the stored tensor; ``columns``: one a column, or one for the columns of a channel.
     """
 
-    lengths: LazyArray
+    lengths: LazyArray | None
     axis: Axis
 
 

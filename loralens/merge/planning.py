@@ -44,7 +44,8 @@ def plan(
     config: Mapping[str, Any] | None = None,
     conv1d: bool = False,
     allow_missing: bool = False,
-    untie: bool = False,
+    untie: bool | None = None,
+    dtype: str | None = None,
     scales: Mapping[str, LazyArray] | None = None,
 ) -> Plan:
     """What merging the adapters into the base changes.
@@ -61,8 +62,11 @@ def plan(
         The base stores linear weights (in, out).
     allow_missing : bool
         Leave out what has no place in the base.
-    untie : bool
-        Give the head a weight of its own where the base shares it with the embedding.
+    untie : bool or None
+        Whether weights that share the embedding's numbers (the head, as a rule) become weights of their own, or stay
+        tied and change with it; None: whatever makes the merged model do what the unmerged adapter does.
+    dtype : str or None
+        In which the model is written: for the bytes that untying costs.
     scales : mapping of str to LazyArray, or None
         What each number of some float8 weights is multiplied by, by their key.
 
@@ -74,50 +78,48 @@ def plan(
         An adapter that is no sum with the original base, or holds what is not understood.
     """
     tied = Tied.of(base, config or {})
-    base = tied.shown(base) if untie else base
+    base = tied.shown(base)
     drafts: dict[str, _Draft] = {}
     matches: list[Match] = []
     missing: list[str] = []
     notes: list[str] = []
     for adapter, strength in adapters:
         _check(adapter)
-        weights = _weights(adapter.modules, base, tied, conv1d=conv1d, allow_missing=allow_missing)
+        weights = _weights(adapter.modules, base, conv1d=conv1d, allow_missing=allow_missing)
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
-        for name, weight in weights.modules.items():
-            draft = drafts.setdefault(weight.key, _Draft())
-            draft.experts |= weight.stored.shape != as_matrix(base[weight.key].shape)
-            _add(draft, name, weight, adapter.modules[name], strength)
         found = changes_of(adapter, strength, weights, base)
+        touched = {*found.changes, *(weight.key for weight in weights.modules.values())}
+        for name, weight in weights.modules.items():
+            for key in tied.meant(adapter, weight.key, touched):
+                draft = drafts.setdefault(key, _Draft())
+                draft.experts |= weight.stored.shape != as_matrix(base[key].shape)
+                _add(draft, name, weight, adapter.modules[name], strength)
         missing += found.missing
         notes += found.notes
-        for key, changes in found.changes.items():
-            _change(drafts.setdefault(key, _Draft()), key, changes)
+        for home, changes in found.changes.items():
+            for key in tied.meant(adapter, home, touched, changes):
+                _change(drafts.setdefault(key, _Draft()), key, changes)
     if missing and not allow_missing:
         raise MismatchError(
             f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
             fix="give the base it was trained on, or leave them out with --allow-missing",
         )
     changed = {key: _tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
-    if not untie:
-        changed = tied.spared(changed)
-        if tied.head in changed:
-            raise _head_is_tied()
+    settled = tied.settled(changed, untie=untie, dtype=dtype)
+    changed = settled.plans
     notes += [
         f"{key} {tensor.shape} is new: the base has no such tensor"
         for key, tensor in changed.items()
-        if tensor.base is None
+        if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
-    told, fields = tied.consequences(changed, untie=untie)
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    if untie:
-        changed = tied.completed(changed)
     return Plan(
         changed,
         tuple(matches),
         tuple(missing),
-        (*notes, *told, *heads),
-        {**_resized(changed, config), **fields, **labels},
+        (*notes, *settled.notes, *heads),
+        {**_resized(changed, config), **settled.config, **labels},
     )
 
 
@@ -127,24 +129,13 @@ def _check(adapter: Adapter) -> None:
             raise FormatError(f"cannot be merged: {CHANGED_BASE[finding.code]}", fix=finding.fix or "serve it unmerged")
 
 
-def _weights(
-    modules: Updates, base: Mapping[str, LazyArray], tied: Tied, *, conv1d: bool, allow_missing: bool
-) -> Weights:
+def _weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool, allow_missing: bool) -> Weights:
     try:
         return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
     except MismatchError as error:
-        if tied.head and any(name.endswith(tied.head.removesuffix(".weight")) for name in modules):
-            raise _head_is_tied() from error
         told = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
         told.where = error.where
         raise told from error
-
-
-def _head_is_tied() -> MismatchError:
-    return MismatchError(
-        "the head is adapted, and the base shares its weight with the embedding",
-        fix="give the head a weight of its own with --untie",
-    )
 
 
 def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: float) -> None:
@@ -212,7 +203,7 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
     )
 
 
-def _dora(slab: Slab, lengths: tuple[LazyArray, bool], stored: Shape) -> Slab:
+def _dora(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:
     """The slab with its magnitude on the axis that it has as stored; of a convolution by input, one a channel.
 
     LyCORIS has one number an input channel there, (1, in, 1…), whose norm runs over outputs and kernel; ComfyUI
@@ -226,6 +217,8 @@ def _dora(slab: Slab, lengths: tuple[LazyArray, bool], stored: Shape) -> Slab:
         )
     axis = "rows" if by_output != slab.transposed else "columns"
     size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
+    if tensor is None:
+        return replace(slab, magnitude=Magnitude(None, axis))  # type: ignore[arg-type]
     channels = stored[1] if axis == "columns" and len(stored) > 2 and not slab.transposed else size
     if tensor.size not in (size, channels):
         raise OptionError(

@@ -1,6 +1,6 @@
 """Switchboard: one resident base, many tasks, no drift."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import isfinite
@@ -16,6 +16,7 @@ from loralens.merge.planning import plan
 from loralens.merge.record import feed
 from loralens.merge.resident import Merged, Task, merged, restored
 from loralens.merge.slots import Slot, check_writable, lazy, slots_of, stores_conv1d
+from loralens.merge.tying import alike
 
 if TYPE_CHECKING:  # 1.4 s: only for the type
     from torch import nn
@@ -96,6 +97,8 @@ class Switchboard:
         modules are merged as `loralens merge` does; weights and extras that the model has no place for are refused.
     conv1d : bool or None
         Linear weights are stored (in, out); by default as the layers of a torch module say, else false.
+    keep_tied : bool
+        Let a head that shares the embedding's numbers change with it where the unmerged adapter leaves it as it is.
     threads : int
         Weights worked on at a time. More than one pays only where BLAS itself uses one; the bits are the same.
 
@@ -123,12 +126,13 @@ class Switchboard:
         adapters: Mapping[str, Adapter],
         *,
         conv1d: bool | None = None,
+        keep_tied: bool = False,
         threads: int = 1,
     ) -> None:
         self._slots: dict[str, Slot] = slots_of(model)
         self._base = {key: lazy(slot) for key, slot in self._slots.items()}
         self._conv1d = stores_conv1d(model) if conv1d is None else conv1d
-        self._threads = threads
+        self._threads, self._keep_tied = threads, keep_tied
         self._adapters = {name: _loaded(adapter) for name, adapter in adapters.items()}
         self._merged: dict[str, Merged] = {}
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())  # a task, and the weights that it changes
@@ -138,8 +142,9 @@ class Switchboard:
         for name in adapters:
             with place(name):
                 found = self._plan(((name, 1.0),))
-                notes += [f"{name}: {note}" for note in (*found.notes, *self._check(found))]
-            self._plans[((name, 1.0),)] = found.tensors
+                tensors = self._once(found.tensors)
+                notes += [f"{name}: {note}" for note in (*found.notes, *self._check(tensors, found.tensors))]
+            self._plans[((name, 1.0),)] = tensors
         self.notes = tuple(dict.fromkeys(notes))
         keys = {key for tensors in self._plans.values() for key in tensors}
         self._hashes = {key: _hash(self._slots[key].read()) for key in self._slots if key in keys}
@@ -229,16 +234,28 @@ class Switchboard:
     def _tensors(self, task: Task) -> Mapping[str, TensorPlan]:
         if not task:
             return {}
-        return self._plans[task] if task in self._plans else self._plan(task).tensors
+        return self._plans[task] if task in self._plans else self._once(self._plan(task).tensors)
 
     def _plan(self, task: Task) -> Plan:
         pairs = [(self._adapters[name], weight) for name, weight in task]
         return plan(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
-    def _check(self, found: Plan) -> list[str]:
+    def _once(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
+        """The plans without those that change shared numbers as another one does; that of an embedding stays."""
+        kept: dict[str, TensorPlan] = {}
+        for key in sorted(tensors, key=lambda key: not _of_embedding(tensors[key])):
+            address = self._slots[key].address if key in self._slots else None
+            same = (
+                one for other, one in kept.items() if other in self._slots and self._slots[other].address == address
+            )
+            if not any(alike(tensors[key], one) for one in same):
+                kept[key] = tensors[key]
+        return {key: tensor for key, tensor in tensors.items() if key in kept}
+
+    def _check(self, tensors: Mapping[str, TensorPlan], meant: Collection[str]) -> list[str]:
         """Refuse what cannot be done in place; what there is to say of the rest."""
         notes = []
-        for key, tensor in found.tensors.items():
+        for key, tensor in tensors.items():
             if tensor.base is None:
                 raise MismatchError(
                     f"it brings {key}, which the model has not",
@@ -250,20 +267,24 @@ class Switchboard:
                     fix="resize the model's own weight first",
                 )
             check_writable(key, self._slots[key])
-            notes += self._shared(key, tensor)
+            notes += self._shared(key, tensor, meant)
         return notes
 
-    def _shared(self, key: str, tensor: TensorPlan) -> list[str]:
-        """Other names of the same memory: an embedding may take its head along, nothing else may."""
+    def _shared(self, key: str, tensor: TensorPlan, meant: Collection[str]) -> list[str]:
+        """Other names of the same memory: an embedding may take its head along where that is meant, nothing else may.
+
+        PEFT trains single tokens in the head too; of the others the adapter says itself which weights are ``meant``.
+        """
         address = self._slots[key].address
         others = [other for other, slot in self._slots.items() if other != key and slot.address == address]
         if not others or not tensor.base or not tensor.base.size:
             return []
-        embedding = all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
-        if not embedding:
+        both = tensor.tokens is not None or all(other in meant for other in others)
+        if not _of_embedding(tensor) or not (both or self._keep_tied):
             raise MismatchError(
                 f"{key} shares its numbers with {others[0]}, which would change too",
-                fix=f"give it numbers of its own (clone the parameter), or leave {key} out of the adapter",
+                fix=f"give it numbers of its own (clone the parameter), or leave {key} out of the adapter"
+                + ("; keep_tied=True changes both" if _of_embedding(tensor) else ""),
             )
         return [f"{others[0]} shares the numbers of {key} and changes with it"]
 
@@ -297,6 +318,11 @@ class Switchboard:
         else:
             self._merged[key] = undo
         self._writing = None
+
+
+def _of_embedding(tensor: TensorPlan) -> bool:
+    """Whether all that is added is of an embedding, or nothing is added."""
+    return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
 
 
 def _loaded(adapter: Adapter) -> Adapter:

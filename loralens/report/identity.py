@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.core.base_model import grouped
+from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.plot.figure import fit
 from loralens.report.document import Column, Entry, Notice, Notices, Part, Row, Section, Table, Text
@@ -80,7 +81,7 @@ def _facts(one: Subject) -> dict[str, str]:
     adapter, modules = one.patient.adapter, [reading.module for reading in one.patient.readings.values()]
     scales = Counter((module.scale, str(module.scaling)) for module in modules)
     kinds = Counter(kind(name) for name in one.patient.readings)
-    extra = Counter(extra.role for extra in adapter.extra.values())
+    extra = Counter(extra.role for extra in adapter.extra.values() if extra.role not in NORMS)
     beside = sum(extra.tensor.nbytes for extra in adapter.extra.values())
     facts = {
         "file": one.path,

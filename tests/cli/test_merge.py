@@ -236,11 +236,11 @@ def test_a_tied_model_is_untied_and_tied_again(tmp_path: Path) -> None:
     pair = loralens.LowRank(np.ones((5, 2), np.float32), np.ones((2, 4), np.float32), 1.0)
     modules = {"lm_head": pair, "model.layers.0.self_attn.q_proj": small_adapter().modules[MODULES[0]]}
     loralens.save(loralens.Adapter(modules=modules), tmp_path / "adapter")
-    refused = run("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    refused = run("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out", "--keep-tied")
     assert refused.exit_code == 1
-    assert "--untie" in refused.stderr
-    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out", "--untie")
-    assert "lm_head.weight is written as a weight of its own" in result.stderr
+    assert "lm_head.weight is adapted apart from model.embed_tokens.weight" in refused.stderr
+    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    assert "lm_head.weight: written as a weight of its own" in result.stderr
     found = loaded(tmp_path / "out")
     embedding = held["model.embed_tokens.weight"]
     np.testing.assert_array_equal(found["model.embed_tokens.weight"], embedding)
@@ -248,7 +248,7 @@ def test_a_tied_model_is_untied_and_tied_again(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["weight_map"]["lm_head.weight"] == "model-00003-of-00003.safetensors"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
-    assert done("verify", tmp_path / "out", "--base", base, "--adapter", tmp_path / "adapter", "--untie").exit_code == 0
+    assert done("verify", tmp_path / "out", "--base", base, "--adapter", tmp_path / "adapter").exit_code == 0
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
 

@@ -10,7 +10,7 @@ import pytest
 import loralens
 from loralens.formats.model_files import model_files
 from tests.bases import MODULES, contents, sharded, single, tensors
-from tests.cli.test_merge import done, expected, run
+from tests.cli.test_merge import done, expected, loaded, run
 from tests.conftest import small_adapter
 
 TABLE = """\
@@ -64,7 +64,9 @@ def test_json_keeps_its_contract(small: Path, base: Path, tmp_path: Path) -> Non
     record = json.loads(done("verify", tmp_path / "out", "--base", base, "--adapter", small, "--json").stdout)
     assert set(record) == {"loralens", "merged", "base", "modules", "others_changed", "verdict"}
     assert (record["loralens"], record["verdict"], record["others_changed"]) == (loralens.__version__, "exact", [])
-    assert [set(one) for one in record["modules"]] == [{"name", "verdict", "gain", "relative_error", "different"}] * 6
+    assert [set(one) for one in record["modules"]] == [
+        {"name", "verdict", "gain", "predicted_gain", "relative_error", "different"}
+    ] * 6
     assert [one["name"] for one in record["modules"]] == MODULES
 
 
@@ -92,6 +94,40 @@ def test_partly_and_not_at_all_fail(small: Path, base: Path, tmp_path: Path) -> 
     assert verdict(tmp_path / "half", base, small) == ("partial", 1)
     done("merge", small, "--base", base, "-o", tmp_path / "some", "-m", "q_proj")
     assert verdict(tmp_path / "some", base, small) == ("absent", 1)
+
+
+def test_the_headline_is_no_better_than_the_worst_module(small: Path, base: Path, tmp_path: Path) -> None:
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    held, before = loaded(tmp_path / "out"), tensors()
+    gone = f"{MODULES[1]}.weight"
+    single(tmp_path / "cut", {**held, gone: before[gone]})
+    looked = ("verify", tmp_path / "cut", "--base", base, "--adapter", small)
+    result = run(*looked)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'cut'}: absent: 1 of 6 modules: {MODULES[1]}"
+    single(tmp_path / "more", {**held, gone: held[gone] * 2 - before[gone]})
+    result = run(*looked[:1], tmp_path / "more", *looked[2:])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'more'}: partial: 1 of 6 modules: {MODULES[1]}"
+    assert f"note: {MODULES[1]} has a gain of 2.0" in result.stdout
+
+
+def test_an_update_that_rounding_swallows_is_absent(base: Path, tmp_path: Path) -> None:
+    adapter = small_adapter()
+    modules = {name: replace_scale(module, 1e-6) if name == MODULES[0] else module for name, module in adapter.items()}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "faint")
+    for options, code in (((), 1), (("--dtype", "f32"), 0)):
+        done("merge", tmp_path / "faint", "--base", base, "-o", tmp_path / f"out{code}", *options)
+        result = run("verify", tmp_path / f"out{code}", "--base", base, "--adapter", tmp_path / "faint")
+        assert result.exit_code == code
+        assert result.stdout.splitlines()[0].endswith(
+            ": exact" if not code else f": absent: 1 of 6 modules: {MODULES[0]}"
+        )
+        assert ("every bit is what this merge writes, and rounding takes the rest" in result.stdout) == bool(code)
+
+
+def replace_scale(module: loralens.LowRank, factor: float) -> loralens.LowRank:
+    return loralens.LowRank(module.B, module.A, module.scale * factor)
 
 
 def test_several_adapters_are_one_sum(small: Path, base: Path, tmp_path: Path) -> None:

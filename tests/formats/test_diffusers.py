@@ -228,6 +228,17 @@ def test_roles() -> None:
     assert_same_file(write(adapter), stored(shapes))
 
 
+def test_dora_without_magnitudes_has_the_lengths_of_the_base() -> None:
+    said = {"unet.r": 2, "unet.lora_alpha": 4, "unet.use_dora": True, "unet.target_modules": ["to_q", "to_k"]}
+    shapes = {**pair(Q), **pair(K), f"{Q}.lora_magnitude_vector": (3,)}
+    adapter = diffusers.read(stored(shapes, said))
+    assert {one.module: one.role for one in adapter.extra.values()} == {Q: "magnitude", K: "norms"}
+    assert "dora-magnitudes-missing" in codes(adapter)
+    assert_same_file(write(adapter), stored(shapes, said))
+    plain = diffusers.read(stored(shapes, {**said, "unet.use_dora": False}))
+    assert {one.role for one in plain.extra.values()} == {"magnitude"}
+
+
 def test_a_stray_configuration_is_not_read() -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 100}
     key = "down_blocks.0.attn1.processor.to_q_lora"

@@ -112,7 +112,11 @@ def test_the_undamaged_adapter_loads():
     adapter = outcome(GOOD, dumped(CONFIG))
     assert isinstance(adapter, loralens.Adapter), adapter
     assert len(adapter) == 8
-    assert sorted(extra.role for extra in adapter.extra.values()) == ["bias", "magnitude", "saved"]
+    assert sorted(extra.role for extra in adapter.extra.values() if extra.role != "norms") == [
+        "bias",
+        "magnitude",
+        "saved",
+    ]
 
 
 @st.composite

@@ -111,6 +111,21 @@ def test_dora_magnitudes_are_on_the_rows_of_the_stored_weight():
         mlx.read(file(**full(), **{f"{Q}.m": drawn(5)}))
 
 
+def test_dora_without_magnitudes_has_the_lengths_of_the_base():
+    adapter = mlx.read(
+        file({"fine_tune_type": "dora", "lora_parameters": {"scale": 2.0}}, **full(), **{f"{Q}.m": drawn(6)})
+    )
+    roles = {extra.module: extra.role for extra in adapter.extra.values() if extra.role != "other"}
+    assert (roles.pop(Q), roles[EMBED]) == ("magnitude", "norms_in")
+    linear = {name for name, module in adapter.items() if module.layout.kind == "linear"} - {Q}
+    assert roles == {EMBED: "norms_in", **dict.fromkeys(linear, "norms")}
+    (finding,) = [one for one in adapter.findings if one.code == "dora-magnitudes-missing"]
+    assert "mlx-lm takes the lengths of W" in finding.text
+    again = write(adapter)
+    assert set(again.tensors) == {*full(), f"{Q}.m"}
+    assert again.config["fine_tune_type"] == "dora"
+
+
 def test_a_magnitude_says_what_a_name_does_not():
     pair = {"model.table.lora_a": drawn(7, 2), "model.table.lora_b": drawn(2, 4)}
     assert mlx.read(file(**pair))["model.table"].layout.kind == "linear"

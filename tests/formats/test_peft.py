@@ -169,7 +169,7 @@ def test_real_files_are_written_back_bit_for_bit(folder: str, real: Path, tmp_pa
         ("grouped-conv", "q", (8, 18), 4, 1.5, "conv"),
         ("embedding", "words", (4, 9), 2, 3.0, "embedding"),
         ("attention", "x.attn.in_proj_weight", (12, 4), 3, 2.0, "parameter"),
-        ("attention", "x.attn.out_proj", (4, 4), 3, 2.0, "linear"),
+        ("attention", "x.attn.out_proj", (4, 4), 3, 4.0, "linear"),  # PEFT adds it twice
         ("fused", "h.0.attn", (15, 6), 4, 3.0, "merged"),
         ("experts", "m.experts.gate_up_proj[2]", (7, 4), 2, 3.0, "experts"),
         ("experts", "m.experts.down_proj[0]", (4, 5), 2, 3.0, "experts"),
@@ -230,6 +230,7 @@ def test_every_other_tensor_has_a_role() -> None:
     roles = {key: (extra.role, extra.module) for key, extra in peft.read(FILES["extras"]).extra.items()}
     assert roles == {
         f"{P}m.q.lora_magnitude_vector": ("magnitude", "m.q"),
+        f"{P}words.lora_magnitude_vector": ("norms", "words"),  # DoRA whose magnitude is not in the file
         f"{P}m.q.lora_B.bias": ("lora_bias", "m.q"),
         f"{P}m.q.base_layer.bias": ("bias", "m.q"),
         f"{P}m.norm.bias": ("bias", "m.norm"),
@@ -350,7 +351,7 @@ def test_odd_fields_that_make_sense(field: str, value: Any) -> None:
         ({"init_lora_weights": "olora"}, ["mutated-base"]),
         ({"init_lora_weights": "gaussian"}, []),
         ({"init_lora_weights": False}, []),
-        ({"use_dora": True}, ["use-dora"]),
+        ({"use_dora": True}, ["dora-magnitudes-missing"]),
         ({"layer_replication": [[0, 4], [2, 6]]}, ["layer-replication"]),
         ({"kasa_config": {}}, []),
         ({"kasa_config": {"beta": 1}}, ["kasa-config"]),
@@ -363,6 +364,16 @@ def test_odd_fields_that_make_sense(field: str, value: Any) -> None:
 def test_findings(config: dict[str, Any], codes: list[str]) -> None:
     source = stored(pair(f"{P}q"), {**CONFIG, "target_modules": ["q"], **config})
     assert [finding.code for finding in peft.read(source).findings] == codes
+
+
+def test_dora_in_some_modules_alone_is_no_peft_file() -> None:
+    made = Adapter(
+        modules={"q": LowRank(np.ones((5, 2)), np.ones((2, 4))), "v": LowRank(np.ones((5, 2)), np.ones((2, 4)))},
+        extra={"q.dora_scale": Extra("magnitude", "q", LazyArray.of(np.ones(5, np.float32)))},
+        format="kohya",
+    )
+    with pytest.raises(FormatError, match="1 of 2 modules, v the first, have no DoRA magnitude"):
+        peft_writer.write(made)
 
 
 # ---------------------------------------------------------------- what is refused

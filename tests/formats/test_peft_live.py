@@ -229,7 +229,7 @@ CASES = [
     Case("attention", Attention, floats(2, 3, 8),
          {"target_modules": ["attn", "out"], "r": 2, "rank_pattern": {"attn": 3}, "alpha_pattern": {"^attn": 5}},
          {"attn.in_proj_weight": (24, 8, 3), "attn.out_proj": (8, 8, 3), "out": (5, 8, 2)},
-         {"attn.in_proj_weight": 5 / 3, "attn.out_proj": 5 / 3, "out": 4.0}, findings=("out-proj-twice",)),
+         {"attn.in_proj_weight": 5 / 3, "attn.out_proj": 10 / 3, "out": 4.0}, findings=("out-proj-twice",)),
     Case("lora-bias", Plain, floats(2, 6), {"target_modules": ["fc", "head"], "r": 3, "lora_bias": True},
          {}, roles={"lora_bias": 3}),
     Case("suffixes", Plain, floats(2, 6),
@@ -308,8 +308,8 @@ def merged_minus_base(model: nn.Module, case: Case) -> dict[str, np.ndarray]:
 
 def peft_update(name: str, module: LowRank, model: nn.Module, added: dict[str, np.ndarray], case: Case) -> np.ndarray:
     """ΔW of a module as PEFT has it, laid out as (out, in)."""
-    if case.config.get("use_dora") or name == "attn.out_proj":  # a merge scales W too; PEFT pull request 3774
-        layer = model.base_model.model.get_submodule(name.replace(".out", ".base_layer.out"))
+    if case.config.get("use_dora"):  # a merge scales W too
+        layer = model.base_model.model.get_submodule(name)
         D = layer.double().get_delta_weight("default").detach().numpy()
     else:
         stack, _, expert = name.partition("[")

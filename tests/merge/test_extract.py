@@ -209,6 +209,28 @@ def test_every_kind_of_weight_gets_its_orientation():
     assert set(merged.tensors) == set(base)
 
 
+def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
+    rng = np.random.default_rng(8)
+    base = {"model.embed_tokens.weight": weights(rng, 20, 6), "model.a.weight": weights(rng, 6, 6)}
+    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
+    tie = {"tie_word_embeddings": True}
+
+    def found(tuned, **options):
+        whole = extract(lazy(base), lazy(tuned), Rule("energy", 1), modules=["*"], base_config=tie, **options)
+        return whole.adapter
+
+    adapter = found(tuned, tuned_config=tie)
+    assert adapter.config["ensure_weight_tying"] is True
+    merged = plan([(adapter, 1.0)], lazy(base), config=tie)
+    assert set(merged.tensors) == set(base)  # as the tuned checkpoint is
+    head = {"lm_head.weight": base["model.embed_tokens.weight"] + weights(rng, 20, 6)}
+    untied = found({**tuned, **head}, tuned_config={"tie_word_embeddings": False})
+    assert "ensure_weight_tying" not in untied.config
+    assert "lm_head" in untied
+    only_a = {**base, "model.a.weight": tuned["model.a.weight"]}
+    assert "ensure_weight_tying" not in found(only_a, tuned_config=tie).config
+
+
 def test_the_hidden_size_may_be_that_of_the_text_model():
     rng = np.random.default_rng(16)
     base = {"h.0.experts.gate_up_proj": weights(rng, 3, 6, 10)}

@@ -13,7 +13,7 @@ from loralens.core.lowrank import Layout
 from loralens.linalg.rounding import ulp
 from loralens.merge.apply import prepare
 from loralens.merge.planning import plan
-from tests.cli.test_merge import CERTIFICATE, done
+from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
 from tests.models import llama
@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer"),
 ]
-NOT_PEFT = {"attention"}  # PEFT adds the update of out_proj twice (pull request 3774)
 LYING = {"gpt2", "bias-only"}
 TWICE = {"words", "experts"}  # PEFT rounds these updates before it adds them
 
@@ -59,7 +58,7 @@ def ours(adapter, state, case, dtype=None):
     return found
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name not in NOT_PEFT], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) -> None:
     model = adapt(case)
     model.save_pretrained(tmp_path)
@@ -124,7 +123,7 @@ def test_transformers_loads_what_is_written(dtype: str, tied: bool, tmp_path: Pa
         if "lora_" in name:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out", *(["--untie"] if tied else []))
+    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
     tokens = torch.arange(22).reshape(2, 11)
     merged, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=getattr(torch, dtype), output_loading_info=True
@@ -139,12 +138,12 @@ def test_transformers_loads_what_is_written(dtype: str, tied: bool, tmp_path: Pa
     assert apart < (MERGED_OUTPUT if dtype == "float32" else 3 * error)
 
 
-def test_a_tied_model_stays_tied(tmp_path: Path) -> None:
+def test_a_tied_model_stays_tied_where_that_is_asked_for(tmp_path: Path) -> None:
     model = llama(tie_word_embeddings=True)
     root = saved(model, tmp_path / "base")
     one = loralens.LowRank(np.ones((16, 1), np.float32), np.ones((1, 24), np.float32), 0.1, layout=Layout("embedding"))
     loralens.save(loralens.Adapter(modules={"model.embed_tokens": one}), tmp_path / "adapter")
-    result = done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
+    result = done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out", "--keep-tied")
     assert "lm_head.weight shares the weight of model.embed_tokens.weight and changes with it" in result.stderr
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
@@ -169,3 +168,27 @@ def test_a_new_head_is_loaded_by_the_model_that_has_it(tmp_path: Path) -> None:
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(merged, tokens), logits(adapted, tokens), rtol=1e-5, atol=1e-6)
     assert not torch.equal(merged.classifier.weight, whole.classifier.weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_peft_merges_is_rounded_and_less_of_it_is_not(dtype: str, use_dora: bool, tmp_path: Path) -> None:
+    root = saved(llama().to(getattr(torch, dtype)), tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=use_dora)
+    adapted = peft.get_peft_model(llama(), config)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    codes = []
+    for strength in (1, 0.8):
+        model = transformers.AutoModelForCausalLM.from_pretrained(root, dtype=getattr(torch, dtype))
+        theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+        for layer in theirs.modules():
+            if hasattr(layer, "scale_layer"):
+                layer.scale_layer(strength)
+        saved(theirs.merge_and_unload(), tmp_path / f"merged{strength}")
+        merged = str(tmp_path / f"merged{strength}")
+        codes.append(run("verify", merged, "--base", root, "--adapter", tmp_path / "adapter").exit_code)
+    assert codes == [0, 1]

@@ -1,5 +1,7 @@
 """What a merge will do to which tensor, and what it refuses: nothing an adapter carries is left without a word."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -185,36 +187,66 @@ def test_what_replaces_counts_once_whatever_the_weight():
     )
 
 
-def test_a_tied_head_changes_with_the_embedding_and_is_said():
+def test_the_head_of_a_tied_base_keeps_its_numbers_where_the_embedding_is_adapted():
     made, base = head_and_embedding()
     one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
-    found = plan([(one, 1.0)], Case(base, [], {}).lazy, config=TIED)
-    assert list(found.tensors) == ["model.embed_tokens.weight"]
-    assert "lm_head.weight shares the weight of model.embed_tokens.weight" in found.notes[0]
-
-
-def test_untying_gives_the_head_a_weight_of_its_own():
-    made, base = head_and_embedding()
-    one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
-    found = plan([(one, 1.0)], Case(base, [], {}).lazy, config=TIED, untie=True)
+    lazy = Case(base, [], {}).lazy
+    found = plan([(one, 1.0)], lazy, config=TIED)
     head = found.tensors["lm_head.weight"]
-    assert head.base is None
+    assert (head.base, head.slabs) == (None, ())
     np.testing.assert_array_equal(head.source.read(), base["model.embed_tokens.weight"])
     assert dict(found.config) == {"tie_word_embeddings": False}
+    assert found.notes == (
+        "lm_head.weight: written as a weight of its own, 144 bytes more",
+        "lm_head.weight keeps its numbers: the adapter changes model.embed_tokens.weight alone",
+        "tie_word_embeddings is set to false",
+    )
+    assert "72 bytes more" in plan([(one, 1.0)], lazy, config=TIED, dtype="bfloat16").notes[0]
 
 
-def test_an_adapter_on_a_tied_head_needs_untying():
+def test_a_tie_is_kept_where_that_is_asked_for():
+    made, base = head_and_embedding()
+    one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
+    found = plan([(one, 1.0)], Case(base, [], {}).lazy, config=TIED, untie=False)
+    assert list(found.tensors) == ["model.embed_tokens.weight"]
+    assert not found.config
+    assert found.notes[0].endswith("changes with it, unlike in the unmerged adapter")
+
+
+def test_a_tie_that_the_adapter_keeps_is_kept():
+    made, base = head_and_embedding()
+    pair = made.pair(4, 9, kind="embedding")
+    lazy = Case(base, [], {}).lazy
+    alone, both = adapter({"model.embed_tokens": pair}), adapter({"model.embed_tokens": pair, "lm_head": turned(pair)})
+    for one in (replace(alone, config={"ensure_weight_tying": True}), both):
+        found = plan([(one, 1.0)], lazy, config=TIED)
+        assert list(found.tensors) == ["model.embed_tokens.weight"]
+        assert found.notes == ("lm_head.weight shares the weight of model.embed_tokens.weight and changes with it",)
+        untied = plan([(one, 1.0)], lazy, config=TIED, untie=True).tensors
+        assert len(untied["lm_head.weight"].slabs) == 1
+    several = plan([(alone, 1.0), (both, 0.5)], lazy, config=TIED)  # the head gets the second one's alone
+    assert [len(several.tensors[key].slabs[0].terms) for key in ("model.embed_tokens.weight", "lm_head.weight")] == [
+        2,
+        1,
+    ]
+
+
+def turned(pair):
+    return loralens.LowRank(pair.A.T, pair.B.T, pair.scale)
+
+
+def test_an_adapter_on_a_tied_head_leaves_the_embedding():
     made, base = head_and_embedding()
     one = adapter({"lm_head": made.pair(9, 4), "model.a": made.pair(4, 4)})
     lazy = Case(base, [], {}).lazy
-    with pytest.raises(MismatchError, match="the head is adapted") as error:
-        plan([(one, 1.0)], lazy, config=TIED)
-    assert "--untie" in error.value.fix
-    found = plan([(one, 1.0)], lazy, config=TIED, untie=True)
-    assert set(found.tensors) == {"lm_head.weight", "model.a.weight"}
+    with pytest.raises(MismatchError, match=r"lm_head\.weight is adapted apart from") as error:
+        plan([(one, 1.0)], lazy, config=TIED, untie=False)
+    assert "--keep-tied" in error.value.fix
+    for untie in (None, True):
+        assert set(plan([(one, 1.0)], lazy, config=TIED, untie=untie).tensors) == {"lm_head.weight", "model.a.weight"}
 
 
-def test_a_saved_head_of_a_tied_model_needs_untying_unless_it_is_the_saved_embedding():
+def test_a_saved_head_of_a_tied_model_is_untied_unless_it_is_the_saved_embedding():
     made, base = head_and_embedding()
     rows, other = made.floats(9, 4), made.floats(9, 4)
     lazy = Case(base, [], {}).lazy
@@ -224,11 +256,8 @@ def test_a_saved_head_of_a_tied_model_needs_untying_unless_it_is_the_saved_embed
             e=("embedding", "model.embed_tokens", rows, "weight"),
             h=("embedding", "lm_head", head, "weight"),
         )
-        if fits:
-            assert set(plan([(one, 1.0)], lazy, config=TIED).tensors) == {"model.a.weight", "model.embed_tokens.weight"}
-        else:
-            with pytest.raises(MismatchError, match="the head is adapted"):
-                plan([(one, 1.0)], lazy, config=TIED)
+        found = set(plan([(one, 1.0)], lazy, config=TIED).tensors)
+        assert found == {"model.a.weight", "model.embed_tokens.weight", *([] if fits else ["lm_head.weight"])}
 
 
 def test_models_without_a_head_are_not_tied():

@@ -301,11 +301,25 @@ def test_what_has_no_place_is_refused_by_name():
         Switchboard(3, tasks)
 
 
-def test_an_embedding_takes_its_head_along_and_says_so():
+def test_an_embedding_takes_its_head_along_only_where_that_is_meant():
     live = model(np.float32)
     live["lm_head.weight"] = live["embed.weight"]
-    board = Switchboard(live, {"a": adapters()["a"]})
-    assert board.notes == ("a: lm_head.weight shares the numbers of embed.weight and changes with it",)
+    task = adapters()["a"]
+    with pytest.raises(MismatchError, match=r"embed\.weight shares its numbers with lm_head\.weight") as error:
+        Switchboard(live, {"a": task})  # unmerged, it leaves the head as it is
+    assert "keep_tied=True" in error.value.fix
+    said = ("a: lm_head.weight shares the numbers of embed.weight and changes with it",)
+    assert Switchboard(live, {"a": task}, keep_tied=True).notes == said
+    one = task["embed"]
+    both = {**task.modules, "lm_head": LowRank(one.A.T, one.B.T, one.scale)}
+    before = live["embed.weight"].copy()
+    board = Switchboard(live, {"a": replace(task, modules=both)})
+    assert board.notes == said
+    board.switch("a")
+    np.testing.assert_allclose(live["lm_head.weight"], before + one.dense().T, atol=1e-7)  # once
+    tokens = Extra("tokens", "embed", LazyArray.of(np.ones((1, 8), np.float32)))
+    words = replace(task, modules={"a.q": task["a.q"]}, extra={"t": tokens}, config={"trainable_token_indices": [3]})
+    assert Switchboard(live, {"w": words}).notes == tuple(note.replace("a:", "w:") for note in said)
 
 
 def test_what_is_asked_for_must_exist():

@@ -1,0 +1,50 @@
+"""DoRA whose magnitudes are not in the file: what its software takes for them, and what there is to say of that."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from loralens.core.adapter import Extra, Finding
+from loralens.core.carried import MAGNITUDES, NORMS
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Update
+
+CODE = "dora-magnitudes-missing"
+NOTHING = LazyArray.of(np.zeros(0, np.float32))  # stands where the file has no numbers
+
+
+def unstored(
+    modules: Mapping[str, Update], extra: Mapping[str, Extra], roles: Mapping[str, str], key: Callable[[str], str]
+) -> dict[str, Extra]:
+    """Extras of the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
+
+    Parameters
+    ----------
+    modules, extra
+        Of the adapter.
+    roles : mapping of str to str
+        Kind of layout → the role; a kind that is not there is never DoRA.
+    key : callable
+        Module name → the key under which a file would have its magnitude.
+    """
+    known = {one.module for one in extra.values() if one.role in MAGNITUDES}
+    return {
+        key(name): Extra(roles[module.layout.kind], name, NOTHING)
+        for name, module in modules.items()
+        if name not in known and module.layout.kind in roles
+    }
+
+
+def finding(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
+    """The warning that magnitudes are missing, where they are."""
+    missing = [one.module for one in extra.values() if one.role in NORMS]
+    if not missing:
+        return []
+    count = len(missing) + sum(one.role in MAGNITUDES and one.role not in NORMS for one in extra.values())
+    text = (
+        f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "
+        "takes the lengths of W for it, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so does what has the base here; without one, "
+        "ΔW = scale·B·A alone is measured"
+    )
+    fix = "save the adapter again from training if it trained magnitudes"
+    return [Finding("warning", CODE, text, fix)]

@@ -1,0 +1,124 @@
+"""``nn.MultiheadAttention``: PEFT trains and merges its out_proj twice, and so do we; ``--once`` takes it once."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
+
+import loralens
+from loralens.core.attached import Attachment
+from tests.cli.test_merge import done, run
+from tests.formats.conftest import quiet_torch
+from tests.formats.test_peft_live import Attention
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+__all__ = ["quiet_torch"]
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+OUT = "attn.out_proj"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Any, Any, Path, Path]:
+    """A base, what PEFT makes of it unmerged, and both as files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attention().eval()
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["attn"]))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    save_torch(model.state_dict(), tmp_path / "base.safetensors")
+    return model, adapted.eval(), tmp_path / "adapter", tmp_path / "base.safetensors"
+
+
+def answer(model: Any, weights: Path | None = None) -> Any:
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
+    if weights:
+        model = copy.deepcopy(model)
+        model.load_state_dict(load_torch(weights))
+    with torch.no_grad():
+        return model(x)
+
+
+def apart(found: Any, trained: Any, model: Any) -> float:
+    return float((found - answer(trained)).norm() / (answer(trained) - answer(model)).norm())
+
+
+def test_what_is_merged_is_what_was_trained(files, tmp_path: Path) -> None:
+    model, trained, adapter, base = files
+    out, once = tmp_path / "out.safetensors", tmp_path / "once.safetensors"
+    result = done("merge", adapter, "--base", base, "-o", out)
+    assert "attn: PEFT up to 0.21.2 adds the update of this attention's out_proj twice" in result.stderr
+    assert apart(answer(model, out), trained, model) < 1e-5
+    done("merge", adapter, "--base", base, "-o", once, "--once")
+    assert apart(answer(model, once), trained, model) > 0.3
+    W, twice, single = (load_file(file)["attn.out_proj.weight"] for file in (base, out, once))
+    np.testing.assert_allclose(twice - W, 2 * (single - W), atol=1e-6)
+    looked = ("--base", base, "--adapter", adapter)
+    assert done("verify", out, *looked).stdout.startswith(f"{out}: exact")
+    assert done("verify", once, *looked, "--once").stdout.startswith(f"{once}: exact")
+    assert run("verify", once, *looked).stdout.startswith(f"{once}: partial: 1 of 2 modules: {OUT}")
+    assert run("verify", out, *looked, "--once").exit_code == 1
+    done("unmerge", out, "-o", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == base.read_bytes()
+    for merged, options in ((out, ()), (once, ("--once",))):
+        done("unmerge", merged, "--adapter", adapter, "-o", tmp_path / f"less-{merged.name}", *options)
+        back = load_file(tmp_path / f"less-{merged.name}")["attn.out_proj.weight"]
+        np.testing.assert_allclose(back, W, atol=1e-6)
+
+
+def test_everything_else_agrees(files, tmp_path: Path) -> None:
+    model, trained, path, base = files
+    adapter, single = loralens.load(path), loralens.load(path, once=True)
+    np.testing.assert_allclose(adapter[OUT].dense(), 2 * single[OUT].dense(), rtol=1e-12)
+    np.testing.assert_array_equal(adapter["attn.in_proj_weight"].dense(), single["attn.in_proj_weight"].dense())
+    assert str(adapter[OUT].scaling) == "α/r = 8/2 (adapter_config.json, twice, as PEFT adds it)"
+    assert str(single[OUT].scaling) == "α/r = 4/2 (adapter_config.json)"
+    with Attachment(model, adapter).on():
+        torch.testing.assert_close(answer(model), answer(trained), rtol=1e-5, atol=1e-5)
+    norms = []
+    for options in ((), ("--once",)):
+        told = json.loads(done("amplify", path, "--base", base, "--json", *options).stdout)
+        norms += [one["relative_norm"] for one in told["modules"] if one["name"] == OUT]
+    assert norms[0] == pytest.approx(2 * norms[1])
+    assert "out-proj-twice" in done("doctor", path, "--json").stdout
+
+
+def test_it_is_written_as_peft_adds_it(files, tmp_path: Path) -> None:
+    model, _, path, _ = files
+    adapter = loralens.load(path)
+    loralens.save(adapter, tmp_path / "same")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "same" / name).read_bytes() == (path / name).read_bytes()
+    written = {
+        "half": adapter * 0.5,
+        "sum": adapter + adapter * 0.5,
+        "once": loralens.load(path, once=True),
+        "other": loralens.Adapter(modules={k: m.without_origin() for k, m in adapter.items()}, format="kohya"),
+    }
+    for label, one in written.items():
+        loralens.save(one, tmp_path / label, format="peft")
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / label).eval()
+        with Attachment(model, one).on():
+            torch.testing.assert_close(answer(model), answer(theirs), rtol=1e-5, atol=1e-5)
+        back = loralens.load(tmp_path / label)
+        np.testing.assert_allclose(back[OUT].dense(), one[OUT].dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_that_is_given_is_taken_twice_too(files) -> None:
+    _, _, path, _ = files
+    (path / "adapter_config.json").unlink()
+    bare, given, alpha = loralens.load(path), loralens.load(path, scale=3.0), loralens.load(path, alpha=10)
+    assert [one[OUT].scale for one in (bare, given, alpha)] == [2, 6, 10]
+    assert [one["attn.in_proj_weight"].scale for one in (bare, given, alpha)] == [1, 3, 5]
+    assert loralens.load(path, alpha=10, once=True)[OUT].scale == 5

@@ -1,0 +1,254 @@
+"""Models that share the numbers of their embedding: merged, they do what PEFT's unmerged adapter does."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests import models
+from tests.cli.test_merge import contents, done, loaded, run
+from tests.formats.conftest import quiet_torch
+from tests.tolerances import MERGED_OUTPUT
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+__all__ = ["quiet_torch"]
+pytestmark = [
+    pytest.mark.usefixtures("quiet_torch"),
+    pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`"),
+]
+SMALL = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().eval()
+
+
+def llama() -> Any:
+    return models.llama(tie_word_embeddings=True)
+
+
+def bert() -> Any:
+    model = models.bert("BertForMaskedLM")
+    model.cls.predictions.bias.data += torch.arange(24) / 10  # it is tied to that of the head
+    return model
+
+
+def roberta() -> Any:
+    config = transformers.RobertaConfig(**SMALL, max_position_embeddings=32)
+    return seeded(lambda: transformers.RobertaForMaskedLM(config))
+
+
+def distilbert() -> Any:
+    config = transformers.DistilBertConfig(vocab_size=24, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+    return seeded(lambda: transformers.DistilBertForMaskedLM(config))
+
+
+def gpt2() -> Any:
+    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    return seeded(lambda: transformers.GPT2LMHeadModel(config))
+
+
+def opt() -> Any:
+    config = transformers.OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=32)
+    return seeded(lambda: transformers.OPTForCausalLM(config))
+
+
+def t5() -> Any:
+    config = transformers.T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    return seeded(lambda: transformers.T5ForConditionalGeneration(config))
+
+
+def bart() -> Any:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "d_model": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    config = transformers.BartConfig(vocab_size=24, **sizes, **heads)
+    return seeded(lambda: transformers.BartForConditionalGeneration(config))
+
+
+def logits(model: Any) -> Any:
+    tokens = torch.arange(1, 13).reshape(2, 6)
+    more = {"decoder_input_ids": tokens.flip(1)} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.double()(tokens, **more).logits
+
+
+def trained(model: Any, folder: Path, **options: Any) -> None:
+    """An adapter of PEFT's own, every tensor of it random."""
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, lora_alpha=4, **options))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+
+
+def apart(folder: Path, model: Any, adapter: Path) -> float:
+    """‖merged − unmerged‖/‖unmerged − base‖ of the logits."""
+    merged, report = type(model).from_pretrained(folder, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    plain = logits(copy.deepcopy(model))
+    theirs = logits(peft.PeftModel.from_pretrained(copy.deepcopy(model), adapter).eval())
+    return float((logits(merged.eval()) - theirs).norm() / (theirs - plain).norm())
+
+
+CASES = [
+    (llama, {"target_modules": ["embed_tokens"]}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["lm_head"]}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["embed_tokens", "lm_head"]}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["embed_tokens"], "use_dora": True}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, []),
+    (llama, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, []),
+    (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, []),
+    (llama, {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [1, 3]}}, ["lm_head.weight"]),
+    (llama, {"target_modules": ["q_proj"]}, []),
+    (bert, {"target_modules": ["word_embeddings"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
+    (bert, {"target_modules": ["decoder"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
+    (roberta, {"target_modules": ["word_embeddings"]}, ["lm_head.decoder.bias", "lm_head.decoder.weight"]),
+    (distilbert, {"target_modules": ["word_embeddings"]}, ["vocab_projector.weight"]),
+    (gpt2, {"target_modules": ["wte"], "fan_in_fan_out": True}, ["lm_head.weight"]),
+    (opt, {"target_modules": ["embed_tokens"]}, ["lm_head.weight"]),
+    (t5, {"target_modules": ["encoder.embed_tokens"]}, ["encoder.embed_tokens.weight"]),
+    (t5, {"target_modules": ["embed_tokens"]}, ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]),
+    (t5, {"target_modules": ["lm_head"]}, ["lm_head.weight"]),
+    (
+        bart,
+        {"target_modules": ["decoder.embed_tokens"]},
+        ["lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "new"), CASES, ids=lambda value: getattr(value, "__name__", None))
+def test_the_merged_model_does_what_the_unmerged_adapter_does(make, options, new, tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path / "base", max_shard_size="4KB")
+    trained(model, tmp_path / "adapter", **options)
+    result = done("merge", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "out")
+    assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
+    held, before = loaded(tmp_path / "out"), loaded(tmp_path / "base")
+    assert sorted(set(held) - set(before)) == new
+    cost = sum(held[key].nbytes for key in new)
+    assert (f"written as a weight of its own, {cost:,} bytes more" in result.stderr) == bool(new)
+    assert result.stderr.count("bytes more") == bool(new)
+    untied = json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert untied == (bool(new) and make is not t5)  # T5 reads the field as a scaling
+    done("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "base")
+
+
+def test_a_tie_can_be_kept(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
+    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
+    result = done("merge", *paths, "-o", tmp_path / "out", "--keep-tied")
+    said = "lm_head.weight shares the weight of model.embed_tokens.weight and changes with it, unlike in the unmerged"
+    assert said in result.stderr
+    merged = type(model).from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    assert apart(tmp_path / "out", model, tmp_path / "adapter") > 1
+    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    done(*looked, "--keep-tied")
+    refused = run(*looked)
+    assert refused.exit_code == 1
+    assert "lm_head.weight" in refused.stdout
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter").merge_and_unload()
+    theirs.save_pretrained(tmp_path / "theirs")  # PEFT merges in place, and changes both
+    elsewhere = ("verify", tmp_path / "theirs", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    assert run(*elsewhere).exit_code == 1
+    done(*elsewhere, "--keep-tied")
+
+
+def test_an_adapted_head_cannot_stay_tied(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["lm_head"])
+    result = run("merge", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "out", "--keep-tied")
+    assert result.exit_code == 1
+    assert "lm_head.weight is adapted apart from model.embed_tokens.weight" in result.stderr
+    assert "leave out --keep-tied" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_head_that_is_stored_beside_its_embedding_is_tied_too(keep: bool, tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    held = load_file(file)
+    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"].copy()}, file, metadata={"format": "pt"})
+    trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
+    options = ("--keep-tied",) if keep else ()
+    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
+    result = done("merge", *paths, "-o", tmp_path / "out", *options)
+    assert "bytes more" not in result.stderr
+    assert (apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT) != keep
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is keep
+    done("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter", *options)
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "base")
+
+
+def test_a_text_model_inside_another_is_untied_in_both_configurations(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**SMALL, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=1, image_token_index=23, boi_token_index=22, eoi_token_index=21,
+    )  # fmt: skip
+    model = seeded(lambda: transformers.Gemma3ForConditionalGeneration(config))
+    model.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]  # true unless said otherwise
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
+    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    own = {key.replace("model.language_model", "language_model.model"): array for key, array in held.items()}
+    (tmp_path / "renamed").mkdir()  # to the names that transformers writes
+    save_file(own, tmp_path / "renamed" / "adapter_model.safetensors")
+    shutil.copy(tmp_path / "adapter" / "adapter_config.json", tmp_path / "renamed")
+    done("merge", tmp_path / "renamed", "--base", tmp_path / "base", "-o", tmp_path / "out")
+    assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]) == (False, False)
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "base")
+
+
+def test_verify_sees_what_was_untied_without_need(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["q_proj"])
+    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
+    done("merge", *paths, "-o", tmp_path / "out", "--untie")
+    assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
+    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    assert done(*looked).stdout.startswith(f"{tmp_path / 'out'}: exact")
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    held["lm_head.weight"] = -held["lm_head.weight"]
+    save_file(held, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    assert run(*looked).stdout.startswith(f"{tmp_path / 'out'}: absent: 1 of 3 modules: lm_head.weight")
+
+
+def test_a_tied_head_is_measured_against_the_weight_it_shares(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["lm_head"])
+    (one,) = json.loads(done("amplify", tmp_path / "adapter", "--base", tmp_path / "base", "--json").stdout)["modules"]
+    assert one["weight_norm"] == pytest.approx(float(model.model.embed_tokens.weight.detach().norm()), rel=1e-5)
