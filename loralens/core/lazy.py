@@ -151,6 +151,33 @@ def joined(parts: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
 
 
+def below(parts: Sequence[LazyArray]) -> LazyArray:
+    """Matrices of one width as one, the next below the last: only those that are asked for are read.
+
+    In their dtype; in float32 where they have several.
+    """
+    stops = list(accumulate(part.shape[0] for part in parts))
+    width, dtypes = parts[0].shape[1], {part.dtype for part in parts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def rows(start: int, stop: int) -> Array:
+        pieces = [np.empty((0, width), dtype)]
+        first = bisect_right(stops, start)
+        while start < stop:
+            offset = stops[first] - parts[first].shape[0]
+            last = min(stop, stops[first])
+            pieces.append(parts[first].rows(start - offset, last - offset).read().astype(dtype, copy=False))
+            start, first = last, first + 1
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+    return LazyArray(
+        lambda: np.concatenate([part.read().astype(dtype, copy=False) for part in parts]),
+        shape=(stops[-1], width),
+        dtype=dtype,
+        rows=rows if all(part.streams for part in parts) else None,
+    )
+
+
 @final
 class Recent:
     """Keeps the last array read through it, for many small parts asked for one after the other from a big tensor."""

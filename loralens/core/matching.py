@@ -4,19 +4,23 @@ Tried in this order, and accepted only if every module finds exactly one weight 
 
 1. the names as they are;
 2. one edit common to all modules: leading parts dropped, or a prefix found in the base put before them;
-3. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
+3. the names under which the base is stored, where these are not those of its modules, and experts that are stored
+   one by one or all together (`loralens.core.storage`), with one edit as above;
+4. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import final
 
-from loralens.core.names import natural_key, nearest, weight_name
+from loralens.core.names import expert, natural_key, nearest, weight_name
+from loralens.core.storage import Place, Shape, Slot, Storage, interleaved, slots
 from loralens.errors import MismatchError
 
-Shape = tuple[int, ...]
+__all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
+
 Rename = Callable[[str], str]
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
@@ -24,6 +28,7 @@ _PREFIXES = (
     "diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "text_encoder_3.", "text_encoder_2.",
     "text_encoder.", "text_encoders.", "base_model.model.",
 )  # fmt: skip
+_AS_STORED = "reading names as the base is stored"
 
 
 @final
@@ -34,17 +39,21 @@ class Match:
     Attributes
     ----------
     keys : mapping of str to str
-        Module name → key of the weight in the base checkpoint.
+        Module name → key of the weight in the base checkpoint; of the first one, where it lies in several.
     edit : str
         What was done to the names, in words; empty where nothing was.
     rename : callable
         The name in the base of any other module that the adapter speaks of: the same edit; where names were read by
         their normal form, the one name in the base of that form, else the name as it is.
+    places : mapping of str to tuple of Place
+        Of the modules whose weight is no whole stored tensor of that name: what of which tensors it is, in the order
+        of its outputs.
     """
 
     keys: Mapping[str, str]
     edit: str
     rename: Rename = str
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         count = len(self.keys)
@@ -84,6 +93,10 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
         if len(found.keys) == len(modules):
             return found
         best = max(best, found, key=lambda one: len(one.keys))
+    for stored in _by_storage(modules, base):
+        best = max(best, stored, key=lambda one: len(one.keys))
+        if len(stored.keys) == len(modules):
+            return stored
     by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
     best = max(best, by_form, key=lambda one: len(one.keys))
     if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
@@ -142,6 +155,67 @@ def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
     flat = (weight[0], prod(weight[1:])) if weight else ()
     one = weight[1:] if len(weight) == 3 and (expert or weight[0] == 1) else ()
     return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, one) if candidate)
+
+
+def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Iterable[Match]:
+    """Matches by slots, under each edit of their names."""
+    storage, wanted = Storage(base), {name: slots(name) for name in modules}
+    for edit, rename in _edits((slot.name for own in wanted.values() for slot in own), storage.names):
+
+        def places(name: str, rename: Rename = rename) -> tuple[Place, ...]:
+            return storage.places([Slot(rename(slot.name), slot.expert) for slot in slots(name)])
+
+        def home(name: str, places: Callable[[str], tuple[Place, ...]] = places) -> str:
+            found = places(name)
+            whole = len(found) == 1 and found[0].parts == 1
+            return found[0].key.removesuffix(".weight") if whole else name
+
+        keys: dict[str, str] = {}
+        parts: dict[str, tuple[Place, ...]] = {}
+        for name, shape in modules.items():
+            key = _weight(name, shape, base)
+            found = () if key else places(name)
+            if key:
+                keys[name] = key
+            elif found and _holds(shape, found, base):
+                keys[name] = found[0].key
+                if len(found) > 1 or found[0].parts > 1 or found[0].number != _number(name):
+                    parts[name] = found
+        yield Match(keys, " and ".join(filter(None, (_AS_STORED, edit))), home, parts)
+
+
+def _number(name: str) -> int | None:
+    stacked = expert(name)
+    return stacked.number if stacked else None
+
+
+def _holds(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
+    """Whether ΔW (out, in) is an update of what lies in these places."""
+    first = places[0]
+    shapes = [base[place.key] if place.number is None else base[place.key][1:] for place in places]
+    if len(places) == 1 and first.parts == 1:
+        return fits(update, shapes[0], expert=False)
+    if any(len(shape) != 2 for shape in shapes):
+        return False
+    if len(places) == 1:
+        return bool(part_axes(update, shapes[0], first.parts, alternate=interleaved(first.key, base)))
+    rows, widths = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
+    whole = all(place.parts == 1 for place in places)
+    return whole and len(widths) == 1 and (rows, *widths) in (update, update[::-1])
+
+
+def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> list[int]:
+    """Along which axes of a stored matrix its outputs may lie, if ΔW (out, in) is an update of one part of them.
+
+    The likelier first. Of parts that ``alternate`` it is known that they lie along the columns.
+    """
+    rows, columns = matrix
+    axes = []
+    if not alternate and rows % parts == 0 and (rows // parts, columns) in (update, update[::-1]):
+        axes.append(0)
+    if columns % parts == 0 and (columns // parts, rows) == update:
+        axes.append(1)
+    return axes
 
 
 def _form_reader(base: Iterable[str]) -> Rename:

@@ -266,7 +266,7 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
         "task_type": None,
         "base_model_name_or_path": adapter.base_model,
         "bias": "none",
-        "fan_in_fan_out": any(module.layout.transposed for module in adapter.modules.values()),
+        "fan_in_fan_out": any(m.layout.transposed for m in adapter.modules.values() if m.layout.kind == "linear"),
         "inference_mode": True,
         "lora_dropout": 0.0,
         "use_rslora": rslora,
