@@ -89,7 +89,7 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...]) -
 
         found = match({name: module.shape for name, module in adapter.items()}, shapes(base))
         words.append(str(found))
-        if found.edit:
+        if found.edit and not found.by_storage:  # which are names of files, and not of modules
             adapter = adapter.renamed({name: _module_name(name, key) for name, key in found.keys.items()})
     for pair in prefixes:
         adapter = adapter.renamed(_prefixed(adapter, pair))

@@ -10,10 +10,10 @@ Tried in this order, and accepted only if every module finds exactly one weight 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import final
+from typing import TypeVar, final
 
 from loralens.core.names import expert, natural_key, nearest, weight_name
 from loralens.core.storage import Place, Shape, Slot, Storage, interleaved, slots
@@ -22,6 +22,7 @@ from loralens.errors import MismatchError
 __all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
 
 Rename = Callable[[str], str]
+Form = TypeVar("Form", bound=Hashable)
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
     "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
@@ -55,6 +56,11 @@ class Match:
     rename: Rename = str
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
 
+    @property
+    def by_storage(self) -> bool:
+        """Whether the base is stored under other names, or in other pieces, than its modules have."""
+        return self.edit.startswith(_AS_STORED)
+
     def __str__(self) -> str:
         count = len(self.keys)
         return f"{count}/{count} modules match" + (f" after {self.edit}" if self.edit else "")
@@ -69,7 +75,13 @@ def normal_form(name: str) -> str:
     return re.sub(r"[./]", "_", name)
 
 
-def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_missing: bool = False) -> Match:
+def match(
+    modules: Mapping[str, Shape],
+    base: Mapping[str, Shape],
+    *,
+    allow_missing: bool = False,
+    storage: Storage | None = None,
+) -> Match:
     """Which weight of the base each module adapts.
 
     Parameters
@@ -80,6 +92,8 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
         Key → shape of every tensor of the base checkpoint.
     allow_missing : bool
         Leave out modules without a weight: the edit that finds most of them is taken. One at least must be found.
+    storage : Storage, optional
+        Of the base, for one that is matched many times.
 
     Raises
     ------
@@ -93,7 +107,7 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
         if len(found.keys) == len(modules):
             return found
         best = max(best, found, key=lambda one: len(one.keys))
-    for stored in _by_storage(modules, base):
+    for stored in _by_storage(modules, base, storage or Storage(base)):
         best = max(best, stored, key=lambda one: len(one.keys))
         if len(stored.keys) == len(modules):
             return stored
@@ -157,9 +171,9 @@ def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
     return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, one) if candidate)
 
 
-def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> Iterable[Match]:
+def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape], storage: Storage) -> Iterable[Match]:
     """Matches by slots, under each edit of their names."""
-    storage, wanted = Storage(base), {name: slots(name) for name in modules}
+    wanted = {name: slots(name) for name in modules}
     for edit, rename in _edits((slot.name for own in wanted.values() for slot in own), storage.names):
 
         def places(name: str, rename: Rename = rename) -> tuple[Place, ...]:
@@ -220,45 +234,52 @@ def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> l
 
 def _form_reader(base: Iterable[str]) -> Rename:
     """From a name to the one module of the base that has its normal form."""
-    alone = _alone_by_form({key.rpartition(".")[0] for key in base})
+    alone = _alone({key.rpartition(".")[0] for key in base}, normal_form)
     return lambda name: alone.get(normal_form(name), name)
 
 
-def _alone_by_form(names: Iterable[str]) -> dict[str, str]:
-    """Normal form → the name that has it, where no other of ``names`` has it too."""
-    forms: dict[str, list[str]] = {}
+def _alone(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
+    """Form → the name that has it, where no other of ``names`` has it too."""
+    forms: dict[Form, list[str]] = {}
     for name in names:
-        forms.setdefault(normal_form(name), []).append(name)
-    return {form: same[0] for form, same in forms.items() if len(same) == 1}
+        forms.setdefault(form(name), []).append(name)
+    return {same: alike[0] for same, alike in forms.items() if len(alike) == 1}
 
 
 def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     """Names of the first adapter → names that the second has for the same modules.
 
-    By name, else by normal form where one name of either side has it; in the order of ``first``. The others are left
-    out.
+    By name, else by normal form, else by slots, where one name of either side has them; in the order of ``first``. The
+    others are left out.
     """
     first, second = list(first), set(second)
-    exact = {name: name for name in first if name in second}
-    if len(exact) == len(first):
-        return exact
-    here, there = (_alone_by_form(set(names) - set(exact)) for names in (first, second))
-    found = exact | {name: there[form] for form, name in here.items() if form in there}
+    found = {name: name for name in first if name in second}
+    for form in (normal_form, slots):
+        if len(found) == len(first):
+            break
+        here, there = _alone(set(first) - found.keys(), form), _alone(second - {*found.values()}, form)
+        found |= {name: there[same] for same, name in here.items() if same in there}
     return {name: found[name] for name in first if name in found}
 
 
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
-    """Keys by normal form, of the modules that find exactly one."""
-    forms: dict[str, list[str]] = {}
-    for key in base:
-        forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
-    found = {}
-    for name, shape in modules.items():
-        plain = weight_name(name)
-        keys = [key for key in forms.get(normal_form(plain), []) if fits(shape, base[key], expert=plain != name)]
-        if len(keys) == 1:
-            found[name] = keys[0]
+    """Keys by normal form, of the modules that find exactly one; then without the name that transformers 5 drops."""
+    found: dict[str, str] = {}
+    for form in (normal_form, _bare_form):
+        forms: dict[str, list[str]] = {}
+        for key in base:
+            forms.setdefault(form(key.removesuffix(".weight")), []).append(key)
+        for name, shape in modules.items():
+            plain = weight_name(name)
+            keys = [key for key in forms.get(form(plain), []) if fits(shape, base[key], expert=plain != name)]
+            if len(keys) == 1:
+                found.setdefault(name, keys[0])
     return found
+
+
+def _bare_form(name: str) -> str:
+    """The normal form without ``text_model`` or ``vision_model``, which CLIP's own models lost in transformers 5."""
+    return normal_form(name).removeprefix("text_model_").removeprefix("vision_model_")
 
 
 def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:

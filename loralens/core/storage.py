@@ -73,7 +73,7 @@ class Place(NamedTuple):
     parts: int = 1
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 17)
 def slots(name: str) -> tuple[Slot, ...]:
     """The matrices that a module, or a tensor without its ``.weight``, stands for, in the order of its outputs."""
     number, path = None, name

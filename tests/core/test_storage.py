@@ -6,7 +6,7 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray, below
 from loralens.core.lowrank import Layout
-from loralens.core.matching import match
+from loralens.core.matching import match, same_modules
 from loralens.core.storage import Place, Slot, Storage, slots
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import share_of, weights_of
@@ -195,6 +195,26 @@ def test_one_edit_besides_and_other_names_alike():
     assert found.keys["layers.1.attention.q_proj"] == "vit.encoder.layer.1.attention.attention.query.weight"
     assert found.rename("layers.0.attention.k_proj") == "vit.encoder.layer.0.attention.attention.key"
     assert found.rename("nonsense") == "nonsense"
+
+
+def test_two_adapters_call_one_module_by_its_names_in_memory_and_on_disk():
+    old = {
+        "vit.encoder.layer.0.attention.attention.query": 1,
+        "model.layers.0.block_sparse_moe.experts.1.w1": 2,
+        "x": 3,
+    }
+    new = {"vit.layers.0.attention.q_proj": 1, "model.layers.0.mlp.switch_mlp.gate_proj[1]": 2, "y": 3}
+    found = same_modules(old, new)
+    assert found == {one: two for one, two in zip(old, new, strict=True) if one != "x"}
+
+
+def test_kohya_s_names_of_a_text_encoder_that_transformers_5_saved():
+    kinds = ("q_proj", "v_proj")
+    base = {f"encoder.layers.{i}.self_attn.{kind}.weight": (8, 8) for i in range(2) for kind in kinds}
+    names = {f"lora_te_text_model_encoder_layers_{i}_self_attn_{kind}": (8, 8) for i in range(2) for kind in kinds}
+    assert list(match(names, base).keys.values()) == list(base)
+    older = {f"{tower}.{key}": shape for tower in ("text_model", "vision_model") for key, shape in base.items()}
+    assert list(match(names, older).keys.values()) == [f"text_model.{key}" for key in base]
 
 
 def test_matrices_below_each_other_read_what_is_asked_for():

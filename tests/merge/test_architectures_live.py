@@ -1,11 +1,14 @@
 """Bases as transformers saves them, adapters as PEFT saves them: a merge of the files is what PEFT merges in memory."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import loralens
+from loralens.core.attached import Attachment
 from tests.architectures import ARCHITECTURES
 from tests.cli.command import Command
 from tests.cli.test_merge import loaded
@@ -75,3 +78,71 @@ def named(name):
 def test_what_else_an_adapter_carries_goes_to_the_stored_names_too(name, changes, tmp_path: Path) -> None:
     named(name).save(tmp_path, **changes)
     merged_alike(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
+def test_a_round_through_mlx_s_names_is_loaded_by_peft(name, tmp_path: Path) -> None:
+    """PEFT puts single experts together; what mlx-lm holds apart comes back with twice the rank for gate and up."""
+    architecture = named(name)
+    architecture.save(tmp_path, target_modules=["q_proj"])
+    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
+    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "back")
+    (tmp_path / "adapter").rename(tmp_path / "first")
+    (tmp_path / "back").rename(tmp_path / "adapter")
+    merged_alike(tmp_path)
+    model = getattr(transformers, architecture.model).from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+    state = adapted.merge_and_unload().state_dict()
+    wanted = getattr(transformers, architecture.model).from_pretrained(tmp_path / "merged").state_dict()
+    assert set(state) == set(wanted)
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def renamed(folder: Path, names) -> None:
+    """The adapter in ``folder`` under other names, as transformers 4 had them."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    tensors = {}
+    for key, tensor in load_file(file).items():
+        for old, new in names:
+            key = re.sub(old, new, key)
+        tensors[key] = tensor
+    save_file(tensors, file)
+
+
+OLD_VIT = (
+    (r"layers\.(\d)\.", r"encoder.layer.\1."), (r"attention\.q_proj", "attention.attention.query"),
+    (r"attention\.k_proj", "attention.attention.key"), (r"attention\.v_proj", "attention.attention.value"),
+    (r"attention\.o_proj", "attention.output.dense"), (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+)  # fmt: skip
+
+
+def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> None:
+    named("vit").save(tmp_path)
+    renamed(tmp_path / "adapter", OLD_VIT)
+    merged_alike(tmp_path)
+    x = torch.randn(1, 3, 8, 8)
+    answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
+
+
+def test_single_experts_on_the_stacks_in_memory(tmp_path: Path) -> None:
+    named("mixtral").save(tmp_path, target_modules=["q_proj"])
+    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
+    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "single")
+    tokens = torch.tensor([[3, 5, 7, 9]])
+    for adapter in ("mlx", "single", "adapter"):
+        answers_alike(transformers.MixtralForCausalLM, tmp_path, tmp_path / adapter, tokens)
+
+
+def answers_alike(model, folder: Path, adapter: Path, x) -> None:
+    """A model with the adapter attached answers as the merged one that PEFT saved."""
+    base, merged = (model.from_pretrained(folder / name).eval() for name in ("base", "merged"))
+    with torch.no_grad():
+        plain, wanted = base(x).logits, merged(x).logits
+        with Attachment(base, loralens.load(adapter)).on():
+            torch.testing.assert_close(base(x).logits, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(base(x).logits, plain)
+    assert not torch.allclose(plain, wanted, atol=1e-3)
