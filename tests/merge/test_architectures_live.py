@@ -146,3 +146,18 @@ def answers_alike(model, folder: Path, adapter: Path, x) -> None:
             torch.testing.assert_close(base(x).logits, wanted, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(base(x).logits, plain)
     assert not torch.allclose(plain, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "dinov2-swiglu", "llava", "qwen2-vl", "mixtral", "phimoe", "granitemoe", "jamba", "gpt-oss"]
+)
+def test_peft_loads_what_is_extracted_of_two_stored_models(name, tmp_path: Path) -> None:
+    architecture = named(name)
+    architecture.save(tmp_path)
+    folders = ("--base", tmp_path / "base", "--tuned", tmp_path / "merged")
+    done("extract", *folders, "--rank", 4, "--uniform", "-o", tmp_path / "extracted")
+    model = getattr(transformers, architecture.model)
+    adapted = peft.PeftModel.from_pretrained(model.from_pretrained(tmp_path / "base"), tmp_path / "extracted")
+    state, wanted = adapted.merge_and_unload().state_dict(), model.from_pretrained(tmp_path / "merged").state_dict()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
