@@ -180,20 +180,31 @@ def below(parts: Sequence[LazyArray]) -> LazyArray:
 
 @final
 class Recent:
-    """Keeps the last array read through it, for many small parts asked for one after the other from a big tensor."""
+    """Keeps the last arrays read through it, for many small parts asked for one after the other from a big tensor.
 
-    __slots__ = ("_held",)
+    Parameters
+    ----------
+    count : int
+        How many: 2 where parts of two tensors are asked for in turn.
+    """
 
-    def __init__(self) -> None:
-        self._held: tuple[LazyArray, Array] | None = None
+    __slots__ = ("_count", "_held")
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._held: tuple[tuple[LazyArray, Array], ...] = ()  # the last one read last
 
     def keep(self, array: LazyArray) -> LazyArray:
-        """``array``, read once while it is the last one read."""
+        """``array``, read once while it is among the last ones read."""
 
         def read() -> Array:
-            held = self._held
-            if held is None or held[0] is not array:
-                held = self._held = (array, array.read())
-            return held[1]
+            others = tuple(held for held in self._held if held[0] is not array)
+            known = next((held for held in self._held if held[0] is array), None)
+            if known is None:
+                others = others[max(0, len(others) - self._count + 1) :]  # before one more is read
+                self._held = others
+                known = array, array.read()
+            self._held = (*others, known)
+            return known[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

@@ -59,7 +59,7 @@ def read(stored: Stored) -> Adapter:
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     pairs, rest = _group(stored.tensors)
-    recent = Recent()
+    recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
     modules: dict[str, LowRank] = {}
     findings: list[Finding] = [] if config else [_alpha_unknown()]
     for path in pairs:
