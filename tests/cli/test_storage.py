@@ -137,3 +137,19 @@ def test_two_adapters_that_cut_a_tensor_otherwise(folders, tmp_path: Path) -> No
     said = Command("merge").run(adapter, other, "--base", stacks, "-o", tmp_path / "out")
     assert said.exit_code
     assert "another adapter these and more" in said.stderr
+
+
+def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path) -> None:
+    """DoRA's lengths are those of the rows of W, which another module changes too."""
+    _, stacks, _ = folders
+    rng, path = np.random.default_rng(1), f"base_model.model.{BLOCK}.block_sparse_moe.experts.1.w1"
+    other = tmp_path / "other"
+    other.mkdir()
+    shapes = {"lora_A.weight": (2, D), "lora_B.weight": (F, 2), "lora_magnitude_vector": (F,)}
+    tensors = {f"{path}.{name}": rng.random(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, other / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"], "use_dora": True}
+    (other / "adapter_config.json").write_text(json.dumps(said))
+    refused = Command("merge").run(other, "--base", stacks, "-o", tmp_path / "out")
+    assert refused.exit_code
+    assert "in parts, and a magnitude is of the whole" in refused.stderr
