@@ -124,14 +124,13 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
         found = match({name: module.shape for name, module in adapter.items() if name not in tied}, known)
         words.append(str(found))
         if tied:
-            words.append(
-                f"{next(iter(tied))} adapts the base's embedding, which is its head too, and has no weight of its own"
-            )
+            head = next(iter(tied))
+            words.append(f"{head} adapts the base's embedding, which is its head too, and has no weight of its own")
         adapter = with_kernels(adapter, {name: known[key] for name, key in found.keys.items()})
         if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
             adapter, copies = without_copies(adapter, weights(base), found.rename)
             words += [f"left out {key}: it is the base's own" for key in copies]
-        if found.edit:
+        if found.edit and not found.by_storage:  # which are names of files, and not of modules
             names = {name: _module_name(name, key) for name, key in found.keys.items()}
             adapter = adapter.renamed({**_renamed_extras(adapter, found, known), **names, **tied})
     for pair in prefixes:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from loralens.cli.convert import TARGETS
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.core.adapter import Adapter
     from loralens.core.ranks import Rule
     from loralens.formats.checkpoint import Checkpoint
     from loralens.merge.extraction import Extraction
@@ -65,7 +67,7 @@ def command(
 
     Give one rule of ranks, as to compress, or --noise-edge. Every weight matrix that differs becomes a pair, embeddings
     only where --modules asks for them ('*' for all). Norms, biases and new heads ride along in full. Whatever differs
-    and is not in the adapter is named. Names are those of --tuned.
+    and is not in the adapter is named. Names are those of --tuned; for PEFT those that transformers 5 has in memory.
     """
     rule = _rule(noise_edge, given)
     target.require(output, dry_run=dry_run)
@@ -117,26 +119,38 @@ def _extract(
     from loralens.errors import place
     from loralens.formats.checkpoint import model_config, stores_conv1d
     from loralens.formats.sizes import file_size
+    from loralens.formats.transformers_names import in_memory
     from loralens.merge.extract import extract
 
     before, after = options.opened(base), options.opened(tuned)
+    tuned_config = model_config(Path(tuned))
+
+    def named(adapter: "Adapter") -> "Adapter":
+        """PEFT looks for modules in memory."""
+        return in_memory(adapter, tuned_config) if to == "peft" else adapter
+
     _check_noise(rule, after, tuned)
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
     with place(tuned), progress("extracting", total) as step:
-        return extract(
+        found = extract(
             before.tensors,
             after.tensors,
             rule,
             base_config=model_config(Path(base)),
-            tuned_config=model_config(Path(tuned)),
+            tuned_config=tuned_config,
             base_model=base,
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
             dtype=options.dtype_of(dtype),
-            size=lambda adapter: file_size(adapter, to, **form),
+            size=lambda adapter: file_size(named(adapter), to, **form),
             threads=os.cpu_count() or 1,
             step=step,
             **asked,
         )
+    adapter = named(found.adapter)
+    if list(adapter) == list(found.adapter):
+        return found
+    note = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"
+    return replace(found, adapter=adapter, notes=(*found.notes, note))
 
 
 def _check_noise(rule: "Rule | NoiseEdge", tuned: "Checkpoint", path: str) -> None:

@@ -85,11 +85,12 @@ def refuse_inputs(output: Path, inputs: Mapping[str, str | None]) -> None:
 
 def of_format(to: str, base: Path | None, arch: str | None = None) -> dict[str, Any]:
     """Options that only one dialect has."""
-    if to != "gguf":
+    if to not in ("gguf", "mlx"):
         return {}
     from loralens.formats.checkpoint import model_config
 
-    return {"arch": arch, "base_config": model_config(base) if base else None}
+    config = {"base_config": model_config(base) if base else None}
+    return {"arch": arch, **config} if to == "gguf" else config
 
 
 def narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":

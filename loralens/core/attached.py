@@ -16,7 +16,6 @@ from loralens.core.carried import ADDED
 from loralens.core.layers import Steps, compute_dtype, steps, tensor
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.core.weights import Weight, Weights, weights_of
 from loralens.errors import place
@@ -125,7 +124,8 @@ class Attachment:
         self.changed: tuple[str, ...] = ()
         for name, module in adapter.items():
             weight = weights.modules[name]
-            layer = self.tree.parameters[weight.key][0] if weight.key.endswith(".weight") else None
+            hooked = weight.key.endswith(".weight") and not weight.scattered
+            layer = self.tree.parameters[weight.key][0] if hooked else None
             with place(name):
                 found = steps(module, layer) if isinstance(module, LowRank) and layer is not None else None
             if found is None or layer is None:
@@ -186,17 +186,20 @@ class Attachment:
         return adapted if watch is None else watch(name, found, x, z, adapted)
 
     def _change(self, name: str, module: Update, weight: Weight) -> None:
-        """Make the weight that a module of no hookable layer becomes: itself + ΔW, rounded once."""
-        key = weight.key
-        whole = self._new.get(key)
-        if whole is None:
-            whole = self._new[key] = self.tree.parameter(key).detach().clone()
-        one = expert(name)
-        part = whole[one.number] if one and whole.ndim == 3 else whole
-        dtype = compute_dtype(whole)
-        update = tensor(module.dense(), whole, dtype)
-        update = (update.T if weight.transposed else update).reshape(part.shape)
-        part.copy_(part.to(dtype) + update)
+        """Make the weights that a module of no hookable layer changes: themselves + ΔW, rounded once."""
+        from torch import contiguous_format  # of which a reshape is a view
+
+        for piece in weight.pieces:
+            whole = self._new.get(piece.key)
+            if whole is None:
+                own = self.tree.parameter(piece.key).detach()
+                whole = self._new[piece.key] = own.clone(memory_format=contiguous_format)
+            matrix = whole.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
+            part = matrix if piece.columns is None else matrix[:, piece.columns]
+            dtype = compute_dtype(whole)
+            update = tensor(module.dense(), whole, dtype)
+            update = (update.T if weight.transposed else update)[piece.at : piece.at + piece.rows]
+            part.copy_(part.to(dtype) + update)
         self.changed = (*self.changed, name)
 
     def _take(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:

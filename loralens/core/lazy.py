@@ -151,22 +151,60 @@ def joined(parts: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
 
 
+def below(parts: Sequence[LazyArray]) -> LazyArray:
+    """Matrices of one width as one, the next below the last: only those that are asked for are read.
+
+    In their dtype; in float32 where they have several.
+    """
+    stops = list(accumulate(part.shape[0] for part in parts))
+    width, dtypes = parts[0].shape[1], {part.dtype for part in parts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def rows(start: int, stop: int) -> Array:
+        pieces = [np.empty((0, width), dtype)]
+        first = bisect_right(stops, start)
+        while start < stop:
+            offset = stops[first] - parts[first].shape[0]
+            last = min(stop, stops[first])
+            pieces.append(parts[first].rows(start - offset, last - offset).read().astype(dtype, copy=False))
+            start, first = last, first + 1
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+    return LazyArray(
+        lambda: np.concatenate([part.read().astype(dtype, copy=False) for part in parts]),
+        shape=(stops[-1], width),
+        dtype=dtype,
+        rows=rows if all(part.streams for part in parts) else None,
+    )
+
+
 @final
 class Recent:
-    """Keeps the last array read through it, for many small parts asked for one after the other from a big tensor."""
+    """Keeps the last arrays read through it, for many small parts asked for one after the other from a big tensor.
 
-    __slots__ = ("_held",)
+    Parameters
+    ----------
+    count : int
+        How many: 2 where parts of two tensors are asked for in turn.
+    """
 
-    def __init__(self) -> None:
-        self._held: tuple[LazyArray, Array] | None = None
+    __slots__ = ("_count", "_held")
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._held: tuple[tuple[LazyArray, Array], ...] = ()  # the last one read last
 
     def keep(self, array: LazyArray) -> LazyArray:
-        """``array``, read once while it is the last one read."""
+        """``array``, read once while it is among the last ones read."""
 
         def read() -> Array:
-            held = self._held
-            if held is None or held[0] is not array:
-                held = self._held = (array, array.read())
-            return held[1]
+            others = tuple(held for held in self._held if held[0] is not array)
+            known = next((held for held in self._held if held[0] is array), None)
+            if known is None:
+                others = others[max(0, len(others) - self._count + 1) :]  # before one more is read
+                self._held = others
+                known = array, array.read()
+            self._held = (*others, known)
+            return known[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

@@ -4,26 +4,32 @@ Tried in this order, and accepted only if every module finds exactly one weight 
 
 1. the names as they are;
 2. one edit common to all modules: leading parts dropped, or a prefix found in the base put before them;
-3. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
+3. the names under which the base is stored, where these are not those of its modules, and experts that are stored
+   one by one or all together (`loralens.core.storage`), with one edit as above;
+4. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
-from typing import final
+from typing import TypeVar, final
 
-from loralens.core.names import natural_key, nearest, weight_name
+from loralens.core.names import expert, natural_key, nearest, weight_name
+from loralens.core.storage import Place, Shape, Slot, Storage, interleaved, slots
 from loralens.errors import MismatchError
 
-Shape = tuple[int, ...]
+__all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
+
 Rename = Callable[[str], str]
+Form = TypeVar("Form", bound=Hashable)
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
     "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
     "diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "text_encoder_3.", "text_encoder_2.",
     "text_encoder.", "text_encoders.", "base_model.model.",
 )  # fmt: skip
+_AS_STORED = "reading names as the base is stored"
 
 
 @final
@@ -34,17 +40,26 @@ class Match:
     Attributes
     ----------
     keys : mapping of str to str
-        Module name → key of the weight in the base checkpoint.
+        Module name → key of the weight in the base checkpoint; of the first one, where it lies in several.
     edit : str
         What was done to the names, in words; empty where nothing was.
     rename : callable
         The name in the base of any other module that the adapter speaks of: the same edit; where names were read by
         their normal form, the one name in the base of that form, else the name as it is.
+    places : mapping of str to tuple of Place
+        Of the modules whose weight is no whole stored tensor of that name: what of which tensors it is, in the order
+        of its outputs.
     """
 
     keys: Mapping[str, str]
     edit: str
     rename: Rename = str
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+
+    @property
+    def by_storage(self) -> bool:
+        """Whether the base is stored under other names, or in other pieces, than its modules have."""
+        return self.edit.startswith(_AS_STORED)
 
     def __str__(self) -> str:
         count = len(self.keys)
@@ -60,7 +75,13 @@ def normal_form(name: str) -> str:
     return re.sub(r"[./]", "_", name)
 
 
-def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_missing: bool = False) -> Match:
+def match(
+    modules: Mapping[str, Shape],
+    base: Mapping[str, Shape],
+    *,
+    allow_missing: bool = False,
+    storage: Storage | None = None,
+) -> Match:
     """Which weight of the base each module adapts.
 
     Parameters
@@ -71,6 +92,8 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
         Key → shape of every tensor of the base checkpoint.
     allow_missing : bool
         Leave out modules without a weight: the edit that finds most of them is taken. One at least must be found.
+    storage : Storage, optional
+        Of the base, for one that is matched many times.
 
     Raises
     ------
@@ -84,6 +107,10 @@ def match(modules: Mapping[str, Shape], base: Mapping[str, Shape], *, allow_miss
         if len(found.keys) == len(modules):
             return found
         best = max(best, found, key=lambda one: len(one.keys))
+    for stored in _by_storage(modules, base, storage or Storage(base)):
+        best = max(best, stored, key=lambda one: len(one.keys))
+        if len(stored.keys) == len(modules):
+            return stored
     by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
     best = max(best, by_form, key=lambda one: len(one.keys))
     if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
@@ -144,47 +171,115 @@ def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
     return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, one) if candidate)
 
 
+def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape], storage: Storage) -> Iterable[Match]:
+    """Matches by slots, under each edit of their names."""
+    wanted = {name: slots(name) for name in modules}
+    for edit, rename in _edits((slot.name for own in wanted.values() for slot in own), storage.names):
+
+        def places(name: str, rename: Rename = rename) -> tuple[Place, ...]:
+            return storage.places([Slot(rename(slot.name), slot.expert) for slot in slots(name)])
+
+        def home(name: str, places: Callable[[str], tuple[Place, ...]] = places) -> str:
+            found = places(name)
+            whole = len(found) == 1 and found[0].parts == 1
+            return found[0].key.removesuffix(".weight") if whole else name
+
+        keys: dict[str, str] = {}
+        parts: dict[str, tuple[Place, ...]] = {}
+        for name, shape in modules.items():
+            key = _weight(name, shape, base)
+            found = () if key else places(name)
+            if key:
+                keys[name] = key
+            elif found and _holds(shape, found, base):
+                keys[name] = found[0].key
+                if len(found) > 1 or found[0].parts > 1 or found[0].number != _number(name):
+                    parts[name] = found
+        yield Match(keys, " and ".join(filter(None, (_AS_STORED, edit))), home, parts)
+
+
+def _number(name: str) -> int | None:
+    stacked = expert(name)
+    return stacked.number if stacked else None
+
+
+def _holds(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
+    """Whether ΔW (out, in) is an update of what lies in these places."""
+    first = places[0]
+    shapes = [base[place.key] if place.number is None else base[place.key][1:] for place in places]
+    if len(places) == 1 and first.parts == 1:
+        return fits(update, shapes[0], expert=False)
+    if any(len(shape) != 2 for shape in shapes):
+        return False
+    if len(places) == 1:
+        return bool(part_axes(update, shapes[0], first.parts, alternate=interleaved(first.key, base)))
+    rows, widths = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
+    whole = all(place.parts == 1 for place in places)
+    return whole and len(widths) == 1 and (rows, *widths) in (update, update[::-1])
+
+
+def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> list[int]:
+    """Along which axes of a stored matrix its outputs may lie, if ΔW (out, in) is an update of one part of them.
+
+    The likelier first. Of parts that ``alternate`` it is known that they lie along the columns.
+    """
+    rows, columns = matrix
+    axes = []
+    if not alternate and rows % parts == 0 and (rows // parts, columns) in (update, update[::-1]):
+        axes.append(0)
+    if columns % parts == 0 and (columns // parts, rows) == update:
+        axes.append(1)
+    return axes
+
+
 def _form_reader(base: Iterable[str]) -> Rename:
     """From a name to the one module of the base that has its normal form."""
-    alone = _alone_by_form({key.rpartition(".")[0] for key in base})
+    alone = _alone({key.rpartition(".")[0] for key in base}, normal_form)
     return lambda name: alone.get(normal_form(name), name)
 
 
-def _alone_by_form(names: Iterable[str]) -> dict[str, str]:
-    """Normal form → the name that has it, where no other of ``names`` has it too."""
-    forms: dict[str, list[str]] = {}
+def _alone(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
+    """Form → the name that has it, where no other of ``names`` has it too."""
+    forms: dict[Form, list[str]] = {}
     for name in names:
-        forms.setdefault(normal_form(name), []).append(name)
-    return {form: same[0] for form, same in forms.items() if len(same) == 1}
+        forms.setdefault(form(name), []).append(name)
+    return {same: alike[0] for same, alike in forms.items() if len(alike) == 1}
 
 
 def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     """Names of the first adapter → names that the second has for the same modules.
 
-    By name, else by normal form where one name of either side has it; in the order of ``first``. The others are left
-    out.
+    By name, else by normal form, else by slots, where one name of either side has them; in the order of ``first``. The
+    others are left out.
     """
     first, second = list(first), set(second)
-    exact = {name: name for name in first if name in second}
-    if len(exact) == len(first):
-        return exact
-    here, there = (_alone_by_form(set(names) - set(exact)) for names in (first, second))
-    found = exact | {name: there[form] for form, name in here.items() if form in there}
+    found = {name: name for name in first if name in second}
+    for form in (normal_form, slots):
+        if len(found) == len(first):
+            break
+        here, there = _alone(set(first) - found.keys(), form), _alone(second - {*found.values()}, form)
+        found |= {name: there[same] for same, name in here.items() if same in there}
     return {name: found[name] for name in first if name in found}
 
 
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
-    """Keys by normal form, of the modules that find exactly one."""
-    forms: dict[str, list[str]] = {}
-    for key in base:
-        forms.setdefault(normal_form(key.removesuffix(".weight")), []).append(key)
-    found = {}
-    for name, shape in modules.items():
-        plain = weight_name(name)
-        keys = [key for key in forms.get(normal_form(plain), []) if fits(shape, base[key], expert=plain != name)]
-        if len(keys) == 1:
-            found[name] = keys[0]
+    """Keys by normal form, of the modules that find exactly one; then without the name that transformers 5 drops."""
+    found: dict[str, str] = {}
+    for form in (normal_form, _bare_form):
+        forms: dict[str, list[str]] = {}
+        for key in base:
+            forms.setdefault(form(key.removesuffix(".weight")), []).append(key)
+        for name, shape in modules.items():
+            plain = weight_name(name)
+            keys = [key for key in forms.get(form(plain), []) if fits(shape, base[key], expert=plain != name)]
+            if len(keys) == 1:
+                found.setdefault(name, keys[0])
     return found
+
+
+def _bare_form(name: str) -> str:
+    """The normal form without ``text_model`` or ``vision_model``, which CLIP's own models lost in transformers 5."""
+    return normal_form(name).removeprefix("text_model_").removeprefix("vision_model_")
 
 
 def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:

@@ -3,20 +3,48 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.matching import Match, Shape, match
+from loralens.core.lazy import Array, LazyArray, below
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.matching import Match, Shape, match, part_axes
 from loralens.core.names import expert
+from loralens.core.storage import Place, interleaved
 from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 
 BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
+
+
+class Piece(NamedTuple):
+    """Rows of a stored tensor that are rows of the weight of one module.
+
+    Attributes
+    ----------
+    key : str
+        Of the stored tensor, which is looked at as a matrix: of a stack of ``experts`` as all of them below each other.
+    start : int
+        The first of its rows.
+    at, rows : int
+        The first of as many rows of `Weight.stored`.
+    experts : bool
+    columns : slice or None
+        Which columns of the tensor they have; None: all.
+    width : int
+        How many columns the tensor has.
+    """
+
+    key: str
+    start: int
+    at: int
+    rows: int
+    width: int
+    experts: bool = False
+    columns: slice | None = None
 
 
 @final
@@ -27,16 +55,23 @@ class Weight:
     Attributes
     ----------
     key : str
-        Of the stored tensor in the base checkpoint.
+        Of the stored tensor in the base checkpoint; of the first, where W lies in several.
     stored : LazyArray, 2-D
-        As the base holds it: a convolution flattened to (out, in·k…), one expert of a stack alone.
+        As the base holds it: a convolution flattened to (out, in·k…), one expert of a stack alone, what lies in several
+        tensors put together.
     transposed : bool
         Whether ``stored`` is (in, out): GPT-2's Conv1D, embeddings, some expert stacks.
+    pieces : tuple of Piece
+        Where the rows of ``stored`` lie in the base.
+    scattered : bool
+        Whether W is no whole matrix of the base, but lies in several, or is part of one.
     """
 
     key: str
     stored: LazyArray
     transposed: bool
+    pieces: tuple[Piece, ...] = ()
+    scattered: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,21 +159,109 @@ def weights_of(
     Notes
     -----
     The orientation is decided by the shapes. A square weight tells nothing: it follows what the file says of it, the
-    kind of the base, or the other linear weights of the adapter.
+    kind of the base, or the other linear weights of the adapter. A square expert follows the other stacks of the
+    adapter first, as PEFT has one rule for all of them that depends on the model and on PEFT's version.
     """
     check_rows(modules)
     shapes = {key: tensor.shape for key, tensor in base.items()}
     found = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
-    stored = {name: _flat(name, modules[name], base[key]) for name, key in found.keys.items()}
-    lying = {name: _lies(modules[name], tensor.shape) for name, tensor in stored.items()}
+    weights = {name: _weight(name, modules[name], key, found, base) for name, key in found.keys.items()}
+    lying = {name: _lies(modules[name], weight) for name, weight in weights.items()}
     habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
+    stacks = {lies for name, lies in lying.items() if modules[name].layout.kind == "experts"} - {None}
 
-    def transposed(name: str) -> bool:
+    def transposed(name: str, weight: Weight) -> bool:
         lies, layout = lying[name], modules[name].layout
+        if lies is None and layout.kind == "experts":
+            own = layout.transposed or f"{weight.key}_bias" in base  # gpt-oss
+            return stacks == {True} if len(stacks) == 1 else own
         return layout.transposed or (habit and layout.kind == "linear") if lies is None else lies
 
-    weights = {name: Weight(found.keys[name], tensor, transposed(name)) for name, tensor in stored.items()}
-    return Weights(weights, found)
+    return Weights(
+        {name: replace(weight, transposed=transposed(name, weight)) for name, weight in weights.items()}, found
+    )
+
+
+def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
+    """The update of the stored rows that are one piece of a weight, as an update of rows of that tensor.
+
+    Raises
+    ------
+    MismatchError
+        An update that is no pair cannot be cut.
+    """
+    if not weight.scattered:
+        return module
+    if not isinstance(module, LowRank):
+        raise MismatchError(
+            f"the base holds this weight in parts, and a {module.form.name} cannot be cut into them",
+            fix="make it a pair first: loralens convert --rank R",
+        )
+    B, A = module.factors
+    rows = slice(piece.at, piece.at + piece.rows)
+    if not weight.transposed:
+        assert piece.columns is None
+        B = B.rows(rows.start, rows.stop)
+    else:
+        A = A.map(lambda array: array[:, rows], shape=(A.shape[0], piece.rows))
+        B = B if piece.columns is None else _among(B, piece.columns, piece.width)
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
+
+
+def _among(B: LazyArray, columns: slice, width: int) -> LazyArray:
+    """B with rows of zeros for the outputs of the stored tensor that are not the module's."""
+
+    def put(array: Array) -> Array:
+        whole = np.zeros((width, array.shape[1]), array.dtype)
+        whole[columns] = array
+        return whole
+
+    return B.map(put, shape=(width, B.shape[1]))
+
+
+def _weight(name: str, module: Update, key: str, found: Match, base: Mapping[str, LazyArray]) -> Weight:
+    """The weight of one module, its orientation not yet known."""
+    places = found.places.get(name)
+    if places is None:
+        shape, stored = base[key].shape, _flat(name, module, base[key])
+        one, (rows, width) = expert(name), stored.shape
+        stack = len(shape) == 3 and stored.shape != (shape[0], prod(shape[1:]))
+        start = one.number * rows if one and stack else 0
+        return Weight(key, stored, False, (Piece(key, start, 0, rows, width, stack),))
+    matrices = [_matrix(name, place, base[place.key]) for place in places]
+    at = 0
+    pieces = []
+    for place, matrix in zip(places, matrices, strict=True):
+        rows, width = matrix.shape
+        pieces.append(Piece(place.key, (place.number or 0) * rows, at, rows, width, place.number is not None))
+        at += rows
+    first = pieces[0]
+    if places[0].parts == 1:
+        return Weight(key, below(matrices), False, tuple(pieces), scattered=len(pieces) > 1)
+    return _part(places[0], matrices[0], first, module, base)
+
+
+def _part(place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]) -> Weight:
+    """The weight that is some of the outputs of one stored matrix."""
+    alternate = interleaved(place.key, base)
+    axis = part_axes(module.shape, matrix.shape, place.parts, alternate=alternate)[0]
+    size = matrix.shape[axis] // place.parts
+    start = place.part * size
+    if axis == 0:
+        piece = piece._replace(start=piece.start + start, rows=size)
+        return Weight(place.key, matrix.rows(start, start + size), False, (piece,), scattered=True)
+    columns = slice(place.part, None, place.parts) if alternate else slice(start, start + size)
+    some = matrix.map(lambda array: array[:, columns], shape=(matrix.shape[0], size))
+    return Weight(place.key, some, True, (piece._replace(columns=columns),), scattered=True)
+
+
+def _matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
+    """A stored matrix, of a stack the one with that number."""
+    if place.number is None:
+        return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
+    if place.number >= tensor.shape[0]:
+        raise MismatchError(f"{name}: the base has {tensor.shape[0]} experts", fix="give the base it was trained on")
+    return tensor.rows(place.number, place.number + 1).reshape(*tensor.shape[1:])
 
 
 def merged_dtype(stored: np.dtype[Any], wanted: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
@@ -206,8 +329,11 @@ def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     return tensor.reshape(shape[0], prod(shape[1:]))
 
 
-def _lies(module: Update, stored: Shape) -> bool | None:
+def _lies(module: Update, weight: Weight) -> bool | None:
     """Whether a stored weight is (in, out); None where its shape does not tell."""
+    stored = weight.stored.shape
+    if weight.transposed:
+        return True  # some of its columns are the outputs
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
     if module.shape[0] == module.shape[1]:

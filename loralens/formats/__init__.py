@@ -293,7 +293,7 @@ def save(
     dry_run : bool
         Check all that can be checked, and write nothing.
     **options
-        Of the format: ``arch`` and ``base_config`` for GGUF, ``bits`` for loralens-q.
+        Of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx, ``bits`` for loralens-q.
 
     Raises
     ------
@@ -329,6 +329,10 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tu
         from loralens.formats.quantised import expanded
 
         adapter = expanded(adapter)
+    if adapter.format != name:
+        from loralens.formats.experts import as_in
+
+        adapter = as_in(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     stored = form.write(adapter, **options)
     told = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
     if not (told or form.complete):

@@ -33,7 +33,7 @@ def place_of(module: str, arch: str) -> Place | None:
     """Where a module stands in a GGUF file; None where the architecture has no tensor for it."""
     found = _EXPERT.match(module)
     if not found:
-        tensor = _tensor(module, arch)
+        tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
         return None if tensor is None or tensor.endswith("_exps") else Place(tensor, None)
     path = found["stack"] or f"{found['path']}.{found['part']}"
     tensor = _tensor(path, arch) or _tensor(_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)

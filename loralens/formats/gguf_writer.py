@@ -196,7 +196,7 @@ def head_is_tied() -> FormatError:
     """What is wrong with a pair for a head that is the embedding."""
     return FormatError(
         "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
-        fix=f"{DROP}; or merge it into the base with --untie, and convert that model",
+        fix=f"{DROP}; or merge it into the base, which gives the head a weight of its own, and convert that model",
     )
 
 

@@ -30,8 +30,10 @@ _WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
-def write(adapter: Adapter) -> Stored:
+def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> Stored:
     """The adapter as mlx-lm stores it.
+
+    ``base_config``, the base's config.json, has told `loralens.formats.experts` by now what its experts are called.
 
     Raises
     ------
@@ -40,6 +42,7 @@ def write(adapter: Adapter) -> Stored:
     ShapeError, MismatchError
         Several ranks; experts missing; an update that has no pair.
     """
+    del base_config
     stacks = by_pair(adapter)
     config, scale = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}

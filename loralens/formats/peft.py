@@ -100,7 +100,7 @@ def _plain(
 ) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
     """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
     pairs, rest = _group(tensors)
-    recent = Recent()
+    recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
     modules: dict[str, Update] = {}
     findings: list[Finding] = []
     for path in pairs:

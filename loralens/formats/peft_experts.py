@@ -4,10 +4,15 @@ A has E·r rows, expert by expert (row = e·r + j); B has r·E columns, rank by 
 PEFT 0.21.2. Old Unsloth wrote B expert by expert instead (column = e·r + j); newer builds say which in
 ``lora_B_layout`` (unsloth-zoo pull requests 1232 and 1269).
 
+Up to PEFT 0.18 the second dimension of the base parameter (E, in, out) is that of the inputs, whatever the model does
+with it; from 0.19 on the third (E, out, in), but in models that say ``is_transposed``. Where the two are equal only the
+version in the configuration tells; 0.17 and earlier wrote none.
+
 Several parameters of one module nest: each further one lies under one more ``base_layer``, the last registered
 outermost. The order of registration is not in the file; for the names below it is known.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +24,7 @@ from loralens.formats.peft_keys import depth, module_path
 
 REGISTERED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
 GROUPED = "grouped_by_expert"
+SWAPPED = (0, 19)  # PEFT's version from which on (E, out, in) is the rule
 
 
 def parameter(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | None:
@@ -79,14 +85,21 @@ def modules(
         yield plain, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
         return
     shared = Origin(origin.format, origin.tensors, share=count)
+    layout = Layout("experts", transposed=_turned(config))
     kept = recent.keep(B)
     for e in range(count):
         one_B = kept.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
         one_A = A.rows(e * rank, (e + 1) * rank)
         yield (
             f"{name}[{e}]",
-            LowRank(one_B, one_A, scaling.value, scaling=scaling, layout=Layout("experts"), origin=shared),
+            LowRank(one_B, one_A, scaling.value, scaling=scaling, layout=layout, origin=shared),
         )
+
+
+def _turned(config: PeftConfig) -> bool:
+    """Whether the version of PEFT that saved the adapter takes every stack as (E, in, out)."""
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.fields.get("peft_version")))
+    return version is None or (int(version[1]), int(version[2])) < SWAPPED
 
 
 def _columns(e: int, count: int, rank: int, config: PeftConfig) -> Callable[[Array], Array]:

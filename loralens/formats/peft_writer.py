@@ -29,7 +29,7 @@ from loralens.formats.extras import add, check_size, owner, to_translate
 from loralens.formats.pairs import pack
 from loralens.formats.peft import NAME, read
 from loralens.formats.peft_config import DEFAULT_RANK, PeftConfig, ends
-from loralens.formats.peft_experts import GROUPED, registered
+from loralens.formats.peft_experts import GROUPED, SWAPPED, registered
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
 from loralens.formats.peft_types import as_lora
 from loralens.formats.stacks import Stacks, as_read, by_pair, check_whole
@@ -319,12 +319,15 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
 def _fresh(adapter: Adapter) -> dict[str, Any]:
     """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
+    stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
+    upright = bool(stacks) and not any(layout.transposed for layout in stacks)
     return {
+        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),  # from which on stacks are so
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": adapter.base_model,
         "bias": "none",
-        "fan_in_fan_out": any(module.layout.transposed for module in adapter.modules.values()),
+        "fan_in_fan_out": any(m.layout.transposed for m in adapter.modules.values() if m.layout.kind == "linear"),
         "inference_mode": True,
         "lora_dropout": 0.0,
         "use_rslora": rslora,

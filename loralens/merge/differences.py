@@ -16,6 +16,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout
+from loralens.core.storage import slots
 from loralens.core.weights import Weight
 from loralens.linalg.factor import Floats
 
@@ -206,7 +207,7 @@ def _matrices(
     if len(shape) < 2 or not _floats(ours) or not _floats(theirs) or not prod(shape):
         return {}
     name = key.removesuffix(".weight")
-    if name == key and len(shape) == 3 and _EXPERTS.search(key):
+    if len(shape) == 3 and (_EXPERTS.search(key) if name == key else ".experts." in slots(name)[0].name):
         return _experts(key, partner, ours, theirs, hidden)
     if name == key:
         bare = len(shape) == 2 and alone
@@ -228,14 +229,16 @@ def _matrices(
 def _experts(key: str, partner: str, ours: LazyArray, theirs: LazyArray, hidden: int | None) -> dict[str, Difference]:
     """The matrices of a stack, one an expert."""
     count, rows, columns = ours.shape
-    inner = bool(_IN_LAST.search(key.rpartition(".")[2]))  # then the hidden size is that of the outputs
+    name = key.removesuffix(".weight")
+    called = slots(name)[0].name if name != key else key  # Granite's layers have names of their own
+    inner = bool(_IN_LAST.search(called.rpartition(".")[2]))  # then the hidden size is that of the outputs
     transposed = rows != columns and (columns if inner else rows) == hidden
 
     def one(tensor: LazyArray, e: int) -> LazyArray:
         return tensor.rows(e, e + 1).reshape(rows, columns)
 
     return {
-        f"{key}[{e}]": Difference(
+        f"{name}[{e}]": Difference(
             Weight(partner, one(theirs, e), transposed), Weight(key, one(ours, e), transposed), Layout("experts")
         )
         for e in range(count)

@@ -93,6 +93,11 @@ def _one(
     found: Found,
 ) -> None:
     """Put what one extra changes into ``found``."""
+    if extra.module in weights.modules and weights.modules[extra.module].scattered:
+        raise MismatchError(
+            f"{key}: the base holds the weight of {extra.module} in parts, and a {extra.role} is of the whole",
+            fix="leave this module out with --modules, or merge it where it was trained",
+        )
     home = _home(extra, weights)
     whole = extra.role in (*MAGNITUDES, "tokens")  # of the weight itself
     target = home if whole else f"{home.removesuffix('.weight')}.{extra.parameter}"

@@ -7,10 +7,9 @@ from typing import Any, final
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.matching import Match, Shape
-from loralens.core.names import expert
 from loralens.core.structured import Update, Updates
-from loralens.core.weights import Weight, Weights, weights_of
-from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
+from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.merge.extras import Changes, changes_of
 from loralens.merge.heads import head_fields
 from loralens.merge.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
@@ -89,12 +88,12 @@ def plan(
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
         found = changes_of(adapter, strength, weights, base)
-        touched = {*found.changes, *(weight.key for weight in weights.modules.values())}
+        touched = {*found.changes, *(piece.key for weight in weights.modules.values() for piece in weight.pieces)}
         for name, weight in weights.modules.items():
-            for key in tied.meant(adapter, weight.key, touched):
-                draft = drafts.setdefault(key, _Draft())
-                draft.experts |= weight.stored.shape != as_matrix(base[key].shape)
-                _add(draft, name, weight, adapter.modules[name], strength)
+            for piece in weight.pieces:
+                for key in tied.meant(adapter, piece.key, touched):
+                    here = piece._replace(key=key)
+                    _add(drafts.setdefault(key, _Draft()), name, weight, here, adapter.modules[name], strength)
         missing += found.missing
         notes += found.notes
         for home, changes in found.changes.items():
@@ -138,17 +137,28 @@ def _weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool, a
         raise told from error
 
 
-def _add(draft: _Draft, name: str, weight: Weight, module: Update, strength: float) -> None:
+def _add(draft: _Draft, name: str, weight: Weight, piece: Piece, module: Update, strength: float) -> None:
     """Add the update of one module to the slab of its rows: several adapters there become one sum."""
     if module.layout.kind == "conv" and module.layout.groups > 1:
         raise MismatchError(
             f"{name}: the update of a grouped convolution reads all input channels and fits no weight",
             fix="leave it out with --modules",
         )
-    rows, one = weight.stored.shape[0], expert(name)
-    start = one.number * rows if one and draft.experts else 0
-    here = draft.slabs.get(start, Slab(name, start, start + rows, (), weight.transposed))
-    draft.slabs[start] = replace(here, terms=(*here.terms, (strength, module)))
+    draft.experts |= piece.experts
+    start, stop = piece.start, piece.start + piece.rows
+    if any(
+        slab.start < stop and start < slab.stop and (slab.start, slab.stop) != (start, stop)
+        for slab in draft.slabs.values()
+    ):
+        raise MismatchError(
+            f"{name} adapts some rows of {piece.key}, and another adapter these and more",
+            fix="merge one of the adapters first, and the other into the result",
+        )
+    with place(name):
+        term = strength, share_of(module, weight, piece)
+    name = f"{name} in {piece.key}" if len(weight.pieces) > 1 else name
+    here = draft.slabs.get(start, Slab(name, start, stop, (), weight.transposed))
+    draft.slabs[start] = replace(here, terms=(*here.terms, term))
 
 
 def _change(draft: _Draft, key: str, changes: Changes) -> None:

@@ -246,9 +246,8 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     result = run("convert", tmp_path / "lora", "--to", "gguf", "--base", base, "-o", tmp_path / "x.gguf")
     assert result.exit_code == 1
     what = "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt"
-    fix = (
-        "leave this module out: loralens drop --modules; or merge it into the base with --untie, and convert that model"
-    )
+    fix = "leave this module out: loralens drop --modules; or merge it into the base, which gives the head a weight of "
+    fix += "its own, and convert that model"
     assert result.stderr == f"error: {tmp_path / 'lora'}: lm_head: {what}\n  fix: {fix}\n"
     result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", base, "-o", tmp_path / "mlx")
     assert (result.exit_code, result.stderr) == (0, "")

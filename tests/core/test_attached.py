@@ -10,7 +10,7 @@ import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Attachment, call
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import MismatchError
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import ATTACHED, ATTACHED_16, MOVED
@@ -169,3 +169,31 @@ def test_a_trained_bias_and_a_magnitude_of_one_layer_and_differences() -> None:
     V = W0 + module.dense()
     V *= (m / np.linalg.norm(V, axis=1))[:, None]
     np.testing.assert_allclose(found, (x @ V.T + b) @ (W1 + D).T + b1 + d, rtol=1e-10)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_stack_of_an_adapter_on_experts_that_the_model_holds_alone(turned):
+    f, d = 3, 4
+    experts = [nn.ModuleDict({"w1": nn.Linear(d, f, bias=False), "w3": nn.Linear(d, f, bias=False)}) for _ in range(2)]
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"experts": nn.ModuleList(experts)})})
+    rng = np.random.default_rng(0)
+    shape = (d, 2 * f) if turned else (2 * f, d)
+    modules = {
+        f"mlp.experts.gate_up_proj[{e}]": loralens.LowRank(
+            rng.standard_normal((shape[0], 2)), rng.standard_normal((2, shape[1])), layout=Layout("experts")
+        )
+        for e in range(2)
+    }
+    attachment = Attachment(model, loralens.Adapter(modules=modules))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with attachment.on():
+        for e in range(2):
+            D = modules[f"mlp.experts.gate_up_proj[{e}]"].dense()
+            halves = np.split(D.T if turned else D, 2)
+            for part, half in zip(("w1", "w3"), halves, strict=True):
+                key = f"mlp.experts.{e}.{part}.weight"
+                torch.testing.assert_close(
+                    model.state_dict()[key], before[key] + torch.tensor(half, dtype=torch.float32)
+                )
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[key], rtol=0, atol=0)

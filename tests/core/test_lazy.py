@@ -104,3 +104,17 @@ def test_recent_keeps_the_last_array_and_only_that():
     kept[1].rows(0, 2).read()
     kept[0].read()
     assert (len(first_reads), len(second_reads)) == (2, 1)
+
+
+def test_two_big_arrays_are_read_once_while_their_parts_are_asked_for_in_turn():
+    arrays = [counted() for _ in range(3)]
+    recent = Recent(2)
+    kept = [recent.keep(array) for array, _ in arrays]
+    for _ in range(3):
+        kept[0].read()
+        kept[1].read()
+    assert [len(reads) for _, reads in arrays] == [1, 1, 0]
+    kept[2].read()
+    kept[1].read()
+    kept[0].read()
+    assert [len(reads) for _, reads in arrays] == [2, 1, 1]

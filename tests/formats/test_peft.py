@@ -209,6 +209,21 @@ def test_fused_projections_fill_the_enabled_slices(enabled: list[bool]) -> None:
     np.testing.assert_allclose(peft.read(source)["h.0.attn"].dense(), expected, **SAME_UPDATE)
 
 
+def test_the_version_of_peft_says_how_stacks_lie() -> None:
+    for version, transposed in ((None, True), ("0.18.1", True), ("0.19.0", False), ("1.0.0", False), ("x", True)):
+        said = {} if version is None else {"peft_version": version}
+        module = peft.read(stored(STACKS, **EXPERTS, **said))["m.experts.down_proj[0]"]
+        assert module.layout.transposed is transposed
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_how_stacks_lie_is_written(transposed: bool) -> None:
+    layout = Layout("experts", transposed=transposed)
+    modules = {f"m.experts.w[{e}]": LowRank(np.ones((4, 2)), np.ones((2, 4)), layout=layout) for e in range(3)}
+    written = peft_writer.write(Adapter(modules=modules, format="gguf"))
+    assert {module.layout.transposed for module in peft.read(written).modules.values()} == {transposed}
+
+
 @pytest.mark.parametrize(("name", "grouped"), [("experts", False), ("experts-grouped", True)])
 @pytest.mark.parametrize(("path", "parameter"), [("m.experts", "down_proj"), ("m.experts.base_layer", "gate_up_proj")])
 def test_experts_take_their_rows_and_columns(name: str, grouped: bool, path: str, parameter: str) -> None:

@@ -12,6 +12,7 @@ from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.matching import Shape, match
+from loralens.core.storage import Storage
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
@@ -90,12 +91,13 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
     """
     modules = {name: module for name, module in modules.items() if not module.layout.rows}
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
+    storage = Storage(shapes)
     tries = iter(range(TRIES))
     whole: list[MismatchError] = []
 
     def strangers(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
         try:
-            match({name: modules[name].shape for name in names}, shapes)
+            match({name: modules[name].shape for name in names}, shapes, storage=storage)
         except MismatchError as error:
             whole.append(error)
             if len(names) == 1 or next(tries, None) is None:

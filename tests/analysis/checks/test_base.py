@@ -58,7 +58,7 @@ def test_another_base_is_one_finding():
 def test_finding_strangers_is_bounded(monkeypatch):
     adapter = healthy(blocks=40)
     calls = []
-    monkeypatch.setattr(bases, "match", lambda *a, real=bases.match: calls.append(1) or real(*a))
+    monkeypatch.setattr(bases, "match", lambda *a, real=bases.match, **k: calls.append(1) or real(*a, **k))
     monkeypatch.setattr(bases, "TRIES", 10)
     odd = [name for name in adapter if "q_proj" in name]
     bases.find(adapter.modules, base(adapter, leave_out=odd))

@@ -1,0 +1,142 @@
+"""Storage: how one model's weights are called and cut in memory, on disk and by other software.
+
+transformers 5 holds all experts of a layer in one tensor, with the rows of gate and up below each other, and saves
+them one by one; it also saves many models under other names than those of their modules. An adapter names modules,
+a base names stored tensors. Both are brought to `Slot`s here: one matrix of the network each, under one name.
+
+The names come from transformers 5.24 (``conversion_mapping.py``) and mlx-lm (``sanitize`` of its models).
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple, final
+
+from loralens.core.names import expert
+
+Shape = tuple[int, ...]
+
+RENAMED = (  # expression → what stands for it in every spelling; applied in this order
+    # A language model inside a model of images and text stands one level higher or lower.
+    (r"^(?:(?:model|language_model|backbone)\.)+", ""),
+    (r"\b(vision_tower|image_tower|video_tower)\.vision_model\.", r"\1."),
+    # Mixtral, Phi-3.5-MoE, MiniMax: ``block_sparse_moe`` on disk and ``mlp`` in memory.
+    (r"\.block_sparse_moe\.", ".mlp."),
+    # The router: ``gate`` of Mixtral and Qwen, ``router.layer`` of Granite on disk.
+    (r"\.(mlp|feed_forward|ffn)\.(?:gate|router\.gate|router\.layer)$", r".\1.router"),
+    # The head of GPT-NeoX on disk.
+    (r"^embed_out$", "lm_head"),
+    # mlx-lm, and Granite on disk.
+    (r"\.switch_mlp\.", ".experts."),
+    (r"\.mlp\.input_linear$", ".mlp.experts.gate_up_proj"),
+    (r"\.mlp\.output_linear$", ".mlp.experts.down_proj"),
+    # ViT and the models built like it, DINOv2, Swin.
+    (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
+    (r"\.attention\.(?:attention|self)\.(query|key|value)$", lambda found: f".attention.{found[1][0]}_proj"),
+    (r"\.attention\.output\.dense$", ".attention.o_proj"),
+    (r"\.intermediate\.dense$", ".mlp.fc1"),
+    (r"\.output\.dense$", ".mlp.fc2"),
+    (r"\.mlp\.weights_out$", ".mlp.down_proj"),
+)  # fmt: skip
+EXPERT_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # Mixtral's names → those of all others
+FUSED = (  # end of a name → what its rows are, in their order, in parts of one size
+    (".experts.gate_up_proj", (".experts.gate_proj", ".experts.up_proj")),
+    (".mlp.weights_in", (".mlp.gate_proj", ".mlp.up_proj")),  # DINOv2 with SwiGLU
+)
+_EXPERT_ALONE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
+_RENAMED = tuple((re.compile(expression), new) for expression, new in RENAMED)
+
+
+class Slot(NamedTuple):
+    """One matrix of a network: its name in the spelling that all others are brought to, and which expert it is of."""
+
+    name: str
+    expert: int | None = None
+
+
+class Place(NamedTuple):
+    """Where a slot is stored.
+
+    Attributes
+    ----------
+    key : str
+        Of the tensor in the base.
+    number : int or None
+        Which matrix of a stack it is.
+    part, parts : int
+        Which of so many equal parts of the outputs of that matrix.
+    """
+
+    key: str
+    number: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+@lru_cache(maxsize=1 << 17)
+def slots(name: str) -> tuple[Slot, ...]:
+    """The matrices that a module, or a tensor without its ``.weight``, stands for, in the order of its outputs."""
+    number, path = None, name
+    alone, stacked = _EXPERT_ALONE.match(name), expert(name)
+    if stacked:
+        path, number = stacked
+    elif alone:
+        part = EXPERT_PARTS.get(alone["part"], alone["part"])
+        path, number = f"{alone['stack']}.{part}", int(alone["number"])
+    for expression, new in _RENAMED:
+        path = expression.sub(new, path)
+    for end, parts in FUSED:
+        if path.endswith(end):
+            return tuple(Slot(path.removesuffix(end) + part, number) for part in parts)
+    return (Slot(path, number),)
+
+
+@final
+class Storage:
+    """The slots of a base, and where each is stored.
+
+    Parameters
+    ----------
+    base : mapping of str to tuple of int
+        Key → shape of every tensor.
+    """
+
+    __slots__ = ("_base", "_places")
+
+    def __init__(self, base: Mapping[str, Shape]) -> None:
+        self._base = base
+        self._places: dict[Slot, list[Place]] = {}
+        for key in base:
+            found = slots(key.removesuffix(".weight"))
+            for part, slot in enumerate(found):
+                self._places.setdefault(slot, []).append(Place(key, None, part, len(found)))
+
+    @property
+    def names(self) -> Mapping[str, Shape]:
+        """The name of every slot → the shape of a tensor that holds it."""
+        return {slot.name: self._base[places[0].key] for slot, places in self._places.items()}
+
+    def places(self, wanted: Sequence[Slot]) -> tuple[Place, ...]:
+        """Where these slots of one module are stored; empty where one is not, or could be several."""
+        found = [self._place(slot) for slot in wanted]
+        places = tuple(place for place in found if place is not None)
+        if len(places) < len(wanted):
+            return ()
+        first = places[0]
+        if [(p.key, p.number, p.part, p.parts) for p in places] == [
+            (first.key, first.number, part, len(places)) for part in range(len(places))
+        ]:
+            return (Place(first.key, first.number),)
+        return places
+
+    def _place(self, slot: Slot) -> Place | None:
+        here = self._places.get(slot, [])
+        if not here and slot.expert is not None:  # of a stack, whose name says no number
+            stacks = self._places.get(Slot(slot.name), [])
+            here = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
+        return here[0] if len(here) == 1 else None
+
+
+def interleaved(key: str, base: Iterable[str]) -> bool:
+    """Whether gate and up alternate in a stored stack, as in gpt-oss, which is told by the biases of its experts."""
+    return key.endswith("experts.gate_up_proj") and f"{key}_bias" in base

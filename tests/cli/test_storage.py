@@ -1,0 +1,155 @@
+"""One adapter of expert stacks, one network in two storages: every verb that has a base says the same of both."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.bases import single
+from tests.cli.command import Command
+from tests.cli.test_merge import loaded
+
+done = Command().good
+E, F, D = 3, 10, 16
+CONFIG = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+BLOCK = "model.layers.0"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """An adapter, a base with stacks, and the same one with every expert alone."""
+    rng = np.random.default_rng(0)
+
+    def floats(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    gate_up, down, router, q = floats(E, 2 * F, D), floats(E, D, F), floats(E, D), floats(D, D)
+    rest = {f"{BLOCK}.self_attn.q_proj.weight": q}
+    path = f"{BLOCK}.mlp"
+    stacks = {f"{path}.experts.gate_up_proj": gate_up, f"{path}.experts.down_proj": down, f"{path}.gate.weight": router}
+    moe = f"{BLOCK}.block_sparse_moe"
+    alone = {f"{moe}.gate.weight": router}
+    for e in range(E):
+        alone |= {f"{moe}.experts.{e}.w1.weight": gate_up[e, :F].copy(), f"{moe}.experts.{e}.w2.weight": down[e]}
+        alone |= {f"{moe}.experts.{e}.w3.weight": gate_up[e, F:].copy()}
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    root = "base_model.model.model.layers.0"
+    pairs = {
+        "mlp.experts.base_layer": (2 * F, D, 4 * E),
+        "mlp.experts": (D, F, 2 * E),
+        "mlp.gate": (E, D, 2),
+        "self_attn.q_proj": (D, D, 2),
+    }
+    tensors = {}
+    for name, (out, in_, rank) in pairs.items():
+        tensors |= {
+            f"{root}.{name}.lora_A.weight": floats(rank, in_),
+            f"{root}.{name}.lora_B.weight": floats(out, rank),
+        }
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "peft_version": "0.21.2", "r": 2, "lora_alpha": 0.2, "target_modules": ["gate", "q_proj"],
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        "rank_pattern": {r".*\.gate_up_proj": 4}, "alpha_pattern": {r".*\.gate_up_proj": 0.4},
+    }  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    return (
+        adapter,
+        single(tmp_path / "stacks", {**stacks, **rest}, config=CONFIG),
+        single(tmp_path / "alone", {**alone, **rest}, config=CONFIG),
+    )
+
+
+@pytest.mark.parametrize("command", ["amplify", "spectrum", "doctor", "intruders"])
+def test_a_verb_says_the_same_of_both(command, folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    adapter, stacks, alone = folders
+    records = [json.loads(done(command, adapter, "--base", base, "--json").stdout) for base in (stacks, alone)]
+    told = [
+        json.dumps(record).replace(str(base), "BASE") for record, base in zip(records, (stacks, alone), strict=True)
+    ]
+    same(*map(json.loads, told))
+
+
+def same(one, two, path="") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            same(one[key], two[key], f"{path}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), path
+        for i, pair in enumerate(zip(one, two, strict=True)):
+            same(*pair, f"{path}[{i}]")
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-9, abs=1e-12), path
+    else:
+        assert one == two, path
+
+
+def test_a_merge_is_the_same_and_says_where_each_half_went(folders, tmp_path: Path) -> None:
+    adapter, stacks, alone = folders
+    done("merge", adapter, "--base", stacks, "-o", tmp_path / "one")
+    done("merge", adapter, "--base", alone, "-o", tmp_path / "two")
+    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    for e in range(E):
+        path = f"{BLOCK}.block_sparse_moe.experts.{e}"
+        gate_up = one[f"{BLOCK}.mlp.experts.gate_up_proj"][e]
+        np.testing.assert_array_equal(two[f"{path}.w1.weight"], gate_up[:F])
+        np.testing.assert_array_equal(two[f"{path}.w3.weight"], gate_up[F:])
+        np.testing.assert_array_equal(two[f"{path}.w2.weight"], one[f"{BLOCK}.mlp.experts.down_proj"][e])
+    np.testing.assert_array_equal(two[f"{BLOCK}.block_sparse_moe.gate.weight"], one[f"{BLOCK}.mlp.gate.weight"])
+    said = json.loads((tmp_path / "two" / "merge_certificate.json").read_text())
+    names = [module["name"] for module in said["modules"]]
+    assert len(names) == len(set(names)) == 3 * E + 2
+    assert f"{BLOCK}.mlp.experts.gate_up_proj[1] in {BLOCK}.block_sparse_moe.experts.1.w3.weight" in names
+
+
+def test_verify_names_a_half_that_is_missing(folders, tmp_path: Path) -> None:
+    adapter, _, alone = folders
+    done("merge", adapter, "--base", alone, "-o", tmp_path / "out")
+    key = f"{BLOCK}.block_sparse_moe.experts.1.w3.weight"
+    save_file({**loaded(tmp_path / "out"), key: loaded(alone)[key]}, tmp_path / "out" / "model.safetensors")
+    result = Command().run("verify", tmp_path / "out", "--base", alone, "--adapter", adapter, "--json")
+    assert result.exit_code == 1
+    modules = json.loads(result.stdout)["modules"]
+    assert [module["name"] for module in modules if module["verdict"] == "absent"] == [
+        f"{BLOCK}.mlp.experts.gate_up_proj[1] in {key}"
+    ]
+
+
+def test_two_adapters_that_cut_a_tensor_otherwise(folders, tmp_path: Path) -> None:
+    adapter, stacks, _ = folders
+    rng, path = np.random.default_rng(1), f"base_model.model.{BLOCK}.block_sparse_moe.experts.1.w1"
+    other = tmp_path / "other"
+    other.mkdir()
+    tensors = {
+        f"{path}.lora_A.weight": rng.standard_normal((2, D)),
+        f"{path}.lora_B.weight": rng.standard_normal((F, 2)),
+    }
+    save_file({key: array.astype(np.float32) for key, array in tensors.items()}, other / "adapter_model.safetensors")
+    (other / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"]})
+    )
+    done("merge", other, "--base", stacks, "-o", tmp_path / "first")
+    said = Command("merge").run(adapter, other, "--base", stacks, "-o", tmp_path / "out")
+    assert said.exit_code
+    assert "another adapter these and more" in said.stderr
+
+
+def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path) -> None:
+    """DoRA's lengths are those of the rows of W, which another module changes too."""
+    _, stacks, _ = folders
+    rng, path = np.random.default_rng(1), f"base_model.model.{BLOCK}.block_sparse_moe.experts.1.w1"
+    other = tmp_path / "other"
+    other.mkdir()
+    shapes = {"lora_A.weight": (2, D), "lora_B.weight": (F, 2), "lora_magnitude_vector": (F,)}
+    tensors = {f"{path}.{name}": rng.random(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, other / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w1"], "use_dora": True}
+    (other / "adapter_config.json").write_text(json.dumps(said))
+    refused = Command("merge").run(other, "--base", stacks, "-o", tmp_path / "out")
+    assert refused.exit_code
+    assert "in parts, and a magnitude is of the whole" in refused.stderr

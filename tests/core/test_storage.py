@@ -1,0 +1,237 @@
+"""Slots: one matrix of a network under all its names, and where a base stores it."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray, below
+from loralens.core.lowrank import Layout
+from loralens.core.matching import match, same_modules
+from loralens.core.storage import Place, Slot, Storage, slots
+from loralens.core.structured import Dense, Structured
+from loralens.core.weights import share_of, weights_of
+from loralens.errors import MismatchError
+
+MOE = "model.layers.0.mlp.experts"
+MIXTRAL = "model.layers.0.block_sparse_moe.experts"
+GATE, UP, DOWN = (f"layers.0.mlp.experts.{part}_proj" for part in ("gate", "up", "down"))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (f"{MOE}.gate_up_proj[3]", (Slot(GATE, 3), Slot(UP, 3))),
+        (f"{MOE}.gate_up_proj", (Slot(GATE), Slot(UP))),
+        (f"{MOE}.3.gate_proj", (Slot(GATE, 3),)),
+        (f"{MIXTRAL}.3.w1", (Slot(GATE, 3),)),
+        (f"{MIXTRAL}.3.w3", (Slot(UP, 3),)),
+        (f"{MIXTRAL}.3.w2", (Slot(DOWN, 3),)),
+        ("model.layers.0.block_sparse_moe.switch_mlp.up_proj[3]", (Slot(UP, 3),)),
+        ("model.layers.0.mlp.switch_mlp.down_proj[0]", (Slot(DOWN, 0),)),
+        ("model.layers.0.block_sparse_moe.input_linear", (Slot(GATE), Slot(UP))),
+        ("model.layers.0.block_sparse_moe.output_linear", (Slot(DOWN),)),
+        ("model.layers.0.block_sparse_moe.gate", (Slot("layers.0.mlp.router"),)),
+        ("model.layers.0.block_sparse_moe.router.layer", (Slot("layers.0.mlp.router"),)),
+        ("model.layers.0.mlp.gate", (Slot("layers.0.mlp.router"),)),
+        ("model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
+        ("model.language_model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
+        ("language_model.model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
+        ("vision_tower.vision_model.encoder.x", (Slot("vision_tower.encoder.x"),)),
+        ("vit.encoder.layer.3.attention.attention.query", (Slot("vit.layers.3.attention.q_proj"),)),
+        ("vit.encoder.layer.3.attention.output.dense", (Slot("vit.layers.3.attention.o_proj"),)),
+        ("encoder.layer.3.output.dense", (Slot("layers.3.mlp.fc2"),)),
+        ("encoder.layer.3.mlp.weights_in", (Slot("layers.3.mlp.gate_proj"), Slot("layers.3.mlp.up_proj"))),
+    ],
+)
+def test_every_spelling_of_a_matrix_is_one_slot(name, wanted):
+    assert slots(name) == wanted
+
+
+def test_a_slot_that_two_tensors_could_be_is_none_of_them():
+    storage = Storage({"model.layers.0.a.weight": (2, 2), "language_model.layers.0.a.weight": (2, 2)})
+    assert storage.places(slots("layers.0.a")) == ()
+    assert Storage({"model.a.weight": (2, 2)}).places(slots("a")) == (Place("model.a.weight"),)
+    assert Storage({"model.a.weight": (2, 2)}).places(slots("b")) == ()
+
+
+def tensor(*shape, seed=0, dtype=np.float32):
+    array = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    return LazyArray(lambda: array, shape=shape, dtype=array.dtype, rows=lambda start, stop: array[start:stop])
+
+
+def module(out, in_, kind="linear", **layout):
+    rng = np.random.default_rng(out * 100 + in_)
+    B, A = rng.standard_normal((out, 2)), rng.standard_normal((2, in_))
+    return loralens.LowRank(B, A, 0.5, layout=Layout(kind, **layout))
+
+
+def singles(path, names, *, f=4, d=6, count=3):
+    """Experts that are stored one by one."""
+    gate, up, down = names
+    shapes = {gate: (f, d), up: (f, d), down: (d, f)}
+    return {
+        f"{path}.{e}.{name}.weight": tensor(*shape, seed=10 * e + i)
+        for e in range(count)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def added(modules, weights, base):
+    """The base with every update in its place, by the pieces of the weights, dense."""
+    found = {key: held.read().astype(np.float64) for key, held in base.items()}
+    for name, update in modules.items():
+        weight = weights[name]
+        for piece in weight.pieces:
+            here = found[piece.key]
+            D = share_of(update, weight, piece).dense()
+            rows = here.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
+            rows += D.T if weight.transposed else D
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "names"), [(MIXTRAL, ("w1", "w3", "w2")), (MOE, ("gate_proj", "up_proj", "down_proj"))]
+)
+@pytest.mark.parametrize("turned", [False, True], ids=["peft-0.19", "peft-0.18"])
+def test_stacks_in_memory_on_experts_stored_one_by_one(path, names, turned):
+    """Older versions of PEFT take the second dimension of a stack for its inputs, whatever it is."""
+    base = singles(path, names)
+    shapes = {"gate_up_proj": (8, 6), "down_proj": (6, 4)}
+    modules = {
+        f"{MOE}.{part}[{e}]": module(*(shape[::-1] if turned else shape), "experts")
+        for part, shape in shapes.items()
+        for e in range(3)
+    }
+    found = weights_of(modules, base)
+    assert found.match.edit.startswith("reading names as the base is stored")
+    for e in range(3):
+        gate, up, down = (base[f"{path}.{e}.{name}.weight"].read() for name in names)
+        both, last = found.modules[f"{MOE}.gate_up_proj[{e}]"], found.modules[f"{MOE}.down_proj[{e}]"]
+        W = np.vstack([gate, up])
+        np.testing.assert_array_equal(both.stored.read(), W)
+        np.testing.assert_array_equal(np.vstack([rows for _, rows in both.blocks(7)]), W)
+        assert both.transposed is last.transposed is turned
+        assert both.scattered
+        assert not last.scattered
+        np.testing.assert_array_equal(last.stored.read(), down)
+    held = added(modules, found.modules, base)
+    for e in range(3):
+        D = modules[f"{MOE}.gate_up_proj[{e}]"].dense()
+        D = D.T if turned else D
+        for name, half in zip(names[:2], (D[:4], D[4:]), strict=True):
+            key = f"{path}.{e}.{name}.weight"
+            np.testing.assert_allclose(held[key], base[key].read() + half, atol=1e-12)
+
+
+def test_a_square_stack_follows_the_other_one():
+    """OLMoE: gate and up together are as many rows as there are inputs."""
+    base = singles(MOE, ("gate_proj", "up_proj", "down_proj"), f=3, d=6, count=2)
+    for shape in ((6, 3), (3, 6)):
+        modules = {f"{MOE}.{part}[{e}]": module(*size, "experts") for e in range(2)
+                   for part, size in (("gate_up_proj", (6, 6)), ("down_proj", shape))}  # fmt: skip
+        found = weights_of(modules, base).modules
+        assert {weight.transposed for weight in found.values()} == {shape == (3, 6)}
+    alone = {f"{MOE}.gate_up_proj[0]": module(6, 6, "experts")}
+    assert not weights_of(alone, base).modules[f"{MOE}.gate_up_proj[0]"].transposed
+    older = {f"{MOE}.gate_up_proj[0]": module(6, 6, "experts", transposed=True)}
+    assert weights_of(older, base).modules[f"{MOE}.gate_up_proj[0]"].transposed
+
+
+def test_a_square_stack_of_gpt_oss_lies():
+    base = {f"{MOE}.down_proj": tensor(2, 6, 6), f"{MOE}.down_proj_bias": tensor(2, 6)}
+    assert weights_of({f"{MOE}.down_proj[1]": module(6, 6, "experts")}, base).modules[f"{MOE}.down_proj[1]"].transposed
+
+
+@pytest.mark.parametrize(
+    ("stacked", "alternate"),
+    [((3, 8, 6), False), ((3, 6, 8), False), ((3, 6, 8), True)],
+    ids=["rows", "columns", "gpt-oss"],
+)
+@pytest.mark.parametrize("name", [f"{MIXTRAL}.2.{{}}", f"{MOE}.2.{{}}", "model.layers.0.mlp.switch_mlp.{}[2]"])
+def test_single_experts_on_a_stack(stacked, alternate, name):
+    key = f"{MOE}.gate_up_proj"
+    base = {key: tensor(*stacked), f"{MOE}.down_proj": tensor(3, *((6, 4) if stacked[1] == 8 else (4, 6)))}
+    base |= {f"{key}_bias": tensor(3, 8)} if alternate else {}
+    parts = ("w1", "w3", "w2") if "block_sparse" in name else ("gate_proj", "up_proj", "down_proj")
+    gate, up, down = names = [name.format(part) for part in parts]
+    modules = dict(zip(names, (module(4, 6), module(4, 6), module(6, 4)), strict=True))
+    found = weights_of(modules, base).modules
+    W = base[key].read()[2]
+    W = W if stacked[1] == 8 else W.T
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if alternate else (slice(0, 4), slice(4, 8))
+    np.testing.assert_array_equal(found[gate].read(), W[first])
+    np.testing.assert_array_equal(found[up].read(), W[second])
+    assert not found[down].scattered
+    held = added(modules, found, base)
+    whole = held[key][2] if stacked[1] == 8 else held[key][2].T
+    np.testing.assert_allclose(whole[first], W[first] + modules[gate].dense(), atol=1e-12)
+    np.testing.assert_allclose(whole[second], W[second] + modules[up].dense(), atol=1e-12)
+    np.testing.assert_array_equal(held[key][:2], base[key].read()[:2])
+
+
+def test_what_a_stack_has_not():
+    base = {f"{MOE}.down_proj": tensor(3, 6, 4)}
+    with pytest.raises(MismatchError, match="the base has 3 experts"):
+        weights_of({f"{MOE}.7.down_proj": module(6, 4)}, base)
+    with pytest.raises(MismatchError, match="no weight in the base"):
+        weights_of({f"{MOE}.0.down_proj": module(5, 4)}, base)
+
+
+def test_what_is_no_pair_cannot_be_cut():
+    base = singles(MOE, ("gate_proj", "up_proj", "down_proj"))
+    name = f"{MOE}.gate_up_proj[0]"
+    update = Structured(Dense(LazyArray.of(np.ones((8, 6)))), layout=Layout("experts"))
+    weight = weights_of({name: update}, base).modules[name]
+    with pytest.raises(MismatchError, match="full difference cannot be cut"):
+        share_of(update, weight, weight.pieces[0])
+
+
+def test_one_edit_besides_and_other_names_alike():
+    """An adapter of a bare ViT on the one that has a head."""
+    base = {f"vit.encoder.layer.{i}.attention.attention.{kind}.weight": (8, 8)
+            for i in range(2) for kind in ("query", "key", "value")} | {"classifier.weight": (2, 8)}  # fmt: skip
+    found = match({f"layers.{i}.attention.{kind}_proj": (8, 8) for i in range(2) for kind in "qv"}, base)
+    assert found.edit == "reading names as the base is stored and adding 'vit.'"
+    assert found.keys["layers.1.attention.q_proj"] == "vit.encoder.layer.1.attention.attention.query.weight"
+    assert found.rename("layers.0.attention.k_proj") == "vit.encoder.layer.0.attention.attention.key"
+    assert found.rename("nonsense") == "nonsense"
+
+
+def test_two_adapters_call_one_module_by_its_names_in_memory_and_on_disk():
+    old = {
+        "vit.encoder.layer.0.attention.attention.query": 1,
+        "model.layers.0.block_sparse_moe.experts.1.w1": 2,
+        "x": 3,
+    }
+    new = {"vit.layers.0.attention.q_proj": 1, "model.layers.0.mlp.switch_mlp.gate_proj[1]": 2, "y": 3}
+    found = same_modules(old, new)
+    assert found == {one: two for one, two in zip(old, new, strict=True) if one != "x"}
+
+
+def test_kohya_s_names_of_a_text_encoder_that_transformers_5_saved():
+    kinds = ("q_proj", "v_proj")
+    base = {f"encoder.layers.{i}.self_attn.{kind}.weight": (8, 8) for i in range(2) for kind in kinds}
+    names = {f"lora_te_text_model_encoder_layers_{i}_self_attn_{kind}": (8, 8) for i in range(2) for kind in kinds}
+    assert list(match(names, base).keys.values()) == list(base)
+    older = {f"{tower}.{key}": shape for tower in ("text_model", "vision_model") for key, shape in base.items()}
+    assert list(match(names, older).keys.values()) == [f"text_model.{key}" for key in base]
+
+
+def test_matrices_below_each_other_read_what_is_asked_for():
+    asked = []
+
+    def watched(array, name):
+        def rows(start, stop):
+            asked.append((name, start, stop))
+            return array[start:stop]
+
+        return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=rows)
+
+    one, two = np.arange(6.0).reshape(3, 2), np.arange(10.0).reshape(5, 2)
+    both = below([watched(one, "one"), watched(two, "two")])
+    np.testing.assert_array_equal(both.read(), np.vstack([one, two]))
+    np.testing.assert_array_equal(both.rows(2, 5).read(), np.vstack([one, two])[2:5])
+    assert asked == [("one", 2, 3), ("two", 0, 2)]
+    assert both.rows(3, 3).read().shape == (0, 2)
+    assert not below([LazyArray.of(one), LazyArray.of(two)]).streams
+    assert below([LazyArray.of(one.astype(np.float16)), LazyArray.of(two)]).read().dtype == np.float32

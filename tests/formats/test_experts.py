@@ -1,0 +1,158 @@
+"""Experts of PEFT's stacks in GGUF and mlx-lm: gate and up apart, under the names of the other software."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lowrank import Layout
+from loralens.errors import OptionError
+from loralens.formats import stored_as
+from loralens.formats.experts import MLX, as_in, taken_apart
+from loralens.formats.gguf_architectures import ARCHITECTURES
+
+MOE = "model.layers.0.mlp"
+D, F, E = 6, 4, 3
+
+
+def pair(out, in_, seed=0, kind="experts", **layout):
+    rng = np.random.default_rng(seed)
+    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((out, 2), (2, in_)))
+    return loralens.LowRank(B, A, 0.5, layout=Layout(kind, **layout))
+
+
+def adapter(path=MOE, *, d=D, f=F, turned=False, parts=("gate_up_proj", "down_proj"), **layout):
+    shapes = {"gate_up_proj": (2 * f, d), "down_proj": (d, f)}
+    modules = {
+        f"{path}.experts.{part}[{e}]": pair(*(shapes[part][::-1] if turned else shapes[part]), seed=e, **layout)
+        for part in parts
+        for e in range(E)
+    }
+    return loralens.Adapter(modules=modules, format="peft")
+
+
+def halves(module, *, turned=False, alternate=False):
+    D = module.dense().T if turned else module.dense()
+    return (D[::2], D[1::2]) if alternate else np.split(D, 2)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_gate_and_up_are_their_rows_of_b_and_share_a(kind, turned):
+    source = adapter(turned=turned)
+    for config in ({"model_type": kind, "hidden_size": D}, {"model_type": kind}):
+        apart = taken_apart(source, config)
+        assert len(apart) == 3 * E
+        for e in range(E):
+            both = source[f"{MOE}.experts.gate_up_proj[{e}]"]
+            wanted = halves(both, turned=turned, alternate=kind == "gpt_oss")
+            for part, half in zip(("gate_proj", "up_proj"), wanted, strict=True):
+                np.testing.assert_allclose(apart[f"{MOE}.experts.{part}[{e}]"].dense(), half, rtol=1e-6)
+            down = source[f"{MOE}.experts.down_proj[{e}]"].dense()
+            np.testing.assert_allclose(apart[f"{MOE}.experts.down_proj[{e}]"].dense(), down.T if turned else down)
+
+
+def test_square_stacks_follow_the_others_or_the_version_of_peft():
+    """gate and up together are as many rows as there are inputs."""
+    square = {"d": 6, "f": 3}
+    config = {"model_type": "olmoe", "hidden_size": 6}
+    for turned in (False, True):
+        assert taken_apart(adapter(turned=turned, **square), config)[f"{MOE}.experts.down_proj[0]"].shape == (6, 3)
+        one = adapter(turned=turned, parts=("gate_up_proj",), transposed=turned, **square)
+        found = taken_apart(one, config)[f"{MOE}.experts.up_proj[1]"].dense()
+        np.testing.assert_allclose(found, halves(one[f"{MOE}.experts.gate_up_proj[1]"], turned=turned)[1], rtol=1e-6)
+
+
+def test_what_has_no_stacks_is_left_alone():
+    plain = loralens.Adapter(modules={"model.layers.0.mlp.gate_proj": pair(4, 6, kind="linear")}, format="peft")
+    assert taken_apart(plain, None) is plain
+    assert as_in("kohya", adapter()) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "stack"),
+    [
+        ("mixtral", "model.layers.0.mlp", "model.layers.0.block_sparse_moe.switch_mlp"),
+        ("phimoe", "model.layers.0.mlp", "model.layers.0.block_sparse_moe.switch_mlp"),
+        ("granitemoe", "model.layers.0.block_sparse_moe", "model.layers.0.block_sparse_moe.switch_mlp"),
+        ("qwen3_moe", "model.layers.0.mlp", "model.layers.0.mlp.switch_mlp"),
+        ("deepseek_v3", "model.layers.0.mlp", "model.layers.0.mlp.switch_mlp"),
+        ("jamba", "model.layers.0.feed_forward", "model.layers.0.feed_forward.switch_mlp"),
+        ("gpt_oss", "model.layers.0.mlp", "model.layers.0.mlp.experts"),
+    ],
+)
+def test_the_names_of_mlx(kind, path, stack, tmp_path: Path):
+    source = adapter(path)
+    config = {"model_type": kind, "hidden_size": D}
+    loralens.save(source, tmp_path / "mlx", format="mlx", base_config=config)
+    back = loralens.load(tmp_path / "mlx")
+    assert set(back) == {f"{stack}.{part}_proj[{e}]" for part in ("gate", "up", "down") for e in range(E)}
+    wanted = halves(source[f"{path}.experts.gate_up_proj[2]"], alternate=kind == "gpt_oss")
+    np.testing.assert_allclose(back[f"{stack}.up_proj[2]"].dense(), wanted[1], rtol=1e-6)
+    said = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    tail = stack.removeprefix("model.layers.0.")
+    assert said["lora_parameters"]["keys"] == [f"{tail}.{part}_proj" for part in ("down", "gate", "up")]
+
+
+@pytest.mark.parametrize("alone", ["model.layers.0.block_sparse_moe.experts.{}.w3", f"{MOE}.experts.{{}}.up_proj"])
+def test_single_experts_become_a_stack_of_mlx_and_come_back(alone, tmp_path: Path):
+    modules = {alone.format(e): pair(F, D, seed=e, kind="linear") for e in range(E)}
+    modules[f"{MOE}.gate"] = pair(E, D, kind="linear")
+    source = loralens.Adapter(modules=modules, format="peft")
+    kind = "mixtral" if "w3" in alone else "qwen3_moe"
+    loralens.save(source, tmp_path / "mlx", format="mlx", base_config={"model_type": kind})
+    back = loralens.load(tmp_path / "mlx")
+    owner = "model.layers.0.block_sparse_moe" if kind == "mixtral" else MOE
+    assert set(back) == {f"{owner}.gate", *(f"{owner}.switch_mlp.up_proj[{e}]" for e in range(E))}
+    loralens.save(back, tmp_path / "peft", format="peft")
+    again = loralens.load(tmp_path / "peft")
+    assert set(again) == {f"{owner}.gate", *(alone.format(e) for e in range(E))}
+    for e in range(E):
+        np.testing.assert_allclose(again[alone.format(e)].dense(), modules[alone.format(e)].dense(), rtol=1e-6)
+
+
+def test_what_nothing_says_is_asked_for():
+    with pytest.raises(OptionError, match="nothing says which model") as caught:
+        stored_as(adapter(), "mlx")
+    assert "--base" in caught.value.fix
+    with pytest.raises(OptionError, match="of 'xyz' is not known here"):
+        stored_as(adapter(), "mlx", base_config={"model_type": "xyz"})
+    with pytest.raises(OptionError, match="nothing says which this is"):
+        stored_as(adapter(), "gguf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "router"),
+    [
+        ("MixtralForCausalLM", MOE, "gate"),
+        ("Qwen3MoeForCausalLM", MOE, "gate"),
+        ("OlmoeForCausalLM", MOE, "gate"),
+        ("PhimoeForCausalLM", MOE, "router"),
+        ("GptOssForCausalLM", MOE, "router"),
+        ("GraniteMoeForCausalLM", "model.layers.0.block_sparse_moe", "router"),
+    ],
+)
+def test_the_names_of_llama_cpp(kind, path, router, tmp_path: Path):
+    found = next(arch for arch in ARCHITECTURES if kind in arch.classes)
+    config = {"architectures": [kind], "model_type": next(t for t in found.types if t in MLX), "hidden_size": D}
+    config |= {"num_attention_heads": 2, "num_local_experts": E}
+    modules = {**adapter(path).modules, f"{path}.{router}": pair(E, D, kind="linear")}
+    source = loralens.Adapter(modules=modules, format="peft")
+    loralens.save(source, tmp_path / "a.gguf", format="gguf", base_config=config)
+    gguf = pytest.importorskip("gguf")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    names = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_inp")
+    assert set(tensors) == {f"blk.0.{name}.weight.lora_{half}" for name in names for half in "ab"}
+    both = source[f"{path}.experts.gate_up_proj[1]"]
+    for name, half in zip(names[:2], halves(both, alternate=kind.startswith("Gpt")), strict=True):
+        a, b = (tensors[f"blk.0.{name}.weight.lora_{side}"][1] for side in "ab")
+        np.testing.assert_allclose(0.5 * b.astype(np.float64) @ a, half, rtol=1e-6)
+    back = loralens.load(tmp_path / "a.gguf")
+    assert len(back) == 3 * E + 1
+
+
+def test_an_architecture_by_name_says_enough_for_gguf():
+    stored, _ = stored_as(adapter(), "gguf", arch="qwen3moe")
+    assert "blk.0.ffn_up_exps.weight.lora_b" in stored.tensors

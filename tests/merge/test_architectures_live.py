@@ -1,0 +1,163 @@
+"""Bases as transformers saves them, adapters as PEFT saves them: a merge of the files is what PEFT merges in memory."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.attached import Attachment
+from tests.architectures import ARCHITECTURES
+from tests.cli.command import Command
+from tests.cli.test_merge import loaded
+from tests.formats.conftest import quiet_torch
+from tests.tolerances import MERGED_BY_PEFT
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+__all__ = ["quiet_torch"]
+pytestmark = [
+    pytest.mark.usefixtures("quiet_torch"),
+    pytest.mark.filterwarnings("ignore"),  # of models with two layers and odd sizes
+]
+run, done = Command().run, Command().good
+
+
+def merged_alike(folder: Path, **options: str) -> dict[str, np.ndarray]:
+    """Our merge of the files, held against the merged model that PEFT saved."""
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done("merge", folder / "adapter", "--base", folder / "base", "-o", folder / "ours", *flags)
+    ours, theirs = loaded(folder / "ours"), loaded(folder / "merged")
+    assert set(ours) == set(theirs)
+    for key, array in theirs.items():
+        scale = max(np.abs(array).max(), 1e-30)
+        np.testing.assert_allclose(ours[key], array, rtol=0, atol=MERGED_BY_PEFT * scale, err_msg=key)
+    return theirs
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+def test_a_merge_of_the_files_is_peft_s_and_comes_off_again(architecture, tmp_path: Path) -> None:
+    architecture.save(tmp_path)
+    theirs, before = merged_alike(tmp_path), loaded(tmp_path / "base")
+    changed = {key for key, array in theirs.items() if not np.array_equal(array, before[key])}
+    assert changed
+    if architecture.experts:
+        assert any("expert" in key or "put_linear" in key for key in changed)
+    verdict = json.loads(
+        done(
+            "verify", tmp_path / "ours", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter", "--json"
+        ).stdout
+    )
+    assert {module["verdict"] for module in verdict["modules"]} == {"exact"}, verdict
+    done("unmerge", tmp_path / "ours", "-o", tmp_path / "back")
+    for file in (tmp_path / "base").glob("*.safetensors"):
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+
+
+def named(name):
+    return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit", {"bias": "all"}),
+        ("vit", {"use_dora": True}),
+        ("vit", {"modules_to_save": ["classifier"], "target_modules": ["q_proj", "fc2"]}),
+        ("llava", {"bias": "lora_only"}),
+        ("mixtral", {"target_parameters": ["gate.weight", "down_proj"], "target_modules": ["q_proj"]}),
+        ("mixtral", {"target_parameters": ["gate_up_proj"], "target_modules": [], "use_rslora": True}),
+        ("qwen3-moe", {"target_parameters": ["down_proj"], "target_modules": ["q_proj"], "modules_to_save": ["gate"]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_else_an_adapter_carries_goes_to_the_stored_names_too(name, changes, tmp_path: Path) -> None:
+    named(name).save(tmp_path, **changes)
+    merged_alike(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
+def test_a_round_through_mlx_s_names_is_loaded_by_peft(name, tmp_path: Path) -> None:
+    """PEFT puts single experts together; what mlx-lm holds apart comes back with twice the rank for gate and up."""
+    architecture = named(name)
+    architecture.save(tmp_path, target_modules=["q_proj"])
+    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
+    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "back")
+    (tmp_path / "adapter").rename(tmp_path / "first")
+    (tmp_path / "back").rename(tmp_path / "adapter")
+    merged_alike(tmp_path)
+    model = getattr(transformers, architecture.model).from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+    state = adapted.merge_and_unload().state_dict()
+    wanted = getattr(transformers, architecture.model).from_pretrained(tmp_path / "merged").state_dict()
+    assert set(state) == set(wanted)
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def renamed(folder: Path, names) -> None:
+    """The adapter in ``folder`` under other names, as transformers 4 had them."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    tensors = {}
+    for key, tensor in load_file(file).items():
+        for old, new in names:
+            key = re.sub(old, new, key)
+        tensors[key] = tensor
+    save_file(tensors, file)
+
+
+OLD_VIT = (
+    (r"layers\.(\d)\.", r"encoder.layer.\1."), (r"attention\.q_proj", "attention.attention.query"),
+    (r"attention\.k_proj", "attention.attention.key"), (r"attention\.v_proj", "attention.attention.value"),
+    (r"attention\.o_proj", "attention.output.dense"), (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+)  # fmt: skip
+
+
+def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> None:
+    named("vit").save(tmp_path)
+    renamed(tmp_path / "adapter", OLD_VIT)
+    merged_alike(tmp_path)
+    x = torch.randn(1, 3, 8, 8)
+    answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
+
+
+def test_single_experts_on_the_stacks_in_memory(tmp_path: Path) -> None:
+    named("mixtral").save(tmp_path, target_modules=["q_proj"])
+    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
+    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "single")
+    tokens = torch.tensor([[3, 5, 7, 9]])
+    for adapter in ("mlx", "single", "adapter"):
+        answers_alike(transformers.MixtralForCausalLM, tmp_path, tmp_path / adapter, tokens)
+
+
+def answers_alike(model, folder: Path, adapter: Path, x) -> None:
+    """A model with the adapter attached answers as the merged one that PEFT saved."""
+    base, merged = (model.from_pretrained(folder / name).eval() for name in ("base", "merged"))
+    with torch.no_grad():
+        plain, wanted = base(x).logits, merged(x).logits
+        with Attachment(base, loralens.load(adapter)).on():
+            torch.testing.assert_close(base(x).logits, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(base(x).logits, plain)
+    assert not torch.allclose(plain, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "dinov2-swiglu", "llava", "qwen2-vl", "mixtral", "phimoe", "granitemoe", "jamba", "gpt-oss"]
+)
+def test_peft_loads_what_is_extracted_of_two_stored_models(name, tmp_path: Path) -> None:
+    architecture = named(name)
+    architecture.save(tmp_path)
+    folders = ("--base", tmp_path / "base", "--tuned", tmp_path / "merged")
+    done("extract", *folders, "--rank", 4, "--uniform", "-o", tmp_path / "extracted")
+    model = getattr(transformers, architecture.model)
+    adapted = peft.PeftModel.from_pretrained(model.from_pretrained(tmp_path / "base"), tmp_path / "extracted")
+    state, wanted = adapted.merge_and_unload().state_dict(), model.from_pretrained(tmp_path / "merged").state_dict()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
