@@ -12,8 +12,9 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.container import check_printable
+from loralens.formats.expressions import Allowance, Expression
 from loralens.formats.number import finite
-from loralens.formats.peft_patterns import RESTORE, Pattern, regex
+from loralens.formats.peft_patterns import RESTORE, Pattern
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -45,9 +46,14 @@ VARIANTS = (
 @final
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim."""
+    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim.
+
+    ``allowance``: what its regular expressions may cost, with those of other configurations of the adapter.
+    """
 
     fields: Mapping[str, Any]
+    allowance: Allowance = field(default_factory=Allowance, compare=False, repr=False)
+    _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
     _listed: Set[str] = field(init=False)  # target_modules, where it is a list
     _parameters: Set[str] = field(init=False)
     _ranks: Pattern = field(init=False, compare=False, repr=False)
@@ -61,15 +67,15 @@ class PeftConfig:
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
-        object.__setattr__(self, "_ranks", Pattern(ranks))
-        object.__setattr__(self, "_alphas", Pattern(alphas))
+        object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
+        object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
         for name in FLAGS:
             if not isinstance(self.fields.get(name), bool | None):
                 raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
         targets = self.fields.get("target_modules")
-        if isinstance(targets, str):
-            regex(targets)
-        else:
+        expression = Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None
+        object.__setattr__(self, "_expression", expression)
+        if expression is None:
             _check_strings("target_modules", targets)
         for name in ("modules_to_save", "target_parameters"):
             _check_strings(name, self.fields.get(name))
@@ -160,10 +166,9 @@ class PeftConfig:
 
     def targets(self, path: str) -> bool:
         """Whether ``target_modules`` covers a module."""
-        targets = self.fields.get("target_modules")
-        if isinstance(targets, str):
-            return targets.lower() == "all-linear" or bool(regex(targets).fullmatch(path))
-        return ends(path, self._listed)
+        if self._expression is None:
+            return ends(path, self._listed)
+        return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
         """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
@@ -179,8 +184,10 @@ class PeftConfig:
         targets = self.fields.get("target_modules") or []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
-        found = {end for path in paths for end in _ends(path)}
-        return [target for target in targets if target not in found]
+        missing = set(targets)
+        for path in paths:  # not all ends of all paths at once: they are as long as the square of a dotted name
+            missing.difference_update(_ends(path))
+        return [target for target in targets if target in missing]
 
 
 def ends(path: str, targets: Set[str]) -> bool:
