@@ -34,16 +34,20 @@ class Expert(NamedTuple):
     number: int
 
 
-def natural_key(name: str) -> tuple[tuple[int, str, str], ...]:
-    """A sort key in which numbers count as numbers: block 2 comes before block 10."""
-    parts = _DIGITS.split(name)
-    return tuple(_number_key(part) if i % 2 else (0, part, "") for i, part in enumerate(parts))
+def natural_key(name: str) -> str:
+    """A sort key in which numbers count as numbers: block 2 comes before block 10.
+
+    One string, a few letters longer than the name: a tuple of parts takes fifty times the memory of ``1.1.1.1…``.
+    """
+    return _DIGITS.sub(_number_key, name)
 
 
-def _number_key(digits: str) -> tuple[int, str, str]:
-    """By length, then by digit: int() refuses more than 4300 digits, and a name may have them."""
-    number = digits.lstrip("0")
-    return len(number), number, digits
+def _number_key(digits: re.Match[str]) -> str:
+    """By length, then by digit (int() refuses more than 4300 digits), then by zeros before; a letter below all others
+    ends each part, so that what is shorter comes first.
+    """
+    number = digits[0].lstrip("0")
+    return f"\0{chr(1 + len(number))}{number}\0{digits[0]}\0"
 
 
 def block(name: str) -> Block | None:

@@ -47,9 +47,12 @@ class Configs:
 
     def component(self, name: str) -> str | None:
         """The component whose configuration covers a module; None where none does."""
-        parts = name.split(".")
-        owners = [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
-        return next((owner for owner in owners if owner in self.by_component), None)
+        owner = name
+        while self.by_component and owner:
+            owner = owner.rpartition(".")[0]
+            if owner in self.by_component:
+                return owner
+        return None
 
     def scaling(self, name: str) -> Scaling | None:
         """α, r and rule of a module; None where no configuration covers it."""

@@ -4,7 +4,7 @@ Fields and rules as in PEFT (https://github.com/huggingface/peft); modules are l
 ``base_model.model.``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -44,6 +44,33 @@ VARIANTS = (
 
 
 @final
+class Endings:
+    """PEFT's rule for lists of targets: each is a path itself, or its end after a dot.
+
+    Ends are cut where a target is as long, not at each dot: all ends of a path are as many letters as its square.
+    """
+
+    __slots__ = ("_lengths", "_targets")
+
+    def __init__(self, targets: Iterable[str]) -> None:
+        self._targets = frozenset(targets)
+        self._lengths = sorted(set(map(len, self._targets)))
+
+    def hits(self, path: str) -> Iterator[str]:
+        """The targets that cover a path, short ones first."""
+        for length in self._lengths:
+            begin = len(path) - length
+            if begin < 0:
+                return
+            if (begin == 0 or path[begin - 1] == ".") and path[begin:] in self._targets:
+                yield path[begin:]
+
+    def cover(self, path: str) -> bool:
+        """Whether any of them covers a path."""
+        return next(self.hits(path), None) is not None
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
     """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim.
@@ -54,8 +81,8 @@ class PeftConfig:
     fields: Mapping[str, Any]
     allowance: Allowance = field(default_factory=Allowance, compare=False, repr=False)
     _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
-    _listed: Set[str] = field(init=False)  # target_modules, where it is a list
-    _parameters: Set[str] = field(init=False)
+    _listed: Endings = field(init=False, compare=False, repr=False)  # target_modules, where it is a list
+    _parameters: Endings = field(init=False, compare=False, repr=False)
     _ranks: Pattern = field(init=False, compare=False, repr=False)
     _alphas: Pattern = field(init=False, compare=False, repr=False)
 
@@ -81,8 +108,8 @@ class PeftConfig:
             _check_strings(name, self.fields.get(name))
         check_printable(str(self.fields.get("base_model_name_or_path")))
         listed = [] if isinstance(targets, str) else targets or []
-        object.__setattr__(self, "_listed", frozenset(listed))
-        object.__setattr__(self, "_parameters", frozenset(self.parameters))
+        object.__setattr__(self, "_listed", Endings(listed))
+        object.__setattr__(self, "_parameters", Endings(self.parameters))
 
     def _pattern(self, name: str) -> Mapping[str, Any]:
         pattern = self.fields.get(name)
@@ -162,12 +189,12 @@ class PeftConfig:
     def path(self, name: str) -> str:
         """Where PEFT looks up r and α of a module: its path, with the parameter's name where that is targeted."""
         weight = f"{name}.weight"
-        return weight if ends(weight, self._parameters) and not self.targets(name) else name
+        return weight if self._parameters.cover(weight) and not self.targets(name) else name
 
     def targets(self, path: str) -> bool:
         """Whether ``target_modules`` covers a module."""
         if self._expression is None:
-            return ends(path, self._listed)
+            return self._listed.cover(path)
         return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
@@ -177,29 +204,15 @@ class PeftConfig:
         """
         if self.fields.get("ensure_weight_tying"):
             return []
-        return [path for path in paths if not self.targets(path) and not ends(path, self._parameters)]
+        return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
         """Entries of ``target_modules`` that no module of the file matches."""
         targets = self.fields.get("target_modules") or []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
-        missing = set(targets)
-        for path in paths:  # not all ends of all paths at once: they are as long as the square of a dotted name
-            missing.difference_update(_ends(path))
-        return [target for target in targets if target in missing]
-
-
-def ends(path: str, targets: Set[str]) -> bool:
-    """PEFT's rule for lists of targets: the path itself, or its end after a dot."""
-    return any(end in targets for end in _ends(path))
-
-
-def _ends(path: str) -> Iterator[str]:
-    yield path
-    while "." in path:
-        path = path.partition(".")[2]
-        yield path
+        matched = {target for path in paths for target in self._listed.hits(path)}
+        return [target for target in targets if target not in matched]
 
 
 def _check_strings(name: str, value: Any) -> None:

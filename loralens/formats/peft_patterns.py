@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from loralens.formats.expressions import SIMPLER, Allowance, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
-_LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\\.)+)\$?\Z")
+_LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
 
 class Shape(NamedTuple):
@@ -44,7 +44,7 @@ class Pattern:
     -----
     Of keys that are letters, digits, hyphens and dots alone, a dot stands for any one letter. These are kept by their
     length and the places of their dots, so that those of a whole model, a key a module, are found as fast as one.
-    ``^`` before, ``$`` behind and a backslash before a dot leave them so.
+    ``^`` before, ``$`` behind and a backslash before a sign leave them so.
     """
 
     __slots__ = ("_allowance", "_expressions", "_field", "_found", "_keys", "_literal", "_values")
@@ -98,11 +98,14 @@ class Pattern:
 
 def _shape(letters: str, *, anchored: bool) -> tuple[Shape, str]:
     """What a literal key shares with others, and its letters without backslashes."""
-    parts = letters.split("\\.")  # a dot behind a backslash is a dot alone
-    plain = ".".join(parts)
-    fixed, end = set(), -1
-    for part in parts[:-1]:
-        end += len(part) + 1
-        fixed.add(end)
-    dots = array("I", (i for i, letter in enumerate(plain) if letter == "." and i not in fixed))
-    return Shape(anchored, len(plain), dots.tobytes()), plain
+    plain: list[str] = []
+    dots, escaped = array("I"), False
+    for letter in letters:
+        if letter == "\\" and not escaped:
+            escaped = True
+            continue
+        if letter == "." and not escaped:  # one behind a backslash is a dot alone
+            dots.append(len(plain))
+        plain.append(letter)
+        escaped = False
+    return Shape(anchored, len(plain), dots.tobytes()), "".join(plain)

@@ -197,7 +197,7 @@ def test_a_set_within_a_set_warns_nobody():
 
 
 def test_anchors_and_escaped_dots_leave_a_key_literal():
-    pattern = Pattern({"^a.q": 1, r"b\.q$": 2, r"^c\.d.q": 3})
+    pattern = Pattern({"^a.q": 1, r"b\.q$": 2, r"^c\.d.q": 3, re.escape("e.x[3]"): 4, r"f\\.": 5})
     assert not pattern._expressions
     assert pattern.find("a.q", 0) == (1, "^a.q")
     assert pattern.find("a-q", 0) == (1, "^a.q")
@@ -206,6 +206,8 @@ def test_anchors_and_escaped_dots_leave_a_key_literal():
     assert pattern.find("b-q", 0) == (0, None)
     assert pattern.find("c.d-q", 0) == (3, r"^c\.d.q")
     assert pattern.find("c-d.q", 0) == (0, None)
+    assert pattern.find("m.e.x[3]", 0) == (4, r"e\.x\[3\]")
+    assert pattern.find("f\\x", 0) == (5, r"f\\.")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "doctor", "survey"])
