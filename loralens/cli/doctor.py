@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.errors import visible
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -138,7 +139,7 @@ def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None",
         kinds.setdefault((one.level, one.code if one.module else f"{one.code}\n{one.evidence}"), []).append(one)
     levels = Counter(level for level, _ in kinds)
     said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
-    click.echo(f"{path} ({read}{against}): {said or 'nothing found'}")
+    click.echo(visible(path) + f" ({read}{visible(against)}): {said or 'nothing found'}")
     for same in kinds.values():
         _show_kind(same, len(adapter) if adapter is not None else 0)
     click.echo()

@@ -1,6 +1,5 @@
 """One merge while it runs: what was seen of every tensor, and the files that come of it."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from loralens.cli.merge_inputs import Inputs
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
+from loralens.formats.container import dumps
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, Spool, write_undo
 from loralens.formats.writing import replacing
@@ -113,7 +113,7 @@ class MergeRun:
             if self.undo:
                 write_undo(self._undo_arrays(), self._undo_content(), undo or part / NAME)
             if certify:
-                text = json.dumps(self.certificate(), indent=2, ensure_ascii=False) + "\n"
+                text = dumps(self.certificate())
                 with replacing(certificate or part / CERTIFICATE) as stream:
                     stream.write(text.encode("utf-8"))
 

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import FormatError, place
+from loralens.errors import UNPRINTABLE, FormatError, place
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
@@ -56,7 +56,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _TRUNCATED = "download or copy the file again: its end is missing"
 _BROKEN = "the file is damaged, or no safetensors file: download or save it again"
@@ -220,7 +219,7 @@ def harmless(value: Any) -> bool:
     """Whether a value is text that neither moves the cursor of a terminal nor hides what stands beside it."""
     if not isinstance(value, str):
         return False
-    return value.isprintable() or not _UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
+    return value.isprintable() or not UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
 
 
 def plain_text(value: Any) -> str | None:
@@ -298,8 +297,13 @@ def _short(error: Exception) -> str:
 
 def dumps(value: Any) -> str:
     """JSON as loralens writes it everywhere: two spaces, keys as they come, UTF-8 but for what UTF-8 cannot hold."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate becomes JSON's own \\ud800
+    return json_text(value, indent=2) + "\n"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
