@@ -103,6 +103,7 @@ class MergeRun:
     ) -> None:
         """The merged model, and beside it or in it the undo file and the certificate."""
         files = self.given.files
+        files.check_copyable()
         if not files.root.is_dir():
             undo = undo or output.with_name(f"{output.stem}.{NAME}")
             certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
@@ -110,6 +111,7 @@ class MergeRun:
             _check_free(undo if self.undo else None, certificate if certify else None)
 
         def beside(part: Path) -> None:
+            files.check_unchanged()
             if self.undo:
                 write_undo(self._undo_arrays(), self._undo_content(), undo or part / NAME)
             if certify:

@@ -62,6 +62,7 @@ class UnmergeRun:
             A tensor is not as it was merged, or what comes out is not the base.
         """
         files, held = self.files, self.held
+        files.check_copyable()
         folder = files.root.is_dir()
         names = list(held.headers) if folder else [files.shards[0].name]
         changes = {key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)}
@@ -94,6 +95,7 @@ class UnmergeRun:
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""
+        self.files.check_unchanged()
         for key, digest in self.held.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)

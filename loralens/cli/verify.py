@@ -98,7 +98,8 @@ def _verdicts(
     from loralens.merge.verify import same, verdicts
 
     given = inputs(adapters, base, modules, reading, untie=untie)
-    tensors, stored = weights(Path(merged)), model_files(resolved(Path(merged))).tensors
+    tensors, files = weights(Path(merged)), model_files(resolved(Path(merged)))
+    stored = files.tensors
     base_tensors, planned = weights(Path(base)), given.plan.tensors
     for key in planned:
         if key not in tensors:
@@ -124,6 +125,8 @@ def _verdicts(
     with progress("replaying the merge", sum(sizes)) as step:
         found = in_threads(replayed, list(planned), threads)
         foreign = in_threads(changed, others, threads)
+    for model in (files, given.files):
+        model.check_unchanged()
     return [one for some in found.values() for one in some], [key for key in others if foreign[key]]
 
 

@@ -1,6 +1,5 @@
 """The adapters under a folder, found by their names and told from models by their headers."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.location import SUFFIXES, is_gguf, is_pickle
+from loralens.formats.walking import folders
 
 NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
 
@@ -62,12 +62,11 @@ def candidates(root: Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    for folder, files in folders(root, without=lambda name: name.startswith(".")):
         tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
-        yield from (Path(folder, name) for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+        yield from (folder / name for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
         if CONFIG in files and not tensors:
-            yield Path(folder)
+            yield folder
 
 
 def examine(path: Path, *, allow_pickle: bool = False) -> Found:
