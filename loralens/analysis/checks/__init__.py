@@ -7,6 +7,7 @@ from loralens.analysis.checks import (
     combined,
     dominance,
     finite,
+    foreign_code,
     initialisation,
     names,
     noise,
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     Check(finite.RULES, one=finite.look),
     Check(names.RULES, one=names.look),
     Check(reader.RULES, one=reader.look),
+    Check(foreign_code.RULES, one=foreign_code.look),
     Check(zero.RULES, one=zero.look),
     Check(scale.RULES, one=scale.look),
     Check(combined.RULES, one=combined.look),  # PEFT #1364 to 9a267b2, #3449
