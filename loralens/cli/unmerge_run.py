@@ -18,6 +18,7 @@ from loralens.linalg.device import Device
 from loralens.merge.undo import restored
 from loralens.merge.undo_layout import merge_undo
 
+DAMAGED = "the undo file is damaged, or of another model: use another copy"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
 
 
@@ -52,6 +53,9 @@ class UnmergeRun:
             if missing or len(self.held.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
+            unknown = [key for key in self.known if key not in self.held.entries and key not in self.held.copies]
+            if unknown:
+                raise MismatchError(f"says nothing of {unknown[0]}, so that its base is not known", fix=DAMAGED)
 
     def write(self, output: Path, *, overwrite: bool) -> None:
         """The base; it appears only if every tensor of it is proven.
