@@ -9,9 +9,9 @@ from typing import Any
 from loralens.cli.merge_run import BEFORE, CERTIFICATE, bytes_of
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array
-from loralens.errors import MismatchError, place
+from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.checkpoint import resolved
-from loralens.formats.model_files import model_files
+from loralens.formats.model_files import model_files, offsets_of
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, read_undo
 from loralens.linalg.device import Device
@@ -53,9 +53,19 @@ class UnmergeRun:
             if missing or len(self.held.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
-            unknown = [key for key in self.known if key not in self.held.entries and key not in self.held.copies]
+            spoken = {*self.held.entries, *self.held.copies, *self.held.dropped}
+            unknown = [key for key in self._of_base() if key not in spoken]
             if unknown:
-                raise MismatchError(f"says nothing of {unknown[0]}, so that its base is not known", fix=DAMAGED)
+                raise MismatchError(f"says nothing of {unknown[0]}, which the base has", fix=DAMAGED)
+
+    def _of_base(self) -> list[str]:
+        """The keys of the base, by the headers of its shards."""
+        try:
+            headers = [offsets_of(text.encode("utf-8")) for text in self.held.headers.values()]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise FormatError("its headers are not as they were written", fix=DAMAGED) from error
+        shards = zip(self.files.shards, headers, strict=True)
+        return [shard.prefix + key for shard, header in shards for key in header]
 
     def write(self, output: Path, *, overwrite: bool) -> None:
         """The base; it appears only if every tensor of it is proven.

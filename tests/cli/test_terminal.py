@@ -184,3 +184,24 @@ def test_a_full_disk_behind_standard_error_is_no_traceback(small):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*RUN, "spectrum", "nothing"], stdout=subprocess.PIPE, stderr=full, check=False)
     assert done.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_too_little_memory_is_one_message(tmp_path):
+    import resource
+
+    pair = loralens.LowRank(np.ones((40_000, 64), np.float32), np.ones((64, 40_000), np.float32))
+    loralens.save(loralens.Adapter(modules={"q": pair}), tmp_path / "big")
+    line = [*RUN, "compress", str(tmp_path / "big"), "--rank", "4", "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (210 << 20, 210 << 20)),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
+    assert not (tmp_path / "out").exists()
