@@ -14,10 +14,30 @@ A message has three parts: where, what, and how to fix it. Code deep down knows 
         read(...)
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
+
+# Controls of C0 and C1, marks and overrides of direction, ends of lines and of paragraphs, halves of pairs.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Text for people, in which what moves a cursor, hides or turns around text is an escape; but for ``keep``.
+
+    A byte of a path that is no UTF-8 is shown as that byte.
+    """
+    if text.isprintable():  # nearly always, and at the speed of C
+        return text
+    return UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(ord(match[0])), text)
+
+
+def _escape(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:  # as Python keeps such a byte of a path
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class LoraLensError(Exception):
@@ -47,7 +67,7 @@ class LoraLensError(Exception):
         return partial(type(self), fix=self.fix), (self.what,), {"where": self.where}
 
     def __str__(self) -> str:
-        return ": ".join((*self.where, self.what)) + f"\n  fix: {self.fix}"
+        return ": ".join(map(visible, (*self.where, self.what))) + f"\n  fix: {visible(self.fix)}"
 
 
 class FormatError(LoraLensError):

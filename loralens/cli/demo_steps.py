@@ -6,12 +6,14 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import click
 
+from loralens.cli.terminal import raw
 from loralens.cli.train import DEMO
 from loralens.core.shell import typed
-from loralens.errors import OptionError, place
+from loralens.errors import OptionError, place, visible
 from loralens.formats.disk import check_room, disk
 from loralens.formats.packages import installed, model_folder
 
@@ -53,7 +55,7 @@ class Demo:
         self._combine(first, other)
         self._merge(first)
         self._write_report(first, wide, other)
-        click.secho(f"\ndone in {monotonic() - begun:.0f} s: open {self.report}", bold=True)
+        _styled(f"\ndone in {monotonic() - begun:.0f} s: open {self.report}", bold=True)
 
     def _check_places(self) -> None:
         """Refuse what would be refused at the end, before any work."""
@@ -126,11 +128,11 @@ class Demo:
 
     def _say(self, text: str) -> None:
         self._count += 1
-        click.secho(f"\n{self._count}. {text}", bold=True)
+        _styled(f"\n{self._count}. {text}", bold=True)
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
-        click.secho(f"$ loralens {typed(*words)}", fg="cyan")
+        _styled(f"$ loralens {typed(*words)}", fg="cyan")
         sys.stdout.flush()
         code = _ended(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
         if code in INTERRUPTED:
@@ -149,6 +151,11 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
             interrupted = True
         else:
             return INTERRUPTED[0] if interrupted else code
+
+
+def _styled(text: str, **style: Any) -> None:
+    """A line in colour or bold, which the stream that makes text harmless would show as escapes."""
+    click.secho(visible(text, keep="\n"), file=raw(sys.stdout), **style)
 
 
 def _check_packages() -> None:

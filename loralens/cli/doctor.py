@@ -10,6 +10,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.bases import given, named_by
+from loralens.errors import visible
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -149,7 +150,7 @@ def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None",
     causes = by_cause(findings)
     levels: Counter[str] = Counter(same[0].level for same in causes)
     said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
-    click.echo(f"{path} ({read}{against}): {said or 'nothing found'}")
+    click.echo(visible(path) + f" ({read}{visible(against)}): {said or 'nothing found'}")
     for same in causes:
         _show_kind(same, len(adapter) if adapter is not None else 0)
     click.echo()

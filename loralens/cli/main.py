@@ -8,21 +8,26 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from time import monotonic
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
 from loralens.cli.paths import completing_paths
-from loralens.errors import LoraLensError
+from loralens.cli.terminal import harmless_output, occupy_closed_streams
+from loralens.errors import LoraLensError, visible
 from loralens.version import __version__
 
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
 SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
 GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
+
+NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
+SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
 COMMANDS = {
     "demo": "Everything once, on real weights: a newcomer's first command.",
@@ -84,6 +89,11 @@ class LensGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the group; nothing that it prints does anything to a terminal but show text."""
+        with harmless_output():
+            return super().main(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a LoraLensError becomes one message and exit code 1."""
         try:
@@ -91,6 +101,16 @@ class LensGroup(click.Group):
         except LoraLensError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)
+        except (MemoryError, ImportError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
+        return ctx.exit(1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at its end, as Python, the loader of libraries or torch say it."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY)
 
 
 @click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,8 +162,9 @@ def _refused(error: OSError) -> NoReturn:
         what, fix = "the output cannot be written", "check where it goes to"
     else:
         what, fix = f"{error.filename}: cannot be used", "check the path and its permissions"
-    sys.stderr.write(f"error: {what}: {error.strerror}\n  fix: {fix}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # standard error may be the one that is gone
+        sys.stderr.write(f"error: {visible(what)}: {error.strerror}\n  fix: {fix}\n")
+        sys.stderr.flush()
     os._exit(1)
 
 
@@ -154,6 +175,7 @@ def run() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
     signals = _unwind_once()
     gc.disable()  # a command is over before cycles matter, and looking for them costs 3 % of a short one
+    occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without σ gets '?', not a traceback
@@ -164,7 +186,8 @@ def run() -> None:
         click.echo(ENDED[signal.Signals(number)], err=True)
         sys.exit(SIGNALLED + number)
     except click.ClickException as error:
-        error.show()
+        with harmless_output():
+            error.show()
         sys.exit(error.exit_code)
     except OSError as error:
         _refused(error)
@@ -172,5 +195,6 @@ def run() -> None:
         sys.stdout.flush()
     except OSError as error:
         _refused(error)
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)  # nothing is left to do; taking NumPy apart would cost 7 %

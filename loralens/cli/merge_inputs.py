@@ -62,9 +62,11 @@ class Inputs:
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
+        from loralens.formats.container import dumps
+
         content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
-        return {CONFIG: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
+        return {CONFIG: dumps(content)}
 
     def originals(self) -> dict[str, Any]:
         """What the undo file keeps of the base besides numbers: texts that change, headers of shards."""

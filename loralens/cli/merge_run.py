@@ -1,6 +1,5 @@
 """One merge while it runs: what was seen of every tensor, and the files that come of it."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from loralens.cli.progress import progress
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
 from loralens.formats.apart import check_apart
+from loralens.formats.container import dumps
 from loralens.formats.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, Spool, write_undo
@@ -104,6 +104,7 @@ class MergeRun:
     ) -> None:
         """The merged model, and beside it or in it the undo file and the certificate."""
         files = self.given.files
+        files.check_copyable()
         if not files.root.is_dir():
             undo = undo or output.with_name(f"{output.stem}.{NAME}")
             certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
@@ -116,12 +117,13 @@ class MergeRun:
             raise OptionError(f"{undo}: is given for undo file and certificate", fix="choose another place for one")
 
         def beside(part: Path) -> None:
+            files.check_unchanged()
             if self.undo:
                 write_undo(self._undo_arrays(), self._undo_content(), _in_part(undo, output, part))
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certify:
-                text = json.dumps(self.certificate(), indent=2, ensure_ascii=False) + "\n"
+                text = dumps(self.certificate())
                 with replacing(_in_part(certificate, output, part)) as stream:
                     stream.write(text.encode("utf-8"))
 

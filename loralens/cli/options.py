@@ -9,6 +9,7 @@ import click
 
 from loralens.cli.bases import warn_of_base
 from loralens.core.shell import typed
+from loralens.errors import visible
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from matplotlib.figure import Figure
@@ -115,9 +116,9 @@ def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
 def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
     """What the reader found, on stderr, ``but`` findings of these codes."""
     for finding in (one for one in adapter.findings if one.code not in but):
-        click.echo(f"{finding.level}: {path}: {finding.text}", err=True)
+        click.echo(visible(f"{finding.level}: {path}: {finding.text}"), err=True)
         if finding.fix:
-            click.echo(f"  fix: {finding.fix}", err=True)
+            click.echo(visible(f"  fix: {finding.fix}"), err=True)
 
 
 def opened(path: str) -> "Checkpoint":
@@ -126,7 +127,7 @@ def opened(path: str) -> "Checkpoint":
 
     checkpoint = open_checkpoint(Path(path))
     for note in checkpoint.notes:
-        click.echo(f"{note.level}: {path}: {note.text}", err=True)
+        click.echo(visible(f"{note.level}: {path}: {note.text}"), err=True)
     return checkpoint
 
 

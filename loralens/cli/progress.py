@@ -4,6 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from loralens.cli.terminal import raw
+from loralens.errors import visible
+
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None] | None]:
@@ -29,6 +32,6 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None] | None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+    with Progress(*columns, console=Console(file=raw(sys.stderr)), transient=True) as bar:
+        task = bar.add_task(visible(label), total=total)
         yield lambda amount: bar.advance(task, amount)

@@ -7,6 +7,9 @@ from typing import Literal
 
 import click
 
+from loralens.cli.terminal import raw
+from loralens.errors import visible
+
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -39,7 +42,7 @@ def show(*tables: Table) -> None:
 
 
 def _plain(table: Table) -> str:
-    cells = [[column.title for column in table.columns], *table.rows]
+    cells = [[column.title for column in table.columns], *([visible(cell) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -48,7 +51,7 @@ def _plain(table: Table) -> str:
         ).rstrip()
         for row in cells
     ]
-    return "\n".join([table.title, *lines, ""])
+    return "\n".join([visible(table.title), *lines, ""])
 
 
 def _show_rich(table: Table) -> None:
@@ -60,9 +63,9 @@ def _show_rich(table: Table) -> None:
     for i, column in enumerate(table.columns):
         drawn.add_column(Text(column.title), justify=column.align, overflow="fold", no_wrap=i > 0)
     for row in table.rows:
-        drawn.add_row(*map(Text, row))  # Text, not markup: a module called [red] stays text
-    console = Console()
-    console.print(Text(table.title, style="bold cyan"))
+        drawn.add_row(*(Text(visible(cell)) for cell in row))  # Text, not markup: a module called [red] stays text
+    console = Console(file=raw(sys.stdout))
+    console.print(Text(visible(table.title), style="bold cyan"))
     console.print(drawn)
     console.print()
 

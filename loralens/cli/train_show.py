@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli.terminal import raw
+
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
     from loralens.train.watch import Measures, Step
@@ -52,7 +54,7 @@ class Line:
 
     def _put(self, text: str) -> None:
         self._shown = monotonic()
-        click.echo("\r" + text.ljust(self._width), nl=False, err=True)
+        click.echo("\r" + text.ljust(self._width), nl=False, file=raw(sys.stderr))
         self._width = max(self._width, len(text))
 
     def say(self, text: str) -> None:
@@ -63,7 +65,7 @@ class Line:
     def clear(self) -> None:
         """Take the moving line away."""
         if self._width:
-            click.echo("\r" + " " * self._width + "\r", nl=False, err=True)
+            click.echo("\r" + " " * self._width + "\r", nl=False, file=raw(sys.stderr))
             self._width = 0
 
 

@@ -12,7 +12,7 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.checkpoint import resolved
 from loralens.formats.merged import BEFORE, CERTIFICATE
-from loralens.formats.model_files import CONFIG, model_files
+from loralens.formats.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.shards import check_index
 from loralens.formats.undo import NAME, read_undo
@@ -21,6 +21,7 @@ from loralens.merge.undo import restored
 from loralens.merge.undo_layout import merge_undo
 
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
+DAMAGED = "the undo file is damaged, or of another model: use another copy"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
 
 
@@ -56,6 +57,10 @@ class UnmergeRun:
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
             self._check_names()
+            spoken = {*self.held.entries, *self.held.copies, *self.held.dropped}
+            unknown = [key for key in self._of_base() if key not in spoken]
+            if unknown:
+                raise MismatchError(f"says nothing of {unknown[0]}, which the base has", fix=DAMAGED)
 
     def _check_names(self) -> None:
         """Refuse names of files that a merge would not have changed.
@@ -82,6 +87,15 @@ class UnmergeRun:
         if set(self.held.headers) != {shard.name for shard in self.files.shards}:
             raise MismatchError("its shards are not those of the merged model", fix=ANOTHER)
 
+    def _of_base(self) -> list[str]:
+        """The keys of the base, by the headers of its shards."""
+        try:
+            headers = [offsets_of(text.encode("utf-8")) for text in self.held.headers.values()]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise FormatError("its headers are not as they were written", fix=DAMAGED) from error
+        shards = zip(self.files.shards, headers, strict=True)
+        return [shard.prefix + key for shard, header in shards for key in header]
+
     def write(self, output: Path, *, overwrite: bool) -> None:
         """The base; it appears only if every tensor of it is proven.
 
@@ -91,6 +105,7 @@ class UnmergeRun:
             A tensor is not as it was merged, or what comes out is not the base.
         """
         files, held = self.files, self.held
+        files.check_copyable()
         folder = files.root.is_dir()
         names = list(held.headers) if folder else [files.shards[0].name]
         changes = {key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)}
@@ -124,6 +139,7 @@ class UnmergeRun:
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""
+        self.files.check_unchanged()
         for key, digest in self.held.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)

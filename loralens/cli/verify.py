@@ -105,13 +105,14 @@ def _verdicts(
     from loralens.merge.verify import same, verdicts
 
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors = merged_tie.shown(weights(Path(merged)))
-    stored = merged_tie.shown(model_files(resolved(Path(merged))).tensors)
+    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))
+    stored = merged_tie.shown(files.tensors)
     base_tensors = weights(Path(base))
     copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
     if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
         untie = True  # as the merge did it, whether the adapter needs that or not
-    planned = inputs(adapters, base, modules, reading, untie=untie).plan.tensors
+    given = inputs(adapters, base, modules, reading, untie=untie)
+    planned = given.plan.tensors
     for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
@@ -136,6 +137,8 @@ def _verdicts(
     with progress("replaying the merge", sum(sizes)) as step:
         found = in_threads(replayed, list(planned), threads)
         foreign = in_threads(changed, others, threads)
+    for model in (files, given.files):
+        model.check_unchanged()
     return [one for some in found.values() for one in some], [key for key in others if foreign[key]]
 
 

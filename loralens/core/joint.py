@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core.lowrank import Layout, LowRank, in_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
@@ -91,6 +91,8 @@ class Joint:
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
         left, right = map(measure, stacks)
         D = _lengths(left, right) * np.repeat([update.scale for update in given], [A.shape[0] for _, A in factors])
+        w = np.asarray(strengths, dtype=np.float64)
+        in_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
         alive = np.flatnonzero(D)
         X_B, T_B, R_B = implicit(left, alive)
         X_A, T_A, R_A = implicit(right, alive)
@@ -99,7 +101,6 @@ class Joint:
         for t in set(owner[alive].tolist()):
             mine = owner[alive] == t
             cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
-        w = np.asarray(strengths, dtype=np.float64)
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
         floors = EPS * np.maximum(max(given[0].shape) * tops, BACKWARD * lengths)

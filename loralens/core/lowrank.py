@@ -9,9 +9,11 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.scaling import Scaling
-from loralens.errors import ShapeError
+from loralens.errors import FormatError, ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.product import product_bases, product_singular_values, product_svd
+
+LARGEST = 1e140  # singular value of ΔW: the squares of all of a model's, added up, stay in float64
 
 
 class SVD(NamedTuple):
@@ -98,6 +100,23 @@ class Origin:
     def nbytes(self) -> int:
         """Bytes stored for one module."""
         return sum(tensor.nbytes for tensor in self.tensors.values() if tensor.ndim) // self.share
+
+
+def in_float64(scale: float, s: Array) -> Array:
+    """Scale · s, singular values of ΔW, largest first.
+
+    Raises
+    ------
+    FormatError
+        They are so large that norms of ΔW leave float64.
+    """
+    top = float(s[0]) if len(s) else 0.0
+    if not scale * top <= LARGEST:
+        raise FormatError(
+            f"ΔW leaves the range of float64: its scale is {scale:g} and the largest singular value of B·A is {top:g}",
+            fix="correct α or the scale in its configuration, or give --scale where it says none",
+        )
+    return scale * s
 
 
 @final
@@ -228,7 +247,7 @@ class LowRank:
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
-        return abs(self.scale) * product_singular_values(self.B, self.A)
+        return in_float64(abs(self.scale), product_singular_values(self.B, self.A))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.
@@ -240,12 +259,12 @@ class LowRank:
             the signs of ``U``, so ``U @ diag(s) @ Vh`` is ΔW.
         """
         U, s, Vh = product_svd(self.B, self.A)
-        return SVD(-U if self.scale < 0 else U, abs(self.scale) * s, Vh)
+        return SVD(-U if self.scale < 0 else U, in_float64(abs(self.scale), s), Vh)
 
     def bases(self) -> Bases:
         """Singular directions of ΔW on both sides, without forming them: what overlaps are computed from."""
         left, s, right = product_bases(self.B, self.A)
-        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, abs(self.scale) * s, right)
+        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, in_float64(abs(self.scale), s), right)
 
     def __repr__(self) -> str:
         out, in_ = self.shape

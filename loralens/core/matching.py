@@ -23,6 +23,8 @@ __all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
 
 Rename = Callable[[str], str]
 Form = TypeVar("Form", bound=Hashable)
+MOST_DROPPED = 16  # leading parts; prefixes of the field's formats have at most four
+MOST_LEADS = 64  # prefixes of the base that are tried; real ones have one or two
 _PREFIXES = (
     "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
     "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
@@ -131,8 +133,8 @@ def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[
 
 
 def _shared_parts(names: list[str]) -> list[str]:
-    """Leading dotted parts common to all names, the last part of each left alone."""
-    paths = [name.split(".")[:-1] for name in names]
+    """Leading dotted parts common to all names, the last part of each left alone; `MOST_DROPPED` at most."""
+    paths = [name.split(".", MOST_DROPPED)[:-1] for name in names]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
@@ -142,13 +144,13 @@ def _shared_parts(names: list[str]) -> list[str]:
 
 
 def _leads(names: list[str], base: Mapping[str, Shape]) -> list[str]:
-    """Prefixes under which the first module stands in the base, shortest first."""
+    """Prefixes under which the first module stands in the base, shortest first; `MOST_LEADS` at most."""
     if not names:
         return []
     first = weight_name(names[0])
     ends = (f".{first}.weight", f".{first}")
     found = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
-    return sorted(found, key=lambda lead: (len(lead), natural_key(lead)))
+    return sorted(found, key=lambda lead: (len(lead), natural_key(lead)))[:MOST_LEADS]
 
 
 def _weight(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:

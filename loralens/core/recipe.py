@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Self, final
 
-from loralens.core.names import matches, select
+from loralens.core.clock import Clock
+from loralens.core.names import FEWER_GLOBS, matches, select
 from loralens.errors import FormatError
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -22,10 +23,13 @@ class Strength:
     weight : float
     modules : mapping of str to float
         Glob over module names, or kind → weight.
+    clock : Clock
+        What finding the globs of modules may take, as recipes come out of files.
     """
 
     weight: float = 1.0
     modules: Mapping[str, float] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -34,8 +38,13 @@ class Strength:
 
     def of(self, name: str) -> float:
         """In the module of this name."""
-        hits = [w for glob, w in self.modules.items() if matches(name, glob)]
-        return float(hits[-1] if hits else self.weight)
+        last = self.weight
+        with self.clock.running(f"weights for {len(self.modules):,} globs", fix=FEWER_GLOBS):
+            for glob, weight in reversed([*self.modules.items()]):
+                if matches(name, glob):
+                    last = weight
+                    break
+        return float(last)
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, in_float64
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError
 from loralens.linalg.basis import Basis
@@ -198,11 +198,12 @@ class Structured:
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, in),), largest first."""
-        return abs(self.scale) * self.form.singular_values()
+        return in_float64(abs(self.scale), self.form.singular_values())
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
-        return SVD(*np.linalg.svd(finite(self.dense()), full_matrices=False))
+        U, s, Vh = np.linalg.svd(finite(self.dense()), full_matrices=False)
+        return SVD(U, in_float64(1.0, s), Vh)
 
     def bases(self) -> Bases:
         """Singular directions of the dense ΔW that have a length."""

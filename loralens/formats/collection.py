@@ -14,6 +14,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.location import SUFFIXES, is_gguf, is_pickle
+from loralens.formats.walking import folders
 
 NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
 
@@ -67,19 +68,19 @@ def candidates(root: Path) -> list[Path]:
 def _walk(root: Path) -> Iterator[Path]:
     home = os.path.realpath(root)
     seen: set[str] = set()
-    waiting = deque([str(root)])
+    waiting = deque([root])
     while waiting:
         start = waiting.popleft()
-        real = os.path.realpath(start)
-        if real in seen or (start != str(root) and _holds(real, home)):
+        if start != root and _holds(os.path.realpath(start), home):
             continue
-        for folder, inner, files in os.walk(start):
+        for folder, files in folders(start, without=lambda name: name.startswith(".")):
             place = os.path.realpath(folder)
-            inner[:] = [] if place in seen else [name for name in inner if not name.startswith(".")]
-            waiting += [str(path) for name in inner if (path := Path(folder, name)).is_symlink()]
-            if place not in seen:
-                seen.add(place)
-                yield from _in_folder(folder, files)
+            if place in seen:
+                continue
+            seen.add(place)
+            links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
+            waiting += [folder / name for name in links]
+            yield from _in_folder(folder, [name for name in files if name not in links])
 
 
 def _holds(folder: str, inside: str) -> bool:
@@ -87,12 +88,12 @@ def _holds(folder: str, inside: str) -> bool:
     return os.path.commonpath([folder, inside]) == folder
 
 
-def _in_folder(folder: str, files: Sequence[str]) -> Iterator[Path]:
+def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     """The candidates among the files of a folder."""
     tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
-    yield from (Path(folder, name) for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+    yield from (folder / name for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
     if CONFIG in files and not tensors:
-        yield Path(folder)
+        yield folder
 
 
 def examine(path: Path, *, allow_pickle: bool = False) -> Found:

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import FormatError, place
+from loralens.errors import UNPRINTABLE, FormatError, place
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
@@ -56,60 +56,23 @@ DTYPES: dict[str, np.dtype[Any]] = {
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
 _BROKEN = "the file is damaged, or no safetensors file: download or save it again"
 _RESTORE = "restore the file or save the adapter again"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The tensors of one adapter as they stand on disk, with what stands beside them.
-
-    Attributes
-    ----------
-    tensors : mapping of str to LazyArray
-        By key, in the order of the file.
-    metadata : mapping of str to str, or None
-        The header metadata; None where the file has none.
-    config : mapping or None
-        The JSON object of ``adapter_config.json`` beside the file.
-    plain : mapping of str to object
-        Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
-    names : mapping of str to str
-        When writing: how this dialect had to call modules → their canonical names, where the two differ.
-    """
-
-    tensors: Mapping[str, LazyArray]
-    metadata: Mapping[str, str] | None = None
-    config: Mapping[str, Any] | None = None
-    plain: Mapping[str, Any] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one.
-
-    ``optional``: the dialect mostly does without a configuration, so one that stands there is left alone.
-    """
-
-    weights: str
-    config: str | None = None
-    optional: bool = False
-
-
-PEFT = Files("adapter_model.safetensors", CONFIG)
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file is written to, or replaced by another."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @final
 class OpenFile:
     """A file held open for reading, closed when nothing refers to it any more."""
 
-    __slots__ = ("_fd", "path", "size")
+    __slots__ = ("_fd", "_state", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self._fd = -1
@@ -125,6 +88,22 @@ class OpenFile:
         if not S_ISREG(found.st_mode):
             raise FormatError("is no regular file", fix="give the adapter's file or folder")
         self.size = found.st_size
+        self._state = _state(found)
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was written to since it was opened, or in whose place another stands.
+
+        Raises
+        ------
+        FormatError
+            Its size or time, or the file of its name, is another.
+        """
+        try:
+            states = _state(os.fstat(self._fd)), _state(self.path.stat())
+        except OSError:
+            states = None
+        if states != (self._state, self._state):
+            raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:
         """``count`` bytes from ``start``; the caller has checked that the file is that long."""
@@ -135,6 +114,8 @@ class OpenFile:
                 raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
             parts.append(part)
             start, count = start + len(part), count - len(part)
+        if _state(os.fstat(self._fd)) != self._state:
+            raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _pread(self, start: int, count: int) -> bytes:
@@ -158,6 +139,51 @@ class OpenFile:
             os.close(self._fd)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of one adapter as they stand on disk, with what stands beside them.
+
+    Attributes
+    ----------
+    tensors : mapping of str to LazyArray
+        By key, in the order of the file.
+    metadata : mapping of str to str, or None
+        The header metadata; None where the file has none.
+    config : mapping or None
+        The JSON object of ``adapter_config.json`` beside the file.
+    plain : mapping of str to object
+        Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
+    names : mapping of str to str
+        When writing: how this dialect had to call modules → their canonical names, where the two differ.
+    file : OpenFile or None
+        A safetensors file that the tensors are read from.
+    """
+
+    tensors: Mapping[str, LazyArray]
+    metadata: Mapping[str, str] | None = None
+    config: Mapping[str, Any] | None = None
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    file: OpenFile | None = field(default=None, compare=False, repr=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one.
+
+    ``optional``: the dialect mostly does without a configuration, so one that stands there is left alone.
+    """
+
+    weights: str
+    config: str | None = None
+    optional: bool = False
+
+
+PEFT = Files("adapter_model.safetensors", CONFIG)
+
+
 def read_safetensors(path: Path) -> Stored:
     """The tensors and metadata of a safetensors file, every offset checked, no number read yet.
 
@@ -173,7 +199,7 @@ def read_safetensors(path: Path) -> Stored:
         spans = {key: _span(key, entry) for key, entry in header.items()}
         _check_coverage(spans, file.size - start)
         tensors = {key: file.array(start + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()}
-        return Stored(tensors, metadata)
+        return Stored(tensors, metadata, file=file)
 
 
 Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
@@ -220,7 +246,7 @@ def harmless(value: Any) -> bool:
     """Whether a value is text that neither moves the cursor of a terminal nor hides what stands beside it."""
     if not isinstance(value, str):
         return False
-    return value.isprintable() or not _UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
+    return value.isprintable() or not UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
 
 
 def plain_text(value: Any) -> str | None:
@@ -298,8 +324,13 @@ def _short(error: Exception) -> str:
 
 def dumps(value: Any) -> str:
     """JSON as loralens writes it everywhere: two spaces, keys as they come, UTF-8 but for what UTF-8 cannot hold."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate becomes JSON's own \\ud800
+    return json_text(value, indent=2) + "\n"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:

@@ -13,6 +13,7 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.container import check_printable
+from loralens.formats.expressions import Allowance
 from loralens.formats.peft_config import PeftConfig
 
 KEY = "lora_adapter_metadata"
@@ -41,13 +42,17 @@ class Configs:
                 check_printable(key)
                 component, _, name = key.rpartition(".")
                 fields.setdefault(component, {})[name] = value
-            return cls({component: PeftConfig(said) for component, said in fields.items()})
+            allowance = Allowance()
+            return cls({component: PeftConfig(said, allowance) for component, said in fields.items()})
 
     def component(self, name: str) -> str | None:
         """The component whose configuration covers a module; None where none does."""
-        parts = name.split(".")
-        owners = [".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1)]
-        return next((owner for owner in owners if owner in self.by_component), None)
+        owner = name
+        while self.by_component and owner:
+            owner = owner.rpartition(".")[0]
+            if owner in self.by_component:
+                return owner
+        return None
 
     def scaling(self, name: str) -> Scaling | None:
         """α, r and rule of a module; None where no configuration covers it."""

@@ -15,6 +15,7 @@ from loralens.formats.gguf_architectures import Architecture
 _WRAPPERS = (  # what llama.cpp's converter does to names before it looks them up
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
+MOST_PARTS = 16  # of a name; those of the tables have at most eight
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
 )
@@ -48,6 +49,8 @@ def _tensor(module: str, arch: str) -> str | None:
         if not module.startswith(old):
             continue
         path = (new + module[len(old) :]).split(".")
+        if len(path) > MOST_PARTS:
+            continue
         for i, part in [(0, ""), *enumerate(path)]:
             if part and not part.isdecimal():
                 continue

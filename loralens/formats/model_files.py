@@ -1,7 +1,6 @@
 """The files of a base model: its shards, their indices, and what lies beside them."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.container import Stored, read_safetensors
 from loralens.formats.shards import weight_files
+from loralens.formats.walking import folders
 
 CONFIG = "config.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
@@ -86,6 +86,32 @@ class ModelFiles:
         """Every tensor by key, as it is stored."""
         return {shard.prefix + key: t for shard in self.shards for key, t in shard.stored.tensors.items()}
 
+    def check_copyable(self) -> None:
+        """Refuse a folder with something that a copy cannot hold, before any work is done.
+
+        Raises
+        ------
+        FormatError
+            A pipe or a device, or a link to nothing, lies beside the weights.
+        """
+        for name in self.others if self.root.is_dir() else ():
+            path = self.root / name
+            if not path.is_file():
+                what = "is a link to a file that is not there" if path.is_symlink() else "is no regular file"
+                raise FormatError(f"{name} {what}", fix="remove it, or restore the file").at(str(self.root))
+
+    def check_unchanged(self) -> None:
+        """Refuse a model that was written to since it was opened: what was read would be of two models.
+
+        Raises
+        ------
+        FormatError
+            A shard was written to or replaced.
+        """
+        for shard in self.shards:
+            if shard.stored.file:
+                shard.stored.file.check_unchanged()
+
     @property
     def others(self) -> list[str]:
         """Files beside the weights: configuration, tokenizer, code."""
@@ -128,9 +154,9 @@ def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
 
 def _shard(path: Path, name: str, prefix: str) -> Shard:
     stored = read_safetensors(path)
-    with path.open("rb") as stream:
-        length = stream.read(8)
-        header = stream.read(int.from_bytes(length, "little"))
+    assert stored.file
+    length = stored.file.read(0, 8)
+    header = stored.file.read(8, int.from_bytes(length, "little"))
     return Shard(name, prefix, stored, length + header, offsets_of(header))
 
 
@@ -141,11 +167,8 @@ def offsets_of(header: bytes) -> dict[str, int]:
 
 def _walk(root: Path) -> list[str]:
     """Every file under a folder, by its path with ``/``."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if name not in LEFT_OUT]
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
-    return sorted(found)
+    inside = folders(root, follow=True, without=LEFT_OUT.__contains__)
+    return sorted((folder / name).relative_to(root).as_posix() for folder, names in inside for name in names)
 
 
 def _other_weights(name: str) -> bool:

@@ -4,7 +4,7 @@ Fields and rules as in PEFT (https://github.com/huggingface/peft); modules are l
 ``base_model.model.``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -12,8 +12,9 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.container import check_printable
+from loralens.formats.expressions import Allowance, Expression
 from loralens.formats.number import finite
-from loralens.formats.peft_patterns import RESTORE, Pattern, regex
+from loralens.formats.peft_patterns import RESTORE, Pattern
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -43,13 +44,45 @@ VARIANTS = (
 
 
 @final
+class Endings:
+    """PEFT's rule for lists of targets: each is a path itself, or its end after a dot.
+
+    Ends are cut where a target is as long, not at each dot: all ends of a path are as many letters as its square.
+    """
+
+    __slots__ = ("_lengths", "_targets")
+
+    def __init__(self, targets: Iterable[str]) -> None:
+        self._targets = frozenset(targets)
+        self._lengths = sorted(set(map(len, self._targets)))
+
+    def hits(self, path: str) -> Iterator[str]:
+        """The targets that cover a path, short ones first."""
+        for length in self._lengths:
+            begin = len(path) - length
+            if begin < 0:
+                return
+            if (begin == 0 or path[begin - 1] == ".") and path[begin:] in self._targets:
+                yield path[begin:]
+
+    def cover(self, path: str) -> bool:
+        """Whether any of them covers a path."""
+        return next(self.hits(path), None) is not None
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim."""
+    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim.
+
+    ``allowance``: what its regular expressions may cost, with those of other configurations of the adapter.
+    """
 
     fields: Mapping[str, Any]
-    _listed: Set[str] = field(init=False)  # target_modules, where it is a list
-    _parameters: Set[str] = field(init=False)
+    allowance: Allowance = field(default_factory=Allowance, compare=False, repr=False)
+    _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
+    _listed: Endings = field(init=False, compare=False, repr=False)  # target_modules, where it is a list
+    _parameters: Endings = field(init=False, compare=False, repr=False)
     _ranks: Pattern = field(init=False, compare=False, repr=False)
     _alphas: Pattern = field(init=False, compare=False, repr=False)
 
@@ -61,22 +94,22 @@ class PeftConfig:
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
-        object.__setattr__(self, "_ranks", Pattern(ranks))
-        object.__setattr__(self, "_alphas", Pattern(alphas))
+        object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
+        object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
         for name in FLAGS:
             if not isinstance(self.fields.get(name), bool | None):
                 raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
         targets = self.fields.get("target_modules")
-        if isinstance(targets, str):
-            regex(targets)
-        else:
+        expression = Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None
+        object.__setattr__(self, "_expression", expression)
+        if expression is None:
             _check_strings("target_modules", targets)
         for name in ("modules_to_save", "target_parameters"):
             _check_strings(name, self.fields.get(name))
         check_printable(str(self.fields.get("base_model_name_or_path")))
         listed = [] if isinstance(targets, str) else targets or []
-        object.__setattr__(self, "_listed", frozenset(listed))
-        object.__setattr__(self, "_parameters", frozenset(self.parameters))
+        object.__setattr__(self, "_listed", Endings(listed))
+        object.__setattr__(self, "_parameters", Endings(self.parameters))
 
     def _pattern(self, name: str) -> Mapping[str, Any]:
         pattern = self.fields.get(name)
@@ -156,14 +189,13 @@ class PeftConfig:
     def path(self, name: str) -> str:
         """Where PEFT looks up r and α of a module: its path, with the parameter's name where that is targeted."""
         weight = f"{name}.weight"
-        return weight if ends(weight, self._parameters) and not self.targets(name) else name
+        return weight if self._parameters.cover(weight) and not self.targets(name) else name
 
     def targets(self, path: str) -> bool:
         """Whether ``target_modules`` covers a module."""
-        targets = self.fields.get("target_modules")
-        if isinstance(targets, str):
-            return targets.lower() == "all-linear" or bool(regex(targets).fullmatch(path))
-        return ends(path, self._listed)
+        if self._expression is None:
+            return self._listed.cover(path)
+        return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
         """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
@@ -172,27 +204,15 @@ class PeftConfig:
         """
         if self.fields.get("ensure_weight_tying"):
             return []
-        return [path for path in paths if not self.targets(path) and not ends(path, self._parameters)]
+        return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
         """Entries of ``target_modules`` that no module of the file matches."""
         targets = self.fields.get("target_modules") or []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
-        found = {end for path in paths for end in _ends(path)}
-        return [target for target in targets if target not in found]
-
-
-def ends(path: str, targets: Set[str]) -> bool:
-    """PEFT's rule for lists of targets: the path itself, or its end after a dot."""
-    return any(end in targets for end in _ends(path))
-
-
-def _ends(path: str) -> Iterator[str]:
-    yield path
-    while "." in path:
-        path = path.partition(".")[2]
-        yield path
+        matched = {target for path in paths for target in self._listed.hits(path)}
+        return [target for target in targets if target not in matched]
 
 
 def _check_strings(name: str, value: Any) -> None:

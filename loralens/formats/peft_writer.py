@@ -28,7 +28,7 @@ from loralens.formats.container import Stored
 from loralens.formats.extras import add, check_size, owner, to_translate
 from loralens.formats.pairs import pack
 from loralens.formats.peft import NAME, read
-from loralens.formats.peft_config import DEFAULT_RANK, PeftConfig, ends
+from loralens.formats.peft_config import DEFAULT_RANK, Endings, PeftConfig
 from loralens.formats.peft_experts import GROUPED, SWAPPED, registered
 from loralens.formats.peft_keys import OUT_PROJ, PREFIX, canonical
 from loralens.formats.peft_types import as_lora
@@ -350,7 +350,7 @@ def whole(alpha: float) -> float | int:
 
 def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
-    odd = {path for path, value in values.items() if value != default}
-    paths = [path for path in values if ends(path, odd)]
+    odd = Endings(path for path, value in values.items() if value != default)
+    paths = [path for path in values if odd.cover(path)]
     paths.sort(key=lambda path: (-len(path), natural_key(path)))
     return {(path if _PLAIN.match(path) else re.escape(path)): values[path] for path in paths}

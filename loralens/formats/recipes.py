@@ -23,10 +23,11 @@ from pathlib import Path
 
 from loralens.core.recipe import Recipe
 from loralens.errors import FormatError, place
-from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.container import OpenFile, Stored, json_text, read_safetensors
 from loralens.formats.location import adapter_file
 
 KEY = "loralens_recipe"  # of the metadata
+LONGEST = 10_000_000  # bytes of a TOML file
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -55,9 +56,10 @@ def read_recipe(path: Path) -> Recipe:
 
 def _from_toml(path: Path) -> Recipe:
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", fix="give the path of a recipe") from error
+        file = OpenFile(path)  # which neither waits for a pipe nor takes a folder
+        if file.size > LONGEST:
+            raise FormatError(f"{file.size:,} bytes are too many for a recipe", fix="give the path of a recipe")
+        said = tomllib.loads(file.read(0, file.size).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
     recipe = _recipe(said)
@@ -78,5 +80,5 @@ def _recipe(said: object) -> Recipe:
 
 def stamped(stored: Stored, recipe: Recipe) -> Stored:
     """``stored`` with the recipe in its metadata."""
-    text = json.dumps(recipe.record(), ensure_ascii=False)
+    text = json_text(recipe.record())
     return replace(stored, metadata={**(stored.metadata or {}), KEY: text})

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
-from loralens.formats.container import RECORD, Stored, harmless, plain_text, read_json
+from loralens.formats.container import RECORD, Stored, harmless, json_text, plain_text, read_json
 from loralens.formats.location import is_pickle
 from loralens.formats.number import finite
 from loralens.formats.peft_fields import TARGETS, fields_of, sound
@@ -47,7 +47,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         "modules": modules,
         **({"peft": dict(fields)} if (fields := fields_of(adapter)) else {}),
     }
-    text = json.dumps(record, ensure_ascii=False)
+    text = json_text(record)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 

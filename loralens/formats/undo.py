@@ -15,7 +15,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.container import Stored, json_text, read_safetensors
 from loralens.formats.writing import write_safetensors
 
 KEY = "loralens_undo"
@@ -60,7 +60,7 @@ class Spool:
 
 def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
     """Write an undo file; it is whole or not there."""
-    write_safetensors(Stored(dict(tensors), {KEY: json.dumps(content, ensure_ascii=False)}), path)
+    write_safetensors(Stored(dict(tensors), {KEY: json_text(content)}), path)
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:

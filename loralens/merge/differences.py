@@ -7,7 +7,8 @@ every channel has its own is it seen.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import final
@@ -148,7 +149,7 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
         The hidden size, which tells how stacks of experts are stored; as (expert, out, in) where it does not.
     """
     partners, edit = _partners(base, tuned)
-    holders = {above for key in tuned for above in _above(key.rpartition(".")[0])}
+    holders = _holders({key.rpartition(".")[0] for key in tuned})
     matrices: dict[str, Difference] = {}
     others: dict[str, Other] = {}
     resized: dict[str, tuple[int, ...]] = {}
@@ -167,10 +168,17 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
     return Comparison(tuned, matrices, others, added, resized, tuple(key for key in base if key not in used), edit)
 
 
-def _above(module: str) -> Iterator[str]:
-    """The modules that a module lies within."""
-    while module := module.rpartition(".")[0]:
-        yield module
+def _holders(modules: Iterable[str]) -> set[str]:
+    """The modules that others lie within.
+
+    Looked up in sorted order: all that lie above a module are as many letters as the square of its dotted name.
+    """
+    ordered = sorted(modules)
+    held = {}
+    for module in ordered:
+        within = bisect_left(ordered, f"{module}.")
+        held[module] = within < len(ordered) and ordered[within].startswith(f"{module}.")
+    return {module for module, holds in held.items() if holds and module}
 
 
 def _partners(base: Tensors, tuned: Tensors) -> tuple[dict[str, str], str]:

@@ -25,12 +25,13 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.errors import FormatError, place
+from loralens.errors import FormatError, ShapeError, place
 from loralens.merge.gain import Gain
 from loralens.merge.patch import Blob
 from loralens.merge.plan import Slab, as_matrix
 from loralens.merge.record import TensorRecord
 from loralens.merge.undo import TensorUndo
+from loralens.merge.undo_entry import check_arrays, check_entry, check_factor, check_outline
 
 VERSION = 1
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -116,6 +117,7 @@ class MergeUndo:
         if key in self.dropped:
             return self.dropped[key].dtype, self.dropped[key].shape
         with _entry(key):
+            check_outline(self.entries[key])
             return np.dtype(self.entries[key]["dtype"]), tuple(int(n) for n in self.entries[key]["shape"])
 
 
@@ -125,8 +127,8 @@ def _entry(key: str) -> Iterator[None]:
     with place(key):
         try:
             yield
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError(f"its entry is not as it was written ({error!r})", fix=_DAMAGED) from error
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, ShapeError) as error:
+            raise FormatError(f"its entry is not as it was written ({ascii(error)[:120]})", fix=_DAMAGED) from error
 
 
 def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
@@ -144,8 +146,11 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
         )
     parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts")}
     missing = [name for name, part in parts.items() if not isinstance(part, dict)]
+    texts = ("copies", "headers", "texts")
+    if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
+        missing = ["texts"]
     dropped = content.get("dropped")
-    if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in dropped):
+    if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in map(str, dropped)):
         raise FormatError("its outline is not as it was written", fix=_DAMAGED)
     return MergeUndo(
         content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
@@ -155,9 +160,10 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 
 def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
     """What `packed` made arrays and an entry of."""
+    check_entry(entry)
     streams = tuple(arrays[name] for name in _numbered(f"{key}#patch.", arrays))
     rows, columns = entry["matrix"]
-    return TensorUndo(
+    undo = TensorUndo(
         key,
         np.dtype(entry["dtype"]),
         tuple(entry["shape"]),
@@ -173,12 +179,18 @@ def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray
         entry["base"],
         entry["merged"],
     )
+    check_arrays(undo)
+    return undo
 
 
 def _slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
     start = int(entry["start"])
+
+    def factor(side: str, i: int) -> LazyArray:
+        return check_factor(arrays[f"{key}#{side}.{start}.{i}"])
+
     terms = tuple(
-        (float(strength), LowRank(arrays[f"{key}#B.{start}.{i}"], arrays[f"{key}#A.{start}.{i}"], float(scale)))
+        (float(strength), LowRank(factor("B", i), factor("A", i), float(scale)))
         for i, (strength, scale) in enumerate(entry["factors"])
     )
     return Slab(entry["module"], start, int(entry["stop"]), terms, bool(entry["transposed"]))

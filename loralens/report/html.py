@@ -8,6 +8,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from loralens.errors import visible
 from loralens.report.chart import Chart, Heat, Lines, Overlaps, Scale
 from loralens.report.document import Report
 from loralens.report.palette import classes, stylesheet
@@ -43,7 +44,7 @@ def html(report: Report) -> str:
             carried=carried_json({"modules": list(report.modules), "adapters": list(report.carried)}),
         )
     )
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate of a damaged name
+    return visible(text, keep="\n\t")  # names are other people's text, and a browser obeys overrides of direction
 
 
 def carried_json(values: Mapping[str, Any]) -> "Markup":

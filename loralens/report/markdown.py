@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
+from loralens.errors import visible
 from loralens.report.document import Beside, Notices, Part, Picture, Report, Table, Text
 from loralens.version import __version__
 
@@ -21,7 +22,7 @@ def markdown(report: Report, folder: str) -> str:
         for part in section.parts:
             lines += _part(part, folder)
     text = "\n".join([*lines, f"Made by loralens {__version__}.", ""])
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate of a damaged name
+    return visible(text, keep="\n\t")  # names are other people's text
 
 
 def pictures(report: Report) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ REAL = {
     "flux-aitoolkit-r16": {"alpha-folded": 0, "rank-unused": 0},
     "gemma270m-aowei-main": {},
     "gpt2-emotion-anirudh": {"rank-unused": 0},
-    "labram-eeg-partialzero": {"zero-update": 12, "rank-impossible": 1},
+    "labram-eeg-partialzero": {"zero-update": 12, "foreign-code": 0, "rank-impossible": 1},
     "minilm-souravt-ckpt750": {"spike": 3, "rank-unused": 0},
     "opt125m-bf16-r16": {},
     "qwen05b-mlx-100": {},

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loralens.core import names
+from loralens.core.clock import Clock
 from loralens.core.names import (
     Block,
     block,
@@ -18,7 +20,8 @@ from loralens.core.names import (
     nearest,
     select,
 )
-from loralens.errors import OptionError
+from loralens.core.recipe import Strength
+from loralens.errors import FormatError, OptionError
 
 ORDERED = [
     "",
@@ -216,3 +219,20 @@ def test_nearest_among_many_names_is_quick():
 def test_names_that_are_numbered_in_other_ways(name, stack, number, last):
     assert block(name) == (stack, number)
     assert kind(name) == last
+
+
+@pytest.mark.parametrize("glob", ["*a" * 2000 + "b", "*?" * 2000 + "b", "*" + "?" * 2000 + "b"])
+def test_globs_of_many_stars_end(glob: str) -> None:
+    assert not matches("a" * 4000, glob)
+
+
+def test_what_takes_minutes_for_all_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "Clock", lambda: Clock(0.0))
+    with pytest.raises(FormatError, match="the glob '\\*a"):
+        select([f"{'a' * 4000}{i}" for i in range(50)], ["*a" * 2000 + "b"])
+
+
+def test_a_recipe_of_countless_globs_is_refused() -> None:
+    strength = Strength(1.0, {f"*a{i}*": 2.0 for i in range(5000)}, Clock(0.0))
+    with pytest.raises(FormatError, match="5,000 globs"):
+        [strength.of(f"model.layers.{i}.q_proj") for i in range(100)]

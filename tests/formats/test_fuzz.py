@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def packed(tensors, **metadata):
 
 
 GOOD = packed(TENSORS)
+for dialect in loralens.formats.FORMATS:
+    import_module(dialect.module)  # else the first example pays for its import, and no limit of memory fits it
 
 
 def read_everything(adapter):

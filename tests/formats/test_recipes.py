@@ -56,7 +56,7 @@ def test_the_metadata_of_an_adapter_holds_its_recipe(tmp_path: Path) -> None:
         ("bad.toml", "method = ", "not TOML"),
         ("deep.toml", "method = " + "[" * 100_000, "not TOML"),
         ("no.toml", "method = 'sum'", "no adapters"),
-        ("gone.toml", None, "cannot be read"),
+        ("gone.toml", None, "cannot be opened"),
         ("gone", None, "no such file"),
     ],
 )

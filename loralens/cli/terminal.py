@@ -1,0 +1,96 @@
+"""What reaches the terminal: text in which nothing moves the cursor, hides or turns around what stands beside it.
+
+Names of files, folders, shards and modules and the metadata of files are somebody else's text. All of it is printed
+through standard output and standard error, so it is made harmless there. What moves the cursor on purpose (a bar, a
+line that is written again, colours) goes to the stream below.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast, final
+
+from loralens.errors import visible
+
+
+@final
+class Harmless:
+    """A text stream that writes control characters as escapes, and is the stream below in all else.
+
+    It has no ``buffer``, so that nobody writes past it.
+    """
+
+    def __init__(self, below: TextIO) -> None:
+        self.below = below
+
+    def write(self, text: str) -> int:
+        """The text with every character that is not for a terminal as an escape; lines and tabs stay."""
+        self.below.write(visible(text, keep="\n\t"))
+        return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        """As `write`, each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self.below, name)
+
+
+@contextmanager
+def harmless_output() -> Iterator[None]:
+    """Let all that is printed in the block be harmless to a terminal."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", _harmless(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _harmless(stream: TextIO | None) -> TextIO | Harmless:
+    if stream is None:  # closed by who called us: what is said there is lost
+        return Harmless(cast("TextIO", _Nowhere()))
+    return stream if isinstance(stream, Harmless) else Harmless(stream)
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream below, for what moves the cursor on purpose; names in it must be `visible` already."""
+    return stream.below if isinstance(stream, Harmless) else stream
+
+
+@final
+class _Nowhere:
+    """A text stream that forgets."""
+
+    encoding, errors = "utf-8", "replace"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+    def isatty(self) -> bool:
+        """It is no terminal."""
+        return False
+
+
+def occupy_closed_streams() -> None:
+    """Open what takes the numbers 0 to 2 where the caller closed them: a file that got one would be printed into.
+
+    Standard output fails when it is written to, so that nobody takes silence for an empty answer; what is said on
+    standard error is lost.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number < 2 else os.O_WRONLY)  # the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)

@@ -1,0 +1,49 @@
+"""Walking through folders from outside: however deep they are nested, without recursion."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool]) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from ``root`` down, and the names of its files, links and pipes.
+
+    `os.walk` of Python 3.11 recurses, and fails on a thousand nested folders.
+
+    Parameters
+    ----------
+    root : Path
+    follow : bool
+        Go through links to folders, too; each folder once on the way down, so that a loop ends.
+    without : callable
+        Whether folders of a name are left out.
+    """
+    pending = [(root, frozenset[tuple[int, int]]())]
+    while pending:
+        folder, above = pending.pop()
+        files: list[str] = []
+        inner: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    (inner if _is_folder(entry, follow=follow) else files).append(entry.name)
+            number = _number(folder) if follow else None
+        except OSError:
+            continue  # it may not be looked at, or its path is too long for the system
+        if number in above:
+            continue
+        yield folder, sorted(files)
+        known = above | {number} if number else above
+        pending += [(folder / name, known) for name in sorted(inner, reverse=True) if not without(name)]
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:
+        return False
+
+
+def _number(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,102 @@
+"""Updates that leave float64: one message from every verb, never a traceback or a warning of NumPy; JSON stays JSON."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.core.joint import Joint
+from loralens.errors import FormatError
+from tests.bases import sharded, tensors
+
+VERBS = [
+    "inspect IT",
+    "doctor IT",
+    "doctor IT --base BASE",
+    "survey FOLDER",
+    "spectrum IT",
+    "similarity IT PLAIN",
+    "similarity IT",
+    "trajectory IT PLAIN",
+    "equal IT PLAIN",
+    "curve IT",
+    "compress IT --rank 1 -o OUT",
+    "compress IT --energy 0.9 --to loralens-q -o OUT",
+    "convert IT --to kohya -o OUT.safetensors",
+    "convert IT --to loralens-q -o OUT",
+    "combine IT PLAIN -o OUT",
+    "combine IT PLAIN --method ties -o OUT",
+    "scale IT --by 1e10 -o OUT",
+    "negate IT -o OUT",
+    "subtract PLAIN IT -o OUT",
+    "drop IT -m q_proj -o OUT",
+    "merge IT --base BASE -o OUT",
+    "amplify IT --base BASE",
+    "intruders IT --base BASE",
+]
+
+
+@pytest.fixture
+def places(small, tmp_path):
+    folder = tmp_path / "folder"
+    base = sharded(tmp_path / "base", tensors(size=2.0))
+    return {"IT": shutil.copytree(small, folder / "it"), "PLAIN": small, "BASE": base, "FOLDER": folder}
+
+
+def huge(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1e308}))
+
+
+def broken(folder):
+    file = folder / "adapter_model.safetensors"
+    stored = load_file(file)
+    key = min(stored)
+    stored[key] = np.full_like(stored[key], np.nan)
+    save_file(stored, file)
+
+
+def refuse(word):
+    raise ValueError(f"{word} is no JSON")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("damage", [huge, broken])
+def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path):
+    damage(places["IT"])
+    words = [verb.split()[0]]
+    for word in verb.split()[1:]:
+        out = word.replace("OUT", str(tmp_path / "out")) if word.startswith("OUT") else word
+        words.append(str(places.get(word, out)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = CliRunner().invoke(main, [*words, "--json"])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.output.count("error:") <= 1
+    if done.stdout:
+        json.loads(done.stdout, parse_constant=refuse)
+    else:
+        assert done.stderr.count("fix:") >= 1
+
+
+@pytest.mark.parametrize("ask", ["singular_values", "svd", "bases"])
+def test_singular_values_beyond_float64_are_refused_and_large_ones_are_not(ask):
+    eye = np.eye(3)
+    with pytest.raises(FormatError, match="leaves the range of float64: its scale is 5e\\+307"):
+        getattr(loralens.LowRank(eye, eye, 5e307), ask)()
+    with pytest.raises(FormatError, match="leaves the range"):
+        getattr(loralens.LowRank(eye * 1e150, eye * 1e150), ask)()
+    getattr(loralens.LowRank(eye * 1e60, eye * 1e60, 1e10), ask)()
+
+
+def test_combinations_beyond_float64_are_refused():
+    module = loralens.LowRank(np.eye(3), np.eye(3), 1e100)
+    with pytest.raises(FormatError, match="leaves the range"):
+        Joint.of([module, module], [1.0, 1e100])
+    assert Joint.of([module, module], [1.0, -1.0]).total().shape == (3, 3)

@@ -1,0 +1,192 @@
+"""Folders with pipes, dead links, loops and a thousand nested folders, and bases that change while they are read."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from loralens.cli.main import main
+from loralens.errors import FormatError
+from loralens.formats.collection import candidates
+from loralens.formats.container import read_safetensors
+from loralens.formats.walking import folders
+from loralens.merge import apply
+from tests.bases import contents, sharded, tensors
+from tests.formats.blobs import limits
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+
+
+def message(*words):
+    """The one message of a command that fails."""
+    with limits(60, 1 << 30):
+        done = CliRunner().invoke(main, [*map(str, words)])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 1
+    assert done.output.count("error:") == done.output.count("fix:") == 1, done.output
+    return done.output
+
+
+@pytest.fixture
+def base(tmp_path):
+    return sharded(tmp_path / "base", tensors(size=2.0))
+
+
+def test_a_pipe_beside_the_base(small, base, tmp_path):
+    os.mkfifo(base / "extra.txt")
+    assert f"{base}: extra.txt is no regular file" in message("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_link_beside_the_base(small, base, tmp_path):
+    (base / "more").mkdir()
+    (base / "more" / "gone.txt").symlink_to("nowhere")
+    said = message("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert f"{base}: more/gone.txt is a link to a file that is not there" in said
+
+
+def test_a_dead_link_to_weights_that_are_left_out_is_no_matter(small, base, tmp_path):
+    """A Hub download of the safetensors alone leaves such links."""
+    (base / "pytorch_model.bin").symlink_to("nowhere")
+    done = CliRunner().invoke(main, ["merge", str(small), "--base", str(base), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")], ids=["pipe", "dead link"])
+def test_a_pipe_or_dead_link_in_the_adapter(name, make, small, tmp_path):
+    for file in small.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    message("inspect", tmp_path)
+
+
+def test_a_pipe_as_a_recipe_or_activations(small, tmp_path):
+    os.mkfifo(tmp_path / "r.toml")
+    os.mkfifo(tmp_path / "m.safetensors")
+    assert "is no regular file" in message("combine", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out")
+    message("compress", small, "--rank", 1, "--activations", tmp_path / "m.safetensors", "-o", tmp_path / "out")
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """A thousand and a half of folders, each in the one before."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1500):
+            Path("d").mkdir()
+            os.chdir("d")
+        yield tmp_path
+    finally:
+        os.chdir(tmp_path)
+        deep = [tmp_path]
+        while (deep[-1] / "d").is_dir():
+            deep.append(deep[-1] / "d")
+        for folder in reversed(deep[1:]):
+            folder.rmdir()
+        os.chdir(before)
+
+
+def test_nested_folders_are_walked_through(nested):
+    done = CliRunner().invoke(main, ["survey", str(nested)])
+    assert done.exception is None
+    assert "no adapter in this folder" in done.output
+    message("inspect", nested)
+    assert CliRunner().invoke(main, ["doctor", str(nested)]).exception is None
+    assert len(list(folders(nested, without=lambda _: False))) > 1000
+
+
+def test_walking_gives_what_the_system_library_gives(tmp_path):
+    for name in ("a/b/x", "a/.git/y", "c/z", "w"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "a" / "up").symlink_to("..")
+    expected = {Path(folder): sorted(names) for folder, _, names in os.walk(tmp_path)}
+    found = dict(folders(tmp_path, without=lambda _: False))
+    assert found.keys() == expected.keys()
+    assert found[tmp_path] == ["link", "w"]  # os.walk calls links to folders folders; here they are not gone through
+    followed = [folder for folder, _ in folders(tmp_path, follow=True, without=lambda name: name == ".git")]
+    assert tmp_path / "link" / "b" in followed
+    assert not any(".git" in folder.parts for folder in followed)
+    assert len(followed) < 20  # the loop ends
+
+
+def test_hidden_folders_hold_no_candidates(small, tmp_path):
+    for name in (".hidden", "shown"):
+        (tmp_path / name).mkdir()
+        for file in small.iterdir():
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    assert candidates(tmp_path) == [tmp_path / "shown" / "adapter_model.safetensors"]
+
+
+def rewrite(path, *, replace):
+    """The same file with other numbers, written into it or put in its place."""
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.float32(7).tobytes()
+    status = path.stat()
+    target = path.with_name("new") if replace else path
+    target.write_bytes(data)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # whatever the clock of the file system is
+    if replace:
+        target.replace(path)
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["written to", "replaced"])
+@pytest.mark.parametrize("verb", ["merge", "verify", "unmerge"])
+def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert CliRunner().invoke(main, ["merge", str(small), "--base", str(base), "-o", str(out)]).exit_code == 0
+    shard = min((out if verb == "unmerge" else base).glob("*.safetensors"))
+    words = {
+        "merge": ["merge", small, "--base", base, "-o", tmp_path / "new"],
+        "verify": ["verify", out, "--adapter", small, "--base", base],
+        "unmerge": ["unmerge", out, "-o", tmp_path / "new"],
+    }[verb]
+    module, name = ("loralens.cli.unmerge_run", "restored") if verb == "unmerge" else (apply.__name__, "prepare")
+    monkeypatch.setattr(f"{module}.{name}", rewriting(module, name, shard, replace=replace))
+    if verb == "merge":
+        monkeypatch.setattr("loralens.cli.merge_run.prepare", rewriting(module, name, shard, replace=replace))
+    before = {path: path.read_bytes() for path in small.iterdir()}
+    said = message(*words)
+    assert str(shard) in said
+    assert "was changed while it was read" in said
+    assert not (tmp_path / "new").exists()
+    assert {path: path.read_bytes() for path in small.iterdir()} == before
+    assert contents(out)
+
+
+def rewriting(module, name, shard, *, replace):
+    """The function of this name, which first has somebody else rewrite a shard, once."""
+    from importlib import import_module
+
+    function, done = getattr(import_module(module), name), []
+
+    def work(*words, **options):
+        if not done:
+            done.append(1)
+            rewrite(shard, replace=replace)
+        return function(*words, **options)
+
+    return work
+
+
+def test_a_file_that_grows_or_is_touched_is_noticed_at_the_next_read(tmp_path, small):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((small / "adapter_model.safetensors").read_bytes())
+    stored = read_safetensors(path)
+    tensor = next(iter(stored.tensors.values()))
+    tensor.read()
+    rewrite(path, replace=False)
+    with pytest.raises(FormatError, match="was changed while it was read"):
+        tensor.read()
+
+
+def test_an_undamaged_merge_still_holds(small, base, tmp_path):
+    done = CliRunner().invoke(main, ["merge", str(small), "--base", str(base), "-o", str(tmp_path / "o"), "--json"])
+    assert json.loads(done.output)["total"]

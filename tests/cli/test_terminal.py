@@ -1,0 +1,207 @@
+"""What is printed does nothing to a terminal, whatever files and folders are called; closed streams are no crash."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.cli.main import main
+from loralens.errors import FormatError, visible
+from tests.bases import sharded, tensors
+
+RUN = [sys.executable, "-m", "loralens"]
+HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NAMES = {
+    "escape": "a\x1b[31m\x1b]0;title\x07",
+    "c1": "a\x9b2J\x85b",
+    "bidi": "a\u202egnp.exe\u2066",
+    "line": "a\nerror: fake",
+    "return": "a\rb",
+    "bytes": os.fsdecode(b"a\xff\xfe"),
+}
+named = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+
+
+def said(*words):
+    """Exit code and output of a command, in which nothing is harmful."""
+    done = CliRunner().invoke(main, [*map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert not HARMFUL.search(done.output), ascii(done.output)
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def made(small, tmp_path):
+    def make(name):
+        try:
+            return shutil.copytree(small, tmp_path / name)
+        except OSError as error:
+            pytest.skip(f"this file system has no such names: {error}")
+
+    return make
+
+
+def test_visible_text_stays_as_it_is_and_everything_else_is_an_escape():
+    assert visible("ΔW‖ é 漢") == "ΔW‖ é 漢"
+    assert visible("a\x1b\n\x9b\u202e\udcff\ud800") == r"a\x1b\x0a\x9b\u202e\xff\ud800"
+    assert visible("a\n\tb", keep="\n\t") == "a\n\tb"
+
+
+def test_errors_show_every_name_in_one_line():
+    error = FormatError("the shard \x1b[2J is gone", fix="get\u202eit").at("a\nerror: fake")
+    assert str(error) == "a\\x0aerror: fake: the shard \\x1b[2J is gone\n  fix: get\\u202eit"
+
+
+@named
+@pytest.mark.parametrize("words", [["inspect"], ["doctor"], ["survey"], ["spectrum", "--modules", "nothing"]])
+def test_names_of_folders_reach_no_terminal(words, name, made):
+    folder = made(name)
+    _, text = said(words[0], folder if words[0] != "survey" else folder.parent, *words[1:])
+    assert not any(line.startswith("error: fake") for line in text.splitlines())
+
+
+@named
+def test_names_of_missing_files_and_wrong_options(name):
+    for words in (["inspect", f"/nowhere/{name}"], ["spectrum", f"--{name}"], [name]):
+        code, _ = said(*words)
+        assert code in (1, 2)
+
+
+@named
+def test_outputs_metadata_and_json_hold_such_paths(name, made, tmp_path):
+    folder, out = made(name), tmp_path / f"out{name}"
+    assert said("combine", folder, folder, "-o", out)[0] == 0
+    assert said("combine", "--recipe", out, "-o", tmp_path / "again")[0] == 0
+    assert json.loads(said("inspect", folder, "--json")[1])["adapters"][0]["path"] == str(folder)
+    base = sharded(tmp_path / f"base{name}", tensors(size=2.0))
+    assert said("merge", folder, "--base", base, "-o", tmp_path / f"m{name}")[0] == 0
+    assert said("verify", tmp_path / f"m{name}", "--adapter", folder, "--base", base)[0] == 0
+    assert said("unmerge", tmp_path / f"m{name}", "-o", tmp_path / f"b{name}")[0] == 0
+
+
+@named
+def test_reports_show_such_names_as_escapes(name, made, tmp_path):
+    folder = made(name)
+    assert said("report", folder, "-o", tmp_path / "r.html", "--markdown")[0] == 0
+    for file in ("r.html", "r.md"):
+        assert not HARMFUL.search((tmp_path / file).read_text("utf-8"))
+
+
+def test_a_shard_that_an_index_names(small, tmp_path):
+    base = sharded(tmp_path / "base", tensors(size=2.0))
+    index = base / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], "\x1b[2J\nerror: fake\u202e.safetensors")
+    index.write_text(json.dumps(content))
+    for words in (["merge", small, "--base", base, "--dry-run"], ["inspect", small, "--base", base]):
+        _, text = said(*words)
+        assert r"\x1b[2J\x0aerror: fake\u202e" in text
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "source", "unmeasured"])
+def test_metadata_of_moments(key, small, tmp_path):
+    harm = "\x1b]0;t\x07\u202e"
+    name = "model.layers.0.self_attn.q_proj"
+    record = {"version": 1, "fingerprint": "0", "counts": {name: 1}, "traces": {}, "unmeasured": {}, "source": {}}
+    record[key] = harm if key == "fingerprint" else {harm: harm, "adapter": harm, "model": harm, name: harm}
+    save_file({f"{name}.K": np.eye(2)}, tmp_path / "m.safetensors", {"loralens.moments": json.dumps(record)})
+    said("compress", small, "--rank", "1", "--activations", tmp_path / "m.safetensors", "--dry-run")
+
+
+def test_metadata_of_files_in_few_bits(small, tmp_path):
+    assert said("convert", small, "--to", "loralens-q", "-o", tmp_path / "q")[0] == 0
+    (file,) = (tmp_path / "q").glob("*.safetensors")
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    harm = "\x1b]0;t\x07\u202e"
+    metadata = {key: value.replace("tiny/base", harm) + harm for key, value in header["__metadata__"].items()}
+    save_file(load_file(file), file, {**metadata, "base_model": harm})
+    said("inspect", tmp_path / "q")
+
+
+def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
+    folder = made(NAMES["escape"])
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    assert process.wait() == 0
+    assert b"\x1b[1;36m" in shown  # ours: the title
+    assert rb"\x1b[31m" in shown
+    assert b"\x1b[31m" not in shown
+
+
+def closed(words, *numbers):
+    """A run whose streams of these numbers are closed before it begins."""
+    shut = " ".join(f"{number}>&-" if number else "<&-" for number in numbers)
+    line = " ".join(['"$@"', shut])
+    return subprocess.run(["sh", "-c", line, "sh", *RUN, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [["spectrum"], ["inspect", "--json"], ["spectrum", "--csv"]])
+def test_a_closed_standard_output_is_one_message(words, small):
+    done = closed([*words, small], 1)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
+    assert "the output cannot be written" in done.stderr
+
+
+def test_a_closed_standard_error_loses_only_what_is_said_there(small):
+    done = closed(["spectrum", small], 2)
+    assert done.returncode == 0
+    assert "model.layers.0.self_attn.q_proj" in done.stdout
+    assert closed(["spectrum", "nothing"], 2).returncode == 1
+
+
+def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
+    """A file that is opened gets the lowest free number, and what is printed would stand in it."""
+    closed(["compress", small, "--rank", "1", "-o", tmp_path / "out"], 0, 1, 2)
+    assert len(loralens.load(tmp_path / "out")) == 6
+    assert len(loralens.load(small)) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_error_is_no_traceback(small):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*RUN, "spectrum", "nothing"], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_too_little_memory_is_one_message(tmp_path):
+    import resource
+
+    pair = loralens.LowRank(np.ones((40_000, 64), np.float32), np.ones((64, 40_000), np.float32))
+    loralens.save(loralens.Adapter(modules={"q": pair}), tmp_path / "big")
+    line = [*RUN, "compress", str(tmp_path / "big"), "--rank", "4", "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (210 << 20, 210 << 20)),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,225 @@
+"""Expressions out of a configuration match what PEFT matches, and end in a bounded time whatever they are."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import regex
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loralens.cli.main import main
+from loralens.errors import FormatError
+from loralens.formats import expressions
+from loralens.formats.expressions import Allowance, Expression
+from loralens.formats.peft_config import PeftConfig
+from loralens.formats.peft_patterns import Pattern
+from tests.formats.blobs import limits
+
+MODULES = [  # of models as transformers and diffusers name them
+    *(f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1, 10, 31) for p in "qkvo"),
+    *(f"model.layers.{i}.mlp.{p}_proj" for i in (0, 11) for p in ("gate", "up", "down")),
+    *(f"transformer.h.{i}.{p}" for i in (0, 11) for p in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")),
+    *(f"bert.encoder.layer.{i}.attention.self.{p}" for i in (0, 9) for p in ("query", "key", "value")),
+    "model.decoder.layers.0.encoder_attn.k_proj",
+    "base_model.model.model.layers.3.block_sparse_moe.experts.7.w1",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
+    "single_transformer_blocks.37.proj_out",
+    "model.vision_tower.vision_model.encoder.layers.2.self_attn.q_proj",
+    "model.language_model.layers.2.mlp.down_proj",
+    "lm_head",
+    "model.embed_tokens",
+]
+UNSLOTH = (  # the kind of expression that a trainer writes for a model of text and images
+    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+    r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|"
+    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:q_proj|k_proj))"
+)
+ORDINARY = [
+    r"model\.layers\.\d+\.self_attn\.q_proj",
+    "^model.decoder.layers.0.encoder_attn.k_proj",
+    r".*\.(q|k|v|o)_proj",
+    r"layers\.(0|1|10)\.self_attn\.(q_proj|k_proj)",
+    r".*attn.*",
+    r"[a-z_]+_proj$",
+    r"layer\.\d+\.attention\.self\.(query|key)",
+    r".*\.layers\.([0-9]|1[0-9])\..*_proj",
+    r"(?!.*vision).*q_proj",
+    r"(?:model\.)?lm_head",
+]
+HOSTILE = [
+    ("(a+)+b", "a" * 40),
+    ("(a|a)*b", "a" * 40),
+    ("(a{1,99999}){1,99999}b", "a" * 40),
+    (r"(.*)\1\1\1x", "a" * 60),
+    ("a?" * 30 + "a" * 30, "a" * 29),
+    ("(x+x+)+y", "x" * 40),
+    ("(.*)*(.*)*(.*)*[^a]", "a" * 40),
+    (".*" * 12 + "x", "a." * 40),
+    ("((a?){9}){9}b", "a" * 60),
+    ("(?:a|b|ab)*c", "ab" * 30),
+]
+
+
+def by_peft(keys: list[str], path: str) -> str | None:
+    """What PEFT's own function finds."""
+    other = pytest.importorskip("peft.utils.other")
+    missing = f"{path} is no key"
+    key: str = other.get_pattern_key([*keys, re.escape(path) + r"()"], path)
+    return None if key in (missing, re.escape(path) + r"()") else key
+
+
+literals = st.sampled_from(["a", "q", "_proj", "layers", r"\.", r"\d", ".", "[a-z]", r"\w", "0", "model", r"\b", "_"])
+pieces = st.recursive(
+    literals,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "*?", "+?", "{1,3}", "{2}", "{0,40}"])).map(
+            lambda pair: f"(?:{pair[0]}){pair[1]}"
+        ),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+        st.lists(inner, min_size=2, max_size=3).map("".join),
+        inner.map(lambda piece: f"(?={piece})"),
+        inner.map(lambda piece: f"^{piece}"),
+        inner.map(lambda piece: f"{piece}$"),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(ORDINARY) | pieces, min_size=1, max_size=4, unique=True))
+def test_patterns_find_the_key_that_peft_finds(keys: list[str]) -> None:
+    pattern = Pattern({key: place for place, key in enumerate(keys)}, allowance=Allowance(60))
+    for path in MODULES:
+        assert pattern.find(path, None)[1] == by_peft(keys, path), path
+
+
+@settings(deadline=None)
+@given(st.sampled_from([*ORDINARY, UNSLOTH]) | pieces)
+def test_target_modules_cover_what_peft_covers(text: str) -> None:
+    peft = pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    theirs = peft.LoraConfig(target_modules=text)
+    ours = PeftConfig({"target_modules": text}, Allowance(60))
+    for path in MODULES:
+        assert ours.targets(path) == bool(check_target_module_exists(theirs, path)), path
+
+
+@settings(deadline=None)
+@given(pieces)
+def test_both_engines_match_the_same(text: str) -> None:
+    """Which of them is taken depends on the length of a name; the answer must not."""
+    expression = Expression(text, "target_modules", Allowance(60))
+    for path in MODULES:
+        assert expression._matches_in_time(path) == (re.fullmatch(text, path) is not None)
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_expressions_stay_with_re(text, monkeypatch):
+    monkeypatch.setattr(regex, "compile", None)
+    expressions._compiled_by_regex.cache_clear()
+    for prefix in (False, True):
+        expression = Expression(text, "rank_pattern", Allowance(), after_prefix=prefix)
+        assert any(expression.matches(path) for path in MODULES) or not prefix
+
+
+def first_error(fields, paths):
+    """What a configuration raises when it is asked about these modules; None where nothing."""
+    try:
+        config = PeftConfig(fields, Allowance(0.2))
+        for path in paths:
+            config.scaling(path)
+            config.targets(path)
+    except FormatError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(("text", "path"), HOSTILE, ids=[text[:20] for text, _ in HOSTILE])
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern", "target_modules"])
+def test_an_expression_that_would_not_end_ends(field, text, path):
+    """Either it is matched quickly after all, or the message names it."""
+    value = text if field == "target_modules" else {text: 2}
+    with limits(20, 50 << 20):
+        error = first_error({field: value}, [f"{path}{i}" for i in range(50)])
+    assert error is None or f"{field} {text!r:.8}" in str(error)
+
+
+@pytest.mark.parametrize("text", ["(a{1,99999}){1,99999}b", "(a?){4000}a{4000}"])
+def test_the_limit_is_one_for_all_names_and_expressions_of_an_adapter(text):
+    config = PeftConfig({"rank_pattern": {text: 2}}, Allowance(0.1))
+    with limits(20, 50 << 20), pytest.raises(FormatError, match=r"within 0\.1 s of computing"):
+        config.scaling("a" * 4000)
+    with limits(1, 1 << 20), pytest.raises(FormatError, match="rank_pattern"):
+        config.scaling("a" * 3999)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 20 + "a+" + ")+" * 20,
+        "(?:" * 20 + "a{2}" + "){2}" * 20,
+        "(" * 90 + "a" + ")+" * 90,
+        "(?:a?){40000000}b",  # for this one `regex` does not look at its clock, either
+        r"(?:(?:\b){4000}){400}a",
+        "(?:a?){9000}" * 20 + "b",
+    ],
+    ids=["repeats", "counts", "deep", "count", "nothing", "sum"],
+)
+def test_an_expression_that_would_fill_the_memory_when_it_is_compiled_is_refused(text):
+    """`regex` copies what is repeated: 62 letters took more than 1.4 GB."""
+    with limits(20, 50 << 20), pytest.raises(FormatError, match="repeats too much"):
+        PeftConfig({"rank_pattern": {text: 2}}).scaling("a" * 300)
+
+
+def test_many_expressions_have_the_limit_in_common():
+    values = {f"(a{'b' * i}?){{2,}}c": 2 for i in range(3000)}
+    with limits(20, 100 << 20), pytest.raises(FormatError, match=r"rank_pattern '\(a"):
+        PeftConfig({"rank_pattern": values}, Allowance(0.05, 0.05))
+
+
+def test_long_expressions_are_refused():
+    with limits(5, 1 << 20), pytest.raises(FormatError, match="70,001 characters"):
+        PeftConfig({"target_modules": "a" * 70_000 + "+"})
+
+
+@pytest.mark.parametrize("text", ["(a+)+{e<=1}b", "([[:alpha:]]+)+b", "(a+)+{,"])
+def test_what_the_two_engines_read_differently_is_refused_where_it_matters(text):
+    with pytest.raises(FormatError, match="target_modules"):
+        PeftConfig({"target_modules": text}).targets("a" * 40)
+
+
+def test_a_set_within_a_set_warns_nobody():
+    assert PeftConfig({"target_modules": "[[a]+"}).targets("aa")
+
+
+def test_anchors_and_escaped_dots_leave_a_key_literal():
+    pattern = Pattern({"^a.q": 1, r"b\.q$": 2, r"^c\.d.q": 3, re.escape("e.x[3]"): 4, r"f\\.": 5})
+    assert not pattern._expressions
+    assert pattern.find("a.q", 0) == (1, "^a.q")
+    assert pattern.find("a-q", 0) == (1, "^a.q")
+    assert pattern.find("x.a.q", 0) == (0, None)
+    assert pattern.find("x.b.q", 0) == (2, r"b\.q$")
+    assert pattern.find("b-q", 0) == (0, None)
+    assert pattern.find("c.d-q", 0) == (3, r"^c\.d.q")
+    assert pattern.find("c-d.q", 0) == (0, None)
+    assert pattern.find("m.e.x[3]", 0) == (4, r"e\.x\[3\]")
+    assert pattern.find("f\\x", 0) == (5, r"f\\.")
+
+
+@pytest.mark.parametrize("verb", ["inspect", "doctor", "survey"])
+def test_a_hostile_configuration_ends_with_one_message(verb, tmp_path):
+    from safetensors.numpy import save_file
+
+    name = "a" * 60
+    pair = {f"base_model.model.{name}.lora_{half}.weight": np.ones((4, 4), np.float32) for half in "AB"}
+    save_file(pair, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "rank_pattern": {"(a{1,99}){1,99}?(a?){90}b": 2}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with limits(30, 200 << 20):
+        result = CliRunner().invoke(main, [verb, str(tmp_path)])
+    assert "Traceback" not in result.output
+    assert "rank_pattern '(a{1,99})" in result.output

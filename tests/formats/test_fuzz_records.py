@@ -1,0 +1,317 @@
+"""Damaged undo files, certificates, moments, indices, recipes and run folders: an answer, or a LoraLensError."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.cli.main import main
+from loralens.core.moments import Moment, Moments
+from loralens.errors import LoraLensError
+from loralens.formats.moments import load_moments, save_moments
+from loralens.formats.recipes import read_recipe
+from loralens.formats.runs import run_of
+from loralens.formats.shards import weight_files
+from tests.bases import sharded, tensors
+from tests.conftest import small_adapter
+from tests.formats.blobs import limits
+from tests.formats.test_fuzz import HARMFUL, damaged
+
+fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
+ODD += [[None], [[]], {"a": {}}, [1, 2], [-1, 2], [2**40, 2**40], "int64", "object", "float32", "V8", "O", "<f4,<f4"]
+odd = st.sampled_from(ODD) | st.floats(allow_nan=False) | st.integers(-5, 5)
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def places(value, path=()):
+    """Where something stands in JSON: every path of keys and numbers."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from places(part, (*path, key))
+
+
+def put(value, path, new):
+    """A copy with something else at a path; taken out where ``new`` is ``...``."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(path) == 1 and new is ...:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = put(copy[path[0]], path[1:], new)
+    return copy
+
+
+@st.composite
+def confused(draw, good):
+    """JSON in which one to three values are others, or gone."""
+    value = good
+    for _ in range(draw(st.integers(1, 3))):
+        known = list(places(value))
+        value = put(value, draw(st.sampled_from(known[1:] or known)), draw(odd | st.just(...)))
+        if not isinstance(value, dict) or not value:
+            break
+    return value
+
+
+def refused(work, *words):
+    """The LoraLensError that work ends with, if it does; nothing else may come out of it, within time and memory."""
+    try:
+        with limits(20, 64 << 20):
+            work(*words)
+    except LoraLensError as error:
+        return error
+    return None
+
+
+def check(error):
+    assert error is None or not HARMFUL.search(str(error).replace("\n", ""))
+
+
+class Made:
+    """A merge, its undo file taken apart, made once."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp())
+        loralens.save(small_adapter(), self.folder / "adapter")
+        sharded(self.folder / "base", tensors(size=2.0))
+        words = ["merge", self.folder / "adapter", "--base", self.folder / "base", "-o", self.folder / "out"]
+        assert CliRunner().invoke(main, [*map(str, words)]).exit_code == 0
+        self.undo = self.folder / "out" / "undo.loralens"
+        self.bytes = self.undo.read_bytes()
+        length = int.from_bytes(self.bytes[:8], "little")
+        self.header = json.loads(self.bytes[8 : 8 + length])
+        self.data = self.bytes[8 + length :]
+        self.content = json.loads(self.header["__metadata__"]["loralens_undo"])
+
+    def packed(self, content, header=None):
+        header = {**(header or self.header), "__metadata__": {"loralens_undo": json.dumps(content)}}
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + self.data
+
+    def unmerge(self, undo):
+        """What the command says about this undo file; the base is there afterwards, or nothing."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            file, back = Path(name) / "undo.loralens", Path(name) / "back"
+            file.write_bytes(undo)
+            words = ["unmerge", self.folder / "out", "--undo", file, "-o", back]
+            with limits(20, 64 << 20):
+                done = CliRunner().invoke(main, [*map(str, words)])
+            assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+            assert not HARMFUL.search(done.output)
+            if done.exit_code:
+                assert done.output.count("error:") == 1, done.output
+                assert not back.exists()
+            else:
+                for path in (self.folder / "base").glob("*.safetensors"):
+                    assert (back / path.name).read_bytes() == path.read_bytes()
+
+
+MADE = Made()
+
+
+def test_the_undamaged_undo_file_unmerges():
+    MADE.unmerge(MADE.bytes)
+    MADE.unmerge(MADE.packed(MADE.content))
+
+
+@fuzz
+@given(damaged(MADE.bytes))
+def test_a_damaged_undo_file(undo):
+    MADE.unmerge(undo)
+
+
+@settings(fuzz, max_examples=25)
+@given(confused(MADE.content))
+def test_an_undo_file_that_says_something_else(content):
+    MADE.unmerge(MADE.packed(content))
+
+
+@pytest.mark.parametrize("value", ODD[::4], ids=lambda value: repr(value)[:20])
+def test_every_field_of_an_undo_file_with_values_of_every_type(value):
+    key = next(iter(MADE.content["tensors"]))
+    for path in places(MADE.content):
+        if path and (path[0] != "tensors" or len(path) < 2 or path[1] == key):
+            MADE.unmerge(MADE.packed(put(MADE.content, path, value)))
+
+
+def test_an_undo_file_that_is_nested_deeply():
+    MADE.unmerge(MADE.packed({**MADE.content, "texts": deep(900)}))
+
+
+@fuzz
+@given(st.sampled_from(sorted(set(MADE.header) - {"__metadata__"})), st.data())
+def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(key, data):
+    entry = MADE.header[key]
+    size = entry["data_offsets"][1] - entry["data_offsets"][0]
+    dtype, width = data.draw(st.sampled_from([("U8", 1), ("I8", 1), ("F16", 2), ("F32", 4), ("BF16", 2), ("I64", 8)]))
+    count, rest = divmod(size, width)
+    if rest:
+        return
+    shape = data.draw(st.sampled_from([[count], [1, count], [count, 1], [1, 1, count]]))
+    MADE.unmerge(MADE.packed(MADE.content, {**MADE.header, key: {**entry, "dtype": dtype, "shape": shape}}))
+
+
+MOMENTS = {f"layers.{i}.q": Moment(np.eye(2), 5, np.eye(2), trace=4.0) for i in range(2)}
+
+
+def moments_file():
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "m.safetensors"
+        save_moments(Moments(modules=MOMENTS, fingerprint="ab", unmeasured={"x": "y"}, source={"model": "m"}), file)
+        return file.read_bytes()
+
+
+GOOD_MOMENTS = moments_file()
+LENGTH = int.from_bytes(GOOD_MOMENTS[:8], "little")
+MOMENTS_HEADER = json.loads(GOOD_MOMENTS[8 : 8 + LENGTH])
+MOMENTS_RECORD = json.loads(MOMENTS_HEADER["__metadata__"]["loralens.moments"])
+
+
+def read_moments(data):
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "m.safetensors"
+        file.write_bytes(data)
+        moments = load_moments(file)
+        for moment in (moment for _, moment in moments.items()):
+            assert np.isfinite(moment.K).all()
+            assert moment.trace is None or moment.trace >= 0
+        assert repr(moments.source)
+
+
+@fuzz
+@given(damaged(GOOD_MOMENTS))
+def test_damaged_moments(data):
+    check(refused(read_moments, data))
+
+
+@settings(fuzz, max_examples=25)
+@given(confused(MOMENTS_RECORD))
+def test_moments_that_say_something_else(record):
+    header = {**MOMENTS_HEADER, "__metadata__": {"loralens.moments": json.dumps(record)}}
+    text = json.dumps(header).encode()
+    check(refused(read_moments, len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :]))
+
+
+INDEX = json.loads((MADE.folder / "base" / "model.safetensors.index.json").read_text())
+
+
+def read_base(text):
+    with tempfile.TemporaryDirectory(dir=MADE.folder) as name:
+        for file in (MADE.folder / "base").iterdir():
+            (Path(name) / file.name).symlink_to(file)
+        index = Path(name) / "model.safetensors.index.json"
+        index.unlink()
+        index.write_bytes(text)
+        weight_files(Path(name))
+        words = ["merge", MADE.folder / "adapter", "--base", name, "-o", f"{name}/../merged", "--overwrite"]
+        done = CliRunner().invoke(main, [*map(str, words)])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+
+
+@settings(fuzz, max_examples=25)
+@given(damaged(json.dumps(INDEX).encode()))
+def test_a_damaged_index(text):
+    check(refused(read_base, text))
+
+
+@settings(fuzz, max_examples=25)
+@given(confused(INDEX))
+def test_an_index_that_says_something_else(content):
+    check(refused(read_base, json.dumps(content).encode()))
+
+
+RECIPE = """method = "ties"
+options = { density = 0.2 }
+space = "union"
+seed = 3
+modules = ["q_proj"]
+truncate = { rank = 2 }
+[[adapters]]
+path = "ADAPTER"
+weight = 0.7
+modules = { "*v_proj" = 0.3 }
+[[adapters]]
+path = "ADAPTER"
+"""
+
+
+def combine(text):
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "r.toml"
+        file.write_bytes(text)
+        done = CliRunner().invoke(main, ["combine", "--recipe", str(file), "-o", f"{name}/out", "--dry-run"])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+        read_recipe(file)
+
+
+@fuzz
+@given(damaged(RECIPE.replace("ADAPTER", str(MADE.folder / "adapter")).encode()))
+def test_a_damaged_recipe(text):
+    check(refused(combine, text))
+
+
+FIELDS = {
+    "method": "ties", "options": {"density": 0.2}, "seed": 3, "modules": ["q_proj"], "truncate": {"rank": 2},
+    "take": "none", "drop_dead": False, "uniform": False, "space": "union",
+    "adapters": [{"path": str(MADE.folder / "adapter"), "weight": 0.7, "modules": {"q_*": 0.3}}],
+}  # fmt: skip
+
+
+@settings(fuzz, max_examples=12)
+@given(confused(FIELDS))
+def test_a_recipe_in_metadata_that_says_something_else(record):
+    with tempfile.TemporaryDirectory() as name:
+        adapter = loralens.load(MADE.folder / "adapter")
+        loralens.save(adapter, Path(name) / "a")
+        file = Path(name) / "a" / "adapter_model.safetensors"
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header["__metadata__"] = {"loralens_recipe": json.dumps(record)}
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        done = CliRunner().invoke(main, ["combine", "--recipe", f"{name}/a", "-o", f"{name}/out", "--dry-run"])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+        assert CliRunner().invoke(main, ["doctor", f"{name}/a"]).exception is None
+
+
+STATE = {"global_step": 20, "log_history": [{"loss": 1.5, "step": 10}, {"eval_loss": 1.0, "step": 20}]}
+
+
+def trajectory(text, name):
+    with tempfile.TemporaryDirectory() as folder:
+        for step in (10, 20):
+            shutil.copytree(MADE.folder / "adapter", Path(folder) / f"checkpoint-{step}")
+        (Path(folder) / name).write_bytes(text)
+        run_of([Path(folder)])
+        for words in (["trajectory", folder], ["trajectory", folder, "--json"]):
+            done = CliRunner().invoke(main, words)
+            assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+
+
+@settings(fuzz, max_examples=12)
+@given(confused(STATE), st.sampled_from(["checkpoint-20/trainer_state.json", "trainer_state.json", "log.jsonl"]))
+def test_a_run_folder_that_says_something_else(state, name):
+    check(refused(trajectory, json.dumps(state).encode(), name))
+
+
+@settings(fuzz, max_examples=12)
+@given(damaged(json.dumps(STATE).encode()), st.sampled_from(["checkpoint-20/trainer_state.json", "log.jsonl"]))
+def test_a_damaged_run_folder(text, name):
+    check(refused(trajectory, text, name))
