@@ -6,12 +6,13 @@
 An adapter of every task (r = 8, each with a first factor of its own) goes into one adapter of rank 8, which serves all
 four tasks, each with its own classifier. How strong the result is matters as much as the method, so every result is
 scaled to ρ times the mean norm of the adapters, ρ chosen for each method on validation texts; accuracy is told on texts
-held out of both. Three sets of adapters from different seeds. Writes reports/combining_study.md.
+held out of both. Where the best ρ lies at the end of the grid, the grid grows until the best lies inside. Three sets of
+adapters from different seeds. Writes reports/combining_study.md.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -27,7 +28,8 @@ import loralens
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter
 
-STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # ρ
+STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # ρ, tried for every method
+WIDER = (0.125, 0.18, 0.25, 0.35, 0.5, *STRENGTHS, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0)  # and where the grid may grow to
 LEFT_OUT = {
     "average": "the same as sum at one norm",
     "knots": "the same as sum",
@@ -105,10 +107,11 @@ def examine(plan: Plan, folders: Mapping[int, Sequence[Path]], method: str, kept
     sets = {number: Set(plan.tasks, [loralens.load(path) for path in paths]) for number, paths in folders.items()}
     first = sets[plan.sets[0]]
     whole = first.combined(method, plan.rank)
-    tried = {
-        strength: fmean(judged(plan, first, whole * (strength * first.norm), "validation", plan.validation).values())
-        for strength in STRENGTHS
-    }
+    tried = search(
+        lambda strength: fmean(
+            judged(plan, first, whole * (strength * first.norm), "validation", plan.validation).values()
+        )
+    )
     best = max(tried, key=lambda strength: tried[strength])
     accuracy = {
         str(number): judged(plan, one, one.combined(method, plan.rank) * (best * one.norm), "held_out", plan.held_out)
@@ -117,6 +120,22 @@ def examine(plan: Plan, folders: Mapping[int, Sequence[Path]], method: str, kept
     found = {"method": method, "strength": best, "validation": tried, "accuracy": accuracy}
     file.write_text(json.dumps(found))
     return found
+
+
+def search(accuracy: Callable[[float], float]) -> dict[float, float]:
+    """ρ → accuracy over a grid whose ends are worse than its best, the first of several equal ones; as far as `WIDER`."""
+    low, high = WIDER.index(STRENGTHS[0]), WIDER.index(STRENGTHS[-1])
+    tried = {strength: accuracy(strength) for strength in STRENGTHS}
+    while True:
+        best = max(tried, key=lambda strength: tried[strength])
+        if best == WIDER[high] and high + 1 < len(WIDER):
+            high += 1
+            tried[WIDER[high]] = accuracy(WIDER[high])
+        elif best == WIDER[low] and low > 0:
+            low -= 1
+            tried[WIDER[low]] = accuracy(WIDER[low])
+        else:
+            return dict(sorted(tried.items()))
 
 
 def alone(plan: Plan, folders: Mapping[int, Sequence[Path]], kept: Path) -> dict[str, Any]:

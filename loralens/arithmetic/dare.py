@@ -22,7 +22,9 @@ def dare(
 ) -> Fused:
     """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and else 0.
 
-    Its mean over seeds is λ Σ_t w_t ΔW_t, in every space.
+    Before it is cut back to a low rank, its mean over seeds is λ Σ_t w_t ΔW_t, in every space. The cut, which ``full``
+    needs, keeps the strongest directions of signal and noise together, so it is biased towards 0: of the sum of two
+    trained adapters of rank 8, written at rank 16, 0.940 ± 0.003 arrives at density 0.1, and 0.992 at density 0.5.
 
     Parameters
     ----------

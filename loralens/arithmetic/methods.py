@@ -100,7 +100,7 @@ _ROWS = (
     ),
     Method(
         "dare",
-        "drop entries at random, rescale the others, sum: the sum on average",
+        "drop entries at random, rescale the others, sum; unbiased before it is cut to a rank",
         "Yu et al. 2024, arXiv 2311.03099",
         "dare:dare",
         (LAM, _density(0.1)),
