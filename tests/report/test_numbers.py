@@ -120,7 +120,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
     for name in NAMES:
         W = rng.standard_normal(SHAPES[kind_of(name)])
         if name == ALONG:
-            U, s, Vh = np.linalg.svd(first[name].B.astype(np.float64) @ first[name].A.astype(np.float64))
+            U, _, Vh = np.linalg.svd(first[name].B.astype(np.float64) @ first[name].A.astype(np.float64))
             W += 6 * U[:, :RANK] @ Vh[:RANK]
         weights[name] = W.astype(ml_dtypes.bfloat16)
     base = folder / "base"
