@@ -1,0 +1,5 @@
+"""The mistakes."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = ()
