@@ -43,7 +43,6 @@ WORST = 3  # modules that a line of text names
     "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, one finding a module.")
-@options.ONCE
 @options.reading
 def command(
     paths: tuple[str, ...],
@@ -115,7 +114,7 @@ def _load(
 
 
 def base_of(base: str) -> "Base":
-    """The model that adapters are held against, opened."""
+    """The model that adapters are held against, opened; a head that it ties to its embedding is there as merge has it."""
     from loralens.analysis.checks.base import Base
     from loralens.formats.checkpoint import stores_conv1d
 

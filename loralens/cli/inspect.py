@@ -27,7 +27,6 @@ CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
 @click.option("--base", metavar="DIR", help="The base model: say how the names match its weights (headers only).")
 @click.option("--for", "consumer", type=click.Choice(CONSUMERS), help="Say what this consumer would reject or ignore.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module and tensor.")
-@options.ONCE
 @options.reading
 def command(
     paths: tuple[str, ...],

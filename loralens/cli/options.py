@@ -38,18 +38,20 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+ALLOW_PICKLE = click.option(
+    "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
+)
+ONCE = click.option(
+    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
+)
 _READING = (
     click.option("--format", metavar="NAME", help="The dialect of the file, where its content could be several."),
     click.option("--alpha", type=float, callback=finite, help="α of a file that does not say it: scale = α/r."),
     click.option("--scale", type=float, callback=finite, help="Scale of a file that does not say it."),
-    click.option(
-        "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
-    ),
+    ALLOW_PICKLE,
+    ONCE,
 )
-
-ONCE = click.option(
-    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
-)
+READING = ("format", "alpha", "scale", "allow_pickle", "once")  # what `reading` gives, for `load`
 
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
