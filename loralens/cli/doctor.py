@@ -114,12 +114,14 @@ def _load(
 
 
 def base_of(base: str) -> "Base":
-    """The model that adapters are held against, opened; a head that it ties to its embedding is there as merge has it."""
+    """The model that adapters are held against, opened, with the head that shares its embedding's weight."""
     from loralens.analysis.checks.base import Base
     from loralens.formats.checkpoint import stores_conv1d
 
     checkpoint = options.opened(base)
-    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)), checkpoint.float8, given(base))
+    return Base(
+        base, options.shown(checkpoint.tensors, base), stores_conv1d(Path(base)), checkpoint.float8, given(base)
+    )
 
 
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:

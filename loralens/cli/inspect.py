@@ -77,7 +77,7 @@ def _match(inspection: "Inspection", base: str) -> "Match | None":
     from loralens.errors import MismatchError
     from loralens.formats.checkpoint import shapes
 
-    known = shapes(Path(base))
+    known = options.shown(shapes(Path(base)), base)
     try:
         found = match({name: module.shape for name, module in inspection.modules.items()}, known)
     except MismatchError as error:
