@@ -45,7 +45,10 @@ class UnmergeRun:
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
-        settle(undo or merged.with_name(f"{merged.stem}.{NAME}"), merged)
+        beside = merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None  # of a model that is one file
+        outside = undo or beside
+        if outside:
+            settle(outside, merged)
         root = resolved(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)

@@ -186,6 +186,13 @@ def test_what_stands_outside_belongs_to_the_model_that_stands(
     assert held_by(home) == states[0]
 
 
+def test_a_model_that_is_the_current_directory(base: Path, adapter: Path, tmp_path: Path, monkeypatch) -> None:
+    done("merge", adapter, "--base", base, "-o", tmp_path / "m")
+    monkeypatch.chdir(tmp_path / "m")
+    done("unmerge", ".", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
 def held_by(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
