@@ -123,7 +123,7 @@ def examine(plan: Plan, folders: Mapping[int, Sequence[Path]], method: str, kept
 
 
 def search(accuracy: Callable[[float], float]) -> dict[float, float]:
-    """ρ → accuracy over a grid whose ends are worse than its best, the first of several equal ones; as far as `WIDER`."""
+    """ρ → accuracy over a grid whose ends are worse than its best, the first of equal ones; as far as `WIDER`."""
     low, high = WIDER.index(STRENGTHS[0]), WIDER.index(STRENGTHS[-1])
     tried = {strength: accuracy(strength) for strength in STRENGTHS}
     while True:

@@ -38,6 +38,7 @@ VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in 
 VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # is_base_embedding_weights
 LORAX_RANK = 128  # the widest its batched kernels take: BGMV_MAX_RANK, utils/punica.py
 LORAX_STEP = 16  # SGMV_BLOCK_SIZE there; a rank up to 8 is padded to 8
+PLAIN = "LORA"  # the peft_type of pairs
 SAME = 1e-9  # relative: two scales are one
 
 Rule = Callable[[Adapter], Iterator[Finding]]
@@ -90,6 +91,33 @@ def _no_structure(adapter: Adapter) -> Iterator[Finding]:
         yield error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
 
 
+def _only_lora(adapter: Adapter) -> Iterator[Finding]:
+    """The servers read plain LoRA alone, of all that PEFT writes.
+
+    vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, misses lora_alpha in a LoHa or LoKr, and
+    ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of all three. LoRAX: ``LoraConfig.load`` of
+    adapters/lora.py misses it too; of AdaLoRA ``map_weights_for_model`` finds no tensor, so that nothing is applied.
+    """
+    kind = _peft_type(adapter)
+    if kind == PLAIN:
+        yield from _no_structure(adapter)
+        return
+    rank = " --rank R" if any(isinstance(module, Structured) for module in adapter.modules.values()) else ""
+    text = f"peft_type is {kind}, whose tensors are refused or not found: this reads {PLAIN} alone"
+    yield error("peft-type", text, f"loralens convert … --to peft{rank} makes it one")
+
+
+def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
+    """PEFT reads the LoHa and LoKr that it wrote itself, as any other type of its own."""
+    if _peft_type(adapter) == PLAIN:
+        yield from _no_structure(adapter)
+
+
+def _peft_type(adapter: Adapter) -> str:
+    said = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
+    return str(said or PLAIN)
+
+
 def _no_dora(adapter: Adapter) -> Iterator[Finding]:
     """vLLM: ``_validate_features`` of peft_helper.py refuses. llama.cpp: "unexpected suffix". LoRAX never reads it."""
     dora = any(extra.role in MAGNITUDES for extra in adapter.extra.values())
@@ -133,7 +161,7 @@ def _vllm_saved(adapter: Adapter) -> Iterator[Finding]:
 
 def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
     """What ``PEFTHelper`` of peft_helper.py needs, and what it refuses."""
-    if adapter.format != "peft" or adapter.config is None:
+    if adapter.format != "peft" or adapter.config is None or _peft_type(adapter) != PLAIN:
         return
     missing = [field for field in ("r", "lora_alpha", "target_modules") if adapter.config.get(field) is None]
     if missing:
@@ -187,7 +215,7 @@ def _one_scale(adapter: Adapter, who: str, fix: str) -> Iterator[Finding]:
     config = adapter.config or {}
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
     scale = _config_scale(config)
-    if not patterns or scale is None:
+    if not patterns or scale is None or _peft_type(adapter) != PLAIN:
         return
     wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
     if wrong:
@@ -270,12 +298,12 @@ def _no_experts(adapter: Adapter) -> Iterator[Finding]:
 
 
 BY_NAME = ("vllm", "lorax", "peft")  # consumers that look names up as the base has them
-SERVERS = (_must_be("peft"), _no_structure, _no_dora, _no_bias, _no_experts)
+SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[str, tuple[Rule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, _vllm_scale, _vllm_rank),
     "lorax": (*SERVERS, _no_saved, _lorax_scale, _lorax_rank, _lorax_ranks),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _folded, _gguf_tensors),
     "comfyui": image.COMFYUI,
     "sd-scripts": image.SD_SCRIPTS,
-    "peft": (_must_be("peft"), _no_structure, experts_differ),
+    "peft": (_must_be("peft"), _peft_structure, experts_differ),
 }

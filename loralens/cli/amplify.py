@@ -39,7 +39,6 @@ Results = Mapping[str, "Amplification"]
 @options.MODULES
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with curves, directions and φ.")
 @options.plot("Draw it: .png, .svg or .pdf.")
-@options.ONCE
 @options.reading
 def command(
     path: str,

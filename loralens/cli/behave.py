@@ -23,7 +23,6 @@ POSITIONS = {"causal": "tokens", "masked": "tokens", "classifier": "texts", "": 
 @click.argument("more", nargs=-1, metavar="")
 @running
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every layer.")
-@options.ONCE
 @options.reading
 def command(
     first: tuple[str, ...],

@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.weights import Weight
     from loralens.formats.container import Files, Stored
 
-READING = ("format", "alpha", "scale", "allow_pickle")
-
 
 def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     """Combine as the recipe says, write the result, and say what came of each adapter."""
@@ -103,7 +101,7 @@ def _weights(recipe: "Recipe", adapters: "list[Adapter]", base: str | None) -> "
 
 def load(path: str, given: Mapping[str, Any]) -> "Adapter":
     """The adapter at ``path``, what the reader found said on stderr."""
-    reading = {name: given[name] for name in READING}
+    reading = {name: given[name] for name in options.READING}
     adapter = options.load_if_unknown(path, {**reading, "base": given["base"]})
     if given["base"]:
         warn_of_base(path, adapter, given["base"])

@@ -44,7 +44,6 @@ TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "l
 @click.option("--overwrite", is_flag=True, help="Replace TARGET.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
-@options.ONCE
 @options.reading
 def command(
     source: str,

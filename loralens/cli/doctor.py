@@ -43,7 +43,6 @@ WORST = 3  # modules that a line of text names
     "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, one finding a module.")
-@options.ONCE
 @options.reading
 def command(
     paths: tuple[str, ...],
@@ -115,12 +114,14 @@ def _load(
 
 
 def base_of(base: str) -> "Base":
-    """The model that adapters are held against, opened."""
+    """The model that adapters are held against, opened, with the head that shares its embedding's weight."""
     from loralens.analysis.checks.base import Base
     from loralens.formats.checkpoint import stores_conv1d
 
     checkpoint = options.opened(base)
-    return Base(base, checkpoint.tensors, stores_conv1d(Path(base)), checkpoint.float8, given(base))
+    return Base(
+        base, options.shown(checkpoint.tensors, base), stores_conv1d(Path(base)), checkpoint.float8, given(base)
+    )
 
 
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:

@@ -51,7 +51,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], None, labelled=task.labelled, one_label=True)
     texts = (held_out or learned).head(given["limit"])
-    reading = {name: given[name] for name in ("format", "alpha", "scale", "allow_pickle")}
+    reading = {name: given[name] for name in options.READING}
     loaded = [options.read_adapter(path, reading, base=given["model"], whole=True) for path in adapters]
     versions: list[Adapter | None] = [*loaded] or [None]
     models: dict[tuple[str, ...] | None, Loaded] = {}  # by their labels: one serves all adapters that have the same

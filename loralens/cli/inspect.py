@@ -27,7 +27,6 @@ CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
 @click.option("--base", metavar="DIR", help="The base model: say how the names match its weights (headers only).")
 @click.option("--for", "consumer", type=click.Choice(CONSUMERS), help="Say what this consumer would reject or ignore.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, every module and tensor.")
-@options.ONCE
 @options.reading
 def command(
     paths: tuple[str, ...],
@@ -78,7 +77,7 @@ def _match(inspection: "Inspection", base: str) -> "Match | None":
     from loralens.errors import MismatchError
     from loralens.formats.checkpoint import shapes
 
-    known = shapes(Path(base))
+    known = options.shown(shapes(Path(base)), base)
     try:
         found = match({name: module.shape for name, module in inspection.modules.items()}, known)
     except MismatchError as error:

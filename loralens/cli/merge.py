@@ -35,7 +35,6 @@ NONE = Path("none")
 @click.option("--dry-run", is_flag=True, help="Say what would arrive, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The certificate on stdout.")
 @options.MODULES
-@options.ONCE
 @options.reading
 def command(
     adapters: tuple[str, ...],

@@ -17,6 +17,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
 from loralens.formats.apart import check_apart
 from loralens.formats.container import dumps
+from loralens.formats.kept import keeping, settle
 from loralens.formats.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.model_writer import Change, copy_bytes, write_model
 from loralens.formats.undo import NAME, Spool, write_undo
@@ -109,6 +110,10 @@ class MergeRun:
             undo = undo or output.with_name(f"{output.stem}.{NAME}")
             certificate = certificate or output.with_name(f"{output.stem}.{CERTIFICATE}")
         undo, certificate = undo or output / NAME, certificate or output / CERTIFICATE
+        written = ([undo] if self.undo else []) + ([certificate] if certify else [])
+        outside = [file for file in written if _within(file, output) is None]
+        for file in outside:
+            settle(file, output)
         if self.undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
         if certify:
@@ -130,7 +135,7 @@ class MergeRun:
         ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         changes = self._changes()
         total = copy_bytes(files.tensors, changes)
-        with Spool(output.absolute().parent) as spool, progress("merging", total) as step:
+        with Spool(output.absolute().parent) as spool, keeping(outside, output), progress("merging", total) as step:
             self.spool = spool if self.undo else None
             write_model(
                 files,

@@ -28,6 +28,7 @@ DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference",
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
+Held = TypeVar("Held")  # tensors, or their shapes
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -38,18 +39,20 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+ALLOW_PICKLE = click.option(
+    "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
+)
+ONCE = click.option(
+    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
+)
 _READING = (
     click.option("--format", metavar="NAME", help="The dialect of the file, where its content could be several."),
     click.option("--alpha", type=float, callback=finite, help="α of a file that does not say it: scale = α/r."),
     click.option("--scale", type=float, callback=finite, help="Scale of a file that does not say it."),
-    click.option(
-        "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
-    ),
+    ALLOW_PICKLE,
+    ONCE,
 )
-
-ONCE = click.option(
-    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
-)
+READING = ("format", "alpha", "scale", "allow_pickle", "once")  # what `reading` gives, for `load`
 
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
@@ -131,6 +134,14 @@ def opened(path: str) -> "Checkpoint":
     return checkpoint
 
 
+def shown(stored: Mapping[str, Held], base: str) -> Mapping[str, Held]:
+    """Tensors or shapes of the base at ``base``, with those of a head that it does not store: its embedding's."""
+    from loralens.formats.checkpoint import model_config
+    from loralens.merge.ties import find_ties
+
+    return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
+
+
 def base_weights(base: str, modules: "Updates") -> "Weights":
     """The weights of the base at ``base`` that these modules adapt; errors say the base.
 
@@ -138,13 +149,11 @@ def base_weights(base: str, modules: "Updates") -> "Weights":
     """
     from loralens.core.weights import weights_of
     from loralens.errors import place
-    from loralens.formats.checkpoint import model_config, stores_conv1d
-    from loralens.merge.tying import Tied
+    from loralens.formats.checkpoint import stores_conv1d
 
     checkpoint = opened(base)
     with place(base):
-        tensors = Tied.of(checkpoint.tensors, model_config(Path(base)) or {}).shown(checkpoint.tensors)
-        return weights_of(modules, tensors, conv1d=stores_conv1d(Path(base)))
+        return weights_of(modules, shown(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
 
 
 def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli import options
 from loralens.cli.bases import note_of_bases
 from loralens.version import __version__
 
@@ -47,8 +48,9 @@ COLUMNS = (  # of --csv
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, everything.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a file.")
-@click.option("--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors.")
-def command(folder: Path, as_json: bool, as_csv: bool, allow_pickle: bool) -> None:
+@options.ALLOW_PICKLE
+@options.ONCE
+def command(folder: Path, as_json: bool, as_csv: bool, allow_pickle: bool, once: bool) -> None:
     """One line for each adapter under DIR: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     What should be an adapter and cannot be read gets a line with the reason; whole models are told by their headers
@@ -56,7 +58,7 @@ def command(folder: Path, as_json: bool, as_csv: bool, allow_pickle: bool) -> No
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
-    adapters, unreadable, others, copies = _survey(folder, allow_pickle=allow_pickle)
+    adapters, unreadable, others, copies = _survey(folder, allow_pickle=allow_pickle, once=once)
     note_of_bases([found.adapter for found, _ in adapters if found.adapter])
     if as_json:
         click.echo(json.dumps(_record(folder, adapters, unreadable, others, copies)))
@@ -66,7 +68,7 @@ def command(folder: Path, as_json: bool, as_csv: bool, allow_pickle: bool) -> No
         _show(folder, adapters, unreadable, others, copies)
 
 
-def _survey(folder: Path, *, allow_pickle: bool) -> "tuple[Adapters, list[Found], list[Found], Copies]":
+def _survey(folder: Path, *, allow_pickle: bool, once: bool) -> "tuple[Adapters, list[Found], list[Found], Copies]":
     """Adapters, what is unreadable, what is no adapter, and who is a copy of whom."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -76,7 +78,7 @@ def _survey(folder: Path, *, allow_pickle: bool) -> "tuple[Adapters, list[Found]
     from loralens.formats.collection import Found, candidates, examine
 
     def measure(path: Path) -> "tuple[Found, Summary | None]":
-        found = examine(path, allow_pickle=allow_pickle)
+        found = examine(path, allow_pickle=allow_pickle, once=once)
         if found.adapter is None:
             return found, None
         try:

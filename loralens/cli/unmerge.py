@@ -24,7 +24,6 @@ PATH = click.Path(path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
 @options.MODULES
-@options.ONCE
 @options.reading
 def command(
     merged: Path,

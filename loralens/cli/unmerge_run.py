@@ -11,6 +11,7 @@ from loralens.cli.progress import progress
 from loralens.core.lazy import Array
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.checkpoint import resolved
+from loralens.formats.kept import settle
 from loralens.formats.merged import BEFORE, CERTIFICATE
 from loralens.formats.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.model_writer import Change, copy_bytes, write_model
@@ -44,6 +45,10 @@ class UnmergeRun:
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
+        beside = merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None  # of a model that is one file
+        outside = undo or beside
+        if outside:
+            settle(outside, merged)
         root = resolved(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)

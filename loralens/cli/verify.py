@@ -29,7 +29,6 @@ OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 @options.DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @options.MODULES
-@options.ONCE
 @options.reading
 def command(
     merged: str,

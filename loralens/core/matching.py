@@ -6,16 +6,17 @@ Tried in this order, and accepted only if every module finds exactly one weight 
 2. one edit common to all modules: leading parts dropped, or a prefix found in the base put before them;
 3. the names under which the base is stored, where these are not those of its modules, and experts that are stored
    one by one or all together (`loralens.core.storage`), with one edit as above;
-4. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``.
+4. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``, and
+   ``lora_te2_`` is ``text_encoder_2.``.
 """
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TypeVar, final
 
 from loralens.core.names import expert, natural_key, nearest, weight_name
+from loralens.core.normal_form import bare_form, encoder, inner_form, may_be_same, normal_form
 from loralens.core.storage import Place, Shape, Slot, Storage, interleaved, slots
 from loralens.errors import MismatchError
 
@@ -23,14 +24,14 @@ __all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
 
 Rename = Callable[[str], str]
 Form = TypeVar("Form", bound=Hashable)
+Forms = tuple[Callable[[str], Hashable], ...]
 MOST_DROPPED = 16  # leading parts; prefixes of the field's formats have at most four
 MOST_LEADS = 64  # prefixes of the base that are tried; real ones have one or two
-_PREFIXES = (
-    "lora_unet_unet_", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_",
-    "lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_prior_te_",
-    "diffusion_model.", "model.diffusion_model.", "transformer.", "unet.", "text_encoder_3.", "text_encoder_2.",
-    "text_encoder.", "text_encoders.", "base_model.model.",
-)  # fmt: skip
+_STATED: Forms = (  # ways to read a name along with the text encoder that it states
+    lambda name: (encoder(name), inner_form(name)),
+    lambda name: (number := encoder(name), bare_form(name) if number else inner_form(name)),
+)
+_FORMS: Forms = (*_STATED, inner_form, bare_form)  # the last two where one name states none: a base of one encoder
 _AS_STORED = "reading names as the base is stored"
 
 
@@ -66,15 +67,6 @@ class Match:
     def __str__(self) -> str:
         count = len(self.keys)
         return f"{count}/{count} modules match" + (f" after {self.edit}" if self.edit else "")
-
-
-def normal_form(name: str) -> str:
-    """A name with its component's prefix stripped and ``.`` and ``/`` written as ``_``."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            name = name[len(prefix) :]
-            break
-    return re.sub(r"[./]", "_", name)
 
 
 def match(
@@ -235,9 +227,15 @@ def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> l
 
 
 def _form_reader(base: Iterable[str]) -> Rename:
-    """From a name to the one module of the base that has its normal form."""
-    alone = _alone({key.rpartition(".")[0] for key in base}, normal_form)
-    return lambda name: alone.get(normal_form(name), name)
+    """From a name to the one module of the base that has one of its forms."""
+    names = {key.rpartition(".")[0] for key in base}
+    alone = [(form, _alone(names, form)) for form in _FORMS]
+
+    def rename(name: str) -> str:
+        likely = (same.get(form(name)) for form, same in alone)
+        return next((module for module in likely if module and may_be_same(name, module)), name)
+
+    return rename
 
 
 def _alone(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
@@ -252,36 +250,39 @@ def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     """Names of the first adapter → names that the second has for the same modules.
 
     By name, else by normal form, else by slots, where one name of either side has them; in the order of ``first``. The
-    others are left out.
+    others are left out. Layers of two text encoders are never the same.
     """
     first, second = list(first), set(second)
     found = {name: name for name in first if name in second}
-    for form in (normal_form, slots):
+    forms: Forms = (*_STATED, inner_form, slots)
+    for form in forms:
         if len(found) == len(first):
             break
         here, there = _alone(set(first) - found.keys(), form), _alone(second - {*found.values()}, form)
-        found |= {name: there[same] for same, name in here.items() if same in there}
+        found |= {name: there[same] for same, name in here.items() if same in there and may_be_same(name, there[same])}
     return {name: found[name] for name in first if name in found}
 
 
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
-    """Keys by normal form, of the modules that find exactly one; then without the name that transformers 5 drops."""
+    """Keys by each of the forms, of the modules that find exactly one.
+
+    A base that is one text encoder alone is no two of an adapter: what two of them find is left out.
+    """
     found: dict[str, str] = {}
-    for form in (normal_form, _bare_form):
-        forms: dict[str, list[str]] = {}
+    for form in _FORMS:
+        forms: dict[Hashable, list[str]] = {}
         for key in base:
             forms.setdefault(form(key.removesuffix(".weight")), []).append(key)
         for name, shape in modules.items():
             plain = weight_name(name)
-            keys = [key for key in forms.get(form(plain), []) if fits(shape, base[key], expert=plain != name)]
+            keys = [key for key in forms.get(form(plain), []) if may_be_same(plain, key)]
+            keys = [key for key in keys if fits(shape, base[key], expert=plain != name)]
             if len(keys) == 1:
                 found.setdefault(name, keys[0])
-    return found
-
-
-def _bare_form(name: str) -> str:
-    """The normal form without ``text_model`` or ``vision_model``, which CLIP's own models lost in transformers 5."""
-    return normal_form(name).removeprefix("text_model_").removeprefix("vision_model_")
+    encoders: dict[str, set[int]] = {}
+    for name, key in found.items():
+        encoders.setdefault(key, set()).add(encoder(name))
+    return {name: key for name, key in found.items() if len(encoders[key]) == 1}
 
 
 def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:

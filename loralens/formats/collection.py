@@ -96,14 +96,14 @@ def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
         yield folder
 
 
-def examine(path: Path, *, allow_pickle: bool = False) -> Found:
+def examine(path: Path, *, allow_pickle: bool = False, once: bool = False) -> Found:
     """What stands at a candidate's path, by its header; no number is read, but for pickles. Raises nothing."""
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError:
         size = 0
     try:
-        return Found(path, load(path, allow_pickle=allow_pickle, strict=False), size, "adapter")
+        return Found(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
     except LoraLensError as error:
         status: Status = "other" if _is_model(path) else "unreadable"
         reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what

@@ -4,6 +4,7 @@
 ``.NAME.PID.part``   what is being written, and takes the name of the target once it is whole
 ``.NAME.PID.old``    what stood at the target, moved aside between the two renames that replace it
 ``.NAME.PID.pair``   a folder: the weights that stood at the target, moved aside, and copies of what stood beside them
+``.NAME.….kept``     what stood outside a model's folder and belongs to the model: `loralens.formats.kept`
 ==================== ===============================================================================================
 
 The process that writes holds a lock on each of them, which the system lets go of however the process ends. So the next
@@ -87,7 +88,7 @@ def tidy(target: Path) -> None:
 def tidy_folder(folder: Path, wanted: Callable[[str], object]) -> None:
     """`tidy` every target in a folder whose name is wanted."""
     for path, target, pid, end in _leftovers(folder, wanted):
-        with _claim(path, pid) as abandoned:
+        with claim(path, pid) as abandoned:
             if not abandoned:
                 continue
             if end == "pair":
@@ -124,7 +125,7 @@ def _leftovers(folder: Path, wanted: Callable[[str], object]) -> list[tuple[Path
 
 
 @contextmanager
-def _claim(path: Path, pid: int) -> Iterator[bool]:
+def claim(path: Path, pid: int) -> Iterator[bool]:
     """Whether nobody works on a hidden path any more; during the block nobody begins to."""
     try:
         descriptor = lock(path)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeVar, final
+
+Held = TypeVar("Held")  # tensors, or their shapes
 
 HEADED = ("CausalLM", "LMHeadModel", "ConditionalGeneration", "MaskedLM", "PreTraining")  # ends of names of models
 EMBEDDINGS = (  # ends of keys; the first that exactly one key has is taken
@@ -53,6 +55,13 @@ class Ties:
     copies: tuple[str, ...] = ()
     biases: Mapping[str, str] = field(default_factory=dict)
     untied: Mapping[str, object] = field(default_factory=dict)
+
+    def shown(self, stored: Mapping[str, Held]) -> Mapping[str, Held]:
+        """What the base stores, and the same as of the embedding for the copies that it does not store."""
+        if self.embedding is None:
+            return stored
+        copies = {key: stored[self.embedding] for key in self.copies if key not in stored}
+        return {**stored, **copies, **{key: stored[source] for key, source in self.biases.items()}}
 
 
 def find_ties(keys: Iterable[str], config: Mapping[str, Any]) -> Ties:

@@ -79,9 +79,7 @@ class Tied:
 
     def shown(self, base: Mapping[str, LazyArray]) -> Mapping[str, LazyArray]:
         """The base with weights of their own, equal to the embedding, for the copies that it does not store."""
-        embedding = self.ties.embedding
-        biases = {key: self.stored[source] for key, source in self.ties.biases.items()}
-        return {**base, **dict.fromkeys(self.missing, self.stored[embedding]), **biases} if embedding else base
+        return self.ties.shown(base)
 
     def meant(
         self, adapter: Adapter, key: str, touched: Collection[str], changes: Changes | None = None

@@ -274,15 +274,39 @@ def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
     assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
 
 
-@pytest.mark.parametrize(
-    ("folder", "expected"),
-    [
-        ("sd15-diffusers-processor", {}),  # 128 of 128 modules are loaded
-        ("flux-aitoolkit-r16", {}),  # 4 of 4
-        ("sd15-timohavdk-diffusers", {"dialect": "error"}),  # none: no .processor in its names
-        ("sd15-timohavdk-kohya", {"names": "error"}),  # none: a prefix twice, and leaves glued on
-    ],
-)
-def test_comfyui_on_real_files(folder: str, expected: Mapping[str, str], real: Path) -> None:
-    """What its own loader said of them."""
-    assert codes(loralens.load(real / folder), "comfyui") == expected
+OTHERS = {  # PEFT's other types of updates: parts of a module, and fields of the configuration
+    "ADALORA": ({"lora_A": (2, 4), "lora_B": (6, 2), "lora_E": (2, 1)},
+                {"init_r": 3, "r": 8, "lora_alpha": 8, "rank_pattern": {"q.lora_E": [True, False, True]}}),
+    "LOHA": ({"hada_w1_a": (6, 2), "hada_w1_b": (2, 4), "hada_w2_a": (6, 2), "hada_w2_b": (2, 4)},
+             {"r": 2, "alpha": 2}),
+    "LOKR": ({"lokr_w1": (2, 2), "lokr_w2": (3, 2)}, {"r": 2, "alpha": 2}),
+}  # fmt: skip
+
+
+def other(folder: Path, kind: str) -> Path:
+    shapes, fields = OTHERS[kind]
+    folder.mkdir(parents=True)
+    held = dict(zip(shapes, arrays(*shapes.values()), strict=True))
+    save_file(
+        {f"base_model.model.q.{part}": array for part, array in held.items()}, folder / "adapter_model.safetensors"
+    )
+    said = {"peft_type": kind, "target_modules": ["q"], **fields}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_servers_refuse_peft_s_other_types_and_take_what_the_fix_writes(kind: str, tmp_path: Path) -> None:
+    """vLLM 0.33.0 calls each tensor of these "unsupported LoRA weight"; LoRAX finds none of AdaLoRA's."""
+    path = other(tmp_path / "in", kind)
+    for consumer in ("vllm", "lorax"):
+        (found,) = check(loralens.load(path), consumer)
+        assert (found.level, found.code) == ("error", "peft-type")
+        assert kind in found.text
+    assert codes(loralens.load(path), "llama.cpp")["dialect"] == "error"
+    assert codes(loralens.load(path), "peft") == {}
+    rank = ["--rank", "4"] if "--rank" in found.fix else []
+    assert rank or kind == "ADALORA"
+    assert run("convert", path, "--to", "peft", "-o", tmp_path / "out", *rank).exit_code == 0
+    for consumer in ("vllm", "lorax", "peft"):
+        assert codes(loralens.load(tmp_path / "out"), consumer) == {}

@@ -135,3 +135,49 @@ def test_real_adapters_on_their_base(adapter: str, dtype: str | None, real: Path
     for name, numbers in told.items():
         for measure, value in numbers.items():
             assert value == pytest.approx(true[name][measure], rel=1e-4, abs=2e-5), (name, measure)
+
+
+TIED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    """A base whose head is its embedding, and an adapter of the head and of a layer."""
+    rng = np.random.default_rng(3)
+    shapes = {"model.embed_tokens.weight": (40, 16), "model.layers.0.self_attn.q_proj.weight": (16, 16)}
+    arrays = {key: rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for key, shape in shapes.items()}
+    bases.single(tmp_path / "base", arrays, config=TIED)
+    modules = {
+        name: loralens.LowRank(
+            (0.1 * rng.standard_normal((out, 2))).astype(np.float32), rng.standard_normal((2, 16)).astype(np.float32)
+        )
+        for name, out in {"lm_head": 40, "model.layers.0.self_attn.q_proj": 16}.items()
+    }
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "lora")
+    return tmp_path
+
+
+def test_a_head_that_shares_the_embedding_s_weight_is_foretold_too(tied: Path) -> None:
+    told, true = (of(tied / "lora", tied / "base", None, "nearest") for of in (foretold, merged))
+    assert sorted(told) == sorted(true) == ["lm_head", "model.layers.0.self_attn.q_proj"]
+    for name, numbers in told.items():
+        for measure, value in numbers.items():
+            assert value == pytest.approx(true[name][measure], rel=1e-4, abs=5e-4), (name, measure)
+
+
+@pytest.mark.parametrize("verb", ["doctor", "inspect"])
+def test_such_a_head_is_no_stranger_to_the_base(verb: str, tied: Path) -> None:
+    told = json.loads(call.good(verb, tied / "lora", "--base", tied / "base", "--json").stdout)
+    findings = told["findings"] if verb == "doctor" else [one for path in told["adapters"] for one in path["findings"]]
+    assert not [one for one in findings if one["level"] == "error"], findings
+    (tied / "base" / "config.json").write_text(json.dumps({**TIED, "tie_word_embeddings": False}))
+    told = json.loads(call.good(verb, tied / "lora", "--base", tied / "base", "--json").stdout)
+    findings = told["findings"] if verb == "doctor" else [one for path in told["adapters"] for one in path["findings"]]
+    assert [one for one in findings if one["level"] == "error"]  # there it has a weight of its own, which is missing
+
+
+def test_the_report_measures_such_a_head(tied: Path) -> None:
+    record = json.loads(call.good("report", tied / "lora", "--base", tied / "base", "--json").stdout)
+    (modules,) = (adapter["modules"] for adapter in record["adapters"])
+    (head,) = (module for module in modules if module["name"] == "lm_head")
+    assert head["merge"]["dtype"] == "bfloat16"

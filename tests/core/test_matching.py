@@ -133,8 +133,90 @@ def test_the_same_modules_in_two_dialects() -> None:
 def test_a_name_is_the_same_as_one_other_at_most() -> None:
     kohya = ["lora_te1_layers_0_fc", "lora_te2_layers_0_fc", "lora_unet_q"]
     one_encoder = ["text_encoder.layers.0.fc", "unet.q"]
-    assert same_modules(kohya, one_encoder) == {"lora_unet_q": "unet.q"}
-    assert same_modules(one_encoder, kohya) == {"unet.q": "lora_unet_q"}
+    assert same_modules(kohya, one_encoder) == {
+        "lora_te1_layers_0_fc": "text_encoder.layers.0.fc",
+        "lora_unet_q": "unet.q",
+    }
+    assert "layers.0.fc" not in same_modules(["layers.0.fc", "unet.q"], kohya)  # it could be either
+
+
+LAYER = "encoder.layers.0.self_attn.q_proj"
+FIRST = [
+    f"text_encoder.text_model.{LAYER}", f"text_encoder.{LAYER}", f"text_encoders.clip_l.transformer.text_model.{LAYER}",
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+]  # fmt: skip
+SECOND = [
+    f"text_encoder_2.text_model.{LAYER}", f"text_encoder_2.{LAYER}",
+    f"text_encoders.clip_g.transformer.text_model.{LAYER}", "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+]  # fmt: skip
+T5 = [
+    "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q",
+    "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q",
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("alike", [FIRST, SECOND, T5], ids=["first", "second", "T5"])
+def test_a_text_encoder_is_itself_in_every_dialect(alike: list[str]) -> None:
+    for name in alike:
+        for other in alike:
+            assert same_modules([name], [other]) == {name: other}
+
+
+def test_two_text_encoders_are_never_one() -> None:
+    for name in FIRST:
+        for other in SECOND:
+            assert same_modules([name], [other]) == same_modules([other], [name]) == {}
+            assert normal_form(name) != normal_form(other)  # of which fingerprints are made
+            for first in FIRST:
+                for second in SECOND:
+                    assert same_modules([name, other], [second, first]) == {name: first, other: second}
+
+
+@pytest.mark.parametrize("inner", ["", "text_model."], ids=["transformers 5", "transformers 4"])
+def test_each_text_encoder_finds_its_own_weights_in_a_pipeline(inner: str) -> None:
+    first, second = (f"{encoder}.{inner}{LAYER}.weight" for encoder in ("text_encoder", "text_encoder_2"))
+    pipeline = {"unet.conv_in.weight": (4, 4, 3, 3), first: (8, 8), second: (8, 8)}
+    for name in FIRST:
+        for other in SECOND:
+            both = {name: (8, 8), other: (8, 8)}
+            assert match(both, pipeline).keys == {name: first, other: second}
+        assert match({name: (8, 8)}, pipeline).keys == {name: first}
+        assert match({name: (8, 8)}, {first: (8, 8)}).keys == {name: first}
+        with pytest.raises(MismatchError):  # the second alone has none of the first's
+            match({name: (8, 8)}, {second: (8, 8)})
+    for name in SECOND:
+        assert match({name: (8, 8)}, pipeline).keys == {name: second}
+        with pytest.raises(MismatchError):  # Stable Diffusion 1.5 has one
+            match({name: (8, 8)}, {first: (8, 8), "unet.conv_in.weight": (4, 4, 3, 3)})
+        with pytest.raises(MismatchError):
+            match({FIRST[0]: (8, 8), name: (8, 8)}, {second: (8, 8)})
+
+
+def test_a_text_encoder_by_itself_is_whichever_it_fits() -> None:
+    """A folder of one encoder says no number; one that both of an adapter fit is not taken for two."""
+    alone = {f"{LAYER}.weight": (8, 8)}
+    for name in (*FIRST, *SECOND):
+        assert match({name: (8, 8)}, alone).keys == {name: f"{LAYER}.weight"}
+    sizes = {FIRST[3]: (6, 6), SECOND[3]: (8, 8)}
+    assert match(sizes, alone, allow_missing=True).keys == {SECOND[3]: f"{LAYER}.weight"}
+    with pytest.raises(MismatchError):
+        match(dict.fromkeys(sizes, (8, 8)), alone)
+
+
+def test_what_else_an_adapter_holds_is_renamed_into_its_own_text_encoder() -> None:
+    pipeline = {f"text_encoder{number}.{LAYER}.weight": (8, 8) for number in ("", "_2")}
+    pipeline |= {"text_encoder_2.text_projection.weight": (8, 8)}
+    found = match({FIRST[3]: (8, 8)}, pipeline)
+    assert found.rename(SECOND[3]) == f"text_encoder_2.{LAYER}"
+    assert found.rename("lora_te2_text_projection") == "text_encoder_2.text_projection"
+    assert found.rename("lora_te1_text_projection") == "lora_te1_text_projection"
+
+
+def test_t5_is_found_under_either_number() -> None:
+    base = {f"{T5[0]}.weight": (8, 8), f"text_encoder.{LAYER}.weight": (8, 8)}
+    for name in T5:
+        assert match({name: (8, 8), FIRST[3]: (8, 8)}, base).keys[name] == f"{T5[0]}.weight"
 
 
 @pytest.mark.parametrize(

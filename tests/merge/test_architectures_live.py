@@ -99,17 +99,17 @@ def test_a_round_through_mlx_s_names_is_loaded_by_peft(name, tmp_path: Path) -> 
         torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
 
 
-def renamed(folder: Path, names) -> None:
-    """The adapter in ``folder`` under other names, as transformers 4 had them."""
+def renamed(folder: Path, names, file_name: str = "adapter_model.safetensors") -> None:
+    """What lies in ``folder`` under other names, as transformers 4 had them."""
     from safetensors.torch import load_file, save_file
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / file_name
     tensors = {}
     for key, tensor in load_file(file).items():
         for old, new in names:
             key = re.sub(old, new, key)
         tensors[key] = tensor
-    save_file(tensors, file)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 OLD_VIT = (
@@ -126,6 +126,39 @@ def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> 
     merged_alike(tmp_path)
     x = torch.randn(1, 3, 8, 8)
     answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
+
+
+@pytest.mark.parametrize("stored", ["old", "new"])
+@pytest.mark.parametrize("adapted", ["old", "new"])
+@pytest.mark.parametrize("target", ["all-linear", ["embed_tokens", "q_proj"]], ids=["linear", "embedding"])
+def test_a_language_model_is_found_inside_another_by_its_old_and_new_names(
+    target, adapted: str, stored: str, tmp_path: Path
+) -> None:
+    """Gemma 3, whose adapters say ``model.language_model.layers`` where its checkpoints say it the other way round."""
+    named("gemma3-vision").save(tmp_path, target_modules=target)
+    if adapted == "old":
+        old = (
+            (r"^base_model\.model\.model\.language_model\.", "base_model.model.language_model.model."),
+            (r"^base_model\.model\.model\.(vision_tower|multi_modal_projector)\.", r"base_model.model.\1."),
+        )
+        renamed(tmp_path / "adapter", old)
+    if stored == "new":
+        new = (
+            (r"^language_model\.model\.", "model.language_model."),
+            (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+        )
+        for model in ("base", "merged"):
+            renamed(tmp_path / model, new, "model.safetensors")
+    keys = loaded(tmp_path / "base")
+    start = "model.language_model.layers" if stored == "new" else "language_model.model.layers"
+    assert any(key.startswith(start) for key in keys)
+    done("merge", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "ours")
+    ours, theirs = loaded(tmp_path / "ours"), loaded(tmp_path / "merged")
+    heads = set(ours) - set(theirs)  # PEFT merges the embedding in place and so changes the head, unlike the unmerged
+    assert heads <= {"lm_head.weight", "language_model.lm_head.weight"}
+    assert bool(heads) == (target != "all-linear")
+    for key, array in theirs.items():
+        np.testing.assert_allclose(ours[key], array, rtol=0, atol=MERGED_BY_PEFT * np.abs(array).max(), err_msg=key)
 
 
 def test_single_experts_on_the_stacks_in_memory(tmp_path: Path) -> None:
