@@ -83,8 +83,10 @@ def command(
         narrow = rounding.quantised(pairs, BITS) if to == FEW else target.narrowed(pairs, dtype)
     target.refuse_source(source, output, base=str(base) if base else None)
     with place(source):
-        stored, files, back = _stored(narrow, to, **target.of_format(to, base, arch))
-        cost = rounding.Rounding.between(pairs, back, allow_loss=allow_loss or to == FEW, dtype=dtype)
+        of_format = target.of_format(to, base, arch)
+        exact = _named_as_in(pairs, to, of_format)
+        stored, files, back = _stored(narrow, to, exact, of_format)
+        cost = rounding.Rounding.between(exact, back, allow_loss=allow_loss or to == FEW, dtype=dtype)
     write_files(stored, output, files=files, overwrite=overwrite, dry_run=dry_run)
     report = {
         "modules": len(adapter),
@@ -210,8 +212,19 @@ def _paired(adapter: "Adapter", rank: int | None) -> "tuple[Adapter, float]":
     return pairs, total_error(losses(adapter, pairs, threads=os.cpu_count() or 1))
 
 
-def _stored(adapter: "Adapter", to: str, **of_format: Any) -> "tuple[Stored, Files, Mapping[str, Update]]":
-    """What is written, the files it goes to, and the modules that would be read from it, by the adapter's names."""
+def _named_as_in(adapter: "Adapter", to: str, of_format: "Mapping[str, Any]") -> "Adapter":
+    """The adapter with its experts cut and called as the target has them: what the written file is compared with."""
+    from loralens.formats.experts import as_in
+
+    if adapter.format == to:
+        return adapter
+    return as_in(to, adapter, base_config=of_format.get("base_config"), arch=of_format.get("arch"))
+
+
+def _stored(
+    adapter: "Adapter", to: str, exact: "Adapter", of_format: "Mapping[str, Any]"
+) -> "tuple[Stored, Files, Mapping[str, Update]]":
+    """What is written, the files it goes to, and the modules that would be read from it, by the names of ``exact``."""
     from loralens.formats import FORMATS, stored_as
 
     stored, files = stored_as(adapter, to, **of_format)
@@ -222,7 +235,7 @@ def _stored(adapter: "Adapter", to: str, **of_format: Any) -> "tuple[Stored, Fil
         same = back[called.get(name, name)]  # of a dialect that says no scale: our record does
         return same.rescaled(module.scale, module.scaling) if same.scaling.rule == "unknown" else same
 
-    return stored, files, {name: read(name, module) for name, module in adapter.items()}
+    return stored, files, {name: read(name, module) for name, module in exact.items()}
 
 
 def _losses(truncation: float, cost: rounding.Rounding, rank: int | None, to: str) -> list[str]:

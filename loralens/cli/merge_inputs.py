@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.cli import options
+from loralens.cli.bases import warn_of_bases
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     import numpy as np
@@ -99,6 +100,7 @@ def inputs(
     from loralens.merge.recast import recast, recast_dtype
 
     loaded = [_load(path, base, modules, reading) for path in adapters]
+    warn_of_bases([path for path, _, _ in loaded], [adapter for _, adapter, _ in loaded])
     path = Path(base)
     open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
     files, config = model_files(resolved(path)), model_config(path) or {}

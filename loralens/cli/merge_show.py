@@ -43,7 +43,9 @@ def advise(content: dict[str, Any], *, dtype: str, rounding: str) -> None:
     lost = sum(module["overflowed"] for module in modules)
     if lost:
         click.echo(f"warning: {lost:,} weights became infinite: {dtype} does not reach so far", err=True)
-        click.echo("  fix: write --dtype f32 (or bf16)", err=True)
+        short = dtype not in ("float32", "bfloat16")
+        fix = "write --dtype f32 (or bf16)" if short else "check the adapter's α and scale with loralens doctor"
+        click.echo(f"  fix: {fix}", err=True)
     bad = [m for m in modules if m["gain"] < SWALLOWED or m["relative_error"] > DAMAGED]
     if not bad or dtype == "float32":
         return

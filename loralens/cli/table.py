@@ -10,6 +10,7 @@ import click
 from loralens.cli.terminal import raw
 from loralens.errors import visible
 
+FOLDED = 16  # characters of a first column that is folded: in fewer, a name can no longer be read
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -42,16 +43,21 @@ def show(*tables: Table) -> None:
 
 
 def _plain(table: Table) -> str:
-    cells = [[column.title for column in table.columns], *([visible(cell) for cell in row] for row in table.rows)]
+    return "\n".join([visible(table.title), *_lines(table), ""])
+
+
+def _lines(table: Table, first: int = 0) -> list[str]:
+    """The headings and the rows from one column on, aligned."""
+    columns = table.columns[first:]
+    cells = [[column.title for column in columns], *([visible(cell) for cell in row[first:]] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
+    return [
         "  ".join(
             cell.ljust(width) if column.align == "left" else cell.rjust(width)
-            for cell, width, column in zip(row, widths, table.columns, strict=True)
+            for cell, width, column in zip(row, widths, columns, strict=True)
         ).rstrip()
         for row in cells
     ]
-    return "\n".join([visible(table.title), *lines, ""])
 
 
 def _show_rich(table: Table) -> None:
@@ -66,7 +72,15 @@ def _show_rich(table: Table) -> None:
         drawn.add_row(*(Text(visible(cell)) for cell in row))  # Text, not markup: a module called [red] stays text
     console = Console(file=raw(sys.stdout))
     console.print(Text(visible(table.title), style="bold cyan"))
-    console.print(drawn)
+    names = max(len(visible(text)) for text in (table.columns[0].title, *(row[0] for row in table.rows)))
+    rest = max(map(len, _lines(table, 1))) if len(table.columns) > 1 else 0
+    if rest + 2 + min(names, FOLDED) <= console.width:
+        console.print(drawn)
+    else:  # rich would cut digits off the numbers: the name has a line of its own above them
+        heading, *lines = _lines(table, 1)
+        console.print(Text(f"{table.columns[0].title}\n  {heading}", style="bold"), soft_wrap=True)
+        for row, line in zip(table.rows, lines, strict=True):
+            console.print(Text(f"{visible(row[0])}\n  {line}"), soft_wrap=True)
     console.print()
 
 

@@ -144,8 +144,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _check_start(file: Path) -> None:
     """Refuse what is plainly no tensor file by its first bytes."""
-    with file.open("rb") as stream:
-        start = stream.read(64)
+    start = _first_bytes(file, 64)
     if start.startswith(_LFS):
         raise FormatError(
             "is a Git-LFS pointer, not the weights", fix="run 'git lfs pull', or download the file itself"
@@ -163,16 +162,22 @@ def is_pickle(file: Path) -> bool:
 
     A safetensors file may begin with the two bytes of such a pickle too: its header is then 640 bytes long, or 896 …
     """
-    with file.open("rb") as stream:
-        start = stream.read(4)
+    start = _first_bytes(file, 4)
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
 
 
 def is_gguf(file: Path) -> bool:
     """Whether a file is GGUF's by its first bytes."""
+    return _first_bytes(file, 4) == b"GGUF"
+
+
+def _first_bytes(file: Path, count: int) -> bytes:
+    """Up to ``count`` bytes; none of a pipe, whose opening would wait for somebody to write to it."""
+    if not file.is_file() and file.exists():
+        return b""
     with file.open("rb") as stream:
-        return stream.read(4) == b"GGUF"
+        return stream.read(count)
 
 
 def config_beside(file: Path) -> Path | None:

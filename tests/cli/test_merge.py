@@ -338,9 +338,25 @@ def test_overflow_is_said(tmp_path: Path) -> None:
     loralens.save(loralens.Adapter(modules={"a": one}), tmp_path / "adapter")
     result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
     assert "warning: 16 weights became infinite: float16 does not reach so far" in result.stderr
+    assert "fix: write --dtype f32" in result.stderr
     json.loads((tmp_path / "out" / CERTIFICATE).read_text(), parse_constant=lambda name: pytest.fail(name))
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
+    wide = single(tmp_path / "wide", {"a.weight": np.full((4, 4), 3e38, np.float32)})
+    loralens.save(loralens.Adapter(modules={"a": loralens.LowRank(one.B, one.A, 1e38)}), tmp_path / "large")
+    result = done("merge", tmp_path / "large", "--base", wide, "-o", tmp_path / "beyond")
+    assert "16 weights became infinite: float32 does not reach so far" in result.stderr
+    assert "write --dtype f32" not in result.stderr  # it is float32 already
+
+
+def test_adapters_of_two_bases_are_told_of(tmp_path: Path) -> None:
+    base = single(tmp_path / "base", {"a.weight": np.ones((4, 4), np.float32)})
+    one = loralens.LowRank(np.ones((4, 1), np.float32), np.ones((1, 4), np.float32), 1.0)
+    for name in ("bert-base-cased", "bert-base-uncased"):
+        loralens.save(loralens.Adapter(modules={"a": one}, base_model=name), tmp_path / name)
+    both = (tmp_path / "bert-base-cased", tmp_path / "bert-base-uncased")
+    assert "2 base models" in done("merge", *both, "--base", base, "-o", tmp_path / "out").stderr
+    assert "base models" not in done("merge", both[0], both[0], "--base", base, "-o", tmp_path / "two").stderr
 
 
 def test_modules_are_chosen(small: Path, base: Path, tmp_path: Path) -> None:

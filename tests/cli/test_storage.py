@@ -153,3 +153,25 @@ def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path
     refused = Command("merge").run(other, "--base", stacks, "-o", tmp_path / "out")
     assert refused.exit_code
     assert "in parts, and a magnitude is of the whole" in refused.stderr
+
+
+@pytest.mark.parametrize(("to", "name"), [("mlx", "mlx"), ("gguf", "adapter.gguf")])
+@pytest.mark.parametrize("storage", [0, 1], ids=["stacks", "alone"])
+def test_what_convert_writes_of_expert_stacks_merges_as_the_adapter_does(
+    folders, to: str, name: str, storage: int, tmp_path: Path
+) -> None:
+    """The target cuts and calls the experts otherwise, and what rounding cost is measured all the same."""
+    adapter, base = folders[0], folders[1 + storage]
+    config = {"hidden_size": D, "num_local_experts": E, "num_attention_heads": 2, "num_key_value_heads": 2}
+    (base / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    done("compress", adapter, "--rank", "2", "-o", tmp_path / "uniform")  # mlx-lm has one rank for all modules
+    adapter = tmp_path / "uniform"
+    command = ("convert", adapter, "--to", to, "--base", base, "--json", "-o")
+    exact = json.loads(done(*command, tmp_path / name).stdout)["rounding"]
+    halved = json.loads(done(*command, tmp_path / f"f16-{name}", "--dtype", "f16").stdout)["rounding"]
+    assert exact["error"] < 1e-7 < 1e-5 < halved["error"] < 1e-3  # α = 0.2 has no float32 of its own
+    done("merge", adapter, "--base", base, "-o", tmp_path / "one")
+    done("merge", tmp_path / name, "--base", base, "-o", tmp_path / "two")
+    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    for key, weight in one.items():
+        np.testing.assert_allclose(two[key], weight, rtol=0, atol=2e-6, err_msg=key)

@@ -1,5 +1,6 @@
 """What stands under a folder: adapters, what should be one, and whole models."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import loralens
 from loralens.errors import OptionError
 from loralens.formats.collection import candidates, examine
 from tests.conftest import small_adapter
+from tests.formats.blobs import limits
 
 
 @pytest.fixture
@@ -133,3 +135,14 @@ def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None
     (tmp_path / "link").symlink_to(root)
     assert len(candidates(tmp_path / "link")) == 2
     assert {found.status for found in map(examine, candidates(root))} == {"adapter"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_the_files_stops_nobody(small: Path, tmp_path: Path) -> None:
+    """Opening it as a file would wait for ever."""
+    shutil.copytree(small, tmp_path / "good")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with limits(5, 1 << 20):
+        kinds = {found.path.name: (found.status, found.reason) for found in map(examine, candidates(tmp_path))}
+    assert kinds.pop("pipe.safetensors")[0] == "unreadable"
+    assert {kind for kind, _ in kinds.values()} == {"adapter"}
