@@ -83,6 +83,7 @@ def compare(
     recorded = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["cases"])
     gone = sorted(recorded - {case.name for case in CASES})
     able = _able([case for case in cases if case.name in recorded])
+    left_out = len(recorded) - len(gone) - len(able)
     changed = added = 0
     for found in _run(able, jobs):
         before = json.loads((folder / _file_name(found["case"])).read_text(encoding="utf-8"))
@@ -95,6 +96,8 @@ def compare(
     for name in gone:
         print(f"{name}: recorded, but no longer in the table")
     print(f"{len(able)} cases compared: {changed} differ, {added} with additions, {len(gone)} gone from the table")
+    if left_out:
+        print(f"{left_out} recorded cases were not compared: skipped here, or not among --cases")
     return int(bool(changed or gone or (added and not allow_added)))
 
 
