@@ -1,0 +1,40 @@
+"""Arguments: how the command line spells what a `Call` means. When verbs or options are renamed, this file follows."""
+
+from tests.golden.call import OUT, Call
+
+# What the table calls a verb: the words on the command line, where they are others.
+VERBS: dict[str, list[str]] = {}
+
+# What the table calls an option: the option, where it is not two dashes and the name with dashes.
+OPTIONS = {"output": "-o", "modules": "-m", "consumer": "--for"}
+
+# The same for single verbs: (verb, name in the table): option.
+OPTIONS_OF: dict[tuple[str, str], str] = {}
+
+# Verbs whose inputs are the values of an option: the option, and whether it is repeated before every value.
+INPUTS = {"calibrate": ("--adapter", True), "behave": ("--adapters", False)}
+
+
+def argument_list(call: Call, folder: str) -> list[str]:
+    """The words behind ``loralens``; ``OUT`` at the beginning of a path becomes ``folder``."""
+    words = [*VERBS.get(call.verb, [call.verb])]
+    inputs = [_placed(value, folder) for value in call.inputs]
+    option, repeated = INPUTS.get(call.verb, (None, False))
+    if option is None:
+        words += inputs
+    elif repeated:
+        words += [word for value in inputs for word in (option, value)]
+    else:
+        words += [option, *inputs]
+    for name, value in call.options.items():
+        option = OPTIONS_OF.get((call.verb, name)) or OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+            continue
+        for part in value if isinstance(value, list | tuple) else [value]:
+            words += [option, _placed(str(part), folder)]
+    return words
+
+
+def _placed(word: str, folder: str) -> str:
+    return folder + word.removeprefix(OUT) if word == OUT or word.startswith(f"{OUT}/") else word
