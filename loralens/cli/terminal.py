@@ -24,8 +24,13 @@ class Harmless:
     def __init__(self, below: TextIO) -> None:
         self.below = below
 
-    def write(self, text: str) -> int:
-        """The text with every character that is not for a terminal as an escape; lines and tabs stay."""
+    def write(self, text: str | bytes) -> int:
+        """The text with every character that is not for a terminal as an escape; lines and tabs stay.
+
+        Bytes come from click, which writes the scripts of shell completion so.
+        """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
         self.below.write(visible(text, keep="\n\t"))
         return len(text)
 

@@ -113,7 +113,8 @@ def in_float64(scale: float, s: Array) -> Array:
     top = float(s[0]) if len(s) else 0.0
     if not scale * top <= LARGEST:
         raise FormatError(
-            f"ΔW leaves the range of float64: its scale is {scale:g} and the largest singular value of B·A is {top:g}",
+            "ΔW is too large for float64, which has to hold sums of its squares: its scale is "
+            f"{scale:g} and the largest singular value of B·A is {top:g}",
             fix="correct α or the scale in its configuration, or give --scale where it says none",
         )
     return scale * s

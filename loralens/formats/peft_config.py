@@ -200,9 +200,10 @@ class PeftConfig:
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
         """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
 
-        Empty with ``ensure_weight_tying``: PEFT then adapts the head along with the embedding, whatever its name.
+        Empty with ``ensure_weight_tying``, where targets are named at all: PEFT then adapts the head along with the
+        embedding, whatever its name.
         """
-        if self.fields.get("ensure_weight_tying"):
+        if self.fields.get("ensure_weight_tying") and (self.fields.get("target_modules") or self.parameters):
             return []
         return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 

@@ -122,7 +122,7 @@ def _untied(
     """
     ours, theirs = Tied.of(tuned, tuned_config or {}), Tied.of(base, base_config or {})
     if ours.lacks_head == theirs.lacks_head:
-        shared = ours.ties.embedding if ours.lacks_head else None
+        shared = ours.ties.embedding if ours.lacks_head and tuned_config else None  # without one it may have no head
         return base, tuned, shared and shared.removesuffix(".weight")
     return theirs.shown(base), ours.shown(tuned), None
 

@@ -450,8 +450,6 @@ def test_spectra_that_cannot_be_looked_at_are_refused_before_the_first_step(home
     model = models.llama(tie_word_embeddings=True)
     models.folder(model, tmp_path / "tied")
     more = ("--snapshots", 1, "--spectra", "--data", home / "d.txt")
-    message = refused(*speak(tmp_path, tmp_path / "a", *more, "--targets", "lm_head", model="tied"))
-    assert "error: --spectra: " in message
     (tmp_path / "tied" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "tied" / "pytorch_model.bin")
     message = refused(*speak(tmp_path, tmp_path / "a", *more, model="tied"))
@@ -676,7 +674,7 @@ def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
     terminal = Terminal()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_show.sys, "stderr", terminal)
-        patch.setattr(train_show.click, "echo", lambda text="", nl=True, err=False: setattr(
+        patch.setattr(train_show.click, "echo", lambda text="", nl=True, err=False, file=None: setattr(
             terminal, "text", terminal.text + text + ("\n" if nl else "")))  # fmt: skip
         times = iter(range(100))
         patch.setattr(train_show, "monotonic", lambda: next(times))

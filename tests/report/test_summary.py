@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ def against_base():
     """A subject whose ΔW lies where W does nothing (1), where it does most (2), and anywhere (3)."""
     rng = np.random.default_rng(0)
     W = np.zeros((WIDTH, WIDTH))
-    W[:32, :32] = np.diag(np.linspace(2, 1, 32))
+    W[:32, :32] = np.diag(np.linspace(2, 1, 32).astype(ml_dtypes.bfloat16))
     dead, top = np.eye(WIDTH)[:, -RANK:], np.eye(WIDTH)[:, :RANK]
     anywhere = [np.linalg.qr(rng.standard_normal((WIDTH, RANK)))[0] for _ in range(6)]
     sides = [(dead, dead), (top, top), (top, top), *zip(anywhere[::2], anywhere[1::2], strict=True)]
@@ -33,7 +34,7 @@ def against_base():
         f"model.layers.{i}.q": loralens.LowRank(1e-3 * 4.0**-i * U, V.T.copy()) for i, (U, V) in enumerate(sides)
     }
     adapter = loralens.Adapter(modules=modules)
-    tensors = {f"{name}.weight": LazyArray.of(W.astype(np.float32)) for name in modules}
+    tensors = {f"{name}.weight": LazyArray.of(W.astype(ml_dtypes.bfloat16)) for name in modules}
     weights = weights_of(modules, tensors).modules
     found = amplification(adapter, weights, top=False, exact=True)
     (patient,) = examined({"a": adapter}, base=Base("the base", tensors))
@@ -73,9 +74,7 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
 
 def test_what_a_merge_loses_is_the_median_and_the_worst() -> None:
     one, W, _ = against_base()
-    import ml_dtypes
-
-    rounded = W.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+    rounded = W.astype(ml_dtypes.bfloat16).astype(np.float64)
     errors = {}
     for name, module in one.adapter.items():
         D = module.dense()
