@@ -15,6 +15,7 @@ from loralens.merge.heads import head_fields
 from loralens.merge.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
 from loralens.merge.tying import Tied
 
+SINGLE = 2.0**128  # the first number that float32 does not hold
 CHANGED_BASE = {  # finding of a reader → why its update cannot be added to the original base
     "mutated-base": "it was trained on a changed base, so scale·B·A is not its change",
     "kasa-config": "KaSA truncates the base weight too",
@@ -126,6 +127,12 @@ def _check(adapter: Adapter) -> None:
     for finding in adapter.findings:
         if finding.code in CHANGED_BASE:
             raise FormatError(f"cannot be merged: {CHANGED_BASE[finding.code]}", fix=finding.fix or "serve it unmerged")
+    for name, module in adapter.items():
+        if not abs(module.scale) < SINGLE:
+            raise FormatError(
+                f"{name}: its scale {module.scale:g} is beyond float32, in which an update is added to a weight",
+                fix="correct α or the scale in its configuration, or give --scale where it says none",
+            )
 
 
 def _weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool, allow_missing: bool) -> Weights:

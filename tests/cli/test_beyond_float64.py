@@ -102,3 +102,13 @@ def test_combinations_beyond_float64_are_refused():
     with pytest.raises(FormatError, match="too large for float64"):
         Joint.of([module, module], [1.0, 1e100])
     assert Joint.of([module, module], [1.0, -1.0]).total().shape == (3, 3)
+
+
+def test_a_merge_of_an_update_beyond_float32_writes_no_infinities(places, tmp_path):
+    huge(places["IT"])
+    done = CliRunner().invoke(
+        main, ["merge", *map(str, (places["IT"], "--base", places["BASE"], "-o", tmp_path / "out"))]
+    )
+    assert done.exit_code == 1
+    assert "is beyond float32, in which an update is added to a weight" in done.stderr
+    assert not (tmp_path / "out").exists()
