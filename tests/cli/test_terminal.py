@@ -132,7 +132,8 @@ def test_metadata_of_files_in_few_bits(small, tmp_path):
 def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
     folder = made(NAMES["escape"])
     master, slave = pty.openpty()
-    process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave)
+    wide = os.environ | {"COLUMNS": "400"}  # so that no line ends within the name, however long the folder's path is
+    process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave, env=wide)
     os.close(slave)
     shown = b""
     while True:
