@@ -194,6 +194,15 @@ def test_tsv_m_of_orthogonal_updates_is_their_sum():
     assert far(result("tsv-m", updates, [1, 1]), sum(u.dense() for u in updates)) < COMBINED
 
 
+@pytest.mark.parametrize("shape", [(7, 40), (40, 7)])
+def test_tsv_m_keeps_as_many_directions_as_fit_beside_each_other(shape):
+    """min(out, in)/T of every update: 3 of 5 here, whichever side is the short one."""
+    rng = np.random.default_rng(3)
+    updates = [LowRank(rng.standard_normal((shape[0], 5)), rng.standard_normal((5, shape[1]))) for _ in range(2)]
+    dense = [u.dense() for u in updates]
+    assert far(result("tsv-m", updates, [1, 0.5]), reference.dense_tsv_m(dense, [1, 0.5])) < COMBINED_ITERATED
+
+
 def test_iso_cts_never_adds_more_of_its_own_than_there_are_directions():
     """Of r = 7 directions two updates add 3 each, not round(7/2) = 4, and one is common."""
     updates = adapters(20, (4, 3))

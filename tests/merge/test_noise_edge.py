@@ -19,6 +19,13 @@ def test_thresholds_are_those_of_the_paper(beta):
     assert median_threshold(2.0, shape) == pytest.approx(2 * best / middle, rel=NOISE_EDGE)
 
 
+@pytest.mark.parametrize("shape", [(300, 300), (100, 400), (10, 1000)])
+def test_drawn_noise_gives_the_known_threshold_where_it_is_white(shape):
+    """σ₁ of white noise of a large matrix is e(√m + √n)."""
+    largest = 0.3 * (shape[0] ** 0.5 + shape[1] ** 0.5)
+    assert drawn_threshold(largest, shape) == pytest.approx(known_threshold(0.3, shape))
+
+
 def test_the_square_case_is_four_over_root_three():
     assert known_threshold(1.0, (100, 100)) == pytest.approx(4 / 3**0.5 * 10)
     assert median_threshold(1.0, (100, 100)) == pytest.approx(2.858, abs=1e-3)

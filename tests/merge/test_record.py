@@ -60,6 +60,21 @@ def test_fidelity_is_what_the_definition_says(relative, lying, mode):
     assert one.directions == 4
 
 
+def test_surviving_directions_stand_above_the_noise_that_was_measured():
+    """σ above the root mean square of what was lost, times (m n)^(1/4): two of four, one far below."""
+    rng = np.random.default_rng(2)
+    W = rng.standard_normal((48, 80)).astype(BF16)
+    U, V = (np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in (48, 80))
+    s = np.array([0.5, 0.2, 4e-3, 1e-3])
+    one = loralens.LowRank((U * s).astype(np.float32), V.T.astype(np.float32), 1.0)
+    ((rows, record),) = records(Case({"a.weight": W}, [(adapter({"a": one}), 1.0)], {}, {"conv1d": False})).values()
+    noise = np.sqrt(np.mean((rows.astype(float) - W.astype(float) - one.dense()) ** 2))
+    threshold = noise * W.size**0.25
+    assert s[1] > 2 * threshold
+    assert noise**2 * W.size**0.25 < s[2] / 2 < threshold / 2  # so that the square of the noise would let it through
+    assert record.fidelity[0].surviving == 2
+
+
 @pytest.mark.parametrize("relative", [0.0005, 0.002, 0.01, 0.03])
 @pytest.mark.parametrize("dtype", [BF16, np.float16])
 def test_the_prediction_is_what_happens(relative, dtype):

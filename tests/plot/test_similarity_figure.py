@@ -61,6 +61,7 @@ def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them():
     assert len(chance) == 3
     np.testing.assert_array_equal(chance[0], one.chance)
     assert "φ(i, j)\nred: chance 0.062 to 0.31" in words(figure)
+    assert "chance in 16 dimensions\nφ(1,1) 0.062, φ(3,5) 0.31" in words(figure)
     assert any("in side of ΔW: directions i of mine\nand j of yours" in text for text in words(figure))
     bar = next(axes for axes in figure.axes if axes.get_ylabel().startswith("φ(i, j)"))
     assert sorted(line.get_ydata()[0] for line in bar.lines if line.get_color() == CHANCE) == [1 / 16, 5 / 16]

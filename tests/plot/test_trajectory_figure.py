@@ -31,8 +31,15 @@ def test_every_panel_has_its_line_its_title_and_its_units() -> None:
     assert list(rank.lines[0].get_ydata()) == [point.effective_rank for point in run.points]
     assert list(direction.lines[0].get_ydata()) == [point.cosine for point in run.points]
     labels = [line.get_label() for line in direction.lines]
-    assert labels[3:] == ["φ by chance, out", "φ by chance, in", "settled (0.9)"]
-    assert direction.lines[3].get_ydata()[0] == 2 / 8
+    assert labels == [
+        "cosine of ΔW", "φ, out side", "φ, in side", "φ by chance, out", "φ by chance, in", "settled (0.9)",
+    ]  # fmt: skip
+    for line, side in ((1, "out"), (2, "in")):
+        assert list(direction.lines[line].get_ydata()) == [point.phi[side] for point in run.points]
+    assert run.points[0].phi["out"] != run.points[0].phi["in"]
+    assert [direction.lines[line].get_ydata()[0] for line in (3, 4)] == [2 / 8, 2 / 9]
+    assert [line.get_label() for line in size.lines] == ["‖ΔW‖ here", "moved since the one before"]
+    assert list(size.lines[1].get_ydata())[1:] == [point.length for point in run.points[1:]]
     assert [list(line.get_ydata()) for line in loss.lines] == [[3.0, 2.0, 1.5], [1.75]]
     assert all(axes.get_title() and axes.get_ylabel() for axes in figure.axes)
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "step", "step"]

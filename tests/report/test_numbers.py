@@ -746,3 +746,12 @@ def test_conflicts_of_three_are_the_most_negative_of_any_two(three: Held) -> Non
             for a, b in itertools.combinations("xyz", 2)
         ]
         assert values[kind_of(name), str(block_of(name))] == pytest.approx(min(cosines), rel=1e-6)
+
+
+def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) -> None:
+    """Where energy is spread evenly, a half is not a quarter."""
+    for label in ("x", "y", "z"):
+        shares = [energy / three.whole(label) for energy in three.energy[label].values()]
+        assert fewest_with_half(shares) == 5
+        (own,) = [text for text in three.report.summary if text.startswith(f"{label}: ")]
+        assert own.startswith(f"{label}: 5 of {len(NAMES)} modules hold half of the energy")
