@@ -1,5 +1,503 @@
-"""The mistakes."""
+"""The mistakes, room by room: what is in a function, what takes its place, and the tests that must notice it."""
 
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+MUTANTS: tuple[Mutant, ...] = (
+    # analysis
+    Mutant(
+        "Amplification.directions",
+        "self.s / np.abs(np.diagonal(self.overlap))",
+        "self.s * np.abs(np.diagonal(self.overlap))",
+        ("tests/analysis/test_amplification.py",),
+    ),
+    Mutant(
+        "Amplification.kept",
+        "sqrt(self.shape[0] * self.shape[1])",
+        "float(self.shape[0] * self.shape[1])",
+        ("tests/analysis/test_amplification.py",),
+    ),
+    Mutant("_Difference._add_logits", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
+    Mutant(
+        "_scale",
+        'reading.module.scaling.rule == "alpha/r"',
+        'reading.module.scaling.rule != "alpha/r"',
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
+        "_relative",
+        "max(product_norm(B1, A1), product_norm(B2, A2))",
+        "min(product_norm(B1, A1), product_norm(B2, A2))",
+        ("tests/analysis/test_equality.py",),
+    ),
+    Mutant("_summary", "norm / whole", "norm * whole", ("tests/analysis/test_spectrum.py",)),
+    Mutant("_measure", "d_U * d_V", "d_U / d_V", ("tests/analysis/test_interference.py",)),
+    Mutant(
+        "far",
+        "max(FAR, log(max(int(cosines) // 2, 1)))",
+        "min(FAR, log(max(int(cosines) // 2, 1)))",
+        ("tests/analysis/test_interference.py",),
+    ),
+    Mutant(
+        "replaced",
+        "max(m.rank for m in members)",
+        "min(m.rank for m in members)",
+        ("tests/analysis/test_intruders.py",),
+    ),
+    Mutant(
+        "Pairwise._weights",
+        "self.ranks[:, None, :] > 0",
+        "self.ranks[:, None, :] >= 0",
+        ("tests/analysis/test_pairwise.py",),
+    ),
+    Mutant("Pairwise.common", "self.ranks > 0", "self.ranks >= 0", ("tests/analysis/test_pairwise.py",)),
+    Mutant("_phi", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
+    Mutant(
+        "initialisation",
+        "max(one.directions) / one.shape[end]",
+        "max(one.directions) * one.shape[end]",
+        ("tests/analysis/test_similarity.py",),
+    ),
+    Mutant(
+        "_nesting",
+        "squares / (smaller if count is None else np.minimum(smaller, count))",
+        "squares * (smaller if count is None else np.minimum(smaller, count))",
+        ("tests/analysis/test_similarity.py",),
+    ),
+    Mutant(
+        "_length",
+        "not (name in two or others.get(name) in one)",
+        "(name in two or others.get(name) in one)",
+        ("tests/analysis/test_trajectory.py",),
+    ),
+    Mutant(
+        "weight_norms.measure", "sqrt(found.squares)", "float(found.squares)", ("tests/analysis/test_weight_norms.py",)
+    ),
+    # arithmetic
+    Mutant(
+        "_rule",
+        "2 * np.arange(n) / (n - 1) - 1",
+        "2 * np.arange(n) / (n - 1) + 1",
+        ("tests/arithmetic/test_elementwise.py",),
+    ),
+    Mutant("della", "1 - density", "1 + density", ("tests/arithmetic/test_elementwise.py",)),
+    Mutant(
+        "_stretch",
+        "np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1",
+        "np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) + 1",
+        ("tests/arithmetic/test_dora.py",),
+    ),
+    Mutant(
+        "Product.of", "strength * update.scale", "strength / update.scale", ("tests/arithmetic/test_elementwise.py",)
+    ),
+    Mutant("total", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
+    Mutant("slerp", "a * first + b * second", "a * first - b * second", ("tests/arithmetic/test_methods.py",)),
+    Mutant(
+        "_core",
+        "not any(one.s.size for one in triplets)",
+        "any(one.s.size for one in triplets)",
+        ("tests/arithmetic/test_elementwise.py",),
+    ),
+    Mutant(
+        "_full",
+        "sum(update.rank for update, _ in updates)",
+        "max(update.rank for update, _ in updates)",
+        ("tests/arithmetic/test_elementwise.py",),
+    ),
+    # cli
+    Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
+    Mutant("command", "one.adapter == path", "one.adapter != path", ("tests/cli/test_doctor.py",)),
+    Mutant("_kinds_table", "not one.zero", "one.zero", ("tests/cli/test_similarity.py",)),
+    Mutant(
+        "_modules_table",
+        "angles[(len(angles) - 1) // 2] + angles[len(angles) // 2]",
+        "angles[(len(angles) - 1) // 2] - angles[len(angles) // 2]",
+        ("tests/cli/test_similarity.py",),
+    ),
+    Mutant("_logged", "loss.step != step", "loss.step == step", ("tests/cli/test_trajectory.py",)),
+    Mutant(
+        "_sentences", "not found.points[-1].frobenius", "found.points[-1].frobenius", ("tests/cli/test_trajectory.py",)
+    ),
+    # compress
+    Mutant(
+        "_Ladder.bits",
+        "max(reached[g][direction], bits)",
+        "min(reached[g][direction], bits)",
+        ("tests/compress/test_bits.py",),
+    ),
+    Mutant(
+        "allocate",
+        "budget - needed + ladder.cost(floor)",
+        "budget - needed - ladder.cost(floor)",
+        ("tests/compress/test_bits.py",),
+    ),
+    Mutant("_root", "values[-1:] * len(K) * EPS", "values[-1:] * len(K) / EPS", ("tests/compress/test_calibrated.py",)),
+    Mutant("data_error", "trace - seen", "trace + seen", ("tests/compress/test_calibrated.py",)),
+    Mutant(
+        "whitened_svd", "abs(module.scale) * s[:m]", "abs(module.scale) / s[:m]", ("tests/compress/test_calibrated.py",)
+    ),
+    Mutant(
+        "_check_carried",
+        'scale * _held(layer, "B", name)',
+        'scale / _held(layer, "B", name)',
+        ("tests/compress/test_calibration.py",),
+    ),
+    Mutant(
+        "_few_bits",
+        "bisect_right(steps.nbytes, room - header) - 1",
+        "bisect_right(steps.nbytes, room - header) + 1",
+        ("tests/compress/test_curve.py",),
+    ),
+    Mutant("choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compress/test_curve.py",)),
+    Mutant("directions_on_data", "out * root", "out / root", ("tests/compress/test_informed.py",)),
+    Mutant(
+        "in_one_unit",
+        "frobenius(found[name].s) / norm",
+        "frobenius(found[name].s) * norm",
+        ("tests/compress/test_informed.py",),
+    ),
+    Mutant("lost", "after.scale / unit", "after.scale * unit", ("tests/compress/test_quantise.py",)),
+    Mutant("cosines_of", "W + second(part)", "W - second(part)", ("tests/compress/test_magnitudes.py",)),
+    Mutant(
+        "protection",
+        "max(norms.values(), default=0.0)",
+        "min(norms.values(), default=0.0)",
+        ("tests/compress/test_protection.py",),
+    ),
+    # core
+    Mutant(
+        "Attachment._hook", "output + found.outside(z)", "output - found.outside(z)", ("tests/core/test_attached.py",)
+    ),
+    Mutant(
+        "LazyArray.nbytes",
+        "self.size * self.dtype.itemsize",
+        "self.size / self.dtype.itemsize",
+        ("tests/core/test_lazy.py",),
+    ),
+    Mutant(
+        "LowRank.dense",
+        "self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))",
+        "self.scale / (self.B.astype(np.float64) @ self.A.astype(np.float64))",
+        ("tests/core/test_lowrank.py",),
+    ),
+    Mutant("block", 'joint == "."', 'joint != "."', ("tests/core/test_names.py",)),
+    Mutant("_unpacked", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
+    Mutant(
+        "Item.clipped",
+        "min(max(rank, self.least), self.most)",
+        "max(max(rank, self.least), self.most)",
+        ("tests/core/test_ranks.py",),
+    ),
+    Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
+    Mutant(
+        "shared_ranks",
+        'module.layout.kind == "experts"',
+        'module.layout.kind != "experts"',
+        ("tests/core/test_ranks.py",),
+    ),
+    Mutant("_flat", "len(shape) == 2", "len(shape) != 2", ("tests/core/test_weights.py",)),
+    Mutant("_lies", "stored[0] == stored[1]", "stored[0] != stored[1]", ("tests/core/test_weights.py",)),
+    Mutant(
+        "weights_of.transposed", 'layout.kind == "linear"', 'layout.kind != "linear"', ("tests/core/test_weights.py",)
+    ),
+    # formats
+    Mutant(
+        "_rescaled",
+        'not finding.code.startswith("alpha-")',
+        'finding.code.startswith("alpha-")',
+        ("tests/formats/test_kohya.py",),
+    ),
+    Mutant("_digest", "last * number", "last / number", ("tests/formats/test_base_digest.py",)),
+    Mutant("_steps", "len(scale) == 1", "len(scale) != 1", ("tests/formats/test_checkpoint_float8.py",)),
+    Mutant(
+        "_scaled",
+        "scale * array.astype(np.float64)",
+        "scale / array.astype(np.float64)",
+        ("tests/formats/test_comfyui.py",),
+    ),
+    Mutant(
+        "OpenFile.array.numbers",
+        "start + first * dtype.itemsize",
+        "start - first * dtype.itemsize",
+        ("tests/formats/test_container.py",),
+    ),
+    Mutant(
+        "Configs.findings",
+        'finding.code != "use-dora"',
+        'finding.code == "use-dora"',
+        ("tests/formats/test_diffusers.py",),
+    ),
+    Mutant(
+        "_listed",
+        "any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
+        "all(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
+        ("tests/formats/test_gguf.py",),
+    ),
+    Mutant("_check_coverage", "size - start", "size + start", ("tests/formats/test_gguf.py",)),
+    Mutant("_tensor", "i + 1", "i - 1", ("tests/formats/test_long_names.py",)),
+    Mutant("_as_read", "module.scale == 1", "module.scale != 1", ("tests/formats/test_gguf.py",)),
+    Mutant("_folded.fold", "scale * wide", "scale / wide", ("tests/formats/test_gguf.py",)),
+    Mutant("_alpha", "else np.float32(module.rank)", "else np.float32(1)", ("tests/formats/test_kohya.py",)),
+    Mutant("is_pickle", 'start == b"PK\\x03\\x04"', 'start != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)),
+    Mutant("_config", "m.scale == 1", "m.scale != 1", ("tests/formats/test_mlx.py",)),
+    Mutant(
+        "_extras",
+        "_MAGNITUDES.get(module.layout.kind) != extra.role",
+        "_MAGNITUDES.get(module.layout.kind) == extra.role",
+        ("tests/formats/test_mlx.py",),
+    ),
+    Mutant(
+        "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
+    ),
+    Mutant("matrices", "not B.size", "B.size", ("tests/formats/test_long_names.py",)),
+    Mutant("PeftConfig.changed_base", "init == name", "init != name", ("tests/formats/test_peft.py",)),
+    Mutant("_columns", "e + 1", "e - 1", ("tests/formats/test_peft.py",)),
+    Mutant("tucker", "core.size // (p * q)", "core.size * (p * q)", ("tests/formats/test_lycoris.py",)),
+    Mutant("_protocol", "version != 2", "version == 2", ("tests/formats/test_pickle.py",)),
+    Mutant("_mlp", "second.shape[1] - width", "second.shape[1] + width", ("tests/formats/test_xlabs.py",)),
+    # linalg
+    Mutant("_equilibrated", "G / norms", "G * norms", ("tests/linalg/test_product.py",)),
+    Mutant("largest_entry_chance", "n == 1", "n != 1", ("tests/linalg/test_largest_entry.py",)),
+    Mutant("energy_rank", "1 - fraction + 2 * EPS", "1 - fraction - 2 * EPS", ("tests/linalg/test_measures.py",)),
+    Mutant("participation_ratio", "squares.sum() ** 2", "squares.sum() * 2", ("tests/linalg/test_measures.py",)),
+    Mutant("fourth_powers", "size + 1", "size - 1", ("tests/linalg/test_projection.py",)),
+    Mutant(
+        "Quantised.A",
+        "self.Q_A.astype(np.float32) * self.in_scales[:, None]",
+        "self.Q_A.astype(np.float32) / self.in_scales[:, None]",
+        ("tests/linalg/test_quantise.py",),
+    ),
+    Mutant(
+        "_inverse",
+        "inverse / np.outer(lengths, lengths)",
+        "inverse * np.outer(lengths, lengths)",
+        ("tests/linalg/test_quantise.py",),
+    ),
+    Mutant(
+        "_unit_diagonal",
+        "G / np.outer(lengths, lengths)",
+        "G * np.outer(lengths, lengths)",
+        ("tests/linalg/test_quantise.py",),
+    ),
+    Mutant("_Krylov._against", "Y - basis @ C", "Y + basis @ C", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov._orthogonal", "one + two @ A", "one - two @ A", ("tests/linalg/test_randomized.py",)),
+    Mutant(
+        "RankUpdate.above",
+        "self.Q * (value / (value**2 - s_Q**2))",
+        "self.Q / (value / (value**2 - s_Q**2))",
+        ("tests/linalg/test_rank_update.py",),
+    ),
+    Mutant("_coordinates", "inside + more", "inside - more", ("tests/linalg/test_rank_update.py",)),
+    Mutant("sampled_rounding", "mean_square == 0", "mean_square != 0", ("tests/linalg/test_rounding.py",)),
+    Mutant(
+        "survivors",
+        "noise * (shape[0] * shape[1]) ** 0.25",
+        "noise / (shape[0] * shape[1]) ** 0.25",
+        ("tests/linalg/test_rounding.py",),
+    ),
+    Mutant("_Bracket._open", "n * (1 - p)", "n / (1 - p)", ("tests/linalg/test_selection.py",)),
+    Mutant("_subspace", "Z - first @ (first.T @ Z)", "Z + first @ (first.T @ Z)", ("tests/linalg/test_sketch.py",)),
+    Mutant("linear_cka_chance", "_unit(s2) ** 2", "_unit(s2) * 2", ("tests/linalg/test_subspace.py",)),
+    Mutant("phi_map", "G * G", "G / G", ("tests/linalg/test_subspace.py",)),
+    # merge
+    Mutant("_matrices", "not _floats(theirs)", "_floats(theirs)", ("tests/merge/test_extract.py",)),
+    Mutant(
+        "perhaps_grouped",
+        'difference.layout.kind == "conv"',
+        'difference.layout.kind != "conv"',
+        ("tests/merge/test_extract.py",),
+    ),
+    Mutant("Extraction.share", "one.norm**2", "one.norm*2", ("tests/merge/test_extract.py",)),
+    Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merge/test_feedback.py",)),
+    Mutant("FidelitySums.fidelity", "sqrt(inside) / norm", "sqrt(inside) * norm", ("tests/merge/test_record.py",)),
+    Mutant("head_fields", "len(found) != 1", "len(found) == 1", ("tests/merge/test_heads.py",)),
+    Mutant("_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merge/test_extract.py",)),
+    Mutant(
+        "_small",
+        'key.rpartition(".")[0] == module',
+        'key.rpartition(".")[0] != module',
+        ("tests/merge/test_extract.py",),
+    ),
+    Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merge/test_apply.py",)),
+    Mutant(
+        "PatchReader.block", "_ordered(r[here]) + units", "_ordered(r[here]) - units", ("tests/merge/test_patch.py",)
+    ),
+    Mutant(
+        "PatchWriter.block",
+        "np.diff(places, prepend=-1) - 1",
+        "np.diff(places, prepend=-1) + 1",
+        ("tests/merge/test_patch.py",),
+    ),
+    Mutant(
+        "_Entries._decode",
+        "self._sum + sums[ends] + self.count + np.arange(ends.size)",
+        "self._sum + sums[ends] + self.count - np.arange(ends.size)",
+        ("tests/merge/test_patch.py",),
+    ),
+    Mutant("_spread", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merge/test_patch.py",)),
+    Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merge/test_prediction.py",)),
+    Mutant("_mean", "sum(one for _, one in known)", "max(one for _, one in known)", ("tests/merge/test_record.py",)),
+    Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merge/test_record.py",)),
+    Mutant(
+        "Switchboard.verify",
+        "_hash(self._base_of(key)) != digest",
+        "_hash(self._base_of(key)) == digest",
+        ("tests/merge/test_switchboard.py",),
+    ),
+    Mutant("Triplets.factors", "min(rank, self.count)", "max(rank, self.count)", ("tests/merge/test_extract.py",)),
+    Mutant(
+        "Triplets.spectrum",
+        "min(len(self.U), len(self.V)) - self.s.size",
+        "min(len(self.U), len(self.V)) + self.s.size",
+        ("tests/merge/test_extract.py",),
+    ),
+    Mutant("Blocks.rows", "stop - start", "stop + start", ("tests/merge/test_update.py",)),
+    Mutant("update_rows", "weight * one.scale", "weight / one.scale", ("tests/merge/test_update.py",)),
+    Mutant(
+        "_Comparison.take",
+        "bits(M) != bits(block.numbers(block.merged))",
+        "bits(M) == bits(block.numbers(block.merged))",
+        ("tests/merge/test_verify.py",),
+    ),
+    # plot
+    Mutant("curve_figure", "100 * point.few_bits", "100 / point.few_bits", ("tests/plot/test_curve_figure.py",)),
+    Mutant("_conflict_map", "not np.isnan(least[m])", "np.isnan(least[m])", ("tests/plot/test_pairwise_figure.py",)),
+    Mutant(
+        "_chance_map",
+        "φ({k1},{k2}) {max(k1, k2) / n:.2g}",
+        "φ({k1},{k2}) {min(k1, k2) / n:.2g}",
+        ("tests/plot/test_similarity_figure.py",),
+    ),
+    Mutant(
+        "_directions",
+        'axes.axhline(found.chance["out"], color=SECOND',
+        'axes.axhline(found.chance["in"], color=SECOND',
+        ("tests/plot/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "trajectory_figure",
+        "len(known) == len(steps)",
+        "len(known) != len(steps)",
+        ("tests/plot/test_trajectory_figure.py",),
+    ),
+    # report
+    Mutant(
+        "_layout",
+        "sum(1 << n for n, moved in enumerate(moves) if moved)",
+        "max(1 << n for n, moved in enumerate(moves) if moved)",
+        ("tests/report/test_allotment.py",),
+    ),
+    Mutant(
+        "layout", "max(of.values(), default=-1)", "min(of.values(), default=-1)", ("tests/report/test_allotment.py",)
+    ),
+    Mutant(
+        "_intruders_table.line",
+        "sum(x.energy_share * float((x.s**2).sum()) for x in kept) / energy",
+        "sum(x.energy_share for x in kept) / len(kept)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_intruders_table.line",
+        "sum(x.s.size for x in kept)",
+        "max(x.s.size for x in kept)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_landings_table",
+        "max(x.rounding.error for x in kept)",
+        "min(x.rounding.error for x in kept)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_table",
+        "percent(1 - p.uniform.error**2, 4)",
+        "percent(1 - p.uniform.error, 4)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "advice",
+        "percent(1 - best.uniform.error**2)",
+        "percent(1 - best.uniform.error)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "advice",
+        "saved = 1 - best.uniform.bytes / whole",
+        "saved = best.uniform.bytes / whole",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_table",
+        'entry(p.phi["out"]), entry(p.phi["in"])',
+        'entry(p.phi["in"]), entry(p.phi["out"])',
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_table",
+        "entry(p.previous_cosine), entry(p.cosine)",
+        "entry(p.cosine), entry(p.previous_cosine)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant("_kept", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/report/test_numbers.py",)),
+    Mutant("_kept", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/report/test_numbers.py",)),
+    Mutant("_spectra", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/report/test_page.py",)),
+    Mutant("half", "count + 1", "count - 1", ("tests/report/test_page.py",)),
+    Mutant("half", "held >= 0.5", "held >= 0.25", ("tests/report/test_numbers.py",)),
+    Mutant(
+        "Subject.shares",
+        "(one.frobenius / self.norm) ** 2",
+        "one.frobenius / self.norm",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_base",
+        "np.median([x.rounding.error for x in landings.values()])",
+        "max([x.rounding.error for x in landings.values()])",
+        ("tests/report/test_summary.py",),
+    ),
+    Mutant(
+        "_together",
+        "key=lambda pair: abs(known[pair])",
+        "key=lambda pair: known[pair]",
+        ("tests/report/test_summary.py",),
+    ),
+    Mutant(
+        "_conflicts",
+        "max(values.values(), default=0.0)",
+        "min(values.values(), default=0.0)",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_conflicts",
+        "of {labels[s]} and {labels[t]}",
+        "of {labels[t]} and {labels[s]}",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_meeting_row",
+        "Entry(labels[one.first]), Entry(labels[one.second])",
+        "Entry(labels[one.second]), Entry(labels[one.first])",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "_pairs_table",
+        "Entry(labels[s]), Entry(labels[t])",
+        "Entry(labels[t]), Entry(labels[s])",
+        ("tests/report/test_numbers.py",),
+    ),
+    # train
+    Mutant("Course.factor", "1 - cos(pi * left)", "1 + cos(pi * left)", ("tests/train/test_course.py",)),
+    Mutant("Feed._streamed", "number - self._next", "number + self._next", ("tests/train/test_feed.py",)),
+    Mutant("shuffled", "number * size", "number / size", ("tests/train/test_feed.py",)),
+    Mutant("Injection.groups", "lr * self.method.ratio", "lr / self.method.ratio", ("tests/train/test_injection.py",)),
+    Mutant("Loop._diverged", "first + many", "first - many", ("tests/train/test_loop.py",)),
+    Mutant(
+        "Loop._out_of_patience",
+        "self._waited >= self.watch.patience",
+        "self._waited > self.watch.patience",
+        ("tests/train/test_loop.py",),
+    ),
+    Mutant("_parts", "len(found) == 2", "len(found) != 2", ("tests/train/test_loop.py",)),
+    Mutant("restored", "set(here) != there", "set(here) == there", ("tests/train/test_state.py",)),
+    Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/train/test_tasks.py",)),
+    Mutant("Watch.better", "value < best", "value <= best", ("tests/train/test_loop.py",)),
+)
