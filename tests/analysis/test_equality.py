@@ -84,3 +84,11 @@ def test_the_same_numbers_are_exactly_alike(dtype: type) -> None:
     assert largest(first, second) == 0
     pairs[0][0][0, 0] = np.nextafter(pairs[0][0][0, 0], dtype(9))
     assert largest(first, second) > 0
+
+
+def test_a_difference_is_in_units_of_the_larger_of_two_matrices_in_full() -> None:
+    """One of the two is no pair and twice as long; whichever comes first."""
+    large = adapter(m=Structured(Dense(LazyArray.of(2 * B @ A)), 1.0))
+    small = adapter(m=loralens.LowRank(B, A))
+    assert largest(large, small) == pytest.approx(0.5)
+    assert largest(small, large) == pytest.approx(0.5)

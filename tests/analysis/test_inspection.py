@@ -74,3 +74,8 @@ def test_values_are_counted_in_any_dtype(dtype: type) -> None:
 
 def test_integers_are_finite() -> None:
     assert broken(np.array([2**62, 0])) == broken(np.array([True])) == broken(np.array([255], np.uint8)) == 0
+
+
+def test_parameters_are_those_of_all_modules() -> None:
+    modules = {f"m.{i}": loralens.LowRank(np.ones((3 + i, 2)), np.ones((2, 5))) for i in range(3)}
+    assert inspect(loralens.Adapter(modules=modules)).parameters == 2 * (3 + 5) + 2 * (4 + 5) + 2 * (5 + 5)

@@ -429,3 +429,15 @@ def test_a_bare_parameter_beside_layers_is_named():
         "a.table": "stands in a module with layers of its own, which PEFT renames",
         "top": "is no weight of a layer, and no module can be saved for it",
     }
+
+
+def test_errors_of_all_pairs_together_and_the_energy_they_keep():
+    rng = np.random.default_rng(7)
+    base, tuned = pair_of(rng, count=3)
+    found = extract(lazy(base), lazy(tuned), Rule("rank", 2))
+    D = {key.removesuffix(".weight"): tuned[key].astype(float) - base[key].astype(float) for key in base}
+    lost = {name: np.linalg.norm(D[name] - found.adapter[name].dense()) for name in D}
+    whole = np.sqrt(sum(np.linalg.norm(one) ** 2 for one in D.values()))
+    assert found.relative_error == pytest.approx(np.sqrt(sum(x**2 for x in lost.values())) / whole, rel=1e-6)
+    for name, told in found.modules.items():
+        assert told.energy_kept == pytest.approx(1 - (lost[name] / np.linalg.norm(D[name])) ** 2, rel=1e-6)

@@ -16,6 +16,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "float(self.shape[0] * self.shape[1])",
         ("tests/analysis/test_amplification.py",),
     ),
+    Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/report/test_summary.py",)),
     Mutant("_Difference._add_logits", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
         "_scale",
@@ -103,6 +104,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "max(update.rank for update, _ in updates)",
         ("tests/arithmetic/test_elementwise.py",),
     ),
+    Mutant(
+        "components",
+        "min(joint.shape) // len(joint.cores)",
+        "max(joint.shape) // len(joint.cores)",
+        ("tests/arithmetic/test_methods.py",),
+    ),
     # cli
     Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
     Mutant("command", "one.adapter == path", "one.adapter != path", ("tests/cli/test_doctor.py",)),
@@ -113,6 +120,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "angles[(len(angles) - 1) // 2] - angles[len(angles) // 2]",
         ("tests/cli/test_similarity.py",),
     ),
+    Mutant("Harmless.write", 'visible(text, keep="\\n\\t")', "text", ("tests/cli/test_terminal.py",)),
     Mutant("_logged", "loss.step != step", "loss.step == step", ("tests/cli/test_trajectory.py",)),
     Mutant(
         "_sentences", "not found.points[-1].frobenius", "found.points[-1].frobenius", ("tests/cli/test_trajectory.py",)
@@ -167,6 +175,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "Attachment._hook", "output + found.outside(z)", "output - found.outside(z)", ("tests/core/test_attached.py",)
     ),
+    Mutant("_same", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
+    Mutant("EmbeddingSteps.back", "self.outer * g", "self.outer / g", ("tests/compress/test_calibration.py",)),
     Mutant(
         "LazyArray.nbytes",
         "self.size * self.dtype.itemsize",
@@ -194,8 +204,14 @@ MUTANTS: tuple[Mutant, ...] = (
         'module.layout.kind != "experts"',
         ("tests/core/test_ranks.py",),
     ),
+    Mutant(
+        "checked", 'update.layout.kind == "conv"', 'update.layout.kind != "conv"', ("tests/arithmetic/test_combine.py",)
+    ),
     Mutant("_flat", "len(shape) == 2", "len(shape) != 2", ("tests/core/test_weights.py",)),
     Mutant("_lies", "stored[0] == stored[1]", "stored[0] != stored[1]", ("tests/core/test_weights.py",)),
+    Mutant(
+        "check_rows", "if turned:", "if not turned and modules.keys() == {None}:", ("tests/cli/test_llama_rows.py",)
+    ),
     Mutant(
         "weights_of.transposed", 'layout.kind == "linear"', 'layout.kind != "linear"', ("tests/core/test_weights.py",)
     ),
@@ -237,6 +253,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_as_read", "module.scale == 1", "module.scale != 1", ("tests/formats/test_gguf.py",)),
     Mutant("_folded.fold", "scale * wide", "scale / wide", ("tests/formats/test_gguf.py",)),
     Mutant("_alpha", "else np.float32(module.rank)", "else np.float32(1)", ("tests/formats/test_kohya.py",)),
+    Mutant("_sizes", "height - query", "height + query", ("tests/formats/test_small_dialects.py",)),
+    Mutant("_spread", "sum(map(len, rows))", "max(map(len, rows))", ("tests/conformance/test_conformance.py",)),
     Mutant("is_pickle", 'start == b"PK\\x03\\x04"', 'start != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)),
     Mutant("_config", "m.scale == 1", "m.scale != 1", ("tests/formats/test_mlx.py",)),
     Mutant(
@@ -249,9 +267,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
     ),
     Mutant("matrices", "not B.size", "B.size", ("tests/formats/test_long_names.py",)),
+    Mutant(
+        "_modules",
+        "module.rescaled(2 * module.scale, scaling.doubled())",
+        "module",
+        ("tests/merge/test_attention_live.py",),
+    ),
     Mutant("PeftConfig.changed_base", "init == name", "init != name", ("tests/formats/test_peft.py",)),
     Mutant("_columns", "e + 1", "e - 1", ("tests/formats/test_peft.py",)),
     Mutant("tucker", "core.size // (p * q)", "core.size * (p * q)", ("tests/formats/test_lycoris.py",)),
+    Mutant("is_relative_name", '("", ".", "..")', '("", ".")', ("tests/formats/test_relative_name.py",)),
+    Mutant(
+        "path_to_write",
+        "os.path.realpath(path) != str(Path(os.path.realpath(folder)) / name)",
+        "not path.parent.is_dir()",
+        ("tests/formats/test_relative_name.py",),
+    ),
     Mutant("_protocol", "version != 2", "version == 2", ("tests/formats/test_pickle.py",)),
     Mutant("_mlp", "second.shape[1] - width", "second.shape[1] + width", ("tests/formats/test_xlabs.py",)),
     # linalg
@@ -308,6 +339,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Extraction.share", "one.norm**2", "one.norm*2", ("tests/merge/test_extract.py",)),
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merge/test_feedback.py",)),
+    Mutant(
+        "FidelitySums.fidelity",
+        "noise = sqrt(self.lost / max(self.seen, 1))",
+        "noise = self.lost / max(self.seen, 1)",
+        ("tests/merge/test_record.py",),
+    ),
     Mutant("FidelitySums.fidelity", "sqrt(inside) / norm", "sqrt(inside) * norm", ("tests/merge/test_record.py",)),
     Mutant("head_fields", "len(found) != 1", "len(found) == 1", ("tests/merge/test_heads.py",)),
     Mutant("_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merge/test_extract.py",)),
@@ -318,6 +355,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merge/test_extract.py",),
     ),
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merge/test_apply.py",)),
+    Mutant("drawn_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merge/test_noise_edge.py",)),
     Mutant(
         "PatchReader.block", "_ordered(r[here]) + units", "_ordered(r[here]) - units", ("tests/merge/test_patch.py",)
     ),
@@ -334,6 +372,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merge/test_patch.py",),
     ),
     Mutant("_spread", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merge/test_patch.py",)),
+    Mutant("_check", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merge/test_prediction.py",)),
     Mutant("_mean", "sum(one for _, one in known)", "max(one for _, one in known)", ("tests/merge/test_record.py",)),
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merge/test_record.py",)),
@@ -352,6 +391,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Blocks.rows", "stop - start", "stop + start", ("tests/merge/test_update.py",)),
     Mutant("update_rows", "weight * one.scale", "weight / one.scale", ("tests/merge/test_update.py",)),
+    Mutant("_Comparison._outcome", "expected and near", "near", ("tests/merge/test_verify.py",)),
+    Mutant(
+        "_Comparison._outcome", "if not LOW <= gain <= HIGH:", "if not LOW <= gain:", ("tests/merge/test_verify.py",)
+    ),
     Mutant(
         "_Comparison.take",
         "bits(M) != bits(block.numbers(block.merged))",
@@ -367,10 +410,23 @@ MUTANTS: tuple[Mutant, ...] = (
         "φ({k1},{k2}) {min(k1, k2) / n:.2g}",
         ("tests/plot/test_similarity_figure.py",),
     ),
+    Mutant("_directions", '("φ, in side"', '("φ, out side"', ("tests/plot/test_trajectory_figure.py",)),
+    Mutant(
+        "_directions",
+        '("φ, out side", [one.phi["out"] for one in points], SECOND, "s")',
+        '("φ, out side", [one.phi["in"] for one in points], SECOND, "s")',
+        ("tests/plot/test_trajectory_figure.py",),
+    ),
     Mutant(
         "_directions",
         'axes.axhline(found.chance["out"], color=SECOND',
         'axes.axhline(found.chance["in"], color=SECOND',
+        ("tests/plot/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "_norms",
+        'color=INK, label="‖ΔW‖ here"',
+        'color=INK, label="moved since the one before"',
         ("tests/plot/test_trajectory_figure.py",),
     ),
     Mutant(

@@ -755,3 +755,8 @@ def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) ->
         assert fewest_with_half(shares) == 5
         (own,) = [text for text in three.report.summary if text.startswith(f"{label}: ")]
         assert own.startswith(f"{label}: 5 of {len(NAMES)} modules hold half of the energy")
+
+
+def test_all_pairs_are_drawn_where_they_are_few(two: Held, three: Held) -> None:
+    for held in (two, three):
+        assert not [text for text in texts(held.report, "together") if "is drawn for the" in text]
