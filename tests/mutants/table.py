@@ -30,7 +30,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "min(product_norm(B1, A1), product_norm(B2, A2))",
         ("tests/analysis/test_equality.py",),
     ),
+    Mutant("_relative_dense", "max(norms)", "min(norms)", ("tests/analysis/test_equality.py",)),
     Mutant("_summary", "norm / whole", "norm * whole", ("tests/analysis/test_spectrum.py",)),
+    Mutant(
+        "Inspection.parameters",
+        "sum(module.parameters for module in self.modules.values())",
+        "max(module.parameters for module in self.modules.values())",
+        ("tests/analysis/test_inspection.py",),
+    ),
     Mutant("_measure", "d_U * d_V", "d_U / d_V", ("tests/analysis/test_interference.py",)),
     Mutant(
         "far",
@@ -75,6 +82,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # arithmetic
     Mutant(
+        "cart",
+        "max(1, ceil(SHARE * min(joint.shape)))",
+        "min(1, ceil(SHARE * min(joint.shape)))",
+        ("tests/arithmetic/test_methods.py",),
+    ),
+    Mutant(
         "_rule",
         "2 * np.arange(n) / (n - 1) - 1",
         "2 * np.arange(n) / (n - 1) + 1",
@@ -90,7 +103,28 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "Product.of", "strength * update.scale", "strength / update.scale", ("tests/arithmetic/test_elementwise.py",)
     ),
+    Mutant(
+        "_orthonormal",
+        "X.T @ X - np.eye(X.shape[1])",
+        "X.T @ X + np.eye(X.shape[1])",
+        ("tests/arithmetic/test_methods.py",),
+    ),
+    Mutant(
+        "model_stock",
+        "lam * t / count * joint.total()",
+        "lam * t / count / joint.total()",
+        ("tests/arithmetic/test_methods.py",),
+    ),
+    Mutant("null_space", "first + rest", "first - rest", ("tests/arithmetic/test_methods.py",)),
     Mutant("total", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
+    Mutant("_coefficients", "abs(cosine)", "float(cosine)", ("tests/arithmetic/test_methods.py",)),
+    Mutant(
+        "_cosine",
+        "np.vdot(first, second) / norms",
+        "np.vdot(first, second) * norms",
+        ("tests/arithmetic/test_methods.py",),
+    ),
+    Mutant("_mean_direction", "shares / shares.sum()", "shares * shares.sum()", ("tests/arithmetic/test_methods.py",)),
     Mutant("slerp", "a * first + b * second", "a * first - b * second", ("tests/arithmetic/test_methods.py",)),
     Mutant(
         "_core",
@@ -108,6 +142,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "components",
         "min(joint.shape) // len(joint.cores)",
         "max(joint.shape) // len(joint.cores)",
+        ("tests/arithmetic/test_methods.py",),
+    ),
+    Mutant(
+        "compress_then_merge",
+        "max(update.rank for update in joint.updates if update is not None)",
+        "min(update.rank for update in joint.updates if update is not None)",
         ("tests/arithmetic/test_methods.py",),
     ),
     # cli
@@ -176,6 +216,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "Attachment._hook", "output + found.outside(z)", "output - found.outside(z)", ("tests/core/test_attached.py",)
     ),
     Mutant("_same", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
+    Mutant(
+        "_unchanged",
+        "all(strength(0, name) == 1 for name in adapter)",
+        "any(strength(0, name) == 1 for name in adapter)",
+        ("tests/arithmetic/test_combine.py",),
+    ),
+    Mutant(
+        "_weighted",
+        "any(one.tensor.shape != first.shape for _, one in terms)",
+        "all(one.tensor.shape != first.shape for _, one in terms)",
+        ("tests/arithmetic/test_combine.py",),
+    ),
     Mutant("EmbeddingSteps.back", "self.outer * g", "self.outer / g", ("tests/compress/test_calibration.py",)),
     Mutant(
         "LazyArray.nbytes",
@@ -198,6 +250,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_ranks.py",),
     ),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
+    Mutant("_topped_up", "budget - size(more)", "budget + size(more)", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
@@ -318,6 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/linalg/test_rank_update.py",),
     ),
     Mutant("_coordinates", "inside + more", "inside - more", ("tests/linalg/test_rank_update.py",)),
+    Mutant("_controlled", "control - control.mean()", "control + control.mean()", ("tests/linalg/test_rounding.py",)),
     Mutant("sampled_rounding", "mean_square == 0", "mean_square != 0", ("tests/linalg/test_rounding.py",)),
     Mutant(
         "survivors",
@@ -327,6 +381,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_Bracket._open", "n * (1 - p)", "n / (1 - p)", ("tests/linalg/test_selection.py",)),
     Mutant("_subspace", "Z - first @ (first.T @ Z)", "Z + first @ (first.T @ Z)", ("tests/linalg/test_sketch.py",)),
+    Mutant(
+        "low_rank",
+        "sum(_rest(block, Y[rows], V) for rows, block in panels())",
+        "max(_rest(block, Y[rows], V) for rows, block in panels())",
+        ("tests/linalg/test_sketch.py",),
+    ),
     Mutant("linear_cka_chance", "_unit(s2) ** 2", "_unit(s2) * 2", ("tests/linalg/test_subspace.py",)),
     Mutant("phi_map", "G * G", "G / G", ("tests/linalg/test_subspace.py",)),
     # merge
@@ -335,6 +395,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "perhaps_grouped",
         'difference.layout.kind == "conv"',
         'difference.layout.kind != "conv"',
+        ("tests/merge/test_extract.py",),
+    ),
+    Mutant(
+        "Extracted.energy_kept",
+        "1 - self.relative_error**2",
+        "1 + self.relative_error**2",
+        ("tests/merge/test_extract.py",),
+    ),
+    Mutant(
+        "Extraction.relative_error",
+        "sum(one.frobenius**2 for one in self.modules.values())",
+        "max(one.frobenius**2 for one in self.modules.values())",
         ("tests/merge/test_extract.py",),
     ),
     Mutant("Extraction.share", "one.norm**2", "one.norm*2", ("tests/merge/test_extract.py",)),
@@ -538,6 +610,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "_pairs_table",
         "Entry(labels[s]), Entry(labels[t])",
         "Entry(labels[t]), Entry(labels[s])",
+        ("tests/report/test_numbers.py",),
+    ),
+    Mutant(
+        "section",
+        "len(labels) * (len(labels) - 1) // 2",
+        "len(labels) * (len(labels) - 1) * 2",
         ("tests/report/test_numbers.py",),
     ),
     # train
