@@ -634,4 +634,5 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("restored", "set(here) != there", "set(here) == there", ("tests/train/test_state.py",)),
     Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/train/test_tasks.py",)),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/train/test_loop.py",)),
+    Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/report/test_numbers.py",)),
 )

@@ -7,7 +7,7 @@ of the package computes an expected value; the package only says what a page wou
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -19,10 +19,12 @@ import loralens
 from loralens.cli.report import _report
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
+from loralens.report import ranks
 from loralens.report.chart import Overlaps
-from loralens.report.document import Report, Slider
+from loralens.report.document import Report, Slider, Text
 from loralens.report.words import percent, size
 from tests import reference
+from tests.report.adapters import drawn, measured
 from tests.report.reading import (
     cells_of,
     lines_of,
@@ -760,3 +762,19 @@ def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) ->
 def test_all_pairs_are_drawn_where_they_are_few(two: Held, three: Held) -> None:
     for held in (two, three):
         assert not [text for text in texts(held.report, "together") if "is drawn for the" in text]
+
+
+def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
+    """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
+    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
+    one, other = measured({"a": drawn(1), "b": drawn(2)})
+    with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
+    assert ranks.section([one, other]).lead.startswith(f"The error is {plain} over all modules")
+    assert ranks.section(with_inputs).lead.startswith(f"The error is {output} over all modules")
+    mixed = ranks.section([one, with_inputs[1]])
+    assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
+    assert mixed.parts[0] == Text("No activations stand behind a: errors there are those of ΔW itself.")
+    said = ranks.advice(with_inputs[0])
+    assert "of the squared output on the inputs given (7 positions; error " in said
+    assert "; 25\u00a0% of ΔW itself)" in said
+    assert "positions" not in ranks.advice(one)
