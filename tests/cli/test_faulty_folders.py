@@ -164,13 +164,15 @@ def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, 
 def rewriting(module, name, shard, *, replace):
     """The function of this name, which first has somebody else rewrite a shard, once."""
     from importlib import import_module
+    from threading import Lock
 
-    function, done = getattr(import_module(module), name), []
+    function, done, lock = getattr(import_module(module), name), [], Lock()
 
     def work(*words, **options):
-        if not done:
-            done.append(1)
-            rewrite(shard, replace=replace)
+        with lock:  # several threads merge, and one of them alone is to rewrite it
+            if not done:
+                done.append(1)
+                rewrite(shard, replace=replace)
         return function(*words, **options)
 
     return work
