@@ -37,7 +37,7 @@ warnings.simplefilter("ignore")
 import numpy as np, torch
 from peft import LoraConfig, get_peft_model
 from loralens.arithmetic.combine import combine
-from loralens.compress.truncate import truncate
+from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule

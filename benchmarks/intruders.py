@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loralens.analysis.intruders import intruders
+from loralens.analysis.base.intruders import find_intruders
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import Weight
-from loralens.formats.cache import SvdCache, digest
+from loralens.formats.records.cache import SvdCache, digest
 from loralens.linalg.rank_update import decompose
 
 SIDE, TOP = 2048, 10
@@ -47,7 +47,7 @@ def _compare(
     def identity() -> np.ndarray:
         kept = cache.read(digest(weight))
         assert kept is not None
-        return intruders(module, kept, top=TOP).scores
+        return find_intruders(module, kept, top=TOP).scores
 
     def dense() -> np.ndarray:
         U = np.linalg.svd(W + module.dense())[0][:, :TOP]

@@ -35,7 +35,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure and print."""
-    from loralens.analysis.pairwise import pairwise
+    from loralens.analysis.compare.pairwise import pairwise
 
     runs = int(sys.argv[1])
     adapters = _adapters()

@@ -1,4 +1,4 @@
-"""``loralens.merge.Switchboard`` against PEFT on one model: merged switching, unmerged switching, drift, bytes."""
+"""``loralens.merging.Switchboard`` against PEFT on one model: merged switching, unmerged switching, drift, bytes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import numpy as np, torch, transformers, peft
 import loralens
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.merge.switchboard import Switchboard
+from loralens.merging.resident.switchboard import Switchboard
 warnings.simplefilter("ignore")
 runs, threads = int(sys.argv[1]), int(sys.argv[2])
 torch.manual_seed(0)

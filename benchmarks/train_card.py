@@ -1,4 +1,4 @@
-"""`loralens.train` against PEFT on one GPU: a Llama made from a configuration, all linear layers, bf16 autocast.
+"""`loralens.training` against PEFT on one GPU: a Llama made from a configuration, all linear layers, bf16 autocast.
 
     python -m benchmarks.train_card
     python -m benchmarks.train_card alone peft
@@ -56,7 +56,7 @@ def setting(device: str, size: Size) -> "Setting":
     import transformers
 
     from benchmarks.train_sides import Setting
-    from loralens.train.loop import own_loss
+    from loralens.training.loop import own_loss
 
     config = transformers.LlamaConfig(
         vocab_size=size.vocabulary,

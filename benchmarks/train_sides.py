@@ -1,4 +1,4 @@
-"""Both sides of a training benchmark: one model, the same first factors and batches; `loralens.train.fit`, and PEFT."""
+"""Both sides of a training benchmark, `loralens.training.fit` and PEFT: one model, the same factors and batches."""
 
 import resource
 import statistics
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from loralens.train import Course, Injection, Step, Watch, fit, inject
-from loralens.train.targets import chosen
+from loralens.training import Course, Injection, Step, Watch, fit, inject
+from loralens.training.targets import chosen
 
 Act = Callable[[Any], float]  # one update from a batch; the loss before it
 SIDES = ("ours", "ours_by_hand", "peft")
@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def autocast(self) -> AbstractContextManager[Any]:
-        """As `loralens.train.Course` has it by default: bfloat16 on CUDA, nothing on a CPU."""
+        """As `loralens.training.Course` has it by default: bfloat16 on CUDA, nothing on a CPU."""
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.cuda)
 
     @property
@@ -136,7 +136,7 @@ def by_hand(setting: Setting, model: nn.Module) -> Act:
 
 
 def by_fit(setting: Setting, model: nn.Module, steps: int, on_step: Callable[[Step], None] | None = None) -> None:
-    """`loralens.train.fit`, as it is."""
+    """`loralens.training.fit`, as it is."""
     course = Course(steps=steps, lr=setting.lr, warmup=0.0)
     fit(model, setting.batches, course=course, loss=setting.loss, watch=Watch(on_step=on_step), **setting.pair)
 

@@ -20,12 +20,12 @@ ROOMS = {
     "core": "an adapter, its modules, and what all verbs share",
     "formats": "what touches the disk",
     "analysis": "questions and their answers as frozen data",
-    "compress": "smaller adapters, and what the smaller size cost",
+    "compression": "smaller adapters, and what the smaller size cost",
     "arithmetic": "several adapters as one",
-    "merge": "into the base and back",
-    "train": "adapters made",
-    "plot": "results drawn, never shown",
-    "report": "everything on one page",
+    "merging": "into the base and back",
+    "training": "adapters made",
+    "charts": "results drawn, never shown",
+    "reporting": "everything on one page",
     "cli": "one file a command, and what several commands share",
 }
 

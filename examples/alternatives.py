@@ -28,10 +28,10 @@ from rivals.methods import METHODS, Method, method_named
 from rivals.report import Results, figure, read_results, table
 from rivals.training import train_one
 
+from loralens.charts.figure import save
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.corpora import CORPORA
-from loralens.formats.writing import replacing
-from loralens.plot.figure import save
+from loralens.formats.files.writing import replacing
+from loralens.formats.records.corpora import CORPORA
 
 __all__ = ["METHODS", "Method", "Results", "figure", "main", "measure", "read_results", "table", "train_one"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from loralens.plot.figure import save, settle, styled
+from loralens.charts.figure import save, settle, styled
 
 if TYPE_CHECKING:
     from combining_study import Plan

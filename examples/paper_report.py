@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from paper_page import page
 
 import loralens
+from loralens.charts.amplification import amplification_figure
+from loralens.charts.figure import save, settle, styled
+from loralens.charts.similarity import similarity_figure
 from loralens.cli.options import base_weights
-from loralens.plot.amplification import amplification_figure
-from loralens.plot.figure import save, settle, styled
-from loralens.plot.similarity import similarity_figure
 
 if TYPE_CHECKING:
     from paper_section7 import Study

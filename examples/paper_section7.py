@@ -24,7 +24,7 @@ os.environ.update(quiet())  # before torch is there
 
 import loralens
 from loralens.cli.options import base_weights
-from loralens.compress.loss import total_error
+from loralens.compression.loss import total_error
 from loralens.core.adapter import Adapter
 
 KINDS = ("query", "value")

@@ -112,8 +112,8 @@ class Judge:
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
         from loralens.cli.models import load_headed
-        from loralens.formats.corpora import read_corpus
-        from loralens.train.tasks import encoded, task_named
+        from loralens.formats.records.corpora import read_corpus
+        from loralens.training.tasks import encoded, task_named
 
         split = read_corpus(task)
         loaded = load_headed(
@@ -176,10 +176,10 @@ def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
     import torch
 
     from loralens.cli.models import load_headed
-    from loralens.formats.corpora import read_corpus
-    from loralens.train import Course, Watch, fit
-    from loralens.train.feed import shuffled
-    from loralens.train.tasks import encoded, task_named
+    from loralens.formats.records.corpora import read_corpus
+    from loralens.training import Course, Watch, fit
+    from loralens.training.feed import shuffled
+    from loralens.training.tasks import encoded, task_named
 
     classification = task_named("classification")
     torch.set_num_threads(1)

@@ -28,8 +28,8 @@ from torch.nn.functional import cross_entropy
 import loralens
 from loralens.cli.main import main as command_line
 from loralens.core.attached import Attachment
-from loralens.train import Course, fit
-from loralens.train.feed import shuffled
+from loralens.training import Course, fit
+from loralens.training.feed import shuffled
 
 Images = tuple[Tensor, Tensor]  # (n, 1, 8, 8) in [0, 1], and the digits (n,)
 TASKS: Mapping[str, Callable[[Tensor], Tensor]] = {

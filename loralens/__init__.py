@@ -4,8 +4,8 @@
     >>> adapter = loralens.load("my_adapter")
     >>> adapter["model.layers.0.self_attn.q_proj"].svd().s
 
-The names below are imported when they are first used, and so are the packages, as in ``loralens.train.fit``: ``import
-loralens`` costs next to nothing.
+Every command of the command line is a function of the same name, with the same options. The functions, the types and
+the packages are imported when they are first used, so ``import loralens`` costs next to nothing.
 """
 
 from importlib import import_module
@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING, Any
 from loralens.version import __version__
 
 if TYPE_CHECKING:
-    from loralens.analysis.amplification import Amplification, amplification
-    from loralens.analysis.behaviour import Behaviour, behaviour
+    from loralens.analysis.base.amplification import Amplification
+    from loralens.analysis.behaviour import Behaviour
     from loralens.analysis.checks.diagnosis import Diagnosis
-    from loralens.analysis.doctor import diagnose
-    from loralens.analysis.interference import interference
-    from loralens.analysis.intruders import intruders, mitigated
-    from loralens.analysis.pairwise import pairwise
-    from loralens.analysis.similarity import Comparison, Similarity, similarity
-    from loralens.analysis.spectrum import Spectrum, spectrum
-    from loralens.analysis.trajectory import trajectory
-    from loralens.arithmetic.combine import Combination, combine
-    from loralens.compress.bits import allocate
-    from loralens.compress.calibration import calibrate
-    from loralens.compress.quantise import quantise
-    from loralens.compress.truncate import truncate
+    from loralens.analysis.compare.similarity import Comparison, Similarity
+    from loralens.analysis.spectrum import Spectrum
+    from loralens.arithmetic.combine import Combination
     from loralens.core.adapter import Adapter
     from loralens.core.fingerprint import fingerprint
     from loralens.core.lowrank import LowRank
@@ -36,17 +27,29 @@ if TYPE_CHECKING:
     from loralens.core.ranks import Rule
     from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
     from loralens.formats import load, save
-    from loralens.formats.moments import load_moments, save_moments
-    from loralens.merge.extract import extract
+    from loralens.formats.records.moments import load_moments, save_moments
 
-_PACKAGES = ("analysis", "arithmetic", "compress", "core", "formats", "linalg", "merge", "plot", "report", "train")
+_PACKAGES = (
+    "analysis",
+    "arithmetic",
+    "charts",
+    "compression",
+    "core",
+    "formats",
+    "linalg",
+    "merging",
+    "reporting",
+    "tables",
+    "training",
+    "verbs",
+)
 
 _HOMES = {
     "Adapter": "loralens.core.adapter",
-    "Amplification": "loralens.analysis.amplification",
+    "Amplification": "loralens.analysis.base.amplification",
     "Behaviour": "loralens.analysis.behaviour",
     "Combination": "loralens.arithmetic.combine",
-    "Comparison": "loralens.analysis.similarity",
+    "Comparison": "loralens.analysis.compare.similarity",
     "Diagnosis": "loralens.analysis.checks.diagnosis",
     "FormatError": "loralens.errors",
     "LoraLensError": "loralens.errors",
@@ -56,79 +59,50 @@ _HOMES = {
     "OptionError": "loralens.errors",
     "Rule": "loralens.core.ranks",
     "ShapeError": "loralens.errors",
-    "Similarity": "loralens.analysis.similarity",
+    "Similarity": "loralens.analysis.compare.similarity",
     "Spectrum": "loralens.analysis.spectrum",
-    "allocate": "loralens.compress.bits",
-    "amplification": "loralens.analysis.amplification",
-    "behaviour": "loralens.analysis.behaviour",
-    "calibrate": "loralens.compress.calibration",
-    "combine": "loralens.arithmetic.combine",
-    "diagnose": "loralens.analysis.doctor",
-    "extract": "loralens.merge.extract",
     "fingerprint": "loralens.core.fingerprint",
-    "interference": "loralens.analysis.interference",
-    "intruders": "loralens.analysis.intruders",
     "load": "loralens.formats",
-    "load_moments": "loralens.formats.moments",
-    "mitigated": "loralens.analysis.intruders",
-    "pairwise": "loralens.analysis.pairwise",
-    "quantise": "loralens.compress.quantise",
+    "load_moments": "loralens.formats.records.moments",
     "save": "loralens.formats",
-    "save_moments": "loralens.formats.moments",
-    "similarity": "loralens.analysis.similarity",
-    "spectrum": "loralens.analysis.spectrum",
-    "trajectory": "loralens.analysis.trajectory",
-    "truncate": "loralens.compress.truncate",
+    "save_moments": "loralens.formats.records.moments",
 }
 
-__all__ = [
-    "Adapter",
-    "Amplification",
-    "Behaviour",
-    "Combination",
-    "Comparison",
-    "Diagnosis",
-    "FormatError",
-    "LoraLensError",
-    "LowRank",
-    "MismatchError",
-    "Moments",
-    "OptionError",
-    "Rule",
-    "ShapeError",
-    "Similarity",
-    "Spectrum",
+# Until every verb has its file: the functions of the rooms under the names that the verbs will have.
+_UNTIL_VERBS = {
+    "allocate": ("loralens.compression.bits", "allocate"),
+    "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
+    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
+    "calibrate": ("loralens.compression.calibration", "measure_moments"),
+    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
+    "diagnose": ("loralens.analysis.doctor", "diagnose"),
+    "extract": ("loralens.merging.extraction.extract", "extract_adapter"),
+    "interference": ("loralens.analysis.compare.interference", "interference"),
+    "intruders": ("loralens.analysis.base.intruders", "find_intruders"),
+    "mitigated": ("loralens.analysis.base.intruders", "remove_intruders"),
+    "pairwise": ("loralens.analysis.compare.pairwise", "pairwise"),
+    "quantise": ("loralens.compression.quantise", "quantise"),
+    "similarity": ("loralens.analysis.compare.similarity", "compare_subspaces"),
+    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
+    "trajectory": ("loralens.analysis.trajectory", "measure_trajectory"),
+    "truncate": ("loralens.compression.truncate", "truncate"),
+}
+
+__all__ = [  # noqa: PLE0604
     "__version__",
-    "allocate",
-    "amplification",
-    "behaviour",
-    "calibrate",
-    "combine",
-    "diagnose",
-    "extract",
-    "fingerprint",
-    "interference",
-    "intruders",
-    "load",
-    "load_moments",
-    "mitigated",
-    "pairwise",
-    "quantise",
-    "save",
-    "save_moments",
-    "similarity",
-    "spectrum",
-    "trajectory",
-    "truncate",
+    *_HOMES,
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"loralens.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'loralens' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _UNTIL_VERBS:
+        module, function = _UNTIL_VERBS[name]
+        return getattr(import_module(module), function)
+    raise AttributeError(f"module 'loralens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -51,7 +51,7 @@ def test_packages_are_imported_when_they_are_first_used() -> None:
     code = (
         "import sys, loralens\n"
         "before = set(sys.modules)\n"
-        "assert callable(getattr(loralens.train, '__getattr__'))\n"
+        "assert callable(getattr(loralens.training, '__getattr__'))\n"
         "print(*(name for name in before if name.startswith('loralens.')), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -80,7 +80,7 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
-    from loralens.analysis import consumers
+    from loralens.analysis.clients import rules as consumers
     from loralens.cli import convert, inspect
     from loralens.formats import FORMATS
 

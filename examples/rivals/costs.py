@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loralens.core.adapter import Adapter
-from loralens.merge.switchboard import Switchboard
-from loralens.train import Course, Injection, read
+from loralens.merging.resident.switchboard import Switchboard
+from loralens.training import Course, Injection, read
 
 CLASSES = 20
 LATENCIES = (1, 32)  # texts at a time

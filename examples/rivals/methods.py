@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from loralens.errors import OptionError
-from loralens.train import Injection, inject
-from loralens.train.targets import ALL_LINEAR
+from loralens.training import Injection, inject
+from loralens.training.targets import ALL_LINEAR
 
 HEAD = "classifier"
 RANK, ALPHA = 8, 16.0
@@ -41,7 +41,7 @@ class Method:
         From a model and a seed to what is called in its place, which has what is trained, and nothing else, in those
         of its parameters that require gradients. The model itself is changed.
     targets : tuple of str or str, optional
-        Of LoRA, which `loralens.train.fit` trains; None: not LoRA.
+        Of LoRA, which `loralens.training.fit` trains; None: not LoRA.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Method:
     targets: tuple[str, ...] | str | None = None
 
     def pair(self, seed: int) -> dict[str, Any]:
-        """What `loralens.train.inject` and ``fit`` are told."""
+        """What `loralens.training.inject` and ``fit`` are told."""
         return {"targets": self.targets, "rank": RANK, "alpha": ALPHA, "heads": [HEAD], "seed": seed}
 
     def injected(self, model: nn.Module, seed: int) -> Injection:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from rivals.methods import METHODS, Method
 
+from loralens.charts.figure import settle, styled
 from loralens.errors import OptionError
-from loralens.plot.figure import settle, styled
 
 LATENCIES = ("1", "32")
 FORMS = ("merged", "unmerged")

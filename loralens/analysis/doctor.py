@@ -8,8 +8,8 @@ from loralens.analysis.checks.base import Base, Merging, find, landings
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.patient import Patient, examine
 from loralens.core.adapter import Adapter
-from loralens.core.base_model import BaseModel
 from loralens.core.carried import magnitudes
+from loralens.core.naming.base_model import BaseModel
 from loralens.core.threads import Step
 from loralens.errors import place
 

@@ -76,7 +76,7 @@ class Spectrum:
         return measures.energy_rank(self.s, fraction)
 
 
-def spectrum(
+def measure_spectrum(
     adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1, step: Step | None = None
 ) -> dict[str, Spectrum]:
     """The spectrum of every module, in natural module order.

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from loralens.analysis.equality import differences
+from loralens.analysis.compare.equality import differences
 from loralens.analysis.groups import mean_effective_rank, total
-from loralens.analysis.spectrum import spectrum
+from loralens.analysis.spectrum import measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 
@@ -57,7 +57,7 @@ def summary(adapter: Adapter) -> Summary:
     FormatError
         A module holds NaN or Inf.
     """
-    spectra = spectrum(adapter)
+    spectra = measure_spectrum(adapter)
     return Summary(
         modules=len(adapter),
         zero=sum(one.spectral == 0 for one in spectra.values()),

@@ -7,13 +7,13 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.equality import differences
+from loralens.analysis.compare.equality import differences
+from loralens.analysis.compare.pairwise import Side, groups, mean, pairwise
 from loralens.analysis.groups import mean_effective_rank, total
-from loralens.analysis.pairwise import Side, groups, mean, pairwise
-from loralens.analysis.spectrum import Spectrum, spectrum
+from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
-from loralens.core.matching import same_modules
 from loralens.core.names import select
+from loralens.core.naming.matching import same_modules
 from loralens.core.threads import Step
 
 SETTLED = 0.9  # cosine with the last checkpoint from which on a direction counts as the last one's
@@ -82,7 +82,7 @@ class Trajectory:
     settled: int | None
 
 
-def trajectory(
+def measure_trajectory(
     adapters: Sequence[Adapter],
     *,
     modules: Sequence[str] = (),
@@ -115,7 +115,7 @@ def trajectory(
     ``length`` comes from the norm of one product a module (`differences`), so near-equal checkpoints do not cancel.
     """
     pairs = pairwise(adapters, modules=modules, labels=labels, threads=threads, step=step)
-    spectra = [spectrum(adapter, modules=modules, threads=threads, step=step) for adapter in adapters]
+    spectra = [measure_spectrum(adapter, modules=modules, threads=threads, step=step) for adapter in adapters]
     lengths = [_length(adapters[t - 1 : t + 1], spectra[t - 1 : t + 1], step) for t in range(1, len(adapters))]
     sides: tuple[Side, ...] = ("in", "out")
     phis = {side: pairs.phi(side) for side in sides}

@@ -78,7 +78,7 @@ class Combination:
         return relative(*self.modules[name].truncation(rank, self.truncation.get(name, 0.0))) or 0.0
 
 
-def combine(
+def combine_adapters(
     adapters: Sequence[tuple[Adapter, Weight]],
     *,
     method: str = "sum",

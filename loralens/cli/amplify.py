@@ -14,7 +14,7 @@ from loralens.cli.record import known
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.analysis.amplification import Amplification, Kept
+    from loralens.analysis.base.amplification import Amplification, Kept
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
 
@@ -71,7 +71,7 @@ def command(
     else:
         _show(path, base, found)
     if plot:
-        from loralens.plot.amplification import amplification_figure
+        from loralens.charts.amplification import amplification_figure
 
         options.draw(amplification_figure(found, title=f"{path} on {base}", phi_rank=phi_rank), plot)
 
@@ -79,8 +79,8 @@ def command(
 def _measure(
     path: str, base: str, modules: Sequence[str], reading: Mapping[str, Any], how: Mapping[str, Any]
 ) -> Results:
-    from loralens.analysis.amplification import amplification
-    from loralens.analysis.weight_norms import work
+    from loralens.analysis.base.amplification import measure_amplification
+    from loralens.analysis.base.weight_norms import work
     from loralens.cli.progress import progress
     from loralens.core.names import select
     from loralens.errors import place
@@ -97,7 +97,7 @@ def _measure(
     _say(path, adapter, names)
     chosen = weights.modules
     with place(path), progress("reading the base", work(chosen.values(), top=how["top"])) as step:
-        found = amplification(adapter, chosen, **{**how, "device": device}, modules=modules, step=step)
+        found = measure_amplification(adapter, chosen, **{**how, "device": device}, modules=modules, step=step)
     zero = [name for name, one in found.items() if not one.s.size]
     if zero:
         from loralens.core.names import some
@@ -180,7 +180,7 @@ def _cell(value: float, form: str = ".4g") -> str:
 
 def _kinds_table(found: Results) -> "Table":
     """Medians of every kind, at the largest rank."""
-    from loralens.analysis.amplification import FAR, count_far
+    from loralens.analysis.base.amplification import FAR, count_far
     from loralens.cli.table import Column, Table, number
     from loralens.core.names import kind, natural_key
 
@@ -210,7 +210,7 @@ def _counts(far: int, expected: float) -> tuple[str, str]:
 
 def _reading(found: Results) -> list[str]:
     """What the table says, in words."""
-    from loralens.analysis.amplification import FAR, count_far
+    from loralens.analysis.base.amplification import FAR, count_far
     from loralens.cli.table import number
 
     alive = [one for one in found.values() if one.rows[-1].rank and one.weight_norm]

@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
-    from loralens.core.base_model import BaseModel
+    from loralens.core.naming.base_model import BaseModel
 
 FIX = "give the base that it was trained on; where this is a copy of it under another name, all is well"
 OF_ONE = "take adapters of one base: an update means something beside its own weights only"
@@ -16,10 +16,10 @@ OF_ONE = "take adapters of one base: an update means something beside its own we
 
 def named(adapter: "Adapter") -> "BaseModel":
     """The base that an adapter names, with its sizes where this machine has it."""
-    from loralens.core.base_model import BaseModel
+    from loralens.core.naming.base_model import BaseModel
     from loralens.errors import LoraLensError
-    from loralens.formats.checkpoint import model_config
-    from loralens.formats.location import known_folder
+    from loralens.formats.files.location import known_folder
+    from loralens.formats.models.checkpoint import model_config
 
     name = adapter.base_model or ""
     folder = known_folder(name)
@@ -37,8 +37,8 @@ def named_by(adapters: "Mapping[str, Adapter]") -> "dict[str, BaseModel]":
 
 def given(base: str | Path) -> "BaseModel":
     """The base that a user gave, under its name and whatever its configuration calls it."""
-    from loralens.core.base_model import BaseModel
-    from loralens.formats.checkpoint import model_config
+    from loralens.core.naming.base_model import BaseModel
+    from loralens.formats.models.checkpoint import model_config
 
     path = Path(base)
     name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, though it look like a Hub id
@@ -47,7 +47,7 @@ def given(base: str | Path) -> "BaseModel":
 
 def against(adapter: "Adapter", base: str | Path) -> str:
     """What contradicts that ``base`` is the base of the adapter, in words; empty where nothing does."""
-    from loralens.core.base_model import contradiction
+    from loralens.core.naming.base_model import contradiction
 
     if not adapter.base_model:
         return ""
@@ -64,7 +64,7 @@ def warn_of_base(path: str, adapter: "Adapter", base: str | Path) -> None:
 
 def warn_of_bases(paths: Sequence[str], adapters: "Sequence[Adapter]") -> None:
     """Say on stderr that adapters name different bases, or have different sizes, where that is so."""
-    from loralens.core.base_model import apart
+    from loralens.core.naming.base_model import apart
 
     told = apart(list(paths), list(adapters), [named(adapter) for adapter in adapters])
     if told:
@@ -73,8 +73,8 @@ def warn_of_bases(paths: Sequence[str], adapters: "Sequence[Adapter]") -> None:
 
 def note_of_bases(adapters: "Sequence[Adapter]") -> None:
     """Say on stderr how many bases a collection is of, where it is of more than one: that is no mistake there."""
-    from loralens.core.base_model import grouped
     from loralens.core.names import some
+    from loralens.core.naming.base_model import grouped
 
     models = [named(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
     groups = grouped(models)

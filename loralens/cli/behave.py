@@ -43,7 +43,7 @@ def command(
     KL divergence and logits where the model has a head, hidden states always. Updates are added in float32, and
     nothing is merged.
     """
-    from loralens.analysis.behaviour import behaviour
+    from loralens.analysis.behaviour import measure_behaviour
     from loralens.cli.cut import count_cut
     from loralens.cli.models import load_model
     from loralens.cli.progress import progress
@@ -60,7 +60,7 @@ def command(
     config.output_hidden_states = True
     with place(model), progress("running the model", len(texts)) as step:
         batches = loaded.batches(texts, batch=batch, length=length, step=step)
-        found = behaviour(loaded.model, batches, adapters=adapters)
+        found = measure_behaviour(loaded.model, batches, adapters=adapters)
     _warn(found)
     if as_json:
         seen = {"file": str(data), "texts": len(texts), "cut": cut.record()}

@@ -52,10 +52,10 @@ def command(
     from loralens.cli.models import load_model
     from loralens.cli.progress import progress
     from loralens.cli.texts import read_texts
-    from loralens.compress.calibration import calibrate
+    from loralens.compression.calibration import measure_moments
     from loralens.core.attached import Attachment
     from loralens.errors import place
-    from loralens.formats.moments import check_target, save_moments
+    from loralens.formats.records.moments import check_target, save_moments
 
     check_target(output, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
@@ -73,7 +73,7 @@ def command(
         return
     with progress("running the model", len(texts)) as step:
         batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
-        found = calibrate(
+        found = measure_moments(
             loaded.model,
             _labelled(loaded, texts, batches, batch) if loss and loaded.head == "classifier" else batches,
             adapter=loaded_adapter,
@@ -87,7 +87,7 @@ def command(
 
 def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
     """The loss of the model's head."""
-    from loralens.compress.objective import label, next_token
+    from loralens.compression.objective import label, next_token
     from loralens.errors import OptionError
 
     if loaded.head == "causal":

@@ -6,7 +6,7 @@ from loralens.cli.models import Loaded
 from loralens.errors import MismatchError
 
 if TYPE_CHECKING:
-    from loralens.train.tasks import Examples
+    from loralens.training.tasks import Examples
 
 CAUSAL = "AutoModelForCausalLM"  # the head of tasks that need it
 TOKENS = 8  # of the text that is looked at

@@ -39,7 +39,7 @@ def command(adapters: tuple[str, ...], recipe: Path | None, **given: Any) -> Non
         beside = [*given_beside(given), *(["ADAPTER"] if adapters else [])]
         if beside:
             raise click.UsageError(f"{', '.join(beside)} and --recipe exclude each other: the recipe says it all")
-        from loralens.formats.recipes import read_recipe
+        from loralens.formats.records.recipes import read_recipe
 
         follow(read_recipe(recipe), given)
         return

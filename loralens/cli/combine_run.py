@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.structured import Update
     from loralens.core.threads import Step
     from loralens.core.weights import Weight
-    from loralens.formats.container import Files, Stored
+    from loralens.formats.files.container import Files, Stored
 
 
 def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
     stored, files = _stored(adapter, recipe, form)
     report = _report(recipe, adapters, found, ranks, adapter, form, cost, stored, files)
     if output and not given["dry_run"]:
-        from loralens.formats.writing import write_files
+        from loralens.formats.files.writing import write_files
 
         write_files(stored, output, files=files, overwrite=given["overwrite"])
     report.say(None if given["dry_run"] else output, output, as_json=given["as_json"])
@@ -128,12 +128,12 @@ def _combined(
     """The combination, the ranks it is cut to, what is left of it then, and its new factors before they are rounded."""
     import numpy as np
 
-    from loralens.arithmetic.combine import combine
+    from loralens.arithmetic.combine import combine_adapters
     from loralens.core.vector import with_modules
 
     wanted = options.dtype_of(dtype)
     cut, threads = bool(recipe.truncate), os.cpu_count() or 1
-    found = combine(
+    found = combine_adapters(
         [(adapter, one.strength) for adapter, one in zip(adapters, recipe.adapters, strict=True)],
         method=recipe.method,
         seed=recipe.seed,
@@ -192,8 +192,8 @@ def _cut(
     """The ranks that the rule gives, as compress chooses them, and the modules at these ranks, in any dtype."""
     import numpy as np
 
-    from loralens.compress.directions import Directions, directions, narrowed, truncated
-    from loralens.compress.plan import Plan, kept_whole
+    from loralens.compression.directions import Directions, directions, narrowed, truncated
+    from loralens.compression.plan import Plan, kept_whole
     from loralens.core.ranks import Rule
 
     def of(name: str, module: Any) -> "Directions":
@@ -207,7 +207,7 @@ def _cut(
     ((rule, value),) = recipe.truncate.items()
 
     def size(adapter: "Adapter") -> int:
-        from loralens.formats.sizes import stored_size
+        from loralens.formats.dialects.sizes import stored_size
 
         return stored_size(*_stored(adapter, recipe, form))
 
@@ -254,7 +254,7 @@ def _taken(recipe: "Recipe") -> Any:
 def _stored(adapter: "Adapter", recipe: "Recipe", form: Form) -> "tuple[Stored, Files]":
     """What is written: the adapter, with the recipe in the metadata where there is any."""
     from loralens.formats import stored_as
-    from loralens.formats.recipes import stamped
+    from loralens.formats.records.recipes import stamped
 
     stored, files = stored_as(adapter, form.name, **form.given)
     return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files
@@ -273,7 +273,7 @@ def _report(
 ) -> "Report":
     from loralens.cli.combine_report import Report
     from loralens.core.together import together
-    from loralens.formats.sizes import stored_size
+    from loralens.formats.dialects.sizes import stored_size
 
     rows = together(adapters, [one.path for one in recipe.adapters])
     nominal = {name: [module.rank if module else 0 for module in rows[name]] for name in found.modules}

@@ -14,7 +14,7 @@ from loralens.cli.convert import TARGETS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.cli.compress_report import Report
-    from loralens.compress.plan import Plan
+    from loralens.compression.plan import Plan
     from loralens.core.adapter import Adapter
     from loralens.core.moments import Moments
     from loralens.core.ranks import Rule
@@ -112,7 +112,7 @@ def _plan(
     import numpy as np
 
     from loralens.cli.progress import progress
-    from loralens.compress.plan import Plan
+    from loralens.compression.plan import Plan
 
     narrow = np.dtype(np.float32) if form.bits and adapter.format != FEW else options.dtype_of(dtype)
     with progress("reading", len(adapter)) as step:
@@ -121,8 +121,8 @@ def _plan(
 
 def _with_bits(plan: "Plan", rule: "Rule", form: Form, *, protect: Any, drop_dead: bool) -> "Decision":
     """Ranks and bits in one decision, by reverse water-filling over directions."""
-    from loralens.compress.bits import allocate
-    from loralens.compress.protection import protection
+    from loralens.compression.bits import allocate
+    from loralens.compression.protection import protection
     from loralens.core.ranks import shared_ranks
 
     spectra = {name: one.s for name, one in plan.found.items()}
@@ -152,8 +152,8 @@ def _nearest(adapter: "Adapter", moments: "Moments", decisions: "Sequence[Decisi
     Data say which directions to keep. In a few bits most of the error is that of rounding, which lies beside them, and
     whether it pays to follow the data depends on the adapter.
     """
-    from loralens.compress.informed import data_losses
-    from loralens.compress.loss import total_error
+    from loralens.compression.informed import data_losses
+    from loralens.compression.loss import total_error
 
     def error(decision: "Decision") -> float:
         plan, chosen, form = decision
@@ -163,14 +163,14 @@ def _nearest(adapter: "Adapter", moments: "Moments", decisions: "Sequence[Decisi
 
 
 def _source_bytes(source: str) -> int:
-    from loralens.formats.location import adapter_file
+    from loralens.formats.files.location import adapter_file
 
     return adapter_file(Path(source)).stat().st_size
 
 
 def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple[Adapter, str]":
     """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
-    from loralens.compress.magnitudes import resolved
+    from loralens.compression.magnitudes import resolved
     from loralens.core.carried import magnitudes
 
     found = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
@@ -183,7 +183,7 @@ def _magnitudes(before: "Adapter", after: "Adapter", base: str | None) -> "tuple
 
 
 def _notes(plan: "Plan", chosen: Mapping[str, int], asked: float | None) -> list[str]:
-    from loralens.compress.plan import fused, kept_whole
+    from loralens.compression.plan import fused, kept_whole
     from loralens.core.structured import Structured
 
     whole = sum(map(kept_whole, plan.adapter.modules.values()))
@@ -199,7 +199,7 @@ def _notes(plan: "Plan", chosen: Mapping[str, int], asked: float | None) -> list
 
 def _split_experts(after: "Adapter", form: Form) -> list[str]:
     """What PEFT would not load."""
-    from loralens.analysis.consumers import experts_differ
+    from loralens.analysis.clients.rules import experts_differ
 
     return [f"{one.text} ({one.fix})" for one in experts_differ(after)] if form.name == "peft" else []
 
@@ -209,8 +209,8 @@ def _report(
 ) -> "Report":
     from loralens.cli.compress_report import Report
     from loralens.cli.progress import progress
-    from loralens.compress.informed import data_losses
-    from loralens.compress.loss import losses
+    from loralens.compression.informed import data_losses
+    from loralens.compression.loss import losses
 
     with progress("measuring", len(before)) as step:
         lost = losses(before, after, threads=os.cpu_count() or 1, step=step)
@@ -231,9 +231,9 @@ def _say(report: "Report", source: str, output: Path | None, form: Form, *, dry_
 
 
 def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -> None:
+    from loralens.charts.curve import curve_figure
     from loralens.cli.curve import trade_off
-    from loralens.compress.loss import total_error
-    from loralens.plot.curve import curve_figure
+    from loralens.compression.loss import total_error
 
     chosen = report.sizes[1], total_error(report.on_data or report.losses)
     points = trade_off(plan, form, on_data=bool(report.on_data))

@@ -85,7 +85,7 @@ class Form:
 
     def size(self, adapter: "Adapter") -> int:
         """Bytes of the file of weights."""
-        from loralens.formats.sizes import file_size
+        from loralens.formats.dialects.sizes import file_size
 
         return file_size(adapter, self.name, **self.given)
 
@@ -99,7 +99,7 @@ class Form:
     def write(self, adapter: "Adapter", output: Path, *, overwrite: bool) -> "tuple[Adapter, int]":
         """Write ``adapter``; what is read back, and bytes of the file."""
         from loralens.formats import load, save
-        from loralens.formats.location import adapter_file
+        from loralens.formats.files.location import adapter_file
 
         save(adapter, output, format=self.name, overwrite=overwrite, **self.given)
         back = load(output, format=self.name, allow_pickle=True, base=self.base, strict=False)
@@ -109,6 +109,6 @@ class Form:
         """What `write` would find, without the disk."""
         if self.bits is None:
             return adapter, self.size(adapter)
-        from loralens.compress.quantise import quantise
+        from loralens.compression.quantise import quantise
 
         return quantise(adapter, bits=self.bits)[0], self.size(adapter)

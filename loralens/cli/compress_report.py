@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.compress.loss import Loss
+    from loralens.compression.loss import Loss
     from loralens.core.adapter import Adapter
 
 
@@ -37,7 +37,7 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """As a JSON object."""
-        from loralens.compress.loss import total_error
+        from loralens.compression.loss import total_error
 
         return {
             "modules": [
@@ -71,7 +71,7 @@ class Report:
     def show(self, source: str) -> None:
         """Print it."""
         from loralens.cli.table import Column, Table, show
-        from loralens.compress.loss import total_error
+        from loralens.compression.loss import total_error
 
         heads = ("out × in", "r", "r'", "error", "spectral", "energy kept", *(["on data"] if self.on_data else []))
         rows = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.compress.protection import Protection
+    from loralens.compression.protection import Protection
     from loralens.core.moments import Moments
     from loralens.core.ranks import Rule
 
@@ -155,7 +155,7 @@ def moments_of(file: str | None) -> "Moments | None":
     """The moments in the file of --activations, where one is given."""
     if file is None:
         return None
-    from loralens.formats.moments import load_moments
+    from loralens.formats.records.moments import load_moments
 
     return load_moments(file)
 

@@ -14,9 +14,9 @@ from loralens.cli.rounding import FEW
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
-    from loralens.core.matching import Match, Shape
+    from loralens.core.naming.matching import Match, Shape
     from loralens.core.structured import Update
-    from loralens.formats.container import Files, Stored
+    from loralens.formats.files.container import Files, Stored
 
 KEEPING = ("peft", FEW)  # dialects that have a place for tensors saved in full
 BITS = 8  # of a number in it, as its writer has it by default
@@ -69,7 +69,7 @@ def command(
     in), is said. SOURCE is never written over.
     """
     from loralens.errors import place
-    from loralens.formats.writing import write_files
+    from loralens.formats.files.writing import write_files
 
     adapter = options.read_adapter(source, reading, base=base)
     with place(source):
@@ -110,12 +110,12 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
     """
     words = []
     if base:
-        from loralens.core.matching import match
+        from loralens.core.naming.matching import match
         from loralens.core.weights import with_kernels
         from loralens.errors import place
-        from loralens.formats.base_copies import FULL, without_copies
-        from loralens.formats.checkpoint import shapes, weights
-        from loralens.formats.gguf_writer import head_is_tied
+        from loralens.formats.dialects.gguf.writer import head_is_tied
+        from loralens.formats.models.base_copies import FULL, without_copies
+        from loralens.formats.models.checkpoint import shapes, weights
 
         known = shapes(base)
         tied = _tied_heads(adapter, base, known)
@@ -141,9 +141,9 @@ def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], t
 
 def _tied_heads(adapter: "Adapter", base: Path, known: "Mapping[str, Shape]") -> dict[str, str]:
     """The modules that adapt a head whose weight the base holds as its embedding alone, and what the head is called."""
-    from loralens.formats.checkpoint import model_config, resolved
-    from loralens.formats.model_files import model_files
-    from loralens.merge.tying import Tied
+    from loralens.formats.models.checkpoint import model_config, resolved
+    from loralens.formats.models.model_files import model_files
+    from loralens.merging.tying import Tied
 
     if all(f"{name}.weight" in known for name in adapter):
         return {}
@@ -203,7 +203,7 @@ def _paired(adapter: "Adapter", rank: int | None) -> "tuple[Adapter, float]":
         return adapter, 0.0
     if not wide:
         raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
-    from loralens.compress.loss import losses, total_error
+    from loralens.compression.loss import losses, total_error
 
     def pair(module: "Update") -> "Update":
         return module.truncated(min(rank, *module.shape)) if isinstance(module, Structured) else module
@@ -214,7 +214,7 @@ def _paired(adapter: "Adapter", rank: int | None) -> "tuple[Adapter, float]":
 
 def _named_as_in(adapter: "Adapter", to: str, of_format: "Mapping[str, Any]") -> "Adapter":
     """The adapter with its experts cut and called as the target has them: what the written file is compared with."""
-    from loralens.formats.experts import as_in
+    from loralens.formats.dialects.experts import as_in
 
     if adapter.format == to:
         return adapter

@@ -15,9 +15,9 @@ from loralens.cli.convert import TARGETS
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.compress.curve import Choice, Point
-    from loralens.compress.plan import Plan
-    from loralens.compress.protection import Protection
+    from loralens.compression.curve import Choice, Point
+    from loralens.compression.plan import Plan
+    from loralens.compression.protection import Protection
     from loralens.core.adapter import Adapter
 
 
@@ -52,7 +52,7 @@ def command(
     said of few bits.
     """
     from loralens.cli.progress import progress
-    from loralens.compress.plan import Plan
+    from loralens.compression.plan import Plan
     from loralens.errors import place
 
     adapter = options.read_adapter(source, reading, base=base)
@@ -68,7 +68,7 @@ def command(
     else:
         _show(source, form, adapter, points, on_data=moments is not None)
     if plot:
-        from loralens.plot.curve import curve_figure
+        from loralens.charts.curve import curve_figure
 
         options.draw(curve_figure(source, points, on_data=moments is not None), plot)
 
@@ -76,7 +76,7 @@ def command(
 def trade_off(plan: "Plan", form: Form, *, protect: "Protection" = "absolute", on_data: bool = False) -> "list[Point]":
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     from loralens.cli.progress import progress
-    from loralens.compress.curve import curve, ranks_shown
+    from loralens.compression.curve import curve, ranks_shown
     from loralens.core.structured import Structured
 
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())

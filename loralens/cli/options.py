@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
     from loralens.core.structured import Updates
     from loralens.core.weights import Weights
-    from loralens.formats.checkpoint import Checkpoint
+    from loralens.formats.models.checkpoint import Checkpoint
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # of --dtype
@@ -126,7 +126,7 @@ def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
 
 def opened(path: str) -> "Checkpoint":
     """The checkpoint at ``path``, what its reader found said on stderr."""
-    from loralens.formats.checkpoint import open_checkpoint
+    from loralens.formats.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(Path(path))
     for note in checkpoint.notes:
@@ -136,8 +136,8 @@ def opened(path: str) -> "Checkpoint":
 
 def shown(stored: Mapping[str, Held], base: str) -> Mapping[str, Held]:
     """Tensors or shapes of the base at ``base``, with those of a head that it does not store: its embedding's."""
-    from loralens.formats.checkpoint import model_config
-    from loralens.merge.ties import find_ties
+    from loralens.formats.models.checkpoint import model_config
+    from loralens.merging.ties import find_ties
 
     return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
 
@@ -149,7 +149,7 @@ def base_weights(base: str, modules: "Updates") -> "Weights":
     """
     from loralens.core.weights import weights_of
     from loralens.errors import place
-    from loralens.formats.checkpoint import stores_conv1d
+    from loralens.formats.models.checkpoint import stores_conv1d
 
     checkpoint = opened(base)
     with place(base):
@@ -160,7 +160,7 @@ def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     """Refuse a file that no figure can be written to, before any work."""
     del ctx, param
     if value:
-        from loralens.plot.figure import check_suffix
+        from loralens.charts.figure import check_suffix
 
         check_suffix(value)
     return value
@@ -173,7 +173,7 @@ def plot(text: str) -> Callable[[F], F]:
 
 def draw(figure: "Figure", file: Path) -> None:
     """Write a figure, and say so on stderr."""
-    from loralens.plot.figure import save
+    from loralens.charts.figure import save
 
     save(figure, file)
     click.echo(f"wrote {file}", err=True)
@@ -181,7 +181,7 @@ def draw(figure: "Figure", file: Path) -> None:
 
 def weighted(text: str) -> tuple[str, float]:
     """``ADAPTER:0.7`` taken apart: what follows the last colon is a weight if it is a number and the rest exists."""
-    from loralens.formats.location import existing
+    from loralens.formats.files.location import existing
 
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():

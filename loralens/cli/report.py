@@ -13,16 +13,16 @@ from loralens.cli.bases import named_by
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.analysis.base.intruders import Intruders
     from loralens.analysis.checks.base import Base
     from loralens.analysis.checks.patient import Patient
-    from loralens.analysis.intruders import Intruders
     from loralens.core.adapter import Adapter
     from loralens.core.moments import Moments
     from loralens.core.weights import Weight
-    from loralens.report.allotment import Dialect
-    from loralens.report.company import Course
-    from loralens.report.document import Report
-    from loralens.report.subject import Beside, Subject
+    from loralens.reporting.allotment import Dialect
+    from loralens.reporting.company import Course
+    from loralens.reporting.document import Report
+    from loralens.reporting.subject import Beside, Subject
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
 THREADS = os.cpu_count() or 1
@@ -73,7 +73,7 @@ def command(
         raise click.UsageError("--markdown is written beside the page of -o")
     if intruders and not base:
         raise click.UsageError("--intruders are looked for in W + ΔW: give --base")
-    from loralens.report.writing import beside, check_target, numbers, write_report
+    from loralens.reporting.writing import beside, check_target, numbers, write_report
 
     older: list[Path] = []
     if output:
@@ -96,9 +96,9 @@ def _check_apart(
     output: Path, paths: Sequence[str], base: str | None, activations: Sequence[str], *, with_markdown: bool
 ) -> None:
     """Refuse a page, or a folder of pictures, that is what the report is of or holds some of it."""
-    from loralens.formats.apart import check_apart
-    from loralens.formats.location import existing
-    from loralens.report.writing import beside
+    from loralens.formats.files.apart import check_apart
+    from loralens.formats.files.location import existing
+    from loralens.reporting.writing import beside
 
     places = [Path(path) for path in (*paths, *activations, *([base] if base else []))]
     inputs = [(str(path), existing(path)) for path in places]
@@ -142,7 +142,7 @@ def _members(path: str) -> list[str]:
         A folder of several adapters that is no run.
     """
     from loralens.errors import LoraLensError, OptionError
-    from loralens.formats.runs import run_of
+    from loralens.formats.records.runs import run_of
 
     folder = Path(path)
     if not folder.is_dir() or _holds_one(folder):
@@ -161,7 +161,7 @@ def _members(path: str) -> list[str]:
 
 def _holds_one(path: Path) -> bool:
     from loralens.errors import LoraLensError
-    from loralens.formats.location import SUFFIXES, adapter_file
+    from loralens.formats.files.location import SUFFIXES, adapter_file
 
     try:
         return (path.is_dir() or path.suffix in SUFFIXES) and bool(adapter_file(path))
@@ -184,9 +184,9 @@ def _report(
     from loralens.cli.progress import progress
     from loralens.cli.similarity_many import labels
     from loralens.formats import FORMATS
-    from loralens.report.company import company
-    from loralens.report.make import report
-    from loralens.report.subject import subject
+    from loralens.reporting.company import company
+    from loralens.reporting.make import report
+    from loralens.reporting.subject import subject
 
     adapters = _load(paths, base, reading)
     moments = _moments(activations, adapters)
@@ -240,7 +240,7 @@ def _moments(files: Sequence[str], adapters: "Mapping[str, Adapter]") -> "dict[s
     """
     from loralens.core.fingerprint import fingerprint
     from loralens.errors import MismatchError
-    from loralens.formats.moments import load_moments
+    from loralens.formats.records.moments import load_moments
 
     if not files:
         return {}
@@ -264,7 +264,7 @@ def _dialect(adapter: "Adapter", base: str | None) -> "Dialect":
     from loralens.cli.compress_form import FEW, Form
     from loralens.cli.convert import TARGETS
     from loralens.formats import stored_as
-    from loralens.report.allotment import Dialect
+    from loralens.reporting.allotment import Dialect
 
     own = adapter.format if adapter.format in TARGETS and adapter.format != FEW else "peft"
     form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
@@ -273,13 +273,13 @@ def _dialect(adapter: "Adapter", base: str | None) -> "Dialect":
 
 def _beside(patient: "Patient", base: "Base", intruders: bool | None) -> "Beside":
     """What the weights of the base make of the modules that have one there."""
-    from loralens.analysis.amplification import amplification
+    from loralens.analysis.base.amplification import measure_amplification
+    from loralens.analysis.base.weight_norms import work
     from loralens.analysis.checks.base import find
-    from loralens.analysis.weight_norms import work
     from loralens.cli.progress import progress
     from loralens.errors import place
     from loralens.linalg.device import Device
-    from loralens.report.subject import Beside
+    from loralens.reporting.subject import Beside
 
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
@@ -287,7 +287,7 @@ def _beside(patient: "Patient", base: "Base", intruders: bool | None) -> "Beside
     device = Device.of("cpu", threads=THREADS)
     with place(base.name), progress("reading the base", work(weights.values(), top=False)) as step:
         chosen = patient.adapter.without([name for name in patient.adapter if name not in weights])
-        amplified = amplification(chosen, weights, top=False, device=device, step=step) if weights else {}
+        amplified = measure_amplification(chosen, weights, top=False, device=device, step=step) if weights else {}
     found, without = _intruders(patient, weights, base.name, intruders)
     return Beside(amplified=amplified, intruders=found, without=without)
 
@@ -296,7 +296,7 @@ def _intruders(
     patient: "Patient", weights: "Mapping[str, Weight]", base: str, asked: bool | None
 ) -> "tuple[dict[str, Intruders] | None, str]":
     """The intruders of all modules, or why they were not looked for."""
-    from loralens.analysis.intruders import intruders
+    from loralens.analysis.base.intruders import find_intruders
     from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
     from loralens.core.carried import magnitudes
     from loralens.errors import place
@@ -320,15 +320,15 @@ def _intruders(
     with closing(decomposed(plain, store, base, device)) as each:  # its progress bar ends whatever happens
         for name, W in each:
             with place(patient.path), place(name):
-                found[name] = intruders(patient.adapter[name], W).without_vectors()
+                found[name] = find_intruders(patient.adapter[name], W).without_vectors()
     return found, ""
 
 
 def _course(subjects: "Sequence[Subject]") -> "Course | None":
     """The run that the adapters are checkpoints of, where they are."""
     from loralens.errors import LoraLensError
-    from loralens.formats.runs import run_of
-    from loralens.report.company import course
+    from loralens.formats.records.runs import run_of
+    from loralens.reporting.company import course
 
     try:
         run = run_of([Path(one.path) for one in subjects])

@@ -49,7 +49,7 @@ class Rounding:
         """
         import os
 
-        from loralens.compress.loss import lost, total_error
+        from loralens.compression.loss import lost, total_error
         from loralens.core.threads import in_threads
         from loralens.errors import place
 
@@ -99,7 +99,7 @@ def quantised(adapter: "Adapter", bits: "Bits") -> "Adapter":
     """The adapter in whole numbers of a few bits; modules that are in few bits already, as they are."""
     import os
 
-    from loralens.compress.quantise import quantise
+    from loralens.compression.quantise import quantise
 
     whole = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != FEW}
     rounded, _ = quantise(replace(adapter, modules=whole), bits=bits, threads=os.cpu_count() or 1)

@@ -15,9 +15,9 @@ from loralens.cli.record import known
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.analysis.pairwise import Of, Side
-    from loralens.analysis.similarity import Comparison, Similarity
-    from loralens.analysis.similarity_initialisation import Initialisation
+    from loralens.analysis.compare.initialisation import Initialisation
+    from loralens.analysis.compare.pairwise import Of, Side
+    from loralens.analysis.compare.similarity import Comparison, Similarity
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
 
@@ -62,7 +62,7 @@ def command(
     One ADAPTER: its own modules of equal width against each other. Two: φ(i, j), cosine, principal angles and CKA of
     every module. More: every pair, clustered. --alpha and --scale go to those that do not say their own.
     """
-    from loralens.analysis.similarity import side_of
+    from loralens.analysis.compare.similarity import side_of
 
     chosen = side_of(of, side)
     adapters = [options.load_if_unknown(path, reading) for path in paths]
@@ -94,8 +94,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Compare two adapters: table, JSON or figure."""
-    from loralens.analysis.similarity import similarity
-    from loralens.analysis.similarity_initialisation import initialisation
+    from loralens.analysis.compare.initialisation import initialisation
+    from loralens.analysis.compare.similarity import compare_subspaces
     from loralens.cli.progress import progress
     from loralens.core.training import same_start
 
@@ -103,7 +103,7 @@ def run(
     first, second = paths
     given: dict[str, Any] = {"of": of, "side": side, "modules": modules, "phi_rank": phi_rank}
     with progress("comparing", min(map(len, adapters))) as step:
-        found = similarity(*adapters, **given, labels=(first, second), threads=threads, step=step)
+        found = compare_subspaces(*adapters, **given, labels=(first, second), threads=threads, step=step)
     start = initialisation(found, recorded=same_start(*adapters))
     if start.text:
         click.echo(f"warning: {start.text}\n  fix: {start.advice}", err=True)
@@ -112,7 +112,7 @@ def run(
     else:
         _show(paths, found, of, side)
     if plot:
-        from loralens.plot.similarity import similarity_figure
+        from loralens.charts.similarity import similarity_figure
 
         options.draw(similarity_figure(found, labels=(first, second), of=of), plot)
 

@@ -17,8 +17,8 @@ from loralens.cli.similarity import cell, module_records
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.analysis.interference import Interference, Meeting
-    from loralens.analysis.pairwise import Of, Pairwise, Side
+    from loralens.analysis.compare.interference import Interference, Meeting
+    from loralens.analysis.compare.pairwise import Of, Pairwise, Side
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
     from loralens.linalg.factor import Floats
@@ -61,7 +61,7 @@ def run(
     else:
         _show(found, sides)
     if plot:
-        from loralens.plot.pairwise import pairwise_figure
+        from loralens.charts.pairwise import pairwise_figure
 
         options.draw(pairwise_figure(found.labels, found.pairs, found.energy, found.tree, sides), plot)
 
@@ -69,8 +69,8 @@ def run(
 def _measure(
     paths: Sequence[str], adapters: "Sequence[Adapter]", of: "Of", modules: Sequence[str], phi_rank: int | None
 ) -> _Collection:
-    from loralens.analysis.interference import interference, meetings
-    from loralens.analysis.pairwise import leaves, pairwise
+    from loralens.analysis.compare.interference import interference, meetings
+    from loralens.analysis.compare.pairwise import leaves, pairwise
     from loralens.cli.progress import progress
 
     threads = os.cpu_count() or 1
@@ -97,7 +97,7 @@ def _write_json(
     found: _Collection, adapters: "Sequence[Adapter]", *, of: "Of", side: "Side | None", phi_rank: int | None
 ) -> None:
     """One JSON object; its pairs are written one by one, as those of a hundred adapters take 200 MB."""
-    from loralens.analysis.similarity import side_of
+    from loralens.analysis.compare.similarity import side_of
 
     side = side_of(of, side)
     head = json.dumps({"loralens": __version__, "of": of, "side": side, **_record(found)})
@@ -108,7 +108,7 @@ def _write_json(
 
 
 def _record(found: _Collection) -> dict[str, Any]:
-    from loralens.analysis.pairwise import groups
+    from loralens.analysis.compare.pairwise import groups
 
     pairs, energy = found.pairs, found.energy
     return {
@@ -140,12 +140,12 @@ def _record(found: _Collection) -> dict[str, Any]:
 
 def _pair_records(found: _Collection, adapters: "Sequence[Adapter]", **chosen: Any) -> Iterator[dict[str, Any]]:
     """φ maps, cosines and angles of every pair, as for two adapters alone."""
-    from loralens.analysis.similarity import similarity
+    from loralens.analysis.compare.similarity import compare_subspaces
 
     for s, t in combinations(range(len(adapters)), 2):
         held = [(one.holders[s], one.holders[t]) for one in found.pairs.modules]
         names = [first for first, second in held if first is not None and second is not None]
-        compared = similarity(adapters[s], adapters[t], modules=names, **chosen) if names else None
+        compared = compare_subspaces(adapters[s], adapters[t], modules=names, **chosen) if names else None
         yield {"first": s, "second": t, "modules": module_records(compared) if compared else []}
 
 
@@ -163,7 +163,7 @@ def _meeting_record(one: "Meeting") -> dict[str, Any]:
 
 
 def _show(found: _Collection, sides: "Sequence[Side]") -> None:
-    from loralens.analysis.interference import LARGE, far
+    from loralens.analysis.compare.interference import LARGE, far
     from loralens.cli.table import count, show
 
     pairs = found.pairs
@@ -220,7 +220,7 @@ def _chance(pairs: "Pairwise", side: "Side") -> str:
 
 
 def _adapters_table(found: _Collection) -> "Table":
-    from loralens.analysis.pairwise import groups, mean
+    from loralens.analysis.compare.pairwise import groups, mean
     from loralens.cli.table import Column, Table, number
 
     pairs, energy = found.pairs, found.energy
@@ -292,7 +292,7 @@ def _pairs_table(found: _Collection, sides: "Sequence[Side]") -> "Table":
 
 def _say_groups(found: _Collection) -> None:
     """Who began from the same A, and what that does to φ."""
-    from loralens.analysis.pairwise import SHARED, groups
+    from loralens.analysis.compare.pairwise import SHARED, groups
 
     pairs = found.pairs
     families = [group for group in groups(pairs.shared_initialisation) if len(group) > 1]

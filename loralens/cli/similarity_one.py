@@ -14,8 +14,8 @@ from loralens.cli.similarity import WHOSE, cell
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.analysis.pairwise import Of, Side
-    from loralens.analysis.similarity_nested import Nesting
+    from loralens.analysis.compare.nested import Nesting
+    from loralens.analysis.compare.pairwise import Of, Side
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
 
@@ -32,7 +32,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Compare the modules of one adapter with each other: table, JSON or figure."""
-    from loralens.analysis.similarity_nested import nesting
+    from loralens.analysis.compare.nested import nesting
     from loralens.cli.progress import progress
 
     threads = os.cpu_count() or 1
@@ -44,7 +44,7 @@ def run(
     else:
         _show(path, found, of, side)
     if plot:
-        from loralens.plot.similarity_nested import nesting_figure
+        from loralens.charts.similarity_nested import nesting_figure
 
         options.draw(nesting_figure(found, label=path, of=of, side=side), plot)
 
@@ -89,7 +89,7 @@ def _show(path: str, found: "Sequence[Nesting]", of: "Of", side: "Side") -> None
 
 
 def _relations_table(title: str, one: "Nesting") -> "Table":
-    from loralens.analysis.similarity_nested import relations
+    from loralens.analysis.compare.nested import relations
     from loralens.cli.table import Column, Table
 
     rows = [
@@ -109,7 +109,7 @@ def _relations_table(title: str, one: "Nesting") -> "Table":
 
 
 def _closest_table(one: "Nesting") -> "Table":
-    from loralens.analysis.similarity_nested import closest
+    from loralens.analysis.compare.nested import closest
     from loralens.cli.table import Column, Table
 
     chance, z = one.chance, one.z

@@ -13,9 +13,9 @@ from loralens.cli import options
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
+    from loralens.analysis.base.weight_norms import WeightNorms
     from loralens.analysis.groups import Group
     from loralens.analysis.spectrum import Spectrum
-    from loralens.analysis.weight_norms import WeightNorms
     from loralens.cli.table import Table
     from loralens.core.adapter import Adapter
 
@@ -85,7 +85,7 @@ def command(
         for (path, adapter, spectra), (_, _, rows), beside in zip(measured, chosen, norms, strict=True):
             _show(path, adapter, spectra, rows, beside)
     if plot:
-        from loralens.plot.spectrum import spectrum_figure
+        from loralens.charts.spectrum import spectrum_figure
 
         options.draw(spectrum_figure({path: spectra for path, _, spectra in measured}), plot)
 
@@ -93,18 +93,18 @@ def command(
 def _measure(
     path: str, base: str | None, modules: Sequence[str], reading: Mapping[str, Any]
 ) -> "tuple[str, Adapter, Spectra]":
-    from loralens.analysis.spectrum import spectrum
+    from loralens.analysis.spectrum import measure_spectrum
     from loralens.cli.progress import progress
     from loralens.errors import place
 
     adapter = options.read_adapter(path, reading, base=base)
     with place(path), progress(f"reading {path}", len(adapter)) as step:
-        return path, adapter, spectrum(adapter, modules=modules, threads=os.cpu_count() or 1, step=step)
+        return path, adapter, measure_spectrum(adapter, modules=modules, threads=os.cpu_count() or 1, step=step)
 
 
 def _weight_norms(adapter: "Adapter", spectra: Spectra, base: str, device: str | None) -> Norms:
     """Norms of the base weights of the modules to be shown."""
-    from loralens.analysis.weight_norms import weight_norms, work
+    from loralens.analysis.base.weight_norms import weight_norms, work
     from loralens.cli.progress import progress
     from loralens.errors import place
     from loralens.linalg.device import Device

@@ -17,7 +17,7 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.survey import Duplicate, Summary
     from loralens.cli.table import Table
-    from loralens.formats.collection import Found
+    from loralens.formats.records.collection import Found
 
     Adapters = Sequence[tuple[Found, Summary]]
     Copies = Mapping[Path, tuple[Path, Duplicate]]
@@ -75,7 +75,7 @@ def _survey(folder: Path, *, allow_pickle: bool, once: bool) -> "tuple[Adapters,
     from loralens.analysis.survey import duplicates, summary
     from loralens.cli.progress import progress
     from loralens.errors import LoraLensError
-    from loralens.formats.collection import Found, candidates, examine
+    from loralens.formats.records.collection import Found, candidates, examine
 
     def measure(path: Path) -> "tuple[Found, Summary | None]":
         found = examine(path, allow_pickle=allow_pickle, once=once)

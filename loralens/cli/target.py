@@ -22,8 +22,8 @@ def require(output: Path | None, *, dry_run: bool) -> None:
 def check_writable(output: Path, to: str, *, overwrite: bool) -> None:
     """Refuse a target to which a file of the dialect ``to`` cannot be written."""
     from loralens.formats import FORMATS
-    from loralens.formats.container import Stored
-    from loralens.formats.writing import write_files
+    from loralens.formats.files.container import Stored
+    from loralens.formats.files.writing import write_files
 
     files = next(form.files for form in FORMATS if form.name == to)
     assert files
@@ -54,8 +54,8 @@ def refuse_source(
     the source: a GGUF file says all of itself.
     """
     from loralens.errors import OptionError
-    from loralens.formats.apart import adapter_inputs, check_apart
-    from loralens.formats.location import SUFFIXES, adapter_file, config_beside
+    from loralens.formats.files.apart import adapter_inputs, check_apart
+    from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
 
     file = adapter_file(Path(source))
     if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
@@ -75,8 +75,8 @@ def refuse_source(
 
 def refuse_inputs(output: Path, inputs: Mapping[str, str | None]) -> None:
     """Refuse a target that is one of the inputs that were given (by what they are called), holds one or lies in one."""
-    from loralens.formats.apart import check_apart
-    from loralens.formats.checkpoint import resolved
+    from loralens.formats.files.apart import check_apart
+    from loralens.formats.models.checkpoint import resolved
 
     check_apart(
         output, [(what, place) for what, path in inputs.items() if path for place in (Path(path), resolved(Path(path)))]
@@ -87,7 +87,7 @@ def of_format(to: str, base: Path | None, arch: str | None = None) -> dict[str, 
     """Options that only one dialect has."""
     if to not in ("gguf", "mlx"):
         return {}
-    from loralens.formats.checkpoint import model_config
+    from loralens.formats.models.checkpoint import model_config
 
     config = {"base_config": model_config(base) if base else None}
     return {"arch": arch, **config} if to == "gguf" else config
@@ -98,7 +98,7 @@ def narrowed(adapter: "Adapter", dtype: str | None) -> "Adapter":
     wanted = options.dtype_of(dtype)
     if wanted is None:
         return adapter
-    from loralens.compress.directions import named, narrowed
+    from loralens.compression.directions import named, narrowed
 
     modules = {name: narrowed(module, wanted) for name, module in adapter.items()}
     changed = {name: named(name, new) for name, new in modules.items() if new is not adapter[name]}

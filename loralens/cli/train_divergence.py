@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from loralens.errors import DivergenceError
-from loralens.formats.training import Training
+from loralens.formats.records.training import Training
 
 NAMED = 8  # texts that a message names
 

@@ -14,12 +14,12 @@ from loralens.cli.cut import Cut, count_cut
 from loralens.cli.models import Loaded, labels_of, load_headed
 from loralens.cli.texts import read_texts
 from loralens.errors import OptionError, place
-from loralens.formats.corpora import CORPORA, read_corpus
+from loralens.formats.records.corpora import CORPORA, read_corpus
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from loralens.train.tasks import Examples, Task
+    from loralens.training.tasks import Examples, Task
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
@@ -157,7 +157,7 @@ class Inputs:
 
 def inputs(given: dict[str, Any], *, device: str) -> Inputs:
     """Read the data, load the model, and turn texts into tokens."""
-    from loralens.train.tasks import task_named
+    from loralens.training.tasks import task_named
 
     task = task_named(given["task"])
     learned, held_out = data_of(given["data"], given["evaluation"], labelled=task.labelled)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from loralens.formats.training_log import History
-    from loralens.train.fitting import Fitted
-    from loralens.train.injection import Injection
+    from loralens.formats.records.training_log import History
+    from loralens.training.fitting import Fitted
+    from loralens.training.injection import Injection
 
 
 def plan(injection: "Injection", run: Mapping[str, Any], *, output: Path, as_json: bool) -> None:

@@ -16,20 +16,20 @@ from loralens.cli.train_inputs import Inputs, inputs
 from loralens.cli.train_report import plan, result
 from loralens.cli.train_show import Line, Spectra, measured, spectra_said
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
-from loralens.formats.base_digest import base_digest
-from loralens.formats.location import NAMES, existing
-from loralens.formats.training import LOG, Training
-from loralens.formats.training_log import history
-from loralens.formats.trial import check_place
+from loralens.formats.files.location import NAMES, existing
+from loralens.formats.files.trial import check_place
+from loralens.formats.models.base_digest import base_digest
+from loralens.formats.records.training import LOG, Training
+from loralens.formats.records.training_log import history
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
     from loralens.core.training import State
-    from loralens.train.course import Course
-    from loralens.train.fitting import Fitted
-    from loralens.train.tasks import Order
-    from loralens.train.watch import Measures, Step, Watch
-    from loralens.train.world import World
+    from loralens.training.course import Course
+    from loralens.training.fitting import Fitted
+    from loralens.training.tasks import Order
+    from loralens.training.watch import Measures, Step, Watch
+    from loralens.training.world import World
 
 # What must be the same for a run to go on: all that decides a number of the result.
 DECIDING = (
@@ -69,7 +69,7 @@ def train(**given: Any) -> None:
         refuse_inputs(folder, _places(given))
     _check_alpha(given["alpha"])
     device = device_of(given["device"])
-    from loralens.train.world import joined, local_device
+    from loralens.training.world import joined, local_device
 
     device = local_device(device)
     with joined(device) as world:
@@ -125,7 +125,7 @@ class Run:
 
     def _warn_of_random_weights(self) -> None:
         """Say which weights neither the model's folder nor the adapter will have, by these heads."""
-        from loralens.train.targets import heads_named
+        from loralens.training.targets import heads_named
 
         tops = heads_named(self.made.loaded.model, self.heads)
         random = [key for key in self.made.loaded.made if not any(key.startswith(f"{top}.") for top in tops)]
@@ -137,8 +137,8 @@ class Run:
     def _check_spectra(self) -> None:
         """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""
         from loralens.cli.options import base_weights
-        from loralens.train.injection import inject
-        from loralens.train.readout import read
+        from loralens.training.injection import inject
+        from loralens.training.readout import read
 
         injection = inject(self.made.loaded.model, **{**self._injected, "method": "lora"})
         try:
@@ -181,7 +181,7 @@ class Run:
 
     def rehearse(self) -> None:
         """Say what would be trained, and write nothing."""
-        from loralens.train.injection import inject
+        from loralens.training.injection import inject
 
         injection = inject(self.made.loaded.model, **self._injected)
         if self.world.main:
@@ -229,19 +229,19 @@ class Run:
         }
 
     def _course(self) -> "Course":
-        from loralens.train.course import Course
+        from loralens.training.course import Course
 
         names = ("lr", "optimiser", "weight_decay", "schedule", "warmup", "accumulate", "clip", "base_dropout")
         more = {name: self.given[name] for name in (*names, "checkpointing")}
         return Course(self.steps, **more)
 
     def _order(self) -> "Order":
-        from loralens.train.feed import shuffled
+        from loralens.training.feed import shuffled
 
         return shuffled(len(self.made.examples), size=self.part, seed=self.given["seed"])
 
     def _fitted(self, state: "State | None") -> "Fitted":
-        from loralens.train.fitting import fit
+        from loralens.training.fitting import fit
 
         given, made = self.given, self.made
         try:
@@ -273,7 +273,7 @@ class Run:
             self.line.clear()
 
     def _watch(self) -> "Watch":
-        from loralens.train.watch import Watch
+        from loralens.training.watch import Watch
 
         given, evaluated = self.given, self.made.evaluated
         evaluate = self.made.task.evaluation(evaluated, size=EVALUATED) if evaluated is not None else None

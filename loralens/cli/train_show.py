@@ -14,7 +14,7 @@ from loralens.cli.terminal import raw
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
-    from loralens.train.watch import Measures, Step
+    from loralens.training.watch import Measures, Step
 
 PARTS = 10  # of a run, where stderr is no terminal and lines stay
 SMOOTH = 0.9  # weight of the past in the loss and speed that are shown
@@ -101,24 +101,24 @@ class Spectra:
 
     def look(self, step: int, adapter: "Adapter") -> dict[str, Any]:
         """Medians over the modules: of ‖ΔW‖, of its effective rank, of φ to the last snapshot, of amplification."""
-        from loralens.analysis.amplification import amplification
-        from loralens.analysis.similarity import similarity
-        from loralens.analysis.spectrum import spectrum
+        from loralens.analysis.base.amplification import measure_amplification
+        from loralens.analysis.compare.similarity import compare_subspaces
+        from loralens.analysis.spectrum import measure_spectrum
         from loralens.cli.options import base_weights
 
-        found = spectrum(adapter).values()
+        found = measure_spectrum(adapter).values()
         seen: dict[str, Any] = {
             "norm": median(one.frobenius for one in found),
             "effective_rank": median(one.effective_rank for one in found),
         }
         if self._last:
             before, last = self._last
-            pairs = dict(similarity(last, adapter).items()).values()
+            pairs = dict(compare_subspaces(last, adapter).items()).values()
             for side in ("in", "out"):
                 seen[f"phi_{side}"] = median(pair.spans[side] for pair in pairs)
             seen["phi_to"] = before
         weights = base_weights(self.model, adapter.modules)
-        amplified = amplification(adapter, weights.modules, top=False).values()
+        amplified = measure_amplification(adapter, weights.modules, top=False).values()
         whole = [one.rows[-1].amplification for one in amplified if one.rows]
         seen["amplification"] = median(whole) if whole else None
         self._last = step, adapter

@@ -17,7 +17,7 @@ from loralens.version import __version__
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.trajectory import Point, Trajectory
     from loralens.cli.table import Table
-    from loralens.formats.runs import Checkpoint, Loss, Run
+    from loralens.formats.records.runs import Checkpoint, Loss, Run
 
 STUCK = 0.9  # cosine of A with the last checkpoint, over all of the run, from which φ of the in side shows the start
 
@@ -37,10 +37,10 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     concluded from their order. The losses are those of the trainer_state.json of the latest step,
     or of the log that loralens train keeps.
     """
-    from loralens.analysis.trajectory import trajectory, work
+    from loralens.analysis.trajectory import measure_trajectory, work
     from loralens.cli.progress import progress
     from loralens.formats import load
-    from loralens.formats.runs import run_of
+    from loralens.formats.records.runs import run_of
 
     run = run_of([Path(path) for path in paths])
     adapters = [load(one.path, **reading) for one in run.checkpoints]
@@ -49,14 +49,14 @@ def command(paths: tuple[str, ...], modules: tuple[str, ...], as_json: bool, plo
     labels = [str(one.path) for one in run.checkpoints]
     warn_of_bases(labels, adapters)
     with progress("comparing", work(adapters, modules)) as step:
-        found = trajectory(adapters, modules=modules, labels=labels, threads=os.cpu_count() or 1, step=step)
+        found = measure_trajectory(adapters, modules=modules, labels=labels, threads=os.cpu_count() or 1, step=step)
     _warn_of_other_runs(run, found)
     if as_json:
         click.echo(json.dumps(_record(run, found)))
     else:
         _show(run, found)
     if plot:
-        from loralens.plot.trajectory import trajectory_figure
+        from loralens.charts.trajectory import trajectory_figure
 
         steps = [one.step for one in run.checkpoints]
         losses = {"loss": run.train, "eval loss": run.evaluation}
@@ -91,7 +91,7 @@ def _warn_of_other_runs(run: "Run", found: "Trajectory") -> None:
 
 def _record(run: "Run", found: "Trajectory") -> dict[str, Any]:
     from loralens.analysis.trajectory import SETTLED
-    from loralens.formats.runs import STATE
+    from loralens.formats.records.runs import STATE
 
     paths = [str(one.path) for one in run.checkpoints]
     return {
@@ -111,7 +111,7 @@ def _record(run: "Run", found: "Trajectory") -> dict[str, Any]:
 
 
 def _checkpoint(run: "Run", one: "Checkpoint", point: "Point") -> dict[str, Any]:
-    from loralens.formats.runs import nearest
+    from loralens.formats.records.runs import nearest
 
     def logged(losses: "Sequence[Loss]") -> dict[str, Any] | None:
         loss = nearest(losses, one.step)
@@ -177,14 +177,14 @@ def _table(run: "Run", found: "Trajectory") -> "Table":
 
 def _losses_of(run: "Run", one: "Checkpoint") -> "list[Loss | None]":
     """The losses that are shown with a checkpoint."""
-    from loralens.formats.runs import nearest
+    from loralens.formats.records.runs import nearest
 
     return [nearest(logged, one.step) for logged in (run.train, run.evaluation)]
 
 
 def _logged(losses: "Sequence[Loss]", step: int | None) -> str:
     """The loss of a step; of the nearest where there was none, with the step that it is of."""
-    from loralens.formats.runs import nearest
+    from loralens.formats.records.runs import nearest
 
     loss = nearest(losses, step)
     return "–" if loss is None else f"{loss.value:.4g}" + (f" @{loss.step}" if loss.step != step else "")

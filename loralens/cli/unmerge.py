@@ -89,9 +89,9 @@ def _by_subtraction(
     from loralens.cli.merge_inputs import inputs
     from loralens.cli.progress import progress
     from loralens.errors import MismatchError
-    from loralens.formats.model_writer import Change, copy_bytes, write_model
-    from loralens.merge.apply import prepare
-    from loralens.merge.subtract import Doubt, subtracted
+    from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+    from loralens.merging.apply import prepare
+    from loralens.merging.undo.subtract import Doubt, subtracted
 
     given = inputs(adapters, str(merged), modules, reading, untie=False)
     plan = given.plan

@@ -10,16 +10,16 @@ from loralens.cli.merge_run import bytes_of
 from loralens.cli.progress import progress
 from loralens.core.lazy import Array
 from loralens.errors import FormatError, MismatchError, place
-from loralens.formats.checkpoint import resolved
-from loralens.formats.kept import settle
-from loralens.formats.merged import BEFORE, CERTIFICATE
-from loralens.formats.model_files import CONFIG, model_files, offsets_of
-from loralens.formats.model_writer import Change, copy_bytes, write_model
-from loralens.formats.shards import check_index
-from loralens.formats.undo import NAME, read_undo
+from loralens.formats.files.shards import check_index
+from loralens.formats.models.checkpoint import resolved
+from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
+from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+from loralens.formats.records.kept import settle
+from loralens.formats.records.merged import BEFORE, CERTIFICATE
+from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
-from loralens.merge.undo import restored
-from loralens.merge.undo_layout import merge_undo
+from loralens.merging.undo.layout import merge_undo
+from loralens.merging.undo.restore import restored
 
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 DAMAGED = "the undo file is damaged, or of another model: use another copy"

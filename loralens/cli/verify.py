@@ -12,7 +12,7 @@ from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.linalg.device import Device
-    from loralens.merge.verify import Verdict
+    from loralens.merging.verify import Verdict
 
 OUTCOMES = ("exact", "rounded", "partial", "absent")  # best first
 
@@ -96,12 +96,12 @@ def _verdicts(
     from loralens.cli.progress import progress
     from loralens.core.threads import in_threads
     from loralens.errors import MismatchError, place
-    from loralens.formats.checkpoint import model_config, resolved, weights
-    from loralens.formats.model_files import model_files
-    from loralens.merge.apply import prepare
-    from loralens.merge.rounding import Rounding
-    from loralens.merge.tying import Tied
-    from loralens.merge.verify import same, verdicts
+    from loralens.formats.models.checkpoint import model_config, resolved, weights
+    from loralens.formats.models.model_files import model_files
+    from loralens.merging.apply import prepare
+    from loralens.merging.rounding import Rounding
+    from loralens.merging.tying import Tied
+    from loralens.merging.verify import same, verdicts
 
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
     tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))

@@ -9,7 +9,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.normal_form import normal_form
+from loralens.core.naming.normal_form import normal_form
 from loralens.core.structured import Dense, Update
 
 BLOCK = 1 << 18  # numbers hashed at a time

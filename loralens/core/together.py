@@ -8,8 +8,8 @@ from numpy.typing import DTypeLike
 from loralens.core.adapter import Adapter
 from loralens.core.joint import COMBINED
 from loralens.core.lowrank import LowRank
-from loralens.core.matching import same_modules
 from loralens.core.names import kind
+from loralens.core.naming.matching import same_modules
 from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, ShapeError, place

@@ -25,7 +25,7 @@ class State:
     record : mapping
         The rest, as JSON holds it.
     run : mapping
-        What the run is that it belongs to, as JSON holds it: see `loralens.train.state.identity`.
+        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.identity`.
     """
 
     step: int
@@ -38,7 +38,7 @@ def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
     """What the metadata says about how an adapter was trained by loralens; None where it says nothing, or no JSON.
 
     ``A0`` is one digest of the first factors of all modules, ``A0_of`` has one for each; equal digests: the same
-    numbers. See `loralens.train.injection.Injection` for the rest.
+    numbers. See `loralens.training.injection.Injection` for the rest.
     """
     try:
         record = json.loads((adapter.metadata or {}).get(RECORD, "null"))

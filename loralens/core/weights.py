@@ -11,9 +11,9 @@ from numpy.typing import DTypeLike, NDArray
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray, below
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.matching import Match, Shape, match, part_axes
 from loralens.core.names import expert
-from loralens.core.storage import Place, interleaved
+from loralens.core.naming.matching import Match, Shape, match, part_axes
+from loralens.core.naming.storage import Place, interleaved
 from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 

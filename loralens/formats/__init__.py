@@ -12,8 +12,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
 from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.container import PEFT, RECORD, Files, Stored, read_json, read_safetensors
-from loralens.formats.location import adapter_file, config_beside, is_gguf, is_pickle
+from loralens.formats.files.container import PEFT, RECORD, Files, Stored, read_json, read_safetensors
+from loralens.formats.files.location import adapter_file, config_beside, is_gguf, is_pickle
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
@@ -54,9 +54,10 @@ class Format:
         return write
 
 
-def _format(name: str, title: str, *, writer: str = "", files: Files | None = None, silent: bool = False) -> Format:
-    here = "loralens.formats."
-    return Format(name, title, here + name, here + writer if writer else "", files, silent)
+def _dialect(module: str, title: str, *, writer: str = "", files: Files | None = None, silent: bool = False) -> Format:
+    room = "loralens.formats.dialects."
+    name = module.partition(".")[0]
+    return Format(name, title, room + module, room + writer if writer else "", files, silent)
 
 
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
@@ -64,24 +65,26 @@ GGUF, QUANTISED = "gguf", "loralens-q"
 
 # In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
 FORMATS: tuple[Format, ...] = (
-    _format("peft", "Hugging Face PEFT", writer="peft_writer", files=PEFT),
-    _format("gguf", "GGUF adapter (llama.cpp)", writer="gguf_writer", files=Files("adapter.gguf")),
-    _format("mlx", "mlx-lm", writer="mlx_writer", files=Files("adapters.safetensors", "adapter_config.json")),
-    _format("lycoris", "LyCORIS"),
-    _format("kohya", "kohya, sd-scripts, musubi", writer="kohya_writer", files=Files("lora.safetensors")),
-    _format("diffusers", "diffusers", writer="diffusers_writer", files=Files("pytorch_lora_weights.safetensors")),
-    _format("comfyui", "ComfyUI", writer="comfyui_writer", files=Files("lora.safetensors")),
-    _format("xlabs", "XLabs FLUX"),
-    _format("torchtune", "torchtune"),
-    _format("litgpt", "litgpt"),
-    _format("loralib", "microsoft/loralib", writer="loralib_writer", files=LORALIB, silent=True),
-    _format("safeloras", "cloneofsimo safeloras"),
-    _format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
+    _dialect("peft.reader", "Hugging Face PEFT", writer="peft.writer", files=PEFT),
+    _dialect("gguf.reader", "GGUF adapter (llama.cpp)", writer="gguf.writer", files=Files("adapter.gguf")),
+    _dialect("mlx.reader", "mlx-lm", writer="mlx.writer", files=Files("adapters.safetensors", "adapter_config.json")),
+    _dialect("lycoris", "LyCORIS"),
+    _dialect("kohya.reader", "kohya, sd-scripts, musubi", writer="kohya.writer", files=Files("lora.safetensors")),
+    _dialect(
+        "diffusers.reader", "diffusers", writer="diffusers.writer", files=Files("pytorch_lora_weights.safetensors")
+    ),
+    _dialect("comfyui.reader", "ComfyUI", writer="comfyui.writer", files=Files("lora.safetensors")),
+    _dialect("xlabs", "XLabs FLUX"),
+    _dialect("torchtune", "torchtune"),
+    _dialect("litgpt.reader", "litgpt"),
+    _dialect("loralib.reader", "microsoft/loralib", writer="loralib.writer", files=LORALIB, silent=True),
+    _dialect("safeloras", "cloneofsimo safeloras"),
+    _dialect("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
     Format(
         QUANTISED,
         "loralens in few bits",
-        "loralens.formats.quantised",
-        "loralens.formats.quantised_writer",
+        "loralens.formats.dialects.quantised.reader",
+        "loralens.formats.dialects.quantised.writer",
         Files("adapter_quantised.safetensors"),
         complete=True,
     ),
@@ -141,7 +144,7 @@ def load(
 def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
     """The configuration that goes with a file: what stands beside it; for GGUF that of the base model."""
     if is_gguf(file):
-        from loralens.formats.checkpoint import model_config
+        from loralens.formats.models.checkpoint import model_config
 
         return model_config(Path(base)) if base else None
     beside = config_beside(file)
@@ -152,7 +155,7 @@ def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
     """The adapter, with the names and scales that loralens wrote down when it converted the file, if it did."""
     if RECORD not in (stored.metadata or {}) and not is_pickle(file):
         return _read(stored, name)
-    from loralens.formats import record
+    from loralens.formats.dialects import record
 
     said = record.of(stored, file)
     form = name or record.format_of(said)
@@ -171,12 +174,12 @@ def _check_options(name: str | None, alpha: float | None, scale: float | None) -
 
 def _open(file: Path) -> Stored:
     if is_gguf(file):
-        from loralens.formats.gguf_container import read_gguf
+        from loralens.formats.files.gguf.container import read_gguf
 
         return read_gguf(file)
     if not is_pickle(file):
         return read_safetensors(file)
-    from loralens.formats.pickle import read_pickle
+    from loralens.formats.files.torch.pickle import read_pickle
 
     tensors, plain = read_pickle(file)
     return Stored(tensors, plain=plain)
@@ -203,7 +206,7 @@ def _read(stored: Stored, name: str | None) -> Adapter:
 
 def _check_type(config: Mapping[str, Any] | None) -> None:
     """Refuse what PEFT's configuration says is no update that is a sum, before any dialect is tried."""
-    from loralens.formats.peft_types import TYPES
+    from loralens.formats.dialects.peft.types import TYPES
 
     kind = (config or {}).get("peft_type")
     if kind is None or kind in TYPES:
@@ -302,7 +305,7 @@ def save(
     FormatError, MismatchError
         What the format cannot hold, or a disk that cannot be written.
     """
-    from loralens.formats.writing import write_files
+    from loralens.formats.files.writing import write_files
 
     target = Path(path)
     with place(target):
@@ -315,7 +318,7 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tu
 
     Parameters and errors as those of `save`.
     """
-    from loralens.formats import record
+    from loralens.formats.dialects import record
 
     name = format or adapter.format
     writers = {form.name: form for form in FORMATS if form.writer}
@@ -326,11 +329,11 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tu
     if name not in (GGUF, QUANTISED):  # which can say that rows are in llama.cpp's order
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
-        from loralens.formats.quantised import expanded
+        from loralens.formats.dialects.quantised.reader import expanded
 
         adapter = expanded(adapter)
     if adapter.format != name:
-        from loralens.formats.experts import as_in
+        from loralens.formats.dialects.experts import as_in
 
         adapter = as_in(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     stored = form.write(adapter, **options)

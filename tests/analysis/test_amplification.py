@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.amplification import Amplification, amplification
-from loralens.analysis.weight_norms import work
+from loralens.analysis.base.amplification import Amplification, measure_amplification
+from loralens.analysis.base.weight_norms import work
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weight, weights_of
 from loralens.errors import FormatError, OptionError, ShapeError
-from loralens.formats.checkpoint import weights as base_of
+from loralens.formats.models.checkpoint import weights as base_of
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate
@@ -39,7 +39,7 @@ def weight(W, *, transposed=False):
 
 def one(B, A, W, *, scale=1.0, transposed=False, **options) -> Amplification:
     adapter = loralens.Adapter(modules={"m": loralens.LowRank(B, A, scale)})
-    return amplification(adapter, {"m": weight(W, transposed=transposed)}, **options)["m"]
+    return measure_amplification(adapter, {"m": weight(W, transposed=transposed)}, **options)["m"]
 
 
 def torch_device():
@@ -149,7 +149,7 @@ def test_an_update_without_a_pair_has_directions_too():
     rng = np.random.default_rng(14)
     difference, W = rng.standard_normal((20, 12)), rng.standard_normal((20, 12))
     adapter = loralens.Adapter(modules={"m": Structured(Dense(lazy(difference)))})
-    found = amplification(adapter, {"m": weight(W)})["m"]
+    found = measure_amplification(adapter, {"m": weight(W)})["m"]
     assert (found.rank, found.s.size) == (12, 12)
     U = np.linalg.svd(difference, full_matrices=False)[0]
     assert found.kept(12).projected_norm == pytest.approx(np.linalg.norm(U.T @ W), rel=AMPLIFIED)
@@ -168,7 +168,7 @@ def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
         with pytest.raises(OptionError, match="is not among those"):
             one(B, A, W, ranks=(rank,))
     with pytest.raises(OptionError, match="is not among those"):
-        amplification(loralens.Adapter(modules={}), {}, ranks=(1,))
+        measure_amplification(loralens.Adapter(modules={}), {}, ranks=(1,))
 
 
 def test_the_gauge_of_the_factors_changes_nothing():
@@ -275,7 +275,7 @@ def test_memory_stays_within_three_float32_copies():
     peaks = {}
     for top in (True, False):
         tracemalloc.start()
-        amplification(adapter, weights, top=top)
+        measure_amplification(adapter, weights, top=top)
         peaks[top] = tracemalloc.get_traced_memory()[1] / (4 * out * in_)
         tracemalloc.stop()
     assert peaks[True] < 2
@@ -288,7 +288,7 @@ def test_what_is_told_adds_up_to_the_work():
     weights = {"a": weight(rng.standard_normal((600, 700))), "b": weight(rng.standard_normal((20, 30)))}
     for top in (True, False):
         told: list[int] = []
-        amplification(loralens.Adapter(modules=modules), weights, top=top, step=told.append)
+        measure_amplification(loralens.Adapter(modules=modules), weights, top=top, step=told.append)
         assert sum(told) == work(weights.values(), top=top)
         assert min(told) >= 0
 
@@ -320,7 +320,7 @@ def minilm() -> Path:
 )
 def test_a_real_trajectory_rises_without_a_direction(step, least, most, real):
     adapter = loralens.load(real / f"minilm-souravt-ckpt{step}")
-    found = amplification(adapter, weights_of(adapter.modules, base_of(minilm())).modules, top=False)
+    found = measure_amplification(adapter, weights_of(adapter.modules, base_of(minilm())).modules, top=False)
     rows = [one.kept(8) for one in found.values()]
     assert round(min(row.amplification for row in rows), 4) == least
     assert round(max(row.amplification for row in rows), 4) == most

@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens.analysis import behaviour as room
-from loralens.analysis.behaviour import BASE, behaviour
+from loralens.analysis.behaviour import BASE, measure_behaviour
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_peft_models(tmp_path: Path) -> None:
     }
     base = models.llama().double()
     before = copy.deepcopy(base.state_dict())
-    found = behaviour(base, batches(), adapters={name: adapter for name, (_, adapter) in made.items()})
+    found = measure_behaviour(base, batches(), adapters={name: adapter for name, (_, adapter) in made.items()})
     assert [(c.first, c.second) for c in found.contrasts] == [(BASE, "one"), (BASE, "two"), ("one", "two")]
     out = {BASE: outputs(base)} | {name: outputs(model) for name, (model, _) in made.items()}
     for contrast in found.contrasts:
@@ -92,9 +92,9 @@ def test_the_numbers_are_those_of_peft_models(tmp_path: Path) -> None:
 def test_distributions_are_compared_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.llama()
     adapters = {"a": models.adapter(model, ("q_proj",))}
-    whole = behaviour(model, batches(), adapters=adapters).contrasts[0]
+    whole = measure_behaviour(model, batches(), adapters=adapters).contrasts[0]
     monkeypatch.setattr(room, "CHUNK", 50)  # two positions
-    parts = behaviour(model, batches(), adapters=adapters).contrasts[0]
+    parts = measure_behaviour(model, batches(), adapters=adapters).contrasts[0]
     assert (parts.kl, parts.logits) == pytest.approx((whole.kl, whole.logits), rel=1e-12)
     assert parts.agreement == whole.agreement
 
@@ -105,7 +105,7 @@ def test_an_encoder_has_hidden_states_only() -> None:
         "a": models.adapter(model, ("query",)),
         "nothing": models.adapter(model, ("value",)).map(lambda m: LowRank(0 * m.B, m.A)),
     }
-    first, none, _ = behaviour(model, batches(), adapters=adapters).contrasts
+    first, none, _ = measure_behaviour(model, batches(), adapters=adapters).contrasts
     assert (first.kl, first.logits, first.agreement) == (None, None, None)
     assert len(first.hidden) == 3
     assert first.hidden[-1] > 1e-5
@@ -118,7 +118,7 @@ def test_a_classifier_answers_once_a_text() -> None:
     adapter = models.adapter(model, ("query",)).map(lambda m: LowRank(0 * m.B, m.A))
     adapter = Adapter(modules=adapter.modules, extra={"base_model.model.classifier.weight": head})
     plain = [{**batch, "output_hidden_states": False} for batch in batches()]
-    found = behaviour(model, plain, adapters={"a": adapter})
+    found = measure_behaviour(model, plain, adapters={"a": adapter})
     assert (found.positions, found.states) == (5, 5)
     (contrast,) = found.contrasts
     assert contrast.hidden == ()
@@ -152,7 +152,7 @@ def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
         "head.weight": Extra("saved", "head", LazyArray.of(np.ones((2, 2)))),
         "x": Extra("other", "fc", LazyArray.of(np.ones(2))),
     }
-    found = behaviour(
+    found = measure_behaviour(
         Skips().double(),
         [torch.ones(2, 3, 4).double().cumsum(1)],
         adapters={"a": Adapter(modules=modules, extra=extra)},
@@ -169,22 +169,22 @@ def test_a_base_that_says_nothing_is_infinitely_far() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False)).double()
     model[0].weight.data *= 0
     adapter = Adapter(modules={"0": LowRank(np.ones((3, 1)), np.ones((1, 3)))})
-    assert behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (np.inf,)
+    assert measure_behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (np.inf,)
 
 
 def test_misuse() -> None:
     model = models.llama()
     adapter = models.adapter(model, ("q_proj",))
     with pytest.raises(OptionError, match="no adapters"):
-        behaviour(model, batches(), adapters={})
+        measure_behaviour(model, batches(), adapters={})
     with pytest.raises(OptionError, match="is called 'base'"):
-        behaviour(model, batches(), adapters={BASE: adapter})
+        measure_behaviour(model, batches(), adapters={BASE: adapter})
     with pytest.raises(OptionError, match="no inputs"):
-        behaviour(model, [], adapters={"a": adapter})
+        measure_behaviour(model, [], adapters={"a": adapter})
     with pytest.raises(MismatchError, match=r"mine: .*no weight in the base"):
-        behaviour(models.bert(), batches(), adapters={"mine": adapter})
+        measure_behaviour(models.bert(), batches(), adapters={"mine": adapter})
     with pytest.raises(MismatchError, match="carries PEFT adapters already"):
-        behaviour(
+        measure_behaviour(
             peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])), batches(), adapters={"a": adapter}
         )
 
@@ -193,7 +193,7 @@ def test_misuse() -> None:
             return [super().forward(x)]
 
     with pytest.raises(OptionError, match="returns list, without logits"):
-        behaviour(
+        measure_behaviour(
             nn.Sequential(Odd(2, 2)),
             [torch.ones(1, 2)],
             adapters={"a": Adapter(modules={"0": LowRank(np.ones((2, 1)), np.ones((1, 2)))})},

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.intruders import check_plain, intruders, mitigated, replaced
+from loralens.analysis.base.intruders import check_plain, find_intruders, remove_intruders, replaced
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
@@ -46,19 +46,19 @@ def assert_as_dense(found, W, module, top=10):
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
 def test_counts_and_scores_are_those_of_the_definition(shape, size, threshold):
     W, module = made(shape, size=size)
-    assert_as_dense(intruders(module, decompose(W), threshold=threshold), W, module)
+    assert_as_dense(find_intruders(module, decompose(W), threshold=threshold), W, module)
 
 
 def test_some_are_intruders_and_some_are_not():
     """Or the equalities above would prove little."""
-    counts = [intruders(m, decompose(W)).count for W, m in (made((60, 60), size=size) for size in (1e-3, 0.5, 100.0))]
+    counts = [find_intruders(m, decompose(W)).count for W, m in (made((60, 60), size=size) for size in (1e-3, 0.5, 100.0))]
     assert counts[0] == 0
     assert 0 < counts[1] <= counts[2] < 10
 
 
 def test_larger_than_any_matrix_that_is_finished():
     W, module = made((640, 700), r=8)
-    found = intruders(module, decompose(W))
+    found = find_intruders(module, decompose(W))
     assert found.method == "lanczos"
     s, U0 = np.linalg.svd(W + module.dense())[1], np.linalg.svd(W)[0]
     U = np.linalg.svd(W + module.dense())[0][:, :10]
@@ -71,7 +71,7 @@ def test_a_weight_of_less_than_full_rank(deficient):
     rng = np.random.default_rng(0)
     W = rng.standard_normal((20, deficient)) @ rng.standard_normal((deficient, 14))
     _, module = made((20, 14))
-    found = intruders(module, decompose(W))
+    found = find_intruders(module, decompose(W))
     assert found.s.size == deficient + 3  # directions without a length are none
     s, _ = intruder_scores(W, module.dense(), 10)
     np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
@@ -80,21 +80,21 @@ def test_a_weight_of_less_than_full_rank(deficient):
 @pytest.mark.parametrize("W", [made((30, 20))[0], np.eye(20), np.ones((20, 30))], ids=["any", "ties", "rank one"])
 def test_no_update_has_no_intruders(W):
     module = LowRank(np.zeros((W.shape[0], 2)), np.ones((2, W.shape[1])))
-    found = intruders(module, decompose(W))
+    found = find_intruders(module, decompose(W))
     assert (found.count, found.energy_share) == (0, 0.0)
     np.testing.assert_allclose(found.scores, 1.0, atol=1e-6)
 
 
 def test_nothing_at_all():
-    found = intruders(LowRank(np.zeros((5, 2)), np.zeros((2, 4))), decompose(np.zeros((5, 4))))
+    found = find_intruders(LowRank(np.zeros((5, 2)), np.zeros((2, 4))), decompose(np.zeros((5, 4))))
     assert (found.s.size, found.count, found.energy_share) == (0, 0, 0.0)
 
 
 def test_equal_values_are_said():
     rng = np.random.default_rng(0)
     module = LowRank(0.1 * rng.standard_normal((30, 1)), rng.standard_normal((1, 30)))
-    assert intruders(module, decompose(np.eye(30)), top=5).tied
-    assert not intruders(module, decompose(np.diag(np.linspace(2, 1, 30))), top=5).tied
+    assert find_intruders(module, decompose(np.eye(30)), top=5).tied
+    assert not find_intruders(module, decompose(np.diag(np.linspace(2, 1, 30))), top=5).tied
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,7 +103,7 @@ def test_any_factors(pair, seed, size):
     B, A = pair
     module = LowRank(B, A, -0.7)
     W = size * np.random.default_rng(seed).standard_normal(module.shape)
-    found = intruders(module, decompose(W), top=4)
+    found = find_intruders(module, decompose(W), top=4)
     s, scores = intruder_scores(W, module.dense(), 4)
     np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
     every = np.linalg.svd(W + module.dense(), compute_uv=False)
@@ -117,12 +117,12 @@ def test_any_factors(pair, seed, size):
 def test_gauge_and_orthogonal_turns_of_the_in_side_change_nothing(seed):
     rng = np.random.default_rng(seed)
     W, module = made((12, 9), seed=seed)
-    plain = intruders(module, decompose(W))
+    plain = find_intruders(module, decompose(W))
     assume(np.abs(np.diff(plain.s)).min() > 1e-2 * plain.s[0])
     G = rng.standard_normal((3, 3)) + 3 * np.eye(3)
-    turned = intruders(LowRank(module.B @ G, np.linalg.solve(G, module.A), module.scale), decompose(W))
+    turned = find_intruders(LowRank(module.B @ G, np.linalg.solve(G, module.A), module.scale), decompose(W))
     Q = np.linalg.qr(rng.standard_normal((9, 9)))[0]
-    rotated = intruders(LowRank(module.B, module.A @ Q, module.scale), decompose(W @ Q))
+    rotated = find_intruders(LowRank(module.B, module.A @ Q, module.scale), decompose(W @ Q))
     for other in (turned, rotated):
         np.testing.assert_allclose(other.s, plain.s, rtol=1e-6)
         np.testing.assert_allclose(other.scores, plain.scores, atol=SCORE)
@@ -130,7 +130,7 @@ def test_gauge_and_orthogonal_turns_of_the_in_side_change_nothing(seed):
 
 def test_chance_is_that_of_random_directions():
     W, module = made((60, 25))
-    found = intruders(module, decompose(W), threshold=0.35)
+    found = find_intruders(module, decompose(W), threshold=0.35)
     rng = np.random.default_rng(0)
     y = rng.standard_normal((4000, 60))
     y /= np.linalg.norm(y, axis=1, keepdims=True)
@@ -142,14 +142,14 @@ def test_chance_is_that_of_random_directions():
 def test_a_structured_update_is_measured_too():
     W, module = made((20, 14))
     dense = Structured(Dense(LazyArray.of(module.dense())))
-    assert_as_dense(intruders(dense, decompose(W)), W, module)
+    assert_as_dense(find_intruders(dense, decompose(W)), W, module)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"threshold": 0.0}, "threshold is 0"), ({"top": 0}, "top 0")])
 def test_options_without_sense(options, message):
     W, module = made((6, 5))
     with pytest.raises(OptionError, match=message):
-        intruders(module, decompose(W), **options)
+        find_intruders(module, decompose(W), **options)
 
 
 # ---------------------------------------------------------------- the edit
@@ -166,9 +166,9 @@ def exact(W):
 def test_the_edit_scales_the_intruders_and_nothing_else(shape, strength, scale):
     W, module = made(shape, size=1.0)
     module = LowRank(module.B * 2 / scale, module.A, scale)
-    found = intruders(module, exact(W))
+    found = find_intruders(module, exact(W))
     assert 0 < found.count < 10
-    new = mitigated(module, found, strength=strength, dtype=np.float64)
+    new = remove_intruders(module, found, strength=strength, dtype=np.float64)
     expected = intruders_scaled(W, module.dense(), found.indices, strength)
     np.testing.assert_allclose(W + new.dense(), expected, atol=1e-11 * found.s[0])
     assert (new.rank, new.scale) == (module.rank + found.count, scale)
@@ -177,9 +177,9 @@ def test_the_edit_scales_the_intruders_and_nothing_else(shape, strength, scale):
 
 def test_removed_intruders_are_gone():
     W, module = made((40, 40), size=0.7)
-    found = intruders(module, exact(W))
-    new = mitigated(module, found, strength=0.0, dtype=np.float64)
-    again = intruders(new, exact(W))
+    found = find_intruders(module, exact(W))
+    new = remove_intruders(module, found, strength=0.0, dtype=np.float64)
+    again = find_intruders(new, exact(W))
     kept = np.delete(found.s, found.indices)
     np.testing.assert_allclose(again.s[: kept.size], kept, rtol=1e-10)
 
@@ -188,26 +188,26 @@ def test_removed_intruders_are_gone():
 def test_float32_factors_lose_their_rounding_and_narrow_ones_theirs(dtype):
     W, module = made((40, 40), size=1.0)
     module = LowRank(module.B.astype(dtype), module.A.astype(dtype), module.scale)
-    found = intruders(module, decompose(W))
+    found = find_intruders(module, decompose(W))
     expected = intruders_scaled(W, module.dense(), found.indices, 0.0)
-    new = mitigated(module, found, strength=0.0)
+    new = remove_intruders(module, found, strength=0.0)
     assert new.dtype == np.float32
     assert np.abs(W + new.dense() - expected).max() < MITIGATED * found.s[0]
-    narrow = mitigated(module, found, strength=0.0, dtype=ml_dtypes.bfloat16)
+    narrow = remove_intruders(module, found, strength=0.0, dtype=ml_dtypes.bfloat16)
     assert MITIGATED < np.abs(W + narrow.dense() - expected).max() / found.s[0] < 1e-2
 
 
 def test_a_module_without_intruders_or_at_full_strength_stays_itself():
     W, module = made((40, 40), size=1e-3)
-    assert mitigated(module, intruders(module, decompose(W)), strength=0.0) is module
+    assert remove_intruders(module, find_intruders(module, decompose(W)), strength=0.0) is module
     W, module = made((40, 40), size=1.0)
-    assert mitigated(module, intruders(module, decompose(W)), strength=1.0) is module
+    assert remove_intruders(module, find_intruders(module, decompose(W)), strength=1.0) is module
 
 
 def test_a_scale_of_0_cannot_be_divided_by():
     W, module = made((40, 40), size=1.0)
-    found = intruders(module, exact(W))
-    new = mitigated(LowRank(module.B, module.A, 0.0), found, strength=0.0, dtype=np.float64)
+    found = find_intruders(module, exact(W))
+    new = remove_intruders(LowRank(module.B, module.A, 0.0), found, strength=0.0, dtype=np.float64)
     np.testing.assert_allclose(new.dense(), -(found.U * found.s[found.indices]) @ found.V.T, atol=1e-12 * found.s[0])
 
 
@@ -215,7 +215,7 @@ def test_a_structured_module_is_refused_with_the_way_out():
     W, module = made((20, 14), size=2.0)
     dense = Structured(Dense(LazyArray.of(module.dense())))
     with pytest.raises(MismatchError, match="full difference has no factors") as caught:
-        mitigated(dense, intruders(dense, decompose(W)), strength=0.0)
+        remove_intruders(dense, find_intruders(dense, decompose(W)), strength=0.0)
     assert "convert --rank" in caught.value.fix
     adapter = loralens.Adapter(modules={"a": module, "b": dense})
     check_plain(adapter, ["a", "b"])

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.analysis.outliers import PER_MODULE, outliers, upper_outliers
-from loralens.analysis.spectrum import Spectrum, spectrum
+from loralens.analysis.spectrum import Spectrum, measure_spectrum
 
 # How the singular values of a module are drawn: the law of a kind is the same in all its modules.
 SPECTRA = {
@@ -187,20 +187,20 @@ def plain(name: str) -> str:
 )
 def test_identical_tensors_have_identical_outliers_in_every_dialect(tensors, dialects, tmp_path: Path) -> None:
     adapter = adapter_of(tensors())
-    expected = [(plain(o.name), o.quantity) for o in outliers(spectrum(adapter))]
+    expected = [(plain(o.name), o.quantity) for o in outliers(measure_spectrum(adapter))]
     assert len(expected) == 1
     for dialect in dialects:
         (tmp_path / dialect).mkdir()
         there = loralens.load(written(adapter, tmp_path / dialect, dialect), allow_pickle=True)
         assert there.format == dialect
-        names = [(plain(o.name), o.quantity) for o in outliers(spectrum(there))]
+        names = [(plain(o.name), o.quantity) for o in outliers(measure_spectrum(there))]
         assert names == expected, dialect
 
 
 def test_the_real_pair_in_two_dialects_has_the_same_outliers_when_one_module_is_spoilt(real: Path) -> None:
     found = []
     for name in ("sd15-timohavdk-diffusers", "sd15-timohavdk-kohya"):
-        spectra = spectrum(loralens.load(real / name))
+        spectra = measure_spectrum(loralens.load(real / name))
         assert outliers(spectra) == []
         (victim,) = [
             n for n in spectra if plain(n).endswith("up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.pairwise import Pairwise, aligned, groups, leaves, mean, pairwise
+from loralens.analysis.compare.pairwise import Pairwise, aligned, groups, leaves, mean, pairwise
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.similarity import Comparison, side_of, similarity
-from loralens.analysis.similarity_initialisation import initialisation
-from loralens.analysis.similarity_nested import closest, nesting, relations
+from loralens.analysis.compare.initialisation import initialisation
+from loralens.analysis.compare.nested import closest, nesting, relations
+from loralens.analysis.compare.similarity import Comparison, side_of, compare_subspaces
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.training import same_start
@@ -54,7 +54,7 @@ def updates(draw):
 @given(updates())
 @settings(max_examples=40, deadline=None)
 def test_all_numbers_are_those_of_the_dense_updates(pair):
-    one = only(similarity(*(adapter(update) for update in pair)))
+    one = only(compare_subspaces(*(adapter(update) for update in pair)))
     D1, D2 = (update.dense() for update in pair)
     k1, k2 = (reference.numerical_rank(np.linalg.svd(D, compute_uv=False), D.shape) for D in (D1, D2))
     assert one.directions == (k1, k2)
@@ -78,7 +78,7 @@ def test_phi_of_separated_directions_is_exact():
     rng = np.random.default_rng(0)
     for side in ("in", "out"):
         pair = [random(rng, 30, 20, r) for r in (3, 5)]
-        one = only(similarity(*map(adapter, pair), side=side))
+        one = only(compare_subspaces(*map(adapter, pair), side=side))
         X, Y = (reference.leading_columns(u.dense(), u.rank, side) for u in pair)
         np.testing.assert_allclose(one.overlap.phi, reference.phi_of(X, Y), atol=SIMILARITY)
         np.testing.assert_allclose(np.cos(one.overlap.angles), np.linalg.svd(X.T @ Y)[1], atol=SIMILARITY)
@@ -87,23 +87,23 @@ def test_phi_of_separated_directions_is_exact():
 def test_of_A_and_of_B_are_the_factors_own_directions_and_cosine_stays_that_of_the_update():
     rng = np.random.default_rng(1)
     x, y = random(rng, rank=3, scale=2.0), random(rng, rank=4, scale=-1.0)
-    plain = only(similarity(adapter(x), adapter(y)))
+    plain = only(compare_subspaces(adapter(x), adapter(y)))
     for of, side, factors in (("A", "in", (x.A, y.A)), ("B", "out", (x.B, y.B))):
-        one = only(similarity(adapter(x), adapter(y), of=of))
+        one = only(compare_subspaces(adapter(x), adapter(y), of=of))
         X, Y = (np.linalg.svd(F, full_matrices=False)[2 if of == "A" else 0] for F in factors)
         X, Y = (X.T, Y.T) if of == "A" else (X, Y)
         np.testing.assert_allclose(one.overlap.phi, reference.phi_of(X, Y), atol=SIMILARITY)
         assert (one.side, tuple(one.overlaps)) == (side, (side,))
         assert (one.cosine, one.cka, one.spans) == (plain.cosine, plain.cka, plain.spans)
-    assert plain.overlap.full == pytest.approx(only(similarity(adapter(x), adapter(y), of="A")).overlap.full)
+    assert plain.overlap.full == pytest.approx(only(compare_subspaces(adapter(x), adapter(y), of="A")).overlap.full)
 
 
 def test_gauge_sign_and_size_change_nothing_but_the_sign_of_the_cosine():
     rng = np.random.default_rng(2)
     x, y, G = random(rng), random(rng, rank=5), rng.standard_normal((3, 3))
-    plain = only(similarity(adapter(x), adapter(y)))
+    plain = only(compare_subspaces(adapter(x), adapter(y)))
     other = loralens.LowRank(x.B @ G, np.linalg.solve(G, x.A), -7.0)
-    moved = only(similarity(adapter(other), adapter(y)))
+    moved = only(compare_subspaces(adapter(other), adapter(y)))
     assert moved.cosine == pytest.approx(-plain.cosine, abs=SIMILARITY)
     for side in ("in", "out"):
         np.testing.assert_allclose(moved.overlaps[side].phi, plain.overlaps[side].phi, atol=SIMILARITY)
@@ -114,14 +114,14 @@ def test_gauge_sign_and_size_change_nothing_but_the_sign_of_the_cosine():
 def test_exchange_transposes_phi():
     rng = np.random.default_rng(3)
     first, second = adapter(random(rng)), adapter(random(rng, rank=6))
-    one, two = only(similarity(first, second)), only(similarity(second, first))
+    one, two = only(compare_subspaces(first, second)), only(compare_subspaces(second, first))
     np.testing.assert_allclose(one.overlap.phi, two.overlap.phi.T, atol=1e-14)
     assert one.cosine == pytest.approx(two.cosine, abs=1e-15)
     assert one.ranks == two.ranks[::-1] == (3, 6)
 
 
 def test_an_update_is_itself():
-    one = only(similarity(adapter(random(np.random.default_rng(4))), adapter(random(np.random.default_rng(4)))))
+    one = only(compare_subspaces(adapter(random(np.random.default_rng(4))), adapter(random(np.random.default_rng(4)))))
     assert one.cosine == pytest.approx(1.0)
     np.testing.assert_allclose(np.diag(one.overlap.phi), 1.0)
     assert one.overlap.angles.max() < 1e-13
@@ -131,7 +131,7 @@ def test_an_update_is_itself():
 def test_phi_rank_limits_directions_and_not_the_cosine():
     rng = np.random.default_rng(5)
     first, second = adapter(random(rng, rank=6)), adapter(random(rng, rank=4))
-    whole, part = (only(similarity(first, second, phi_rank=k)) for k in (None, 3))
+    whole, part = (only(compare_subspaces(first, second, phi_rank=k)) for k in (None, 3))
     np.testing.assert_array_equal(part.overlap.phi, whole.overlap.phi[:3, :3])
     assert part.overlap.angles.shape == (3,)
     assert (part.cosine, part.cka, part.spans) == (whole.cosine, whole.cka, whole.spans)
@@ -142,7 +142,7 @@ def test_the_null_of_the_cosine_is_the_one_drawn():
     s1, s2, shape = np.array([3.0, 1.0, 0.2]), np.array([1.0, 0.9]), (40, 25)
     drawn = [update_cosine(s1, s2, *(reference.haar_corner(rng, n, (3, 2)) for n in shape)) for _ in range(4000)]
     x, y = random(rng, *shape), random(rng, *shape)
-    one = only(similarity(adapter(x), adapter(y)))
+    one = only(compare_subspaces(adapter(x), adapter(y)))
     assert one.cosine / one.cosine_z == pytest.approx(np.std(drawn), rel=0.05)
     assert abs(np.mean(drawn)) < 4 * np.std(drawn) / np.sqrt(len(drawn))
 
@@ -150,7 +150,7 @@ def test_the_null_of_the_cosine_is_the_one_drawn():
 def test_whole_cosine_and_its_z_weigh_modules_by_their_norms():
     rng = np.random.default_rng(7)
     pairs = [(random(rng, o, i, scale=s), random(rng, o, i)) for o, i, s in ((5, 9, 1.0), (20, 4, 30.0), (6, 6, 0.1))]
-    found = similarity(*(adapter(*side) for side in zip(*pairs, strict=True)))
+    found = compare_subspaces(*(adapter(*side) for side in zip(*pairs, strict=True)))
     flat = [np.concatenate([u.dense().ravel() for u in side]) for side in zip(*pairs, strict=True)]
     assert found.cosine == pytest.approx(reference.dense_cosine(*flat), abs=SIMILARITY)
     squares = [[np.sum(u.dense() ** 2) for u in side] for side in zip(*pairs, strict=True)]
@@ -162,7 +162,7 @@ def test_whole_cosine_and_its_z_weigh_modules_by_their_norms():
 def test_what_is_zero_is_said_and_has_no_directions():
     rng = np.random.default_rng(8)
     zero = loralens.LowRank(np.zeros((14, 3)), rng.standard_normal((3, 11)))
-    found = similarity(adapter(zero, random(rng), zero), adapter(random(rng), zero, zero))
+    found = compare_subspaces(adapter(zero, random(rng), zero), adapter(random(rng), zero, zero))
     assert [one.zero for one in found.modules.values()] == ["the first is 0", "the second is 0", "both are 0"]
     for one in found.modules.values():
         assert one.cosine == one.cosine_z == 0.0
@@ -176,16 +176,16 @@ def test_modules_of_one_alone_and_of_other_shapes_are_told():
     rng = np.random.default_rng(9)
     first = adapter(random(rng), head=random(rng, 3, 11), a_proj=random(rng))
     second = adapter(random(rng), head=random(rng, 5, 11), b_proj=random(rng))
-    found = similarity(first, second)
+    found = compare_subspaces(first, second)
     assert list(found) == [NAME]
     assert (found.alone, found.misfits) == ((("a_proj",), ("b_proj",)), ("head",))
-    assert similarity(first, second, modules=["q_proj"]).alone == ((), ())
+    assert compare_subspaces(first, second, modules=["q_proj"]).alone == ((), ())
 
 
 def test_names_of_two_dialects_are_matched():
     rng = np.random.default_rng(10)
     x, y = random(rng), random(rng)
-    one = similarity(
+    one = compare_subspaces(
         loralens.Adapter(modules={"unet.down.0.to_q": x}), loralens.Adapter(modules={"lora_unet_down_0_to_q": y})
     )
     assert one["unet.down.0.to_q"].other == "lora_unet_down_0_to_q"
@@ -194,14 +194,14 @@ def test_names_of_two_dialects_are_matched():
 def test_what_cannot_be_compared_is_refused_by_name():
     rng = np.random.default_rng(11)
     with pytest.raises(MismatchError, match=r"adapts a/small, and \(16, 12\) .* adapts b/large"):
-        similarity(adapter(random(rng), base="a/small"), adapter(random(rng, 16, 12), base="b/large"))
+        compare_subspaces(adapter(random(rng), base="a/small"), adapter(random(rng, 16, 12), base="b/large"))
     two = {"y_proj": random(rng), "z_proj": random(rng)}
     with pytest.raises(MismatchError, match="no module in common: the first has x_proj, the second y_proj and 1 more"):
-        similarity(adapter(x_proj=random(rng)), adapter(**two))
+        compare_subspaces(adapter(x_proj=random(rng)), adapter(**two))
     with pytest.raises(MismatchError, match="only one of the two has x_proj"):
-        similarity(adapter(random(rng), x_proj=random(rng)), adapter(random(rng)), modules=["x_proj"])
+        compare_subspaces(adapter(random(rng), x_proj=random(rng)), adapter(random(rng)), modules=["x_proj"])
     with pytest.raises(OptionError, match="no module matches"):
-        similarity(adapter(random(rng)), adapter(random(rng)), modules=["k_proj"])
+        compare_subspaces(adapter(random(rng)), adapter(random(rng)), modules=["k_proj"])
 
 
 @pytest.mark.parametrize(("of", "side"), [("A", "out"), ("B", "in")])
@@ -216,20 +216,20 @@ def test_full_differences_are_compared_as_they_are():
     rng = np.random.default_rng(12)
     D, y = rng.standard_normal((14, 11)), random(rng)
     whole = adapter(Structured(Dense(LazyArray.of(D)), scale=-2.0))
-    one = only(similarity(whole, adapter(y)))
+    one = only(compare_subspaces(whole, adapter(y)))
     assert one.cosine == pytest.approx(reference.dense_cosine(-D, y.dense()), abs=SIMILARITY)
     assert one.overlap.phi.shape == (11, 3)
     assert one.overlap.full == pytest.approx(1.0)
     assert np.isnan(one.initial)
-    assert initialisation(similarity(whole, adapter(y))).verdict == "unknown"
+    assert initialisation(compare_subspaces(whole, adapter(y))).verdict == "unknown"
     with pytest.raises(MismatchError, match="no factors"):
-        similarity(whole, adapter(y), of="A")
+        compare_subspaces(whole, adapter(y), of="A")
 
 
 def test_threads_change_nothing():
     rng = np.random.default_rng(13)
     first, second = (adapter(*(random(rng) for _ in range(20))) for _ in range(2))
-    one, two = similarity(first, second), similarity(first, second, threads=3)
+    one, two = compare_subspaces(first, second), compare_subspaces(first, second, threads=3)
     assert list(one) == list(two)
     for name in one:
         np.testing.assert_array_equal(one[name].overlap.phi, two[name].overlap.phi)
@@ -244,15 +244,15 @@ def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
     rng = np.random.default_rng(14)
     starts = [rng.standard_normal((4, 60)) for _ in range(5)]
     first = adapter(*(seeded(rng, A) for A in starts))
-    moved = initialisation(similarity(first, adapter(*(seeded(rng, A, moved=0.5) for A in starts))))
+    moved = initialisation(compare_subspaces(first, adapter(*(seeded(rng, A, moved=0.5) for A in starts))))
     assert (moved.verdict, moved.alike, moved.compared) == ("shared", 5, 5)
     assert moved.one_sided
     assert "the A of 5 of 5 modules are alike" in moved.text
     assert moved.advice == "directions of the in side show the seed, not the task: look at --side out"
     turned = adapter(*(seeded(rng, A, gauge=rng.standard_normal((4, 4))) for A in starts))
-    likely = initialisation(similarity(first, turned))
+    likely = initialisation(compare_subspaces(first, turned))
     assert (likely.verdict, likely.advice) == ("likely", moved.advice)
-    apart = initialisation(similarity(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
+    apart = initialisation(compare_subspaces(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
     assert (apart.verdict, apart.text, apart.advice) == ("none", "", "")
     assert apart.chance == {"in": 4 / 60, "out": 4 / 40}
 
@@ -260,7 +260,7 @@ def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
 def test_where_both_sides_agree_the_seed_is_not_all():
     rng = np.random.default_rng(15)
     x = seeded(rng, rng.standard_normal((4, 60)))
-    found = initialisation(similarity(adapter(x), adapter(x)))
+    found = initialisation(compare_subspaces(adapter(x), adapter(x)))
     assert (found.verdict, found.one_sided) == ("shared", False)
     assert found.advice.endswith("where these two agree as well")
 
@@ -268,7 +268,7 @@ def test_where_both_sides_agree_the_seed_is_not_all():
 def test_of_different_ranks_the_first_rows_are_compared():
     rng = np.random.default_rng(16)
     A = rng.standard_normal((8, 60))
-    found = similarity(adapter(seeded(rng, A[:4])), adapter(loralens.LowRank(rng.standard_normal((40, 8)), A)))
+    found = compare_subspaces(adapter(seeded(rng, A[:4])), adapter(loralens.LowRank(rng.standard_normal((40, 8)), A)))
     assert only(found).initial == pytest.approx(1.0)
 
 
@@ -340,16 +340,16 @@ def test_nesting_of_factors_and_leading_directions():
 @pytest.mark.parametrize(("first", "second", "expected"), [(2, 4, 0.69459), (4, 8, 0.65118), (8, 16, 0.78546)])
 def test_ranks_share_their_first_direction_on_the_out_side_and_not_in_A(real: Path, first, second, expected):
     pair = [loralens.load(real / f"sam-vitb-rank{rank}") for rank in (first, second)]
-    found = similarity(*pair, side="out")
+    found = compare_subspaces(*pair, side="out")
     assert np.mean([one.overlap.first for one in found.modules.values()]) == pytest.approx(expected, abs=5e-6)
     assert len(found) == 24
-    of_A = [one.overlap.first for one in similarity(*pair, of="A").modules.values()]
+    of_A = [one.overlap.first for one in compare_subspaces(*pair, of="A").modules.values()]
     assert 0.13 < np.mean(of_A) < 0.29
     assert max(of_A) < 0.5
 
 
 def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
-    found = similarity(loralens.load(real / "gemma270m-aowei-main"), loralens.load(real / "gemma270m-zouhe0"))
+    found = compare_subspaces(loralens.load(real / "gemma270m-aowei-main"), loralens.load(real / "gemma270m-zouhe0"))
     seen = initialisation(found)
     assert (seen.verdict, seen.alike, seen.compared, seen.one_sided) == ("shared", 72, 72, True)
     assert seen.spans == {"in": pytest.approx(0.93, abs=0.005), "out": pytest.approx(0.04, abs=0.005)}
@@ -358,13 +358,13 @@ def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
 
 def test_two_runs_of_one_recipe_are_not(real: Path):
     pair = [loralens.load(real / f"minilm-souravt-{name}") for name in ("finetuned", "ckpt750")]
-    seen = initialisation(similarity(*pair))
+    seen = initialisation(compare_subspaces(*pair))
     assert (seen.verdict, seen.cosine) == ("none", pytest.approx(-0.0025, abs=5e-5))
 
 
 def test_a_recorded_start_settles_it() -> None:
     rng = np.random.default_rng(7)
-    found = similarity(adapter(random(rng, 40, 60)), adapter(random(rng, 40, 60)))
+    found = compare_subspaces(adapter(random(rng, 40, 60)), adapter(random(rng, 40, 60)))
     assert initialisation(found).verdict == "none"
     said = initialisation(found, recorded=True)
     assert said.verdict == "shared"
@@ -387,7 +387,7 @@ def test_the_same_numbers_are_exactly_alike(of):
     rng = np.random.default_rng(5)
     modules = {f"m{i}": random(rng, out=30 + i, in_=40, rank=5, scale=0.3) for i in range(5)}
     twins = {name: loralens.LowRank(m.B.copy(), m.A.copy(), m.scale) for name, m in modules.items()}
-    found = similarity(adapter(**modules), adapter(**twins), of=of)
+    found = compare_subspaces(adapter(**modules), adapter(**twins), of=of)
     assert found.cosine == 1
     for one in found.modules.values():
         assert (one.cosine, one.initial, set(one.spans.values()), set(one.cka.values())) == (1, 1, {1.0}, {1.0})
@@ -403,7 +403,7 @@ def test_what_is_exactly_alike_has_the_sizes_of_what_is_nearly_alike():
     module = random(rng, out=30, in_=40, rank=5, scale=0.3)
     near = loralens.LowRank(module.B, module.A, np.nextafter(module.scale, 1))
     for of, count in (("update", None), ("update", 2), ("A", None), ("B", 3)):
-        one, two = (only(similarity(adapter(module), adapter(m), of=of, phi_rank=count)) for m in (module, near))
+        one, two = (only(compare_subspaces(adapter(module), adapter(m), of=of, phi_rank=count)) for m in (module, near))
         assert set(one.overlaps) == set(two.overlaps)
         for side, each in one.overlaps.items():
             np.testing.assert_allclose(each.phi, two.overlaps[side].phi, atol=SIMILARITY)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.trajectory import SETTLED, trajectory, work
+from loralens.analysis.trajectory import SETTLED, measure_trajectory, work
 from tests.reference import effective_rank, whole_cosine
 from tests.tolerances import COLLECTION, MEASURE
 
@@ -37,7 +37,7 @@ def dense(one: loralens.Adapter) -> list[np.ndarray]:
 
 def test_points_are_those_of_the_dense_updates() -> None:
     adapters = run(turn=True)
-    found = trajectory(adapters)
+    found = measure_trajectory(adapters)
     for t, point in enumerate(found.points):
         own, last = dense(adapters[t]), dense(adapters[-1])
         spectra = [np.linalg.svd(D, compute_uv=False)[:2] for D in own]
@@ -53,7 +53,7 @@ def test_points_are_those_of_the_dense_updates() -> None:
     assert found.points[-1].phi == pytest.approx({"in": 1.0, "out": 1.0})
     assert found.points[0].phi["in"] == pytest.approx(1)
     assert found.points[0].phi["out"] < 0.99
-    assert found.points[1].previous_phi == pytest.approx(trajectory(adapters[:2]).points[0].phi)
+    assert found.points[1].previous_phi == pytest.approx(measure_trajectory(adapters[:2]).points[0].phi)
     assert found.chance == {"in": pytest.approx(2 / 9), "out": pytest.approx(2 / 8)}
 
 
@@ -61,16 +61,16 @@ def test_points_are_those_of_the_dense_updates() -> None:
 def test_a_tiny_step_is_measured_not_lost(size: float) -> None:
     one = run((1.0,))[0]
     two = one.map(lambda m: loralens.LowRank(m.B * (1 + size), m.A, m.scale))
-    found = trajectory([one, two])
+    found = measure_trajectory([one, two])
     assert found.points[1].length == pytest.approx(size * found.points[0].frobenius, rel=1e-2)
 
 
 def test_a_module_that_only_one_has_counts_in_the_step() -> None:
     one, two = run((1.0, 1.0))
     grown = loralens.Adapter(modules={**two.modules, "layers.2.q": two["layers.0.q"]})
-    found = trajectory([one, grown])
+    found = measure_trajectory([one, grown])
     assert found.points[1].length == pytest.approx(np.linalg.norm(two["layers.0.q"].dense()))
-    chosen = trajectory([one, grown], modules=["layers.1.*"])
+    chosen = measure_trajectory([one, grown], modules=["layers.1.*"])
     assert chosen.points[1].length == pytest.approx(0, abs=1e-12)
     assert chosen.points[1].frobenius == pytest.approx(np.linalg.norm(two["layers.1.q"].dense()))
 
@@ -80,32 +80,32 @@ def test_modules_that_were_not_asked_for_are_not_read() -> None:
     spoilt = loralens.LowRank(np.full((8, 2), np.nan), np.ones((2, 9)))
     sick = [loralens.Adapter(modules={**each.modules, "layers.1.v": spoilt}) for each in (one, two, three)]
     told: list[int] = []
-    found = trajectory(sick, modules=["q"], step=told.append)
-    assert found == trajectory([one, two, three])
+    found = measure_trajectory(sick, modules=["q"], step=told.append)
+    assert found == measure_trajectory([one, two, three])
     assert sum(told) == work(sick, ["q"]) == 2 + 6 + 4
     with pytest.raises(loralens.FormatError):
-        trajectory(sick)
+        measure_trajectory(sick)
 
 
 def test_settled_is_the_first_from_which_all_have_the_direction() -> None:
-    assert trajectory(run()).settled == 0
-    turning = trajectory(run(turn=True))
+    assert measure_trajectory(run()).settled == 0
+    turning = measure_trajectory(run(turn=True))
     cosines = [point.cosine for point in turning.points]
     assert turning.settled == next(t for t in range(4) if min(cosines[t:]) >= SETTLED)
     assert cosines[turning.settled - 1] < SETTLED
-    assert trajectory(run((0.1, 0.2, 1.0), turn=True)).settled is None
+    assert measure_trajectory(run((0.1, 0.2, 1.0), turn=True)).settled is None
     there_and_back = run((0.99, 0.2, 1.0), turn=True)
-    found = trajectory(there_and_back)
+    found = measure_trajectory(there_and_back)
     assert found.points[0].cosine > SETTLED > found.points[1].cosine
     assert found.settled is None
 
 
 def test_another_run_is_told_apart_and_nothing_is_settled() -> None:
-    found = trajectory([*run(), run((1.0,), seed=1)[0]])
+    found = measure_trajectory([*run(), run((1.0,), seed=1)[0]])
     assert found.runs == ((0, 1, 2, 3), (4,))
     assert found.settled is None
-    assert trajectory(run()).runs == ((0, 1, 2, 3),)
-    led = trajectory([run((1.0,), seed=1)[0], *run((0.9, 1.0))])
+    assert measure_trajectory(run()).runs == ((0, 1, 2, 3),)
+    led = measure_trajectory([run((1.0,), seed=1)[0], *run((0.9, 1.0))])
     assert led.runs == ((0,), (1, 2))
     assert led.settled is None
 
@@ -113,14 +113,14 @@ def test_another_run_is_told_apart_and_nothing_is_settled() -> None:
 def test_a_run_that_ends_refactored_is_one_run() -> None:
     adapters = run(turn=True)
     last = adapters[-1].map(lambda m: loralens.LowRank(m.B[:, ::-1], -m.A[::-1], -m.scale))  # type: ignore[arg-type]
-    found = trajectory([*adapters[:3], last])
+    found = measure_trajectory([*adapters[:3], last])
     assert found.points[2].initial < 0.5
     assert found.runs == ((0, 1, 2, 3),)
 
 
 def test_a_zero_checkpoint_has_no_direction() -> None:
     one, two = run((0.0, 1.0))
-    found = trajectory([one, two])
+    found = measure_trajectory([one, two])
     assert found.points[0].frobenius == found.points[0].effective_rank == 0
     assert np.isnan(found.points[0].cosine)
     assert found.points[1].length == pytest.approx(found.points[1].frobenius)
@@ -129,9 +129,9 @@ def test_a_zero_checkpoint_has_no_direction() -> None:
 
 def test_the_real_run(real: object) -> None:
     checkpoints = [loralens.load(real / f"minilm-souravt-ckpt{step}") for step in (100, 400, 750)]  # type: ignore[operator]
-    found = trajectory(checkpoints)
+    found = measure_trajectory(checkpoints)
     assert found.runs == ((0, 1, 2),)
     assert found.settled == 1
-    other = trajectory([*checkpoints, loralens.load(real / "minilm-souravt-finetuned")])  # type: ignore[operator]
+    other = measure_trajectory([*checkpoints, loralens.load(real / "minilm-souravt-finetuned")])  # type: ignore[operator]
     assert other.runs == ((0, 1, 2), (3,))
     assert other.points[2].initial == pytest.approx(-0.0025, abs=5e-5)

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
@@ -62,7 +62,7 @@ def extra(role, module=Q, value=1.0, size=12):
     ids=["alpha is not r", "rslora", "negative", "bf16"],
 )
 def test_one_adapter_of_weight_1_is_the_same_to_the_bit(one):
-    found = combine([(one, 1.0)])
+    found = combine_adapters([(one, 1.0)])
     for name, module in one.items():
         assert found.adapter[name] is module
     assert found.total().error_to_sum < COMBINED
@@ -72,33 +72,33 @@ def test_alpha_by_module_is_kept():
     modules = dict(made(4).modules)
     modules[V] = modules[V].rescaled(0.125, Scaling("alpha/r", 0.375, 3))
     one, other = Adapter(modules=modules), made(5)
-    assert_equals(combine([(one, 1), (other, 1)]).adapter, total((one, 1), (other, 1)))
+    assert_equals(combine_adapters([(one, 1), (other, 1)]).adapter, total((one, 1), (other, 1)))
 
 
 def test_what_cancels_is_exact_zeros_and_can_be_left_out():
     one = made(6, dtype=np.float32)
-    found = combine([(one, 0.3), (one, -0.3)])
+    found = combine_adapters([(one, 0.3), (one, -0.3)])
     assert all((m.rank, m.B.any(), m.A.any()) == (1, False, False) for m in found.adapter.modules.values())
     assert found.total().error_to_sum == 0
-    partly = combine([(one, 1.0), (one, {Q: -1.0, V: 0.5})], drop_dead=True)
+    partly = combine_adapters([(one, 1.0), (one, {Q: -1.0, V: 0.5})], drop_dead=True)
     assert list(partly.adapter) == [V]
     assert partly.adapter.narrowed
     assert set(partly.modules) == {Q, V}
     with pytest.raises(OptionError, match="nothing is left"):
-        combine([(one, 1), (one, -1)], drop_dead=True)
+        combine_adapters([(one, 1), (one, -1)], drop_dead=True)
 
 
 def test_a_strength_of_0_makes_zeros():
     one = made(7)
-    assert all(not m.B.any() for m in combine([(one, 0.0)]).adapter.modules.values())
+    assert all(not m.B.any() for m in combine_adapters([(one, 0.0)]).adapter.modules.values())
 
 
 def test_the_sum_is_linear_and_order_makes_no_difference():
     a, b, c = made(8, rank=2), made(9, rank=5, alpha=-1.0), made(10, rank=1, rule="alpha/sqrt(r)")
     expected = total((a, 0.7), (b, -1.2), (c, 3.0))
-    assert_equals(combine([(a, 0.7), (b, -1.2), (c, 3.0)]).adapter, expected)
-    assert_equals(combine([(c, 3.0), (a, 0.7), (b, -1.2)]).adapter, expected)
-    assert_equals(combine([(a, 1 / 4)] * 4).adapter, total((a, 1)))
+    assert_equals(combine_adapters([(a, 0.7), (b, -1.2), (c, 3.0)]).adapter, expected)
+    assert_equals(combine_adapters([(c, 3.0), (a, 0.7), (b, -1.2)]).adapter, expected)
+    assert_equals(combine_adapters([(a, 1 / 4)] * 4).adapter, total((a, 1)))
     assert_equals(2.5 * (b + c), total((b, 2.5), (c, 2.5)))
     assert_equals(2.5 * b + 2.5 * c, total((b, 2.5), (c, 2.5)))
 
@@ -108,7 +108,7 @@ def test_modules_that_only_some_have_and_other_names_for_them():
     names = {name.replace(".", "_"): name for name in SHAPES}
     other = Adapter(modules={f"lora_unet_{short}": made(12)[name] for short, name in names.items()}, format="kohya")
     third = made(13, names=[V, "model.layers.2.self_attn.k_proj"])
-    found = combine([(first, 1.0), (other, 0.5), (third, 2.0)])
+    found = combine_adapters([(first, 1.0), (other, 0.5), (third, 2.0)])
     renamed = Adapter(modules={name: made(12)[name] for name in SHAPES})
     assert_equals(found.adapter, total((first, 1.0), (renamed, 0.5), (third, 2.0)))
     assert found.adapter["model.layers.2.self_attn.k_proj"].B is third["model.layers.2.self_attn.k_proj"].B
@@ -117,19 +117,19 @@ def test_modules_that_only_some_have_and_other_names_for_them():
 
 def test_weights_by_glob_last_match_counts_and_modules_restrict():
     a, b = made(14), made(15)
-    found = combine([(a, 1.0), (b, Strength(0.5, {"*": 2.0, "v_proj": -1.0}))])
+    found = combine_adapters([(a, 1.0), (b, Strength(0.5, {"*": 2.0, "v_proj": -1.0}))])
     assert_equals(found.adapter, {name: total((a, 1), (b, 2.0 if name == Q else -1.0))[name] for name in SHAPES})
-    assert list(combine([(a, 1), (b, 1)], modules=["q_proj"]).adapter) == [Q]
+    assert list(combine_adapters([(a, 1), (b, 1)], modules=["q_proj"]).adapter) == [Q]
     only = made(16, names=[Q, "model.layers.5.self_attn.q_proj"])
-    assert set(combine([(a, 1.0), (only, Strength(0.0, {Q: 1.0}))]).adapter) == set(a)
+    assert set(combine_adapters([(a, 1.0), (only, Strength(0.0, {Q: 1.0}))]).adapter) == set(a)
     with pytest.raises(OptionError, match="no module matches"):
-        combine([(a, 1.0), (b, {"k_proj": 2.0})])
+        combine_adapters([(a, 1.0), (b, {"k_proj": 2.0})])
 
 
 def test_quality_is_that_of_the_dense_matrices_at_every_rank():
     a, b = made(17, rank=3), made(18, rank=4, alpha=-5.0)
     for method in ("sum", "tsv-m", "iso-c", "slerp"):
-        found = combine([(a, 0.7), (b, 0.4)], method=method, lam=1.3)
+        found = combine_adapters([(a, 0.7), (b, 0.4)], method=method, lam=1.3)
         for cut in (None, 2):
             lifts = found.lifts
             results = {n: lifts[n].at(cut, np.float64).dense() for n in found.adapter}
@@ -159,16 +159,16 @@ def test_quality_is_that_of_the_dense_matrices_at_every_rank():
 def test_an_adapter_that_is_0_has_no_shares_and_a_sum_that_is_0_no_relative_error():
     a = made(19)
     zero = a.map(lambda m: LowRank(0 * m.B, m.A, m.scale))
-    shares = combine([(a, 1), (zero, 1)]).total().shares
+    shares = combine_adapters([(a, 1), (zero, 1)]).total().shares
     assert (shares[1].retained, shares[1].gain, shares[1].interference_after) == (None, None, None)
-    assert combine([(a, 1), (a, -1)], method="tsv-m").total().error_to_sum in (None, 0.0)
+    assert combine_adapters([(a, 1), (a, -1)], method="tsv-m").total().error_to_sum in (None, 0.0)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_and_repetition_make_no_difference(threads):
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(20)]
     a, b = made(20, names=names), made(21, names=names)
-    first, second = (combine([(a, 1), (b, 1)], threads=t).adapter for t in (1, threads))
+    first, second = (combine_adapters([(a, 1), (b, 1)], threads=t).adapter for t in (1, threads))
     assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in names)
     assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in names)
 
@@ -176,7 +176,7 @@ def test_threads_and_repetition_make_no_difference(threads):
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.spaces])
 def test_every_method_works_on_several_modules_and_is_recorded(method):
     a, b = made(22), made(23, names=[Q])
-    found = combine([(a, 0.6), (b, 0.4)], method=method, labels=["a", "b"])
+    found = combine_adapters([(a, 0.6), (b, 0.4)], method=method, labels=["a", "b"])
     assert set(found.adapter) == set(a)
     assert found.recipe.record()["method"] == method
     assert [one.path for one in found.recipe.adapters] == ["a", "b"]
@@ -184,16 +184,16 @@ def test_every_method_works_on_several_modules_and_is_recorded(method):
 
 def test_scale_survives_bf16():
     a, b = made(24, dtype=ml_dtypes.bfloat16), made(25, alpha=1000.0, dtype=ml_dtypes.bfloat16)
-    found = combine([(a, 1), (b, 1e-3)])
+    found = combine_adapters([(a, 1), (b, 1e-3)])
     assert found.adapter[Q].dtype == ml_dtypes.bfloat16
     assert_equals(found.adapter, total((a, 1), (b, 1e-3)), tolerance=2.0**-8)
 
 
 def test_dtype_is_that_of_all_or_what_is_asked_for():
     a, b = made(26, dtype=np.float16), made(27, dtype=np.float32)
-    assert combine([(a, 1), (b, 1)]).adapter[Q].dtype == np.float32
-    assert combine([(a, 1)], dtype=np.float32).adapter[Q].dtype == np.float32
-    assert combine([(a, 1)]).adapter[Q] is a[Q]
+    assert combine_adapters([(a, 1), (b, 1)]).adapter[Q].dtype == np.float32
+    assert combine_adapters([(a, 1)], dtype=np.float32).adapter[Q].dtype == np.float32
+    assert combine_adapters([(a, 1)]).adapter[Q] is a[Q]
 
 
 def stack(seed, ranks):
@@ -210,13 +210,13 @@ def test_the_experts_of_a_stack_keep_one_rank():
     one, other = stack(0, [2, 2, 2]), stack(1, [3, 3, 3])
     other["mlp.experts.up[1]"] = LowRank(np.zeros((6, 3)), np.ones((3, 5)), 2.0, layout=Layout("experts"))
     a, b = Adapter(modules=one), Adapter(modules=other)
-    found = combine([(a, 1), (b, 1)])
+    found = combine_adapters([(a, 1), (b, 1)])
     assert {m.rank for m in found.adapter.modules.values()} == {5}
     assert_equals(found.adapter, total((a, 1), (b, 1)))
-    kept = combine([(a, -2.0)])  # alone they stay as they are, together
+    kept = combine_adapters([(a, -2.0)])  # alone they stay as they are, together
     assert all(kept.adapter[name].B is a[name].B for name in a)
     assert all(m.layout.kind == "experts" for m in found.adapter.modules.values())
-    mixed = combine([(a, Strength(1.0, {"*1]": 3.0}))])  # one scale for all of a stack
+    mixed = combine_adapters([(a, Strength(1.0, {"*1]": 3.0}))])  # one scale for all of a stack
     assert {m.scale for m in mixed.adapter.modules.values()} == {1.0}
     assert_equals(mixed.adapter, {n: (3 if n.endswith("1]") else 1) * a[n].dense() for n in a})
 
@@ -224,34 +224,34 @@ def test_the_experts_of_a_stack_keep_one_rank():
 def test_full_tensors_of_one_ride_along_and_of_several_need_a_choice():
     heads = [{"head": extra("saved", "score", value)} for value in (1.0, 2.0)]
     plain, one, other = made(28), made(29, extra=heads[0]), made(30, extra=heads[1])
-    assert combine([(plain, 1), (one, 0.5)]).adapter.extra["head"].tensor.read()[0] == 1
-    assert "whatever its weight" in combine([(plain, 1), (one, 0.5)]).notes[0]
-    assert set(combine([(one, 1), (one, 1)]).adapter.extra) == {"head"}  # the same tensors to the bit
+    assert combine_adapters([(plain, 1), (one, 0.5)]).adapter.extra["head"].tensor.read()[0] == 1
+    assert "whatever its weight" in combine_adapters([(plain, 1), (one, 0.5)]).notes[0]
+    assert set(combine_adapters([(one, 1), (one, 1)]).adapter.extra) == {"head"}  # the same tensors to the bit
     with pytest.raises(MismatchError, match=r"adapter 1, adapter 2 each hold .*: score\n.*--take"):
-        combine([(one, 1), (other, 1)])
-    taken = combine([(one, 1), (other, 1)], take=1)
+        combine_adapters([(one, 1), (other, 1)])
+    taken = combine_adapters([(one, 1), (other, 1)], take=1)
     assert taken.adapter.extra["head"].tensor.read()[0] == 2
     assert "left out of adapter 1" in taken.notes[0]
     assert taken.recipe.take == "adapter 2"
-    assert not combine([(one, 1), (other, 1)], take="none").adapter.extra
+    assert not combine_adapters([(one, 1), (other, 1)], take="none").adapter.extra
 
 
 def test_the_configuration_says_whose_head_it_is():
     config = {"r": 3, "modules_to_save": None, "bias": "none"}
     first = made(31, config=config)
     other = made(32, extra={"head": extra("saved", "score")}, config={"modules_to_save": ["score"], "task_type": "X"})
-    found = combine([(first, 1), (other, 1)]).adapter.config
+    found = combine_adapters([(first, 1), (other, 1)]).adapter.config
     assert (found["modules_to_save"], found["task_type"], found["r"]) == (["score"], "X", 3)
-    without = combine([(other, 1), (first, 1)], take="none").adapter.config
+    without = combine_adapters([(other, 1), (first, 1)], take="none").adapter.config
     assert without["modules_to_save"] is None
 
 
 def test_differences_add_up():
     one, other = (made(s, extra={"d": extra("diff_b", Q, v)}) for s, v in ((33, 1.0), (34, 10.0)))
-    found = combine([(one, 2.0), (other, Strength(1.0, {"q_proj": -1.0}))])
+    found = combine_adapters([(one, 2.0), (other, Strength(1.0, {"q_proj": -1.0}))])
     np.testing.assert_array_equal(found.adapter.extra["d"].tensor.read(), np.full(12, -8.0))
-    assert combine([(one, 1.0)]).adapter.extra["d"].tensor is one.extra["d"].tensor
-    np.testing.assert_array_equal(combine([(one, -3.0)]).adapter.extra["d"].tensor.read(), np.full(12, -3.0))
+    assert combine_adapters([(one, 1.0)]).adapter.extra["d"].tensor is one.extra["d"].tensor
+    np.testing.assert_array_equal(combine_adapters([(one, -3.0)]).adapter.extra["d"].tensor.read(), np.full(12, -3.0))
 
 
 @pytest.mark.parametrize(
@@ -260,23 +260,23 @@ def test_differences_add_up():
 )
 def test_what_bends_an_update_is_refused_with_the_way_out(role, message):
     bent = made(35, extra={"x": extra(role)})
-    assert set(combine([(bent, 1.0)]).adapter.extra) == {"x"}
-    assert not combine([(bent, 1.0)], modules=["v_proj"]).adapter.extra  # it goes with its module
+    assert set(combine_adapters([(bent, 1.0)]).adapter.extra) == {"x"}
+    assert not combine_adapters([(bent, 1.0)], modules=["v_proj"]).adapter.extra  # it goes with its module
     with pytest.raises(MismatchError, match=rf"{message}.*\n  fix: "):
-        combine([(made(36), 1.0), (bent, 1.0)])
+        combine_adapters([(made(36), 1.0), (bent, 1.0)])
     if role.startswith("magnitude"):
         with pytest.raises(MismatchError, match=message):
-            combine([(bent, 2.0)])
+            combine_adapters([(bent, 2.0)])
 
 
 def test_updates_that_are_no_pair_and_grouped_convolutions_are_refused():
     full = Adapter(modules={Q: Structured(Dense(LazyArray.of(np.ones((12, 9)))))})
     with pytest.raises(MismatchError, match=r"adapter 2: model.*full difference.*\n  fix: .*convert --rank"):
-        combine([(made(37), 1), (full, 1)])
+        combine_adapters([(made(37), 1), (full, 1)])
     grouped = made(38).map(lambda m: LowRank(m.B, m.A, m.scale, layout=Layout("conv", (1, 1), 3)))
     with pytest.raises(MismatchError, match="grouped convolution"):
-        combine([(grouped, 1), (grouped, 1)])
-    assert combine([(grouped, 2.0)]).adapter[Q].layout.groups == 3
+        combine_adapters([(grouped, 1), (grouped, 1)])
+    assert combine_adapters([(grouped, 2.0)]).adapter[Q].layout.groups == 3
 
 
 def test_adapters_of_two_models_are_refused():
@@ -284,10 +284,10 @@ def test_adapters_of_two_models_are_refused():
     with pytest.raises(
         MismatchError, match=r"no module in common: a has 2 modules \(q_proj, v_proj\).* b has 2 .*query"
     ):
-        combine([(made(40), 1), (other, 1)], labels=["a", "b"])
+        combine_adapters([(made(40), 1), (other, 1)], labels=["a", "b"])
     shaped = Adapter(modules={Q: LowRank(np.ones((5, 2)), np.ones((2, 9)))})
     with pytest.raises(ShapeError, match=r"q_proj is 12 × 9 in a and 5 × 9 in b: two base models"):
-        combine([(made(41), 1), (shaped, 1)], labels=["a", "b"])
+        combine_adapters([(made(41), 1), (shaped, 1)], labels=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_adapters_of_two_models_are_refused():
 )
 def test_options_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(OptionError, match=message):
-        combine([(made(42), 1)], **arguments)
+        combine_adapters([(made(42), 1)], **arguments)
     with pytest.raises(OptionError, match="at least 1"):
-        combine([])
+        combine_adapters([])
 
 
 @pytest.mark.parametrize(
@@ -321,11 +321,11 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
 def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):
     b = made(43, names=[Q, "model.layers.2.self_attn.k_proj"])
     with pytest.raises(OptionError, match=message):
-        combine([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})
+        combine_adapters([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})
 
 
 def test_an_adapter_without_modules_has_a_total_of_nothing():
-    found = combine([(Adapter(modules={}, extra={"head": extra("saved", "score")}), 1.0)])
+    found = combine_adapters([(Adapter(modules={}, extra={"head": extra("saved", "score")}), 1.0)])
     assert set(found.adapter.extra) == {"head"}
     assert (found.total().error_to_sum, found.total().shares) == (0.0, ())
 
@@ -334,6 +334,6 @@ def test_inputs_are_unchanged():
     a, b = made(43), made(44)
     before = [x.copy() for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]
     for method in ("sum", "tsv-m", "ctm", "pico"):
-        combine([(a, 0.5), (b, 2.0)], method=method).adapter.load()
+        combine_adapters([(a, 0.5), (b, 2.0)], method=method).adapter.load()
     after = [x for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
@@ -69,7 +69,7 @@ def assert_is(found, expected, base, tolerance=COMBINED):
 def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
     a, b, c = adapter(1, base), adapter(2, base, rank=5, scale=-1.0), adapter(3, base, dora=())
     terms = [(a, 0.7), (b, 0.4), (c, 1.5)]
-    found = combine(terms, method=method, dtype=np.float64, weights=weights(base, transposed=transposed), lam=0.8)
+    found = combine_adapters(terms, method=method, dtype=np.float64, weights=weights(base, transposed=transposed), lam=0.8)
     share = 0.8 / (1 if method == "sum" else 2.6)
 
     def expected(name, W):
@@ -89,7 +89,7 @@ def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
 
 def test_magnitudes_are_made_for_the_rounded_factors(base):
     a, b = adapter(4, base, size=0.02), adapter(5, base, size=0.02)
-    found = combine([(a, 1.0), (b, 1.0)], dtype=ml_dtypes.bfloat16, weights=weights(base))
+    found = combine_adapters([(a, 1.0), (b, 1.0)], dtype=ml_dtypes.bfloat16, weights=weights(base))
     for name, W in base.items():
         h = found.stretches.h[name]
         V_ = W + found.adapter[name].dense()
@@ -100,7 +100,7 @@ def test_magnitudes_are_made_for_the_rounded_factors(base):
 def test_quality_is_that_of_whole_changes_at_every_rank(base):
     a, b = adapter(6, base), adapter(7, base, dora=(Q,))
     for method, cut in (("sum", None), ("sum", 2), ("average", None), ("average", 3)):
-        found = combine([(a, 0.7), (b, -0.4)], method=method, weights=weights(base))
+        found = combine_adapters([(a, 0.7), (b, -0.4)], method=method, weights=weights(base))
         for name, W in base.items():
             quality, h = found.modules[name], found.stretches.h[name]
             K = (1 + h[:, None]) * found.lifts[name].at(cut, np.float64).dense()
@@ -129,7 +129,7 @@ def pair_lost(one, name, W, K):
 
 def test_cut_to_a_rank_the_stretch_stays(base):
     a, b = adapter(8, base), adapter(9, base)
-    found = combine([(a, 1.0), (b, 1.0)], weights=weights(base))
+    found = combine_adapters([(a, 1.0), (b, 1.0)], weights=weights(base))
     modules = {name: found.lifts[name].at(2, np.float64) for name in base}
     cut = found.magnified(replace(found.adapter, modules=modules))
     for name, W in base.items():
@@ -141,25 +141,25 @@ def test_cut_to_a_rank_the_stretch_stays(base):
 def test_factors_of_two_dtypes_become_float32(base):
     a = adapter(26, base)
     mixed = a.map(lambda m: LowRank(m.B.astype(ml_dtypes.bfloat16), m.A.astype(np.float32), m.scale))
-    found = combine([(mixed, 0.5)], weights=weights(base)).adapter
+    found = combine_adapters([(mixed, 0.5)], weights=weights(base)).adapter
     assert {factor.dtype for m in found.modules.values() for factor in m.factors} == {np.dtype(np.float32)}
 
 
 def test_what_cancels_is_plain_zeros(base):
     a = adapter(10, base)
-    found = combine([(a, 0.5), (a, -0.5)], weights=weights(base))
+    found = combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base))
     assert not found.adapter.extra
     assert found.adapter.config["use_dora"] is False
     assert all(not m.B.any() and not m.A.any() for m in found.adapter.modules.values())
     assert found.total().error_to_sum == 0
     with pytest.raises(OptionError, match="nothing is left"):
-        combine([(a, 0.5), (a, -0.5)], weights=weights(base), drop_dead=True)
+        combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base), drop_dead=True)
 
 
 def test_a_module_that_only_stretches_is_not_dead(base):
     a = adapter(11, base)
     still = replace(a, modules={name: LowRank(0 * m.B, m.A, m.scale) for name, m in a.items()})
-    found = combine([(still, 0.5)], weights=weights(base), drop_dead=True)
+    found = combine_adapters([(still, 0.5)], weights=weights(base), drop_dead=True)
     assert {m.rank for m in found.adapter.modules.values()} == {1}
     assert_is(found.adapter, lambda name, W: 0.5 * change(still, name, W), base, DORA_FILE)
 
@@ -167,7 +167,7 @@ def test_a_module_that_only_stretches_is_not_dead(base):
 def test_strengths_by_module_and_modules_that_one_lacks(base):
     a, b = adapter(12, base), adapter(13, base, names=(V,))
     strength = Strength(0.5, {"q_proj": -1.0})
-    found = combine([(a, strength), (b, 2.0)], dtype=np.float64, weights=weights(base))
+    found = combine_adapters([(a, strength), (b, 2.0)], dtype=np.float64, weights=weights(base))
 
     def expected(name, W):
         return strength.of(name) * change(a, name, W) + 2.0 * change(b, name, W) * (name in b)
@@ -178,24 +178,24 @@ def test_strengths_by_module_and_modules_that_one_lacks(base):
 def test_one_adapter_at_weight_1_is_itself_and_scales(base):
     a = adapter(14, base)
     for w in (1.0, 0.25, -1.0):
-        found = combine([(a, w)], dtype=np.float64, weights=weights(base))
+        found = combine_adapters([(a, w)], dtype=np.float64, weights=weights(base))
         assert_is(found.adapter, lambda name, W, w=w: w * change(a, name, W), base, DORA_FILE)
 
 
 def test_without_the_base_it_is_refused_with_the_way_out(base):
     a, b = adapter(15, base), adapter(16, base)
     with pytest.raises(MismatchError, match=r"is a DoRA adapter(.|\n)*--base"):
-        combine([(a, 1), (b, 1)])
+        combine_adapters([(a, 1), (b, 1)])
     with pytest.raises(MismatchError, match=r"adapter 2: .*q_proj.*: its base weight is not there"):
-        combine([(adapter(17, base, dora=(V,)), 1), (b, 1)], weights={V: weights(base)[V]}, modules=["q_proj"])
+        combine_adapters([(adapter(17, base, dora=(V,)), 1), (b, 1)], weights={V: weights(base)[V]}, modules=["q_proj"])
 
 
 def test_methods_that_look_at_the_updates_are_refused(base):
     a = adapter(18, base)
     for method in ("ties", "tsv-m", "model-stock"):
         with pytest.raises(OptionError, match=f"{method} does not combine DoRA"):
-            combine([(a, 1), (a, 1)], method=method, weights=weights(base))
-    assert combine([(adapter(19, base, dora=()), 1), (adapter(20, base, dora=()), 1)], method="ties", weights={})
+            combine_adapters([(a, 1), (a, 1)], method=method, weights=weights(base))
+    assert combine_adapters([(adapter(19, base, dora=()), 1), (adapter(20, base, dora=()), 1)], method="ties", weights={})
 
 
 def test_what_no_dora_adapter_can_say_is_refused(base):
@@ -204,22 +204,22 @@ def test_what_no_dora_adapter_can_say_is_refused(base):
     lengths = np.linalg.norm(W + a[Q].dense(), axis=1)
     twice = {KEY.format(Q): Extra("magnitude", Q, LazyArray.of(2 * lengths))}  # g = 2: −1 times it takes W away
     with pytest.raises(MismatchError, match="40 rows would keep nothing of the base"):
-        combine([(replace(a, extra=twice), -1.0)], weights=weights(base))
+        combine_adapters([(replace(a, extra=twice), -1.0)], weights=weights(base))
     wrong = {KEY.format(Q): Extra("magnitude", Q, LazyArray.of(np.ones(7)))}
     with pytest.raises(ShapeError, match="one number for each output"):
-        combine([(replace(a, extra=wrong), 2.0)], weights=weights(base))
+        combine_adapters([(replace(a, extra=wrong), 2.0)], weights=weights(base))
     by_input = {KEY.format(Q): Extra("magnitude_in", Q, LazyArray.of(np.ones(30)))}
     with pytest.raises(MismatchError, match=r"by input(.|\n)*loralens merge"):
-        combine([(replace(a, extra=by_input), 2.0)], weights=weights(base))
+        combine_adapters([(replace(a, extra=by_input), 2.0)], weights=weights(base))
 
 
 def test_another_dialect_must_say_what_its_magnitudes_are_called(base):
     a, b = (replace(adapter(s, base), format="kohya") for s in (22, 23))
-    assert set(combine([(a, 1), (b, 1)], weights=weights(base)).adapter.extra) == set(a.extra)
+    assert set(combine_adapters([(a, 1), (b, 1)], weights=weights(base)).adapter.extra) == set(a.extra)
     plain = replace(adapter(24, base, dora=()), format="kohya")
     some = replace(b, extra={KEY.format(Q): b.extra[KEY.format(Q)]})
     with pytest.raises(MismatchError, match=r"v_proj would have a magnitude(.|\n)*convert --to peft"):
-        combine([(plain, 1), (some, 1)], weights=weights(base))
+        combine_adapters([(plain, 1), (some, 1)], weights=weights(base))
 
 
 def test_a_convolution_has_its_magnitudes_as_peft_shapes_them(base):
@@ -230,7 +230,7 @@ def test_a_convolution_has_its_magnitudes_as_peft_shapes_them(base):
     W = rng.standard_normal((6, 36))
     there = {"conv": Weight("conv.weight", LazyArray.of(W), transposed=False)}
     plain = Adapter(modules={"conv": pair})
-    found = combine([(plain, 1.0), (replace(a, format="kohya"), 1.0)], weights=there).adapter
+    found = combine_adapters([(plain, 1.0), (replace(a, format="kohya"), 1.0)], weights=there).adapter
     ((key, extra),) = found.extra.items()
     assert (key, extra.tensor.shape) == (KEY.format("conv"), (1, 6, 1, 1))
 
@@ -268,7 +268,7 @@ def test_peft_gives_the_outputs_of_the_sum(base, tmp_path):
     }
     for order in (0, 1):  # the first is DoRA, or the second
         pair = [(adapters[order], 0.6), (adapters[1 - order], -0.3)]
-        result = combine(pair, weights=there).adapter
+        result = combine_adapters(pair, weights=there).adapter
         loralens.save(result, tmp_path / "out", overwrite=True)
         live = PeftModel.from_pretrained(model(), tmp_path / "out")
         for name in "qv":

@@ -11,7 +11,7 @@ import pytest
 from loralens.arithmetic import entries as entries_module
 from loralens.arithmetic import spaces
 from loralens.arithmetic.breadcrumbs import breadcrumbs
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.dare import dare, dare_ties
 from loralens.arithmetic.della import della
 from loralens.arithmetic.elementwise import whole_cutoffs
@@ -327,7 +327,7 @@ def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
     names = list(one)
     pair = [(Adapter(modules=one), 0.7), (Adapter(modules=two), -0.4)]
     Ds = [[w * ups[name].dense() for name in names] for ups, w in ((one, 0.7), (two, -0.4))]
-    whole = combine(pair, method="ties", density=0.3, dtype=np.float64)
+    whole = combine_adapters(pair, method="ties", density=0.3, dtype=np.float64)
     cut = [np.sort(np.abs(np.concatenate(D, axis=None)))[::-1][int(0.3 * 3 * 9 * 14) - 1] for D in Ds]
     for b, name in enumerate(names):
         trimmed = [np.where(np.abs(D[b]) >= c * (1 - 1e-6), D[b], 0) for D, c in zip(Ds, cut, strict=True)]
@@ -340,12 +340,12 @@ def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
         for few in (1, 4):
             less = np.linalg.norm(F - whole.lifts[name].at(few, np.float64).dense()) / np.linalg.norm(F)
             assert whole.truncated(name, few) == pytest.approx(less, rel=1e-4)
-    each = combine(pair, method="ties", density=0.3, dtype=np.float64, whole=0)
+    each = combine_adapters(pair, method="ties", density=0.3, dtype=np.float64, whole=0)
     for b, name in enumerate(names):
         F = reference.dense_ties([D[b] for D in Ds], 0.3)
         rank = one[name].rank + two[name].rank
         assert_close(each.adapter.modules[name].dense(), reference.best_of_rank(F, rank), ELEMENTWISE)
-    assert not combine(pair, method="sum").truncation
+    assert not combine_adapters(pair, method="sum").truncation
 
 
 def counted(m, n, r, step):
@@ -373,7 +373,7 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
 
     monkeypatch.setattr(spaces, "low_rank", watched)
     pair = [Adapter(modules={"layers.3.q_proj": counted(70, 90, 3, step)}) for step in (7919, 104729)]
-    combine([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
+    combine_adapters([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
     (F,) = seen
     assert F.dtype == np.float32
     assert sha256(F.astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
@@ -384,6 +384,6 @@ def test_threads_make_no_difference(name):
     rng = np.random.default_rng(25)
     rows = [{f"layers.{i}.q_proj": updates(rng, m=20, n=30)[0] for i in range(20)} for _ in range(2)]
     pair = [(Adapter(modules=one), w) for one, w in zip(rows, (0.7, 0.4), strict=True)]
-    first, second = (combine(pair, method=name, threads=threads).adapter for threads in (1, 4))
+    first, second = (combine_adapters(pair, method=name, threads=threads).adapter for threads in (1, 4))
     assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
     assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)

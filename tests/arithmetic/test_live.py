@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import Layout, LowRank
@@ -56,7 +56,7 @@ def test_the_result_of_every_method_works_in_peft(method, space, tmp_path):
     from peft import PeftModel
 
     terms = [(adapter(0), 0.7), (adapter(1), 0.4)]
-    result = combine(terms, method=method, space=space, **OPTIONS.get(method, {})).adapter
+    result = combine_adapters(terms, method=method, space=space, **OPTIONS.get(method, {})).adapter
     loralens.save(result, tmp_path / "out")
     found = loralens.load(tmp_path / "out")
     assert set(found) == set(SHAPES)  # ranks differ from module to module, and one module came to 0

@@ -14,11 +14,11 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-import loralens.train.fitting
-import loralens.train.tasks
+import loralens.training.fitting
+import loralens.training.tasks
 from loralens.cli.main import main
 
-_IMPORTED = (transformers.BertForSequenceClassification, loralens.train.fitting, loralens.train.tasks)
+_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitting, loralens.training.tasks)
 
 
 def free_port() -> int:

@@ -111,7 +111,7 @@ def test_sizes_of_a_base_in_the_cache(home: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_name_in_a_file_is_no_path(home: Path) -> None:
     """Nothing is opened because a file says its path."""
-    from loralens.formats.location import known_folder
+    from loralens.formats.files.location import known_folder
 
     for name in (
         str(home / "base"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compress.calibration import calibrate
-from loralens.formats.moments import load_moments
+from loralens.compression.calibration import measure_moments
+from loralens.formats.records.moments import load_moments
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -62,7 +62,7 @@ def test_the_file_holds_the_moments(name: str, count: int, home: Path, tmp_path:
     inputs = dict(models.tokenizer()(list(models.TEXTS), padding=True, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
     model = models.llama() if name == "llama" else models.bert()
-    expected = calibrate(model, [inputs], adapter=adapter)
+    expected = measure_moments(model, [inputs], adapter=adapter)
     for name, moment in moments.items():
         assert moment.count == expected[name].count == 25
         np.testing.assert_allclose(moment.K, expected[name].K, rtol=MOMENTS_32, atol=MOMENTS_32)

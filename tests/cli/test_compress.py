@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.compress_rule import Size
-from loralens.compress.informed import data_losses
-from loralens.compress.loss import losses, total_error
+from loralens.compression.informed import data_losses
+from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
-from loralens.formats.moments import save_moments
+from loralens.formats.records.moments import save_moments
 from tests import reference
 from tests.cli.command import Command
 from tests.conftest import small_adapter
@@ -155,7 +155,7 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "over the 5 modules measured" in shown or "over the 6 modules measured" in shown
     drawn: list[dict[str, object]] = []
     monkeypatch.setattr(
-        "loralens.plot.curve.curve_figure",
+        "loralens.charts.curve.curve_figure",
         lambda *_, **how: drawn.append(how) or Figure(),  # type: ignore[func-returns-value]
     )
     more = ["--activations", tmp_path / "k.safetensors", "--plot", tmp_path / "curve.png"]
@@ -316,7 +316,7 @@ def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loralens.compress.directions.times", interrupted)
+    monkeypatch.setattr("loralens.compression.directions.times", interrupted)
     result = run("compress", small, "-o", tmp_path / "out", "--rank", 1)
     assert result.exit_code != 0
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from loralens.cli.main import main
 from loralens.errors import FormatError
-from loralens.formats.collection import candidates
-from loralens.formats.container import read_safetensors
-from loralens.formats.walking import folders
-from loralens.merge import apply
+from loralens.formats.files.container import read_safetensors
+from loralens.formats.files.walking import folders
+from loralens.formats.records.collection import candidates
+from loralens.merging import apply
 from tests.bases import contents, sharded, tensors
 from tests.formats.blobs import limits
 

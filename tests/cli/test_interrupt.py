@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 VALUES, BASES = "loralens.core.lowrank:LowRank.singular_values", "loralens.core.lowrank:LowRank.bases"
-TRUNCATE = "loralens.compress.directions:truncating_maps"
+TRUNCATE = "loralens.compression.directions:truncating_maps"
 COMMANDS = {
     "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),

@@ -102,7 +102,7 @@ def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int
     assert (record["adapter"], record["base"]) == (str(path), str(base))
     assert (record["threshold"], record["top"]) == (0.5, top)
     assert [module["name"] for module in record["modules"]] == list(adapter)
-    W = loralens.formats.checkpoint.weights(base)
+    W = loralens.formats.models.checkpoint.weights(base)
     for module in record["modules"]:
         assert set(module) == MODULE_KEYS
         s, scores = intruder_scores(W[module["name"] + ".weight"].read(), adapter[module["name"]].dense(), top)
@@ -211,7 +211,7 @@ def test_the_written_adapter_is_the_edit(spread, tmp_path: Path, strength: float
     result = run(path, "--base", base, "--remove", strength, "-o", tmp_path / "new", "--json")
     record = json.loads(result.stdout)
     new = loralens.load(tmp_path / "new")
-    W = loralens.formats.checkpoint.weights(base)
+    W = loralens.formats.models.checkpoint.weights(base)
     for module in record["modules"]:
         name, X = module["name"], W[module["name"] + ".weight"].read()
         indices = [one["index"] - 1 for one in module["intruders"]]
@@ -350,7 +350,7 @@ def test_real_adapters_on_their_real_base_equal_the_definition(real: Path, tmp_p
     louder = adapter.map(lambda m: loralens.LowRank(strength * m.B, m.A, m.scale, layout=m.layout))
     loralens.save(louder, tmp_path / "louder")
     record = json.loads(run(tmp_path / "louder", "--base", base, "--json").stdout)
-    W = loralens.formats.checkpoint.weights(base)
+    W = loralens.formats.models.checkpoint.weights(base)
     assert len(record["modules"]) == 12
     for module in record["modules"]:
         X = W[module["name"].removeprefix("bert.") + ".weight"].read().astype(np.float64)

@@ -16,7 +16,7 @@ import loralens
 from loralens.cli.main import COMMANDS
 from loralens.core.attached import Attachment
 from loralens.errors import FormatError
-from loralens.merge.switchboard import Switchboard
+from loralens.merging.resident.switchboard import Switchboard
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command
@@ -144,7 +144,7 @@ def written(out: Path) -> dict[str, np.ndarray]:
     """Dense updates of an adapter, or the tensors of a model."""
     if (out / "adapter_config.json").exists():
         return {name: module.dense() for name, module in loralens.load(out).items()}
-    from loralens.formats.checkpoint import weights
+    from loralens.formats.models.checkpoint import weights
 
     return {key: tensor.read() for key, tensor in weights(out).items()}
 

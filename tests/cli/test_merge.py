@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.formats.container import read_safetensors
-from loralens.formats.undo import NAME
+from loralens.formats.files.container import read_safetensors
+from loralens.formats.records.undo import NAME
 from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
 from tests.cli.command import Command
 from tests.conftest import small_adapter

@@ -62,7 +62,7 @@ def test_merge_unmerge_and_verify_there_are_those_of_numpy(dtype: str, small: Pa
 
 def test_dora_and_a_dry_run(tmp_path: Path, made_there) -> None:
     """The lengths of DoRA are measured on W + D: they too come out the same."""
-    from tests.merge.made import Maker, dora
+    from tests.merging.made import Maker, dora
 
     case = dora(Maker(0, np.dtype("float16")))
     base = single(tmp_path / "base", case.base, config={})

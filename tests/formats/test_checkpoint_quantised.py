@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.cli.main import main
 from loralens.errors import FormatError
-from loralens.formats.checkpoint import shapes, weights
+from loralens.formats.models.checkpoint import shapes, weights
 from tests.conftest import small_adapter
 
 

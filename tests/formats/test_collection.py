@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import OptionError
-from loralens.formats.collection import candidates, examine
+from loralens.formats.records.collection import candidates, examine
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from tests.formats.test_peft_live import CASES, Case, adapt, assert_same_updates, load_in_peft
@@ -45,7 +45,7 @@ def test_peft_loads_mixed_ranks_and_adds_the_combination(name: str, method: str,
     case = BY_NAME[name]
     first = saved(case, tmp_path / "before")
     second = shuffled(first)
-    found = combine([(first, 0.6), (second, -0.4)], method=method).adapter
+    found = combine_adapters([(first, 0.6), (second, -0.4)], method=method).adapter
     loralens.save(found, tmp_path / "after")
     if method == "sum":
         for module in found:

@@ -17,9 +17,13 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import comfyui, diffusers, kohya, lycoris, peft
-from loralens.formats.comfyui_writer import write
-from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.dialects import lycoris
+from loralens.formats.dialects.comfyui import reader as comfyui
+from loralens.formats.dialects.comfyui.writer import write
+from loralens.formats.dialects.diffusers import reader as diffusers
+from loralens.formats.dialects.kohya import reader as kohya
+from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats import corpora
-from loralens.formats.corpora import CORPORA, HELD_OUT, INSTALL, TRAIN, VALIDATION, Corpus, Split, read_corpus
-from loralens.formats.packages import installed
+from loralens.formats.files.packages import installed
+from loralens.formats.records import corpora
+from loralens.formats.records.corpora import CORPORA, HELD_OUT, INSTALL, TRAIN, VALIDATION, Corpus, Split, read_corpus
 
 HEAD = {
     "reuters-r8": "Category\tText\nd\tstring\nclass\t\n\n",

@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
+from loralens.core.naming.image_names import in_pipeline
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import comfyui, diffusers, stored_as, xlabs
-from loralens.formats.container import Stored, read_safetensors
-from loralens.formats.diffusers_metadata import KEY
-from loralens.formats.diffusers_writer import write
+from loralens.formats import stored_as
+from loralens.formats.dialects import xlabs
+from loralens.formats.dialects.comfyui import reader as comfyui
+from loralens.formats.dialects.diffusers import reader as diffusers
+from loralens.formats.dialects.diffusers.metadata import KEY
+from loralens.formats.dialects.diffusers.writer import write
+from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE

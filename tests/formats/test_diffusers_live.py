@@ -17,10 +17,12 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
-from loralens.formats import diffusers, diffusers_writer, xlabs
-from loralens.formats.container import Stored, read_safetensors
-from loralens.formats.diffusers_metadata import KEY
-from loralens.formats.writing import write_safetensors
+from loralens.formats.dialects import xlabs
+from loralens.formats.dialects.diffusers import reader as diffusers
+from loralens.formats.dialects.diffusers import writer as diffusers_writer
+from loralens.formats.dialects.diffusers.metadata import KEY
+from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.writing import write_safetensors
 from tests.tolerances import MOVED, PEFT_UPDATE
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ import loralens
 from loralens.core.lowrank import Layout
 from loralens.errors import OptionError
 from loralens.formats import stored_as
-from loralens.formats.experts import MLX, as_in, taken_apart
-from loralens.formats.gguf_architectures import ARCHITECTURES
+from loralens.formats.dialects.experts import MLX, as_in, taken_apart
+from loralens.formats.dialects.gguf.architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"
 D, F, E = 6, 4, 3

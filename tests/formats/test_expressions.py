@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from loralens.cli.main import main
 from loralens.errors import FormatError
-from loralens.formats import expressions
-from loralens.formats.expressions import Allowance, Expression
-from loralens.formats.peft_config import PeftConfig
-from loralens.formats.peft_patterns import Pattern
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.dialects.peft.patterns import Pattern
+from loralens.formats.files import expressions
+from loralens.formats.files.expressions import Allowance, Expression
 from tests.formats.blobs import limits
 
 MODULES = [  # of models as transformers and diffusers name them

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.container import DTYPES
+from loralens.formats.files.container import DTYPES
 from tests.formats.blobs import blob, entry, limits
 
 MIB = 1 << 20

@@ -15,10 +15,10 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.moments import Moment, Moments
 from loralens.errors import LoraLensError
-from loralens.formats.moments import load_moments, save_moments
-from loralens.formats.recipes import read_recipe
-from loralens.formats.runs import run_of
-from loralens.formats.shards import weight_files
+from loralens.formats.files.shards import weight_files
+from loralens.formats.records.moments import load_moments, save_moments
+from loralens.formats.records.recipes import read_recipe
+from loralens.formats.records.runs import run_of
 from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits

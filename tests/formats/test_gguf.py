@@ -19,11 +19,15 @@ from loralens.core.lowrank import Layout
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats import gguf, gguf_names, gguf_rows, gguf_values, peft
-from loralens.formats.container import Stored, read_json, read_safetensors
-from loralens.formats.gguf_architectures import ARCHITECTURES, architecture, architecture_of, heads_of
-from loralens.formats.gguf_container import read_gguf, write_gguf
-from loralens.formats.gguf_writer import write
+from loralens.formats.dialects.gguf import names as gguf_names
+from loralens.formats.dialects.gguf import reader as gguf
+from loralens.formats.dialects.gguf import rows as gguf_rows
+from loralens.formats.dialects.gguf.architectures import ARCHITECTURES, architecture, architecture_of, heads_of
+from loralens.formats.dialects.gguf.writer import write
+from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.files.container import Stored, read_json, read_safetensors
+from loralens.formats.files.gguf import values as gguf_values
+from loralens.formats.files.gguf.container import read_gguf, write_gguf
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
@@ -955,7 +959,8 @@ def test_a_real_adapter_with_a_trained_head_is_refused_by_the_heads_name(real):
 
 def test_reading_needs_the_gguf_package_for_names_only():
     code = (
-        "import sys, loralens.formats.gguf, loralens.formats.gguf_writer, loralens.formats.gguf_container\n"
+        "import sys, loralens.formats.dialects.gguf.reader, loralens.formats.dialects.gguf.writer\n"
+        "import loralens.formats.files.gguf.container\n"
         "assert 'gguf' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import OptionError
-from loralens.formats.hold import Hold, check_free
+from loralens.formats.files.hold import Hold, check_free
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -46,7 +46,7 @@ def test_a_folder_that_moves_stays_held(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from loralens.formats.hold import Hold\n"
+        "import sys, time; from pathlib import Path; from loralens.formats.files.hold import Hold\n"
         "hold = Hold(); hold.take(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:

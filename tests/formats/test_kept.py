@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.kept import keeping, settle
+from loralens.formats.records.kept import keeping, settle
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.matching import normal_form
+from loralens.core.naming.matching import normal_form
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import kohya, lycoris, peft, record
-from loralens.formats.container import read_safetensors
-from loralens.formats.kohya_writer import write
+from loralens.formats.dialects import lycoris, record
+from loralens.formats.dialects.kohya import reader as kohya
+from loralens.formats.dialects.kohya.writer import write
+from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.files.container import read_safetensors
 from tests.formats.stores import assert_same_tensors, stored
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import SAME_UPDATE

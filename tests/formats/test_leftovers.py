@@ -15,16 +15,16 @@ import loralens
 from loralens.core.moments import Moment, Moments
 from loralens.core.training import State
 from loralens.errors import OptionError
-from loralens.formats import hold, leftovers
-from loralens.formats.cache import SvdCache
-from loralens.formats.leftovers import hidden_path, reserve, tidy
-from loralens.formats.model_files import model_files
-from loralens.formats.model_writer import Change, write_model
-from loralens.formats.moments import save_moments
-from loralens.formats.sarif import write_sarif
-from loralens.formats.training import Training
-from loralens.formats.undo import write_undo
-from loralens.formats.writing import replacing
+from loralens.formats.files import hold, leftovers
+from loralens.formats.files.leftovers import hidden_path, reserve, tidy
+from loralens.formats.files.writing import replacing
+from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_writer import Change, write_model
+from loralens.formats.records.cache import SvdCache
+from loralens.formats.records.moments import save_moments
+from loralens.formats.records.sarif import write_sarif
+from loralens.formats.records.training import Training
+from loralens.formats.records.undo import write_undo
 from loralens.linalg.rank_update import Decomposed
 from tests.bases import single, tensors
 
@@ -65,7 +65,7 @@ def write_copy(home: Path) -> None:
 def write_figure(home: Path) -> None:
     from matplotlib.figure import Figure
 
-    from loralens.plot.figure import save
+    from loralens.charts.figure import save
 
     save(Figure(), home / "a.png")
 
@@ -86,7 +86,7 @@ def write_state(home: Path) -> None:
 
 
 def write_picture_folder(home: Path) -> None:
-    from loralens.report.writing import _write_folder
+    from loralens.reporting.writing import _write_folder
 
     _write_folder(home / "page_files", {"a.png": b"x"})
 
@@ -157,7 +157,7 @@ def test_a_cache_forgets_the_half_of_another_entry(tmp_path: Path) -> None:
 ALIVE = """
 import sys
 from pathlib import Path
-from loralens.formats.leftovers import reserve
+from loralens.formats.files.leftovers import reserve
 with reserve(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as part:
     print(part, flush=True)
     sys.stdin.read()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.location import NAMES, SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside
 from tests.formats.blobs import blob, limits
 
 MODEL = "adapter_model.safetensors"

@@ -7,11 +7,11 @@ import pytest
 
 import loralens
 from loralens.analysis.doctor import diagnose
-from loralens.core.matching import match
 from loralens.core.names import natural_key
-from loralens.formats.gguf_names import place_of
-from loralens.formats.peft_config import PeftConfig
-from loralens.merge.differences import compare
+from loralens.core.naming.matching import match
+from loralens.formats.dialects.gguf.names import place_of
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.merging.extraction.differences import compare
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
 

@@ -11,8 +11,9 @@ from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
-from loralens.formats import litgpt, loralib
-from loralens.formats.loralib_writer import write
+from loralens.formats.dialects.litgpt import reader as litgpt
+from loralens.formats.dialects.loralib import reader as loralib
+from loralens.formats.dialects.loralib.writer import write
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, from_pickle, outcome, stored
 from tests.tolerances import SAME_UPDATE
 
@@ -221,7 +222,7 @@ def test_from_another_dialect():
 
 def test_loralib_itself_loads_what_is_written(torch, lora, tmp_path):
     """Live: our state dict in loralib's layer, merged with lora_alpha = scale · r, is W + ΔW."""
-    from loralens.formats.torch_writer import pickle_bytes
+    from loralens.formats.files.torch.writer import pickle_bytes
 
     module = LowRank(drawn(6, 2), drawn(2, 4), 4.0)
     (tmp_path / "a.bin").write_bytes(b"".join(pickle_bytes(write(loralens.Adapter(modules={"q": module})).tensors)))

@@ -14,9 +14,11 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import kohya, kohya_writer, lycoris
-from loralens.formats.container import Stored, read_safetensors
-from loralens.formats.products import kronecker
+from loralens.formats.dialects import lycoris
+from loralens.formats.dialects.kohya import reader as kohya
+from loralens.formats.dialects.kohya import writer as kohya_writer
+from loralens.formats.dialects.products import kronecker
+from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import stored
 from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
 

@@ -13,9 +13,10 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError
-from loralens.formats import mlx, torchtune
-from loralens.formats.container import read_json, read_safetensors
-from loralens.formats.mlx_writer import write
+from loralens.formats.dialects import torchtune
+from loralens.formats.dialects.mlx import reader as mlx
+from loralens.formats.dialects.mlx.writer import write
+from loralens.formats.files.container import read_json, read_safetensors
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, outcome, stored
 from tests.tolerances import SAME_UPDATE
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.checkpoint import weights
-from loralens.formats.model_files import model_files
-from loralens.formats.shards import weight_files
+from loralens.formats.files.shards import weight_files
+from loralens.formats.models.checkpoint import weights
+from loralens.formats.models.model_files import model_files
 from tests.bases import sharded, single, tensors
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats import appearing, model_writer
-from loralens.formats.container import read_safetensors
-from loralens.formats.hold import lock
-from loralens.formats.model_files import model_files
-from loralens.formats.model_writer import Change, write_model
+from loralens.formats.files import appearing
+from loralens.formats.files.container import read_safetensors
+from loralens.formats.files.hold import lock
+from loralens.formats.models import model_writer
+from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_writer import Change, write_model
 from tests.bases import contents, sharded, single, tensors
 
 KEY = "model.layers.0.self_attn.q_proj.weight"

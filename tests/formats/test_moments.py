@@ -12,7 +12,7 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.moments import KEY, load_moments, save_moments
+from loralens.formats.records.moments import KEY, load_moments, save_moments
 from tests.conftest import small_adapter
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.formats.number import finite
+from loralens.formats.files.number import finite
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import OptionError
-from loralens.formats.checkpoint import shapes
-from loralens.formats.location import adapter_file, existing
-from loralens.formats.packages import could_name, installed, model_folder, packaged
+from loralens.formats.files.location import adapter_file, existing
+from loralens.formats.files.packages import could_name, installed, model_folder, packaged
+from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
 
 MODEL = ("config.json", "model.safetensors")

@@ -16,11 +16,12 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats import peft, peft_writer
-from loralens.formats.container import Stored, read_safetensors
-from loralens.formats.location import adapter_file
-from loralens.formats.peft_config import PeftConfig
-from loralens.formats.writing import write_folder
+from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.dialects.peft import writer as peft_writer
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.location import adapter_file
+from loralens.formats.files.writing import write_folder
 from tests.conftest import real_adapters
 from tests.formats.stores import assert_same_file, number
 from tests.tolerances import SAME_UPDATE

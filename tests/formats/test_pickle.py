@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError
-from loralens.formats.pickle import read_pickle
-from loralens.formats.torch_unpickler import OPCODES
+from loralens.formats.files.torch.pickle import read_pickle
+from loralens.formats.files.torch.unpickler import OPCODES
 
 REAL = [
     "bertbase-rslora-epoch2/adapter_model.bin",

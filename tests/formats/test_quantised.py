@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.cli.main import main
-from loralens.compress.loss import losses, total_error
+from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
 from loralens.core.quantised import NAME
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
-from loralens.formats import FORMATS, quantised
-from loralens.formats.container import RECORD, Stored, read_safetensors
-from loralens.formats.quantised_writer import write
-from loralens.formats.sizes import file_size
+from loralens.formats import FORMATS
+from loralens.formats.dialects.quantised import reader as quantised
+from loralens.formats.dialects.quantised.writer import write
+from loralens.formats.dialects.sizes import file_size
+from loralens.formats.files.container import RECORD, Stored, read_safetensors
 from tests.conftest import real_adapters
 from tests.formats.test_fuzz import read_everything
 from tests.tolerances import INT4, INT8

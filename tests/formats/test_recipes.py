@@ -8,8 +8,8 @@ import loralens
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats import stored_as
-from loralens.formats.recipes import read_recipe, stamped
-from loralens.formats.writing import write_files
+from loralens.formats.files.writing import write_files
+from loralens.formats.records.recipes import read_recipe, stamped
 from tests.conftest import small_adapter
 
 TOML = """

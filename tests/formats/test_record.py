@@ -11,8 +11,8 @@ import loralens
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.formats import record
-from loralens.formats.container import RECORD, Stored
+from loralens.formats.dialects import record
+from loralens.formats.files.container import RECORD, Stored
 
 A, B = "lora_unet_a", "lora_unet_b"
 

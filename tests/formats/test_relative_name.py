@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loralens.errors import FormatError
-from loralens.formats.location import snapshot
-from loralens.formats.model_files import model_files
-from loralens.formats.model_writer import write_model
-from loralens.formats.relative_name import check_relative_name, is_relative_name, path_to_write
-from loralens.formats.shards import weight_files
+from loralens.formats.files.location import snapshot
+from loralens.formats.files.relative_name import check_relative_name, is_relative_name, path_to_write
+from loralens.formats.files.shards import weight_files
+from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_writer import write_model
 from tests.bases import sharded, single, tensors
 
 PLAIN = ["a", "a.b", "a b", ".hidden", "...", "..a", "a/b/c", "é/名前", "model:latest", "-rf", "~", "a\nb"]

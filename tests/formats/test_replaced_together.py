@@ -13,8 +13,8 @@ import pytest
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.appearing import _is_bound, why_immovable
-from loralens.formats.hold import lock
+from loralens.formats.files.appearing import _is_bound, why_immovable
+from loralens.formats.files.hold import lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.runs import Loss, nearest, run_of
+from loralens.formats.records.runs import Loss, nearest, run_of
 
 
 def checkpoint(folder: Path, state: object = None) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import OptionError
-from loralens.formats.sarif import check_place, sarif, write_sarif
+from loralens.formats.records.sarif import check_place, sarif, write_sarif
 
 FINDINGS = [
     {

@@ -10,7 +10,7 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.formats import stored_as
-from loralens.formats.sizes import file_size
+from loralens.formats.dialects.sizes import file_size
 from tests.conftest import small_adapter
 
 GGUF = {"base_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.pickle import read_pickle
-from loralens.formats.torch_tensor import DTYPES
-from loralens.formats.torch_writer import ALIGN, pickle_bytes
+from loralens.formats.files.torch.pickle import read_pickle
+from loralens.formats.files.torch.tensor import DTYPES
+from loralens.formats.files.torch.writer import ALIGN, pickle_bytes
 from tests.formats.stores import drawn
 
 SHAPES = [(), (0,), (3,), (2, 0, 3), (6, 4), (1, 2, 3, 4)]

@@ -11,9 +11,9 @@ import pytest
 import loralens
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.container import Stored
-from loralens.formats.training import KEY, Training
-from loralens.formats.writing import write_safetensors
+from loralens.formats.files.container import Stored
+from loralens.formats.files.writing import write_safetensors
+from loralens.formats.records.training import KEY, Training
 from tests.conftest import small_adapter
 
 RUN = {"rank": 2, "targets": ["q_proj"], "data": {"texts": 3}}

@@ -6,8 +6,8 @@ import pytest
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.storage import slots
-from loralens.formats.transformers_names import in_memory
+from loralens.core.naming.storage import slots
+from loralens.formats.models.transformers_names import in_memory
 
 VIT = "vit.encoder.layer.1"
 MOE = "model.layers.0.block_sparse_moe"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.trial import check_place
+from loralens.formats.files.trial import check_place
 
 
 def test_a_place_and_what_is_none(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats import writing
-from loralens.formats.container import DTYPES, Stored, read_json, read_safetensors
-from loralens.formats.writing import replacing, write_file, write_folder, write_safetensors
+from loralens.formats.files import writing
+from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
+from loralens.formats.files.writing import replacing, write_file, write_folder, write_safetensors
 from tests.formats.blobs import limits
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -122,8 +122,8 @@ def test_the_same_bytes_from_any_process(tmp_path):
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
         "from loralens.core.lazy import LazyArray\n"
-        "from loralens.formats.container import Stored\n"
-        "from loralens.formats.writing import write_folder\n"
+        "from loralens.formats.files.container import Stored\n"
+        "from loralens.formats.files.writing import write_folder\n"
         "tensors = {f'{c}{i}': LazyArray.of(np.ones(2, np.float32)) for i in range(9) for c in 'ab'}\n"
         "metadata = {c: c for c in 'zyxwvutabc'}\n"
         "write_folder(Stored(tensors, metadata, {'z': ['b', 'a'], 'r': 1}), Path(sys.argv[1]), overwrite=False)\n"

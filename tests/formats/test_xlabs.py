@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, ShapeError
-from loralens.formats import comfyui, diffusers, kohya, lycoris, peft, xlabs
-from loralens.formats.container import Stored, read_safetensors
+from loralens.formats.dialects import lycoris, xlabs
+from loralens.formats.dialects.comfyui import reader as comfyui
+from loralens.formats.dialects.diffusers import reader as diffusers
+from loralens.formats.dialects.kohya import reader as kohya
+from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import numbered
 from tests.formats.test_fuzz import read_everything
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.core.weights import weights_of
 from loralens.errors import OptionError, ShapeError
-from loralens.formats.checkpoint import weights
+from loralens.formats.models.checkpoint import weights
 from loralens.linalg.product import product_norm
 from loralens.linalg.rounding import (
     product_entries,

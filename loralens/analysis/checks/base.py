@@ -8,11 +8,11 @@ import numpy as np
 
 from loralens.analysis.inspection import broken
 from loralens.analysis.spectrum import Spectrum
-from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.matching import Shape, match
-from loralens.core.storage import Storage
+from loralens.core.naming.base_model import BaseModel
+from loralens.core.naming.matching import Shape, match
+from loralens.core.naming.storage import Storage
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError

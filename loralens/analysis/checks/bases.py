@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
-from loralens.core.base_model import apart, contradiction
+from loralens.core.naming.base_model import apart, contradiction
 
 RULES = {
     "base-differs": "The adapter names another base than this one. Names and shapes may match all the same: what is "

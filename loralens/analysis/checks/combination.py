@@ -8,7 +8,7 @@ import numpy as np
 from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
-from loralens.analysis.pairwise import aligned, groups
+from loralens.analysis.compare.pairwise import aligned, groups
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 

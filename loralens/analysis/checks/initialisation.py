@@ -7,7 +7,7 @@ import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
-from loralens.analysis.pairwise import SHARED, aligned, groups, mean
+from loralens.analysis.compare.pairwise import SHARED, aligned, groups, mean
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries

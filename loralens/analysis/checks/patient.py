@@ -11,10 +11,10 @@ import numpy as np
 from loralens.analysis.checks.base import Landing, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
-from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone, select
+from loralens.core.naming.base_model import BaseModel
 from loralens.core.shell import quoted
 from loralens.core.structured import Update
 from loralens.core.threads import Step

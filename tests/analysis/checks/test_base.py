@@ -111,9 +111,9 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     bed = base(adapter, dtype=BF16, ratio=0.002)
     weights, strays = bases.find(adapter.modules, bed)
     assert strays == {}
-    from loralens.analysis.spectrum import spectrum
+    from loralens.analysis.spectrum import measure_spectrum
 
-    landing = bases.landings(adapter.modules, spectrum(adapter), weights, Merging(), bed)[0]["m"]
+    landing = bases.landings(adapter.modules, measure_spectrum(adapter), weights, Merging(), bed)[0]["m"]
     W, D = weights["m"].read(), adapter["m"].dense()
     full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)

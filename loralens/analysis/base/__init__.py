@@ -1,0 +1,1 @@
+"""An adapter against the weights of its base."""

@@ -1,0 +1,290 @@
+"""What ΔW amplifies: ‖ΔW‖ beside ‖UᵀWV‖, with the controls that tell a direction from a length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, nan, sqrt
+from typing import NamedTuple, final
+
+import numpy as np
+
+from loralens.analysis.base.weight_norms import metered, work
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+from loralens.core.lowrank import Bases
+from loralens.core.names import select
+from loralens.core.structured import Update
+from loralens.core.threads import Step
+from loralens.core.weights import Weight
+from loralens.errors import OptionError, ShapeError, place
+from loralens.linalg.basis import Basis
+from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
+from loralens.linalg.device import Device
+from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
+from loralens.linalg.randomized import Leading, holds, is_dense, leading
+from loralens.linalg.subspace import phi_map
+
+FAR = 3.0  # standard deviations beyond which a module is counted, beside how many chance counts
+SURE = 1e-9  # of the mean: a spread below it is rounding, and nothing was left to chance
+
+
+class Kept(NamedTuple):
+    """The row of Table 7 for the ``rank`` leading directions of ΔW.
+
+    ``nan`` where a quantity has no value: ΔW or W is 0, or the top of W was not asked for. ``amplification`` is
+    infinite where UᵀWV = 0.
+    """
+
+    rank: int
+    delta_norm: float  # ‖ΔWᵢ‖_F of these directions alone: the update that `loralens compress --rank i` keeps
+    projected_norm: float  # ‖UᵢᵀWVᵢ‖_F
+    top_norm: float  # √Σσ(W)² of as many directions: the most that any U and V could catch
+    top_error: float  # bound on the error of top_norm
+    random_norm: float  # i/√(out·in)·‖W‖_F: what uniform U and V catch, root mean square
+    amplification: float  # ‖ΔWᵢ‖ / ‖UᵢᵀWVᵢ‖
+    excess: float  # ‖UᵢᵀWVᵢ‖ / random_norm
+    z: float  # of ‖UᵢᵀWVᵢ‖² under uniform U and V
+    z_error: float  # standard error of z: Σσ⁴ of W is estimated from a sketch
+    far_chance: float  # probability of |z| > 3 under uniform U and V: 2 % at rank 1, falling to 0.3 % as ranks grow
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The leading directions of W, and how those of ΔW overlap with them.
+
+    Attributes
+    ----------
+    s, error : float64 array, shape (t,)
+        Leading singular values of W, largest first, and a bound on the error of each.
+    out, in_ : float64 array, shape (k, t), in [0, 1]
+        φ(i, j) between the i leading directions of ΔW and the j of W, on either side (Hu et al. 2021, Figure 8).
+    exact : bool
+        From a dense SVD.
+    """
+
+    s: Array
+    error: Array
+    out: Array
+    in_: Array
+    exact: bool
+
+    def chance(self, shape: tuple[int, int]) -> tuple[Array, Array]:
+        """Mean of φ between uniform subspaces on the out and on the in side, each shape (k, t)."""
+        k, t = self.out.shape
+        return overlap_chance(k, t, shape[0]), overlap_chance(k, t, shape[1])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Amplification:
+    """What one update does to its weight.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (out, in).
+    rank : int
+        Nominal rank r of the update.
+    s : float64 array, shape (k,)
+        Singular values of ΔW: those above rounding, or as many as were asked for. None where ΔW = 0.
+    overlap : float64 array, shape (k, k)
+        UᵀWV in the units of W, U (out, k) and V (in, k) the singular directions of ΔW. Row and column i change sign
+        together with the directions; nothing printed depends on that.
+    weight_norm : float
+        ‖W‖_F.
+    fourths : Estimate
+        Σσ⁴(W), which the spread of the random control needs.
+    top : Top or None
+        The leading directions of W, where they were asked for.
+    ranks : tuple of int
+        The kept ranks that were asked for, at most k each; k itself by default.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    s: Array
+    overlap: Array
+    weight_norm: float
+    fourths: Estimate
+    top: Top | None
+    ranks: tuple[int, ...]
+
+    @property
+    def curve(self) -> tuple[Kept, ...]:
+        """A row for every kept rank i = 1 … k."""
+        return tuple(self.kept(i) for i in range(1, self.s.size + 1))
+
+    @property
+    def rows(self) -> tuple[Kept, ...]:
+        """A row for every rank that was asked for."""
+        return tuple(self.kept(i) for i in self.ranks)
+
+    @property
+    def directions(self) -> Array:
+        """σᵢ / |uᵢᵀWvᵢ| of every direction of ΔW, float64, shape (k,); infinite where W does nothing along it."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.s / np.abs(np.diagonal(self.overlap)), dtype=np.float64)
+
+    def kept(self, i: int) -> Kept:
+        """The row of Table 7 for the i leading directions of ΔW.
+
+        Notes
+        -----
+        The numerator is ‖ΔWᵢ‖, not ‖ΔW‖: the row is that of the adapter truncated to rank i, and at i = k they agree.
+        """
+        delta, projected = float(np.linalg.norm(self.s[:i])), float(np.linalg.norm(self.overlap[:i, :i]))
+        random = i / sqrt(self.shape[0] * self.shape[1]) * self.weight_norm
+        top = float(np.linalg.norm(self.top.s[:i])) if self.top else nan
+        error = float(np.linalg.norm(self.top.error[:i])) if self.top else nan
+        z, z_error, far_chance = self._z(i, projected)
+        factor = delta / projected if projected else inf if delta else nan
+        excess = projected / random if random else nan
+        return Kept(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
+
+    def _z(self, i: int, projected: float) -> tuple[float, float, float]:
+        """How far ‖UᵀWV‖² is from chance, in standard deviations; the error of that; how often chance goes `FAR`."""
+        squares, (fourths, error) = self.weight_norm**2, self.fourths
+        if not (i and squares):
+            return nan, nan, nan
+        mean, spread = projection_moments(self.shape, i, squares, fourths)
+        if spread <= SURE * mean:
+            return nan, nan, nan
+        z = (projected**2 - mean) / spread
+        wider = projection_moments(self.shape, i, squares, fourths + error)[1]
+        return z, abs(z) * (wider / spread - 1), projection_beyond(mean, spread, FAR)
+
+
+def count_far(rows: Sequence[Kept]) -> tuple[int, float]:
+    """How many rows are more than `FAR` standard deviations from chance, and how many chance alone gives."""
+    return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
+
+
+def measure_amplification(
+    adapter: Adapter,
+    weights: Mapping[str, Weight],
+    *,
+    ranks: Sequence[int] = (),
+    top: bool = True,
+    directions: int = 0,
+    exact: bool = False,
+    device: str | Device = "cpu",
+    seed: int = 0,
+    modules: Sequence[str] = (),
+    threads: int = 1,
+    step: Step | None = None,
+) -> dict[str, Amplification]:
+    """What every update does to its weight, in natural module order; weights are read one at a time.
+
+    Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F with U (out, r) and V (in, r) the singular directions of ΔW = scale·B·A
+    (Hu et al. 2021, §7.3, Table 7 and App. H.4, where the product is printed UᵀWVᵀ because its V holds rows). A factor
+    rises with ‖ΔW‖ alone, so it comes beside the random control r/√(out·in)·‖W‖_F, the excess ‖UᵀWV‖ over it, and the
+    z-score of that under uniform U and V (`loralens.linalg.chance.projection_moments`).
+
+    Parameters
+    ----------
+    adapter : Adapter
+    weights : mapping of str to Weight
+        The base weight of every module, as `loralens.core.weights.weights_of` finds them.
+    ranks : sequence of int
+        Kept ranks to report; the leading ``max(ranks)`` directions are then all that is computed. Empty: all.
+    top : bool
+        Also the leading directions of W: √Σσ(W)², and φ between them and those of ΔW (Figure 8).
+    directions : int
+        How many of W; 0: as many as ΔW has.
+    exact : bool
+        Dense SVD of W in float64, and Σσ⁴ exactly; minutes and more memory for a big weight.
+    device : str or Device
+        ``cpu`` (NumPy), ``cuda`` or ``cuda:N`` (torch).
+    seed : int
+        Of the sketch and the randomised SVD.
+    modules : sequence of str
+        Globs over module names or kinds; all modules where empty.
+    threads : int
+        On the CPU: blocks of a weight worked on at a time. Results do not depend on it.
+    step : callable, optional
+        Told how much is done, in parts that add up to `loralens.analysis.base.weight_norms.work`.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing, a rank that no module has, no such device.
+    FormatError
+        A factor or a weight holds NaN or Inf.
+
+    Notes
+    -----
+    One pass over W, float64 on the CPU. With ``top`` a float32 copy of one W is held, and the steps of
+    `loralens.linalg.randomized.leading` follow: peak memory is that copy and a few megabytes. Weights of up to 512 on
+    their shorter side are decomposed exactly.
+
+    Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
+    r = 64 is 0.3227 (printed 0.33). α there is that of the first r tried, so its two ‖ΔW‖ are under different scales.
+    """
+    names = select(adapter, modules)
+    _check_ranks(ranks, [adapter[name].rank for name in names])
+    where = Device.of(device, threads=threads)
+
+    def measure(name: str) -> Amplification:
+        with place(name), metered(step, work([weights[name]], top=top)) as tell:
+            rng = np.random.default_rng(seed)
+            return _measure(adapter[name], weights[name], ranks, directions if top else None, exact, where, rng, tell)
+
+    return {name: measure(name) for name in names}
+
+
+def _check_ranks(ranks: Sequence[int], nominal: Sequence[int]) -> None:
+    most = max(nominal, default=0)
+    for rank in ranks:
+        if not 0 < rank <= most:
+            raise OptionError(f"rank {rank} is not among those of the adapter", fix=f"give 1 to {most}")
+
+
+def _measure(
+    module: Update,
+    weight: Weight,
+    ranks: Sequence[int],
+    directions: int | None,
+    exact: bool,
+    device: Device,
+    rng: np.random.Generator,
+    step: Step,
+) -> Amplification:
+    """One module; ``directions`` is None where the top of W is not asked for."""
+    if weight.shape != module.shape:
+        raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
+    bases = _head(module.bases(), max(ranks, default=module.rank))
+    k = bases.s.size
+    count = 0 if directions is None else min(max(directions, k, 1), *module.shape)
+    swap = weight.transposed
+    shape = weight.shape[::-1] if swap else weight.shape
+    left, right = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
+    dense = is_dense(shape, max(count, 1), exact=exact)
+    S = device.empty(shape, holds(shape, max(count, 1), exact=exact)) if count or dense else None
+    sketch = gaussian(rng, shape[1])
+    found = project(weight.blocks(device.block), left, right, sketch, device=device, whole=S, step=step)
+    led = leading(S, count, rng=rng, device=device, exact=exact, step=step) if count and found.squares else None
+    if dense:
+        fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
+    else:
+        fourths = fourth_powers(found, shape, known=(led.s, led.V.T @ sketch) if led else None)
+    return Amplification(
+        shape=module.shape,
+        rank=module.rank,
+        s=bases.s,
+        overlap=found.product.T if swap else found.product,
+        weight_norm=sqrt(found.squares),
+        fourths=fourths,
+        top=_top(bases, led, swap) if led else None,
+        ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
+    )
+
+
+def _head(bases: Bases, k: int) -> Bases:
+    """The k leading directions."""
+    return Bases(bases.left.head(k), bases.s[:k], bases.right.head(k))
+
+
+def _top(bases: Bases, led: Leading, swap: bool) -> Top:
+    U, V = (led.V, led.U) if swap else (led.U, led.V)
+    out, in_ = (phi_map(of.cross(Basis.of(top))) for of, top in ((bases.left, U), (bases.right, V)))
+    return Top(led.s, led.error, out, in_, led.steps == 0)

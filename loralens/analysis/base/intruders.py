@@ -1,0 +1,245 @@
+"""Intruder dimensions: leading singular directions of W + ΔW that no singular direction of W resembles.
+
+Shuttleworth et al. 2024, arXiv 2410.21228, Definition 3.1 and Algorithm 1, as their code has it: left vectors, the
+absolute value of the cosine, all thin left vectors of W. What the test sees is *delocalisation*: where out ≤ in the
+left vectors of W span everything, and a direction spread evenly over m of them scores 1/√m however well W knows it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import copysign
+from typing import final
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from loralens.core.adapter import Adapter
+from loralens.core.carried import magnitudes
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.core.structured import Update
+from loralens.errors import MismatchError, OptionError, place
+from loralens.linalg.lanczos import Method, Triplets, leading_triplets
+from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
+from loralens.linalg.measures import numerical_rank
+from loralens.linalg.rank_update import Decomposed, Seen, rank_update
+
+TOP = 10
+THRESHOLD = 0.5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Intruders:
+    """The leading singular directions of W + ΔW of one module, and how well W knows each of them.
+
+    Attributes
+    ----------
+    s : float64 array, shape (k,)
+        The k largest singular values of W + ΔW, largest first, in the units of the weight.
+    scores : float64 array, shape (k,)
+        max_i |⟨y_j, u_i⟩| of the left vector y_j over all thin left vectors u_i of W; in [0, 1].
+    threshold : float
+        y_j is an intruder where its score is below.
+    shape : tuple of int
+        (out, in).
+    tied : bool
+        Two of these values are equal to 1e-9, or the last one and the next: their vectors, and so the scores, are
+        not unique.
+    method : str
+        ``lanczos``, or ``dense`` where that did not converge in time.
+    U : float64 array, shape (out, count)
+    V : float64 array, shape (in, count)
+        Left and right vectors of the intruders, in order.
+    """
+
+    s: Array
+    scores: Array
+    threshold: float
+    shape: tuple[int, int]
+    tied: bool
+    method: Method
+    U: Array
+    V: Array
+
+    @property
+    def indices(self) -> Array:
+        """Which of the leading directions are intruders, counted from 0."""
+        return np.flatnonzero(self.scores < self.threshold)
+
+    @property
+    def count(self) -> int:
+        """How many of them are."""
+        return int(self.indices.size)
+
+    @property
+    def energy_share(self) -> float:
+        """Σσ² of the intruders over Σσ² of the leading directions, in [0, 1]."""
+        whole = float(np.sum(self.s**2))
+        return float(np.sum(self.s[self.indices] ** 2)) / whole if whole else 0.0
+
+    @property
+    def chance(self) -> float:
+        """The probability that a uniform random direction of R^out would be called an intruder."""
+        return largest_entry_chance(self.shape[0], min(self.shape), self.threshold)
+
+    @property
+    def random_score(self) -> float:
+        """The median score of a uniform random direction of R^out."""
+        return largest_entry_median(self.shape[0], min(self.shape))
+
+    def without_vectors(self) -> "Intruders":
+        """The same numbers, and the memory of the vectors given back."""
+        return replace(self, U=self.U[:, :0].copy(), V=self.V[:, :0].copy())
+
+
+def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) -> None:
+    """Refuse modules whose tuned weight is not W + ΔW; with ``pairs``, also those that cannot be edited.
+
+    Raises
+    ------
+    MismatchError
+        One of them has a DoRA magnitude, or no factors.
+    """
+    bent = magnitudes(adapter)
+    for name in names:
+        if name in bent:
+            raise MismatchError(
+                f"{name} is DoRA: its magnitude scales the rows of W + ΔW, and no adapter of low rank says the result",
+                fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",
+            )
+        if pairs:
+            with place(name):
+                _factors(adapter[name])
+
+
+def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: float = THRESHOLD) -> Intruders:
+    """The leading directions of W + ΔW, and which of them are intruders.
+
+    Parameters
+    ----------
+    module : LowRank or Structured
+        ΔW (out, in).
+    W : Decomposed
+        The SVD of the weight it is added to.
+    top : int
+        How many of the leading directions are looked at; fewer where W + ΔW has a smaller rank.
+    threshold : float
+        ε of the definition, in (0, 1].
+
+    Notes
+    -----
+    W + ΔW is never formed: it is S₀ + P Q in the bases of W (`rank_update`), a matrix that multiplies in O(n r), and
+    its left vectors hold the cosines as their first min(out, in) entries. Scores err by 1e-7, the rounding of the
+    kept vectors, where a value is 1e-2 σ_1 or more from its neighbours.
+
+    Raises
+    ------
+    OptionError
+        A threshold or a count that makes no sense.
+    """
+    if not 0 < threshold <= 1:
+        raise OptionError(f"the threshold is {threshold:g}", fix="a cosine is meant: above 0, at most 1")
+    if top < 1:
+        raise OptionError(f"the top {top} directions are none", fix="look at one at least")
+    seen = _seen(module, W)
+    k = min(module.shape)
+    found = leading_triplets(seen.matrix, min(top, k))
+    kept = numerical_rank(found.s, module.shape)
+    scores = np.abs(found.Y[:k, :kept]).max(axis=0, initial=0.0)
+    chosen = np.flatnonzero(scores < threshold)
+    return Intruders(
+        found.s[:kept],
+        np.minimum(scores, 1.0),
+        threshold,
+        module.shape,
+        found.tied,
+        found.method,
+        *_vectors(seen, found, chosen),
+    )
+
+
+def _seen(module: Update, W: Decomposed) -> Seen:
+    """W + ΔW in the bases of W; ΔW by its own singular directions, √σ on either side, none where σ is 0."""
+    U, s, Vh = module.svd()
+    r = numerical_rank(s, module.shape)
+    root = np.sqrt(s[:r])
+    return rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
+
+
+def _vectors(seen: Seen, found: Triplets, chosen: Array) -> tuple[Array, Array]:
+    """Left and right vectors of the chosen triplets, (out, c) and (in, c)."""
+    return seen.left.columns(found.Y[:, chosen]), seen.right.columns(found.Z[:, chosen])
+
+
+def remove_intruders(module: Update, found: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
+    """The module whose intruders have ``strength`` times their singular value in W + ΔW′: 0 removes them, 1 keeps them.
+
+    ΔW′ = ΔW + (strength − 1) Σ σ_i u_i v_iᵀ, exactly, by one more rank for each intruder. Shuttleworth et al. 2024,
+    §5; PEFT's ``reduce_intruder_dimension`` makes the same edit and truncates it to the old rank.
+
+    Parameters
+    ----------
+    module : LowRank or Structured
+    found : Intruders
+        Of this module, with its vectors.
+    strength : float
+        λ of the paper.
+    dtype : dtype
+        Of the new factors. The scale is kept, and each new direction balanced between the factors, so narrow ones
+        lose no more than their own rounding.
+
+    Raises
+    ------
+    MismatchError
+        The module is no pair.
+    """
+    if strength == 1 or not found.count:
+        return module
+    module = _factors(module)
+    weights = (strength - 1) * found.s[found.indices]
+    scale = module.scale or 1.0  # an update with scale 0 is 0, and says nothing of what is added to it
+    root = np.sqrt(np.abs(weights) / abs(scale))
+    B = module.B.astype(np.float64) * (module.scale != 0)
+    B = np.hstack([B, found.U * root * copysign(1.0, (strength - 1) * scale)])
+    A = np.vstack([module.A.astype(np.float64), (found.V * root).T])
+    layout = replace(module.layout, kind="linear", groups=1) if module.layout.kind == "merged" else module.layout
+    return LowRank(B.astype(dtype), A.astype(dtype), scale, scaling=module.scaling, layout=layout)
+
+
+def _factors(module: Update) -> LowRank:
+    """The module itself where it is a pair."""
+    if isinstance(module, LowRank):
+        return module
+    raise MismatchError(
+        f"a {module.form.name} has no factors that could be extended",
+        fix="make it a pair first (loralens convert --rank R), or leave it out with --modules",
+    )
+
+
+def replaced(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
+    """The adapter with some modules replaced; the experts of one stack, or with ``uniform`` all modules, of one rank.
+
+    Ranks are made equal by directions that are 0, so no update changes. Dialects hold one rank for a stack.
+    """
+    all_modules = {name: modules.get(name, module) for name, module in adapter.items()}
+    groups: dict[str, list[str]] = {}
+    for name, module in all_modules.items():
+        stack = name.partition("[")[0] if module.layout.kind == "experts" else name
+        groups.setdefault("" if uniform else stack, []).append(name)
+    for names in groups.values():
+        if any(name in modules for name in names):
+            members = [all_modules[name] for name in names]
+            rank, dtype = max(m.rank for m in members), np.result_type(*(m.dtype for m in members))
+            all_modules.update((name, _padded(all_modules[name], rank, dtype)) for name in names)
+    return replace(adapter, modules=all_modules)
+
+
+def _padded(module: Update, rank: int, dtype: DTypeLike) -> Update:
+    """The same update with ``rank`` columns, in a dtype at least as wide."""
+    if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
+        return module
+    more = rank - module.rank
+    B = np.pad(module.B.astype(dtype), [(0, 0), (0, more)])
+    A = np.pad(module.A.astype(dtype), [(0, more), (0, 0)])
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)

@@ -1,0 +1,100 @@
+"""Norms of base weights, and how far the work on them has come."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from typing import final
+
+import numpy as np
+
+from loralens.core.names import select
+from loralens.core.threads import Step
+from loralens.core.weights import Weight
+from loralens.errors import place
+from loralens.linalg.device import Device
+from loralens.linalg.projection import project
+from loralens.linalg.randomized import STEPS, holds, leading
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeightNorms:
+    """Norms of one weight W.
+
+    Attributes
+    ----------
+    frobenius : float
+        ‖W‖_F.
+    spectral : float
+        σ₁(W); by the randomised method never too high but for rounding.
+    spectral_error : float
+        W has a singular value no farther than this from ``spectral``; 0 where the SVD was dense.
+    """
+
+    frobenius: float
+    spectral: float
+    spectral_error: float
+
+
+def weight_norms(
+    weights: Mapping[str, Weight],
+    *,
+    modules: Sequence[str] = (),
+    device: str | Device = "cpu",
+    seed: int = 0,
+    threads: int = 1,
+    step: Step | None = None,
+) -> dict[str, WeightNorms]:
+    """‖W‖_F and σ₁(W) of the base weight of every module.
+
+    Parameters
+    ----------
+    weights : mapping of str to Weight
+        Read one at a time: a float32 copy of one is held (float64 where its shorter side is at most 512).
+    modules : sequence of str
+        Globs over module names or kinds; all modules where empty.
+    device, seed, threads, step
+        As in `loralens.analysis.base.amplification.amplification`.
+
+    Raises
+    ------
+    FormatError
+        A weight holds NaN or Inf.
+    """
+    where = Device.of(device, threads=threads)
+
+    def measure(weight: Weight) -> WeightNorms:
+        with metered(step, work([weight], top=True)) as tell:
+            shape = weight.shape[::-1] if weight.transposed else weight.shape
+            nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
+            W = where.empty(shape, holds(shape, 1))
+            found = project(weight.blocks(where.block), *nothing, device=where, whole=W, step=tell)
+            led = leading(W, 1, rng=np.random.default_rng(seed), device=where, step=tell)
+            return WeightNorms(sqrt(found.squares), float(led.s[0]), float(led.error[0]))
+
+    found = {}
+    for name in select(weights, modules):
+        with place(name):
+            found[name] = measure(weights[name])
+    return found
+
+
+def work(weights: Iterable[Weight], *, top: bool) -> int:
+    """How much ``step`` is told in all: the numbers of the weights, with ``top`` once more for every Krylov step."""
+    return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
+
+
+@contextmanager
+def metered(step: Step | None, size: int) -> Iterator[Step]:
+    """What a piece of work of this size reports to; at its end ``step`` is told what was left."""
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if step:
+            step(count)
+
+    yield tell
+    tell(size - done)

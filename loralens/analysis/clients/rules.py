@@ -1,0 +1,309 @@
+"""What a server or loader would reject, or silently ignore, in an adapter; each with the way out.
+
+Every rule is read from the consumer's own code, and says which file and version:
+
+============  =======================================================================================================
+vllm          vLLM 0.33.0 and back to 0.28.0, ``vllm/lora/`` and ``vllm/config/lora.py``
+lorax         LoRAX 0.12.1 and main of 2026-05-28, ``server/lorax_server/``
+llama.cpp     llama.cpp at commit 0650ea8c, ``src/llama-adapter.cpp``
+comfyui       ComfyUI 0.3.64, ``comfy/lora.py`` and ``comfy/weight_adapter/``
+sd-scripts    sd-scripts 0.10.1, ``networks/lora.py``
+peft          PEFT 0.21.2
+============  =======================================================================================================
+"""
+
+from collections.abc import Callable, Iterator
+from math import isclose, sqrt
+from typing import Any
+
+from loralens.analysis.clients import image
+from loralens.analysis.clients.image import error, warning
+from loralens.core.adapter import Adapter, Finding
+from loralens.core.carried import MAGNITUDES
+from loralens.core.names import is_expert_alone, kind, some
+from loralens.core.naming.matching import Match
+from loralens.core.structured import Structured
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts: MaxLoRARanks, config/lora.py
+VLLM_RANK = 16  # its default
+VLLM_PATTERNS = "0.32.0"  # the first that reads rank_pattern and alpha_pattern: peft_helper.py
+VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # that do not change the base: peft_helper.py
+VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier versions ignore: peft_helper.py
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "layer_replication",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+}
+VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in full: peft_helper.py, lora/utils.py
+VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # is_base_embedding_weights
+LORAX_RANK = 128  # the widest its batched kernels take: BGMV_MAX_RANK, utils/punica.py
+LORAX_STEP = 16  # SGMV_BLOCK_SIZE there; a rank up to 8 is padded to 8
+PLAIN = "LORA"  # the peft_type of pairs
+SAME = 1e-9  # relative: two scales are one
+
+Rule = Callable[[Adapter], Iterator[Finding]]
+
+
+def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[Finding]:
+    """What ``consumer`` would reject, or apply otherwise than it was trained (error), or ignore (warning).
+
+    The most serious come first.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    consumer : str
+        One of `CONSUMERS`.
+    match : Match, optional
+        How its names match the base; a name that needs an edit is one that loads and does nothing.
+    """
+    findings = [finding for rule in CONSUMERS[consumer] for finding in rule(adapter)]
+    if match and match.edit and consumer in BY_NAME:
+        findings.append(
+            warning(
+                "names-differ",
+                f"{consumer} looks the names up as they are, and they match the base only after {match.edit}: most "
+                "versions load such an adapter and do nothing",
+                "loralens convert … --base DIR writes it under the base's names",
+            )
+        )
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def _must_be(form: str) -> Rule:
+    """Only this dialect is read.
+
+    vLLM: ``from_local_checkpoint`` of lora_model.py. LoRAX: ``map_weights_for_model`` of adapters/lora.py. llama.cpp:
+    ``general.type`` of a GGUF file. PEFT: ``set_peft_model_state_dict`` of utils/save_and_load.py.
+    """
+
+    def rule(adapter: Adapter) -> Iterator[Finding]:
+        if adapter.format != form:
+            yield error("dialect", f"is {adapter.format}, and this reads {form}", f"loralens convert … --to {form}")
+
+    return rule
+
+
+def _no_structure(adapter: Adapter) -> Iterator[Finding]:
+    """No consumer of pairs has a place for a LoKr, LoHa or full update."""
+    count = sum(isinstance(module, Structured) for module in adapter.modules.values())
+    if count:
+        yield error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
+
+
+def _only_lora(adapter: Adapter) -> Iterator[Finding]:
+    """The servers read plain LoRA alone, of all that PEFT writes.
+
+    vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, misses lora_alpha in a LoHa or LoKr, and
+    ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of all three. LoRAX: ``LoraConfig.load`` of
+    adapters/lora.py misses it too; of AdaLoRA ``map_weights_for_model`` finds no tensor, so that nothing is applied.
+    """
+    kind = _peft_type(adapter)
+    if kind == PLAIN:
+        yield from _no_structure(adapter)
+        return
+    rank = " --rank R" if any(isinstance(module, Structured) for module in adapter.modules.values()) else ""
+    text = f"peft_type is {kind}, whose tensors are refused or not found: this reads {PLAIN} alone"
+    yield error("peft-type", text, f"loralens convert … --to peft{rank} makes it one")
+
+
+def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
+    """PEFT reads the LoHa and LoKr that it wrote itself, as any other type of its own."""
+    if _peft_type(adapter) == PLAIN:
+        yield from _no_structure(adapter)
+
+
+def _peft_type(adapter: Adapter) -> str:
+    said = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
+    return str(said or PLAIN)
+
+
+def _no_dora(adapter: Adapter) -> Iterator[Finding]:
+    """vLLM: ``_validate_features`` of peft_helper.py refuses. llama.cpp: "unexpected suffix". LoRAX never reads it."""
+    dora = any(extra.role in MAGNITUDES for extra in adapter.extra.values())
+    if dora or (adapter.config or {}).get("use_dora"):
+        text = "DoRA is refused or its magnitudes are ignored"
+        yield error("dora", text, "merge the adapter into its base, or train a plain LoRA")
+
+
+def _no_saved(adapter: Adapter) -> Iterator[Finding]:
+    """LoRAX looks up lora_A and lora_B alone (``map_weights_for_model``); llama.cpp refuses other tensors."""
+    saved = [key for key, extra in adapter.extra.items() if extra.role in ("saved", "copy", "embedding", "tokens")]
+    yield from _saved(saved)
+
+
+def _saved(keys: list[str]) -> Iterator[Finding]:
+    if keys:
+        text = f"modules trained in full are refused or ignored: {some(keys, 1)}"
+        yield error("saved-modules", text, "loralens convert … --drop-extra if the base's own serve as well")
+
+
+def _no_bias(adapter: Adapter) -> Iterator[Finding]:
+    """vLLM: ``validate_legal`` (bias), ``parse_fine_tuned_lora_name``; the others as for modules trained in full."""
+    count = sum(extra.role in ("bias", "lora_bias") for extra in adapter.extra.values())
+    if count:
+        yield error("bias", f"{count} trained biases are refused or ignored", "loralens convert … --drop-extra")
+
+
+def _vllm_saved(adapter: Adapter) -> Iterator[Finding]:
+    """``modules_to_save`` may be score or classifier, for classification; an embedding's own weight is skipped."""
+    saved = [key for key, extra in adapter.extra.items() if extra.role in ("saved", "copy", "embedding", "tokens")]
+    heads = [key for key in saved if key.split(".")[-2:-1] and key.split(".")[-2] in VLLM_HEADS]
+    skipped = [key for key in saved if key.endswith(VLLM_SKIPPED)]
+    yield from _saved([key for key in saved if key not in heads and key not in skipped])
+    if heads:
+        text = f"{some(heads, 1)} is loaded only where the model is served for classification, and refused before 0.31"
+        yield warning("saved-head", text, "serve it with --runner pooling, or drop the head with --drop-extra")
+    if skipped:
+        text = f"the embedding that stands in the file is skipped: {some(skipped, 1)}"
+        yield warning("embedding-skipped", text, "nothing is lost if it is the base's own; else merge the adapter")
+
+
+def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
+    """What ``PEFTHelper`` of peft_helper.py needs, and what it refuses."""
+    if adapter.format != "peft" or adapter.config is None or _peft_type(adapter) != PLAIN:
+        return
+    missing = [field for field in ("r", "lora_alpha", "target_modules") if adapter.config.get(field) is None]
+    if missing:
+        text = f"adapter_config.json has no {', '.join(missing)}, and vLLM refuses it then"
+        yield error("config", text, "put the fields there: loralens convert … --to peft writes them")
+    init = adapter.config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in VLLM_INITS:
+        text = f"init_lora_weights {init!a:.30} changes the base: refused since {VLLM_PATTERNS}, ignored before"
+        yield error("init", text, "convert it with PEFT to a plain LoRA first")
+    for field, name in VLLM_UNREAD.items():
+        if adapter.config.get(field):
+            yield error(
+                "unsupported", f"{name} is refused since {VLLM_PATTERNS}, and was ignored before", "serve it with PEFT"
+            )
+
+
+def _largest_rank(adapter: Adapter) -> int:
+    said = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
+    return max((*(module.rank for module in adapter.modules.values()), *(r for r in said if type(r) is int)), default=0)
+
+
+def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
+    """``validate_legal``: no rank of the configuration may be above --max-lora-rank."""
+    rank = _largest_rank(adapter)
+    if rank > VLLM_RANKS[-1]:
+        yield error("rank", f"rank {rank} is more than any --max-lora-rank takes ({VLLM_RANKS[-1]})", "reduce its rank")
+    elif rank > VLLM_RANK:
+        fitting = next(r for r in VLLM_RANKS if r >= rank)
+        text = f"rank {rank} is above the default limit of {VLLM_RANK}"
+        yield warning("rank", text, f"serve with --max-lora-rank {fitting}")
+
+
+def _vllm_scale(adapter: Adapter) -> Iterator[Finding]:
+    """Up to 0.31 ``lora_alpha`` and ``r`` alone give the scale of every module (``vllm_lora_scaling_factor``)."""
+    yield from _one_scale(
+        adapter,
+        f"vLLM before {VLLM_PATTERNS} ignores",
+        f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r",
+    )
+
+
+def _lorax_scale(adapter: Adapter) -> Iterator[Finding]:
+    """``LoraConfig.load`` of adapters/lora.py reads r, lora_alpha and use_rslora, and no pattern."""
+    yield from _one_scale(
+        adapter, "LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform"
+    )
+
+
+def _one_scale(adapter: Adapter, who: str, fix: str) -> Iterator[Finding]:
+    """Modules whose scale is not that of the configuration's r and α. Patterns that leave α/r alone do no harm."""
+    config = adapter.config or {}
+    patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    scale = _config_scale(config)
+    if not patterns or scale is None or _peft_type(adapter) != PLAIN:
+        return
+    wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
+    if wrong:
+        text = f"{who} {' and '.join(patterns)}: {len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
+        yield error(patterns[0].replace("_", "-"), text, fix)
+
+
+def _config_scale(config: Any) -> float | None:
+    """α/r, or α/√r, of a configuration; None where it does not say them."""
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
+        return None
+    return alpha / sqrt(r) if config.get("use_rslora") else alpha / r
+
+
+def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
+    """``can_vectorize`` of adapters/lora.py: a wider one is applied outside the kernels, adapter by adapter."""
+    rank = _largest_rank(adapter)
+    if rank > LORAX_RANK:
+        text = f"rank {rank} is more than the kernels take ({LORAX_RANK})"
+        yield warning("rank", text, "it is applied without them, slowly: reduce its rank with loralens compress")
+
+
+def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
+    """``LoraWeights`` of adapters/lora.py stacks the layers of a kind, padded by ``pad_rank`` of utils/punica.py."""
+    ranks: dict[str, set[int]] = {}
+    for name, module in adapter.items():
+        ranks.setdefault(kind(name), set()).add(_padded(module.rank))
+    mixed = [one for one, found in ranks.items() if len(found) > 1]
+    if mixed:
+        text = f"layers of one kind have several ranks, which cannot be stacked: {some(mixed)}"
+        yield error("ranks", text, "give them one rank: loralens compress … --uniform")
+
+
+def _padded(rank: int) -> int:
+    """The rank to which LoRAX pads a layer's."""
+    return 8 if rank <= 8 else -(-rank // LORAX_STEP) * LORAX_STEP
+
+
+def _folded(adapter: Adapter) -> Iterator[Finding]:
+    """``get_scale``: α/rank of each tensor, with one α for the file; a GGUF file says its scales so already."""
+    if adapter.format != "gguf" and len({module.scale for module in adapter.modules.values()}) > 1:
+        yield warning(
+            "mixed-scale", "holds one α for all modules", "loralens convert --to gguf folds each scale into B"
+        )
+
+
+def _gguf_tensors(adapter: Adapter) -> Iterator[Finding]:
+    """``llama_adapter_lora_init_impl``: ``*_norm.weight`` is passed over, any other tensor refused."""
+    if adapter.format != "gguf":
+        return
+    norms = [key for key in adapter.extra if key.endswith("_norm.weight")]
+    others = [key for key in adapter.extra if not key.endswith("_norm.weight")]
+    if others:
+        yield error("tensors", f"the file is refused for {some(others, 1)}", "loralens convert … --drop-extra")
+    if norms:
+        yield warning("extra-ignored", f"norms are ignored: {some(norms, 1)}", "merge them into the base")
+
+
+def experts_differ(adapter: Adapter) -> Iterator[Finding]:
+    """Experts that are modules of their own and differ in rank or scale: PEFT makes one pair of them and loads none.
+
+    ``peft/utils/transformers_weight_conversion.py`` of PEFT 0.21.2, with transformers 5.
+    """
+    alone = [module for name, module in adapter.items() if is_expert_alone(name)]
+    if len({(module.rank, module.scale) for module in alone}) > 1:
+        text = (
+            "experts that are modules of their own differ in rank or scale: transformers 5 joins them into one stack, "
+            "and PEFT has one rank and one α for that"
+        )
+        yield error("experts-differ", text, "give them one rank: loralens compress … --uniform")
+
+
+def _no_experts(adapter: Adapter) -> Iterator[Finding]:
+    """vLLM: ``_stack_moe_lora_weights`` of model_manager.py, for some models and versions. LoRAX: none."""
+    if any(module.layout.kind == "experts" for module in adapter.modules.values()):
+        yield warning(
+            "experts", "expert stacks are dropped or transposed by many versions", "test the outputs against the base"
+        )
+
+
+BY_NAME = ("vllm", "lorax", "peft")  # consumers that look names up as the base has them
+SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
+CONSUMERS: dict[str, tuple[Rule, ...]] = {
+    "vllm": (*SERVERS, _vllm_saved, _vllm_config, _vllm_scale, _vllm_rank),
+    "lorax": (*SERVERS, _no_saved, _lorax_scale, _lorax_rank, _lorax_ranks),
+    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _folded, _gguf_tensors),
+    "comfyui": image.COMFYUI,
+    "sd-scripts": image.SD_SCRIPTS,
+    "peft": (_must_be("peft"), _peft_structure, experts_differ),
+}

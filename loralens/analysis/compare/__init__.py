@@ -1,0 +1,1 @@
+"""Several adapters beside each other: subspaces, cosines, interference, equality."""

@@ -1,0 +1,107 @@
+"""Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import final
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.names import natural_key
+from loralens.core.naming.matching import same_modules
+from loralens.core.structured import Update
+from loralens.core.threads import Step
+from loralens.errors import FormatError, place
+from loralens.linalg.product import product_norm
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two updates of one module are apart.
+
+    Attributes
+    ----------
+    name : str
+        As the first adapter calls the module, or the second where only that has it.
+    relative : float
+        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 where both are 0; 1 where only one adapter has the module and it
+        is not 0; infinite where their shapes differ.
+    note : str
+        What else there is to say, in words.
+    """
+
+    name: str
+    relative: float
+    note: str = ""
+
+
+def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[Difference]:
+    """The difference of every module, in natural order.
+
+    Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same. ``step``
+    is called with 1 after every module.
+
+    Raises
+    ------
+    FormatError
+        A module holds NaN or Inf.
+
+    Notes
+    -----
+    The norm of ΔW₁ − ΔW₂ is that of the one product [s₁B₁, −s₂B₂]·[A₁; A₂], so nothing dense is formed and near-equal
+    updates do not cancel: the relative error of the result is about ε, not √ε. The same numbers are 0 apart, exactly.
+    """
+    pairs = _paired(first, second)
+    found = []
+    for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
+        found.append(_difference(name, one, two))
+        if step:
+            step(1)
+    return found
+
+
+def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
+    """Modules of both by the first's names."""
+    names = same_modules(first, second)
+    pairs: dict[str, tuple[Update | None, Update | None]] = {
+        name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
+    }
+    taken = set(names.values())
+    return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
+
+
+def _difference(name: str, first: Update | None, second: Update | None) -> Difference:
+    with place(name):
+        if first is None or second is None:
+            only = first or second
+            assert only
+            zero = not only.singular_values().any()
+            return Difference(name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second"))
+        if first.shape != second.shape:
+            return Difference(name, np.inf, f"{first.shape} and {second.shape}")
+        if isinstance(first, LowRank) and isinstance(second, LowRank):
+            return Difference(name, _relative(first, second))
+        return Difference(name, _relative_dense(first, second))
+
+
+def _relative(first: LowRank, second: LowRank) -> float:
+    first, second = first.load(), second.load()
+    if same_numbers(first, second):
+        product_norm(first.B, first.A)  # which refuses what is infinite
+        return 0.0
+    B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
+    B1, B2 = first.scale * B1, second.scale * B2
+    largest = max(product_norm(B1, A1), product_norm(B2, A2))
+    return product_norm(np.hstack([B1, -B2]), np.vstack([A1, A2])) / largest if largest else 0.0
+
+
+def _relative_dense(first: Update, second: Update) -> float:
+    """The same of updates of which one has no pair."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        one, two = first.dense(), second.dense()
+    norms = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+    if not all(map(isfinite, norms)):
+        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+    return float(np.linalg.norm(one - two)) / max(norms) if any(norms) else 0.0

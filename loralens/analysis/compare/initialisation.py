@@ -1,0 +1,111 @@
+"""Whether two adapters began from the same random factors, so that their in side shows the seed and not the task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Literal, final
+
+from loralens.analysis.compare.pairwise import SHARED, Side
+from loralens.analysis.compare.similarity import Comparison
+
+SIDES: tuple[Side, Side] = ("in", "out")
+Verdict = Literal["shared", "likely", "none", "unknown"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Initialisation:
+    """Signs of a common initialisation A₀, as means over the modules that both adapters have.
+
+    Attributes
+    ----------
+    cosine : float
+        Of vec(A), modules whose B is 0 included: near 1 where both began from the same A₀ and training moved it
+        little; NaN where there is no A. Random numbers are drawn row by row, so of different ranks only the first
+        module can show a common seed.
+    alike, compared : int
+        Modules whose A have a cosine of at least 0.5, and modules that have an A.
+    spans, chance : mapping of side to float
+        φ(k1, k2) of all directions of ΔW where it is not 0, and its chance level. On the in side that is the overlap
+        of the row spaces of the two A, whatever their gauge; NaN where all modules are 0.
+    recorded : bool
+        Whether both say that they began from one A₀: however far training has moved it, that settles it.
+    """
+
+    cosine: float
+    alike: int
+    compared: int
+    spans: Mapping[Side, float]
+    chance: Mapping[Side, float]
+    recorded: bool = False
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the in sides share at least half of their directions, and the out sides not half of that."""
+        return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the signs amount to, where no record settles it.
+
+        ``shared``: the A still resemble each other entry by entry (mean cosine ≥ 0.5; independent ones have
+        0 ± 1/√(r·in)). ``likely``: they do not, but the update is the same on the in side alone, as when one of the
+        two was re-factored since. ``unknown``: there is no A and no such sign. Else ``none``.
+        """
+        if self.recorded or self.cosine >= SHARED:
+            return "shared"
+        if self.one_sided:
+            return "likely"
+        return "unknown" if isnan(self.cosine) else "none"
+
+    @property
+    def text(self) -> str:
+        """One sentence about it; empty where there is no sign of a common start."""
+        known = [side for side in SIDES if not isnan(self.spans[side])]
+        spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known)
+        spans = f"; {spans}" if spans else ""
+        if self.recorded and not self.cosine >= SHARED:
+            return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"
+        if self.verdict == "shared":
+            return (
+                f"shared initialisation: the A of {self.alike} of {self.compared} modules are alike entry by entry "
+                f"(mean cosine {self.cosine:.2f}){spans}"
+            )
+        if self.verdict == "likely":
+            return f"a shared initialisation is likely: the two agree on the in side alone{spans}"
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """What to do about it; empty as `text`."""
+        if not self.text:
+            return ""
+        if isnan(self.spans["in"]):
+            return "one of them is 0 in every module, so there are no directions to compare"
+        seed = "directions of the in side show the seed, not the task: look at --side out"
+        return seed if self.one_sided else f"{seed}, where these two agree as well"
+
+
+def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initialisation:
+    """What speaks for a common initialisation of the two adapters; see `Initialisation`.
+
+    ``recorded`` is what their records say: `loralens.core.training.same_start`.
+
+    The cosine of vec(A) needs the factors as training left them: it is the one number here that depends on the gauge,
+    because a seed does. Adapters of one run share their A₀ too: then both sides agree.
+    """
+    alive = [one for one in comparison.modules.values() if not one.zero]
+    cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]
+    ends: dict[Side, int] = {"in": 1, "out": 0}
+    return Initialisation(
+        _mean(cosines),
+        sum(cosine >= SHARED for cosine in cosines),
+        len(cosines),
+        {side: _mean([one.spans[side] for one in alive]) for side in SIDES},
+        {side: _mean([max(one.directions) / one.shape[end] for one in alive]) for side, end in ends.items()},
+        recorded,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else nan

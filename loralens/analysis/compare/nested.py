@@ -1,0 +1,218 @@
+"""The directions of one adapter against each other: which of its modules nest in which, among those of equal width."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations_with_replacement
+from typing import final
+
+import numpy as np
+
+from loralens.analysis.compare.pairwise import Of, Side
+from loralens.analysis.compare.similarity import side_of
+from loralens.core.adapter import Adapter
+from loralens.core.names import block, kind, natural_key, select
+from loralens.core.threads import Step, in_threads
+from loralens.errors import place
+from loralens.linalg.basis import Basis
+from loralens.linalg.chance import overlap_spread, overlap_tail
+from loralens.linalg.factor import Floats, Integers
+from loralens.linalg.pairwise import pairwise_overlaps
+from loralens.linalg.product import column_basis
+
+SURE = 0.05  # probability that chance names any pair of modules of one width
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Nesting:
+    """Modules of one width, each against each; M of them.
+
+    Attributes
+    ----------
+    width : int
+        Length n of their directions. Equal widths need not be equal spaces: the inputs of q_proj and k_proj of a block
+        are one vector, those of o_proj are another of the same length.
+    names : tuple of str
+        Sorted by kind, then by block.
+    directions : int64 array, shape (M,)
+        Directions compared; 0 where ΔW = 0.
+    first : float64 array, shape (M, M)
+        φ(1, 1), the squared cosine of the strongest directions; NaN where ΔW = 0.
+    full : float64 array, shape (M, M)
+        φ(k, k′) of all directions compared: 1 where the smaller span lies in the larger; NaN where ΔW = 0.
+    """
+
+    width: int
+    names: tuple[str, ...]
+    directions: Integers
+    first: Floats
+    full: Floats
+
+    @property
+    def chance(self) -> Floats:
+        """Mean of `full` between uniform random spans, max(k, k′)/n; NaN where ΔW = 0; float64, shape (M, M)."""
+        larger = np.maximum.outer(self.directions, self.directions) / self.width
+        return np.asarray(np.where(np.isnan(self.full), np.nan, larger), dtype=np.float64)
+
+    @property
+    def z(self) -> Floats:
+        """`full` less its chance level, in standard deviations; NaN where chance leaves no freedom; shape (M, M)."""
+        widths = sorted(set(self.directions.tolist()))
+        table = {(i, j): overlap_spread(i, j, self.width) for i in widths for j in widths}
+        spread = np.array([[table[i, j] for j in self.directions.tolist()] for i in self.directions.tolist()])
+        excess = self.full - self.chance
+        z = np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0)
+        return np.asarray(z, dtype=np.float64)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Two kinds of one width, as means over pairs of modules; NaN where there is no such pair.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+    pairs : int
+        Pairs of two different modules that are not 0.
+    chance : float
+        Mean chance level of φ(k, k′).
+    same, next, apart : float
+        Mean φ(k, k′) of pairs in one block, in neighbouring blocks, and of all others.
+    first : float
+        Mean φ(1, 1) of pairs in one block; of neighbouring blocks where both kinds are one.
+    """
+
+    kinds: tuple[str, str]
+    pairs: int
+    chance: float
+    same: float
+    next: float
+    apart: float
+    first: float
+
+
+def nesting(
+    adapter: Adapter,
+    *,
+    of: Of = "update",
+    side: Side | None = None,
+    modules: Sequence[str] = (),
+    phi_rank: int | None = None,
+    threads: int = 1,
+    step: Step | None = None,
+) -> list[Nesting]:
+    """Every module of an adapter against every other of the same width, widest group of modules first.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    of, side, modules, phi_rank, threads
+        As in `similarity`.
+    step : callable, optional
+        Called with 1 whenever a module was read, and once more when it was compared with all others.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing, or a side that A or B has not.
+
+    Notes
+    -----
+    Blocked matrix products: O(n (Σk)²) for all modules of width n.
+    """
+    side = side_of(of, side)
+
+    def directions(name: str) -> Basis:
+        with place(name):
+            module = adapter[name].load()
+            if of != "update":
+                return column_basis(module.A.T if of == "A" else module.B)[0].head(phi_rank or module.rank)
+            left, s, right = module.bases()
+            return (right if side == "in" else left).head(phi_rank or s.size)
+
+    names = sorted(select(adapter, modules), key=lambda name: (natural_key(kind(name)), natural_key(name)))
+    bases = in_threads(directions, names, threads, step)
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(bases[name].n, []).append(name)
+    found = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
+    return sorted(found, key=lambda one: (-len(one.names), one.width))
+
+
+def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
+    widths = np.array([one.k for one in bases.values()], dtype=np.int64)
+    smaller = np.minimum.outer(widths, widths).astype(np.float64)
+    smaller[smaller == 0] = np.nan
+    found = []
+    for count in (1, None):
+        heads = [one if count is None else one.head(count) for one in bases.values()]
+        squares = pairwise_overlaps(
+            [partial(Basis.columns, one) for one in heads],
+            [one.n * one.k for one in heads],
+            step=None if count else step,  # told once, of the larger work
+        )
+        found.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
+    return Nesting(width, tuple(bases), widths, *found)
+
+
+def relations(one: Nesting) -> list[Relation]:
+    """Every pair of kinds of a `Nesting`, in natural order."""
+    kinds = [kind(name) for name in one.names]
+    distances = _distances(one.names)
+    found = []
+    for first, second in combinations_with_replacement(sorted(set(kinds), key=natural_key), 2):
+        pairs = _pairs(kinds, first, second) & ~np.isnan(one.full)
+        if not pairs.any():
+            continue
+        same, neighbours = pairs & (distances == 0), pairs & (distances == 1)
+        found.append(
+            Relation(
+                kinds=(first, second),
+                pairs=int(pairs.sum()),
+                chance=_mean(one.chance[pairs]),
+                same=_mean(one.full[same]),
+                next=_mean(one.full[neighbours]),
+                apart=_mean(one.full[pairs & ~(same | neighbours)]),
+                first=_mean(one.first[neighbours if first == second else same]),
+            )
+        )
+    return found
+
+
+def closest(one: Nesting, count: int = 10) -> list[tuple[int, int]]:
+    """The pairs of modules whose spans have most in common, as indices, largest z first.
+
+    Only those with more in common than chance gives any of all pairs in one case of 20, by the tail for their numbers
+    of directions: of single directions 5 standard deviations are exceeded by one pair in 200.
+    """
+    rows, columns = np.triu_indices(len(one.names), 1)
+    z = np.nan_to_num(one.z[rows, columns], nan=-np.inf)
+    pairs = [(int(rows[k]), int(columns[k])) for k in np.argsort(-z, kind="stable")[:count] if np.isfinite(z[k])]
+    directions = one.directions.tolist()
+    return [
+        (i, j)
+        for i, j in pairs
+        if rows.size * overlap_tail(float(one.full[i, j]), directions[i], directions[j], one.width) <= SURE
+    ]
+
+
+def _pairs(kinds: Sequence[str], first: str, second: str) -> np.ndarray:
+    """Pairs of different modules of two kinds, each once; bool, shape (M, M)."""
+    is_first, is_second = (np.array([one == wanted for one in kinds]) for wanted in (first, second))
+    pairs = np.outer(is_first, is_second)
+    return np.triu(pairs, 1) if first == second else pairs
+
+
+def _distances(names: Sequence[str]) -> Floats:
+    """Blocks between each two modules; NaN in different stacks, or outside any block."""
+    blocks = [block(name) for name in names]
+    stacks = np.array([one.stack if one else f"\0{i}" for i, one in enumerate(blocks)])
+    numbers = np.array([float(one.number) if one else np.nan for one in blocks])
+    apart = np.abs(np.subtract.outer(numbers, numbers))
+    return np.where(stacks[:, None] == stacks, apart, np.nan)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,352 @@
+"""What two adapters share, module by module: φ(i, j), principal angles, cosine, CKA, and the chance level of each."""
+
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan, sqrt
+from typing import NamedTuple, Self, final
+
+import numpy as np
+
+from loralens.analysis.compare.pairwise import Of, Side
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.names import select, some
+from loralens.core.naming.matching import same_modules
+from loralens.core.structured import Update
+from loralens.core.threads import Step, in_threads
+from loralens.errors import MismatchError, OptionError, place
+from loralens.linalg.basis import Basis
+from loralens.linalg.chance import cosine_spread
+from loralens.linalg.factor import Floats
+from loralens.linalg.measures import frobenius
+from loralens.linalg.product import column_basis
+from loralens.linalg.subspace import (
+    Overlap,
+    linear_cka,
+    linear_cka_chance,
+    overlap,
+    phi_map,
+    update_cosine,
+    vector_cosine,
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """Two updates of one weight, ΔW₁ and ΔW₂.
+
+    Attributes
+    ----------
+    other : str
+        What the second adapter calls the module.
+    side : str
+        The side asked for: that of `overlap`.
+    shape : tuple of int
+        (out, in) of both.
+    ranks : tuple of int
+        Nominal ranks.
+    directions : tuple of int
+        Directions of ΔW₁ and of ΔW₂ that have a length: their numerical ranks; 0 where ΔW = 0.
+    norms : tuple of float
+        ‖ΔW₁‖_F and ‖ΔW₂‖_F.
+    cosine : float
+        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), in [−1, 1]; 0 where one of them is 0.
+    overlaps : mapping of side to Overlap
+        Of the directions asked for, at most the leading ``phi_rank``: both sides of the update, the in side of A, or
+        the out side of B.
+    spans : mapping of side to float
+        φ(k1, k2) of all directions of ΔW, whatever was asked for: what the two updates have in common at all. NaN
+        where one of them is 0.
+    cka, cka_chance : mapping of side to float
+        Linear CKA of ΔW, and its mean if the directions of that side were random; NaN where one of them is 0.
+    initial : float
+        Cosine of vec(A), of the first rows that both have; NaN where there is no A, or it is 0.
+    """
+
+    other: str
+    side: Side
+    shape: tuple[int, int]
+    ranks: tuple[int, int]
+    directions: tuple[int, int]
+    norms: tuple[float, float]
+    cosine: float
+    overlaps: Mapping[Side, Overlap]
+    spans: Mapping[Side, float]
+    cka: Mapping[Side, float]
+    cka_chance: Mapping[Side, float]
+    initial: float
+
+    @property
+    def overlap(self) -> Overlap:
+        """The overlap on the side asked for."""
+        return self.overlaps[self.side]
+
+    @property
+    def cosine_z(self) -> float:
+        """`cosine` in standard deviations 1/√(out·in) of its null.
+
+        The null is strength-matched: both keep their singular values and get uniform (Haar) directions on both sides.
+        Its first two moments are exact (`loralens.linalg.chance`), so nothing is sampled and there is no seed.
+        """
+        return self.cosine / cosine_spread(self.shape)
+
+    @property
+    def zero(self) -> str:
+        """Which of the two is 0, in words; empty where none is."""
+        first, second = (norm == 0 for norm in self.norms)
+        return "both are 0" if first and second else "the first is 0" if first else "the second is 0" if second else ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two adapters, module by module; works as a mapping from the first's module names to `Similarity`.
+
+    Attributes
+    ----------
+    modules : mapping of str to Similarity
+        What both have, in the order of the first.
+    alone : tuple of tuple of str
+        Modules that only the first has, and those that only the second has.
+    misfits : tuple of str
+        Modules that both have in different shapes, and so cannot be compared.
+    """
+
+    modules: Mapping[str, Similarity]
+    alone: tuple[tuple[str, ...], tuple[str, ...]]
+    misfits: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Similarity:
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def items(self) -> ItemsView[str, Similarity]:
+        """Pairs of name and `Similarity`."""
+        return self.modules.items()
+
+    @property
+    def zero(self) -> bool:
+        """Whether one of the two updates is 0 in all modules that both have."""
+        return not all(any(norms) for norms in zip(*(one.norms for one in self.modules.values()), strict=True))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 where one of them is 0."""
+        first, second, cosines = self._arrays()
+        same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
+        return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
+
+    @property
+    def cosine_z(self) -> float:
+        """`cosine` in standard deviations of its null; 0 where one of the updates is 0.
+
+        Directions drawn anew in every module, norms kept: the variance is Σ‖ΔW₁‖²‖ΔW₂‖²/(out·in) over the product of
+        the two sums of squared norms.
+        """
+        first, second, _ = self._arrays()
+        spreads = np.array([cosine_spread(one.shape) for one in self.modules.values()])
+        spread = sqrt(np.sum((first * second * spreads) ** 2))
+        return self.cosine / spread if spread else 0.0
+
+    def _arrays(self) -> tuple[Floats, Floats, Floats]:
+        """Norms of the modules of both, relative to the whole updates, and their cosines."""
+        first, second = np.array([one.norms for one in self.modules.values()]).T
+        cosines = np.array([one.cosine for one in self.modules.values()])
+        return first / (frobenius(first) or 1.0), second / (frobenius(second) or 1.0), cosines
+
+
+def compare_subspaces(
+    first: Adapter,
+    second: Adapter,
+    *,
+    of: Of = "update",
+    side: Side | None = None,
+    modules: Sequence[str] = (),
+    phi_rank: int | None = None,
+    labels: tuple[str, str] = ("the first", "the second"),
+    threads: int = 1,
+    step: Step | None = None,
+) -> Comparison:
+    """What two adapters share in every module that both have.
+
+    Parameters
+    ----------
+    first, second : Adapter
+        Read one module at a time, each factor once. Modules are matched by name, else by normal form.
+    of : str
+        Whose directions φ and the angles compare. ``update``: the singular directions of ΔW = scale·B·A on both
+        sides, which no re-factoring (B G, G⁻¹ A) changes. ``A``: the right singular vectors of A itself, on the in
+        side, the literal quantity of Hu et al. 2021 §7.2. ``B``: the left ones of B, on the out side. Cosine and CKA
+        are always of ΔW.
+    side : str, optional
+        The side that `Similarity.overlap` is of; ``in`` where None, but ``out`` of B. Both are measured of the update.
+    modules : sequence of str
+        Globs over module names or kinds; all where empty.
+    phi_rank : int, optional
+        Leading directions that φ and the angles compare at most; all where None.
+    labels : tuple of str
+        What errors call the two.
+    threads : int
+        Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
+    step : callable, optional
+        Called with 1 after every module.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing, or a side that A or B has not.
+    MismatchError
+        No module that both have in one shape; A or B asked of an update that has none.
+    FormatError
+        A module holds NaN or Inf.
+
+    Notes
+    -----
+    No ΔW is formed: O((out + in)(r1 + r2)²) a module. Directions count while their singular value is above rounding
+    (σ₁ · max(out, in) · ε), so an update that is 0 has none, and φ of it is empty. φ and the cosine err by 1e-12.
+    """
+    side = side_of(of, side)
+    pairs = same_modules(first, second)
+    taken = set(pairs.values())
+    chosen = select([*first, *(name for name in second if name not in taken)], modules)
+    common = {name: pairs[name] for name in chosen if name in pairs}
+    fitting = {name: other for name, other in common.items() if first[name].shape == second[other].shape}
+    if not fitting:
+        raise _nothing_to_compare(first, second, chosen, common)
+
+    def measure(name: str) -> Similarity:
+        other = fitting[name]
+        with place(labels[0]), place(name):
+            one = _Seen.of(first[name], of)
+        with place(labels[1]), place(other):
+            two = _Seen.of(second[other], of)
+        return _similarity(one, two, other, side, phi_rank)
+
+    return Comparison(
+        in_threads(measure, list(fitting), threads, step),
+        (
+            tuple(name for name in chosen if name not in pairs and name in first),
+            tuple(name for name in chosen if name not in pairs and name not in first),
+        ),
+        tuple(name for name in common if name not in fitting),
+    )
+
+
+def side_of(of: Of, side: Side | None = None) -> Side:
+    """The side meant: ``in`` unless said otherwise; A has no other, and B has only ``out``.
+
+    Raises
+    ------
+    OptionError
+        A side that A or B has not.
+    """
+    if (of, side) in (("A", "out"), ("B", "in")):
+        raise OptionError(f"{of} has no {side} side", fix="A is the in side of an update and B the out side")
+    return side or ("out" if of == "B" else "in")
+
+
+def _nothing_to_compare(
+    first: Adapter, second: Adapter, chosen: Sequence[str], common: Mapping[str, str]
+) -> MismatchError:
+    fix = "compare adapters of one base model; `loralens inspect` shows names and shapes"
+    for name, other in common.items():
+        one, two = (adapter.base_model or "a model it does not name" for adapter in (first, second))
+        shapes = f"{name} is {first[name].shape} in the first, which adapts {one}, and {second[other].shape} in the "
+        return MismatchError(f"{shapes}second, which adapts {two}", fix=fix)
+    if same_modules(first, second):
+        return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
+    return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
+
+
+class _Seen(NamedTuple):
+    """One update: its directions, and those of the factor asked for."""
+
+    update: Update
+    left: Basis
+    s: Floats
+    right: Basis
+    factor: Basis | None  # None where those of ΔW are asked for
+
+    @classmethod
+    def of(cls, update: Update, of: Of) -> Self:
+        update = update.load()
+        bases = update.bases()
+        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
+        return cls(update, *bases, factor)
+
+
+def _similarity(one: _Seen, two: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    first, second = one.update, two.update
+    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
+        return _itself(one, other, side, phi_rank)
+    crosses: dict[Side, Floats] = {"in": one.right.cross(two.right), "out": one.left.cross(two.left)}
+    overlaps: dict[Side, Overlap]
+    if one.factor and two.factor:
+        overlaps = {side: _leading(one.factor, two.factor, one.factor.cross(two.factor), phi_rank)}
+    else:
+        overlaps = {
+            "in": _leading(one.right, two.right, crosses["in"], phi_rank),
+            "out": _leading(one.left, two.left, crosses["out"], phi_rank),
+        }
+    return Similarity(
+        other,
+        side,
+        first.shape,
+        (first.rank, second.rank),
+        (one.s.size, two.s.size),
+        (frobenius(one.s), frobenius(two.s)),
+        update_cosine(one.s, two.s, crosses["out"], crosses["in"]),
+        overlaps,
+        {side: float(phi_map(G)[-1, -1]) if G.size else nan for side, G in crosses.items()},
+        {side: linear_cka(one.s, two.s, G) for side, G in crosses.items()},
+        {side: linear_cka_chance(one.s, two.s, first.shape[side == "in"]) for side in crosses},
+        _initial(first, second),
+    )
+
+
+def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    """An update beside the same numbers: what rounding would make nearly 1 and nearly 0 is that exactly."""
+    update, k = one.update, one.s.size
+    (out, in_), norm = update.shape, frobenius(one.s)
+    sizes: dict[Side, int] = {"in": in_, "out": out}
+    width = k if one.factor is None else one.factor.k
+    width = width if phi_rank is None else min(width, phi_rank)
+    sides = sizes if one.factor is None else {side: sizes[side]}
+    alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
+    return Similarity(
+        other,
+        side,
+        update.shape,
+        (update.rank, update.rank),
+        (k, k),
+        (norm, norm),
+        float(k > 0),
+        {side: Overlap.of_one(width, n) for side, n in sides.items()},
+        alike,
+        alike,
+        {side: linear_cka_chance(one.s, one.s, n) for side, n in sizes.items()},
+        1.0 if update.A.any() else nan,
+    )
+
+
+def _leading(first: Basis, second: Basis, G: Floats, count: int | None) -> Overlap:
+    """The overlap of at most the leading ``count`` directions of both."""
+    return overlap(first.head(count or first.k), second.head(count or second.k), G[:count, :count])
+
+
+def _initial(first: Update, second: Update) -> float:
+    """Cosine of vec(A), of the rows that both have."""
+    if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
+        return nan
+    rows = min(first.rank, second.rank)
+    return vector_cosine(first.A[:rows], second.A[:rows])

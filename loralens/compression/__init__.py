@@ -1,0 +1,1 @@
+"""Smaller adapters, and what the smaller size cost."""

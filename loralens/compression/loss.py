@@ -1,0 +1,134 @@
+"""Loss: what a smaller update lost, measured on the factors as they are, rounding included."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import final
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.naming.matching import same_modules
+from loralens.core.structured import Dense, Update
+from loralens.core.threads import Step, in_threads
+from loralens.errors import ShapeError, place
+from loralens.linalg.difference import difference_singular_values
+from loralens.linalg.measures import frobenius, spectral
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one module lost.
+
+    Attributes
+    ----------
+    rank_before, rank_after : int
+        Nominal ranks; 0 after where the module was left out.
+    frobenius : float
+        ‖ΔW‖_F before.
+    relative_error : float
+        ‖ΔW−ΔW'‖_F / ‖ΔW‖_F; 0 where both are 0.
+    spectral_error : float
+        ‖ΔW−ΔW'‖₂ / ‖ΔW‖₂.
+    """
+
+    rank_before: int
+    rank_after: int
+    frobenius: float
+    relative_error: float
+    spectral_error: float
+
+    @property
+    def energy_kept(self) -> float:
+        """1 − relative_error²: of a truncation the part of Σσ² that it keeps; never below 0."""
+        return max(0.0, 1 - self.relative_error**2)
+
+
+def total_error(losses: Mapping[str, Loss]) -> float:
+    """‖ΔW−ΔW'‖ / ‖ΔW‖ of a whole adapter: √Σ‖·‖_F² over its modules; 0 where all of it is 0."""
+    whole = max((loss.frobenius for loss in losses.values()), default=0.0)
+    if whole == 0:
+        return 0.0
+    energies = {name: (loss.frobenius / whole) ** 2 for name, loss in losses.items()}
+    lost = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
+    return sqrt(lost / sum(energies.values()))
+
+
+def predicted(s: Array, kept: int, rank: int) -> Loss:
+    """What keeping the first of the singular values ``s`` loses: the others. Before any rounding."""
+    norm, top = frobenius(s), spectral(s)
+    tail = s[kept:]
+    return Loss(rank, kept, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0)
+
+
+def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, Loss]:
+    """What every module of ``before`` lost in ``after``, its factors as they are now, in natural order.
+
+    Parameters
+    ----------
+    before, after : Adapter
+        Matched by name, else by normal form: a dialect may call the modules otherwise.
+    threads : int
+        Modules worked on at a time.
+    step : callable, optional
+        Called with 1 after every module.
+
+    Returns
+    -------
+    dict of str to Loss
+        By the names of ``before``. A module that ``after`` lacks has lost all of itself, and keeps rank 0.
+
+    Raises
+    ------
+    ShapeError
+        A module of another shape.
+    FormatError
+        A module holds NaN or Inf.
+
+    Notes
+    -----
+    Not from the singular values that were dropped, but from both pairs of factors: ε‖ΔW‖ is the error of an error.
+    Equal factors are not looked at twice.
+    """
+    names = same_modules(before, after)
+
+    def one(name: str) -> Loss:
+        with place(name):
+            return lost(before[name], after[names[name]] if name in names else None)
+
+    return in_threads(one, list(before), threads, step)
+
+
+def lost(before: Update, after: Update | None) -> Loss:
+    """What one update lost in becoming another, or nothing at all."""
+    if after is not None and before.shape != after.shape:
+        raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
+    if not isinstance(before, LowRank):
+        return _lost_densely(before, after)
+    left, s, right = before.bases()
+    norm, top = frobenius(s), spectral(s)
+    if after is None:
+        return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
+    if isinstance(after, LowRank) and same_numbers(before, after):
+        return Loss(before.rank, after.rank, norm, 0.0, 0.0)
+    unit = top or 1.0  # in which no square over- or underflows
+    B = (after.scale / unit) * after.B.astype(np.float64)
+    rest = unit * difference_singular_values(left, s / unit, right, B, after.A.astype(np.float64))
+    return _loss(before, after, (norm, top), (frobenius(rest), spectral(rest)))
+
+
+def _lost_densely(before: Update, after: Update | None) -> Loss:
+    s = tail = before.singular_values()
+    if after is not None:
+        tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
+    return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
+
+
+def _loss(before: Update, after: Update | None, whole: tuple[float, float], rest: tuple[float, float]) -> Loss:
+    (norm, top), (error, far) = whole, rest
+    zero = float(error > 0)  # what was nothing and is something lost itself
+    rank = after.rank if after else 0
+    return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)

@@ -1,0 +1,216 @@
+"""Base models as adapters, folders and configurations call them, and whether two of them can be one model.
+
+Names are spelled in many ways: with and without the organisation, as a path, in another case, with what a quantised or
+converted copy adds. Two names are said to be of different models only where no spelling explains the difference.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.names import block, some
+from loralens.core.naming.matching import same_modules
+
+# What copies of one model in another precision or format have behind its name.
+_COPY = re.compile(
+    r"[-_. ](hf|bnb|gguf|ggml|gptq|awq|exl2|mlx|unsloth|dynamic|safetensors|ckpt|fp32|fp16|bf16|fp8|fp4|nf4|f32|f16|"
+    r"int8|int4|[2-8]bit|w\d+a\d+|i?q\d\w*)$"
+)
+_ORGANISATION = re.compile(r"^(meta|google|facebook|openai)[-_]")  # before the name itself: meta-llama/Meta-Llama-3-8B
+_HUB = re.compile(r"^[\w.-]*\w/[\w.-]+$", re.ASCII)
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)  # a folder of the Hub's cache
+_TOKEN = re.compile(r"\d+(?:\.\d+)*[a-z]*|[^\W\d_]+")
+_COUNT = re.compile(r"\d+(?:\.\d+)*[bm]")  # of parameters
+
+# Families whose models are never each other's: names of two of them are of two models, wherever they come from.
+FAMILIES = {
+    "albert", "bart", "bert", "bloom", "clip", "codegen", "cogvideo", "command", "deberta", "deepseek", "dinov",
+    "distilbert", "distilgpt", "electra", "esm", "falcon", "flux", "gemma", "glm", "gpt", "gptj", "granite",
+    "hubert", "internlm", "llama", "llava", "mamba", "minicpm", "minilm", "mistral", "mixtral", "mpnet", "mpt",
+    "olmo", "opt", "paligemma", "pegasus", "phi", "pythia", "qwen", "roberta", "sam", "siglip", "smollm",
+    "stablelm", "starcoder", "swin", "vicuna", "vit", "wan", "wav", "whisper", "xlm", "yi", "zephyr",
+}  # fmt: skip
+CASINGS = {"cased", "uncased"}
+SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge", "giant"}
+TUNED = {"it", "instruct", "instruction", "chat"}
+FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
+SHOWN = 4  # groups of adapters that a message lists
+LONGEST = 300  # letters of a name that are looked at
+LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """What is said of a base model.
+
+    Attributes
+    ----------
+    name : str
+        As it is called; empty where nobody calls it anything.
+    also : tuple of str
+        Other names that it goes by, such as the one in its configuration: they can agree with a name, never contradict.
+    vocabulary, hidden : int or None
+        ``vocab_size`` and ``hidden_size``, where its configuration is known.
+    """
+
+    name: str
+    also: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    hidden: int | None = None
+
+    @classmethod
+    def of(cls, name: str | None, config: Mapping[str, Any] | None = None) -> "BaseModel":
+        """The model of a name and, where it is at hand, of its ``config.json``."""
+        config = config or {}
+        text = config.get("text_config")
+        sizes = {**config, **(text if isinstance(text, Mapping) else {})}
+        vocabulary, hidden = (
+            next((size for key in keys if type(size := sizes.get(key)) is int), None)
+            for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
+        )
+        known = config.get("_name_or_path")
+        return cls(name or "", (known,) if isinstance(known, str) and known else (), vocabulary, hidden)
+
+
+def contradiction(first: BaseModel, second: BaseModel) -> str:
+    """What shows that these are two models, in words; empty where they may be one.
+
+    Names that are spellings of one name end the matter, as vocabularies of copies differ by tokens that were added.
+    """
+    names = [(one, two) for one in (first.name, *first.also) for two in (second.name, *second.also)]
+    if any(one and two and _core(one) == _core(two) for one, two in names):
+        return ""
+    if first.name and second.name and _differ(first.name, second.name):
+        return "their names are of two models"
+    for what, one, two in (
+        ("hidden sizes", first.hidden, second.hidden),
+        ("vocabularies", first.vocabulary, second.vocabulary),
+    ):
+        if one is not None and two is not None and one != two:
+            return f"their {what} are {one:,} and {two:,}"
+    return ""
+
+
+def shape_contradiction(first: Adapter, second: Adapter) -> str:
+    """A module of both whose weights in the two bases have different sizes, in words; empty where there is none.
+
+    Only modules inside of blocks tell: heads and embeddings have the size of a task or of a tokenizer.
+    """
+    for name, other in same_modules(first, second).items():
+        one, two = first[name].shape, second[other].shape
+        if block(name) and one != two:
+            return f"{name} is {one[0]} × {one[1]} in one and {two[0]} × {two[1]} in the other"
+    return ""
+
+
+def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
+    """Places of the models, those together that nothing tells from the first of their group; unnamed ones left out."""
+    groups: list[list[int]] = []
+    for i, model in enumerate(models):
+        if not (model.name or model.hidden or model.vocabulary):
+            continue
+        home = next((group for group in groups if not contradiction(models[group[0]], model)), None)
+        if home is None:
+            groups.append([i])
+        else:
+            home.append(i)
+    return groups
+
+
+def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
+    """What shows that adapters are of several bases, in words; empty where nothing does.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        What the adapters are called.
+    adapters : sequence of Adapter
+    models : sequence of BaseModel
+        The base that each names.
+    """
+    groups = grouped(models)
+    if len(groups) > 1:
+        why = contradiction(models[groups[0][0]], models[groups[1][0]])
+        shown = [f"{models[group[0]].name}: {some([labels[i] for i in group])}" for group in groups]
+        listed = "; ".join(shown[:SHOWN]) + (f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+        return f"these are adapters of {len(groups)} base models, as {why} ({listed})"
+    for label, adapter in zip(labels[1:], adapters[1:], strict=True):
+        why = shape_contradiction(adapters[0], adapter)
+        if why:
+            return f"{labels[0]} and {label} are adapters of two base models: {why}"
+    return ""
+
+
+def _last(name: str) -> str:
+    """The part of a path or Hub id that names the model, small letters."""
+    name = name[-LONGEST:]
+    cached = _CACHED.search(name)
+    return (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
+
+
+def _core(name: str) -> str:
+    """A name without its organisation, what copies add, and all that is no letter or digit."""
+    return "".join(_tokens(name))
+
+
+def _tokens(name: str) -> list[str]:
+    """The words and numbers of a name."""
+    core = _last(name)
+    while (shorter := _COPY.sub("", core)) != core and shorter:
+        core = shorter
+    return _TOKEN.findall(_ORGANISATION.sub("", core))
+
+
+def _differ(first: str, second: str) -> bool:
+    """Whether two names, which are no spellings of one, are of two models for certain."""
+    one, two = set(_tokens(first)), set(_tokens(second))
+    families = one & FAMILIES, two & FAMILIES
+    if all(families) and not families[0] & families[1]:
+        return True
+    if _is_hub_id(first) and _is_hub_id(second):
+        return not _versions_apart(one, two)
+    if not all(families):
+        return False  # a folder may be called anything
+    counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (one, two))
+    here, there = _numbers(first), _numbers(second)
+    pairs = [(one & CASINGS, two & CASINGS), (one & SIZES, two & SIZES), counts]
+    pairs += [(here[word], there[word]) for word in here.keys() & there.keys()]
+    if any(a and b and not a & b for a, b in pairs):
+        return True
+    if _is_path(first) or _is_path(second):
+        return False
+    apart = one ^ two
+    return bool(apart) and apart <= SIZES | TUNED and len(one & two) >= LEAST
+
+
+def _numbers(name: str) -> dict[str, set[str]]:
+    """Plain numbers by the word before them: versions of a family, counts of layers (L6), versions of a model (v2)."""
+    tokens = _tokens(name)
+    found: dict[str, set[str]] = {}
+    for word, number in pairwise(tokens):
+        if number[-1].isdigit() and not word[0].isdigit():
+            found.setdefault(word, set()).add(number)
+    return found
+
+
+def _versions_apart(one: set[str], two: set[str]) -> bool:
+    """Whether one name says the other and a version besides: Mistral-7B and Mistral-7B-v0.1."""
+    apart = one ^ two
+    return (one <= two or two <= one) and all(word == "v" or word[-1].isdigit() for word in apart)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is that of a folder, which may leave out what its model is called besides."""
+    return not _is_hub_id(name) and bool(re.search(r"[/\\]", name))
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is an organisation and a model, and not a path of two folders as far as can be told."""
+    name = name[-LONGEST:]
+    if _CACHED.search(name):
+        return True
+    return _HUB.match(name) is not None and name.partition("/")[0].lower() not in FOLDERS

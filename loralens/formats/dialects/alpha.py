@@ -1,0 +1,65 @@
+"""α as a tensor beside a pair, and what its absence means where diffusers, ComfyUI and their kin read the file."""
+
+from collections.abc import Mapping
+from math import isclose, isfinite
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.lazy import LazyArray
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
+from loralens.formats.files.container import FLOATS
+
+MISSING = "no alpha in the file: scale 1"
+
+
+def scaling(parts: Parts, rank: int) -> Scaling:
+    """α/r by the module's ``alpha``; scale 1 where it has none."""
+    if "alpha" not in parts:
+        return Scaling("given", origin=MISSING)
+    return Scaling("alpha/r", number(*parts["alpha"]), rank, "alpha in the file")
+
+
+def number(key: str, tensor: LazyArray) -> float:
+    """The one finite number in a stored tensor."""
+    if tensor.size != 1:
+        raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
+    if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
+        raise FormatError(f"{key} is {tensor.dtype}, not a number", fix=SAVE_AGAIN)
+    value = float(tensor.read().reshape(-1)[0])
+    if not isfinite(value):
+        raise FormatError(f"{key} is {value}", fix="train or save the adapter again")
+    return value
+
+
+def written(module: Update) -> np.float32:
+    """The α from which a reader gets the scale of a module by α/r, as files hold it.
+
+    Raises
+    ------
+    FormatError
+        The scale at this rank has none in float32.
+    """
+    with np.errstate(all="ignore"):
+        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
+        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
+        raise FormatError(what, fix="scale the adapter to ordinary size first")
+    return found
+
+
+def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
+    """Where a scale of 1 is an assumption, and where it is a fact: ai-toolkit trains with α = r and writes no α."""
+    missing = [name for name, module in modules.items() if module.scaling.origin == MISSING]
+    if 0 < len(missing) < len(modules):
+        text = (
+            f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at "
+            "scale 1; programs disagree about such files"
+        )
+        return [Finding("warning", "alpha-missing", text, "save the adapter again with an alpha for every module")]
+    if missing and "ai-toolkit" in (metadata or {}).get("software", ""):
+        return [Finding("note", "alpha-folded", "made by ai-toolkit, whose factors hold α already: the scale is 1")]
+    return []

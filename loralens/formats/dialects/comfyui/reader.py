@@ -1,0 +1,153 @@
+"""ComfyUI's generic names: one file of ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
+
+``X`` is the path in the checkpoint that ComfyUI loads; text encoders stand under ``text_encoders.``. Trainers write the
+same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi), and
+ComfyUI reads diffusers' own names too: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor`` put
+before an attention's projections (``unet.….attn1.processor.to_out``), which is undone here.
+
+The scale is α/r, and 1 where a module has no α. What is not a pair:
+
+==================  ==========================================================  ===============================
+leaf                what ComfyUI does with it                                   role here
+==================  ==========================================================  ===============================
+``diff``            adds it to the weight                                       ``diff``
+``diff_b``          adds it to the bias                                         ``diff_b``
+``set_weight``      puts it in the place of the weight                          ``saved``
+``reshape_weight``  pads the weight with zeros to this shape before the update  ``shape``
+``dora_scale``      W' = scale/‖W‖ · (W+ΔW) by output, scale/‖W+ΔW‖ by input   ``magnitude``, ``magnitude_in``
+``magnitude``       nothing: it is ai-toolkit's DoRA, one number an output      ``magnitude``
+==================  ==========================================================  ===============================
+"""
+
+import re
+from collections.abc import Mapping
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lowrank import LowRank
+from loralens.core.structured import Update
+from loralens.errors import ShapeError
+from loralens.formats.dialects import alpha
+from loralens.formats.dialects.diffusers.keys import LYCORIS
+from loralens.formats.dialects.diffusers.metadata import KEY
+from loralens.formats.dialects.kohya.reader import axis
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
+from loralens.formats.files.container import Stored
+
+NAME = "comfyui"
+STORED = ("A", "B", "alpha")  # the parts of one module
+ROLES = {"diff": "diff", "diff_b": "diff_b", "set_weight": "saved", "reshape_weight": "shape", "magnitude": "magnitude"}
+KOHYA = ("lora_", "lycoris_")  # names with underscores for dots, which are kohya's dialect
+
+_OWN = ("diffusion_model.", "text_encoders.")
+_UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
+_A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
+_OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
+_PARTS = {"up": "B", "down": "A"}
+_TOLD = (
+    ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
+    ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
+    ("saved", "set-weight", "weights are replaced (.set_weight): they are kept and not measured"),
+    ("shape", "reshape-weight", "weights are padded with zeros to a new shape (.reshape_weight) before the update"),
+    ("magnitude", "use-dora", "modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A alone"),
+    (
+        "magnitude_in",
+        "use-dora",
+        "modules are DoRA by input: magnitudes are kept, and what is measured is ΔW = scale·B·A",
+    ),
+    ("other", "tensor-unread", "tensors belong to no pair and ride along"),
+)
+
+
+def raw(key: str) -> Leaf | None:
+    """The parts of a key, its name as the file has it; None for a key that is none of these."""
+    half = _UP_DOWN.match(key) or _A_B.match(key)
+    if half:
+        return Leaf(half["name"], _PARTS.get(half["half"], half["half"]))
+    other = _OTHER.match(key)
+    return Leaf(other["name"], other["part"]) if other else None
+
+
+def leaf(key: str) -> Leaf | None:
+    """The parts of a key, its name the canonical one."""
+    found = raw(key)
+    return found and Leaf(canonical(found.name), found.part)
+
+
+def canonical(name: str) -> str:
+    """A name without what ComfyUI puts into diffusers' names of attention projections."""
+    if not name.startswith("unet."):
+        return name
+    ended = f"{name}.0" if name.endswith(".processor.to_out") else name
+    return ended.replace(".processor.to_", ".to_")
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is ComfyUI's: ``lora_down`` under dotted names, or ``lora_A`` under its own prefixes."""
+    keys = stored.tensors
+    if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
+        return False
+    down = [found["name"] for key in keys if _down(key) and (found := _UP_DOWN.match(key))]
+    dotted = all("." in name and not name.startswith(KOHYA) for name in down)
+    others = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _down(key)]
+    return bool(down or others) and dotted and all(key.startswith(_OWN) for key in others)
+
+
+def _down(key: str) -> bool:
+    return key.endswith((".lora_down.weight", ".lora_up.weight"))
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a file with ComfyUI's names.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, an α that is no number.
+    """
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
+        companions=_companions,
+    )
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=tuple(alpha.findings(modules, stored.metadata) + _about_extras(extra, modules)),
+    )
+
+
+def _module(parts: Parts) -> LowRank:
+    B, A = halves(parts)
+    if A.ndim < 2 or not A.size or not B.size:
+        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
+    return pair(B, A, scaling=alpha.scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
+
+
+def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
+    """What stands beside the pair of a module, or under a name without one."""
+    loose = {part: held for part, held in parts.items() if module is None or part not in STORED}
+    roles = {part: ROLES.get(part, "other") for part in loose}
+    if "dora_scale" in loose and module:
+        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+    return {
+        key: Extra(roles[part], name, tensor, "bias" if part == "diff_b" else "weight")
+        for part, (key, tensor) in loose.items()
+    }
+
+
+def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
+    """What else ComfyUI does with such a file, and tensors that were not understood."""
+    findings = []
+    for role, code, text in _TOLD:
+        keys = [key for key, one in extra.items() if one.role == role]
+        if keys:
+            findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
+    both = [one.module for one in extra.values() if one.role in ("diff", "saved") and one.module in modules]
+    if both:
+        text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
+        findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))
+    return findings

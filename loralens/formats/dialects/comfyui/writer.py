@@ -1,0 +1,129 @@
+"""Writing ComfyUI's names: what was read and not changed as it was, the rest as ``lora_up``, ``lora_down``, ``alpha``.
+
+Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components, which stand
+before the names of a component alone. ``unet.`` names get the ``.processor`` that it expects, CLIP's layers the
+``text_model.``, T5 the name it has there, and all others ``diffusion_model.`` before them. Names that ComfyUI would
+ignore are refused.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.naming.image_names import comfyui_has, comfyui_unet, in_pipeline
+from loralens.core.structured import Update
+from loralens.errors import FormatError, MismatchError, place
+from loralens.formats.dialects import alpha
+from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, canonical, raw
+from loralens.formats.dialects.extras import add, check_encoder, check_size, owner, to_keep, to_translate
+from loralens.formats.dialects.pairs import Parts, pack, stood
+from loralens.formats.files.container import Stored
+
+KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
+KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
+T5 = "text_encoders.t5xxl.transformer."
+FLUX_T5 = "text_encoder_2.encoder.block."  # a pipeline's second encoder is CLIP G but for FLUX
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter under ComfyUI's names; α is float32, of dimension 0.
+
+    Raises
+    ------
+    FormatError, MismatchError, ShapeError
+        Names without dots, names that ComfyUI does not have, a weight of a kind that ComfyUI adds nothing to, extras
+        that have no place, a scale that float32 cannot hold, an update that has no pair.
+    """
+    files: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            files[name] = _file(name, stood(module, NAME, raw))
+            owner = owners.setdefault(files[name], name)
+            if owner != name:
+                raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
+            tensors.update(_tensors(files[name], module))
+    add(tensors, _extras(adapter, files))
+    own = adapter.format == NAME
+    return Stored(
+        dict(sorted(tensors.items())),
+        adapter.metadata if own else {"format": "pt"},
+        adapter.config if own else None,
+        names={canonical(file): name for name, file in files.items() if canonical(file) != name},
+    )
+
+
+def _file(name: str, parts: Parts) -> str:
+    """What the file calls a module: as it did, where it was read from such a file."""
+    if parts:
+        found = raw(parts["A"][0])
+        assert found
+        return found.name
+    if name.startswith(KOHYA):
+        raise MismatchError(
+            "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
+            fix="write kohya's format, or give --base so that the names become those of the base model",
+        )
+    check_encoder(name)
+    file = _named(in_pipeline(name))
+    if not comfyui_has(file):
+        raise FormatError(
+            f"ComfyUI has no weight of the name {file}, and would ignore it",
+            fix="leave this module out first: loralens drop",
+        )
+    return file
+
+
+def _named(name: str) -> str:
+    """What ComfyUI calls a module of a pipeline."""
+    if name.startswith(("text_encoder_3.", FLUX_T5)):
+        return T5 + name.partition(".")[2]
+    if name.startswith("unet."):
+        return f"unet.{comfyui_unet(name.removeprefix('unet.')) or name.removeprefix('unet.')}"
+    return name if name.startswith(KNOWN) else f"diffusion_model.{name}"
+
+
+def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
+    parts = stood(module, NAME, raw)
+    if parts and module.origin and alpha.scaling(parts, module.rank).value == module.scale:
+        return module.origin.tensors
+    if module.layout.kind not in KINDS:
+        what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
+        raise FormatError(what, fix="leave this module out with --modules")
+    said = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
+    if parts:
+        return dict((parts["A"], parts["B"])) | said
+    B, A = pack(module)
+    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | said
+
+
+def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
+    """What rides along beside its module; from another dialect, the bias of B, and DoRA by input.
+
+    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
+    """
+    if adapter.format == NAME:
+        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _named(in_pipeline(name)))
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
+        with place(key):
+            module, file = owner(adapter, extra), files[extra.module]
+            out, kernel = module.shape[0], module.layout.kernel
+            channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
+            check_size(extra.tensor, channels)
+            if extra.role == "lora_bias":
+                add(tensors, {f"{file}.diff_b": _scaled(extra.tensor.reshape(out), module.scale)})
+            else:
+                add(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
+    return tensors
+
+
+def _scaled(tensor: LazyArray, scale: float) -> LazyArray:
+    """``scale`` times a tensor, float32."""
+    return tensor.map(
+        lambda array: (scale * array.astype(np.float64)).astype(np.float32), shape=tensor.shape, dtype=np.float32
+    )

@@ -1,0 +1,110 @@
+"""The keys of a diffusers file, taken apart: four generations of names for the two halves of a pair.
+
+==========  ===================================================================  ==========================
+style       key                                                                  module
+==========  ===================================================================  ==========================
+peft        ``unet.X.lora_A.weight``, ``unet.X.lora_A.NAME.weight``              ``unet.X``
+bare        ``transformer.X.lora_A`` (Mochi)                                     ``transformer.X``
+layer       ``unet.X.lora.down.weight``, ``text_encoder.X.lora_linear_layer.…``  the same
+processor   ``X.processor.to_q_lora.down.weight``, ``…to_out_lora…``             ``unet.X.to_q``, ``….to_out.0``
+processor   ``text_encoder.X.to_q_lora.down.weight``                             ``text_encoder.X.q_proj``
+==========  ===================================================================  ==========================
+
+A bias on B stands beside them under the same names: ``lora_B.bias``, ``lora.up.bias``, ``to_q_lora.up.bias``.
+
+Attention processors without a component belong to the UNet: when they were saved so, nothing else had any.
+"""
+
+import re
+from collections.abc import Iterable
+
+from loralens.formats.dialects.pairs import Leaf
+
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+HALVES = ("A", "B", "embedding_A", "embedding_B")
+LYCORIS = re.compile(r"\.(hada_\w+|lokr_\w+|oft_blocks|oft_diag|on_input|[ab][12]\.weight)$|[._]lora_mid\.weight$")
+
+_STYLES = {
+    "peft": re.compile(r"^(?P<path>.+)\.lora_(?P<half>[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight$"),
+    "embedding": re.compile(r"^(?P<path>.+)\.lora_(?P<half>embedding_[AB])(?:\.[^.]+)?$"),
+    "bare": re.compile(r"^(?P<path>.+)\.lora_(?P<half>[AB])$"),
+    "layer": re.compile(r"^(?P<path>.+)\.lora(?:_linear_layer)?\.(?P<half>down|up)\.weight$"),
+    "processor": re.compile(r"^(?P<path>.+\.(?:to_(?:q|k|v|out)|add_[qkv]_proj))_lora\.(?P<half>down|up)\.weight$"),
+}
+_COMPANIONS = {
+    "alpha": re.compile(r"^(?P<path>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.alpha$"),
+    "magnitude": re.compile(r"^(?P<path>.+)\.(?:lora_magnitude_vector(?:\.weight)?|magnitude)$"),
+    "lora_bias": re.compile(r"^(?P<path>.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora(?:_linear_layer)?\.up|_lora\.up)\.bias$"),
+}
+_PARTS = {"down": "A", "up": "B"}
+_IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_IN_UNET = {"to_out": "to_out.0"}
+_UNET_ROOTS = ("down_blocks", "mid_block", "up_blocks")
+_LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
+
+
+def style(key: str) -> str | None:
+    """Which generation's half of a pair a key is; None for any other key."""
+    return next((name for name, regex in _STYLES.items() if regex.match(key)), None)
+
+
+def leaf(key: str) -> Leaf | None:
+    """The module, by its canonical name, and the part of a key; None for a key that is none of these."""
+    for name, regex in _STYLES.items():
+        match = regex.match(key)
+        if match:
+            return Leaf(_module(match["path"], name), _PARTS.get(match["half"], match["half"]))
+    for part, regex in _COMPANIONS.items():
+        match = regex.match(key)
+        if match:
+            return Leaf(_module(match["path"], _style_beside(key)), part)
+    return None
+
+
+def _style_beside(key: str) -> str:
+    """The generation of the pair that an α, a magnitude or a bias stands beside, as far as its own key tells."""
+    stem = key.removesuffix(".alpha").removesuffix(".up.bias")
+    if stem == key:
+        return "peft"
+    return (
+        "processor" if stem.endswith("_lora") else "layer" if stem.endswith((".lora", ".lora_linear_layer")) else "peft"
+    )
+
+
+def component(name: str) -> str:
+    """The part of the pipeline that a module belongs to; empty where its name does not say."""
+    first, dot, _ = name.partition(".")
+    return first if dot and first in COMPONENTS else ""
+
+
+def _module(path: str, written: str) -> str:
+    """The canonical name of a path stored in this style."""
+    if written not in ("layer", "processor"):
+        return path
+    path = path.replace(".processor.", ".")
+    first = path.partition(".")[0]
+    if first == "text_model":
+        path = f"text_encoder.{path}"
+    elif first not in COMPONENTS and (written == "processor" or first in _UNET_ROOTS):
+        path = f"unet.{path}"
+    if written == "layer":
+        return path
+    head, _, last = path.rpartition(".")
+    in_text_encoder = path.startswith("text_encoder")
+    return f"{head}.{(_IN_TEXT_ENCODER if in_text_encoder else _IN_UNET).get(last, last)}"
+
+
+def fits(keys: Iterable[str], *, said: bool) -> bool:
+    """Whether keys are diffusers', by the style of their pairs; ``said``: the header says so."""
+    styles = {key: found for key in keys if (found := style(key))}
+    return bool(styles) and all(_fits(key, found, said=said) for key, found in styles.items())
+
+
+def _fits(key: str, found: str, *, said: bool) -> bool:
+    if found in ("layer", "processor"):
+        return not key.startswith(("diffusion_model.", "lora_", "lycoris_"))
+    if said:
+        return True
+    if found == "bare":
+        return key.startswith("transformer.") and not _LANGUAGE_MODEL.match(key)
+    return bool(component(key)) and not _LANGUAGE_MODEL.match(key)

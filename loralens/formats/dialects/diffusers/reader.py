@@ -1,0 +1,146 @@
+"""diffusers and its kin: ``pytorch_lora_weights.safetensors``, one file for the UNet or transformer and text encoders.
+
+Names keep their component: ``unet.down_blocks.0.….attn1.to_q``, ``transformer.…``, ``text_encoder.…``; see
+`diffusers_keys` for the generations of keys. What a model (not a pipeline) saved has no component, and stays so.
+
+The scale is what the header's ``lora_adapter_metadata`` says for the component (see `diffusers_metadata`). Without it,
+α/r where a module has an ``alpha`` tensor, else 1, which is how diffusers reads such files whatever they were trained
+with. ai-toolkit writes the same files, with the α of its training folded into the factors.
+
+What is not half of a pair: DoRA's ``lora_magnitude_vector`` (ai-toolkit: ``magnitude``), one number an output, a bias
+of B, and tensors of other kinds, such as the norms of a control LoRA.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.structured import Update
+from loralens.errors import ShapeError
+from loralens.formats.dialects import alpha, dora
+from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, fits, leaf
+from loralens.formats.dialects.diffusers.metadata import KEY, Configs
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
+from loralens.formats.files.container import Stored
+
+NAME = "diffusers"
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as PEFT, which diffusers builds on
+STORED = (*HALVES, "alpha")  # the parts of one module
+_FOREIGN = ("base_model.model.",)
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is diffusers': by the style of its pairs and their components, or by what its header says.
+
+    Pairs ``lora_A.weight`` need a component before them or the header's word, and a PEFT configuration beside them
+    makes them PEFT's where there is no such word.
+    """
+    said = KEY in (stored.metadata or {})
+    peft = not said and (stored.config or {}).get("peft_type") == "LORA" and any(".lora_A" in k for k in stored.tensors)
+    foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
+    down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
+    return not (peft or foreign or down) and fits(stored.tensors, said=said)
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a diffusers file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, a header or an α that makes no sense.
+    """
+    configs = Configs.of(stored.metadata)
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
+        companions=lambda name, parts, found: _companions(name, parts, paired=found is not None),
+    )
+    bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
+    extra = {**extra, **dora.unstored(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
+    findings = [*_about_ranks(modules), *_about_alphas(modules, configs), *alpha.findings(modules, stored.metadata)]
+    findings += [
+        *configs.findings(),
+        *_about_extras(extra.items()),
+        *_about_config(stored),
+        *dora.finding(extra, software="diffusers"),
+    ]
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=tuple(findings),
+    )
+
+
+def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
+    prefix = "" if parts.keys() & {"A", "B"} else "embedding_"
+    B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
+    if A.ndim < 2 or not A.size or not B.size:
+        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
+    scaling = configs.scaling(name) or alpha.scaling(parts, A.shape[0])
+    origin = origin_of(NAME, parts, STORED)
+    if prefix:
+        return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
+    return pair(B, A, scaling=scaling, origin=origin)
+
+
+def _companions(name: str, parts: Parts, *, paired: bool) -> dict[str, Extra]:
+    """What stands beside the pair of a module, or under a name without one."""
+    loose = {part: held for part, held in parts.items() if not paired or part not in STORED}
+    return {key: Extra(part if paired else "other", name, tensor) for part, (key, tensor) in loose.items()}
+
+
+def _about_ranks(modules: Mapping[str, Update]) -> list[Finding]:
+    """Where the header's r is not the tensor's: diffusers cannot load such a file."""
+    text = "{}: the header says r = {} and the factors have rank {}"
+    fix = f"correct {KEY}: the scale depends on it"
+    return [
+        Finding("error", "rank-disagrees", text.format(name, module.scaling.rank, module.rank), fix)
+        for name, module in modules.items()
+        if module.scaling.rank not in (None, module.rank)
+    ]
+
+
+def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Finding]:
+    """Where both the header and a tensor say α: the header wins."""
+    both = [
+        name
+        for name, module in modules.items()
+        if configs.component(name) is not None
+        and module.origin
+        and any(k.endswith(".alpha") for k in module.origin.tensors)
+    ]
+    if not both:
+        return []
+    text = f"{len(both)} modules, {both[0]} the first, have an alpha besides what {KEY} says, which is taken"
+    return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
+
+
+def _about_extras(extra: Iterable[tuple[str, Extra]]) -> list[Finding]:
+    """DoRA, and tensors that belong to no pair."""
+    roles: dict[str, list[str]] = {}
+    for key, one in extra:
+        roles.setdefault(one.role, []).append(key)
+    findings = []
+    if "magnitude" in roles:
+        text = (
+            f"{len(roles['magnitude'])} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"
+        )
+        findings.append(Finding("warning", "use-dora", text))
+    if "other" in roles:
+        keys = roles["other"]
+        text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
+        findings.append(Finding("warning", "tensor-unread", text))
+    return findings
+
+
+def _about_config(stored: Stored) -> list[Finding]:
+    """A configuration in the folder, which these files do not have."""
+    if stored.config is None:
+        return []
+    text = "adapter_config.json beside the file is not read: a diffusers file says its scale itself"
+    return [Finding("warning", "config-ignored", text, "move it away if it belongs to another adapter")]

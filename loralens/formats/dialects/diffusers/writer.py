@@ -1,0 +1,229 @@
+"""Writing diffusers: as it was read while that still says the adapter, else anew in the style of PEFT.
+
+Anew means ``<name>.lora_A.weight`` and ``lora_B.weight``, and, where a scale is not 1 or ranks differ, a header that
+says r and α of every component. Then all components stand in it: diffusers builds an empty configuration for one that
+it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
+
+Names of one component alone, from another dialect, get the component before them, without which a pipeline loads
+nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isclose
+from typing import Any
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
+from loralens.core.lazy import LazyArray
+from loralens.core.naming.image_names import in_pipeline
+from loralens.core.structured import Update
+from loralens.errors import FormatError, LoraLensError, MismatchError, place
+from loralens.formats.dialects.diffusers.keys import component, leaf
+from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dumps
+from loralens.formats.dialects.diffusers.reader import NAME, detect, read
+from loralens.formats.dialects.extras import add, check_encoder
+from loralens.formats.dialects.pairs import pack, stood
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.dialects.peft.writer import companions, most_common, pattern, whole
+from loralens.formats.files.container import Stored
+
+KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
+_FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
+_ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+_SAME = 1e-15  # relative: (α/r)·r is α to the last bit or the one before
+
+Fields = dict[str, dict[str, Any]]  # component → LoraConfig
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as diffusers stores it.
+
+    Raises
+    ------
+    FormatError, MismatchError
+        A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
+        that has no pair.
+    """
+    kept = _as_read(adapter)
+    if kept is not None:
+        return kept
+    names: dict[str, str] = {}
+    if adapter.format != NAME:
+        names = _names(adapter)
+        adapter = adapter.renamed(names)
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            tensors.update(_pair(name, module))
+    add(tensors, _extras(adapter))
+    stored = _headed(dict(sorted(tensors.items())), adapter)
+    _check(stored, adapter)
+    return replace(stored, names={new: name for name, new in names.items()})
+
+
+def _names(adapter: Adapter) -> dict[str, str]:
+    """The names in the pipeline of modules that are called otherwise."""
+    names = {}
+    for name in adapter:
+        with place(name):
+            check_encoder(name)
+        new = in_pipeline(name)
+        if new != name:
+            names[name] = new
+    return names
+
+
+def _as_read(adapter: Adapter) -> Stored | None:
+    """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
+    if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
+        return None
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+    for module in adapter.modules.values():
+        tensors.update(module.origin.tensors if module.origin else {})
+    stored = Stored(tensors, adapter.metadata, adapter.config)
+    if adapter.narrowed and KEY in (adapter.metadata or {}):
+        return None
+    back = read(stored)
+    same = set(back) == set(adapter) and all(_agree(back[name], module) for name, module in adapter.items())
+    return stored if same else None
+
+
+def _agree(found: Update, module: Update) -> bool:
+    return (found.shape, found.rank, found.scale) == (module.shape, module.rank, module.scale)
+
+
+def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
+    """The two halves of a module under its canonical name."""
+    kind = module.layout.kind
+    if kind not in KINDS:
+        what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
+        raise FormatError(what, fix="leave this module out with --modules")
+    if name.startswith(_FLAT):
+        raise MismatchError(
+            "this is a name with underscores for dots, and diffusers would load nothing under it",
+            fix="give --base, so that the names become those of the base model",
+        )
+    B, A = _kept(module) or pack(module)
+    if kind == "embedding":
+        return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
+    return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+
+
+def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
+    """B and A as a diffusers file has them, where the module was read from one."""
+    parts = stood(module, NAME, leaf)
+    prefix = "embedding_" if module.layout.kind == "embedding" else ""
+    return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
+
+
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
+    if adapter.format == NAME:
+        return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+    tensors = companions(adapter, "a diffusers file")
+    _check_dora(adapter)
+    return tensors
+
+
+def _key(key: str, extra: Extra) -> str:
+    """The key of an extra while it names its module, else one of the same ending that does."""
+    found = leaf(key)
+    return key if found is None or found.name == extra.module else f"{extra.module}.{_ENDINGS[found.part]}"
+
+
+def _check_dora(adapter: Adapter) -> None:
+    """PEFT, which diffusers builds on, makes all modules of a component DoRA, or none."""
+    dora = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    mixed = {component(name) for name in dora} & {component(name) for name in adapter if name not in dora}
+    if mixed:
+        plain = [name for name in adapter if name not in dora and component(name) in mixed]
+        raise FormatError(
+            f"{len(plain)} modules beside DoRA's have no magnitude, {plain[0]} the first, and diffusers makes all DoRA",
+            fix="leave one of the two kinds out with --modules",
+        )
+
+
+def _headed(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
+    """The tensors under a header that says rank and scale, where they do not say themselves."""
+    own = adapter.format == NAME
+    plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
+    ranks: dict[str, set[int]] = {}
+    for name, module in adapter.items():
+        ranks.setdefault(component(name), set()).add(module.rank)
+    uniform = all(len(found) == 1 for found in ranks.values()) and all(m.scale == 1 for m in adapter.modules.values())
+    said = plain.metadata or {}
+    if uniform and KEY not in said and detect(plain):
+        return plain
+    return replace(plain, metadata={**said, KEY: dumps(_fields(adapter))})
+
+
+def _fields(adapter: Adapter) -> Fields:
+    """The configuration of each component: what its file said, brought up to date."""
+    old = Configs.of(adapter.metadata if adapter.format == NAME else None)
+    members: dict[str, dict[str, Update]] = {}
+    for name, module in adapter.items():
+        said = old.component(name)
+        members.setdefault(component(name) if said is None else said, {})[name] = module
+    fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
+    for part, modules in members.items():
+        with place(part or KEY):
+            fields[part] = _updated(fields.get(part), part, modules, adapter)
+    return fields
+
+
+def _updated(
+    old: Mapping[str, Any] | None, part: str, modules: Mapping[str, Update], adapter: Adapter
+) -> dict[str, Any]:
+    """One component's configuration with ranks, alphas and targets that fit its modules."""
+    config = PeftConfig(old or {})
+    paths = _paths(modules, part)
+    ranks = {path: module.rank for path, module in paths.items()}
+    alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
+    if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
+        what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
+        raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
+    rank, alpha = most_common(ranks.values()), most_common(alphas.values())
+    roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
+    found: dict[str, Any] = {
+        "peft_type": "LORA",
+        "use_dora": bool(roles & {"magnitude", "norms"}),
+        "lora_bias": "lora_bias" in roles,
+    }
+    found.update(old or {})
+    found.update(
+        r=rank,
+        lora_alpha=whole(alpha),
+        rank_pattern=pattern(ranks, rank),
+        alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
+    )
+    if adapter.narrowed or "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
+        found["target_modules"] = list(paths)
+    return found
+
+
+def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
+    """Modules by their path in the configuration, good with and without the ``text_model`` around CLIP's layers.
+
+    Recent transformers have that part no more; diffusers takes it off the keys of a file, not off its configuration.
+    PEFT matches by the end of a path, so the shorter one fits both.
+    """
+    full = {name.removeprefix(f"{part}.") if part else name: module for name, module in modules.items()}
+    short = {path.removeprefix("text_model."): module for path, module in full.items()}
+    return short if len(short) == len(full) else full
+
+
+def _check(stored: Stored, adapter: Adapter) -> None:
+    """Refuse to write what would be read as something else."""
+    try:
+        back: Mapping[str, Update] = read(stored).modules if detect(stored) else {}
+    except LoraLensError:
+        back = {}
+    strangers = sorted(set(adapter) ^ set(back))
+    if strangers:
+        what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
+        raise FormatError(what, fix="rename the module")
+    for name, module in adapter.items():
+        found = back[name]
+        if found.shape != module.shape or not isclose(found.scale, module.scale, rel_tol=_SAME):
+            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")

@@ -1,0 +1,104 @@
+"""Module names as GGUF has them, and back.
+
+The names come from the ``gguf`` package's own tables. They map many spellings of all model families to one tensor, so
+backwards they are ambiguous: `gguf_architectures` lists the names that an architecture's Hugging Face models really
+have.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+from loralens.formats.dialects.gguf.architectures import Architecture
+
+_WRAPPERS = (  # what llama.cpp's converter does to names before it looks them up
+    ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
+)  # fmt: skip
+MOST_PARTS = 16  # of a name; those of the tables have at most eight
+_EXPERT = re.compile(
+    r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
+)
+_BLOCK = re.compile(r"^blk\.(\d{1,9})\.(.+)$")
+_MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
+
+
+class Place(NamedTuple):
+    """Where a module stands in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
+
+    tensor: str
+    expert: int | None
+
+
+def place_of(module: str, arch: str) -> Place | None:
+    """Where a module stands in a GGUF file; None where the architecture has no tensor for it."""
+    found = _EXPERT.match(module)
+    if not found:
+        tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
+        return None if tensor is None or tensor.endswith("_exps") else Place(tensor, None)
+    path = found["stack"] or f"{found['path']}.{found['part']}"
+    tensor = _tensor(path, arch) or _tensor(_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)
+    if tensor is None or not tensor.endswith("_exps"):
+        return None
+    return Place(tensor, int(found["number"] or found["item"]))
+
+
+def _tensor(module: str, arch: str) -> str | None:
+    names = _spellings(arch)
+    for old, new in (("", ""), *_WRAPPERS):
+        if not module.startswith(old):
+            continue
+        path = (new + module[len(old) :]).split(".")
+        if len(path) > MOST_PARTS:
+            continue
+        for i, part in [(0, ""), *enumerate(path)]:
+            if part and not part.isdecimal():
+                continue
+            pattern = ".".join([*path[:i], "{bid}", *path[i + 1 :]] if part else path)
+            if pattern in names:
+                return names[pattern].replace("{bid}", part)
+    return None
+
+
+@cache
+def _spellings(arch: str) -> Mapping[str, str]:
+    """Every spelling of a weight's name → its tensor's name, ``{bid}`` for the number of the block.
+
+    From the tables of the ``gguf`` package, but not its `TensorNameMap`: to make one changes the tables of the class.
+    """
+    from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
+    from gguf.tensor_mapping import TensorNameMap as Tables
+
+    number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == arch), None)
+    if number is None:
+        return {}
+    own = Tables.arch_block_mappings_cfg.get(number, {})
+    names: dict[str, str] = {}
+    for table in (Tables.mappings_cfg, {**Tables.block_mappings_cfg, **own}):
+        for tensor, spellings in table.items():
+            if tensor in MODEL_TENSORS[number]:
+                names.update(dict.fromkeys((TENSOR_NAMES[tensor], *spellings), TENSOR_NAMES[tensor]))
+    return names
+
+
+def module_of(tensor: str, arch: Architecture | None, expert: int | None = None) -> str | None:
+    """The Hugging Face name of a tensor; None where its architecture has none, or several."""
+    if arch is None:
+        return None
+    found = _BLOCK.match(tensor)
+    pattern = _modules(arch).get(f"blk.{{bid}}.{found[2]}" if found else tensor)
+    if pattern is None or ("{e}" in pattern) != (expert is not None):
+        return None
+    return pattern.format(bid=found[1] if found else "", e=expert)
+
+
+@cache
+def _modules(arch: Architecture) -> Mapping[str, str]:
+    """Tensor names → patterns of the module names that an architecture lists."""
+    patterns = [*arch.others, *(arch.block + kind for kind in arch.kinds)]
+    names: dict[str, list[str]] = {}
+    for pattern in patterns:
+        spot = place_of(pattern.format(bid=0, e=0), arch.name)
+        if spot:
+            names.setdefault(spot.tensor.replace("blk.0.", "blk.{bid}."), []).append(pattern)
+    return {tensor: found[0] for tensor, found in names.items() if len(found) == 1}

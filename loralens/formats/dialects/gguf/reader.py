@@ -1,0 +1,237 @@
+"""GGUF adapters: what llama.cpp loads with ``--lora``.
+
+=============  ======================================  =====================================================
+kind           stored (shapes as NumPy has them)       here
+=============  ======================================  =====================================================
+linear         lora_a (r, in), lora_b (out, r)         the same; rows of q and k in Hugging Face's order
+token_embd     lora_a (vocab, r), lora_b (dim, r)      A (r, vocab): out = dim, in = vocab
+experts        lora_a (E, r, in), lora_b (E, out, r)   one module an expert
+=============  ======================================  =====================================================
+
+One α is there for the whole file: the scale of a module is α/r, or 1 where α is 0 or missing (llama.cpp
+src/llama-adapter.h, ``get_scale``).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, MismatchError, ShapeError
+from loralens.formats.dialects.gguf import names as gguf_names
+from loralens.formats.dialects.gguf import rows as gguf_rows
+from loralens.formats.dialects.gguf.architectures import Architecture, Heads, architecture, architecture_of, heads_of
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
+from loralens.formats.files.container import Stored, plain_text
+from loralens.formats.files.gguf import values as gguf_values
+
+NAME = "gguf"
+ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
+HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
+LARGEST = float(np.finfo(np.float32).max)
+EMBEDDING = "token_embd"
+STACK = "_exps"  # how the tensors of experts end
+
+_LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+_HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is a GGUF adapter: its own key-values say so."""
+    return stored.plain.get("general.type") == "adapter" and stored.plain.get("adapter.type") == "lora"
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a GGUF file.
+
+    ``stored.config`` may be the config.json of the base: it says how many heads the rows of q and k belong to. A file
+    that loralens wrote says so itself.
+
+    Raises
+    ------
+    FormatError, ShapeError, MismatchError
+        A pair with one half missing, factors that do not multiply, a base that is another.
+    """
+    plain = gguf_values.plain(stored.metadata) if stored.metadata else dict(stored.plain)
+    base = base_of(stored.config)
+    arch = _architecture(plain, base)
+    heads = heads_said(plain, base) if arch and arch.permuted else None
+    alpha = _alpha(plain)
+    pairs, rest = group(stored.tensors, _leaf)
+    return Adapter(
+        modules=unfold(pairs, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha)),
+        extra={key: _extra(key, tensor, arch) for key, tensor in rest.items()},
+        config=base,
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=_base_model(plain),
+        findings=tuple(_findings(plain, list(pairs), arch, heads, rest)),
+    )
+
+
+def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
+    """``adapter`` with rows of q and k in Hugging Face's order by the head counts that ``other`` knows, for one base.
+
+    As it is where its rows are in order already, or ``other`` is no GGUF file of the same architecture, or says no
+    head counts either.
+    """
+    if not (turned(adapter) and other.format == NAME):
+        return adapter
+    plain, known = (gguf_values.plain(one.metadata) for one in (adapter, other))
+    heads = heads_said(known, other.config)
+    if heads is None or plain.get(ARCHITECTURE) != known.get(ARCHITECTURE):
+        return adapter
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
+    for module in adapter.modules.values():
+        tensors |= module.origin.tensors if module.origin else {}
+    config = {"num_attention_heads": heads.q, "num_key_value_heads": heads.kv}
+    return read(Stored(tensors, adapter.metadata, config))
+
+
+def turned(adapter: Adapter) -> bool:
+    """Whether rows of q and k stand in llama.cpp's order, because nothing says how many heads they belong to."""
+    return any(finding.code == "rows-permuted" for finding in adapter.findings)
+
+
+def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A configuration, if it is one of a base model: PEFT's may lie beside the file, and says nothing here."""
+    return config if config and "peft_type" not in config and heads_of(config) else None
+
+
+def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Architecture | None:
+    said = plain.get(ARCHITECTURE)
+    arch, of_base = architecture(said) if isinstance(said, str) else None, architecture_of(base)
+    arch = arch if arch and arch.name == said else None  # llama.cpp's own name, no class of Hugging Face's
+    if of_base and of_base is not arch:
+        raise MismatchError(
+            f"the adapter is for {said!a:.40} and the base is {of_base.name}",
+            fix="give the base that the adapter was trained on",
+        )
+    return arch
+
+
+def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
+    """The numbers of heads: as loralens wrote them into the file, else as the base says.
+
+    Raises
+    ------
+    OptionError
+        They are no positive numbers.
+    """
+    if HEADS in plain:
+        said = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
+        return heads_of(said, source=f"{HEADS} and {HEADS_KV}")
+    return heads_of(base)
+
+
+def _alpha(plain: Mapping[str, Any]) -> float:
+    alpha = plain.get(ALPHA, 0.0)
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
+    if not number or float(np.float32(alpha)) != alpha:
+        raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
+    return float(alpha)
+
+
+def _scaling(alpha: float, rank: int) -> Scaling:
+    if alpha == 0:
+        return Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
+    return Scaling("alpha/r", alpha, rank, ALPHA)
+
+
+def _leaf(key: str) -> Leaf | None:
+    found = _LEAF.match(key)
+    return Leaf(found["name"].removesuffix(".weight"), found["half"].upper()) if found else None
+
+
+def _modules(
+    tensor: str, parts: Parts, arch: Architecture | None, heads: Heads | None, alpha: float
+) -> Iterator[tuple[str, LowRank]]:
+    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    B, A = halves(parts)
+    if not B.size or not A.size:
+        raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
+    if B.ndim != A.ndim or B.ndim != (3 if tensor.endswith(STACK) else 2):
+        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have no shapes of a pair", fix=SAVE_AGAIN)
+    origin, scaling = origin_of(NAME, parts), _scaling(alpha, B.shape[-1])
+    if B.ndim == 3:
+        yield from _experts(tensor, B, A, arch, scaling, origin)
+        return
+    layout = Layout()
+    if tensor == EMBEDDING:
+        A, layout = A.T, Layout("embedding")
+    if heads and gguf_rows.rotary(tensor):
+        count = gguf_rows.heads_in(tensor, heads, B.shape[0])
+        B = B.map(lambda rows: gguf_rows.unpermute(rows, count), shape=B.shape)
+    elif _stays_turned(tensor, arch, heads):
+        layout = Layout(rows=gguf_rows.OWNER)
+    name = gguf_names.module_of(tensor, arch) or tensor
+    yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def _experts(
+    tensor: str, B: LazyArray, A: LazyArray, arch: Architecture | None, scaling: Scaling, origin: Origin
+) -> Iterator[tuple[str, LowRank]]:
+    count = B.shape[0]
+    if A.shape[0] != count:
+        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have different numbers of experts", fix=SAVE_AGAIN)
+    shared = Origin(NAME, origin.tensors, share=count)
+    for e in range(count):
+        listed = gguf_names.module_of(tensor, arch, e)
+        B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
+        layout = Layout("linear" if listed else "experts")
+        name = listed or f"{tensor}[{e}]"
+        yield name, LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
+
+
+def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
+    """What is no half of a pair: a norm trained in full, as mergekit extracts them, or nothing that is known."""
+    name = key.removesuffix(".weight")
+    role = "saved" if name.endswith("_norm") and tensor.dtype in (np.float32, np.float16) else "other"
+    return Extra(role, gguf_names.module_of(name, arch) or name, tensor)
+
+
+def _base_model(plain: Mapping[str, Any]) -> str | None:
+    """The Hub id of the base where the file says its address, else the name that it says."""
+    url = plain.get("general.base_model.0.repo_url")
+    found = _HUB.match(url) if isinstance(url, str) else None
+    return found["name"] if found else plain_text(plain.get("general.base_model.0.name"))
+
+
+def _findings(
+    plain: Mapping[str, Any],
+    tensors: list[str],
+    arch: Architecture | None,
+    heads: Heads | None,
+    rest: Mapping[str, LazyArray],
+) -> Iterator[Finding]:
+    strange = [tensor for tensor in tensors if not _listed(tensor, arch)]
+    if strange:
+        text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
+        yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
+    turned = [tensor for tensor in tensors if _stays_turned(tensor, arch, heads)]
+    if turned:
+        text = (
+            f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
+            "heads they belong to: norms and singular values are right, rows of B and of the update are not"
+        )
+        yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
+    if "adapter.alora.invocation_tokens" in plain:
+        yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
+    norms = [key for key in rest if key.endswith("_norm.weight")]
+    if norms:
+        text = f"{len(norms)} norms trained in full, {norms[0]} the first: llama.cpp reads over them"
+        yield Finding("note", "norms-ignored", text)
+
+
+def _stays_turned(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
+    """Whether the rows of a tensor stay in llama.cpp's order, as far as is known."""
+    return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
+
+
+def _listed(tensor: str, arch: Architecture | None) -> bool:
+    return any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))

@@ -1,0 +1,1 @@
+"""kohya's sd-scripts, musubi-tuner and kin."""

@@ -1,0 +1,173 @@
+"""kohya's sd-scripts, musubi-tuner and kin: one file of ``<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
+
+A name is the module's path behind a prefix that says the component, dots written as underscores::
+
+    lora_unet_      the UNet or DiT of every model       lora_te_     the only text encoder
+    lora_te1_ …2_   CLIP L and G                         lora_te3_    T5
+    lora_transformer_, lora_prior_unet_, lora_prior_te_, lycoris_   other trainers' words for the same
+
+Underscores cannot be turned back into dots without the base model, so the names stay as the file has them. Two things
+that real files do are undone: the prefix doubled (``lora_unet_unet_``), and a leaf glued on with an underscore.
+
+The scale is α/r with r the rows of lora_down, and 1 where there is no α; α = 0 means α = r (sd-scripts and LyCORIS).
+Fused projections trained apart (``split_qkv``) are stored as one pair with a block-diagonal lora_up, and stay one
+module; sd-scripts keeps their α while the rows are 3 or 4 times r, so every program, it included, applies a smaller
+scale than it trained with. A module's ``dora_scale`` is on the output axis, (out, 1…), or on the input axis, (1, in…).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from math import prod
+
+from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import ShapeError
+from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
+from loralens.formats.files.container import Stored, plain_text
+
+NAME = "kohya"
+PREFIXES = ("lora_", "lycoris_")
+STORED = ("A", "B", "alpha")  # the parts of one module
+
+_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>up|down)\.weight$")
+_OTHER = re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$")
+_DOUBLED = "lora_unet_unet_"
+_LYCORIS = re.compile(
+    r"\.(hada_.+|lokr_.+|oft_blocks|on_input|lambda_layer|[ab][12]\.weight|diff|diff_b|[wb]_norm|bias_(indices|values))$"
+    r"|[._]lora_mid\.weight$"
+)
+
+
+def raw(key: str) -> Leaf | None:
+    """The parts of a key, its name as the file has it; None for a key that is none of these."""
+    half = _HALF.match(key)
+    if half:
+        return Leaf(half["name"], "B" if half["half"] == "up" else "A")
+    other = _OTHER.match(key)
+    return Leaf(other["name"], other["part"]) if other else None
+
+
+def leaf(key: str) -> Leaf | None:
+    """The parts of a key, a doubled prefix taken off its name."""
+    found = raw(key)
+    return found and Leaf(canonical(found.name), found.part)
+
+
+def canonical(name: str) -> str:
+    """A name without the prefix that some converters put on twice."""
+    return f"lora_unet_{name.removeprefix(_DOUBLED)}" if name.startswith(_DOUBLED) else name
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is kohya's: pairs under its prefixes, and no leaf that only LyCORIS has."""
+    names = [found.name for found in map(raw, stored.tensors) if found and found.part in "AB"]
+    return (
+        bool(names)
+        and all(name.startswith(PREFIXES) for name in names)
+        and not any(_LYCORIS.search(key) for key in stored.tensors)
+    )
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a kohya file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, an α that is no number.
+    """
+    modules, extra = gather(
+        stored.tensors,
+        leaf,
+        update=lambda _, parts: plain(parts, NAME) if "A" in parts or "B" in parts else None,
+        companions=companions,
+    )
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=base_model(stored),
+        findings=tuple(about_scales(modules) + about_extras(extra)),
+    )
+
+
+def plain(parts: Parts, form: str) -> LowRank:
+    """The update of lora_up and lora_down: linear, or a convolution whose up is 1 × 1."""
+    B, A = halves(parts)
+    if A.ndim < 2 or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.size or not B.size:
+        raise ShapeError(f"lora_up {B.shape} and lora_down {A.shape} do not fit together", fix=SAVE_AGAIN)
+    return pair(B, A, scaling=scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
+
+
+def scaling(parts: Parts, rank: int) -> Scaling:
+    """α/r by the module's alpha; 1 where it has none, or a 0."""
+    if "alpha" not in parts:
+        return Scaling("alpha/r", rank, rank, "no alpha in the file: α = r")
+    alpha = number(*parts["alpha"])
+    if alpha == 0:
+        return Scaling("alpha/r", rank, rank, "alpha 0 in the file: α = r")
+    return Scaling("alpha/r", alpha, rank, "alpha in the file")
+
+
+def companions(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
+    """What stands beside the update of a module, or under a name without one."""
+    loose = {part: held for part, held in parts.items() if module is None or part not in used}
+    roles = dict.fromkeys(loose, "other")
+    if "dora_scale" in loose and module:
+        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+    return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
+
+
+def axis(tensor: LazyArray, module: Update) -> str:
+    """The role of a dora_scale: one number an output, (out, 1…), or one an input, (1, in…)."""
+    (out, in_), kernel = module.shape, prod(module.layout.kernel)
+    if tensor.size == out and tensor.shape[:1] == (out,):
+        return "magnitude"
+    flattened = tensor.ndim > 2 and tensor.size and in_ % tensor.size == 0  # LyCORIS stores some kernels flat
+    if tensor.ndim > 1 and tensor.shape[0] == 1 and (tensor.size * kernel == in_ or flattened):
+        return "magnitude_in"
+    raise ShapeError(f"dora_scale {tensor.shape} fits neither side of an update {module.shape}", fix=SAVE_AGAIN)
+
+
+def base_model(stored: Stored) -> str | None:
+    """What the metadata says the adapter was trained on."""
+    said = stored.metadata or {}
+    return plain_text(said.get("ss_sd_model_name")) or plain_text(said.get("ss_base_model_version"))
+
+
+def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
+    """Where a scale is not simply α/r of the file."""
+    origins = {name: module.scaling.origin for name, module in modules.items()}
+    missing = [name for name, origin in origins.items() if origin.startswith("no alpha")]
+    zero = [name for name, origin in origins.items() if origin.startswith("alpha 0")]
+    findings = []
+    if missing:
+        level: Level = "note" if len(missing) == len(modules) else "warning"
+        text = f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first: α = r, so scale 1"
+        findings.append(Finding(level, "alpha-missing", text))
+    if zero:
+        text = f"{len(zero)} modules have alpha 0, {zero[0]} the first: sd-scripts and LyCORIS take α = r, ComfyUI 0"
+        findings.append(Finding("warning", "alpha-zero", text, "write α = r, or leave the modules out"))
+    return findings
+
+
+def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
+    """DoRA, and tensors that were not understood."""
+    findings = []
+    scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
+    if scaled:
+        text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
+        by_output = any(one.role == "magnitude" for one in extra.values())  # by input ComfyUI and LyCORIS agree
+        fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if by_output else ""
+        findings.append(Finding("note", "dora", text, fix))
+    other = [key for key, one in extra.items() if one.role == "other"]
+    if other:
+        text = f"{len(other)} tensors belong to no update known here and ride along: {', '.join(other[:3])}"
+        findings.append(Finding("warning", "tensor-unread", text))
+    return findings

@@ -1,0 +1,1 @@
+"""microsoft/loralib, the LoRA paper's own package."""

@@ -1,0 +1,64 @@
+"""Writing loralib: a state dict. Its scale stays outside, in the user's own code (and in loralens' record)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects.extras import add, to_translate
+from loralens.formats.dialects.loralib.reader import ENABLED, NAME
+from loralens.formats.files.container import Stored
+
+KINDS = ("linear", "embedding", "merged")  # a changed merged pair is a wider linear one
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as loralib's layers store it.
+
+    The scale of a module is not written, as loralib writes none, and not folded into the factors: whoever makes the
+    layers gives ``lora_alpha`` = scale · r.
+
+    Raises
+    ------
+    FormatError
+        A kind of weight that the file could not tell from another, extras it cannot hold.
+    ShapeError, MismatchError
+        A changed module that has no place in the layer it came from; an update that has no pair.
+    """
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            tensors.update(_tensors(name, module, adapter))
+    if adapter.format == NAME:
+        tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
+        return Stored(tensors, adapter.metadata, adapter.config)
+    for extra in to_translate(adapter, ("bias",), "loralib").values():
+        add(tensors, {f"{extra.module}.bias": extra.tensor})
+    return Stored(dict(sorted(tensors.items())))
+
+
+def _tensors(name: str, module: Update, adapter: Adapter) -> Mapping[str, LazyArray]:
+    if module.origin and module.origin.format == NAME:
+        return module.origin.tensors
+    B, A = module.factors
+    kind = module.layout.kind
+    if kind == "conv" and adapter.format == NAME:
+        B, A = _conv(module)
+    elif kind not in KINDS:
+        what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
+        raise FormatError(what, fix="leave it out with --modules, or choose another format")
+    if kind == "merged" and adapter.format == NAME and sum((adapter.config or {}).get(ENABLED, [])) == 1:
+        what = "a changed update of one slice of a fused weight can no longer be told from a whole one"
+        raise ShapeError(what, fix="convert it to PEFT first")
+    return {f"{name}.lora_A": A, f"{name}.lora_B": B}
+
+
+def _conv(module: Update) -> tuple[LazyArray, LazyArray]:
+    """B (out, r), A (r, in·k²) → B (out·k, k·r), A (k·r, in·k), exact: row o·k+a of B·A is part a of row o of ΔW."""
+    B, A = module.factors
+    (out, rank), k = B.shape, module.layout.kernel[0]
+    wide = B.map(lambda array: np.kron(array, np.eye(k, dtype=array.dtype)), shape=(out * k, rank * k))
+    return wide, A.reshape(rank * k, A.shape[1] // k)

@@ -1,0 +1,282 @@
+"""LyCORIS: kohya's names with more ways to build an update than one pair. Read only.
+
+=====================  ====================================================================  ===================
+algorithm              tensors                                                               ΔW
+=====================  ====================================================================  ===================
+LoCon, Tucker          lora_up (out, r, 1…), lora_mid (r, r, k…), lora_down (r, in, 1…)      a pair of rank r
+LoHa                   hada_w1_a (out, r), hada_w1_b (r, in·k…), hada_w2_a, hada_w2_b        (w1a·w1b) ∘ (w2a·w2b)
+LoHa, Tucker           hada_t1, hada_t2 (r, r, k…); w1_a (r, out), w1_b (r, in), w2 alike    the same of the two
+LoKr                   lokr_w1 or _a·_b (a, c); lokr_w2 or _a·_b or _a, t2, _b (b, d, k…)    kron(w1, w2)
+full                   diff (out, in, k…)                                                    diff, without an α
+=====================  ====================================================================  ===================
+
+The scale is α/r with r the inner dimension of a factored side, and 1 where LoKr has none. LyCORIS stores α·√r for
+rsLoRA, so that α/r of the file is right for it too. LyCORIS flattens the kernels of LoHa's and LoKr's factors: such a
+module looks linear here, (out, in·k…), until its base is known.
+
+What is no update of one weight by a sum rides along: the differences of biases and norms (to be added to the base's
+own, without α), DoRA's magnitudes, and tensors of algorithms whose update depends on the base weight.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
+from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects.kohya import reader as kohya
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, others
+from loralens.formats.dialects.products import hadamard, kronecker, tucker
+from loralens.formats.files.container import FLOATS, Stored
+
+NAME = "lycoris"
+
+_LEAF = re.compile(
+    r"^(?P<name>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff|diff_b|w_norm|b_norm"
+    r"|[ab][12]\.weight|bm\.weight|on_input|oft_blocks|rescale|[pq]_layer\.weight|lambda_layer"
+    r"|bias_(?:indices|values|size))$"
+)
+_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
+_OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
+_FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
+_NAMES = (*kohya.PREFIXES, "diffusion_model.", "transformer.", "unet.", "text_encoder")
+_ROLES = {"diff_b": ("diff_b", "bias"), "b_norm": ("diff_b", "bias"), "w_norm": ("diff", "weight")}
+FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
+    "a1.weight": "GLoRA, whose update is a product with the base weight",
+    "on_input": "(IA)³, which multiplies the base weight",
+    "oft_blocks": "OFT or BOFT, which rotates the base weight",
+    "lambda_layer": "T-LoRA, whose update is the difference to a start that the file does not hold",
+    "bias_indices": "a sparse residual, which is added to the update",
+}
+
+
+def leaf(key: str) -> Leaf | None:
+    """The parts of a key, a doubled prefix taken off its name."""
+    half, other = _HALF.match(key), _LEAF.match(key)
+    if half:
+        return Leaf(kohya.canonical(half["name"]), half["half"])
+    return Leaf(kohya.canonical(other["name"]), other["part"]) if other else kohya.leaf(key)
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file holds tensors of LyCORIS alone; those that ComfyUI has too count only under kohya's names."""
+    return any(
+        (_OWN.search(key) and key.startswith(_NAMES)) or (_FLAT_OWN.search(key) and key.startswith(kohya.PREFIXES))
+        for key in stored.tensors
+    )
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a LyCORIS file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit; a file of which nothing is an update by a sum.
+    """
+    groups, rest = group(stored.tensors, leaf)
+    modules: dict[str, Update] = {}
+    extra: dict[str, Extra] = {}
+    foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
+    for name, parts in groups.items():
+        with place(name):
+            algorithm = _algorithm(parts)
+            if algorithm:
+                modules[name] = algorithm.read(parts)
+            extra.update(_companions(name, parts, modules.get(name), algorithm))
+    extra |= others(rest)
+    if not modules:
+        raise _nothing(foreign)
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=kohya.base_model(stored),
+        findings=tuple(_findings(modules, extra, foreign)),
+    )
+
+
+def _locon(parts: Parts) -> Update:
+    if "mid" not in parts:
+        return kohya.plain(parts, NAME)
+    up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
+    update = tucker(core, _flat(up), _flat(down))
+    return update_of(parts, update, kohya.scaling(parts, down.shape[0]), core.shape[2:])
+
+
+def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
+    """The product of LoHa's factors without its scale, its kernel as far as the shapes show it, and its r.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit.
+    """
+    if ("hada_t1" in parts) != ("hada_t2" in parts):
+        raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
+    (first, kernel), (second, other) = (_product(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+    if kernel != other:
+        raise ShapeError(f"kernels {kernel} and {other} do not fit together", fix=SAVE_AGAIN)
+    return hadamard(first, second), kernel, parts["hada_w1_b"][1].shape[0]
+
+
+def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None]:
+    """The product of LoKr's factors without its scale, its kernel, and its r; None where both sides are full.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit.
+    """
+    (first, window), (second, kernel) = side(parts, 1), side(parts, 2)
+    if prod(window) != 1:
+        raise ShapeError(f"lokr_w1 has a kernel {window}, and only lokr_w2 may", fix=SAVE_AGAIN)
+    ranks = {parts[key][1].shape[0] for key in ("lokr_w1_b", "lokr_w2_b") if key in parts}
+    if len(ranks) > 1:
+        what = f"its factored sides have the inner dimensions {sorted(ranks)}, so α/r could be either"
+        raise ShapeError(what, fix="save the adapter again from its training code")
+    return kronecker(first, second), kernel, ranks.pop() if ranks else None
+
+
+def _loha(parts: Parts) -> Update:
+    product, kernel, rank = loha(parts)
+    return update_of(parts, product, kohya.scaling(parts, rank), kernel)
+
+
+def _lokr(parts: Parts) -> Update:
+    product, kernel, rank = lokr(parts)
+    full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
+    return update_of(parts, product, full if rank is None else kohya.scaling(parts, rank), kernel)
+
+
+def _full(parts: Parts) -> Update:
+    whole = _matrix(parts, "diff")
+    return update_of(parts, Dense(whole), Scaling("given", origin="a full difference has no α"), whole.shape[2:])
+
+
+class Algorithm(NamedTuple):
+    """The parts that a kind of update is made of, α aside, and how they become one."""
+
+    parts: tuple[str, ...]
+    read: Callable[[Parts], Update]
+
+
+ALGORITHMS = (
+    Algorithm(("A", "B", "mid"), _locon),
+    Algorithm(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), _loha),
+    Algorithm(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), _lokr),
+    Algorithm(("diff",), _full),
+)
+
+
+def _algorithm(parts: Parts) -> Algorithm | None:
+    """The algorithm of a module; None where there is no update, as for a norm."""
+    found = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
+    if len(found) > 1:
+        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in found)
+        raise FormatError(f"holds several updates of one weight: {keys}", fix="leave all but one out of the file")
+    if found and found[0].read is _full and parts["diff"][1].ndim < 2:
+        return None
+    return found[0] if found else None
+
+
+def update_of(
+    parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
+) -> Update:
+    """An update with its scale and layout, read from the tensors of a file of the dialect ``form``."""
+    layout = Layout("conv", kernel=kernel) if kernel else Layout()
+    stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
+    origin = origin_of(form, parts, [*stored, "alpha"])
+    if not isinstance(product, LowRank):
+        return Structured(product, scaling.value, scaling, layout, origin)
+    B, A = product.factors
+    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def _matrix(parts: Parts, part: str) -> LazyArray:
+    """A tensor of at least two axes, floating point and not empty."""
+    if part not in parts:
+        raise FormatError(f"{next(iter(parts.values()))[0]} has no {part} beside it", fix=SAVE_AGAIN)
+    key, tensor = parts[part]
+    if tensor.dtype not in FLOATS:
+        raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    if tensor.ndim < 2 or not tensor.size:
+        raise ShapeError(f"{key} {tensor.shape} is no matrix", fix=SAVE_AGAIN)
+    return tensor
+
+
+def _flat(tensor: LazyArray) -> LazyArray:
+    """(m, n, k…) as (m, n · k…)."""
+    return tensor.reshape(tensor.shape[0], tensor.size // tensor.shape[0]) if tensor.ndim > 2 else tensor
+
+
+def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ...]]:
+    """``<stem>_a`` · ``<stem>_b``, through a core where there is one, and the kernel as far as the shapes show it."""
+    a, b = _matrix(parts, f"{stem}_a"), _matrix(parts, f"{stem}_b")
+    if core not in parts:
+        return LowRank(_flat(a), _flat(b)), b.shape[2:]
+    middle = _matrix(parts, core)
+    return tucker(middle, _flat(a).T, _flat(b)), middle.shape[2:]
+
+
+def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
+    """One factor of a Kronecker product, and its kernel."""
+    stem = f"lokr_w{number}"
+    if stem not in parts:
+        return _product(parts, stem, f"lokr_t{number}")
+    if f"{stem}_a" in parts or f"{stem}_b" in parts:
+        raise FormatError(f"{parts[stem][0]} is there in full and in factors", fix=SAVE_AGAIN)
+    whole = _matrix(parts, stem)
+    return Dense(whole), whole.shape[2:]
+
+
+def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
+    """What stands beside an update: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    used = (*algorithm.parts, "alpha") if algorithm else ()
+    extra = kohya.companions(name, parts, module, used)
+    roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
+    if not algorithm and "diff" in parts:
+        roles[parts["diff"][0]] = ("diff", "weight")
+    return {
+        key: replace(one, role=roles[key][0], parameter=roles[key][1]) if key in roles else one
+        for key, one in extra.items()
+    }
+
+
+def _nothing(foreign: Mapping[str, int]) -> FormatError:
+    if foreign:
+        held = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
+        fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"
+        return FormatError(f"holds no update that is a sum: {held}", fix=fix)
+    return FormatError(
+        "holds no update of a weight matrix, only differences of biases and norms", fix="check that it is an adapter"
+    )
+
+
+def _findings(
+    modules: Mapping[str, Update], extra: Mapping[str, Extra], foreign: Mapping[str, int]
+) -> Iterator[Finding]:
+    yield from kohya.about_scales(modules)
+    yield from kohya.about_extras(extra)
+    forms = Counter(module.form.name for module in modules.values() if isinstance(module, Structured))
+    if forms:
+        held = ", ".join(f"{count} as {name}" for name, count in forms.items())
+        text = f"{held}: of more than half the full rank, so kept in this form, without B and A"
+        yield Finding("note", "structured", text, "make pairs of them: loralens convert --rank R")
+    added = [key for key, one in extra.items() if one.role in ("diff", "diff_b")]
+    if added:
+        text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
+        yield Finding("note", "bias-differences", text)
+    for part, count in foreign.items():
+        level: Level = "error" if part == "bias_indices" else "warning"
+        text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
+        yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

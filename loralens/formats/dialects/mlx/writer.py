@@ -1,0 +1,197 @@
+"""Writing mlx-lm: an untouched module as it was read, a changed one transposed back, and a configuration beside them.
+
+mlx-lm has one rank and one scale for all modules. Modules of another scale than the most common one get the ratio
+into their lora_b: exactly where it is a power of two, else rounded once to float32. Of several ranks it loads none,
+so these are refused.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from math import frexp
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.adapter import Adapter
+from loralens.core.carried import NORMS
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.names import block
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects.extras import add, to_translate
+from loralens.formats.dialects.mlx.reader import NAME, is_ours, parameters, said_scale
+from loralens.formats.dialects.peft.fields import fields_of
+from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.files.container import Stored
+
+KINDS = ("linear", "embedding", "experts", "merged")
+_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))  # with exponents to spare
+_MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
+
+
+def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> Stored:
+    """The adapter as mlx-lm stores it.
+
+    ``base_config``, the base's config.json, has told `loralens.formats.dialects.experts` by now what its experts are
+    called.
+
+    Raises
+    ------
+    FormatError
+        A kind of weight that mlx-lm does not adapt, extras it cannot hold, DoRA on some modules only.
+    ShapeError, MismatchError
+        Several ranks; experts missing; an update that has no pair.
+    """
+    del base_config
+    stacks = by_pair(adapter)
+    config, scale = _config(adapter, stacks)
+    tensors: dict[str, LazyArray] = {}
+    for name, modules in stacks.items():
+        with place(name):
+            tensors.update(_tensors(name, modules, scale))
+    tensors.update(_extras(adapter))
+    if adapter.format == NAME:
+        return Stored(tensors, adapter.metadata, config)
+    return Stored(dict(sorted(tensors.items())), {"format": "mlx"}, config)
+
+
+def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[str, LazyArray]:
+    first = next(iter(modules.values()))
+    ratio = _ratio(modules, scale)
+    if as_read(modules, NAME) and ratio == 1:
+        assert first.origin
+        return first.origin.tensors
+    if first.layout.kind not in KINDS:
+        raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix="leave it out with --modules")
+    if first.layout.kind == "experts":
+        b, a = _stack(modules)
+    else:
+        b, a = (factor.T for factor in first.factors)
+    return {f"{name}.lora_a": a, f"{name}.lora_b": _times(b, ratio)}
+
+
+def _ratio(modules: Mapping[str, Update], scale: float) -> float:
+    """By what lora_b has to be multiplied under this scale of the whole file."""
+    scales = {module.scale for module in modules.values()}
+    if len(scales) > 1:
+        raise ShapeError("the experts of this stack differ in scale, and mlx-lm holds one", fix="give them one scale")
+    own = scales.pop()
+    return 1.0 if own == scale else own / scale
+
+
+def _times(b: LazyArray, ratio: float) -> LazyArray:
+    """``ratio`` · b: in the dtype of b where that is exact, else rounded once to float32."""
+    if ratio == 1:
+        return b
+    exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE
+    dtype = b.dtype if exact else np.dtype(np.float32)
+
+    def product(array: Array) -> Array:
+        return (array.astype(np.float64) * ratio).astype(dtype)
+
+    return b.map(product, shape=b.shape, dtype=dtype)
+
+
+def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
+    """lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
+    experts = list(modules.values())
+    first, count = experts[0], len(experts)
+    check_whole(modules, "mlx-lm")
+    (out, in_), rank = first.shape, first.rank
+    b = LazyArray(lambda: np.stack([m.B for m in experts]), shape=(count, out, rank), dtype=first.dtype)
+    dtype = first.factors[1].dtype
+    return b, LazyArray(lambda: np.stack([m.A for m in experts]), shape=(count, rank, in_), dtype=dtype)
+
+
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """What rides along; from another dialect, DoRA magnitudes as ``m``."""
+    if adapter.format == NAME:
+        return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
+        module = adapter.modules.get(extra.module)
+        if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
+            raise FormatError(
+                f"{key}: mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis",
+                fix="convert with --drop-extra to leave it out",
+            )
+        with place(key):
+            add(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+    lacking = [name for name in adapter if f"{name}.m" not in tensors]
+    if tensors and lacking:
+        what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
+        raise FormatError(what, fix="mlx-lm has it on all or none: leave these out with --modules")
+    return tensors
+
+
+def _rows(module: Update) -> int:
+    """Rows of the weight as mlx-lm stores it."""
+    out, in_ = module.shape
+    return in_ if module.layout.kind == "embedding" else out
+
+
+def _flat(tensor: LazyArray, size: int) -> LazyArray:
+    if tensor.size != size:
+        raise ShapeError(f"a magnitude {tensor.shape} is not one number for each of {size} rows", fix="save it again")
+    return tensor.reshape(size)
+
+
+def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None, float]:
+    """The configuration, and the scale it says: the one it came with while that still says the truth.
+
+    Where nothing said a scale, nothing says one afterwards: it stays unknown.
+    """
+    old = adapter.config if adapter.format == NAME else None
+    modules = adapter.modules.values()
+    said = said_scale(old)
+    unsaid = said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
+    unsaid = unsaid and adapter.format == NAME
+    untouched = all(as_read(stack, NAME) for stack in stacks.values())
+    if untouched and unsaid:
+        return old, 1.0
+    if untouched and said is not None and all(module.scale == said for module in modules):
+        return old, said
+    rank = _one_rank(modules)
+    if unsaid:
+        if old is not None and "rank" in parameters(old):
+            old = {**old, "lora_parameters": {**parameters(old), "rank": rank}}
+        return old, 1.0
+    scale = _most_common(module.scale for module in modules)
+    base = dict(old) if old is not None and is_ours(old) else _fresh(adapter, stacks)
+    base["lora_parameters"] = {**parameters(base), "rank": rank, "scale": scale}
+    return base, scale
+
+
+def _one_rank(modules: Iterable[Update]) -> int:
+    """The rank that all modules have; 8, mlx-lm's default, where there are none."""
+    ranks = {module.rank for module in modules}
+    if len(ranks) > 1:
+        what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
+        raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
+    return max(ranks, default=8)
+
+
+def _most_common(scales: Iterable[float]) -> float:
+    """The scale of most modules; not 0, by which no other can be divided."""
+    counts = Counter(scale for scale in scales if scale)
+    return counts.most_common(1)[0][0] if counts else 1.0
+
+
+def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
+    """A configuration with which mlx-lm makes these modules; it leaves at 0 whatever else it makes by these keys."""
+    dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
+    dropout = fields_of(adapter).get("lora_dropout", 0.0)
+    keys = sorted({_key(name) for name in stacks})
+    return {
+        "fine_tune_type": "dora" if dora else "lora",
+        "lora_parameters": {"rank": 8, "scale": 1.0, "dropout": dropout, "keys": keys},
+        "model": adapter.base_model,
+        "num_layers": -1,  # all
+    }
+
+
+def _key(name: str) -> str:
+    """What mlx-lm calls a module: its path within its block, or the whole one outside any."""
+    found = block(name)
+    return name.removeprefix(f"{found.stack}.{found.number}.") if found else name

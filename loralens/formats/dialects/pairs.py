@@ -1,0 +1,221 @@
+"""Pairs as most dialects store them: two halves of one name, as linear or convolution factors."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from loralens.core.adapter import Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.files.container import FLOATS
+
+if TYPE_CHECKING:
+    from loralens.core.structured import Update
+
+SAVE_AGAIN = "the file is incomplete: save the adapter again"
+
+
+class Leaf(NamedTuple):
+    """What a key says: the module's name in the file, and which of its tensors this is (``A``, ``B``, ``alpha`` …)."""
+
+    name: str
+    part: str
+
+
+Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
+
+
+def group(
+    tensors: Mapping[str, LazyArray], leaf: Callable[[str], Leaf | None]
+) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
+    """Tensors by module and part, and those whose key is no leaf.
+
+    Raises
+    ------
+    FormatError
+        Two keys say the same module and part.
+    """
+    modules: dict[str, Parts] = {}
+    rest: dict[str, LazyArray] = {}
+    for key, tensor in tensors.items():
+        found = leaf(key)
+        if found is None:
+            rest[key] = tensor
+            continue
+        parts = modules.setdefault(found.name, {})
+        if found.part in parts:
+            raise FormatError(f"{key} and {parts[found.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
+        parts[found.part] = key, tensor
+    return modules, rest
+
+
+def gather(
+    tensors: Mapping[str, LazyArray],
+    leaf: Callable[[str], Leaf | None],
+    *,
+    update: Callable[[str, Parts], "Update | None"],
+    companions: Callable[[str, Parts, "Update | None"], Mapping[str, Extra]],
+) -> "tuple[dict[str, Update], dict[str, Extra]]":
+    """The modules of a file and everything else in it, by what a dialect makes of the parts of one name.
+
+    ``update`` gives the update of a name, or None where its parts are none; ``companions`` what stands beside it.
+    """
+    groups, rest = group(tensors, leaf)
+    modules: dict[str, Update] = {}
+    extra: dict[str, Extra] = {}
+    for name, parts in groups.items():
+        with place(name):
+            found = update(name, parts)
+            if found is not None:
+                modules[name] = found
+            extra.update(companions(name, parts, found))
+    return modules, extra | others(rest)
+
+
+def unfold(
+    groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
+) -> dict[str, LowRank]:
+    """The modules of a file in which one stored pair may stand for several, as for the experts of a stack.
+
+    ``modules`` gives those of one name, each with its own.
+
+    Raises
+    ------
+    FormatError
+        Two pairs stand for one module.
+    """
+    found: dict[str, LowRank] = {}
+    for name, parts in groups.items():
+        with place(name):
+            for one, module in modules(name, parts):
+                if one in found:
+                    raise FormatError(f"{one} is stored twice", fix=SAVE_AGAIN)
+                found[one] = module
+    return found
+
+
+def others(rest: Mapping[str, LazyArray]) -> dict[str, Extra]:
+    """Tensors of no known role, each beside the module that its key names, if it names one."""
+    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()}
+
+
+def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``.
+
+    Raises
+    ------
+    FormatError
+        One of them is missing, or not floating point.
+    """
+    for half, other in ((A, B), (B, A)):
+        if half not in parts:
+            key, tensor = parts[other]
+            raise FormatError(f"{key} {tensor.shape} has no {half} beside it", fix=SAVE_AGAIN)
+    for key, tensor in (parts[A], parts[B]):
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    return parts[B][1], parts[A][1]
+
+
+def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A``, two matrices with numbers in them; ``names``: what the dialect calls them.
+
+    Raises
+    ------
+    FormatError
+        One of them is missing, or not floating point.
+    ShapeError
+        One of them is empty, or no matrix.
+    """
+    B, A = halves(parts)
+    if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
+        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    return B, A
+
+
+def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
+    """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
+    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
+    """A (r, in, k…), B (out, r/groups, 1…) → B (out, r), block-diagonal if grouped, A (r, in·k…)."""
+    rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    if (
+        not rank
+        or B.ndim != A.ndim
+        or B.size != B.shape[0] * width
+        or not width
+        or rank % width
+        or B.shape[0] % (rank // width)
+    ):
+        raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
+    groups = rank // width
+    flat = B.reshape(B.shape[0], width)
+    if groups > 1:
+        flat = flat.map(lambda array: block_diagonal(array, groups), shape=(B.shape[0], rank))
+    return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
+
+
+def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Layout]:
+    """B (k·o, r) of the k enabled of n slices of fused projections → B (n·o, k·r), zero rows where nothing is adapted.
+
+    Block i is B[i·o : (i+1)·o]; it stands in the i-th r columns, in the rows of the i-th enabled slice.
+    """
+    count = sum(enabled)
+    rows, width = B.shape[0] // count, count * B.shape[1]
+
+    def spread(array: Array) -> Array:
+        full = np.zeros((len(enabled), rows, width), array.dtype)
+        full[list(enabled)] = block_diagonal(array, count).reshape(count, rows, width)
+        return full.reshape(-1, width)
+
+    return B.map(spread, shape=(rows * len(enabled), width)), Layout("merged", groups=count)
+
+
+def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
+    """B and A as linear or convolution factors are stored: the inverse of `pair`.
+
+    Raises
+    ------
+    ShapeError
+        A changed update of a grouped convolution, which is no longer block-diagonal.
+    """
+    B, A = module.factors
+    if module.layout.kind != "conv":
+        return B, A
+    kernel = module.layout.kernel
+    if module.layout.groups > 1:
+        raise ShapeError(
+            "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",
+            fix="leave this module out with --modules",
+        )
+    channels = A.shape[1] // prod(kernel)
+    return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
+
+
+def block_diagonal(blocks: Array, groups: int) -> Array:
+    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
+    rows, width = blocks.shape[0] // groups, blocks.shape[1]
+    full = np.zeros((groups, rows, groups, width), blocks.dtype)
+    for i in range(groups):
+        full[i, :, i] = blocks[i * rows : (i + 1) * rows]
+    return full.reshape(groups * rows, groups * width)
+
+
+def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
+    """The stored tensors of the parts a module was read from."""
+    return Origin(form, dict(parts[part] for part in used if part in parts))
+
+
+def stood(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+    """The parts a module was read from, as they stood in a file of the dialect ``form``; none where it was not."""
+    if module.origin is None or module.origin.format != form:
+        return {}
+    return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := leaf(key))}

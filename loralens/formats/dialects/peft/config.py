@@ -1,0 +1,225 @@
+"""What ``adapter_config.json`` says about the adapter beside it.
+
+Fields and rules as in PEFT (https://github.com/huggingface/peft); modules are looked up by their paths without
+``base_model.model.``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from loralens.core.adapter import Finding
+from loralens.core.scaling import Rule, Scaling
+from loralens.errors import FormatError
+from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
+from loralens.formats.files.container import check_printable
+from loralens.formats.files.expressions import Allowance, Expression
+from loralens.formats.files.number import finite
+
+DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
+DEFAULT_ALPHA = 8
+FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+
+# Initialisations that change the base weight, again at every load by PEFT.
+MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# What PEFT trains in full besides, by task_type.
+HEADS = {
+    "SEQ_CLS": ["classifier", "score"],
+    "TOKEN_CLS": ["classifier", "score"],
+    "QUESTION_ANS": ["qa_outputs"],
+}
+
+# Variants whose update is not just scale · B · A of the original base: field, what is special, what to do.
+VARIANTS = (
+    ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
+    ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
+    ("alora_invocation_tokens", "aLoRA: active only after its invocation tokens", "do not merge it"),
+    ("arrow_config", "Arrow: routed between several adapters at run time", "do not merge it"),
+    ("use_qalora", "QALoRA: A acts on pooled inputs", "its ΔW is not an update of the full weight"),
+    ("kasa_config", "KaSA: the base weight was truncated too; lora_diag is folded into B", "do not merge it as it is"),
+    ("monteclora_config", "MonteCLoRA: factors are means of a distribution", ""),
+    ("velora_config", "VeLoRA: only its training differs", ""),
+)
+
+
+@final
+class Endings:
+    """PEFT's rule for lists of targets: each is a path itself, or its end after a dot.
+
+    Ends are cut where a target is as long, not at each dot: all ends of a path are as many letters as its square.
+    """
+
+    __slots__ = ("_lengths", "_targets")
+
+    def __init__(self, targets: Iterable[str]) -> None:
+        self._targets = frozenset(targets)
+        self._lengths = sorted(set(map(len, self._targets)))
+
+    def hits(self, path: str) -> Iterator[str]:
+        """The targets that cover a path, short ones first."""
+        for length in self._lengths:
+            begin = len(path) - length
+            if begin < 0:
+                return
+            if (begin == 0 or path[begin - 1] == ".") and path[begin:] in self._targets:
+                yield path[begin:]
+
+    def cover(self, path: str) -> bool:
+        """Whether any of them covers a path."""
+        return next(self.hits(path), None) is not None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim.
+
+    ``allowance``: what its regular expressions may cost, with those of other configurations of the adapter.
+    """
+
+    fields: Mapping[str, Any]
+    allowance: Allowance = field(default_factory=Allowance, compare=False, repr=False)
+    _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
+    _listed: Endings = field(init=False, compare=False, repr=False)  # target_modules, where it is a list
+    _parameters: Endings = field(init=False, compare=False, repr=False)
+    _ranks: Pattern = field(init=False, compare=False, repr=False)
+    _alphas: Pattern = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
+        for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *ranks.items()]:
+            if type(rank) is not int or not 0 < rank < 2**31:
+                raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
+        for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
+            if finite(alpha) is None:
+                raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
+        object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
+        object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
+        for name in FLAGS:
+            if not isinstance(self.fields.get(name), bool | None):
+                raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
+        targets = self.fields.get("target_modules")
+        expression = Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None
+        object.__setattr__(self, "_expression", expression)
+        if expression is None:
+            _check_strings("target_modules", targets)
+        for name in ("modules_to_save", "target_parameters"):
+            _check_strings(name, self.fields.get(name))
+        check_printable(str(self.fields.get("base_model_name_or_path")))
+        listed = [] if isinstance(targets, str) else targets or []
+        object.__setattr__(self, "_listed", Endings(listed))
+        object.__setattr__(self, "_parameters", Endings(self.parameters))
+
+    def _pattern(self, name: str) -> Mapping[str, Any]:
+        pattern = self.fields.get(name)
+        if pattern is None:
+            return {}
+        if not isinstance(pattern, dict):
+            raise FormatError(f"{name} is not a mapping", fix=RESTORE)
+        return pattern
+
+    def rank(self, path: str) -> int:
+        """The nominal rank r of a module."""
+        return self._rank(path)[0]
+
+    def _rank(self, path: str) -> tuple[int, str | None]:
+        return self._ranks.find(path, self.fields.get("r", DEFAULT_RANK))
+
+    def scaling(self, path: str) -> Scaling:
+        """α, r and rule of a module, and which field said so."""
+        alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
+        rank, rank_key = self._rank(path)
+        said = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
+        said += [f"rank_pattern {rank_key!r}"] if rank_key else []
+        return Scaling(self.rule, alpha, rank, " and ".join(said) or "adapter_config.json")
+
+    @property
+    def rule(self) -> Rule:
+        """α/r, or α/√r with ``use_rslora``."""
+        return "alpha/sqrt(r)" if self.fields.get("use_rslora") else "alpha/r"
+
+    @property
+    def enabled(self) -> list[bool]:
+        """``enable_lora`` of old PEFT's fused projections: which slices of the output are adapted."""
+        enabled = self.fields.get("enable_lora")
+        if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
+            raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=RESTORE)
+        return enabled
+
+    @property
+    def parameters(self) -> list[str]:
+        """``target_parameters``: paths of base parameters that carry an expert stack."""
+        return list(self.fields.get("target_parameters") or [])
+
+    @property
+    def saved(self) -> list[str]:
+        """``modules_to_save``: modules that were trained in full."""
+        names = list(self.fields.get("modules_to_save") or [])
+        return names + HEADS.get(str(self.fields.get("task_type")), [])
+
+    @property
+    def changed_base(self) -> str | None:
+        """The setting by which PEFT changes the base weight at every load, by r and α; None for a plain LoRA."""
+        init = str(self.fields.get("init_lora_weights", "")).lower()
+        if any(init == name or init.startswith(f"{name}_") for name in MUTATED_BASE):
+            return f"init_lora_weights is {init!r}"
+        return "kasa_config is set" if self.fields.get("kasa_config") else None
+
+    def variants(self) -> list[Finding]:
+        """What makes this more, or other, than scale·B·A on the original base."""
+        findings: list[Finding] = []
+        changed = self.changed_base
+        if changed and not self.fields.get("kasa_config"):
+            findings.append(
+                Finding(
+                    "warning",
+                    "mutated-base",
+                    f"{changed}: training started from a changed base, so the change against the "
+                    "original base is scale·(B·A − B₀·A₀), and what is measured here is scale·B·A",
+                    "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) to a plain "
+                    "LoRA",
+                )
+            )
+        for name, text, fix in VARIANTS:
+            if self.fields.get(name):
+                findings.append(Finding("warning", name.replace("_", "-"), f"{name}: {text}", fix))
+        return findings
+
+    def path(self, name: str) -> str:
+        """Where PEFT looks up r and α of a module: its path, with the parameter's name where that is targeted."""
+        weight = f"{name}.weight"
+        return weight if self._parameters.cover(weight) and not self.targets(name) else name
+
+    def targets(self, path: str) -> bool:
+        """Whether ``target_modules`` covers a module."""
+        if self._expression is None:
+            return self._listed.cover(path)
+        return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
+
+    def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
+        """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
+
+        Empty with ``ensure_weight_tying``, where targets are named at all: PEFT then adapts the head along with the
+        embedding, whatever its name.
+        """
+        if self.fields.get("ensure_weight_tying") and (self.fields.get("target_modules") or self.parameters):
+            return []
+        return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
+
+    def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
+        """Entries of ``target_modules`` that no module of the file matches."""
+        targets = self.fields.get("target_modules") or []
+        if isinstance(targets, str):
+            return [] if any(map(self.targets, paths)) else [targets]
+        matched = {target for path in paths for target in self._listed.hits(path)}
+        return [target for target in targets if target not in matched]
+
+
+def _check_strings(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise FormatError(f"{name} is not a list of strings", fix=RESTORE)
+    for item in value:
+        check_printable(item)

@@ -1,0 +1,65 @@
+"""Fields of PEFT's configuration that other dialects have no place for, on their way there and back.
+
+``task_type``, dropout and which modules are meant mean nothing to kohya or llama.cpp, and everything to whoever goes on
+training the adapter in PEFT. `record` writes them into what is converted, and PEFT's writer takes them back.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from loralens.core.adapter import Adapter
+from loralens.formats.dialects.peft.types import as_lora
+from loralens.formats.files.container import NAME_LIMIT, plain_text
+from loralens.formats.files.number import finite
+
+
+def _is_text(value: Any) -> bool:
+    return plain_text(value) is not None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= NAME_LIMIT and all(map(_is_text, value))
+
+
+def _is_target(value: Any) -> bool:
+    return _is_text(value) or _is_texts(value)
+
+
+def _is_share(value: Any) -> bool:
+    number = finite(value)
+    return number is not None and 0 <= number <= 1
+
+
+def _is_layers(value: Any) -> bool:
+    layers = value if isinstance(value, list) else [value]
+    return all(type(layer) is int and 0 <= layer < 2**31 for layer in layers)
+
+
+# Those that say which modules PEFT adapts: true only while these are the modules of the file.
+TARGETS: Mapping[str, Callable[[Any], bool]] = {
+    "target_modules": _is_target,
+    "exclude_modules": _is_target,
+    "layers_to_transform": _is_layers,
+    "layers_pattern": _is_target,
+    "target_parameters": _is_texts,
+}
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "task_type": _is_text,
+    "lora_dropout": _is_share,
+    "fan_in_fan_out": lambda value: type(value) is bool,
+    **TARGETS,
+}
+
+
+def fields_of(adapter: Adapter) -> Mapping[str, Any]:
+    """The fields that an adapter has to carry: of its own configuration where it is PEFT's, else what it was told."""
+    own = as_lora(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
+    fields = sound(own)
+    return {name: value for name, value in fields.items() if not (adapter.narrowed and name in TARGETS)}
+
+
+def sound(fields: Any) -> dict[str, Any]:
+    """Those of some fields that are known here and whose values make sense; a field that says nothing is left out."""
+    if not isinstance(fields, Mapping):
+        return {}
+    return {name: fields[name] for name, fits in _FIELDS.items() if fields.get(name) is not None and fits(fields[name])}

@@ -1,0 +1,111 @@
+r"""Patterns: how PEFT finds the rank and the α of a module in ``rank_pattern`` and ``alpha_pattern``.
+
+By the first key, in order, for which the regular expression ``(.*\.)?(KEY)$`` matches the module's path; then by the
+path itself.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from loralens.formats.files.expressions import SIMPLER, Allowance, Expression
+
+RESTORE = "correct adapter_config.json, or save the adapter again"
+_LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\[^\w\s])+)\$?\Z")
+
+
+class Shape(NamedTuple):
+    """What literal keys of one kind have in common: where they stand, their length, the places of any-letter dots."""
+
+    anchored: bool
+    length: int
+    dots: bytes  # four bytes a place, as a name may consist of dots
+
+
+class Pattern:
+    """One of the two mappings: regular expression → value.
+
+    Parameters
+    ----------
+    values : mapping of str to Any
+    field : str
+        Its name in the configuration, for messages.
+    allowance : Allowance, optional
+        Of the adapter, whose keys have a time limit in common.
+
+    Raises
+    ------
+    FormatError
+        A key is no regular expression, or one that takes too long.
+
+    Notes
+    -----
+    Of keys that are letters, digits, hyphens and dots alone, a dot stands for any one letter. These are kept by their
+    length and the places of their dots, so that those of a whole model, a key a module, are found as fast as one.
+    ``^`` before, ``$`` behind and a backslash before a sign leave them so.
+    """
+
+    __slots__ = ("_allowance", "_expressions", "_field", "_found", "_keys", "_literal", "_values")
+
+    def __init__(
+        self, values: Mapping[str, Any], field: str = "rank_pattern", allowance: Allowance | None = None
+    ) -> None:
+        self._allowance = allowance or Allowance()
+        self._values, self._keys, self._field = values, list(values), field
+        self._expressions: list[tuple[int, Expression]] = []  # place among the keys, and what it means
+        self._literal: dict[Shape, dict[str, int]] = {}  # what they share → letters → place of the first such key
+        self._found: dict[str, int | None] = {}  # path → place of its key, as a path is asked for several times
+        for place, key in enumerate(self._keys):
+            if literal := _LITERAL.match(key):
+                shape, letters = _shape(literal["letters"], anchored=bool(literal["anchor"]))
+                self._literal.setdefault(shape, {}).setdefault(letters, place)
+            else:
+                self._expressions.append((place, Expression(key, field, self._allowance, after_prefix=True)))
+
+    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
+        """The value for a path, and the key that gave it (None where the default did).
+
+        Raises
+        ------
+        FormatError
+            The expressions of the adapter take too long.
+        """
+        if path not in self._found:
+            self._found[path] = min(self._places(path), default=None)
+        place = self._found[path]
+        if place is None:
+            return (self._values[path], path) if path in self._values else (default, None)
+        return self._values[self._keys[place]], self._keys[place]
+
+    def _places(self, path: str) -> Iterator[int]:
+        """The places of keys that match, of expressions the first alone: they are in order."""
+        yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
+        with self._allowance.plain.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
+            yield from self._literal_places(path)
+
+    def _literal_places(self, path: str) -> Iterator[int]:
+        for (anchored, length, dots), keys in self._literal.items():
+            begin = len(path) - length
+            if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
+                tail = list(path[begin:])
+                for i in memoryview(dots).cast("I"):
+                    tail[i] = "."
+                if (letters := "".join(tail)) in keys:
+                    yield keys[letters]
+
+
+def _shape(letters: str, *, anchored: bool) -> tuple[Shape, str]:
+    """What a literal key shares with others, and its letters without backslashes."""
+    plain: list[str] = []
+    dots, escaped = array("I"), False
+    for letter in letters:
+        if letter == "\\" and not escaped:
+            escaped = True
+            continue
+        if letter == "." and not escaped:  # one behind a backslash is a dot alone
+            dots.append(len(plain))
+        plain.append(letter)
+        escaped = False
+    return Shape(anchored, len(plain), dots.tobytes()), "".join(plain)

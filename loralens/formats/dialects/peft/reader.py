@@ -1,0 +1,298 @@
+"""Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
+
+Canonical form of each kind of pair (ΔW is (out, in) throughout):
+
+===========  =======================================  ==================================================
+kind         stored                                   here
+===========  =======================================  ==================================================
+linear       A (r, in), B (out, r)                    the same; GPT-2's Conv1D too (``transposed`` hint)
+conv         A (r, in, k…), B (out, r/groups, 1…)     A (r, in·k…), B (out, r), block-diagonal if grouped
+embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = vocab
+experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
+merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diagonal (out, k·r)
+===========  =======================================  ==================================================
+
+AdaLoRA, LoHa and LoKr of PEFT are in `peft_types`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import LazyArray, Recent
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects import dora
+from loralens.formats.dialects.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
+from loralens.formats.dialects.peft import experts as peft_experts
+from loralens.formats.dialects.peft import types as peft_types
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
+from loralens.formats.files.container import FLOATS, Stored, plain_text
+
+NAME = "peft"
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # kinds that PEFT can adapt so, one length an output
+EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
+
+Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is PEFT's: pairs under ``base_model.model.``, or its configuration beside what it says."""
+    if "lora_adapter_metadata" in (stored.metadata or {}):  # diffusers', beside a configuration that strayed there
+        return False
+    if peft_types.type_of(stored) != peft_types.PLAIN:
+        return True
+    pairs = [key for key in stored.tensors if is_pair(key)]
+    said = (stored.config or {}).get("peft_type") == "LORA"
+    return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a PEFT file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, a configuration that makes no sense.
+    """
+    names = adapter_names(stored.tensors)
+    if len(names) > 1:
+        raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
+    kind = peft_types.type_of(stored)
+    config = None if stored.config is None else PeftConfig(peft_types.as_lora(stored.config))
+    if config and config.fields.get("use_bdlora"):
+        raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
+    findings: list[Finding] = [] if config else [_alpha_unknown()]
+    modules: Mapping[str, Update]
+    rest: Mapping[str, LazyArray]
+    pruned: list[str] = []
+    if kind == peft_types.PLAIN:
+        modules, rest, paths, about = _plain(stored.tensors, config)
+    else:
+        modules, rest, about, pruned = peft_types.read(stored, kind, config)
+        paths = {*modules, *pruned}
+    findings += about
+    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
+    if config:
+        if config.fields.get("use_dora"):
+            extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
+        missing = dora.finding(extra, software="PEFT")
+        bent = any(one.role == "magnitude" for one in extra.values())
+        findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
+        findings += _unmatched(config, paths, modules)
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=plain_text((stored.config or {}).get("base_model_name_or_path")),
+        findings=tuple(findings),
+        narrowed=bool(pruned),
+    )
+
+
+def _plain(
+    tensors: Mapping[str, LazyArray], config: PeftConfig | None
+) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
+    """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
+    pairs, rest = _group(tensors)
+    recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
+    modules: dict[str, Update] = {}
+    findings: list[Finding] = []
+    for path in pairs:
+        with place(module_path(path)):
+            for name, module in _modules(path, pairs, config, recent):
+                if name in modules:
+                    raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
+                modules[name] = module
+                findings += _about_rank(name, module)
+    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    return modules, rest, {_target(path, pairs) for path in pairs}, findings
+
+
+def _alpha_unknown() -> Finding:
+    return Finding(
+        "warning",
+        "alpha-unknown",
+        "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1",
+        "put the configuration beside the file, or give --alpha or --scale",
+    )
+
+
+def _added_twice(name: str) -> Finding:
+    return Finding(
+        "warning",
+        "out-proj-twice",
+        f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
+        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged",
+        "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once",
+    )
+
+
+def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
+    """Pairs by stored path, and every other tensor by key."""
+    pairs: dict[str, Halves] = defaultdict(dict)
+    rest: dict[str, LazyArray] = {}
+    for key, tensor in tensors.items():
+        found = leaf(key)
+        if found and found.role in ("pair", "embedding"):
+            if found.half in pairs[found.path]:
+                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=SAVE_AGAIN)
+            pairs[found.path][found.half] = (key, tensor)
+            if found.role == "embedding":
+                pairs[found.path]["embedding"] = (key, tensor)
+        else:
+            rest[key] = tensor
+    for key, tensor in rest.items():
+        found = leaf(key)
+        if found and found.role == "diagonal" and found.path in pairs:
+            pairs[found.path]["diagonal"] = (key, tensor)
+    return dict(pairs), rest
+
+
+def _modules(
+    path: str, pairs: Mapping[str, Halves], config: PeftConfig | None, recent: Recent
+) -> Iterator[tuple[str, LowRank]]:
+    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    halves = pairs[path]
+    for half, other in (("A", "B"), ("B", "A")):
+        if half not in halves:
+            key, tensor = halves[other]
+            raise FormatError(f"lora_{other} {tensor.shape} has no lora_{half} beside it ({key})", fix=SAVE_AGAIN)
+    (key_a, A), (key_b, B) = halves["A"], halves["B"]
+    for key, tensor in ((key_a, A), (key_b, B)):
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+        if not tensor.size:
+            what, fix = f"{key} {tensor.shape} holds no numbers", "save it again; under DeepSpeed ZeRO-3, gather first"
+            raise ShapeError(what, fix=fix)
+    origin = Origin(NAME, {key_a: A, key_b: B})
+    parameter = peft_experts.parameter(path, pairs, config) if config else None
+    if parameter and config:
+        yield from peft_experts.modules(parameter, B, A, config=config, origin=origin, recent=recent)
+        return
+    scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
+    name = module_path(path)
+    if f"{path}.{OUT_PROJ}" in pairs:
+        name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
+    module = _module(name, halves, config, scaling, origin)
+    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
+    yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
+
+
+def _target(path: str, pairs: Mapping[str, Halves]) -> str:
+    """The module that PEFT was told to adapt: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
+    owner = path.removesuffix(f".{OUT_PROJ}")
+    return module_path(owner if owner in pairs else path)
+
+
+def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
+    A, B = halves["A"][1], halves["B"][1]
+    if "embedding" in halves:
+        layout = Layout("embedding")
+    elif A.ndim == 2 and B.ndim == 3:
+        B, layout = _unpack_merged(B, A, config)
+    elif A.ndim > 2:
+        B, A, layout = unpack_conv(B, A)
+    elif name.endswith(".in_proj_weight"):
+        layout = Layout("parameter")
+    else:
+        layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    if "diagonal" in halves:
+        B = _fold_diagonal(B, halves["diagonal"][1])
+    return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
+    """Old PEFT's MergedLinear: A (k·r, in), B (k·o, r, 1) → B (n·o, k·r), zero rows where nothing is adapted."""
+    if config is None:
+        raise FormatError(
+            "lora_B has three dimensions, so which slices are adapted is in the configuration only",
+            fix="put adapter_config.json beside the file",
+        )
+    enabled, (rows, rank, last) = config.enabled, B.shape
+    count = sum(enabled)
+    if last != 1 or A.shape[0] != count * rank or rows % count:
+        raise ShapeError(
+            f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
+        )
+    return unpack_merged(B.reshape(rows, rank), enabled)
+
+
+def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
+    """KaSA: B · diag(d), float64."""
+    if diagonal.shape != (B.shape[1],):
+        raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
+    return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
+
+
+def _about_rank(name: str, module: LowRank) -> list[Finding]:
+    """A finding where the configuration's r is not the tensor's."""
+    said, width = module.scaling.rank, module.rank // module.layout.blocks
+    if said is None or said == width:
+        return []
+    return [
+        Finding(
+            "error",
+            "rank-disagrees",
+            f"{name}: the configuration says r = {said} and lora_A has {width} rows",
+            "correct r or rank_pattern in adapter_config.json: the scale depends on it",
+        )
+    ]
+
+
+def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
+    """Where ``target_modules`` and the file disagree about which modules are adapted."""
+    findings = [
+        Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
+        for target in config.unmatched_targets(paths)
+    ]
+    strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    if strangers and (config.fields.get("target_modules") or config.parameters):
+        text = (
+            f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"
+        )
+        findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
+    return findings
+
+
+def _extra(
+    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
+) -> Extra:
+    """The role of a tensor that is not half of a pair, and the module it belongs to."""
+    found = leaf(key)
+    if found:
+        return Extra(found.role, module_path(found.path), tensor, "bias" if found.role == "lora_bias" else "weight")
+    path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
+    if path.endswith(".token_adapter"):
+        return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
+    plain = _plain_copy(key)
+    if plain != key:
+        return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor, parameter)
+    if any(_names(saved, path) for saved in (config.saved if config else [])):
+        return Extra("saved", path, tensor, parameter)
+    if parameter == "bias":
+        return Extra("bias", path, tensor, parameter)
+    embedding = path in modules and modules[path].layout.kind == "embedding"
+    embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
+    return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
+
+
+def _plain_copy(key: str) -> str:
+    """The key without the part that old PEFT put into its duplicates of saved modules."""
+    return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+
+
+def _without_copies(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
+
+
+def _names(saved: str, path: str) -> bool:
+    """Whether ``path`` or something around it ends in the ``modules_to_save`` entry ``saved``, as PEFT matches it."""
+    return f"{saved}." in f"{path}."

@@ -1,0 +1,253 @@
+"""PEFT's other updates that are sums: AdaLoRA, LoHa and LoKr, in files and configurations of its own.
+
+========  ======================================================  ==================================================
+type      stored under ``base_model.model.``                      ΔW, (out, in)
+========  ======================================================  ==================================================
+ADALORA   lora_A (r, in), lora_E (r, 1), lora_B (out, r)          lora_alpha/(ranknum + 1e-5) · B · diag(E) · A
+LOHA      hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b, t1, t2      alpha/r · (w1_a·w1_b) ∘ (w2_a·w2_b)
+LOKR      lokr_w1 or _a·_b, lokr_w2 or _a·_b or _a, t2, _b        alpha/r · kron(w1, w2)
+========  ======================================================  ==================================================
+
+AdaLoRA: ranknum is ``init_r``, the rank before any was pruned; old files hold it as a tensor. ``lora_alpha`` of 0 or
+less counts as ``init_r``. ``rank_pattern`` holds for each module what remained of its ``init_r`` directions, as a list
+of true and false; a file has these directions alone. A module of which none remained has no update.
+
+LoHa and LoKr: the algebra is that of LyCORIS, the scale is not. It is alpha/r of the configuration, for full factors of
+LoKr too. PEFT 0.21.2 lays out LoKr's product of a full w2 (b, d, k) of a Conv1d otherwise than LyCORIS: the Kronecker
+product is of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). So they are trained and merged,
+and so they are read.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Form, Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of
+from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
+from loralens.formats.dialects.peft.patterns import RESTORE
+from loralens.formats.files.container import FLOATS, Stored
+
+PLAIN = "LORA"
+DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
+EPSILON = 1e-5  # beside ranknum in PEFT's code
+
+_ADALORA = re.compile(r"^(?P<path>.+)\.(?P<part>lora_[ABE]|ranknum)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?$")
+_LOHA = re.compile(r"^(?P<path>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12])(?:\.(?P<adapter>[^.]+))?$")
+_LOKR = re.compile(r"^(?P<path>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2)(?:\.(?P<adapter>[^.]+))?$")
+_LEAVES = {"ADALORA": _ADALORA, "LOHA": _LOHA, "LOKR": _LOKR}
+_OWN = {"ADALORA": "lora_E", "LOHA": "hada_", "LOKR": "lokr_"}  # how parts begin that no other type has
+
+TYPES = (PLAIN, *_LEAVES)
+
+# Fields that only the configuration of the type has.
+_FIELDS = {
+    "ADALORA": ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+    "LOHA": ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
+    "LOKR": (
+        "alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights", "decompose_both",
+        "decompose_factor", "rank_dropout_scale",
+    ),
+}  # fmt: skip
+
+
+class Read(NamedTuple):
+    """The modules of a file, every other tensor by its key, and what there is to say."""
+
+    modules: Mapping[str, Update]
+    rest: Mapping[str, LazyArray]
+    findings: list[Finding]
+    pruned: list[str]  # modules that are left out, because nothing of them remained
+
+
+def type_of(stored: Stored) -> str:
+    """The ``peft_type`` of a file, by its configuration and its keys; ``LORA`` for all that is none of the others.
+
+    Raises
+    ------
+    FormatError
+        The configuration says another type than the tensors have.
+    """
+    said = (stored.config or {}).get("peft_type")
+    own = {held: _first_own(stored, held) for held in _LEAVES}
+    holds = {held: key for held, key in own.items() if key}
+    pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
+    if pair:
+        holds = {PLAIN: pair}
+    if said in (None, *holds):
+        return str(said or next(iter(holds), PLAIN))
+    if holds and said in TYPES:
+        held, key = next(iter(holds.items()))
+        what = f"adapter_config.json says {said}, and the file holds {key}, which is {held}'s"
+        raise FormatError(what, fix="correct peft_type, or put the configuration of this file beside it")
+    return PLAIN
+
+
+def origin_format(kind: str) -> str:
+    """The dialect that modules of a type were read in, so that no writer takes their tensors for pairs."""
+    return f"peft-{kind.lower()}"
+
+
+def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` themselves if it is one.
+
+    Of AdaLoRA α belongs to ``init_r``, and the masks of directions are left out: the tensors are pruned already.
+    """
+    kind = fields.get("peft_type")
+    if kind not in _FIELDS:
+        return fields
+    common = {name: value for name, value in fields.items() if name not in _FIELDS[kind]}
+    if kind == "ADALORA":
+        rank = fields.get("init_r", DEFAULT_INIT_RANK)
+        return {**common, "peft_type": PLAIN, "r": rank, "rank_pattern": {}, "alpha_pattern": {}}
+    lora = {"lora_dropout": 0.0, "bias": "none", "init_lora_weights": True}
+    return {**lora, **common, "peft_type": PLAIN, "lora_alpha": fields.get("alpha", 8)}
+
+
+def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
+    """The modules of a file of another type than LORA.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Tensors that are missing or do not fit together, masks that make no sense.
+    """
+    groups, rest = group(stored.tensors, lambda key: _leaf(key, kind))
+    masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
+    modules: dict[str, Update] = {}
+    pruned: list[str] = []
+    text = f"this is {kind}, which only PEFT reads; what loralens writes of it is a plain LoRA"
+    findings = [Finding("note", "peft-type", text, "loralens convert --to peft, for all other programs")]
+    for path, parts in groups.items():
+        name = module_path(path)
+        with place(name):
+            if name in modules:
+                raise FormatError("is stored twice", fix=SAVE_AGAIN)
+            _check(parts, empty=kind == "ADALORA")
+            if kind != "ADALORA":
+                modules[name] = _product(name, parts, kind, config)
+            elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
+                modules[name] = _adalora(parts, config, masks.get(name))
+            else:
+                pruned.append(name)
+    if pruned:
+        text = f"{len(pruned)} modules, {pruned[0]} the first, were pruned to rank 0 by AdaLoRA: they have no update"
+        findings.append(Finding("note", "pruned-away", text))
+    return Read(modules, rest, findings, pruned)
+
+
+def _first_own(stored: Stored, kind: str) -> str | None:
+    """The first key under PEFT's prefix that only files of a type have."""
+    own = _OWN[kind]
+    return next((key for key in stored.tensors if own in key and key.startswith(PREFIX) and _leaf(key, kind)), None)
+
+
+def _leaf(key: str, kind: str) -> Leaf | None:
+    found = _LEAVES[kind].match(key)
+    return Leaf(found["path"].removeprefix(PREFIX), found["part"]) if found else None
+
+
+def _check(parts: Parts, *, empty: bool) -> None:
+    """Refuse tensors that are not floating point, or hold no numbers where none may be ``empty``."""
+    for key, tensor in parts.values():
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+        if not tensor.size and not empty:
+            fix = "save it again; under DeepSpeed ZeRO-3, gather first"
+            raise ShapeError(f"{key} {tensor.shape} holds no numbers", fix=fix)
+
+
+def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
+    """B · diag(E) · A, with E in A: rounded to float32 once, as PEFT computes it from float32 tensors."""
+    for part in ("lora_A", "lora_B", "lora_E"):
+        if part not in parts:
+            key, tensor = next(iter(parts.values()))
+            raise FormatError(f"{key} {tensor.shape} has no {part} beside it", fix=SAVE_AGAIN)
+    A, B, E = (parts[part][1] for part in ("lora_A", "lora_B", "lora_E"))
+    if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
+        what = f"lora_A {A.shape}, lora_E {E.shape} and lora_B {B.shape} do not fit together"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    if mask is not None and sum(mask) != A.shape[0]:
+        what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
+        raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
+    scaling, scale = _adalora_scale(parts, config)
+    layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    weighted = A.map(lambda rows: _times(rows, E), shape=A.shape, dtype=np.float32)
+    origin = origin_of(origin_format("ADALORA"), parts, ("lora_A", "lora_B", "lora_E", "ranknum"))
+    return LowRank(B, weighted, scale, scaling=scaling, layout=layout, origin=origin)
+
+
+def _times(rows: Array, E: LazyArray) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(rows.astype(np.float64) * E.read().astype(np.float64)).astype(np.float32)
+
+
+def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, float]:
+    """lora_alpha/(ranknum + 1e-5); unknown where no configuration says α."""
+    if config is None:
+        return Scaling("unknown"), 1.0
+    terms = config.scaling("")
+    assert terms.alpha is not None
+    assert terms.rank is not None
+    ranknum = number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
+    if ranknum <= 0:
+        raise FormatError(f"{parts['ranknum'][0]} is {ranknum:g}, not above 0", fix=SAVE_AGAIN)
+    alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)
+    origin = f"AdaLoRA: lora_alpha/(ranknum + 1e-5) = {alpha:g}/({ranknum:g} + 1e-5)"
+    return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)
+
+
+def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
+    """``rank_pattern`` of AdaLoRA: module → which of its directions remained."""
+    pattern = fields.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise FormatError("rank_pattern is not a mapping", fix=RESTORE)
+    masks = {}
+    for key, mask in pattern.items():
+        if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
+            raise FormatError(f"rank_pattern {key!r:.80} is no list of true and false", fix=RESTORE)
+        masks[module_path(key.partition(".lora_E")[0].removeprefix(PREFIX))] = mask
+    return masks
+
+
+def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> Update:
+    """LoHa or LoKr of one module."""
+    from loralens.formats.dialects import lycoris
+
+    scaling = config.scaling(name) if config else Scaling("unknown")
+    product: LowRank | Form
+    rank: int | None
+    if kind == "LOHA":
+        product, kernel, rank = lycoris.loha(parts)
+    elif "lokr_w2" in parts and parts["lokr_w2"][1].ndim == 3:
+        return _conv1d(parts, scaling)
+    else:
+        product, kernel, rank = lycoris.lokr(parts)
+    if rank is not None and scaling.rank not in (None, rank):
+        what = f"the configuration says r = {scaling.rank}, and the factors have {rank} inner dimensions"
+        raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json: the scale depends on it")
+    return lycoris.update_of(parts, product, scaling, kernel, origin_format(kind))
+
+
+def _conv1d(parts: Parts, scaling: Scaling) -> Update:
+    """LoKr's full w2 (b, d, k) of a Conv1d, its numbers in the order that PEFT gives them."""
+    from loralens.formats.dialects import lycoris
+
+    first, _ = lycoris.side(parts, 1)
+    (a, c), (b, d, k) = first.shape, parts["lokr_w2"][1].shape
+
+    def whole() -> Array:
+        second = parts["lokr_w2"][1].read().astype(np.float64)
+        return np.kron(first.dense()[None], second).reshape(a * b, c * d, k)
+
+    array = LazyArray(whole, shape=(a * b, c * d, k), dtype=np.float64)
+    return lycoris.update_of(parts, Dense(array), scaling, (k,), origin_format("LOKR"))

@@ -1,0 +1,356 @@
+"""Writing PEFT: an untouched module as it was read, a changed one anew, and a configuration that says so.
+
+AdaLoRA, LoHa and LoKr become plain LoRA: pairs, and a configuration of type LORA with the same targets.
+
+PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches; up to 0.14
+only a literal path does. So patterns hold full literal paths, longest first, with regex characters escaped only
+where a path has other ones than dots.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from math import isclose
+from typing import Any
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import NORMS
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.names import natural_key
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects.extras import add, check_size, owner, to_translate
+from loralens.formats.dialects.pairs import pack
+from loralens.formats.dialects.peft.config import DEFAULT_RANK, Endings, PeftConfig
+from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registered
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical
+from loralens.formats.dialects.peft.reader import NAME, read
+from loralens.formats.dialects.peft.types import as_lora
+from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.files.container import Stored
+
+_PLAIN = re.compile(r"^[\w.-]+$")
+
+DORA = ("magnitude", "norms")
+PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
+
+Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as PEFT stores it.
+
+    Raises
+    ------
+    ShapeError
+        The experts of a stack have different ranks, or a changed module cannot be laid out as PEFT has it.
+    FormatError
+        PEFT would build another base weight for the changed adapter, or would not read back what it says.
+    """
+    stacks = _attentions_folded(by_pair(adapter))
+    changed = not all(as_read(modules, NAME) for modules in stacks.values())
+    config = _config(adapter, stacks)
+    tensors: dict[str, LazyArray] = {}
+    for name, modules in stacks.items():
+        with place(name):
+            tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
+    tensors.update(_extras(adapter))
+    if changed:  # one dialect of keys throughout
+        tensors = {canonical(key): tensor for key, tensor in tensors.items()}
+    metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
+    stored = Stored(dict(sorted(tensors.items())), metadata, config)
+    _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
+    return stored
+
+
+def _kind(modules: Mapping[str, Update]) -> str:
+    return next(iter(modules.values())).layout.kind
+
+
+def _check(stored: Stored, written: Mapping[str, Update]) -> None:
+    """Refuse to write what would be read as something else."""
+    back = read(stored)
+    for name in sorted(set(written) ^ set(back), key=natural_key):
+        what = "cannot be told from its neighbours" if name in written else "would appear"
+        raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
+    for name, module in written.items():
+        found = back[name]
+        same = found.shape == module.shape and found.rank == module.rank
+        if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
+            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+
+
+def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
+    first = next(iter(modules.values()))
+    if as_read(modules, NAME):
+        assert first.origin
+        return first.origin.tensors
+    if first.layout.kind == "experts":
+        B, A = _stack(modules, grouped=grouped)
+        return dict(_pair(_nested(name, stacks), B, A))
+    B, A = pack(first)
+    if first.layout.kind == "embedding":
+        return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
+    attention = _attention(name, stacks)
+    if attention:
+        name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
+    elif first.layout.kind == "parameter":
+        name = _nested(name, stacks)
+    return dict(_pair(name, B, A))
+
+
+def _attention(name: str, stacks: Stacks) -> str | None:
+    """The nn.MultiheadAttention that a module belongs to: PEFT adapts both its projections, with one r and one α."""
+    parent, _, last = name.rpartition(".")
+    both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys()
+    return parent if both and last in ("in_proj_weight", "out_proj") else None
+
+
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
+    if adapter.format == NAME:
+        held = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        return {key: _as_it_is(extra, adapter) for key, extra in held.items()}
+    extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+    bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    plain = [name for name in adapter if bent and name not in bent]
+    if plain:
+        raise FormatError(
+            f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first, have no DoRA magnitude, and PEFT makes all "
+            "of them DoRA",
+            fix="leave one of the two kinds out with --modules",
+        )
+    return extras
+
+
+def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
+    """The magnitudes of DoRA and the biases of B that come from another dialect, by module and leaf as PEFT has them.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        Extras of other roles, for which ``title`` has no place; two of one module; one that does not fit its module.
+    """
+    found: dict[str, LazyArray] = {}
+    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
+        with place(key):
+            module = owner(adapter, extra)
+            out, ones = module.shape[0], (1 for _ in module.layout.kernel)
+            check_size(extra.tensor, out)
+            if extra.role == "lora_bias":
+                add(found, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
+            else:
+                shape = (1, out, *ones) if module.layout.kernel else (out,)
+                add(found, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
+    return found
+
+
+def _as_it_is(extra: Extra, adapter: Adapter) -> LazyArray:
+    """An extra of PEFT's own; but the diagonal of KaSA is part of a changed B already."""
+    module = adapter.modules.get(extra.module)
+    if extra.role != "diagonal" or module is None or module.origin:
+        return extra.tensor
+    return LazyArray.of(np.ones(module.rank, extra.tensor.dtype))
+
+
+def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArray]]:
+    yield f"{PREFIX}{path}.lora_A.weight", A
+    yield f"{PREFIX}{path}.lora_B.weight", B
+
+
+def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
+    """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
+    experts = list(modules.values())
+    first, count = experts[0], len(experts)
+    check_whole(modules, "PEFT")
+
+    def join_B() -> Array:
+        stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)
+        return np.ascontiguousarray(stacked).reshape(first.shape[0], -1)
+
+    def join_A() -> Array:
+        return np.concatenate([module.A for module in experts])
+
+    width = first.rank * count
+    B = LazyArray(join_B, shape=(first.shape[0], width), dtype=first.dtype)
+    return B, LazyArray(join_A, shape=(width, first.shape[1]), dtype=first.factors[1].dtype)
+
+
+def _nested(name: str, stacks: Stacks) -> str:
+    """The stored path of a stack: under one ``base_layer`` for each parameter of its module registered after it."""
+    module, _, parameter = name.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
+    siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
+    order = sorted(siblings, key=registered, reverse=True)
+    return ".".join([module, *["base_layer"] * order.index(parameter)])
+
+
+def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
+    """The configuration it came with while that still says the truth, else one brought up to date."""
+    old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
+    unsaid = all(
+        module.scaling.rule == "unknown" and _said(name, module, stacks)[0] == 1
+        for name, modules in stacks.items()
+        for module in modules.values()
+    )
+    if old is None and adapter.format == NAME and unsaid:
+        return None
+    if old is None:
+        return _updated(_fresh(adapter), stacks)
+    if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
+        old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
+    config = PeftConfig(old)
+    if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
+        return old
+    if config.changed_base:
+        raise FormatError(
+            f"{config.changed_base}: PEFT changes the base weight at every load by r and α, so with others than in "
+            "training the base would be another",
+            fix="convert it with PEFT to a plain LoRA first",
+        )
+    return _updated(old, stacks, exact=adapter.narrowed)
+
+
+def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
+    new = []
+    for name, modules in stacks.items():
+        path = _path(name, config, stacks)
+        rank, scale = config.rank(path), config.scaling(path).value
+        for module in modules.values():
+            said = module.scaling.rank if module.origin else _width(module)
+            if rank != said or scale != _said(name, module, stacks)[0]:
+                return False
+            if not module.origin:
+                new.append(path)
+    return not config.unmatched_modules(new)
+
+
+def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
+    """Where PEFT looks up r and α for a parameter."""
+    return _attention(name, stacks) or config.path(name)
+
+
+def _said(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
+    """The scale that a file says of a module: half of it where PEFT adds the update twice."""
+    twice = name.endswith(".out_proj") and _attention(name, stacks)
+    return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
+
+
+def _attentions_folded(stacks: Stacks) -> Stacks:
+    """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
+
+    PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
+    """
+    found = dict(stacks)
+    for name, modules in stacks.items():
+        attention = _attention(name, stacks) if name.endswith(".out_proj") else None
+        if attention is None:
+            continue
+        ((inner, module),) = modules.items()
+        (owner,) = stacks[f"{attention}.in_proj_weight"].values()
+        scale = 2 * owner.scale
+        if not scale or scale == module.scale or not isinstance(module, LowRank):
+            continue
+        B, A = module.factors
+        folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
+        found[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
+    return found
+
+
+def _times(factor: float, B: Array) -> Array:
+    """The factor times B, in its dtype."""
+    return (factor * B).astype(B.dtype)
+
+
+def _width(module: Update) -> int:
+    """The r that a configuration says for a module: one slice's for fused projections read as they are."""
+    fused = module.layout.kind == "merged" and module.origin is not None
+    return module.rank // module.layout.groups if fused else module.rank
+
+
+def _updated(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
+    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was.
+
+    ``exact``: targets by pattern would make PEFT adapt modules that are not there.
+    """
+    terms = _terms(PeftConfig(fields), stacks)
+    rank = most_common(r for r, _ in terms.values())
+    alpha = most_common(a for _, a in terms.values())
+    found = dict(fields)
+    found.update(
+        r=rank,
+        lora_alpha=whole(alpha),
+        rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
+        alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
+    )
+    if exact or PeftConfig(found).unmatched_modules(terms):
+        found.update(_targets(stacks, terms))
+    return found
+
+
+def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
+    terms: Terms = {}
+    for name, modules in stacks.items():
+        path = _path(name, config, stacks)
+        for module in modules.values():
+            rank = _width(module)
+            scale, scaling = _said(name, module, stacks)
+            found = rank, scaling.alpha_for(scale, rank, config.rule)
+            if terms.setdefault(path, found) != found:
+                raise ShapeError(
+                    f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",
+                    fix="give them one rank (--uniform)",
+                )
+    return terms
+
+
+def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
+    """``target_modules`` and ``target_parameters`` that name every module in full, and nothing else."""
+    parameters = [p for p in terms if (_kind(stacks[p]) in PARAMETERS if p in stacks else p.endswith(".weight"))]
+    modules = [path for path in terms if path not in set(parameters)]
+    return {"target_modules": modules, "target_parameters": parameters or None}
+
+
+def _fresh(adapter: Adapter) -> dict[str, Any]:
+    """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
+    rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
+    stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
+    upright = bool(stacks) and not any(layout.transposed for layout in stacks)
+    return {
+        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),  # from which on stacks are so
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": adapter.base_model,
+        "bias": "none",
+        "fan_in_fan_out": any(m.layout.transposed for m in adapter.modules.values() if m.layout.kind == "linear"),
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "use_rslora": rslora,
+        "use_dora": any(extra.role == "magnitude" for extra in adapter.extra.values()),
+        "lora_bias": any(extra.role == "lora_bias" for extra in adapter.extra.values()),
+        **adapter.peft_fields,
+    }
+
+
+def most_common(values: Iterable[Any]) -> Any:
+    """The value that most modules have; where there are none, PEFT's default, which is the same for r and α."""
+    counts = Counter(values)
+    return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
+
+
+def whole(alpha: float) -> float | int:
+    """A whole number written as one, as people write α."""
+    return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
+
+
+def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
+    odd = Endings(path for path, value in values.items() if value != default)
+    paths = [path for path in values if odd.cover(path)]
+    paths.sort(key=lambda path: (-len(path), natural_key(path)))
+    return {(path if _PLAIN.match(path) else re.escape(path)): values[path] for path in paths}

@@ -1,0 +1,55 @@
+"""Plain pairs: every key is ``w_a_000`` or ``w_b_000``, nothing else is said. SAM-LoRA writes such files.
+
+Names are ``w_000`` …, the scale is 1. In SAM-LoRA number N is block N // 2 of the image encoder, query where N is even
+and value where it is odd, rows [0:d] and [2d:3d] of ``attn.qkv``; the file does not say that it is one.
+"""
+
+import re
+
+from loralens.core.adapter import Adapter, Finding
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import place
+from loralens.formats.dialects.alpha import MISSING
+from loralens.formats.dialects.pairs import Leaf, group, matrices, origin_of, pair
+from loralens.formats.files.container import Stored
+
+NAME = "plain"
+
+_HALF = re.compile(r"^w_(?P<half>[ab])_(?P<number>[0-9]+)$")
+
+
+def leaf(key: str) -> Leaf | None:
+    """The module and half that a key says; None for any other key."""
+    half = _HALF.match(key)
+    return Leaf(f"w_{half['number']}", half["half"].upper()) if half else None
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is nothing but plain pairs."""
+    return bool(stored.tensors) and all(leaf(key) for key in stored.tensors)
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a file of plain pairs.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply.
+    """
+    groups, _ = group(stored.tensors, leaf)
+    scaling = Scaling("given", origin=MISSING)
+    modules: dict[str, Update] = {}
+    for name, parts in groups.items():
+        with place(name):
+            B, A = matrices(parts, names=("w_b", "w_a"))
+            modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
+    text = "modules have numbers, not names; in SAM-LoRA they are query and value of the image encoder's blocks in turn"
+    return Adapter(
+        modules=modules,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=(Finding("note", "names-unknown", text, "merging needs the rows of the weights they belong to"),),
+    )

@@ -1,0 +1,1 @@
+"""loralens's own dialect for modules in few bits."""

@@ -1,0 +1,178 @@
+"""loralens's own dialect for modules in few bits: ``adapter_quantised.safetensors``, one file that says everything.
+
+One uint8 tensor ``<module>.q`` a module, laid out as `loralens.core.quantised` says, every tensor that is no half of a
+pair under ``extra/<its key>`` as it was, and in the header metadata, under ``loralens-q``, a JSON object:
+
+============  ==========================================================================================
+version       1
+source        the dialect that the adapter came from
+base_model    what it was trained on, or null
+modules       name → [out, in, directions, number of its scaling, number of its layout]
+scalings      [scale, rule, alpha, rank, where that was found] of each kind that occurs
+layouts       [kind, kernel, groups, transposed] of each kind that occurs
+extra         key → [role, module, parameter]
+findings      [level, code, text, fix] of each thing that the reader of the source noticed
+config        the configuration beside the source's file, or null
+metadata      the source's header metadata, or null
+narrowed      whether modules were taken out since the configuration was written
+============  ==========================================================================================
+
+Converted, the adapter is again one of its source's dialect, with configuration, metadata and extras; its factors are
+float32.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, get_args
+
+from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
+from loralens.core.scaling import Rule, Scaling
+from loralens.errors import FormatError, place
+from loralens.formats.dialects.peft.fields import sound
+from loralens.formats.files.container import Stored, harmless, plain_text
+from loralens.formats.files.number import finite
+
+VERSION = 1
+EXTRA = "extra/"
+
+_BROKEN = "the file is damaged: download or save it again"
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is loralens's own: its metadata say so."""
+    return NAME in (stored.metadata or {})
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a ``loralens-q`` file.
+
+    Raises
+    ------
+    FormatError
+        The description does not fit the tensors, or is damaged, or of a version to come.
+    """
+    said = description(stored.metadata)
+    if said.get("version") != VERSION:
+        what = f"is {NAME} of version {said.get('version')!a:.20}, and this loralens knows {VERSION}"
+        raise FormatError(what, fix="update loralens")
+    try:
+        scalings = [_scaling(entry) for entry in said["scalings"]]
+        layouts = [_layout(entry) for entry in said["layouts"]]
+        entries, extras = dict(said["modules"]), dict(said["extra"])
+        findings = tuple(_finding(entry) for entry in said["findings"])
+        texts = said["metadata"]
+        _check(texts is None or all(isinstance(text, str) for text in texts.values()))
+        _check(said["config"] is None or isinstance(said["config"], dict))
+        _check(harmless(said["source"]))
+        _check(isinstance(said["narrowed"], bool))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError("its description is damaged", fix=_BROKEN) from error
+    _check_keys(stored, entries, extras)
+    modules = {}
+    for name, entry in entries.items():
+        with place(name):
+            modules[name] = _module(stored, name, entry, scalings, layouts)
+    return Adapter(
+        modules=modules,
+        extra={key: _extra(stored, key, entry) for key, entry in extras.items()},
+        config=said["config"],
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=plain_text(said.get("base_model")),
+        findings=findings,
+        narrowed=said["narrowed"],
+        peft_fields=sound(said.get("peft")),
+    )
+
+
+def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The JSON object that describes a file.
+
+    Raises
+    ------
+    FormatError
+        There is none.
+    """
+    try:
+        said = json.loads((metadata or {})[NAME])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
+    if not isinstance(said, dict):
+        raise FormatError("its description is no JSON object", fix=_BROKEN)
+    return said
+
+
+def expanded(adapter: Adapter) -> Adapter:
+    """The adapter in the dialect it came from before it was ``loralens-q``, its factors float32, bound to no file.
+
+    One that was made in this dialect and never written has no description to say another.
+    """
+    modules = {name: module.without_origin() for name, module in adapter.items()}
+    if not detect(Stored({}, adapter.metadata)):
+        return replace(adapter, modules=modules)
+    said = description(adapter.metadata)
+    return replace(adapter, modules=modules, format=said["source"], metadata=said["metadata"])
+
+
+def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+    said = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
+    if not modules:
+        raise FormatError("holds no modules", fix=_BROKEN)
+    for key in sorted(said - set(stored.tensors)):
+        raise FormatError(f"{key} is missing", fix=_BROKEN)
+    for key in sorted(set(stored.tensors) - said):
+        raise FormatError(f"{key} is in no description", fix=_BROKEN)
+
+
+def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:
+    whole = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
+    if not whole or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
+        raise FormatError("its description is damaged", fix=_BROKEN)
+    out, in_, rank, scaling, layout = entry
+    if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
+        raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
+    key = f"{name}.{PART}"
+    scale, rule = scalings[scaling]
+    return from_bytes(
+        stored.tensors[key], (out, in_), rank=rank, scale=scale, scaling=rule, layout=layouts[layout], key=key
+    )
+
+
+def _scaling(entry: Any) -> tuple[float, Scaling]:
+    scale, rule, alpha, rank, origin = entry
+    _check(finite(scale) is not None and (alpha is None or finite(alpha) is not None))
+    _check(rule in get_args(Rule) and harmless(origin))
+    _check(rank is None or (type(rank) is int and rank > 0))
+    return float(scale), Scaling(rule, alpha, rank, origin)
+
+
+def _layout(entry: Any) -> Layout:
+    kind, kernel, groups, transposed, *order = entry
+    rows = order[0] if order else ""
+    _check(
+        len(order) < 2 and harmless(kind) and harmless(rows) and type(groups) is int and isinstance(transposed, bool)
+    )
+    _check(all(type(k) is int for k in kernel))
+    return Layout(kind, tuple(kernel), groups, transposed, rows)
+
+
+def _finding(entry: Any) -> Finding:
+    level, code, text, fix = entry
+    _check(level in get_args(Level) and all(map(harmless, (code, text, fix))))
+    return Finding(level, code, text, fix)
+
+
+def _check(sound: bool) -> None:
+    """Let `read` say that a part of the description is not as it is written."""
+    if not sound:
+        raise ValueError
+
+
+def _extra(stored: Stored, key: str, entry: Any) -> Extra:
+    if not (isinstance(entry, list) and len(entry) == 3 and all(map(harmless, entry))):
+        raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
+    role, module, parameter = entry
+    return Extra(role, module, stored.tensors[EXTRA + key], parameter)

@@ -1,0 +1,75 @@
+"""cloneofsimo's safeloras: ``unet:12:up``, ``unet:12:down``, and what each model's targets were in the header.
+
+Modules have numbers, in the order in which the layers were met inside the classes that the header names. The names here
+are ``unet.12``: those of the weights need the model. The scale is 1. Tensors flagged ``<embed>`` are embeddings of new
+tokens (``<s1>``).
+"""
+
+import re
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import LazyArray
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import ShapeError, place
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, group, halves, origin_of, pair
+from loralens.formats.files.container import Stored
+
+NAME = "safeloras"
+
+_HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]+):(?P<half>up|down)$")
+_EMBEDDING = "<embed>"
+
+
+def leaf(key: str) -> Leaf | None:
+    """The module and half that a key says; None for any other key."""
+    half = _HALF.match(key)
+    if half is None:
+        return None
+    number = half["number"].lstrip("0") or "0"
+    return Leaf(f"{half['model']}.{number}", "B" if half["half"] == "up" else "A")
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is a safeloras: keys of a model, a number and a half."""
+    return any(leaf(key) for key in stored.tensors)
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a safeloras file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply, two keys of one number.
+    """
+    groups, rest = group(stored.tensors, leaf)
+    scaling = Scaling("given", origin="safeloras have scale 1")
+    modules: dict[str, Update] = {}
+    for name, parts in groups.items():
+        with place(name):
+            B, A = halves(parts)
+            if not A.size or not B.size:
+                raise ShapeError(f"up {B.shape} and down {A.shape} hold no numbers", fix=SAVE_AGAIN)
+            modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
+    return Adapter(
+        modules=modules,
+        extra={key: _extra(key, tensor, stored) for key, tensor in rest.items()},
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=(_numbered(modules, stored),),
+    )
+
+
+def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
+    flagged = (stored.metadata or {}).get(key) == _EMBEDDING
+    return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
+
+
+def _numbered(modules: dict[str, Update], stored: Stored) -> Finding:
+    said = stored.metadata or {}
+    models = sorted({name.partition(".")[0] for name in modules})
+    classes = ", ".join(f"{model}: {ascii(said.get(model, 'not said'))[1:-1][:80]}" for model in models)
+    text = f"modules have numbers, not names: they count the layers inside these classes ({classes})"
+    return Finding("note", "names-unknown", text, "merging needs the model's own order of layers")

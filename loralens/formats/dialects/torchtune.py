@@ -1,0 +1,101 @@
+"""torchtune: a pickle of ``<module>.lora_a.weight`` and ``.lora_b.weight``, under torchtune's own module names.
+
+=========  ==============================================================  ===============================
+kind       stored                                                          here
+=========  ==============================================================  ===============================
+linear     lora_a.weight (r, in), lora_b.weight (out, r)                   the same
+DoRA       magnitude (out,)                                                ``magnitude``
+experts    lora_gate_a (E, in, r), lora_gate_b (E, r, out); up, down too   both transposed, ``gate_proj[e]``
+=========  ==============================================================  ===============================
+
+α is in the recipe, not in the file. torchtune's Llama has the rows of q_proj and k_proj in another order than the
+Hugging Face model (rotary pairs side by side), so their B must be permuted before they fit that one.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.structured import Update
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects.alpha_elsewhere import alpha_unknown, scaling
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, matrices, origin_of, unfold
+from loralens.formats.files.container import Stored
+
+NAME = "torchtune"
+
+_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])\.weight$")
+_EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab])$")
+_ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
+
+
+def leaf(key: str) -> Leaf | None:
+    """The module and half that a key says; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
+    half = _HALF.match(key)
+    if half:
+        return Leaf(half["name"], half["half"].upper())
+    stack = _EXPERTS.match(key)
+    return Leaf(f"{stack['name']}.{stack['which']}_proj", f"{stack['half'].upper()}3") if stack else None
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is torchtune's, by its halves: lower case, with ``.weight``, or named by what experts project."""
+    return any(leaf(key) for key in stored.tensors)
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of a torchtune file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, factors that do not multiply.
+    """
+    groups, rest = group(stored.tensors, leaf)
+    modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
+    extra = {}
+    for key, tensor in rest.items():
+        name, _, last = key.rpartition(".")
+        known = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
+        extra[key] = Extra("magnitude" if known else "other", name, tensor)
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=tuple(_findings(modules)),
+    )
+
+
+def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Iterator[tuple[str, LowRank]]:
+    if {"A", "B"} & set(parts):
+        if {"A3", "B3"} & set(parts):
+            raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
+        B, A = matrices(parts, names=("lora_b", "lora_a"))
+        said = scaling(config, A.shape[0], r="r")
+        yield name, LowRank(B, A, said.value, scaling=said, origin=origin_of(NAME, parts))
+        return
+    b, a = halves(parts, B="B3", A="A3")
+    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
+        raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
+    (count, in_, rank), out = a.shape, b.shape[2]
+    origin = Origin(NAME, origin_of(NAME, parts, ("A3", "B3")).tensors, share=count)
+    said = scaling(config, rank, r="r")
+    for e in range(count):
+        B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
+        yield f"{name}[{e}]", LowRank(B, A, said.value, scaling=said, layout=Layout("experts"), origin=origin)
+
+
+def _findings(modules: Mapping[str, Update]) -> list[Finding]:
+    findings = []
+    if any(module.scaling.rule == "unknown" for module in modules.values()):
+        findings.append(alpha_unknown("torchtune"))
+    rotary = [name for name in modules if _ROTARY.search(name)]
+    if rotary:
+        text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
+        fix = "merge into torchtune's own weights, or let torchtune save a PEFT adapter"
+        findings.append(Finding("note", "rotary-rows", text, fix))
+    return findings

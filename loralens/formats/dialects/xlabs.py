@@ -1,0 +1,137 @@
+"""XLabs' FLUX adapters: attention processors of Black Forest Labs' own model.
+
+==============================================  =======================================================
+stored                                          the weight it adapts
+==============================================  =======================================================
+``double_blocks.N.processor.qkv_lora1``         ``double_blocks.N.img_attn.qkv`` (1 image, 2 text)
+``double_blocks.N.processor.proj_lora2``        ``double_blocks.N.txt_attn.proj``
+``single_blocks.N.processor.qkv_lora``          ``single_blocks.N.linear1``: its first 3·h rows of 7·h
+``single_blocks.N.processor.proj_lora``         ``single_blocks.N.linear2``
+==============================================  =======================================================
+
+A is ``down.weight`` (r, in), B is ``up.weight`` (out, r), the scale is 1 by definition. ``linear1`` computes q, k, v
+and the input of the MLP in one; B gets rows of zeros for the latter, as many as ``linear2`` has inputs beside the h of
+the attention (the file says so where it adapts that layer too, else 4·h as in every FLUX.1).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Finding
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.errors import ShapeError, place
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, others, pair
+from loralens.formats.files.container import Stored
+
+NAME = "xlabs"
+RATIO = 4  # of the MLP's width to the model's in FLUX.1
+MOST = 16  # ... and in anything that is still a FLUX: a small file must not ask for a huge matrix of zeros
+
+_HALF = re.compile(
+    r"^(?P<block>(?:diffusion_model\.)?(?:double_blocks|single_blocks)\.\d+)\.processor\."
+    r"(?P<layer>(?:qkv|proj)_lora[12]?)\.(?P<half>down|up)\.weight$"
+)
+_WEIGHTS = {
+    ("double_blocks", "qkv_lora1"): "img_attn.qkv",
+    ("double_blocks", "qkv_lora2"): "txt_attn.qkv",
+    ("double_blocks", "proj_lora1"): "img_attn.proj",
+    ("double_blocks", "proj_lora2"): "txt_attn.proj",
+    ("single_blocks", "qkv_lora"): "linear1",
+    ("single_blocks", "proj_lora"): "linear2",
+}
+_PARTS = {"down": "A", "up": "B"}
+
+
+def leaf(key: str) -> Leaf | None:
+    """The weight and the half that a key says; None for a key that XLabs' processors do not have."""
+    found = _HALF.match(key)
+    if not found:
+        return None
+    weight = _WEIGHTS.get((found["block"].split(".")[-2], found["layer"]))
+    return Leaf(f"{found['block']}.{weight}", _PARTS[found["half"]]) if weight else None
+
+
+def detect(stored: Stored) -> bool:
+    """Whether a file is XLabs': pairs of its processors, and every pair one of them."""
+    found = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
+    return bool(found) and all(map(leaf, found)) and not any(".lora_" in key for key in stored.tensors)
+
+
+def read(stored: Stored) -> Adapter:
+    """The adapter of an XLabs file.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        A pair with one half missing, or factors that do not multiply.
+    """
+    groups, rest = group(stored.tensors, leaf)
+    modules: dict[str, Update] = {}
+    for name, parts in groups.items():
+        with place(name):
+            modules[name] = _module(name, parts, groups)
+    return Adapter(
+        modules=modules,
+        extra=others(rest),
+        config=stored.config,
+        metadata=stored.metadata,
+        format=NAME,
+        findings=tuple(_about_widths(groups) + _about_extras(rest)),
+    )
+
+
+def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
+    B, A = matrices(parts, names=("up", "down"))
+    if name.endswith(".linear1"):
+        B = _padded(B, A.shape[1], _mlp(name, A.shape[1], groups))
+    return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))
+
+
+def _mlp(name: str, width: int, groups: Mapping[str, Parts]) -> int:
+    """Rows of ``linear1`` that the MLP takes: the inputs of ``linear2`` less those of the attention."""
+    second = _second(name, groups)
+    return RATIO * width if second is None else second.shape[1] - width
+
+
+def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
+    """A (r, in) of ``linear2`` of the same block, where the file adapts it."""
+    parts = groups.get(f"{name.removesuffix('linear1')}linear2", {})
+    return parts["A"][1] if "A" in parts and parts["A"][1].ndim == 2 else None
+
+
+def _padded(B: LazyArray, width: int, rows: int) -> LazyArray:
+    """B (3·width, r) with rows of zeros below it."""
+    if B.shape[0] != 3 * width or not 0 <= rows <= MOST * width:
+        what = f"B {B.shape} of q, k and v, and {rows} rows of an MLP, do not fit a model {width} wide"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    shape = (B.shape[0] + rows, B.shape[1])
+
+    def pad(array: Array) -> Array:
+        full = np.zeros(shape, array.dtype)
+        full[: len(array)] = array
+        return full
+
+    return B.map(pad, shape=shape)
+
+
+def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
+    """What was taken from FLUX.1 because the file does not say it."""
+    assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
+    if not assumed:
+        return []
+    text = f"{len(assumed)} updates of linear1, {assumed[0]} the first, are filled up to FLUX.1's 7 widths with zeros"
+    return [Finding("note", "width-assumed", text)]
+
+
+def _about_extras(rest: Iterable[str]) -> list[Finding]:
+    """Tensors that belong to no pair."""
+    keys = list(rest)
+    if not keys:
+        return []
+    text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
+    return [Finding("warning", "tensor-unread", text)]

@@ -1,0 +1,1 @@
+"""The GGUF container: its header, its key-values and its tensors."""

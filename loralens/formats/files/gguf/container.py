@@ -1,0 +1,223 @@
+"""GGUF files: read by ourselves, every count and offset checked; written through the reference implementation.
+
+``gguf.GGUFReader`` maps a file and trusts it, so a damaged one ends in an error of NumPy's, or kills the process.
+
+Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: ``GGUF``, u32 version, u64 number of
+tensors, u64 number of key-values, the key-values, for each tensor its name, axes (innermost first), type and offset;
+then the numbers, each tensor on a multiple of ``general.alignment``.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, place
+from loralens.formats.files.container import OpenFile, Stored, check_printable
+from loralens.formats.files.gguf import header as gguf_header
+from loralens.formats.files.gguf import values as gguf_values
+from loralens.formats.files.gguf.header import BROKEN, Header
+from loralens.formats.files.gguf.values import CODES, Value
+from loralens.formats.files.writing import replacing
+
+ALIGNMENT = 32  # where the file does not say
+MOST_ALIGNMENT = 1 << 16
+MOST_AXES = 4  # ggml's limit
+
+DTYPES = {
+    0: np.dtype(np.float32), 1: np.dtype(np.float16), 24: np.dtype(np.int8), 25: np.dtype(np.int16),
+    26: np.dtype(np.int32), 27: np.dtype(np.int64), 28: np.dtype(np.float64), 30: np.dtype(ml_dtypes.bfloat16),
+}  # fmt: skip
+TYPES = {dtype: code for code, dtype in DTYPES.items()}
+Q8_0 = 8
+BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
+
+
+class _Info(NamedTuple):
+    """What the header says of a tensor; ``shape`` as NumPy has it, ``begin`` from the first number on."""
+
+    shape: tuple[int, ...]
+    kind: int
+    begin: int
+    nbytes: int
+
+
+def read_gguf(path: Path) -> Stored:
+    """The tensors and key-values of a GGUF adapter, every offset checked, no number read yet.
+
+    Key-values stand in ``metadata`` as `gguf_values` writes them, and in ``plain`` by their own key.
+
+    Raises
+    ------
+    FormatError
+        Whatever is wrong with the file, or a GGUF file that is no adapter.
+    """
+    with place(path):
+        file = OpenFile(path)
+        header = Header(file)
+        tensors, values = gguf_header.counts(header)
+        found = dict(gguf_header.values(header, values))
+        plain = {key: value.value for key, value in found.items()}
+        check_adapter(plain)
+        infos = _infos(header, tensors)
+        alignment = _alignment(found.get("general.alignment"))
+        start = -(-header.at // alignment) * alignment
+        _check_coverage(infos, start, file.size, alignment)
+        arrays = {name: _array(file, start, info) for name, info in infos.items()}
+        metadata = dict(gguf_values.to_text(key, value) for key, value in found.items())
+        return Stored(arrays, metadata, plain=plain)
+
+
+def check_adapter(plain: dict[str, Any]) -> None:
+    """Refuse a GGUF file that is no LoRA adapter, by the name of what it is."""
+    kind, adapter = plain.get("general.type"), plain.get("adapter.type")
+    if kind == "adapter" and adapter == "lora":
+        return
+    said = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
+    raise FormatError(
+        f"is a GGUF {said}, not a LoRA adapter", fix="give the adapter that convert_lora_to_gguf.py or loralens wrote"
+    )
+
+
+def _alignment(said: Value | None) -> int:
+    if said is None:
+        return ALIGNMENT
+    size = said.value
+    if (said.kind, said.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
+        raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
+    return int(size)
+
+
+def _infos(header: Header, count: int) -> dict[str, _Info]:
+    infos: dict[str, _Info] = {}
+    for _ in range(count):
+        name = header.name()
+        if name in infos:
+            raise FormatError(f"{name} appears twice", fix=BROKEN)
+        with place(name):
+            infos[name] = _info(header)
+    return infos
+
+
+def _info(header: Header) -> _Info:
+    axes = header.number("I")
+    if axes > MOST_AXES:
+        raise FormatError(f"claims {axes:,} axes", fix=BROKEN)
+    shape = tuple(header.number("Q") for _ in range(axes))[::-1]
+    kind, begin = header.number("I"), header.number("Q")
+    if kind == Q8_0:
+        if not shape or shape[-1] % 32:
+            raise FormatError(f"Q8_0 {shape} is not in blocks of 32", fix=BROKEN)
+        return _Info(shape, kind, begin, prod(shape) // 32 * BLOCK.itemsize)
+    if kind not in DTYPES:
+        raise FormatError(f"is stored as {_type(kind)}", fix="convert the adapter as f32, f16, bf16 or q8_0")
+    return _Info(shape, kind, begin, prod(shape) * DTYPES[kind].itemsize)
+
+
+def _type(kind: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    try:
+        return GGMLQuantizationType(kind).name
+    except ValueError:
+        return f"unknown type {kind}"
+
+
+def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: int) -> None:
+    """Tensors lie one behind the other, each on a multiple of the alignment, up to the end of the file."""
+    end, before = 0, "the header"
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
+        if info.begin != -(-end // alignment) * alignment:
+            raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not behind {before}", fix=BROKEN)
+        end, before = info.begin + info.nbytes, name
+        if start + end > size:
+            raise FormatError(
+                f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=BROKEN
+            )
+    rest = size - start - end
+    if rest >= alignment:
+        raise FormatError(f"{rest:,} bytes follow {before}", fix=BROKEN)
+
+
+def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
+    if info.kind != Q8_0:
+        return file.array(start + info.begin, info.shape, DTYPES[info.kind])
+    blocks = file.array(start + info.begin, (*info.shape[:-1], info.shape[-1] // 32), BLOCK)
+    return _dequantised(blocks, info.shape)
+
+
+def _dequantised(blocks: LazyArray, shape: tuple[int, ...]) -> LazyArray:
+    """Q8_0 as float32: each of 32 numbers times the float16 scale of its block."""
+
+    def numbers(array: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # inf · 0, in a damaged file
+            scaled = array["numbers"] * array["scale"].astype(np.float32)[..., None]
+        return np.asarray(scaled.reshape(*array.shape[:-1], 32 * array.shape[-1]), np.float32)
+
+    def rows(first: int, last: int) -> Array:
+        return numbers(blocks.rows(first, last).read())
+
+    rowwise = rows if len(shape) > 1 else None  # a block of one dimension is no row
+    return LazyArray(lambda: numbers(blocks.read()), shape=shape, dtype=np.float32, rows=rowwise)
+
+
+def write_gguf(stored: Stored, path: Path) -> None:
+    """Write the tensors and metadata of a GGUF adapter, one tensor at a time; same input, same bytes.
+
+    Before it takes its place, the file is opened by the reference implementation of the format.
+
+    Raises
+    ------
+    FormatError
+        A dtype, or a value in the metadata, that GGUF has no place for.
+    """
+    values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
+    for key, value in values.items():
+        check_printable(key)
+        if value.array and not value.value:
+            raise FormatError(f"{key} is an empty array, which GGUF cannot hold", fix="take it out of the metadata")
+    for key, tensor in stored.tensors.items():
+        check_printable(key)
+        if tensor.dtype not in TYPES:
+            raise FormatError(f"{key}: GGUF has no {tensor.dtype}", fix="convert it to float32")
+    with replacing(path) as stream:
+        _write(stored, values, Path(stream.name))
+        _check_readable(stored, stream.name)
+
+
+def _check_readable(stored: Stored, path: str) -> None:
+    from gguf import GGUFReader
+
+    try:
+        assert {tensor.name for tensor in GGUFReader(path).tensors} == set(stored.tensors)
+    except (ValueError, LookupError) as error:
+        raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error
+
+
+def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    architecture = values.get("general.architecture", Value("str", array=False, value="")).value
+    writer = GGUFWriter(None, architecture if isinstance(architecture, str) else "")  # puts it first
+    writer.data_alignment = _alignment(values.get("general.alignment"))
+    for key, value in values.items():
+        if key not in writer.kv_data[0]:
+            kind = GGUFValueType(CODES[value.kind])
+            whole = GGUFValueType.ARRAY if value.array else kind
+            writer.add_key_value(key, value.value, whole, sub_type=kind if value.array else None)
+    for key, tensor in stored.tensors.items():
+        writer.add_tensor_info(
+            key, tensor.shape, tensor.dtype, tensor.nbytes, raw_dtype=GGMLQuantizationType(TYPES[tensor.dtype])
+        )
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in stored.tensors.values():
+            array = np.ascontiguousarray(tensor.read())
+            writer.write_tensor_data(array.reshape(-1).view(np.uint8))
+    finally:
+        writer.close()

@@ -1,0 +1,118 @@
+"""The header of a GGUF file, taken apart: counts, key-values, names; nothing claimed is believed."""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, final
+
+from loralens.errors import FormatError, place
+from loralens.formats.files.container import HEADER_LIMIT, NAME_LIMIT, OpenFile, check_printable
+from loralens.formats.files.gguf.values import ARRAY, CODES, SCALARS, TEXT, Value
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens, never a vocabulary
+CHUNK = 1 << 16  # bytes of header read at once
+BROKEN = "the file is damaged: download or convert it again"
+
+
+@final
+class Header:
+    """The bytes before the numbers, taken one after the other."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._held, self._start = b"", 0
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes of the file that nobody has taken."""
+        return min(self._file.size, HEADER_LIMIT) - self.at
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
+        if count > self.left:
+            raise FormatError(
+                f"the header needs {count:,} bytes at {self.at:,} and {max(self.left, 0):,} are left", fix=BROKEN
+            )
+        if self.at + count > self._start + len(self._held):
+            self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
+            self._start = self.at
+        begin = self.at - self._start
+        self.at += count
+        return self._held[begin : begin + count]
+
+    def number(self, code: str) -> Any:
+        """The next number, of a type of the struct module."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        """The next text: its length, then UTF-8."""
+        data = self.take(self.number("Q"))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{data[:20]!r} is not UTF-8", fix=BROKEN) from error
+
+    def name(self) -> str:
+        """The next text, as the name of something: short, and without control characters."""
+        length = self.number("Q")
+        if length > NAME_LIMIT:
+            raise FormatError(f"a name claims {length:,} bytes", fix=BROKEN)
+        self.at -= 8
+        name = self.text()
+        check_printable(name)
+        return name
+
+
+def counts(header: Header) -> tuple[int, int]:
+    """How many tensors and key-values the file claims."""
+    if header.take(4) != MAGIC:
+        raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
+    version = header.number("I")
+    if version not in VERSIONS:
+        big = version and not version & 0xFFFF
+        raise FormatError(
+            f"is GGUF {'in big-endian order' if big else f'version {version}'}, and versions 2 and 3 in little-endian "
+            "order are read",
+            fix="convert the adapter again with a current llama.cpp",
+        )
+    tensors, values = header.number("Q"), header.number("Q")
+    if tensors + values > header.left // 12:  # neither takes less
+        raise FormatError(f"claims {tensors:,} tensors and {values:,} key-values: too many", fix=BROKEN)
+    return tensors, values
+
+
+def values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
+    """The key-values, in the order of the file."""
+    seen = set()
+    for _ in range(count):
+        key = header.name()
+        if key in seen:
+            raise FormatError(f"{key} appears twice", fix=BROKEN)
+        seen.add(key)
+        with place(key):
+            yield key, _value(header)
+
+
+def _value(header: Header) -> Value:
+    kind = header.number("I")
+    if kind != ARRAY:
+        return Value(_name(kind), array=False, value=_item(header, kind))
+    kind, count = header.number("I"), header.number("Q")
+    name = _name(kind)
+    if count > MOST_ITEMS:
+        raise FormatError(f"an array claims {count:,} values", fix="give an adapter, not a model")
+    return Value(name, array=True, value=[_item(header, kind) for _ in range(count)])
+
+
+def _name(kind: int) -> str:
+    for name, code in CODES.items():
+        if code == kind:
+            return name
+    what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
+    raise FormatError(f"{what} is none that GGUF adapters hold", fix=BROKEN)
+
+
+def _item(header: Header, kind: int) -> Any:
+    return header.text() if kind == TEXT else header.number(SCALARS[kind][1])

@@ -1,0 +1,186 @@
+"""Which file a path means: a file, a folder that holds one, a Hub id in the local cache, or an installed package."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.formats.files.container import CONFIG
+from loralens.formats.files.packages import could_name, installed, model_folder
+from loralens.formats.files.relative_name import is_relative_name
+
+NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, or one word
+_FIX = "check the path, or first download the Hub id or install the package that it names"
+_LFS = b"version https://git-lfs"
+
+
+def adapter_file(path: Path) -> Path:
+    """The one adapter file that ``path`` means.
+
+    Raises
+    ------
+    OptionError
+        Nothing is there, or several files could be meant.
+    FormatError
+        The file is a Git-LFS pointer or another text, or too short to hold anything.
+    """
+    path = existing(path)
+    with _opening(path):
+        file = _in_folder(path) if path.is_dir() else path
+        if not file.is_file():
+            raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
+        with place(file):
+            _check_start(file)
+    return file
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """An OSError of the block as a message."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or path}: cannot be opened: {error.strerror}"
+        raise FormatError(what, fix="check the path and its permissions") from error
+
+
+def existing(path: Path) -> Path:
+    """``path`` if it is there, or the snapshot of the Hub id, or the model folder of the installed package, it names.
+
+    Raises
+    ------
+    OptionError
+        It is none of these, and the message says which were tried; or the package holds several models.
+    FormatError
+        The system does not let it be looked at.
+    """
+    name = path.as_posix()
+    hub = _HUB_ID.match(name) is not None
+    with _opening(path):
+        if path.exists():
+            return path
+        found = _cached(name) if hub else _carried(name)
+        if found:
+            return found
+    tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
+    raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
+
+
+def known_folder(name: str) -> Path | None:
+    """The folder of the model that a file calls so: of a Hub id in the local cache, or of an installed package.
+
+    A name that comes out of a file is never taken for a path.
+    """
+    if not _PLAIN.fullmatch(name):
+        return None
+    try:
+        return _cached(name) or (None if "/" in name else _carried(name))
+    except (LoraLensError, OSError):
+        return None
+
+
+def _carried(name: str) -> Path | None:
+    """The model folder of the installed package ``name``."""
+    return model_folder(name) if _names_package(name) else None
+
+
+def _not_carried(name: str) -> str:
+    if not _names_package(name):
+        return ""
+    if installed(name):
+        return f", and the installed package {name} holds no transformers model"
+    return ", and no package of this name is installed"
+
+
+def _names_package(name: str) -> bool:
+    return could_name(name) and Path(name).suffix not in SUFFIXES
+
+
+def _cached(name: str) -> Path | None:
+    """The snapshot of ``org/name`` in the Hugging Face cache."""
+    home = _folder("HF_HOME", _folder("XDG_CACHE_HOME", Path("~/.cache")) / "huggingface")
+    return snapshot(_folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}")
+
+
+def snapshot(folder: Path) -> Path | None:
+    """The snapshot in a cache's ``models--org--name`` folder: the one ``main`` points to, else the only one."""
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if main.is_file():
+        revision = main.read_text(errors="replace").strip()
+        found = snapshots / revision if is_relative_name(revision) else None
+        return found if found and found.is_dir() else None
+    all_found = list(snapshots.glob("*"))
+    return all_found[0] if len(all_found) == 1 else None
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if len(files) == 1:
+        return files[0]
+    if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        files = [p / name for p in inner for name in NAMES if (p / name).is_file()]
+        if len({file.parent for file in files}) == 1:
+            return files[0]
+    if not files:
+        raise FormatError("the folder holds no adapter file", fix=f"give the file, or a folder with {NAMES[0]}").at(
+            str(folder)
+        )
+    listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
+    raise FormatError(f"the folder holds several candidates: {listed}", fix="give one of these files").at(str(folder))
+
+
+def _check_start(file: Path) -> None:
+    """Refuse what is plainly no tensor file by its first bytes."""
+    start = _first_bytes(file, 64)
+    if start.startswith(_LFS):
+        raise FormatError(
+            "is a Git-LFS pointer, not the weights", fix="run 'git lfs pull', or download the file itself"
+        )
+    if not start:
+        raise FormatError("is empty", fix="download or copy the file again")
+    if len(start) < 8:
+        raise FormatError(f"{len(start)} bytes are too few for any tensor file", fix="download or copy the file again")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise FormatError("is a web page, not the weights", fix="download the file itself, logged in where it is gated")
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later.
+
+    A safetensors file may begin with the two bytes of such a pickle too: its header is then 640 bytes long, or 896 …
+    """
+    start = _first_bytes(file, 4)
+    protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file is GGUF's by its first bytes."""
+    return _first_bytes(file, 4) == b"GGUF"
+
+
+def _first_bytes(file: Path, count: int) -> bytes:
+    """Up to ``count`` bytes; none of a pipe, whose opening would wait for somebody to write to it."""
+    if not file.is_file() and file.exists():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(count)
+
+
+def config_beside(file: Path) -> Path | None:
+    """The ``adapter_config.json`` in a file's own folder, readable or not."""
+    config = file.parent / CONFIG
+    return config if os.path.lexists(config) else None

@@ -1,0 +1,66 @@
+"""Files that an installed package carries: found by the record of what was installed; the package is never imported."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loralens.errors import OptionError
+from loralens.formats.files.relative_name import is_relative_name
+
+if TYPE_CHECKING:  # costs a tenth of a second, and nobody with a path needs it
+    from importlib.metadata import Distribution
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+_WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+
+
+def could_name(text: str) -> bool:
+    """Whether a package can be called so: letters and digits, with dots, dashes and underscores between them."""
+    return _NAME.fullmatch(text) is not None
+
+
+def installed(name: str) -> bool:
+    """Whether a package of this name is installed; ``-``, ``_`` and ``.`` in it, and its case, make no difference."""
+    return _distribution(name) is not None
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a transformers model inside an installed package; None where it, or the model, is not there.
+
+    Such a folder has a ``config.json`` with weights beside it: ``model.safetensors``, ``pytorch_model.bin``, or shards.
+
+    Raises
+    ------
+    OptionError
+        The package holds several.
+    """
+    distribution = _distribution(name)
+    found = _models(distribution) if distribution else []
+    if len(found) > 1:
+        listed = ", ".join(str(folder) for folder in found[:8]) + (" …" if len(found) > 8 else "")
+        raise OptionError(f"{name}: the installed package holds several models: {listed}", fix="give one of these")
+    return found[0] if found else None
+
+
+def packaged(name: str, file: str) -> Path | None:
+    """The file of an installed package, by its path from where packages are; None where it is not there."""
+    distribution = _distribution(name)
+    path = Path(str(distribution.locate_file(file))) if distribution else None
+    return path if path and path.is_file() else None
+
+
+def _distribution(name: str) -> "Distribution | None":
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return distribution(name) if could_name(name) else None
+    except PackageNotFoundError:
+        return None
+
+
+def _models(distribution: "Distribution") -> list[Path]:
+    files = [file for file in distribution.files or () if is_relative_name(file.as_posix())]
+    configured = {file.parent for file in files if file.name == "config.json"}
+    weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
+    folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)
+    return [folder for folder in folders if (folder / "config.json").is_file()]

@@ -1,0 +1,94 @@
+"""Which files of a model's folder hold its weights: one, or the shards that an index names."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.files.container import read_json
+from loralens.formats.files.relative_name import is_relative_name
+
+SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The safetensors files that hold a model's weights, by name, and their index.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    index : Path or None
+        The JSON that says which shard holds which tensor.
+    content : dict
+        Of the index; empty where there is none.
+    """
+
+    files: tuple[Path, ...]
+    index: Path | None
+    content: dict[str, Any]
+
+
+def weight_files(folder: Path) -> WeightFiles | None:
+    """The files of the weights in a folder; None where it holds none.
+
+    Raises
+    ------
+    OptionError, FormatError
+        A shard is missing; the index is none; or there are several indices or files and nothing says which.
+    """
+    index = _usual(folder, "*.safetensors.index.json", "indices", fix="move away all but the one that is meant")
+    if index:
+        content = read_json(index)
+        return WeightFiles(_shards(folder, index, content), index, content)
+    file = _usual(folder, "*.safetensors", "files and no index", fix="give one of these files")
+    return WeightFiles((file,), None, {}) if file else None
+
+
+def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
+    """The file that matches, of several the one with a model's usual name; None where there is none."""
+    files = sorted(folder.glob(glob))
+    usual = [file for file in files if file.name.removesuffix(".index.json") in SINGLE]
+    if len(files) > 1 and len(usual) != 1:
+        raise FormatError(f"holds several {what}: {', '.join(file.name for file in files[:6])}", fix=fix)
+    return next(iter(usual or files), None)
+
+
+def shard_names(content: Any, index: str) -> list[str]:
+    """The files that an index names, each a file of its own folder.
+
+    Raises
+    ------
+    FormatError
+        It is no index, or a name in it is a path.
+    """
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise FormatError(f"{index} has no weight_map", fix="download the index again")
+    for name in set(names.values()):
+        if not is_relative_name(name) or "/" in name:
+            raise FormatError(
+                f"{index} names {name!a:.100}, which is no plain file name", fix="download the index again"
+            )
+    return sorted(set(names.values()))
+
+
+def check_index(text: str, index: str) -> None:
+    """Refuse a text that is no index, or names files outside of its folder. Errors as those of `shard_names`."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{index} is no JSON", fix="download the index again") from error
+    shard_names(content, index)
+
+
+def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:
+    shards = []
+    for name in shard_names(content, index.name):
+        shard = folder / name
+        if not shard.is_file():
+            raise OptionError(f"{name} is named by {index.name} and missing", fix="download the missing shard")
+        shards.append(shard)
+    return tuple(shards)

@@ -1,0 +1,95 @@
+"""Names: what a torch pickle may name, and what each name means here. Nothing is imported or looked up by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from loralens.errors import FormatError
+from loralens.formats.files.torch.tensor import DTYPES, Storage, Tensor
+
+CONVERT = "ask for a safetensors file, or convert it with torch where nothing can be harmed and save only the tensors"
+
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of a class or function, and nothing but its name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"[:100]
+
+
+STORAGE_DTYPES: dict[Name, np.dtype[Any]] = {
+    **{Name("torch", storage): DTYPES[dtype] for storage, dtype in _STORAGES.items()},
+    Name("torch.storage", "UntypedStorage"): DTYPES["uint8"],
+}
+TENSOR_DTYPES: dict[Name, np.dtype[Any]] = {Name("torch", name): dtype for name, dtype in DTYPES.items()}
+
+
+def odd(what: str) -> Any:
+    """Refuse something that torch writes, in a form that it does not."""
+    raise FormatError(f"its pickle makes {what} in a way torch does not", fix=CONVERT)
+
+
+def _integer(value: object) -> int:
+    return value if type(value) is int else odd("a number")  # not a bool
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    return tuple(map(_integer, value)) if isinstance(value, tuple) else odd("a size")
+
+
+def _ordered_dict(*args: object) -> object:
+    return {} if not args else odd("an OrderedDict")
+
+
+def _size(*args: object) -> object:
+    (size,) = args
+    return _integers(size)
+
+
+def _parameter(*args: object) -> object:
+    data, _requires_grad, _hooks = args
+    return data if isinstance(data, Tensor) else odd("a Parameter")
+
+
+def _tensor(*args: object) -> object:
+    storage, offset, size, strides, _requires_grad, _hooks, *metadata = args
+    if not isinstance(storage, Storage) or any(metadata):
+        return odd("a tensor")
+    return Tensor(storage, storage.dtype, _integer(offset), _integers(size), _integers(strides))
+
+
+def _tensor_with_dtype(*args: object) -> object:
+    storage, offset, size, strides, _requires_grad, _hooks, dtype, *metadata = args
+    if not isinstance(storage, Storage) or not isinstance(dtype, Name) or dtype not in TENSOR_DTYPES or any(metadata):
+        return odd("a tensor")
+    return Tensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
+
+
+CALLS: dict[Name, Callable[..., object]] = {
+    Name("collections", "OrderedDict"): _ordered_dict,
+    Name("torch", "Size"): _size,
+    Name("torch._utils", "_rebuild_parameter"): _parameter,
+    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Name("torch._utils", "_rebuild_tensor_v3"): _tensor_with_dtype,  # float8 and the wider unsigned integers
+}
+NAMES = CALLS.keys() | STORAGE_DTYPES.keys() | TENSOR_DTYPES.keys()

@@ -1,0 +1,147 @@
+"""Tensor: what a torch pickle says of one tensor, and the array it stands for, checked before a byte is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from operator import mul
+from typing import Any, NamedTuple, final
+
+import ml_dtypes
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError
+from loralens.formats.files.container import OpenFile
+
+SAVE_AGAIN = "the file is incomplete or was tampered with: download or save it again"
+MOST_AXES = 64  # NumPy's limit
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint64": np.dtype("<u8"),
+    "uint32": np.dtype("<u4"),
+    "uint16": np.dtype("<u2"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype("?"),
+}
+
+
+class Span(NamedTuple):
+    """Where the bytes of a storage lie in the file."""
+
+    start: int
+    nbytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A named run of numbers somewhere in the file, as the pickle describes it."""
+
+    key: str
+    dtype: np.dtype[Any]
+    nbytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A view of a storage, as the pickle describes it: nothing is checked until `Storages.array` is asked for it.
+
+    ``offset`` and ``strides`` count elements of ``dtype``, as torch does.
+    """
+
+    storage: Storage
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def reach(self) -> int:
+        """Elements from the first to one past the last: what has to be read."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Storages:
+    """The storages of an open file: the key of each, and where its bytes lie."""
+
+    file: OpenFile
+    spans: Mapping[str, Span]
+
+    def array(self, tensor: Tensor) -> LazyArray:
+        """The array that ``tensor`` describes, read when it is asked for.
+
+        Raises
+        ------
+        FormatError
+            Unless its storage is in the file and every element of it in its storage.
+        """
+        span = self._span(tensor.storage)
+        _check_axes(tensor)
+        _check_inside(tensor)
+        self._check_size(tensor)
+        start = span.start + tensor.offset * tensor.dtype.itemsize
+        if _is_contiguous(tensor) and tensor.dtype != np.bool_:
+            return self.file.array(start, tensor.shape, tensor.dtype)
+        return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
+
+    def _span(self, storage: Storage) -> Span:
+        span = self.spans.get(storage.key)
+        if span is None:
+            raise FormatError(f"its storage {storage.key[:40]!a} is not in the file", fix=SAVE_AGAIN)
+        if span.nbytes < storage.nbytes or span.start + span.nbytes > self.file.size:
+            raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
+        return span
+
+    def _check_size(self, tensor: Tensor) -> None:
+        # A stride of 0 repeats numbers: without this, four bytes could ask for any amount of memory.
+        if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
+            fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
+            raise FormatError("it asks for more memory than the whole file takes", fix=fix)
+
+    def _strided(self, tensor: Tensor, start: int) -> Array:
+        raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
+        numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)  # NumPy must not see a bool of 2
+        if not numbers.size:
+            return numbers.reshape(tensor.shape)
+        steps = [step * tensor.dtype.itemsize * (n > 1) for n, step in zip(tensor.shape, tensor.strides, strict=True)]
+        return as_strided(numbers, tensor.shape, steps).copy()
+
+
+def _is_contiguous(tensor: Tensor) -> bool:
+    """Whether the elements lie one behind the other in C order."""
+    steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
+    axes = zip(tensor.shape, tensor.strides, steps, strict=True)
+    return 0 in tensor.shape or all(n == 1 or stride == step for n, stride, step in axes)
+
+
+def _check_axes(tensor: Tensor) -> None:
+    shape, strides = tensor.shape, tensor.strides
+    if len(shape) != len(strides) or len(shape) > MOST_AXES:
+        raise FormatError(f"it has {len(shape)} sizes and {len(strides)} strides", fix=SAVE_AGAIN)
+    if tensor.offset < 0 or min((*shape, *strides), default=0) < 0:
+        raise FormatError("its offset, a size or a stride is negative", fix=SAVE_AGAIN)
+    if prod(n for n in shape if n) * tensor.dtype.itemsize >= 2**63:
+        raise FormatError("its sizes are too big for any array", fix=SAVE_AGAIN)
+
+
+def _check_inside(tensor: Tensor) -> None:
+    held = tensor.storage.nbytes // tensor.dtype.itemsize
+    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > held:
+        raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)

@@ -1,0 +1,86 @@
+"""Zip: the container of ``torch.save`` since torch 1.6, a zip archive of one pickle and one entry a storage."""
+
+import struct
+from io import BytesIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from loralens.errors import FormatError
+from loralens.formats.files.container import OpenFile
+from loralens.formats.files.relative_name import is_relative_name
+from loralens.formats.files.torch.names import CONVERT
+from loralens.formats.files.torch.tensor import SAVE_AGAIN, Span
+from loralens.formats.files.torch.unpickler import MOST_BYTES, unpickle
+
+MAGIC = b"PK\x03\x04"
+_BROKEN = (BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError, struct.error)
+_LOCAL = struct.Struct("<4s22xHH")  # magic number, length of the name, length of the extra field
+_ENCRYPTED, _UTF8 = 0x1, 0x800
+
+
+def load(file: OpenFile) -> tuple[object, dict[str, Span]]:
+    """The pickled object of ``file``, and where its storages lie.
+
+    Entries lie in the file as they are, never compressed: no entry can be larger than the file.
+    """
+    spans = {info.filename: _span(file, info) for info in _entries(file)}
+    root = _root(spans)
+    order = spans.get(f"{root}/byteorder")
+    if order and _bytes(file, order) != b"little":
+        raise FormatError("its numbers are big-endian", fix="save it again on a little-endian machine")
+    state, _ = unpickle(BytesIO(_bytes(file, spans[f"{root}/data.pkl"])))
+    data = f"{root}/data/"
+    return state, {name.removeprefix(data): span for name, span in spans.items() if name.startswith(data)}
+
+
+def _entries(file: OpenFile) -> list[ZipInfo]:
+    try:
+        with ZipFile(file.path) as archive:
+            entries = archive.infolist()
+    except _BROKEN as error:
+        raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN) from error
+    if len({info.filename for info in entries}) != len(entries):
+        raise FormatError("its zip archive holds two entries of one name", fix=CONVERT)
+    return entries
+
+
+def _root(names: dict[str, Span]) -> str:
+    """The one folder that everything is in, called archive or like the file."""
+    root, *others = {name.partition("/")[0] for name in names} or {""}
+    if others or not all(map(is_relative_name, names)):
+        raise FormatError(
+            "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
+        )
+    if f"{root}/data.pkl" not in names:
+        fix = "give a file written by torch.save; a model saved by torch.jit or a zipped folder is none"
+        raise FormatError("it is a zip archive without data.pkl", fix=fix)
+    return root
+
+
+def _span(file: OpenFile, info: ZipInfo) -> Span:
+    """Where the bytes of an entry lie: its own header has to agree with the directory."""
+    name = info.filename[:60]
+    if info.compress_type != ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
+        fix = "torch never compresses: unpack the zip and give the file inside it, or save it again"
+        raise FormatError(f"its entry {name!a} is compressed or encrypted", fix=fix)
+    start = info.header_offset + _LOCAL.size + _lengths(file, info)
+    if start + info.file_size > file.size:
+        raise FormatError(f"its entry {name!a} ends after the file", fix=SAVE_AGAIN)
+    return Span(start, info.file_size)
+
+
+def _lengths(file: OpenFile, info: ZipInfo) -> int:
+    """Bytes of the name and the extra field before an entry's data."""
+    start, name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    if start < 0 or start + _LOCAL.size + len(name) > file.size:
+        raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
+    header = file.read(start, _LOCAL.size + len(name))
+    magic, name_length, extra_length = _LOCAL.unpack_from(header)
+    if magic != MAGIC or name_length != len(name) or not header.endswith(name):
+        raise FormatError(f"its entry {info.filename[:60]!a} is not where the zip directory says", fix=SAVE_AGAIN)
+    return int(name_length + extra_length)
+
+
+def _bytes(file: OpenFile, span: Span) -> bytes:
+    if span.nbytes > MOST_BYTES:
+        raise FormatError(f"its pickle is larger than {MOST_BYTES} bytes", fix=CONVERT)
+    return file.read(*span)

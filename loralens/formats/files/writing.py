@@ -1,0 +1,213 @@
+"""Writing to disk: a file is whole or not there, and nothing that stood there is lost before the new one is whole."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.formats.files.appearing import ImmovableError, appearing, why_immovable
+from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks, dumps
+from loralens.formats.files.disk import check_parent, check_room, disk, flush
+from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, reserve, tidy, tidy_folder
+from loralens.formats.files.location import NAMES, SUFFIXES
+from loralens.formats.files.staging import Staging
+
+Put = Callable[[Path], AbstractContextManager[BinaryIO]]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not.
+
+    An OSError of the block becomes a message that names ``path``; other errors pass as they are. What killed runs left
+    of the same file is removed.
+    """
+    with place(path), disk():
+        tidy(path)
+        with reserve(path) as part:
+            with part.open("wb") as stream:
+                yield stream
+                flush(stream)
+            part.replace(path)
+
+
+def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> None:
+    """Write tensors and metadata, one tensor at a time; same input, same bytes.
+
+    Before it takes its place, the file is opened by the reference implementation of the format. ``put`` gives the
+    stream to write to.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with put(path) as stream:
+        for chunk in chunks(stored.tensors, stored.metadata):
+            stream.write(chunk)
+        stream.flush()
+        try:
+            with safe_open(stream.name, framework="numpy") as check:
+                assert set(check.keys()) == set(stored.tensors)
+        except SafetensorError as error:
+            raise FormatError(
+                f"safetensors cannot read what was written ({error})", fix="report this as a bug"
+            ) from error
+
+
+def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
+    """Write into a folder, or to the file that ``path`` names by its suffix; a dry run refuses what that would."""
+    suffix = Path(files.weights).suffix
+    if path.suffix in SUFFIXES and path.suffix != suffix:
+        raise OptionError(
+            f"{path}: this format is not written to {path.suffix} files",
+            fix=f"give a folder, or a file ending in {suffix}",
+        )
+    if not dry_run:
+        write = write_file if path.suffix == suffix else write_folder
+        write(stored, path, files=files, overwrite=overwrite)
+        return
+    if path.suffix == suffix:
+        _check_file(stored, path, files, overwrite=overwrite)
+    else:
+        _check_folder(path, files, overwrite=overwrite)
+    check_room(path)
+
+
+def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+    """Write the files of a dialect into a folder.
+
+    A new folder appears complete or not at all. Weights that stand in an old one are replaced together with what
+    stands beside them: by a new folder into which all other files come along, or file by file where the folder cannot
+    be renamed. Until all of it is replaced there is no adapter, and the next run puts the old one back.
+
+    Raises
+    ------
+    OptionError
+        The folder exists and ``overwrite`` is false, or holds an adapter of another dialect, or is a file.
+    """
+    if folder.name in ("", ".."):
+        folder = Path(os.path.realpath(folder))  # its hidden names are made of its own
+    with place(folder), disk():
+        tidy(folder)
+        tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
+    if not _check_folder(folder, files, overwrite=overwrite):
+        with place(folder), disk():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
+            _write_together(stored, part / files.weights, files)
+        return
+    beside = _beside(stored, files)
+    if beside and os.path.lexists(folder / files.weights) and not why_immovable(folder):
+        without = {files.weights, *beside}
+        with suppress(ImmovableError):
+            with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
+                _write_together(stored, part / files.weights, files)
+            return
+    _write_together(stored, folder / files.weights, files)
+
+
+@contextmanager
+def _name_target(folder: Path, part: Path) -> Iterator[None]:
+    """Errors of the block name the folder and not the hidden one that will take its place."""
+    try:
+        yield
+    except LoraLensError as error:
+        error.where = tuple(where.replace(str(part), str(folder)) for where in error.where)
+        raise
+
+
+def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT) -> None:
+    """Write one file, and what the dialect keeps beside it.
+
+    Raises
+    ------
+    OptionError
+        One of the files exists and ``overwrite`` is false, or the folder does not exist.
+    """
+    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+        with place(target), disk():
+            tidy(target)
+    _check_file(stored, path, files, overwrite=overwrite)
+    _write_together(stored, path, files)
+
+
+def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
+    """Whether a folder is there; refuse one that cannot be written into."""
+    if not _exists(folder, overwrite=overwrite):
+        return False
+    if not folder.is_dir():
+        fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
+        raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
+    strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+    if strangers:
+        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
+        raise OptionError(what, fix="choose another folder")
+    for name in (files.weights, *COMPANIONS):
+        _check_no_folder(folder / name)
+    return True
+
+
+def _check_no_folder(file: Path) -> None:
+    """Refuse a folder where a file is to be written."""
+    if file.is_dir():
+        raise OptionError(f"{file}: is a folder, not a file", fix="choose another target")
+
+
+def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
+    """Refuse a file that is there, or has no folder; what stands beside it counts too."""
+    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+        _exists(target, overwrite=overwrite)
+        _check_no_folder(target)
+    check_parent(path)
+
+
+def _exists(path: Path, *, overwrite: bool) -> bool:
+    with place(path), disk():
+        exists = path.exists() or is_moved_aside(path)  # which comes back before anything is written
+        if exists and not overwrite:
+            raise OptionError("exists", fix="choose another target, or give --overwrite")
+        return exists
+
+
+def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
+    """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
+    beside: dict[str, bytes | None] = {}
+    if files.config and not (files.optional and stored.config is None):
+        beside[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
+    if Path(files.weights).suffix == ".bin":  # a pickle has no metadata
+        record = (stored.metadata or {}).get(RECORD)
+        beside[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
+    return beside
+
+
+def _write_together(stored: Stored, path: Path, files: Files) -> None:
+    """Weights and what stands beside them: nothing takes its place before all of it is whole."""
+    beside = _beside(stored, files)
+    if not beside:
+        _writer(path)(stored, path)
+        return
+    with Staging(path) as staging:
+        for name, content in beside.items():
+            if content is not None:
+                with staging.put(path.with_name(name)) as stream:
+                    stream.write(content)
+        write = write_pickle if path.suffix == ".bin" else write_safetensors
+        write(stored, path, put=staging.put)
+        staging.place(absent=[path.with_name(name) for name, content in beside.items() if content is None])
+
+
+def _writer(path: Path) -> Callable[[Stored, Path], None]:
+    if path.suffix == ".gguf":
+        from loralens.formats.files.gguf.container import write_gguf
+
+        return write_gguf
+    return write_pickle if path.suffix == ".bin" else write_safetensors
+
+
+def write_pickle(stored: Stored, path: Path, *, put: Put = replacing) -> None:
+    """Write tensors as ``torch.save`` would, without torch."""
+    from loralens.formats.files.torch.writer import pickle_bytes
+
+    with put(path) as stream:
+        for chunk in pickle_bytes(stored.tensors):
+            stream.write(chunk)

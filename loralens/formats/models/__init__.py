@@ -1,0 +1,1 @@
+"""Base models on disk: their checkpoints, and changed copies of them."""

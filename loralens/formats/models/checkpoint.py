@@ -1,0 +1,162 @@
+"""A base model's checkpoint: its tensors, from the headers alone until somebody asks for numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.lazy import LazyArray
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.files.location import existing, is_gguf, snapshot
+from loralens.formats.files.shards import weight_files
+from loralens.formats.models.float8 import dequantised, scales_of
+from loralens.formats.models.quantised_bases import check_numbers, check_shapes
+
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model types that store (in, out)
+PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tensors of a base model by key, and what there is to say of how they were read.
+
+    Attributes
+    ----------
+    tensors : mapping of str to LazyArray
+    notes : tuple of Finding
+    float8 : mapping of str to pair of dtype and LazyArray
+        Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    """
+
+    tensors: Mapping[str, LazyArray]
+    notes: tuple[Finding, ...] = ()
+    float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose weights can be read as numbers.
+
+    Parameters
+    ----------
+    path : Path
+        A safetensors file; a folder with one file, with shards and their index, or with the component folders of a
+        pipeline (``unet/…``: their tensors come as ``unet.…``); a model's folder of a Hub cache
+        (``models--org--name``); or a Hub id that the local cache holds.
+
+    Returns
+    -------
+    Checkpoint
+        float8 weights that have scales beside them come as float32, multiplied when they are read; their scales are
+        not among the tensors.
+
+    Raises
+    ------
+    OptionError, FormatError
+        Nothing is there, a shard is missing, the weights are in no safetensors file, or they are quantised: their
+        numbers are codes. That is seen from keys, dtypes and ``config.json``; no number is read.
+    """
+    path = resolved(path)
+    stored, config = _stored(path), model_config(path)
+    with place(path):
+        check_numbers(stored, config)
+        tensors, notes = dequantised(stored, config)
+        spread = scales_of(stored, config).spread if notes else {}
+    return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
+
+
+def weights(path: Path) -> Mapping[str, LazyArray]:
+    """The tensors of `open_checkpoint`."""
+    return open_checkpoint(path).tensors
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, for whom names are enough.
+
+    Raises
+    ------
+    OptionError, FormatError
+        As `open_checkpoint`, but a quantised base is refused only where it does not store weights in their own shape.
+    """
+    path = resolved(path)
+    stored = _stored(path)
+    with place(path):
+        check_shapes(stored, model_config(path))
+    return {key: tensor.shape for key, tensor in stored.items()}
+
+
+def model_config(path: Path) -> dict[str, Any] | None:
+    """``config.json`` of a base model's folder; None where there is none."""
+    folder = resolved(path)
+    file = (folder if folder.is_dir() else folder.parent) / "config.json"
+    return read_json(file) if file.is_file() else None
+
+
+def stores_conv1d(path: Path) -> bool:
+    """Whether the model's linear weights are stored (in, out), as ``config.json`` says its type."""
+    return (model_config(path) or {}).get("model_type") in CONV1D
+
+
+def resolved(path: Path) -> Path:
+    """The file or folder itself: of a cache's folder, the snapshot that ``main`` points to, else the only one."""
+    path = existing(path)
+    if not (path / "snapshots").is_dir():
+        return path
+    found = snapshot(path)
+    if not found:
+        names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
+        raise OptionError(
+            f"{path}: refs/main points to none of its snapshots ({names})",
+            fix="give the folder of one snapshot, or download the model again",
+        )
+    return found
+
+
+def _stored(path: Path) -> Mapping[str, LazyArray]:
+    """Every tensor as it is stored."""
+    if path.is_file():
+        if is_gguf(path):
+            raise _gguf().at(str(path))
+        return read_safetensors(path).tensors
+    with place(path):
+        found = _folder(path)
+        if found is None:
+            found = _components(path)
+        if not found:
+            raise _nothing(path)
+    return found
+
+
+def _gguf() -> FormatError:
+    return FormatError(
+        "is GGUF: llama.cpp's names, rows of q and k in its own order, mostly quantised",
+        fix="give the model that it was converted from: a folder with safetensors files in 16 or 32 bits",
+    )
+
+
+def _nothing(folder: Path) -> FormatError:
+    """What is wrong with a folder that holds no safetensors weights."""
+    if list(folder.glob("*.gguf")):
+        return _gguf()
+    pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
+    fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
+    return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")
+
+
+def _folder(folder: Path) -> dict[str, LazyArray] | None:
+    """The tensors of one model's folder; None where it holds none."""
+    found = weight_files(folder)
+    return {key: t for file in found.files for key, t in read_safetensors(file).tensors.items()} if found else None
+
+
+def _components(folder: Path) -> dict[str, LazyArray]:
+    """The tensors of a diffusers pipeline, under the name of their component."""
+    tensors: dict[str, LazyArray] = {}
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
+        found = _folder(inner)
+        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (found or {}).items())
+    return tensors

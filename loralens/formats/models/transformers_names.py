@@ -1,0 +1,176 @@
+"""Names in memory: what transformers 5 calls the modules of a model that it stores under other names.
+
+An adapter that was extracted from checkpoints has the names of their files. PEFT looks for modules in memory, and of
+what it does not find there it loads nothing, without an error. It joins single experts by itself in the families of
+Mixtral and Qwen2-MoE alone. The names are those of ``conversion_mapping.py`` in transformers 5.24.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.naming.storage import EXPERT_PARTS
+from loralens.core.structured import Update
+from loralens.formats.dialects.gguf.writer import EXPERTS
+
+Rules = tuple[tuple[str, str], ...]
+
+_VIT: Rules = (
+    (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
+    (r"\.attention\.attention\.query$", ".attention.q_proj"),
+    (r"\.attention\.attention\.key$", ".attention.k_proj"),
+    (r"\.attention\.attention\.value$", ".attention.v_proj"),
+    (r"\.attention\.output\.dense$", ".attention.o_proj"),
+    (r"\.intermediate\.dense$", ".mlp.fc1"),
+    (r"\.output\.dense$", ".mlp.fc2"),
+)
+_DINO: Rules = (*_VIT[1:5], (r"\.mlp\.weights_out$", ".mlp.down_proj"))
+_LLAVA: Rules = (
+    (r"^language_model\.lm_head$", "lm_head"),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+)
+_QWEN_VL: Rules = (
+    (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
+    (r"^visual\.", "model.visual."),
+)
+_PHIMOE: Rules = ((r"\.block_sparse_moe\.gate$", ".mlp.router"), (r"\.block_sparse_moe\.", ".mlp."))
+_GRANITE: Rules = (
+    (r"\.block_sparse_moe\.input_linear(\[|$)", r".block_sparse_moe.experts.gate_up_proj\1"),
+    (r"\.block_sparse_moe\.output_linear(\[|$)", r".block_sparse_moe.experts.down_proj\1"),
+    (r"\.block_sparse_moe\.router\.layer$", ".block_sparse_moe.router"),
+)
+IN_MEMORY: Mapping[str, Rules] = {  # model type → expressions and what stands for them
+    **dict.fromkeys(
+        ("vit", "deit", "beit", "vit_mae", "vit_msn", "ijepa", "vivit", "audio-spectrogram-transformer"), _VIT
+    ),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINO),
+    **dict.fromkeys(
+        ("llava", "aya_vision", "gemma3", "got_ocr2", "internvl", "mistral3", "paligemma", "vipllava"), _LLAVA
+    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
+    "phimoe": _PHIMOE,
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
+}  # fmt: skip
+JOINED = ("phimoe", "jamba", "lfm2_moe")  # whose single experts PEFT does not join
+_SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
+_SWIGLU = ".mlp.weights_in"
+
+
+def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter of a stored model under the names that its modules have in transformers 5, where these are others.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    config : mapping or None
+        The model's config.json, which says its type.
+    """
+    kind = str((config or {}).get("model_type"))
+    rules = IN_MEMORY.get(kind, ())
+    new = {name: other for name in adapter if (other := _applied(name, rules)) != name}
+    if new:
+        adapter = adapter.renamed(new)
+    adapter = replace(adapter, extra=_others(adapter.extra, rules), config=_saved(adapter.config, rules))
+    if kind in JOINED:
+        adapter = replace(adapter, modules=_joined(adapter.modules, _count(config)))
+    if rules is _DINO:
+        adapter = replace(adapter, modules=dict(_halved(adapter.modules)))
+    return adapter
+
+
+def _others(extra: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
+    """Tensors that belong to modules without a pair, under their keys with the names of memory."""
+    found: dict[str, Extra] = {}
+    for key, one in extra.items():
+        name = _applied(one.module, rules)
+        found[key.replace(one.module, name) if one.module else key] = replace(one, module=name)
+    return found
+
+
+def _saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
+    """The configuration with the names of memory for the modules that are saved in full."""
+    saved = (config or {}).get("modules_to_save")
+    if config is None or not isinstance(saved, list):
+        return config
+    return {**config, "modules_to_save": [_applied(str(name), rules) for name in saved]}
+
+
+def _applied(name: str, rules: Rules) -> str:
+    for expression, new in rules:
+        name = re.sub(expression, new, name)
+    return name
+
+
+def _count(config: Mapping[str, Any] | None) -> int:
+    """How many experts the configuration says; 0 where it says none."""
+    return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
+
+
+def _halved(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
+    """DINOv2 with SwiGLU: one stored matrix is two modules, which share A."""
+    for name, module in modules.items():
+        if not name.endswith(_SWIGLU):
+            yield name, module
+            continue
+        B, A = module.factors
+        size = B.shape[0] // 2
+        for i, part in enumerate(("gate_proj", "up_proj")):
+            half = B.rows(i * size, (i + 1) * size)
+            yield name.removesuffix("weights_in") + part, LowRank(half, A, module.scale, scaling=module.scaling)
+
+
+def _joined(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
+    """Single experts as the stacks of memory: gate and up below each other, missing ones as updates of 0."""
+    stacks: dict[str, dict[int, dict[str, Update]]] = {}
+    found: dict[str, Update] = {}
+    for name, module in modules.items():
+        single = _SINGLE.match(name)
+        if not single:
+            found[name] = module
+            continue
+        part = EXPERT_PARTS.get(single["part"], single["part"])
+        joint = "down_proj" if part == "down_proj" else "gate_up_proj"
+        stacks.setdefault(f"{single['stack']}.{joint}", {}).setdefault(int(single["number"]), {})[part] = module
+    for stack, experts in stacks.items():
+        parts = ("down_proj",) if stack.endswith("down_proj") else ("gate_proj", "up_proj")
+        shape = next(module.shape for held in experts.values() for module in held.values())
+        rank = max(sum(module.rank for module in held.values()) for held in experts.values())
+        for e in range(max(count, max(experts) + 1)):
+            found[f"{stack}[{e}]"] = _block(experts.get(e, {}), parts, shape, rank)
+    return found
+
+
+def _block(held: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
+    """One pair of several that stand below each other: B in blocks, A below A, their scales in B."""
+    out, in_ = shape
+
+    def B() -> Array:
+        whole, column = np.zeros((len(parts) * out, rank), np.float32), 0
+        for i, part in enumerate(parts):
+            if part in held:
+                module = held[part]
+                block = module.scale * module.B.astype(np.float64)
+                whole[i * out : (i + 1) * out, column : column + module.rank] = block
+                column += module.rank
+        return whole
+
+    def A() -> Array:
+        whole, row = np.zeros((rank, in_), np.float32), 0
+        for part in parts:
+            if part in held:
+                whole[row : row + held[part].rank] = held[part].A
+                row += held[part].rank
+        return whole
+
+    return LowRank(
+        LazyArray(B, shape=(len(parts) * out, rank), dtype=np.float32),
+        LazyArray(A, shape=(rank, in_), dtype=np.float32),
+        layout=Layout("experts"),
+    )

@@ -1,0 +1,1 @@
+"""Files beside adapters and models: undo files, certificates, moments, recipes, caches, training runs."""

@@ -1,0 +1,87 @@
+"""What a merge leaves in a folder besides the model, and how it is told from what others have put there.
+
+The certificate lists every file that the merge wrote, with its size. A file in the folder that is not in this list, or
+has another size now, is somebody else's: no ``--overwrite`` removes it.
+"""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from loralens.errors import LoraLensError, OptionError
+from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.files.relative_name import is_relative_name
+from loralens.formats.records.undo import KEY, NAME
+
+CERTIFICATE = "merge_certificate.json"
+BEFORE = "before/"  # where the undo file and certificate of an earlier merge go: unmerging takes them out again
+FILES = "files"  # of the certificate
+_OWN = re.compile(rf"(?:{BEFORE})*(?:{re.escape(NAME)}|{re.escape(CERTIFICATE)})")
+_SHOWN = 5
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Every file under a folder by its path with ``/``, links not followed, and its bytes."""
+    found = {}
+    for home, inner, names in os.walk(folder):
+        links = [name for name in inner if (Path(home) / name).is_symlink()]
+        for name in (*names, *links):
+            path = Path(home) / name
+            found[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return dict(sorted(found.items()))
+
+
+def check_replaceable(target: Path, names: Collection[str]) -> None:
+    """Refuse to replace a folder by one with files of these names where something would be lost.
+
+    Raises
+    ------
+    OptionError
+        It holds files that the new one does not have and no merge wrote; they are named.
+    """
+    written = _files_written(target)
+    lost = [
+        name
+        for name, size in file_sizes(target).items()
+        if name not in names and written.get(name) != size and not _is_own(target, name)
+    ]
+    if lost:
+        listed = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
+        raise OptionError(
+            f"holds what the new model does not have and no merge wrote: {listed}",
+            fix="move it elsewhere, or choose another target: --overwrite replaces the whole folder",
+        )
+
+
+def _files_written(folder: Path) -> dict[str, int]:
+    """What the certificate in a folder says that the merge wrote there."""
+    try:
+        listed = read_json(folder / CERTIFICATE).get(FILES)
+    except (LoraLensError, OSError):
+        return {}
+    if not isinstance(listed, dict):
+        return {}
+    return {name: size for name, size in listed.items() if is_relative_name(name) and type(size) is int}
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a file is an undo file or a certificate, by its usual name or, under another one, by its content."""
+    return _OWN.fullmatch(name) is not None or is_undo(folder / name) or is_certificate(folder / name)
+
+
+def is_undo(path: Path) -> bool:
+    """Whether a file is an undo file."""
+    try:
+        return path.is_file() and KEY in (read_safetensors(path).metadata or {})
+    except (LoraLensError, OSError):
+        return False
+
+
+def is_certificate(path: Path) -> bool:
+    """Whether a file is the certificate of a merge."""
+    try:
+        content = read_json(path) if path.suffix == ".json" and path.is_file() else {}
+    except (LoraLensError, OSError):
+        return False
+    return {"loralens", "base", "result", "adapters", "modules", "total"} <= content.keys()

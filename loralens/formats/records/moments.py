@@ -1,0 +1,148 @@
+"""Moments on disk: one small safetensors file.
+
+``<module>.K`` (r, r) and, where the out side was measured, ``<module>.G`` (r, r), float64. The one metadata key
+``loralens.moments`` holds JSON: ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by module,
+``unmeasured`` and ``source``.
+"""
+
+import json
+from collections.abc import Mapping
+from math import inf
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.moments import Moment, Moments
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.disk import check_parent
+from loralens.formats.files.location import existing
+from loralens.formats.files.writing import write_safetensors
+
+KEY = "loralens.moments"
+VERSION = 1
+_AGAIN = "measure them again: loralens calibrate"
+
+
+def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Write moments to a safetensors file, whole or not at all; same moments, same bytes.
+
+    Raises
+    ------
+    OptionError
+        The name does not end in ``.safetensors``, its folder does not exist, or the file does and ``overwrite`` is
+        false, or it holds something else than moments.
+    FormatError
+        It cannot be written.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite)
+    tensors = {}
+    for name, moment in moments.items():
+        tensors[f"{name}.K"] = LazyArray.of(np.ascontiguousarray(moment.K, np.float64))
+        if moment.G is not None:
+            tensors[f"{name}.G"] = LazyArray.of(np.ascontiguousarray(moment.G, np.float64))
+    record = {
+        "version": VERSION,
+        "fingerprint": moments.fingerprint,
+        "counts": {name: moment.count for name, moment in moments.items()},
+        "traces": {name: moment.trace for name, moment in moments.items()},
+        "unmeasured": dict(moments.unmeasured),
+        "source": dict(moments.source),
+    }
+    write_safetensors(Stored(tensors, {KEY: json.dumps(record, ensure_ascii=True)}), path)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where moments cannot be written, before the work is done."""
+    if path.suffix != ".safetensors":
+        raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
+    check_parent(path)
+    if path.exists() and (path.is_dir() or not overwrite):
+        raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
+    if path.exists() and not _holds_moments(path):
+        raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
+
+
+def _holds_moments(path: Path) -> bool:
+    """Whether a file may be replaced by moments: an adapter or a base model may not."""
+    try:
+        return KEY in (read_safetensors(path).metadata or {})
+    except FormatError:
+        return False
+
+
+def load_moments(path: str | PathLike[str]) -> Moments:
+    """The moments in a file.
+
+    Raises
+    ------
+    OptionError
+        Nothing is there.
+    FormatError
+        The file holds no moments, or damaged ones.
+    """
+    path = existing(Path(path))
+    stored = read_safetensors(path)
+    with place(path):
+        record = _record(stored)
+        counts, traces = record["counts"], record["traces"]
+        modules = {name: _moment(name, count, traces.get(name), stored.tensors) for name, count in counts.items()}
+        extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
+        if extra:
+            raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)
+    return Moments(
+        modules=modules,
+        fingerprint=record["fingerprint"],
+        unmeasured=record["unmeasured"],
+        source=record["source"],
+    )
+
+
+def _record(stored: Stored) -> dict[str, Any]:
+    """The record in the metadata, every field of its type."""
+    if KEY not in (stored.metadata or {}):
+        raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
+    try:
+        record = json.loads((stored.metadata or {})[KEY])
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"its record is not valid JSON ({error})", fix=_AGAIN) from error
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
+        raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
+    kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise FormatError(f"its record has no {name}", fix=_AGAIN)
+    if not all(type(count) is int and count >= 0 for count in record["counts"].values()):
+        raise FormatError("its counts are not whole numbers", fix=_AGAIN)
+    if not all(x is None or (type(x) in (int, float) and 0 <= x < inf) for x in record["traces"].values()):
+        raise FormatError("its traces are not numbers from 0", fix=_AGAIN)
+    if not all(isinstance(reason, str) for reason in record["unmeasured"].values()):
+        raise FormatError("its reasons are not text", fix=_AGAIN)
+    return dict(record)
+
+
+def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, LazyArray]) -> Moment:
+    with place(name):
+        K = _square(tensors, f"{name}.K")
+        G = _square(tensors, f"{name}.G") if f"{name}.G" in tensors else None
+        if K is None:
+            raise FormatError("it was counted and its moments are missing", fix=_AGAIN)
+        return Moment(K, count, G, trace=trace)
+
+
+def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
+    """A square float64 matrix without NaN or Inf; None where there is none of the key."""
+    if key not in tensors:
+        return None
+    tensor = tensors[key]
+    if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.dtype != np.float64:
+        raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is no square float64 matrix", fix=_AGAIN)
+    array = tensor.read()
+    if not np.isfinite(array).all():
+        raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
+    return array

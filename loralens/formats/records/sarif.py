@@ -1,0 +1,117 @@
+"""SARIF 2.1.0: findings in the form that code hosts show beside the files of a change."""
+
+import os
+from collections.abc import Mapping, Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.files.container import dumps, read_json
+from loralens.formats.files.disk import check_parent
+from loralens.formats.files.writing import replacing
+from loralens.version import __version__
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+Record = Mapping[str, str | None]  # level, code, adapter, module, evidence, fix
+
+
+def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -> str:
+    """The text of a SARIF log: same findings, same bytes.
+
+    Parameters
+    ----------
+    findings : sequence of mappings
+        ``level`` (error, warning or note: SARIF's own words), ``code``, ``evidence``, ``fix``, ``adapter`` (the path of
+        the file) and ``module`` or None.
+    rules : mapping of str to str
+        Code → what it means. A code that is missing here becomes a rule that says its name.
+    root : Path
+        The folder that paths are made relative to: that of the repository.
+    """
+    codes = sorted({str(one["code"]) for one in findings})
+    index = {code: i for i, code in enumerate(codes)}
+    log = {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "loralens",
+                        "version": __version__,
+                        "informationUri": "https://arxiv.org/abs/2106.09685",
+                        "rules": [_rule(code, rules.get(code, "")) for code in codes],
+                    }
+                },
+                "columnKind": "unicodeCodePoints",
+                "results": [_result(one, index, root) for one in findings],
+            }
+        ],
+    }
+    return dumps(log)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no log can be written, before the work.
+
+    Raises
+    ------
+    OptionError
+        Its folder does not exist, or it is a folder itself, or a file that holds something else than such a log.
+    """
+    check_parent(path)
+    if path.is_dir():
+        raise OptionError(f"{path}: is a folder", fix="give a file")
+    if path.exists() and not _holds_log(path):
+        raise OptionError(f"{path}: exists, and holds no log of findings", fix="choose another file")
+
+
+def _holds_log(path: Path) -> bool:
+    """Whether a file may be replaced by a log: another one, or nothing; an adapter or its configuration may not."""
+    try:
+        return path.stat().st_size == 0 or {"version", "runs"} <= read_json(path).keys()
+    except (FormatError, OSError):
+        return False
+
+
+def write_sarif(text: str, path: Path) -> None:
+    """Write a log, whole or not at all; one that stands there is replaced, as every run of a CI job makes it anew."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def _rule(code: str, meaning: str) -> dict[str, Any]:
+    words = code.replace("-", " ")
+    told = {"text": meaning or f"Found by the reader of the file: {words}."}
+    return {
+        "id": code,
+        "name": "".join(part.capitalize() for part in code.split("-")),
+        "shortDescription": {"text": words[:1].upper() + words[1:]},
+        "fullDescription": told,
+        "help": told,
+    }
+
+
+def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, Any]:
+    module, fix, code = finding["module"], finding["fix"], str(finding["code"])
+    text = (f"{module}: " if module else "") + str(finding["evidence"]) + (f"\nFix: {fix}" if fix else "")
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(str(finding["adapter"]), root)}}}
+    if module:
+        location["logicalLocations"] = [{"fullyQualifiedName": module, "kind": "module"}]
+    return {
+        "ruleId": code,
+        "ruleIndex": index[code],
+        "level": finding["level"],
+        "message": {"text": text},
+        "locations": [location],
+    }
+
+
+def _uri(path: str, root: Path) -> str:
+    """A relative reference, slashes forward, what a URI cannot hold quoted."""
+    file = Path(path)
+    if file.is_absolute() and file.anchor == root.anchor:
+        file = Path(relpath(file, root))
+    return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()))

@@ -1,0 +1,87 @@
+"""The undo file of a merge: a safetensors container under another name, so that no loader takes it for weights.
+
+What its tensors and its one metadata key mean is said in `loralens.merging.undo.layout`.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, Self, final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, OptionError, place
+from loralens.formats.files.container import Stored, json_text, read_safetensors
+from loralens.formats.files.writing import write_safetensors
+
+KEY = "loralens_undo"
+NAME = "undo.loralens"
+
+
+@final
+class Spool:
+    """Byte strings kept in a temporary file that nobody else sees, to be read back as arrays; safe among threads.
+
+    A context: the arrays can be read until it ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._end, self._lock = folder, 0, Lock()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def keep(self, data: bytes) -> LazyArray:
+        """The bytes as a U8 array that is read when it is asked for."""
+        with self._lock:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
+            file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, memoryview(data)[written:], start + written)
+
+        size = len(data)
+
+        def numbers(first: int, last: int) -> Array:
+            return np.frombuffer(os.pread(file, last - first, start + first), np.uint8)
+
+        return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=np.uint8, numbers=numbers)
+
+
+def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
+    """Write an undo file; it is whole or not there."""
+    write_safetensors(Stored(dict(tensors), {KEY: json_text(content)}), path)
+
+
+def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
+    """The tensors of an undo file, unread, and the JSON object of its metadata.
+
+    Raises
+    ------
+    OptionError
+        There is no such file.
+    FormatError
+        It is damaged, or no undo file.
+    """
+    if not path.is_file():
+        raise OptionError(f"{path}: no such file", fix=f"give the undo file of the merge: {NAME} in its folder")
+    stored = read_safetensors(path)
+    with place(path):
+        text = (stored.metadata or {}).get(KEY)
+        try:
+            content = json.loads(text or "null")
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote")
+    return stored.tensors, content

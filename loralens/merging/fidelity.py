@@ -1,0 +1,176 @@
+"""Fidelity: how much of an update arrived, measured on what was written, and predicted from W and D alone."""
+
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.linalg.exact import Singles
+from loralens.linalg.product import product_singular_values
+from loralens.linalg.rounding import survivors
+from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.feedback import input_directions
+from loralens.merging.matrix import Buffer
+from loralens.merging.plan import Slab
+from loralens.merging.prediction import Prediction
+from loralens.merging.rounding import summed
+from loralens.merging.undo.patch import bits
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How much of an update arrived, measured on what was written; dimensionless.
+
+    Attributes
+    ----------
+    module : str
+    gain : float
+        ⟨W' − W, D⟩/‖D‖²; 1 where D = 0. With DoRA D stands for g·(W + D) − W.
+    error : float
+        ‖W' − W − D‖_F/‖D‖_F.
+    subspace_error : float or None
+        ‖(W' − W − D) V‖_F/‖D‖_F, V the input directions of the update: what is lost for inputs that it reads. None for
+        what is no pair.
+    unmoved : float
+        Share of the entries that kept their value.
+    predicted_gain, predicted_error, predicted_unmoved : float or None
+        The same before anything is rounded: see `Prediction`. None under feedback.
+    directions, surviving : int
+        Singular values of D, and how many of them stand above the edge of what rounding left as noise; 0 and 0 for
+        what is no pair.
+    norm : float
+        ‖D‖_F.
+    entries : int
+        Of W.
+    overflowed : int
+        Finite weights that became infinite.
+    """
+
+    module: str
+    gain: float
+    error: float
+    subspace_error: float | None
+    unmoved: float
+    predicted_gain: float | None
+    predicted_error: float | None
+    predicted_unmoved: float | None
+    directions: int
+    surviving: int
+    norm: float
+    entries: int
+    overflowed: int
+
+
+@final
+class FidelitySums:
+    """Sums over the blocks of a slab: float32 within a block, float64 between them; good to about 1e-5.
+
+    Entries that are infinite or missing before or after are left out: nothing can be added to them.
+    """
+
+    def __init__(self, slab: Slab, merge: TensorMerge) -> None:
+        self.slab, self.merge = slab, merge
+        self.size = (slab.stop - slab.start) * merge.plan.matrix[1]
+        self.D_D = self.along = self.lost = self.inside = 0.0
+        self.still = self.seen = self.overflowed = 0
+        V = input_directions(slab.terms)
+        self._V: Singles | None = None if V is None else V.astype(np.float32)
+        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): what a transposed slab has summed so far
+        self._buffer = Buffer()
+        self._prediction = Prediction(merge, self.size)
+
+    def take(self, block: Block) -> None:
+        """The next rows."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            D, lost = self._parts(block)
+            sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
+            if not isfinite(sum(sums)):
+                D, lost = self._tamed(block, D, lost)
+                sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
+        self.D_D += sums[0]
+        self.along += sums[1]
+        self.lost += sums[2]
+        self.still += _equal(block.merged, block.W if block.scale is None else block.stored)
+        self.seen += lost.size
+        self._prediction.take(block, D)
+        self._take_inside(block, lost)
+
+    def _parts(self, block: Block) -> tuple[Array, Array]:
+        """D, or what DoRA makes of it, and W' − W − D, float32.
+
+        The sum that was rounded is at hand where it is wider than the result by far.
+        """
+        assert block.D is not None
+        lost, D = self._buffer.of(block.W.shape), block.D
+        if block.gain is not None:
+            D = summed(block.W, D, gain=block.gain).astype(np.float32, copy=False)
+            D -= block.W.astype(np.float32)
+        if block.total is not None:
+            np.subtract(block.merged, block.total, out=lost, dtype=np.float32, casting="same_kind")
+        else:
+            np.subtract(block.numbers(block.merged), block.W, out=lost, dtype=np.float32, casting="same_kind")
+            lost -= D
+        return D, lost
+
+    def _tamed(self, block: Block, D: Array, lost: Array) -> tuple[Array, Array]:
+        """The same in float64, with zeros where something is infinite or missing; what overflowed is counted."""
+        bad = ~(np.isfinite(lost) & np.isfinite(D))
+        self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
+        return np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
+
+    def _take_inside(self, block: Block, lost: Singles) -> None:
+        """What of the loss lies in the input directions."""
+        if self._V is None:
+            return
+        if self.slab.transposed:  # the inputs are the rows: the loss of an output is complete after the last block
+            first = block.start - self.slab.start
+            here = self._V[first : first + len(lost)].T @ lost
+            self._inside = here if not self._inside.size else self._inside + here
+            return
+        here = np.dot(lost, self._V)
+        self.inside += _dot(here, here)
+
+    def fidelity(self) -> Fidelity:
+        """What the rows say together."""
+        norm = sqrt(self.D_D)
+        s = self._singular_values()
+        noise = sqrt(self.lost / max(self.seen, 1))
+        inside = self.inside + _dot(self._inside, self._inside)
+        return Fidelity(
+            self.slab.module,
+            1 + self.along / self.D_D if norm else 1.0,
+            sqrt(self.lost) / norm if norm else 0.0,
+            None if self._V is None else sqrt(inside) / norm if norm else 0.0,
+            self.still / max(self.seen, 1),
+            *self._prediction.result(norm),
+            int(np.count_nonzero(s)),
+            survivors(s, noise, self.slab.terms[0][1].shape),
+            norm,
+            self.seen,
+            self.overflowed,
+        )
+
+    def _singular_values(self) -> NDArray[np.float64]:
+        """Of D: of the pairs beside each other."""
+        terms = self.slab.terms
+        if not all(isinstance(one, LowRank) for _, one in terms):
+            return np.zeros(0)
+        B = np.hstack([strength * one.scale * one.B.astype(np.float64) for strength, one in terms])
+        A = np.vstack([one.A.astype(np.float64) for _, one in terms])
+        return product_singular_values(B, A)
+
+
+def _equal(merged: Array, before: Array) -> int:
+    """How many entries kept their value: of one dtype by their bits, which is much faster."""
+    if merged.dtype == before.dtype:
+        return int(np.count_nonzero(bits(merged) == bits(before)))
+    return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))
+
+
+def _dot(x: Array, y: Array) -> float:
+    return float(np.dot(x.ravel(), y.ravel()))

@@ -1,0 +1,83 @@
+"""A stored tensor looked at as one matrix, read some rows at a time."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import final
+
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.linalg.exact import Singles
+from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.update import row_blocks
+
+
+@final
+class MatrixRows:
+    """Rows of a stored tensor looked at as a matrix.
+
+    Where single rows cannot be read, the tensor is read once and held; of a stack that can give its experts alone, the
+    last of these.
+    """
+
+    __slots__ = ("_held", "_matrix", "_stack", "_tensor")
+
+    def __init__(self, tensor: LazyArray, matrix: tuple[int, int]) -> None:
+        self._matrix = matrix
+        flat = tensor.reshape(*matrix)
+        self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0] and not flat.streams
+        self._tensor = tensor if self._stack else flat
+        self._held: tuple[int, Array] | None = None
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows ``start`` to ``stop``, of one expert in a stack; in the dtype of the file, not to be written into."""
+        if self._stack:
+            height = self._tensor.shape[1]
+            expert = start // height
+            if self._held is None or self._held[0] != expert:
+                self._held = None  # two experts at a time would need twice the memory
+                self._held = expert, self._tensor.rows(expert, expert + 1).read()[0]
+            return self._held[1][start - expert * height : stop - expert * height]
+        if self._tensor.streams:
+            return self._tensor.rows(start, stop).read()
+        if self._held is None:
+            self._held = 0, self._tensor.read()
+        return self._held[1][start:stop]
+
+    def blocks(self) -> Iterator[Array]:
+        """All rows in order, some at a time."""
+        height = self._tensor.shape[1] if self._stack else self._matrix[0]
+        for first in range(0, self._matrix[0], max(height, 1)):
+            for start, stop in row_blocks(height, self._matrix[1]):
+                yield self.rows(first + start, first + stop)
+
+
+def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
+    """Blocks of rows in order, each within one slab or between two, and within one expert."""
+    rows, columns = plan.matrix
+    shape = plan.shape
+    height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
+    edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
+    at = {slab.start: slab for slab in plan.slabs}
+    slab: Slab | None = None
+    for start, stop in pairwise(edges):
+        slab = at.get(start, slab if slab and slab.stop > start else None)
+        for first, last in row_blocks(stop - start, columns):
+            yield start + first, start + last, slab
+
+
+@final
+class Buffer:
+    """A float32 array that is kept from block to block: fresh pages cost more than the arithmetic done in them."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self) -> None:
+        self._array: Singles = np.empty(0, np.float32)
+
+    def of(self, shape: tuple[int, ...]) -> Singles:
+        """An array of this shape to write into; what was in it before is gone."""
+        size = int(np.prod(shape))
+        if self._array.size < size:
+            self._array = np.empty(size, np.float32)
+        return self._array[:size].reshape(shape)

@@ -1,0 +1,68 @@
+"""A whole model in another dtype: what else changes then than the adapted weights."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
+import numpy as np
+
+from loralens.core.lazy import LazyArray
+from loralens.core.weights import merged_dtype
+from loralens.merging.plan import Plan, TensorPlan, as_matrix
+
+FIELDS = ("torch_dtype", "dtype")  # of config.json
+
+
+def recast(
+    plan: Plan,
+    tensors: Mapping[str, LazyArray],
+    dtype: str | None,
+    *,
+    scales: Mapping[str, LazyArray],
+    without: Collection[str],
+    config: Mapping[str, Any],
+) -> Plan:
+    """The plan with every other tensor that changes its dtype, and what the configuration says of it.
+
+    Parameters
+    ----------
+    plan : Plan
+    tensors : mapping of str to LazyArray
+        All of the base, as stored.
+    dtype : str or None
+        NumPy's name of the dtype; None: everything keeps its own.
+    scales : mapping of str to LazyArray
+        What the numbers of float8 weights are multiplied by: these become plain numbers, and say so no more.
+    without : collection of str
+        Keys of the stored scales.
+    config : mapping
+        ``config.json``.
+    """
+    if dtype is None:
+        count = sum(tensor.scale is not None for tensor in plan.tensors.values())
+        note = f"{count} weights are float8 under scales: they are merged as numbers and rounded to float8 again"
+        return replace(plan, notes=(*plan.notes, note)) if count else plan
+    others = {
+        key: TensorPlan(key, tensor, as_matrix(tensor.shape), scale=scales.get(key))
+        for key, tensor in tensors.items()
+        if key not in plan.tensors and key not in without
+    }
+    changing = {key: tensor for key, tensor in others.items() if recast_dtype(tensor, dtype) != tensor.source.dtype}
+    fields: dict[str, object] = {name: dtype for name in FIELDS if name in config}
+    if scales and "quantization_config" in config:
+        fields["quantization_config"] = None
+    return replace(
+        plan,
+        tensors={**plan.tensors, **changing},
+        config={**plan.config, **fields},
+        dropped=tuple(without),
+        notes=(*plan.notes, f"{len(scales)} float8 weights become {dtype}, their scales with them")
+        if scales
+        else plan.notes,
+    )
+
+
+def recast_dtype(tensor: TensorPlan, wanted: str | None) -> np.dtype[Any]:
+    """The dtype of a tensor in the merged model."""
+    return merged_dtype(tensor.dtype, wanted, scaled=tensor.scale is not None)

@@ -1,0 +1,198 @@
+"""What a page needs to choose ranks by itself: the spectra of an adapter, and how large a file of any ranks will be.
+
+The page repeats `loralens.core.ranks` on these numbers, so what its slider says is what `loralens compress` does.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from loralens.compression.plan import Plan, fused
+from loralens.core.adapter import Adapter
+from loralens.core.ranks import shared_ranks
+from loralens.core.structured import Structured
+from loralens.errors import LoraLensError
+from loralens.formats.dialects.sizes import stored_size
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
+
+Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How an adapter would be written.
+
+    Attributes
+    ----------
+    name : str
+    write : callable
+        Adapter → what its file holds, no number computed.
+    one_rank : bool
+        Whether its files have one rank for all modules.
+    """
+
+    name: str
+    write: Write
+    one_rank: bool = False
+
+    def size(self, adapter: Adapter) -> int:
+        """Bytes of the file of weights."""
+        return stored_size(*self.write(adapter))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One stored tensor: bytes of its entry in the header but for digits, its bytes, and whose rank it grows with.
+
+    ``item`` is the number of the group of modules whose rank is one of its dimensions, and ``unit`` its bytes for each
+    direction; −1 and all its bytes where no rank is.
+    """
+
+    entry: int
+    unit: int
+    item: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A safetensors file at any ranks: header bytes beside the entries, and the tensors in their order."""
+
+    head: int
+    tensors: Sequence[Tensor]
+
+    def size(self, chosen: Sequence[int]) -> int:
+        """Bytes of the file at these ranks, one for each item."""
+        length, begin = self.head, 0
+        for tensor in self.tensors:
+            rank = chosen[tensor.item] if tensor.item >= 0 else 1
+            end = begin + tensor.unit * rank
+            length += tensor.entry + len(f"{begin}{end}") + (len(str(rank)) if tensor.item >= 0 else 0)
+            begin = end
+        return 8 + length + -length % 8 + begin
+
+
+def items(plan: Plan, dialect: Dialect) -> dict[str, int]:
+    """Module name → the number of its item: modules that can only have one rank together share one."""
+    shared = shared_ranks(plan.adapter.modules)
+    numbers: dict[str, int] = {}
+    return {
+        name: 0 if dialect.one_rank else numbers.setdefault(shared.get(name, name), len(numbers)) for name in plan.found
+    }
+
+
+def layout(plan: Plan, dialect: Dialect) -> Layout | None:
+    """The file at any ranks; None where its size follows no such rule, or it is no safetensors file.
+
+    Which tensor grows with which rank is asked of the writer: in the n-th of a few trials every item has rank 2 whose
+    number has its n-th bit set, the others rank 1.
+    """
+    if any(fused(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.found):
+        return None
+    of = items(plan, dialect)
+    count = max(of.values(), default=-1) + 1
+    try:
+        least = _trial(plan, dialect, dict.fromkeys(of, 1))
+        most = _trial(plan, dialect, dict.fromkeys(of, 2))
+        bits = [
+            _trial(plan, dialect, {name: 1 + (i >> n & 1) for name, i in of.items()})
+            for n in range(max(count - 1, 0).bit_length())
+        ]
+        if least is None or most is None or not count:
+            return None
+        found = _layout(least, most, [one for one in bits if one])
+        return found if found and _holds(found, plan, dialect, of) else None
+    except LoraLensError:  # a dialect that cannot hold such ranks
+        return None
+
+
+def _trial(plan: Plan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | None:
+    stored, files = dialect.write(plan.at(ranks))
+    if not files.weights.endswith(".safetensors"):
+        return None
+    return replace(stored, tensors=aligned(stored.tensors))
+
+
+def _layout(least: Stored, most: Stored, bits: Sequence[Stored]) -> Layout | None:
+    if any(one.metadata != least.metadata or list(one.tensors) != list(least.tensors) for one in [most, *bits]):
+        return None
+    tensors = []
+    for key, tensor in least.tensors.items():
+        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most.tensors[key].shape, strict=True)) if a != b]
+        if len(grown) > 1:
+            return None
+        moves = [one.tensors[key].shape != tensor.shape for one in bits]
+        item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
+        tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
+    metadata = "" if least.metadata is None else f'"__metadata__":{_text(dict(least.metadata))},'
+    return Layout(len(metadata.encode()) + 2 - 1, tensors)  # braces; the last entry has no comma
+
+
+def _entry(key: str, dtype: str, shape: Sequence[int], grown: Sequence[int]) -> int:
+    """Bytes of an entry, its comma included, without the digits of the rank and of the offsets."""
+    dimensions = ",".join("" if i in grown else str(n) for i, n in enumerate(shape))
+    text = f'{_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
+    return len(text.encode())
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+    """Whether the rule gives the sizes that the writer gives, on ranks of many digits and few."""
+    for rank in (1, 3, 12):
+        ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in of.items()}
+        chosen = [0] * (max(of.values()) + 1)
+        for name, i in of.items():
+            chosen[i] = ranks[name]
+        if found.size(chosen) != dialect.size(plan.at(ranks)):
+            return False
+    return True
+
+
+def carried(plan: Plan, dialect: Dialect, *, names: Mapping[str, int], path: str, label: str) -> dict[str, Any]:
+    """What the page carries of one adapter.
+
+    ``items``: for each decision its modules by number on the page, their nonzero singular values, bytes and parameters
+    of one direction, and the most directions there are. ``file``: the `Layout`, or the bytes that a file has beside
+    its directions.
+    """
+    of = {name: i for i, name in enumerate(plan.found)} if dialect.one_rank else items(plan, dialect)
+    groups: dict[int, list[str]] = {}
+    for name, i in of.items():
+        groups.setdefault(i, []).append(name)
+    form = layout(plan, dialect)
+    one = [_item(plan, members, names) for members in groups.values()]
+    return {
+        "label": label,
+        "path": path,
+        "one_rank": dialect.one_rank,
+        "items": one,
+        "most": max((plan.adapter[name].rank for name in plan.found), default=0),
+        "file": _file(form) if form else {"beside": _beside(plan, dialect, one)},
+    }
+
+
+def _item(plan: Plan, members: Sequence[str], names: Mapping[str, int]) -> dict[str, Any]:
+    pairs = [plan.adapter[name] for name in members]
+    values = [plan.found[name].s for name in members]
+    return {
+        "modules": [names[name] for name in members],
+        "s": [s.tolist() for s in values],
+        "bytes": sum(plan.direction_bytes(module) for module in pairs),
+        "parameters": sum(sum(module.shape) for module in pairs),
+        "width": max(module.rank for module in pairs),
+    }
+
+
+def _file(form: Layout) -> dict[str, Any]:
+    return {"head": form.head, "tensors": [[one.entry, one.unit, one.item] for one in form.tensors]}
+
+
+def _beside(plan: Plan, dialect: Dialect, one: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes of a file that no chosen direction takes, as the file of all directions has them."""
+    return max(0, dialect.size(plan.adapter) - sum(int(item["bytes"]) * int(item["width"]) for item in one))

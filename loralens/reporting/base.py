@@ -1,0 +1,273 @@
+"""The section of the base: what ΔW amplifies of W, what is new in W + ΔW, and what a merge would make of ΔW."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from statistics import median
+from typing import NamedTuple
+
+from loralens.analysis.base.amplification import FAR, Amplification, Kept, count_far
+from loralens.analysis.base.intruders import Intruders
+from loralens.analysis.checks.base import Landing
+from loralens.core.carried import magnitudes
+from loralens.core.names import kind, natural_key
+from loralens.reporting.chart import Scale
+from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Table, Text
+from loralens.reporting.grid import Grid, mean
+from loralens.reporting.subject import Subject
+from loralens.reporting.words import fixed, number, percent
+
+WIDE = {"float32", "float64"}  # dtypes of weights in which an update arrives as it is
+Numbers = Mapping[str, int]
+
+
+class Scales(NamedTuple):
+    """Colours that all adapters of a page share."""
+
+    z: Scale
+    excess: Scale
+    intruders: Scale
+    error: Scale
+
+
+def section(subjects: Sequence[Subject], numbers: Numbers, base: str) -> Section:
+    """All that the base says of every adapter."""
+    scales = _scales(subjects)
+    columns = [(one.label, _parts(one, numbers, scales, i)) for i, one in enumerate(subjects)]
+    if len(columns) == 1:
+        columns = [("", [_in_two(columns[0][1])])]
+    lead = (
+        f"Against {base}: whether ΔW strengthens what W does already or something else, whether W + ΔW has leading "
+        "directions that W has not, and how much of ΔW would arrive in narrow weights."
+    )
+    parts = list(columns[0][1]) if len(columns) == 1 else [Beside(columns)]
+    return Section("base", "Beside the base", lead, parts)
+
+
+def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]:
+    parts: list[Part] = []
+    if one.patient.strays:
+        fewer = [name for name in one.patient.strays if name]
+        what = f"{len(fewer)} modules have" if fewer else "Its modules have"
+        parts.append(Text(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
+    turned = sum(reading.module.layout.rows != "" for reading in one.patient.readings.values())
+    if turned:
+        told = f"The rows of {turned} modules are in another order than the base's, so these are left out here"
+        parts.append(Text(f"{told}: see the findings.", warning=True))
+    if one.beside:
+        parts += _amplified(one, one.beside.amplified, numbers, scales, i)
+        parts += _intruders(one, one.beside.intruders, numbers, scales, i)
+        if one.beside.without:
+            parts.append(Text(f"Intruder dimensions were not looked for: {one.beside.without}."))
+    parts += _landings(one, numbers, scales, i)
+    bent = magnitudes(one.adapter).keys() & one.spectra
+    if bent:
+        said = "of its modules are" if len(bent) < len(one.spectra) else "modules, all of them, are"
+        parts.append(Text(f"{len(bent)} {said} DoRA: what a merge makes of them, loralens merge --dry-run measures."))
+    return parts or [Text("No module of this adapter has a weight in the base.")]
+
+
+def _in_two(parts: Sequence[Part]) -> Beside:
+    """The parts of one adapter in two columns, from the second picture on in the second."""
+    pictures = [k for k, part in enumerate(parts) if isinstance(part, Picture)]
+    middle = pictures[1] if len(pictures) > 1 else len(parts)
+    return Beside([("", list(parts[:middle])), ("", list(parts[middle:]))])
+
+
+def whole(found: Mapping[str, Amplification]) -> dict[str, Kept]:
+    """The row of Table 7 at the whole rank, of modules that have one."""
+    return {name: one.kept(one.s.size) for name, one in found.items() if one.s.size and one.weight_norm}
+
+
+def _scales(subjects: Sequence[Subject]) -> Scales:
+    rows = [row for one in subjects if one.beside for row in whole(one.beside.amplified).values()]
+    far = max([abs(row.z) for row in rows if isfinite(row.z)] + [FAR])
+    excess = max([abs(row.excess - 1) for row in rows if isfinite(row.excess)] + [0.25])
+    counts = [i.count for one in subjects if one.beside and one.beside.intruders for i in one.beside.intruders.values()]
+    errors = [landing.rounding.error for one in subjects for landing in one.landings.values()]
+    return Scales(
+        Scale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f"),
+        Scale(-excess, excess, "excess over random, less 1", diverging=True, chance=0.0, form="+.2f"),
+        Scale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
+        Scale(0.0, max([*errors, 0.05]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
+    )
+
+
+def _amplified(
+    one: Subject, found: Mapping[str, Amplification], numbers: Numbers, scales: Scales, i: int
+) -> list[Part]:
+    rows = whole(found)
+    if not rows:
+        return []
+    grid = Grid.of(rows)
+
+    def tip(name: str) -> str:
+        row = rows[name]
+        factors = f"excess over random {number(row.excess)}, z {fixed(row.z, 1, sign=True)}"
+        return f"{name}: ‖ΔW‖ {number(row.delta_norm)}, ‖UᵀWV‖ {number(row.projected_norm)}, " + (
+            f"amplification {number(row.amplification)}, {factors}"
+        )
+
+    z = grid.heat(
+        "z-score of ‖UᵀWV‖²", {n: r.z for n, r in rows.items()}, scales.z, numbers=numbers, gather=mean, tip=tip
+    )
+    excess = {name: row.excess - 1 for name, row in rows.items()}
+    far, expected = count_far(list(rows.values()))
+    return [
+        Picture(
+            f"amplification-{i + 1}",
+            "What ΔW amplifies",
+            [
+                z,
+                grid.heat("excess of ‖UᵀWV‖ over random", excess, scales.excess, numbers=numbers, gather=mean, tip=tip),
+            ],
+            "How much of W lies along the singular directions U, V of ΔW: ‖UᵀWV‖, beside what random directions would "
+            f"catch. {far} of {len(rows)} modules are beyond {FAR:g} standard deviations, where chance gives "
+            f"{expected:.2g}.",
+            "0 on both maps: directions that know nothing of W, whatever the amplification factor ‖ΔW‖/‖UᵀWV‖ is",
+            "Hu et al. 2021, §7.3 and Table 7",
+            f"Maps of what {one.label} amplifies; {far} of {len(rows)} modules are far from chance.",
+        ),
+        _amplified_table(rows, numbers),
+    ]
+
+
+def _amplified_table(rows: Mapping[str, Kept], numbers: Numbers) -> Table:
+    def line(name: str, members: Sequence[str]) -> Row:
+        kept = [rows[member] for member in members]
+        values = [median(getattr(row, what) for row in kept) for what in ("amplification", "excess", "z")]
+        far, expected = count_far(kept)
+        return Row(
+            [
+                Entry(name), Entry(str(len(kept)), len(kept)), Entry(number(values[0]), values[0]),
+                Entry(fixed(values[1], 3), values[1]), Entry(fixed(values[2], 2, sign=True), values[2]),
+                Entry(str(far), far), Entry(f"{expected:.2g}", expected),
+            ],
+            [numbers[member] for member in members],
+        )  # fmt: skip
+
+    columns = [
+        Column("kind", words=True), Column("modules"), Column("amplification", "median of ‖ΔW‖/‖UᵀWV‖"),
+        Column("excess", "median of ‖UᵀWV‖ over what random directions catch"), Column("z", "median"),
+        Column("far", f"modules with |z| > {FAR:g}"), Column("by chance", "how many of them chance gives"),
+    ]  # fmt: skip
+    return Table("Amplification by kind", columns, _by_kind(rows, line))
+
+
+def _by_kind(names: Mapping[str, object], line: Callable[[str, Sequence[str]], Row]) -> list[Row]:
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(kind(name), []).append(name)
+    return [line(name, members[name]) for name in sorted(members, key=natural_key)]
+
+
+def _intruders(
+    one: Subject, found: Mapping[str, Intruders] | None, numbers: Numbers, scales: Scales, i: int
+) -> list[Part]:
+    if not found:
+        return []
+    grid = Grid.of(found)
+    first = next(iter(found.values()))
+    looked, count = sum(x.s.size for x in found.values()), sum(x.count for x in found.values())
+    chances = sorted(x.chance for x in found.values())
+
+    def tip(name: str) -> str:
+        x = found[name]
+        return (
+            f"{name}: {x.count} of {x.s.size} leading directions of W + ΔW, {percent(x.energy_share)} of their energy; "
+            f"lowest score {x.scores.min(initial=1.0):.2f}"
+        )
+
+    values = {name: float(x.count) for name, x in found.items()}
+    chart = grid.heat("", values, scales.intruders, numbers=numbers, gather=sum, tip=tip)
+    level = percent(chances[0]) + (f" to {percent(chances[-1])}" if chances[-1] > chances[0] else "")
+    return [
+        Picture(
+            f"intruders-{i + 1}",
+            "Intruder dimensions",
+            [chart],
+            f"{count} of the {looked} leading directions of W + ΔW have no |cosine| of {first.threshold:g} or more "
+            "with any singular direction of W.",
+            f"a random direction is called an intruder with probability {level}: a low score means spread over many "
+            "directions of W, not unknown to it",
+            "Shuttleworth et al. 2024, Definition 3.1",
+            f"Map of intruder dimensions of {one.label}: {count} of {looked} leading directions.",
+        ),
+        *([_intruders_table(found, numbers)] if count else []),
+    ]
+
+
+def _intruders_table(found: Mapping[str, Intruders], numbers: Numbers) -> Table:
+    def line(name: str, members: Sequence[str]) -> Row:
+        kept = [found[member] for member in members]
+        count, looked = sum(x.count for x in kept), sum(x.s.size for x in kept)
+        energy = sum(float((x.s**2).sum()) for x in kept)
+        share = sum(x.energy_share * float((x.s**2).sum()) for x in kept) / energy if energy else 0.0
+        return Row(
+            [
+                Entry(name), Entry(str(len(kept)), len(kept)), Entry(f"{count} of {looked}", count),
+                Entry(percent(share), share),
+            ],
+            [numbers[member] for member in members],
+        )  # fmt: skip
+
+    columns = [
+        Column("kind", words=True), Column("modules"), Column("intruders", "of the leading directions of W + ΔW"),
+        Column("energy", "their part of the energy of those directions"),
+    ]  # fmt: skip
+    return Table("Intruders by kind", columns, _by_kind(found, line))
+
+
+def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]:
+    found = one.landings
+    if not found:
+        return []
+    grid = Grid.of(found)
+
+    def tip(name: str) -> str:
+        x = found[name]
+        return (
+            f"{name}: error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength arrives, "
+            f"{percent(x.rounding.unmoved)} of the weights unmoved; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
+        )
+
+    values = {name: x.rounding.error for name, x in found.items()}
+    chart = grid.heat("", values, scales.error, numbers=numbers, gather=max, tip=tip)
+    dtypes = sorted({x.dtype for x in found.values()})
+    wide = set(dtypes) & WIDE
+    worst = max(found, key=lambda name: found[name].rounding.error)
+    return [
+        Picture(
+            f"merge-{i + 1}",
+            "Merge fidelity, predicted",
+            [chart],
+            f"How far ΔW would be off in weights that are {', '.join(dtypes)}, as a share of ‖ΔW‖, predicted from "
+            f"at most 2¹⁸ entries of each; the worst is {worst}."
+            + (" loralens doctor --dtype bf16 says what narrower weights would make of it." if wide else ""),
+            "no chance level: 0 % arrives as it is; an update below half a unit in the last place of W does not arrive",
+            "rounding of W + ΔW to the nearest in the dtype of the base, as loralens merge does it",
+            f"Map of predicted merge errors of {one.label}, up to {percent(found[worst].rounding.error)}.",
+        ),
+        _landings_table(found, numbers),
+    ]
+
+
+def _landings_table(found: Mapping[str, Landing], numbers: Numbers) -> Table:
+    def line(name: str, members: Sequence[str]) -> Row:
+        kept = [found[member] for member in members]
+        error = max(x.rounding.error for x in kept)
+        gain = min(x.rounding.gain for x in kept)
+        unmoved, ratio = (median(values) for values in ([x.rounding.unmoved for x in kept], [x.ratio for x in kept]))
+        return Row(
+            [
+                Entry(name), Entry(str(len(kept)), len(kept)), Entry(percent(ratio), ratio),
+                Entry(percent(gain), gain), Entry(percent(error), error), Entry(percent(unmoved), unmoved),
+            ],
+            [numbers[member] for member in members],
+        )  # fmt: skip
+
+    columns = [
+        Column("kind", words=True), Column("modules"), Column("‖ΔW‖/‖W‖", "median"),
+        Column("least strength", "⟨W'−W, ΔW⟩/‖ΔW‖² of the worst module"), Column("largest error"),
+        Column("unmoved", "median share of weights that keep their value"),
+    ]  # fmt: skip
+    return Table("Merge by kind", columns, _by_kind(found, line))

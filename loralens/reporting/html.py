@@ -1,0 +1,132 @@
+"""A report as one page: no request to anywhere, every name escaped, the same bytes for the same report."""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from loralens.errors import visible
+from loralens.reporting.chart import Chart, Heat, Lines, Overlaps, Scale
+from loralens.reporting.document import Report
+from loralens.reporting.palette import classes, stylesheet
+from loralens.reporting.svg_lines import lines_svg
+from loralens.reporting.svg_maps import bar_svg, heat_svg, overlaps_svg
+from loralens.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+DARK = (
+    "--page:#12171c;--card:#181f26;--text:#e4e8eb;--soft:#a3aeb8;--faint:#6f7b85;--edge:#2b343d;--accent:#74b8ea;"
+    "--wash:#1e262e;--bar:#24445c;--error:#ff8a80;--warning:#e7b05a;--note:#86b6d1;--good:#63c995;color-scheme:dark;"
+)
+
+
+def html(report: Report) -> str:
+    """The page."""
+    from markupsafe import Markup
+
+    script = _template("report.js")
+    digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
+    text = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            version=__version__,
+            style=Markup(_style()),  # noqa: S704  # ours, not a reader's
+            script=Markup(script),  # noqa: S704
+            script_hash=f"sha256-{digest}",
+            carried=carried_json({"modules": list(report.modules), "adapters": list(report.carried)}),
+        )
+    )
+    return visible(text, keep="\n\t")  # names are other people's text, and a browser obeys overrides of direction
+
+
+def carried_json(values: Mapping[str, Any]) -> "Markup":
+    """JSON that ends no script element, whatever it holds."""
+    from markupsafe import Markup
+
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)  # noqa: S704  # escaped above
+
+
+def _template(name: str) -> str:
+    return (files("loralens.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    dark = DARK + stylesheet("dark")
+    return (
+        _template("report.css")
+        .replace("DARK", dark)
+        .replace("LIGHT", stylesheet("light"))
+        .replace("CLASSES", classes())
+    )
+
+
+def _environment() -> "Environment":
+    from jinja2 import BaseLoader, Environment, StrictUndefined
+
+    class Ours(BaseLoader):
+        def get_source(self, environment: "Environment", template: str) -> tuple[str, None, Callable[[], bool]]:
+            del environment
+            return _template(template), None, lambda: True
+
+    found = Environment(loader=Ours(), autoescape=True, undefined=StrictUndefined)
+    found.filters |= {"drawn": _drawn, "colours": _colours, "kind": _kind}
+    found.filters |= {"plain": _plain, "ticked": _ticked, "dotted": _dotted}
+    found.tests |= {"overlaps": lambda one: isinstance(one, Overlaps), "lines": lambda one: isinstance(one, Lines)}
+    return found
+
+
+def _drawn(chart: Chart, alt: str, count: int) -> "Markup":
+    from markupsafe import Markup
+
+    if isinstance(chart, Lines):
+        text = lines_svg(chart, f"{chart.title}. {alt}" if chart.title else alt, alone=count == 1)
+    elif isinstance(chart, Heat):
+        text = heat_svg(chart, f"{chart.title}. {alt}" if chart.title else alt)
+    else:
+        text = overlaps_svg(chart, f"{chart.title}: {', '.join(chart.notes)}")
+    return Markup(text)  # noqa: S704  # escaped where it was made
+
+
+def _colours(scale: Scale) -> "Markup":
+    from markupsafe import Markup
+
+    return Markup(bar_svg(scale))  # noqa: S704
+
+
+def _kind(part: object) -> str:
+    return type(part).__name__
+
+
+def _plain(value: float | None) -> str:
+    """What a table is sorted by."""
+    return "" if value is None else repr(float(value))
+
+
+def _ticked(text: str) -> "Markup":
+    """Text with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
+    )
+
+
+def _dotted(text: str) -> "Markup":
+    """Text in which a line may end after a dot that no digit follows: the name of a module."""
+    from markupsafe import Markup
+
+    return Markup(".<wbr>").join(re.split(r"\.(?=\D)", text))

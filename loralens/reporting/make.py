@@ -1,0 +1,86 @@
+"""From what was measured to the report: its sections in the order in which they are read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.reporting import base as beside_base
+from loralens.reporting import identity, modules, ranks, run, spectra, summary, together
+from loralens.reporting.allotment import carried
+from loralens.reporting.company import Company, Course
+from loralens.reporting.document import Report
+from loralens.reporting.record import record
+from loralens.reporting.subject import Subject
+from loralens.reporting.words import count, listed
+
+
+def report(
+    subjects: Sequence[Subject],
+    findings: Sequence[Diagnosis],
+    *,
+    company: Company | None = None,
+    course: Course | None = None,
+    base: str | None = None,
+    command: str = "",
+    given: Mapping[str, Any] | None = None,
+) -> Report:
+    """The report of one adapter or several.
+
+    Parameters
+    ----------
+    subjects : sequence of Subject
+        One or more, each label different.
+    findings : sequence of Diagnosis
+        Of all of them, most serious first.
+    company : Company, optional
+        Of two or more; None where none have anything in common.
+    course : Course, optional
+        Where they are checkpoints of one run.
+    base : str, optional
+        What the base is called.
+    command : str
+        That makes the report, shown on top.
+    given : mapping, optional
+        What else was asked for, for the record.
+    """
+    names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
+    numbers = {name: i for i, name in enumerate(names)}
+    said = summary.sentences(subjects, findings, company, course)
+    planned = [one for one in subjects if one.plan is not None and one.points]
+    sections = [
+        identity.health(subjects, findings, base),
+        identity.identity(subjects),
+        *([run.section(subjects, course)] if course else []),
+        spectra.section(subjects, numbers),
+        ranks.section(subjects),
+        *([beside_base.section(subjects, numbers, base)] if base else []),
+        *([together.section(subjects, company, numbers)] if len(subjects) > 1 else []),
+        modules.section(subjects, numbers),
+    ]
+    return Report(
+        title=_title([one.label for one in subjects]),
+        command=command,
+        summary=said,
+        sections=sections,
+        modules=names,
+        carried=[
+            {
+                **carried(one.plan, one.dialect, names=numbers, path=one.path, label=one.label),
+                **_slider(one, subjects.index(one)),
+            }
+            for one in planned
+            if one.plan is not None
+        ],
+        record=record(subjects, findings, company, course, said, {"base": base, "command": command, **(given or {})}),
+    )
+
+
+def _slider(one: Subject, i: int) -> dict[str, Any]:
+    """What else a slider says: where it starts, and the command it would be."""
+    best = one.recommended
+    start = best.rank if best else 1
+    return {"start": start, "command": ranks.command(one), "on_data": one.on_data, "picture": f"curve-{i + 1}"}
+
+
+def _title(labels: Sequence[str]) -> str:
+    return listed(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"

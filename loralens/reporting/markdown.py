@@ -1,0 +1,122 @@
+"""A report as Markdown, with its pictures as PNG files beside it."""
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+
+from loralens.errors import visible
+from loralens.reporting.document import Beside, Notices, Part, Picture, Report, Table, Text
+from loralens.version import __version__
+
+SPECIAL = "\\`*_{}[]<>#|~&"
+
+
+def markdown(report: Report, folder: str) -> str:
+    """The text; its pictures are named as files of ``folder``."""
+    lines = [f"# {escaped(report.title)}", ""]
+    if report.command:
+        lines += [*_fenced(report.command), ""]
+    lines += [*(f"- {escaped(said)}" for said in report.summary), ""]
+    for section in report.sections:
+        lines += [f"## {escaped(section.title)}", ""]
+        lines += [escaped(section.lead), ""] if section.lead else []
+        for part in section.parts:
+            lines += _part(part, folder)
+    text = "\n".join([*lines, f"Made by loralens {__version__}.", ""])
+    return visible(text, keep="\n\t")  # names are other people's text
+
+
+def pictures(report: Report) -> dict[str, bytes]:
+    """File name → the PNG of every picture; the same bytes for the same report."""
+    from loralens.charts.figure import write
+    from loralens.reporting.drawing import drawn
+
+    found = {}
+    for part in _all(report):
+        if isinstance(part, Picture) and part.charts:
+            stream = BytesIO()
+            write(drawn(part), stream, "png")
+            found[f"{part.key}.png"] = stream.getvalue()
+    return found
+
+
+def _all(report: Report) -> Iterator[Part]:
+    def walk(parts: Sequence[Part]) -> Iterator[Part]:
+        for part in parts:
+            yield part
+            if isinstance(part, Beside):
+                for _, inner in part.columns:
+                    yield from walk(inner)
+
+    for section in report.sections:
+        yield from walk(section.parts)
+
+
+def _part(part: Part, folder: str) -> list[str]:
+    if isinstance(part, Text):
+        return [f"**{escaped(part.text)}**" if part.warning else escaped(part.text), ""]
+    if isinstance(part, Notices):
+        return _notices(part)
+    if isinstance(part, Table):
+        return _table(part)
+    if isinstance(part, Picture):
+        return _picture(part, folder)
+    if isinstance(part, Beside):
+        lines = []
+        for label, inner in part.columns:
+            lines += [f"### {escaped(label)}", ""] if label else []
+            for one in inner:
+                lines += _part(one, folder)
+        return lines
+    return []  # a slider: the table of ranks has its numbers
+
+
+def _notices(part: Notices) -> list[str]:
+    lines = [] if part.notices else [escaped(part.good)]
+    for one in part.notices:
+        where = f" {escaped(one.where)}" if one.where else ""
+        lines.append(f"- **{one.level}: {escaped(one.code)}**{where}")
+        lines += [f"  - {escaped(evidence)}" for evidence in one.evidence]
+        lines += [f"  - fix: {_ticked(one.fix)}"] if one.fix else []
+    return [*lines, ""]
+
+
+def _picture(part: Picture, folder: str) -> list[str]:
+    if not part.charts:
+        return []
+    caption = f"{part.caption} Chance: {part.chance}. Source: {part.source}."
+    return [f"![{escaped(part.alt)}]({folder}/{part.key}.png)", "", f"*{escaped(part.title)}.* {escaped(caption)}", ""]
+
+
+def _table(part: Table) -> list[str]:
+    if not part.rows:
+        return []
+    heads = [escaped(column.title) or " " for column in part.columns]
+    rules = [":--" if column.words else "--:" for column in part.columns]
+    rows = [[escaped(entry.text) for entry in row.entries] for row in part.rows]
+    title = [f"**{escaped(part.title)}**", ""] if part.title else []
+    return [*title, *(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)), ""]
+
+
+def escaped(text: str) -> str:
+    """Text on one line that means nothing to Markdown, nor to HTML in it."""
+    return _meaning_nothing(" ".join(text.split()))
+
+
+def _meaning_nothing(line: str) -> str:
+    return "".join(f"\\{letter}" if letter in SPECIAL else letter for letter in line)
+
+
+def _ticked(text: str) -> str:
+    """Text in which what stands between backticks stays code."""
+    pieces = " ".join(text.split()).split("`")
+    if len(pieces) % 2 == 0:
+        return escaped(text)
+    return "".join(f"`{piece}`" if i % 2 else _meaning_nothing(piece) for i, piece in enumerate(pieces))
+
+
+def _fenced(text: str) -> list[str]:
+    """A block of code whose fence is longer than any in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [f"{fence}console", "$ " + " ".join(text.splitlines()), fence]

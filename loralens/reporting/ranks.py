@@ -1,0 +1,157 @@
+"""The section of ranks: what every rank takes and loses, a slider over all choices, and a recommendation."""
+
+from collections.abc import Sequence
+
+from loralens.compression.curve import Point
+from loralens.core.shell import quoted
+from loralens.reporting.chart import Line, Lines
+from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
+from loralens.reporting.subject import LOSS, Subject
+from loralens.reporting.words import UNIT, count, fixed, listed, percent, size, span
+
+MEGA = 1e6
+
+
+def section(subjects: Sequence[Subject]) -> Section:
+    """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
+    columns: list[tuple[str, Sequence[Part]]] = []
+    sliders = 0
+    for i, one in enumerate(subjects):
+        if one.plan is None or not one.points:
+            columns.append((one.label, [Text(f"No ranks to choose: {one.without or 'every ΔW is 0'}.")]))
+            continue
+        picture, table = _picture(one, i), _table(one)
+        both = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
+        columns.append(
+            (
+                one.label,
+                [Text(advice(one)), Slider(sliders, one.label, "output kept" if one.on_data else "energy kept"), *both],
+            )
+        )
+        sliders += 1
+    lead = (
+        f"The error is {_error_of(subjects)} over all modules, before rounding; nothing smaller of the same ranks has "
+        "less. One rank everywhere is what servers want; a budget puts directions where they save most."
+    )
+    parts = [*_unmeasured(subjects), *(columns[0][1] if len(columns) == 1 else [Beside(columns)])]
+    return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
+
+
+def _error_of(subjects: Sequence[Subject]) -> str:
+    """What the errors of the section are errors of."""
+    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
+    measured = {one.on_data for one in subjects}
+    return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"
+
+
+def _unmeasured(subjects: Sequence[Subject]) -> list[Part]:
+    """Which adapters no activations belong to, where others have some."""
+    without = [one.label for one in subjects if not one.on_data]
+    if not without or len(without) == len(subjects):
+        return []
+    return [Text(f"No activations stand behind {listed(without)}: errors there are those of ΔW itself.")]
+
+
+def kept_of(one: Subject) -> str:
+    """What a smaller adapter keeps a share of."""
+    if not one.on_data:
+        return "the energy"
+    return "the squared output on the inputs given"
+
+
+def advice(one: Subject) -> str:
+    """What rank is recommended, in a sentence that says why."""
+    best, most = one.recommended, one.most
+    if best is None or most is None or not one.norm:
+        return "Nothing to recommend: every ΔW is 0."
+    whole = most.uniform.bytes
+    if best.rank >= most.rank:
+        return _kept_whole(one, most)
+    if best.uniform.bytes >= whole:
+        less = f"makes a smaller file and loses at most {percent(LOSS)} of {kept_of(one)}"
+        return f"Keep it as it is: no smaller rank for all modules {less}."
+    saved = 1 - best.uniform.bytes / whole
+    return (
+        f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
+        f"{kept_of(one)} ({_error_said(one, best, one.plain)}) in {size(best.uniform.bytes)}, "
+        f"{percent(saved)} less than now."
+    )
+
+
+def _error_said(one: Subject, point: Point, plain: float | None = None) -> str:
+    """The error of a rank, what it was measured on, and that of ΔW where it is known too."""
+    on = f"{count(one.positions, 'position')}; " if one.on_data else ""
+    beside = "" if plain is None else f"; {percent(plain)} of ΔW itself"
+    return f"{on}error {percent(point.uniform.error)}{beside}"
+
+
+def _kept_whole(one: Subject, most: Point) -> str:
+    """Why no rank below the highest is recommended."""
+    below = max((p for p in one.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
+    if below is None:
+        return f"Its rank is {most.rank}: there is none below."
+    return (
+        f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of "
+        f"{kept_of(one)} ({_error_said(one, below)}), more than the {percent(LOSS)} allowed here."
+    )
+
+
+def command(one: Subject) -> str:
+    """What makes it smaller, but for the rank or size."""
+    to = ["--to", one.dialect.name] if one.dialect.name != one.patient.adapter.format else []
+    uniform = ["--uniform"] if one.dialect.one_rank else []
+    activations = ["--activations", quoted(one.activations)] if one.activations else []
+    return one.patient.command("compress", "-o", one.patient.beside("small"), *to, *uniform, *activations)
+
+
+def _picture(one: Subject, i: int) -> Picture:
+    budget = "ranks where they save most, same size"
+    lines = [
+        Line(
+            word,
+            [getattr(point, name).bytes / MEGA for point in one.points],
+            [100 * getattr(point, name).error for point in one.points],
+            ("series", k),
+            dots=True,
+            dashed=name == "budget",
+        )
+        for k, (name, word) in enumerate((("uniform", "one rank everywhere"), ("budget", budget)))
+    ]
+    best = one.recommended
+    of = "of the output on the inputs given" if one.on_data else "of the whole update"
+    return Picture(
+        f"curve-{i + 1}",
+        "Error against size",
+        [Lines("", lines, f"size of the {one.dialect.name} file (MB)", "error (%)", legend=True)],
+        f"Error {of} over the size of the file, a point a rank; the marker is where the slider stands.",
+        "r equal directions would give √(1 − k/r): at half the size an error of 71 %",
+        "Eckart & Young 1936",
+        f"Error against file size of {one.label}"
+        + (f"; rank {best.rank} has an error of {percent(best.uniform.error)}." if best else "."),
+    )
+
+
+def _table(one: Subject) -> Table:
+    columns = [
+        Column("rank", "one for all modules"), Column("file"), Column("output kept" if one.on_data else "energy kept"),
+        Column("error"),
+        Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
+    ]  # fmt: skip
+    rows = [
+        Row(
+            [
+                Entry(str(p.rank), p.rank),
+                Entry(size(p.uniform.bytes), p.uniform.bytes),
+                Entry(percent(1 - p.uniform.error**2, 4), 1 - p.uniform.error**2, 1 - p.uniform.error**2),
+                Entry(_error(p.uniform.error), p.uniform.error),
+                Entry(_error(p.budget.error), p.budget.error),
+                Entry(span(p.budget.ranks), p.budget.ranks[1]),
+            ]
+        )
+        for p in one.points
+    ]
+    return Table("Every rank", columns, rows, folded=len(rows) > 16)
+
+
+def _error(error: float) -> str:
+    return f"{fixed(100 * error)}{UNIT}%"

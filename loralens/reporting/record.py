@@ -1,0 +1,182 @@
+"""The numbers of a report for machines: one JSON object, without NaN."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.compare.interference import Meeting
+from loralens.analysis.spectrum import Spectrum
+from loralens.linalg.factor import Floats
+from loralens.reporting.company import Company, Course
+from loralens.reporting.subject import Subject
+from loralens.version import __version__
+
+FRACTIONS = (0.9, 0.95, 0.99)
+MEASURES = (
+    "frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank", "effective_rank_energy",
+    "participation_ratio",
+)  # fmt: skip
+
+
+def record(
+    subjects: Sequence[Subject],
+    findings: Sequence[Diagnosis],
+    company: Company | None,
+    course: Course | None,
+    summary: Sequence[str],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The whole report; what has no value is None."""
+    return {
+        "loralens": __version__,
+        **given,
+        "summary": list(summary),
+        "findings": [one.record() for one in findings],
+        "adapters": [_adapter(one) for one in subjects],
+        "together": _company(company) if company else None,
+        "run": _course(subjects, course) if course else None,
+    }
+
+
+def known(value: float | None) -> float | None:
+    """A number that JSON has."""
+    return float(value) if value is not None and isfinite(value) else None
+
+
+def matrix(values: Floats) -> list[list[float | None]]:
+    """Rows of a matrix."""
+    return [[known(value) for value in row] for row in values.tolist()]
+
+
+def _adapter(one: Subject) -> dict[str, Any]:
+    best = one.recommended
+    chosen = one.patient.adapter.without([name for name in one.patient.adapter if name not in one.patient.readings])
+    return {
+        "path": one.path,
+        "label": one.label,
+        "format": one.patient.adapter.format,
+        "base_model": one.patient.adapter.base_model,
+        "left_out": list(one.sick),
+        "modules": [{"name": name, **_module(one, name, spectrum)} for name, spectrum in one.spectra.items()],
+        "total": {
+            "modules": len(chosen),
+            "parameters": chosen.parameters,
+            "bytes": chosen.nbytes,
+            "frobenius": one.norm if one.spectra else None,
+        },
+        "written_as": one.dialect.name,
+        "error_on_data": one.on_data,
+        "activations": one.activations or None,
+        "curve": [
+            {"rank": p.rank, **{name: _choice(getattr(p, name)) for name in ("uniform", "budget")}} for p in one.points
+        ],
+        "recommended_rank": best.rank if best and one.norm else None,
+        "plain_error": one.plain,
+    }
+
+
+def _choice(one: Any) -> dict[str, Any]:
+    return {"ranks": list(one.ranks), "parameters": one.parameters, "bytes": one.bytes, "error": one.error}
+
+
+def _module(one: Subject, name: str, spectrum: Spectrum) -> dict[str, Any]:
+    module = one.adapter[name]
+    found: dict[str, Any] = {
+        "shape": list(spectrum.shape),
+        "rank": spectrum.rank,
+        "scale": module.scale,
+        "scale_source": str(module.scaling),
+        "dtype": str(module.dtype),
+        "singular_values": spectrum.s.tolist(),
+        **{measure: getattr(spectrum, measure) for measure in MEASURES},
+        "energy_share": one.shares[name],
+        "energy_rank": {str(fraction): spectrum.energy_rank(fraction) for fraction in FRACTIONS},
+    }
+    if one.beside and name in one.beside.amplified:
+        amplified = one.beside.amplified[name]
+        row = amplified.kept(amplified.s.size)
+        words = ("projected_norm", "random_norm", "amplification", "excess", "z")
+        values = {word: known(getattr(row, word)) for word in words}
+        found["amplification"] = {**values, "weight_norm": amplified.weight_norm}
+    if one.beside and one.beside.intruders and name in one.beside.intruders:
+        new = one.beside.intruders[name]
+        found["intruders"] = {"count": new.count, "of": int(new.s.size), "scores": new.scores.tolist()}
+        found["intruders"] |= {"energy_share": new.energy_share, "chance": new.chance, "threshold": new.threshold}
+    if name in one.landings:
+        landing = one.landings[name]
+        told = landing.rounding
+        # The dtype is that of the base, and never a supposed one; the key stays, as docs/json.md promises of all.
+        found["merge"] = {"dtype": landing.dtype, "supposed": False, "ratio": known(landing.ratio)}
+        found["merge"] |= {"gain": known(told.gain), "error": known(told.error), "unmoved": known(told.unmoved)}
+    return found
+
+
+def _company(found: Company) -> dict[str, Any]:
+    pairs, energy = found.pairs, found.energy
+    return {
+        "cosine": matrix(pairs.cosine),
+        "cosine_z": matrix(pairs.cosine_z),
+        "phi": {side: matrix(pairs.phi(side)) for side in pairs.overlaps},
+        "chance": {side: matrix(pairs.chance(side)) for side in pairs.overlaps},
+        "shared_initialisation": matrix(pairs.shared_initialisation),
+        "families": [list(group) for group in found.families],
+        "order": list(found.order),
+        "modules": [
+            {
+                "name": module.name,
+                "shape": list(module.shape),
+                "cosine": matrix(pairs.cosines[m]),
+                "shared": [known(value) for value in energy.shared[m]],
+                "shared_chance": [known(value) for value in energy.shared_chance[m]],
+            }
+            for m, module in enumerate(pairs.modules)
+        ],
+        "fights": [_meeting(one) for one in found.fights],
+        "agreements": [_meeting(one) for one in found.agreements],
+        "phi_maps": [
+            {
+                "first": s,
+                "second": t,
+                "modules": [
+                    {"name": name, **{side: overlap.phi.tolist() for side, overlap in one.overlaps.items()}}
+                    for name, one in compared.items()
+                ],
+            }
+            for (s, t), compared in found.compared.items()
+        ],
+    }
+
+
+def _meeting(one: Meeting) -> dict[str, Any]:
+    return {
+        "first": one.first,
+        "second": one.second,
+        "where": one.where,
+        "modules": one.modules,
+        "cosine": one.cosine,
+        "weight": one.weight,
+    }
+
+
+def _course(subjects: Sequence[Subject], course: Course) -> dict[str, Any]:
+    found = course.found
+    return {
+        "settled": None if found.settled is None else course.steps[found.settled],
+        "chance": {side: known(value) for side, value in found.chance.items()},
+        "checkpoints": [
+            {
+                "path": subjects[i].path,
+                "step": step,
+                "frobenius": point.frobenius,
+                "step_length": known(point.length),
+                "effective_rank": point.effective_rank,
+                "cosine": known(point.cosine),
+                "previous_cosine": known(point.previous_cosine),
+                "phi": {side: known(value) for side, value in point.phi.items()},
+                "initial_cosine": known(point.initial),
+            }
+            for i, step, point in zip(course.order, course.steps, found.points, strict=True)
+        ],
+        "losses": {name: [list(pair) for pair in logged] for name, logged in course.losses.items()},
+    }

@@ -1,0 +1,140 @@
+"""What a run has learned, out of the model and its optimiser and back in: bit for bit, so that a run can go on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from loralens.core.lazy import Array
+from loralens.core.training import State
+from loralens.errors import MismatchError
+from loralens.training.course import Course
+from loralens.training.injection import Injection
+from loralens.training.readout import numpy_of, settings
+
+FREE = ("checkpointing",)  # fields of a course that change no number
+SAID = 3  # differences that a message names
+TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
+
+
+def changing(injection: Injection) -> dict[str, Tensor]:
+    """Every tensor that training changes, by name: factors, magnitudes, and all that the heads hold."""
+    found: dict[str, Tensor] = {}
+    for name, layer in injection.layers.items():
+        found |= {
+            f"{name}.{own}": tensor
+            for own, tensor in layer.named_parameters(recurse=False)
+            if tensor is not None and tensor.requires_grad
+        }
+    for name, head in injection.heads.items():
+        found |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
+    return found
+
+
+def identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
+    """What a run is: all that its numbers follow from but the model, the batches and the loss, as JSON holds it.
+
+    The layers are not among it: a state's tensors have their names.
+    """
+    deciding = {name: value for name, value in course.record.items() if name not in FREE}
+    return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
+
+
+def captured(
+    injection: Injection,
+    optimiser: Optimizer,
+    step: int,
+    *,
+    best: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> State:
+    """The state of a run after a step. Where tensors are in shards, all processes must call this at once."""
+    tensors: dict[str, Array] = {}
+    for name, tensor in changing(injection).items():
+        tensors[TRAINED + name] = numpy_of(tensor)
+        remembered = optimiser.state.get(tensor, {})
+        tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
+    tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
+    return State(step, tensors, dict(record), dict(run))
+
+
+@torch.no_grad()
+def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Put a state into a model and an optimiser as they are at the start of a run; the best so far is returned.
+
+    Raises
+    ------
+    MismatchError
+        It is the state of another run, or of other modules: what differs is named. Nothing has been changed then.
+    """
+    _check_run(state.run, run)
+    here = changing(injection)
+    there = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
+    if set(here) != there:
+        odd = min(set(here) ^ there)
+        raise MismatchError(f"the state is of another run: {odd} is in one of them only", fix="go on with its own")
+    for name, tensor in here.items():
+        _check_shape(tensor, state.tensors[TRAINED + name], name)
+    known = {parameter for group in optimiser.param_groups for parameter in group["params"]}
+    for name, tensor in here.items():
+        put(tensor, state.tensors[TRAINED + name], name)
+        begin = f"{REMEMBERED}{name}."
+        own = {key.removeprefix(begin): value for key, value in state.tensors.items() if key.startswith(begin)}
+        if own and tensor in known:
+            optimiser.state[tensor] = {key: _remembered(tensor, key, value) for key, value in own.items()}
+    best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
+    return {name: _beside(here[name], value) for name, value in best.items()}
+
+
+@torch.no_grad()
+def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
+    """Overwrite a tensor, in shards or not, by a whole array.
+
+    Raises
+    ------
+    MismatchError
+        They have not one shape.
+    """
+    _check_shape(tensor, array, name)
+    tensor.copy_(array if isinstance(array, Tensor) else _beside(tensor, array))
+
+
+def _check_run(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    other = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if other:
+        said = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:SAID]]
+        more = f"; and {len(other) - SAID} more" if len(other) > SAID else ""
+        raise MismatchError(
+            f"the state is of another run: {'; '.join(said)}{more}",
+            fix="go on with the same options, or begin a new run: leave the state out",
+        )
+
+
+def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
+    if tuple(tensor.shape) != tuple(array.shape):
+        raise MismatchError(
+            f"the state is of another run: {name} is {tuple(array.shape)} there, {tuple(tensor.shape)} here",
+            fix="go on with its own, or begin a new one",
+        )
+
+
+def _remembered(tensor: Tensor, name: str, array: Array) -> Tensor:
+    """A tensor of the optimiser: beside its parameter, but for the count of steps, which stays on the CPU."""
+    return torch.from_numpy(array.copy()) if name == "step" else _beside(tensor, array)
+
+
+def _beside(tensor: Tensor, array: Array) -> Tensor:
+    """An array as a tensor on the device of another, in shards where that is."""
+    if array.dtype.name == "bfloat16":
+        whole = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    else:
+        whole = torch.from_numpy(array.copy())
+    mesh = getattr(tensor, "device_mesh", None)
+    if mesh is None:
+        return whole.to(tensor.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(mesh.device_type), mesh, tensor.placements)  # type: ignore[attr-defined]

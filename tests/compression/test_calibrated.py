@@ -1,0 +1,251 @@
+"""Whitened truncation: against full whitening, beside plain truncation, and where moments are singular."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loralens.compression.calibrated import data_error, data_norm, whitened_svd
+from loralens.compression.directions import truncated
+from loralens.compression.informed import directions_on_data
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.moments import Moment
+from loralens.core.scaling import Scaling
+from loralens.errors import FormatError, ShapeError
+from loralens.linalg.measures import numerical_rank
+from tests import reference
+from tests.tolerances import WHITENED
+
+ROUNDING = 1e-9  # of a squared error of 1: K itself is only good to ε
+
+
+def case(seed, out=14, in_=18, r=5, inputs=200, scale=-1.7, decades=2):
+    """A module, inputs of graded directions, gradients."""
+    rng = np.random.default_rng(seed)
+    module = LowRank(rng.standard_normal((out, r)), rng.standard_normal((r, in_)), scale)
+    X = rng.standard_normal((inputs, in_)) * np.logspace(0, -decades, in_)
+    g = rng.standard_normal((inputs, out)) * np.logspace(0, -1, out)
+    return module, X, g
+
+
+def moments(module, X, g):
+    z, b = X @ module.A.T, g @ module.B
+    return z.T @ z / len(X), b.T @ b / len(g)
+
+
+def plain(module, k):
+    U, s, Vh = module.svd()
+    return (U[:, :k] * s[:k]) @ Vh[:k]
+
+
+def best(module, whitened, k):
+    """The update of rank k that is nearest on the data."""
+    return LowRank(whitened.left.columns() @ whitened.X[:, :k], whitened.Y[:k] @ module.A)
+
+
+def errors(module, K, update):
+    """On the data, of the updates of rank 0, 1, …"""
+    return np.array([data_error(module, update(k), K) for k in range(min(module.rank, module.shape[0]) + 1)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_it_is_full_whitening(seed, two_sided):
+    module, X, g = case(seed)
+    D, C, G_full = module.dense(), X.T @ X / len(X), g.T @ g / len(g)
+    K, G = moments(module, X, g)
+    whitened = whitened_svd(module, K, G if two_sided else None)
+    for k in range(module.rank + 1):
+        expected, s = reference.whitened_truncation(D, C, k, G_full if two_sided else None)
+        smaller = best(module, whitened, k)
+        assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(D)
+        assert whitened.s == pytest.approx(s[: module.rank], rel=WHITENED)
+        error = reference.on_data(D - expected, X) / reference.on_data(D, X)
+        assert data_error(module, smaller, K) == pytest.approx(error, abs=1e-12)
+    assert data_norm(module, K) == pytest.approx(reference.on_data(D, X) / np.sqrt(len(X)))
+    assert (whitened.X.shape, whitened.Y.shape, whitened.R_A.shape) == ((5, 5), (5, 5), (5, 5))
+    lengths = np.linalg.norm(whitened.Y @ whitened.R_A.T, axis=1)
+    np.testing.assert_allclose(lengths, np.linalg.norm(whitened.Y @ module.A, axis=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 40]))
+def test_never_worse_than_plain_on_its_own_data(seed, r, out, in_, inputs):
+    module, X, g = case(seed, out, in_, r, inputs)
+    K, _ = moments(module, X, g)
+    whitened, D = whitened_svd(module, K), module.dense()
+    found = errors(module, K, lambda k: best(module, whitened, k))
+    whole = reference.on_data(D, X)
+    usual = np.array([reference.on_data(D - plain(module, k), X) / whole for k in range(len(found))])
+    assert np.all(found**2 <= usual**2 + ROUNDING)
+    assert np.all(np.diff(found**2) <= ROUNDING)
+    for k, error in enumerate(found):
+        lost = D - best(module, whitened, k).dense()
+        assert error**2 == pytest.approx((reference.on_data(lost, X) / whole) ** 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_gauge_does_not_matter(two_sided):
+    module, X, g = case(5)
+    rng = np.random.default_rng(6)
+    gauge = rng.standard_normal((5, 5))
+    turned = LowRank(module.B @ gauge, np.linalg.solve(gauge, module.A), module.scale)
+    for k in (1, 3):
+        one, other = (
+            best(m, whitened_svd(m, *(moments(m, X, g) if two_sided else moments(m, X, g)[:1])), k).dense()
+            for m in (module, turned)
+        )
+        assert np.linalg.norm(one - other) <= 1e-10 * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_directions_are_nested_and_the_same_update(two_sided):
+    module, X, g = case(7)
+    K, G = moments(module, X, g)
+    whitened = whitened_svd(module, K, G if two_sided else None)
+    found = directions_on_data(module, Moment(K, len(X), G if two_sided else None))
+    for k in range(1, 6):
+        smaller = truncated(module, found.head(k))
+        expected = best(module, whitened, k).dense()
+        assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(expected)
+
+
+def test_scale_and_layout_stay():
+    module, X, g = case(8)
+    scaling, layout = Scaling("alpha/r", -8.5, 5), Layout("conv", kernel=(3,))
+    module = LowRank(module.B, module.A, module.scale, scaling=scaling, layout=layout)
+    found = directions_on_data(module, Moment(moments(module, X, g)[0], len(X)))
+    smaller = truncated(module, found.head(3))
+    assert (smaller.scale, smaller.scaling, smaller.layout) == (module.scale, scaling, layout)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3])
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_what_the_data_never_excites_goes_last_but_is_not_lost(inputs, two_sided):
+    """Fewer inputs than directions: K and G are singular. Full rank gives everything back, the rest goes by weight."""
+    module, X, g = case(9, inputs=inputs)
+    K, G = moments(module, X, g)
+    whitened = whitened_svd(module, K, G if two_sided else None)
+    D = module.dense()
+    assert np.linalg.norm(best(module, whitened, 5).dense() - D) <= 1e-8 * np.linalg.norm(D)
+    assert data_error(module, best(module, whitened, inputs if not two_sided else 5), K) <= 1e-3
+    if not two_sided:
+        expected, _ = reference.whitened_truncation(D, X.T @ X / len(X), 4)
+        assert np.linalg.norm(best(module, whitened, 4).dense() - expected) <= 1e-8 * np.linalg.norm(D)
+
+
+def test_without_data_it_is_plain_truncation():
+    module, _, _ = case(10)
+    whitened = whitened_svd(module, np.zeros((5, 5)))
+    for k in range(6):
+        np.testing.assert_allclose(best(module, whitened, k).dense(), plain(module, k), atol=1e-12)
+    assert not errors(module, np.zeros((5, 5)), lambda k: best(module, whitened, k)).any()
+    assert data_norm(module, np.zeros((5, 5))) == 0
+
+
+def test_repeated_columns_of_b_and_gradients_that_see_less_make_no_phantoms():
+    module, X, g = case(11, r=6)
+    B = np.hstack([module.B[:, :3], module.B[:, :3]])
+    module = LowRank(B, module.A, 2.0)
+    K, G = moments(module, X, g)
+    for moment in ((K,), (K, G)):
+        whitened = whitened_svd(module, *moment)
+        assert numerical_rank(whitened.s, module.shape) == 3
+        D = module.dense()
+        for k in (3, 4, 6):
+            assert np.linalg.norm(best(module, whitened, k).dense() - D) <= 1e-10 * np.linalg.norm(D)
+
+
+@pytest.mark.parametrize("B", [np.zeros((4, 3)), np.zeros((4, 0))])
+def test_an_update_of_zero(B):
+    module = LowRank(B, np.ones((B.shape[1], 5)))
+    K = np.eye(B.shape[1])
+    for moment in ((K,), (K, K)):
+        whitened = whitened_svd(module, *moment)
+        assert whitened.s.size == 0
+    assert data_norm(module, K) == 0
+    assert data_error(module, module, K) == 0
+
+
+def test_a_scale_of_zero_stays_zero():
+    module = LowRank(np.ones((4, 2)), np.ones((2, 5)), 0.0)
+    smaller = truncated(module, directions_on_data(module, Moment(np.eye(2), 1)).head(1))
+    assert smaller.scale == 0
+    assert not smaller.dense().any()
+    assert not whitened_svd(module, np.eye(2)).s.any()
+
+
+def test_the_error_of_any_other_update():
+    module, X, g = case(12)
+    K, _ = moments(module, X, g)
+    whole = reference.on_data(module.dense(), X)
+    for k in range(1, 5):
+        smaller = best(module, whitened_svd(module, K), k)
+        other = LowRank(smaller.B.astype(np.float32), smaller.A.astype(np.float32), smaller.scale)
+        expected = reference.on_data(module.dense() - other.dense(), X) / whole
+        assert data_error(module, other, K) == pytest.approx(expected, rel=1e-5)
+        usual = LowRank(plain(module, k), np.eye(18))
+        expected = reference.on_data(module.dense() - usual.dense(), X) / whole
+        assert data_error(module, usual, K) == pytest.approx(expected, rel=1e-10)
+    assert data_error(module, module, K) <= 1e-15
+    nothing = LowRank(0 * module.B, module.A)
+    assert data_error(module, nothing, K) == pytest.approx(1)
+    assert data_error(nothing, module, K) == np.inf
+
+
+@pytest.mark.parametrize("decades", [0, 2])
+def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inputs(decades):
+    """White noise on A: E‖(ΔW − ΔW')x‖² over the noise is that of inputs of the same length, graded or not."""
+    module, X, _ = case(16, out=10, in_=300, r=4, inputs=500, decades=decades)
+    K, trace = moments(module, X, np.zeros((1, 10)))[0], np.sum(X**2) / len(X)
+    rng = np.random.default_rng(17)
+    whole, errors = reference.on_data(module.dense(), X), []
+    for _ in range(20):
+        other = LowRank(module.B, module.A + 0.05 * rng.standard_normal(module.A.shape), module.scale)
+        true = reference.on_data(module.dense() - other.dense(), X) / whole
+        errors.append((data_error(module, other, K, trace=trace) / true, data_error(module, other, K) / true))
+    counted, not_counted = np.sqrt(np.mean(np.square(errors), axis=0))
+    assert counted == pytest.approx(1, rel=0.08)
+    assert not_counted < 0.4
+    smaller = best(module, whitened_svd(module, K), 2)
+    assert data_error(module, smaller, K, trace=trace) == pytest.approx(data_error(module, smaller, K), rel=1e-12)
+    seen = LowRank(np.eye(3, 2), np.eye(2, 4))  # of inputs with C = diag(9, 4, 1, 1)
+    beside = LowRank(np.eye(3, 2), np.array([[1, 0, 0.5, 0], [0, 1, 0, 2.0]]))
+    expected = np.sqrt((0.5**2 + 2**2) / (9 + 4))
+    assert data_error(seen, beside, np.diag([9.0, 4.0]), trace=15.0) == pytest.approx(expected, rel=1e-12)
+    wide = LowRank(np.ones((3, 6)), np.random.default_rng(0).standard_normal((6, 5)))  # A sees all inputs
+    assert data_error(wide, LowRank(wide.B, 2 * wide.A), np.eye(6), trace=1e9) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("K", "error", "message"),
+    [
+        (np.eye(4), ShapeError, "no moment of a module of rank 5"),
+        (np.full((5, 5), np.nan), FormatError, "NaN or Inf"),
+    ],
+)
+def test_moments_that_cannot_be(K, error, message):
+    module, _, _ = case(13)
+    for call in (
+        lambda: whitened_svd(module, K),
+        lambda: whitened_svd(module, np.eye(5), K),
+        lambda: data_norm(module, K),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_other_misuse():
+    module, _, _ = case(14)
+    with pytest.raises(ShapeError, match="not of one weight"):
+        data_error(module, LowRank(np.ones((3, 1)), np.ones((1, 18))), np.eye(5))
+
+
+def test_nothing_is_written_into():
+    module, X, g = case(15)
+    K, G = moments(module, X, g)
+    before = [array.copy() for array in (module.B, module.A, K, G)]
+    whitened_svd(module, K, G)
+    data_error(module, module, K)
+    for array, old in zip((module.B, module.A, K, G), before, strict=True):
+        np.testing.assert_array_equal(array, old)

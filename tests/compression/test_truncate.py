@@ -1,0 +1,303 @@
+"""Truncation: Eckart–Young, what is reported against what is true, and what must not change."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.compression.loss import losses, lost, total_error
+from loralens.compression.plan import Plan
+from loralens.compression.truncate import truncate
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.ranks import Rule
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Dense, Structured
+from loralens.errors import FormatError, OptionError
+from tests import strategies
+from tests.conftest import small_adapter
+from tests.reference import truncated_error
+from tests.tolerances import LOSS, LOSS_FLOAT32, TRUNCATED
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def graded(rng, out, in_, rank, *, scale=1.0, decades=2.0, dtype=np.float64, **more):
+    B, A = rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+    return LowRank((B * np.logspace(0, -decades, rank)).astype(dtype), A.astype(dtype), scale, **more)
+
+
+@pytest.fixture
+def adapter():
+    rng = np.random.default_rng(0)
+    shapes = {"q_proj": (30, 20), "v_proj": (10, 20), "down_proj": (20, 50)}
+    return Adapter(
+        modules={
+            f"model.layers.{block}.{kind}": graded(rng, *shape, 6, scale=(-1.5, 2.0)[block], decades=1 + block)
+            for block in (0, 1)
+            for kind, shape in shapes.items()
+        }
+    )
+
+
+@given(strategies.factor_pairs(dtypes=(np.float64,)), st.integers(1, 6), st.sampled_from(strategies.SCALES))
+@settings(max_examples=80, deadline=None)
+def test_no_update_of_its_rank_is_nearer(pair, rank, scale):
+    before = LowRank(*pair, scale)
+    (after,), (loss,) = (one.values() for one in _truncated(before, Rule("rank", rank)))
+    dense = before.dense()
+    if not before.singular_values().any():
+        assert (loss.relative_error, loss.energy_kept) == (0.0, 1.0)
+        return
+    if not dense.any():  # B and A cancel, and only rounding is left of their product
+        return
+    error, spectral = truncated_error(dense, rank)
+    assert after.rank <= min(rank, before.rank)
+    assert after.scale == scale
+    assert np.linalg.norm(dense - after.dense()) <= (error + LOSS) * np.linalg.norm(dense)
+    # The dense judge loses what lies 16 decades below ‖B‖‖A‖, which graded factors may
+    unit = np.linalg.norm(pair[0]) * np.linalg.norm(pair[1]) * abs(scale) / np.linalg.norm(dense)
+    assert loss.relative_error == pytest.approx(error, abs=LOSS * unit)
+    assert loss.spectral_error == pytest.approx(spectral, abs=LOSS * unit * np.linalg.norm(dense) / dense_top(dense))
+
+
+def dense_top(dense):
+    return np.linalg.norm(dense, 2)
+
+
+def _truncated(module, rule):
+    result = truncate(Adapter(modules={"a": module}), rule)
+    return result.adapter.modules, result.losses
+
+
+@pytest.mark.parametrize("rule", [Rule("rank", 3), Rule("energy", 0.9), Rule("error", 0.1), Rule("sv-ratio", 10)])
+def test_what_is_reported_is_what_is_true(adapter, rule):
+    after, found = truncate(adapter, rule)
+    whole = kept = 0.0
+    for name, module in adapter.items():
+        D, D_ = module.dense(), after[name].dense()
+        true = np.linalg.norm(D - D_) / np.linalg.norm(D)
+        assert found[name].relative_error == pytest.approx(true, abs=LOSS)
+        assert found[name].spectral_error == pytest.approx(np.linalg.norm(D - D_, 2) / np.linalg.norm(D, 2), abs=LOSS)
+        assert found[name].energy_kept == pytest.approx(np.sum(D_**2) / np.sum(D**2), abs=LOSS)
+        assert (found[name].rank_before, found[name].rank_after) == (6, after[name].rank)
+        np.testing.assert_allclose(found[name].frobenius, np.linalg.norm(D))
+        whole, kept = whole + np.sum(D**2), kept + np.sum((D - D_) ** 2)
+    assert total_error(found) == pytest.approx((kept / whole) ** 0.5, abs=LOSS)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(np.float32, 1e-6), (BF16, 8e-3), (np.float16, 1e-3)])
+def test_rounding_is_part_of_what_is_reported(adapter, dtype, share):
+    after, found = truncate(adapter, Rule("rank", 6), dtype=dtype)
+    for name, module in adapter.items():
+        D, D_ = module.dense(), after[name].dense()
+        assert after[name].dtype == dtype
+        true = np.linalg.norm(D - D_) / np.linalg.norm(D)
+        assert 0 < true < share
+        assert found[name].relative_error == pytest.approx(true, rel=1e-6)
+
+
+def test_rounding_happens_once_and_the_dtype_of_each_factor_stays():
+    rng = np.random.default_rng(1)
+    module = graded(rng, 12, 9, 4, dtype=np.float32)
+    mixed = LowRank(module.B.astype(BF16), module.A, 2.0)
+    after = truncate(Adapter(modules={"a": mixed}), Rule("rank", 2)).adapter["a"]
+    assert [factor.dtype for factor in after.factors] == [BF16, np.float32]
+    (found,) = truncate(Adapter(modules={"a": module}), Rule("rank", 2)).losses.values()
+    assert found.relative_error == pytest.approx(truncated_error(module.dense(), 2)[0], abs=LOSS_FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "rule", [Rule("rank", 6), Rule("rank", 99), Rule("energy", 1.0), Rule("error", 0), Rule("parameters", 1)]
+)
+def test_what_keeps_its_rank_is_the_same_module(adapter, rule):
+    after, found = truncate(adapter, rule)
+    assert all(after[name] is module for name, module in adapter.items())
+    assert total_error(found) == 0
+
+
+def test_rank_is_never_raised_and_never_above_the_true_one():
+    rng = np.random.default_rng(2)
+    B, A = rng.standard_normal((20, 3)), rng.standard_normal((3, 15))
+    wide = LowRank(np.hstack([B, B]), np.vstack([A, A]), 0.5)
+    (after,), (loss,) = (one.values() for one in _truncated(wide, Rule("energy", 1.0)))
+    assert after.rank == 3
+    assert loss.relative_error < LOSS
+    assert after.parameters < wide.parameters
+    np.testing.assert_allclose(after.dense(), wide.dense(), atol=TRUNCATED * np.abs(wide.dense()).max())
+
+
+def test_reducing_twice_is_reducing_once(adapter):
+    once = truncate(adapter, Rule("rank", 2)).adapter
+    twice = truncate(truncate(adapter, Rule("rank", 4)).adapter, Rule("rank", 2)).adapter
+    for name, module in once.items():
+        D = module.dense()
+        np.testing.assert_allclose(twice[name].dense(), D, atol=TRUNCATED * np.abs(D).max())
+
+
+def test_inputs_are_as_they_were_and_the_same_comes_out_again(adapter):
+    before = {name: (module.B.copy(), module.A.copy()) for name, module in adapter.items()}
+    first, second = (truncate(adapter, Rule("parameters", 0.4), threads=t).adapter for t in (1, 3))
+    for name, module in adapter.items():
+        assert np.array_equal(before[name][0], module.B)
+        assert np.array_equal(before[name][1], module.A)
+        assert np.array_equal(first[name].B, second[name].B)
+        assert np.array_equal(first[name].A, second[name].A)
+
+
+def test_a_budget_is_kept_and_better_than_one_rank_of_its_size(adapter):
+    uniform = truncate(adapter, Rule("rank", 3))
+    budget = truncate(adapter, Rule("parameters", uniform.adapter.parameters))
+    assert budget.adapter.parameters <= uniform.adapter.parameters
+    assert total_error(budget.losses) < 0.9 * total_error(uniform.losses)
+    half = truncate(adapter, Rule("parameters", 0.5)).adapter
+    cost = min(sum(module.shape) for module in adapter.modules.values())
+    assert 0.5 * adapter.parameters - cost < half.parameters <= 0.5 * adapter.parameters
+    size = truncate(adapter, Rule("bytes", 5000)).adapter
+    assert 5000 - 8 * cost < size.nbytes <= 5000
+
+
+def test_a_budget_counts_what_is_not_chosen(adapter):
+    after = truncate(adapter, Rule("parameters", 0.8), modules=["down_proj"]).adapter
+    assert after.parameters <= 0.8 * adapter.parameters
+    assert all(after[name] is module for name, module in adapter.items() if not name.endswith("down_proj"))
+    assert {after[name].rank for name in after if name.endswith("down_proj")} != {6}
+
+
+def test_relative_protection_gives_small_modules_their_share(adapter):
+    lopsided = adapter.map(lambda module: module.rescaled(module.scale * (100 if module.shape[0] == 30 else 1),
+                                                          module.scaling))  # fmt: skip
+    rule = Rule("parameters", 0.4)
+    plain, fair = (truncate(lopsided, rule, protect=protect) for protect in ("absolute", "relative"))
+    assert total_error(plain.losses) < total_error(fair.losses)
+    assert max(loss.relative_error for loss in fair.losses.values()) < max(
+        loss.relative_error for loss in plain.losses.values()
+    )
+    heavy = truncate(lopsided, rule, protect={"v_proj": 1e9}).adapter
+    assert {heavy[name].rank for name in heavy if name.endswith("v_proj")} == {6}
+
+
+def test_dead_modules_keep_a_direction_unless_they_may_go():
+    adapter = small_adapter()
+    dead = "model.layers.10.self_attn.v_proj"
+    assert truncate(adapter, Rule("energy", 0.9)).adapter[dead].rank == 1
+    after, found = truncate(adapter, Rule("energy", 0.9), drop_dead=True)
+    assert set(adapter) - set(after) == {dead}
+    assert after.narrowed
+    assert (found[dead].rank_after, found[dead].relative_error) == (0, 0.0)
+    bound = Adapter(modules=adapter.modules, extra={"m": Extra("magnitude", dead, LazyArray.of(np.ones(6)))})
+    assert dead in truncate(bound, Rule("energy", 0.9), drop_dead=True).adapter
+    with pytest.raises(OptionError, match="no module is left"):
+        truncate(Adapter(modules={dead: adapter[dead]}), Rule("energy", 0.9), drop_dead=True)
+
+
+def test_a_small_budget_may_let_modules_go(adapter):
+    with pytest.raises(OptionError, match="200 parameters are too few"):
+        truncate(adapter, Rule("parameters", 200))
+    after, found = truncate(adapter, Rule("parameters", 200), drop_dead=True)
+    assert 0 < len(after) < len(adapter)
+    gone = [loss for loss in found.values() if not loss.rank_after]
+    assert gone
+    assert {loss.relative_error for loss in gone} == {1.0}
+
+
+def test_one_rank_is_one_rank_even_for_what_does_nothing():
+    adapter = small_adapter()
+    wide = adapter.map(lambda m: LowRank(np.hstack([m.B, 0 * m.B]), np.vstack([m.A, m.A]), m.scale))
+    after = truncate(wide, Rule("rank", 2), one_rank=True).adapter
+    assert {module.rank for module in after.modules.values()} == {2}
+    assert total_error(losses(wide, after)) < LOSS_FLOAT32
+
+
+def test_experts_of_a_stack_share_a_rank():
+    rng = np.random.default_rng(3)
+    modules = {f"m.experts.up[{i}]": graded(rng, 8, 6, 4, decades=i, layout=Layout("experts")) for i in range(3)} | {
+        "m.q": graded(rng, 8, 6, 4, decades=3)
+    }
+    for rule in (Rule("energy", 0.9), Rule("parameters", 0.6)):
+        after = truncate(Adapter(modules=modules), rule).adapter
+        assert len({after[name].rank for name in after if "experts" in name}) == 1
+    alone = [truncate(Adapter(modules={"a": m}), Rule("energy", 0.9)).adapter["a"].rank for m in modules.values()]
+    together = truncate(Adapter(modules=modules), Rule("energy", 0.9)).adapter
+    assert together["m.experts.up[0]"].rank == max(alone[:3]) > min(alone[:3])
+
+
+def test_a_grouped_convolution_is_kept_and_an_update_without_factors_becomes_a_pair():
+    rng = np.random.default_rng(4)
+    conv = graded(rng, 8, 18, 4, layout=Layout("conv", kernel=(3, 3), groups=2))
+    full = Structured(Dense(LazyArray.of(rng.standard_normal((9, 7)).astype(np.float32))), 0.5)
+    after, found = truncate(Adapter(modules={"conv": conv, "full": full}), Rule("rank", 2))
+    assert after["conv"] is conv
+    assert isinstance(after["full"], LowRank)
+    assert (after["full"].rank, after["full"].dtype) == (2, np.float32)
+    assert found["full"].relative_error == pytest.approx(truncated_error(full.dense(), 2)[0], rel=1e-6)
+
+
+def test_scale_and_layout_stay():
+    rng = np.random.default_rng(5)
+    scaling = Scaling("alpha/sqrt(r)", 8, 4, "adapter_config.json")
+    module = graded(rng, 6, 36, 4, scale=-4.0, scaling=scaling, layout=Layout("conv", kernel=(3, 3)))
+    after = truncate(Adapter(modules={"a": module}), Rule("rank", 2)).adapter["a"]
+    assert (after.scale, after.scaling, after.layout, after.origin) == (-4.0, scaling, module.layout, None)
+    zero = truncate(Adapter(modules={"a": LowRank(module.B, module.A, 0.0)}), Rule("rank", 2)).adapter["a"]
+    assert (zero.scale, zero.rank) == (0.0, 1)
+
+
+def test_numbers_that_do_not_fit_a_dtype_are_refused_not_written_as_infinity():
+    B = 1e6 * np.ones((3, 2), np.float32) * np.array([1, 1e-3], np.float32)
+    adapter = Adapter(modules={"a": LowRank(B, np.ones((2, 3), np.float32) * np.array([[1e5], [-1]], np.float32))})
+    with pytest.raises(FormatError, match="too large for float16"):
+        truncate(adapter, Rule("rank", 1), dtype=np.float16)
+    after = Plan.of(adapter, dtype=np.float16).at({"a": 1})
+    with pytest.raises(FormatError, match=r"^a: its factors are too large"):
+        after["a"].B.sum()
+
+
+def test_a_module_that_is_gone_or_changed_has_lost_itself():
+    module = small_adapter()["model.layers.0.self_attn.q_proj"]
+    assert lost(module, None).relative_error == 1.0
+    with pytest.raises(loralens.ShapeError, match="has become"):
+        lost(module, LowRank(np.ones((2, 1)), np.ones((1, 2))))
+    zero = LowRank(np.zeros((6, 1)), np.zeros((1, 4)))
+    assert lost(zero, LowRank(np.ones((6, 1)), np.ones((1, 4)))).relative_error == 1.0
+    assert lost(zero, zero).relative_error == 0.0
+    full = Structured(Dense(LazyArray.of(np.ones((6, 4)))))
+    assert (lost(full, None).relative_error, lost(full, None).rank_after) == (1.0, 0)
+    with pytest.raises(FormatError, match="NaN or Inf"):
+        lost(full, LowRank(np.full((6, 1), np.nan), np.ones((1, 4))))
+
+
+def test_losses_follow_the_names_of_another_dialect(adapter):
+    renamed = adapter.renamed({name: name.replace(".", "_") for name in adapter})
+    assert {loss.relative_error for loss in losses(adapter, renamed).values()} == {0.0}
+
+
+def test_prediction_is_what_exact_factors_lose(adapter):
+    plan = Plan.of(adapter)
+    chosen = plan.ranks(Rule("rank", 2))
+    predicted, found = plan.losses(chosen), losses(adapter, plan.at(chosen))
+    for name, loss in found.items():
+        assert predicted[name].relative_error == pytest.approx(loss.relative_error, abs=LOSS)
+        assert predicted[name].spectral_error == pytest.approx(loss.spectral_error, abs=LOSS)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e130])
+def test_a_scale_of_any_size_loses_the_same(adapter, scale):
+    far = adapter.map(lambda module: module.rescaled(scale, module.scaling))
+    plain = adapter.map(lambda module: module.rescaled(1.0, module.scaling))
+    for protect in ("absolute", "relative"):
+        rule = Rule("parameters", 0.4)
+        expected, found = (truncate(one, rule, protect=protect).losses for one in (plain, far))
+        for name, loss in found.items():
+            assert loss.rank_after == expected[name].rank_after
+            assert loss.relative_error == pytest.approx(expected[name].relative_error, rel=LOSS)
+            assert loss.spectral_error == pytest.approx(expected[name].spectral_error, rel=LOSS)
+
+
+def test_a_module_that_stays_as_it_is_must_be_finite_too(adapter):
+    broken = LowRank(np.full((9, 2), np.nan), np.ones((2, 5)))
+    with pytest.raises(FormatError, match=r"^fc: .*NaN"):
+        Plan.of(Adapter(modules={**adapter.modules, "fc": broken}), modules=["q_proj"])  # before anything is written

@@ -1,0 +1,101 @@
+"""What is written for every kind of weight: the dense W' of float64, to one rounding."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.linalg.rounding import ulp
+from loralens.merging import matrix
+from loralens.merging.apply import prepare
+from loralens.merging.planning import plan
+from loralens.merging.rounding import Rounding
+from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
+from tests.reference import dora_weight
+from tests.tolerances import MERGED_SINGLE, MERGED_UNITS
+
+WIDER = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+def planned(case):
+    return plan(case.adapters, case.lazy, **case.options)
+
+
+def merged(tensor, **options):
+    return np.concatenate([block.merged.copy() for block in prepare(tensor, **options).blocks()]).reshape(tensor.shape)
+
+
+def check(found, expected, dtype):
+    assert found.shape == expected.shape
+    unit = ulp(expected, dtype)
+    apart = np.abs(found.astype(np.float64) - expected)
+    limit = MERGED_UNITS * unit + MERGED_SINGLE * np.abs(expected).max()
+    assert (apart <= limit).all(), float((apart / limit).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
+def test_every_kind_of_weight_is_the_dense_sum_rounded_once(made, dtype):
+    case = made(Maker(1, dtype))
+    tensors = planned(case).tensors
+    assert set(tensors) == set(case.expected)
+    for key, tensor in tensors.items():
+        found = merged(tensor)
+        assert found.dtype == (tensor.base.dtype if tensor.base else tensor.source.dtype)
+        check(found, case.expected[key], found.dtype)
+
+
+@pytest.mark.parametrize("dtype", WIDER, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
+def test_the_result_may_have_another_dtype(made, dtype):
+    case = made(Maker(2, np.float16))
+    for key, tensor in planned(case).tensors.items():
+        if tensor.replacement is None and tensor.tokens is None:
+            check(merged(tensor, dtype=dtype), case.expected[key], dtype)
+
+
+@pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+def test_the_cut_into_blocks_changes_no_bit(made, mode, monkeypatch):
+    case = made(Maker(3, ml_dtypes.bfloat16))
+    rounding = Rounding(mode, 5, "key")
+    whole = {key: merged(tensor, rounding=rounding) for key, tensor in planned(case).tensors.items()}
+    monkeypatch.setattr(matrix, "row_blocks", lambda rows, columns: [(i, i + 1) for i in range(rows)])
+    for key, tensor in planned(case).tensors.items():
+        np.testing.assert_array_equal(merged(tensor, rounding=rounding), whole[key])
+
+
+def test_a_tensor_that_does_not_stream_is_read_once():
+    case = CASES[0](Maker(4, np.float32))
+    tensor = planned(case).tensors["a.weight"]
+    reads = []
+    base = streamed(case.base["a.weight"]).map(lambda array: reads.append(1) or array, shape=(6, 10))
+    held = plan(case.adapters, {"a.weight": base}).tensors["a.weight"]
+    np.testing.assert_array_equal(merged(held), merged(tensor))
+    assert len(reads) == 1
+
+
+def test_float8_under_scales_is_merged_in_real_numbers_and_rounded_under_the_same_scales():
+    make = Maker(5, ml_dtypes.float8_e4m3fn)
+    W, one = make.weight(6, 10), make.pair(6, 10, scale=1e-3)
+    scale = np.repeat(2.0 ** np.arange(-12.0, -6)[:, None], 10, axis=1).astype(np.float32) * np.float32(1.1)
+    adapters = [(adapter({"a": one}), 1.0)]
+    tensor = plan(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
+    real = W.astype(np.float64) * scale + one.dense()
+    found = merged(tensor)
+    assert found.dtype == W.dtype
+    limit = 448 * scale.astype(np.float64)
+    inside = np.clip(real, -limit, limit)
+    unit = ulp(inside / scale, W.dtype) * scale
+    assert (np.abs(found.astype(np.float64) * scale - inside) <= 0.51 * unit).all()
+    check(merged(tensor, dtype=np.float32), real, np.float32)
+    check(merged(tensor, dtype=ml_dtypes.bfloat16), real, ml_dtypes.bfloat16)
+
+
+def test_dora_on_float8_takes_the_norm_of_the_numbers():
+    make = Maker(6, ml_dtypes.float8_e4m3fn)
+    W, one, lengths = make.weight(6, 10), make.pair(6, 10), np.abs(make.floats(6)) + 1
+    scale = np.repeat(2.0 ** np.arange(-3.0, 3)[:, None], 10, axis=1).astype(np.float32)
+    adapters = [(adapter({"a": one}, m=("magnitude", "a", lengths, "weight")), 1.0)]
+    tensor = plan(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
+    expected = dora_weight(W.astype(float) * scale + one.dense(), lengths, 0)
+    check(merged(tensor, dtype=np.float32), expected, np.float32)

@@ -1,0 +1,221 @@
+"""DoRA without magnitudes in the file: what PEFT makes of it is what we merge, run, combine and write."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.core.attached import Attachment
+from loralens.core.carried import NORMS
+from loralens.core.weights import Weight
+from loralens.formats.dialects.dora import CODE
+from tests import models
+from tests.cli.test_merge import contents, done, run
+from tests.formats.conftest import quiet_torch
+from tests.merging.test_merge_live import arrays, lazily, ours
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+__all__ = ["quiet_torch"]
+pytestmark = [
+    pytest.mark.usefixtures("quiet_torch"),
+    pytest.mark.filterwarnings("ignore:Found missing adapter keys"),
+    pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`"),
+]
+MAGNITUDE = ".lora_magnitude_vector"
+
+
+class Net(torch.nn.Module):
+    """A convolution, an embedding and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(9, 12)
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.linear = torch.nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        seen = self.words(x).reshape(len(x), 3, 4, -1)[..., :4]
+        return self.linear(self.conv(seen).flatten(1)[:, :8])
+
+
+class Case:
+    name = "llama"
+
+
+def net() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net().eval()
+
+
+def gpt2() -> Any:
+    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(config).eval()
+
+
+def trained(model: Any, folder: Path, targets: list[str], *, cut: str = "", **options: Any) -> Path:
+    """PEFT's DoRA adapter, every tensor random, without the magnitudes whose key holds ``cut``."""
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, use_dora=True, **options)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    file = folder / "adapter_model.safetensors"
+    held = load_file(file)
+    kept = {key: array for key, array in held.items() if MAGNITUDE not in key or cut not in key}
+    assert len(kept) < len(held)
+    save_file(kept, file, metadata={"format": "pt"})
+    return folder
+
+
+CASES = [
+    (models.llama, ["q_proj", "down_proj"], {}),
+    (models.llama, ["q_proj", "down_proj"], {"cut": "q_proj"}),  # of some modules alone
+    (models.llama, ["embed_tokens", "q_proj"], {}),
+    (gpt2, ["c_attn"], {"fan_in_fan_out": True}),
+    (net, ["words", "conv", "linear"], {}),
+]
+
+
+@pytest.mark.parametrize(("make", "targets", "options"), CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_merged_is_what_peft_merges(make, targets, options, dtype, tmp_path: Path) -> None:
+    kind = getattr(torch, dtype)
+    folder = trained(make(), tmp_path, targets, **options)
+    adapter = loralens.load(folder)
+    missing = [one.module for one in adapter.extra.values() if one.role in NORMS]
+    assert missing
+    (finding,) = [one for one in adapter.findings if one.code == CODE]
+    assert finding.text.startswith(f"{len(missing)} of {len(adapter)} DoRA modules have no magnitude")
+    model = make().to(kind)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).merge_and_unload().state_dict()
+    case = Case()
+    case.name = "gpt2" if make is gpt2 else "llama"
+    found, before = ours(adapter, arrays(model), case), arrays(model)
+    changed = 0
+    for key, tensor in theirs.items():
+        expected, W = lazily(tensor).read().astype(float), before[key].read().astype(float)
+        unit = 2.0**-22 if kind == torch.float32 else 2.0**-7
+        np.testing.assert_allclose(
+            found[key].astype(float), expected, rtol=unit, atol=unit * np.abs(W).max(), err_msg=key
+        )
+        changed += not np.array_equal(expected, W)
+    assert changed >= len(targets) - 1
+
+
+def test_plain_lora_would_be_another_model(tmp_path: Path) -> None:
+    adapter = loralens.load(trained(models.llama(), tmp_path, ["q_proj"]))
+    before = arrays(models.llama())
+    bent, plain = (ours(one, before, Case()) for one in (adapter, loralens.Adapter(modules=adapter.modules)))
+    key = "model.layers.0.self_attn.q_proj.weight"
+    W = before[key].read()
+    assert np.linalg.norm(bent[key] - plain[key]) > 0.05 * np.linalg.norm(plain[key] - W)
+    np.testing.assert_allclose(np.linalg.norm(bent[key], axis=1), np.linalg.norm(W, axis=1), rtol=1e-5)
+
+
+def test_merge_verify_and_unmerge(tmp_path: Path) -> None:
+    models.llama().save_pretrained(tmp_path / "base")
+    trained(models.llama(), tmp_path / "adapter", ["q_proj", "v_proj"], cut="q_proj")
+    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
+    result = done("merge", *paths, "-o", tmp_path / "out")
+    assert "note: 2 DoRA modules have no magnitude in the file: the lengths of W stand for it" in result.stderr
+    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    assert done(*looked).stdout.startswith(f"{tmp_path / 'out'}: exact")
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "base")
+    shutil.copytree(tmp_path / "adapter", tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
+    (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
+    done("merge", tmp_path / "plain", "--base", tmp_path / "base", "-o", tmp_path / "wrong", "-m", "q_proj")
+    assert run("verify", tmp_path / "wrong", *looked[2:], "-m", "q_proj").exit_code == 1
+
+
+def test_a_model_runs_with_it_as_with_peft(tmp_path: Path) -> None:
+    model = models.llama()
+    adapter = loralens.load(trained(model, tmp_path, ["q_proj", "down_proj"]))
+    tokens = torch.arange(1, 13).reshape(2, 6)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+    with torch.no_grad(), Attachment(model, adapter).on():
+        torch.testing.assert_close(model(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
+    model = models.llama()
+    model.save_pretrained(tmp_path / "base")
+    source, base = trained(model, tmp_path / "adapter", ["q_proj"]), tmp_path / "base"
+    names = set(loralens.load(source))
+
+    def missing(path: Path) -> set[str]:
+        adapter = loralens.load(path)
+        assert adapter.config["use_dora"]
+        return {one.module for one in adapter.extra.values() if one.role in NORMS}
+
+    assert missing(source) == names
+    for verb, *options in (("convert", "--to", "peft"), ("compress", "--rank", 1)):
+        done(verb, source, "-o", tmp_path / verb, *options)
+        assert missing(tmp_path / verb) == names
+    told = run("convert", source, "-o", tmp_path / "k.safetensors", "--to", "kohya")
+    assert told.exit_code == 1
+    assert "the magnitudes of 2 DoRA modules are not in the file" in told.stderr
+    assert "have no magnitude in the file" in told.stderr
+    assert run("combine", source, f"{source}:0.5", "-o", tmp_path / "sum").exit_code == 1
+    done("convert", source, "-o", tmp_path / "full", "--to", "peft", "--base", base)
+    done("combine", f"{source}:0.5", f"{source}:0.5", "--base", base, "-o", tmp_path / "sum")
+    done("compress", source, "--rank", 2, "--base", base, "-o", tmp_path / "same")
+    tokens = torch.arange(1, 13).reshape(2, 6)
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(copy.deepcopy(model), source).eval()(tokens).logits
+        for name in ("full", "sum", "same"):
+            written = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / name).eval()
+            torch.testing.assert_close(written(tokens).logits, expected, rtol=1e-5, atol=1e-6)
+    assert not missing(tmp_path / "full")
+    done("convert", source, "-o", tmp_path / "plain", "--to", "peft", "--drop-extra")
+    plain = loralens.load(tmp_path / "plain")
+    assert not plain.config["use_dora"]
+    assert not plain.extra
+
+
+def test_inspect_and_amplify_say_it(tmp_path: Path) -> None:
+    models.llama().save_pretrained(tmp_path / "base")
+    source = trained(models.llama(), tmp_path / "adapter", ["q_proj"])
+    told = done("inspect", source).output
+    assert "2 of 2 DoRA modules have no magnitude in the file" in told
+    assert "magnitudes are kept" not in told
+    assert "other tensors" not in told
+    told = done("amplify", source, "--base", tmp_path / "base").output
+    assert "2 modules are DoRA" in told
+    assert "DoRA is refused or its magnitudes are ignored" in run("inspect", source, "--for", "vllm").output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_lengths_are_rounded_as_peft_rounds_them(dtype, tmp_path: Path) -> None:
+    model = models.llama().to(getattr(torch, dtype))
+    folder = trained(models.llama(), tmp_path, ["down_proj"])
+    theirs = peft.PeftModel.from_pretrained(model, folder)
+    name = "model.layers.0.mlp.down_proj"
+    layer = theirs.base_model.model.get_submodule(name)
+    expected = layer.lora_magnitude_vector["default"].weight.detach().double().numpy()
+    weight = Weight(f"{name}.weight", lazily(layer.base_layer.weight), transposed=False)
+    found = weight.lengths()
+    np.testing.assert_allclose(found, expected, rtol=2.0**-22 if dtype == "float32" else 2.0**-8)
+    assert np.count_nonzero(found == expected) > 0.5 * len(found)  # to the bit, but where norms lie between two
+    turned = Weight(
+        f"{name}.weight",
+        weight.stored.map(np.transpose, shape=weight.shape[::-1], dtype=weight.stored.dtype),
+        transposed=True,
+    )
+    np.testing.assert_array_equal(turned.lengths(), found)
+    np.testing.assert_array_equal(turned.lengths(by_input=True), weight.lengths(by_input=True))

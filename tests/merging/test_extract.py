@@ -1,0 +1,443 @@
+"""An adapter from two checkpoints: against dense SVDs, in every kind of weight, and nothing lost without a word."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.ranks import Rule
+from loralens.errors import FormatError, OptionError
+from loralens.merging.apply import prepare
+from loralens.merging.extraction.differences import compare
+from loralens.merging.extraction.extract import extract_adapter
+from loralens.merging.extraction.triplets import NoiseEdge, triplets
+from loralens.merging.planning import plan
+from tests import reference
+from tests.tolerances import EXTRACTED
+
+
+def lazy(tensors):
+    return {key: LazyArray.of(array) for key, array in tensors.items()}
+
+
+def merged_tensor(tensor):
+    """What `loralens merge` writes for a planned tensor."""
+    return np.concatenate([block.merged.copy() for block in prepare(tensor).blocks()]).reshape(tensor.shape)
+
+
+def full(rng, rows, columns, decay=0.9):
+    """A matrix whose singular values fall by a constant factor."""
+    U, V = (np.linalg.qr(rng.standard_normal((n, min(rows, columns))))[0] for n in (rows, columns))
+    return (U * decay ** np.arange(min(rows, columns))) @ V.T
+
+
+def weights(rng, *shape, dtype=np.float32):
+    return (0.02 * rng.standard_normal(shape)).astype(dtype)
+
+
+def pair_of(rng, *, rows=40, columns=30, decay=0.8, dtype=np.float32, count=2):
+    """Checkpoints of some linear layers that differ by full-rank matrices of falling values."""
+    base = {f"blocks.{i}.q.weight": weights(rng, rows, columns, dtype=dtype) for i in range(count)}
+    tuned = {
+        key: (W.astype(np.float64) + 0.01 * (i + 1) * full(rng, rows, columns, decay)).astype(dtype)
+        for i, (key, W) in enumerate(base.items())
+    }
+    return base, tuned
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.sampled_from([Rule("rank", 3), Rule("energy", 0.9), Rule("error", 0.2), Rule("sv-ratio", 4)]),
+    st.sampled_from([(np.float32, np.float32), (np.float32, ml_dtypes.bfloat16), (np.float16, np.float32)]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_pair_is_the_best_of_its_rank_and_the_error_is_true(rows, columns, rule, dtypes, seed):
+    rng = np.random.default_rng(seed)
+    W = weights(rng, rows, columns, dtype=dtypes[0])
+    T = (W.astype(np.float64) + 0.1 * full(rng, rows, columns, 0.7)).astype(dtypes[1])
+    D = T.astype(np.float64) - W.astype(np.float64)
+    found = extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), rule)
+    module, told = found.adapter["a.q"], found.modules["a.q"]
+    s = np.linalg.svd(D, compute_uv=False)
+    assert module.rank == told.rank == rule.rank_of(s[s > 0])
+    assert module.scale == 1
+    best = reference.truncated_error(D, module.rank)[0]
+    assert told.relative_error == pytest.approx(best, abs=EXTRACTED)
+    assert np.linalg.norm(D - module.dense()) / np.linalg.norm(D) == pytest.approx(told.relative_error, abs=1e-12)
+    assert told.frobenius == pytest.approx(np.linalg.norm(D))
+    assert told.svd_error == 0
+
+
+@pytest.mark.parametrize("rule", [Rule("rank", 20), Rule("energy", 0.98), Rule("error", 0.1), NoiseEdge()])
+def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
+    rng = np.random.default_rng(2)
+    W = weights(rng, 700, 560, dtype=ml_dtypes.bfloat16)
+    T = (W.astype(np.float64) + 0.5 * full(rng, 700, 560, 0.9)).astype(ml_dtypes.bfloat16)
+    base, tuned = lazy({"a.q.weight": W}), lazy({"a.q.weight": T})
+    quick, dense = (extract_adapter(base, tuned, rule, exact=exact).modules["a.q"] for exact in (False, True))
+    assert abs(quick.rank - dense.rank) <= isinstance(rule, NoiseEdge)  # one value lies on the edge
+    assert quick.rank > 16 or isinstance(rule, NoiseEdge)
+    assert 0 < quick.svd_error < 2e-3
+    assert dense.svd_error == 0
+    assert quick.relative_error == pytest.approx(dense.relative_error, rel=1e-3 if quick.rank == dense.rank else 0.01)
+    assert quick.relative_error >= dense.relative_error * (1 - EXTRACTED)
+
+
+def test_directions_are_looked_at_until_the_rule_is_sure():
+    rng = np.random.default_rng(3)
+    W = np.zeros((700, 560), np.float32)
+    T = full(rng, 700, 560, 0.97).astype(np.float32)
+    difference = compare(lazy({"a.q.weight": W}), lazy({"a.q.weight": T})).matrices["a.q"]
+    found = triplets("a.q", difference, Rule("energy", 0.9))
+    assert not found.whole
+    assert found.count == 64
+    s = np.linalg.svd(T.astype(np.float64), compute_uv=False)
+    padded = found.spectrum()
+    assert padded.size == s.size
+    assert np.linalg.norm(padded) == pytest.approx(np.linalg.norm(s), rel=1e-6)
+    assert Rule("energy", 0.9).rank_of(padded) == Rule("energy", 0.9).rank_of(s)
+
+
+def level(rng, values, rows=620, columns=530):
+    """A matrix with these singular values."""
+    U, V = (np.linalg.qr(rng.standard_normal((n, len(values))))[0] for n in (rows, columns))
+    return ((U * values) @ V.T).astype(np.float32)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(("flat", "directions"), [(24, 28), (50, 44)])
+def test_a_budget_is_shared_as_if_all_spectra_were_known(flat, directions, exact):
+    rng = np.random.default_rng(4)
+    spectra = [np.append(np.ones(flat), 1e-4), *(0.9 * 0.5 ** np.arange(12) for _ in range(4))]
+    tuned = {f"a.{i}.weight": level(rng, values) for i, values in enumerate(spectra)}
+    base = {key: np.zeros_like(T) for key, T in tuned.items()}
+    budget = directions * (620 + 530)
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("parameters", budget), exact=exact)
+    assert found.adapter.parameters == budget
+    # 16 are looked at first, and what is left of the energy looks small beside the other modules
+    assert [one.rank for one in found.modules.values()] == [directions - 4, 1, 1, 1, 1]
+    lost = (max(flat - directions + 4, 0) / flat) ** 0.5
+    assert found.modules["a.0"].relative_error == pytest.approx(lost, abs=1e-3)
+
+
+def planted(rng, dtype, *, rows=400, columns=300, strength=0.02, rank=5, scale=0.02):
+    W = (scale * rng.standard_normal((rows, columns))).astype(dtype)
+    B, A = (rng.standard_normal(shape) for shape in ((rows, rank), (rank, columns)))
+    D = B @ A
+    D *= strength * np.linalg.norm(W.astype(np.float64)) / np.linalg.norm(D)
+    return W, (W.astype(np.float32) + D.astype(np.float32)).astype(dtype), D
+
+
+@pytest.mark.parametrize(("dtype", "strength"), [(ml_dtypes.bfloat16, 0.01), (np.float16, 0.01), (np.float32, 1e-4)])
+def test_the_noise_edge_of_rounding_keeps_the_directions_that_were_merged(dtype, strength):
+    rng = np.random.default_rng(5)
+    W, T, D = planted(rng, dtype, strength=strength)
+    still = weights(rng, 400, 300, dtype=dtype)
+    base, tuned = lazy({"a.q.weight": W, "a.v.weight": still}), lazy({"a.q.weight": T, "a.v.weight": still})
+    found = extract_adapter(base, tuned, NoiseEdge())
+    told = found.modules["a.q"]
+    assert (told.rank, found.unchanged) == (5, 1)
+    lost = np.linalg.norm(T.astype(np.float64) - W.astype(np.float64) - D)
+    got = np.linalg.norm(found.adapter["a.q"].dense() - D)
+    assert got < 0.3 * lost  # most of the noise is gone
+    assert told.residue == pytest.approx(1, abs=0.05)
+
+
+def test_rows_of_large_weights_are_not_taken_for_directions():
+    rng = np.random.default_rng(6)
+    W, _, D = planted(rng, ml_dtypes.bfloat16)
+    W[:2] *= 30
+    T = (W.astype(np.float32) + D.astype(np.float32)).astype(ml_dtypes.bfloat16)
+    noise = T.astype(np.float64) - W.astype(np.float64) - D
+    found = extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge()).modules["a.q"]
+    assert found.rank <= 5
+    assert found.edge > np.linalg.norm(noise, 2)
+
+
+def test_the_median_tells_unknown_noise_of_full_rank():
+    rng = np.random.default_rng(7)
+    for shape in ((300, 400), (600, 560)):  # dense, and by way of the Gram matrix
+        W = np.zeros(shape, np.float32)
+        D = 0.01 * rng.standard_normal(shape)
+        u, v = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in shape)
+        D += u @ np.diag([2.0, 1.5, 1.0]) @ v.T
+        base, tuned = lazy({"a.q.weight": W}), lazy({"a.q.weight": D.astype(np.float32)})
+        told = extract_adapter(base, tuned, NoiseEdge("median")).modules["a.q"]
+        assert told.rank == 3
+        s = np.linalg.svd(D, compute_uv=False)
+        beta = min(shape) / max(shape)
+        edge = reference.best_threshold(beta) / reference.marchenko_pastur_middle(beta) ** 0.5 * np.median(s)
+        assert told.edge == pytest.approx(edge, rel=1e-5)
+        assert told.residue > 100
+
+
+def test_every_kind_of_weight_gets_its_orientation():
+    rng = np.random.default_rng(8)
+    base = {
+        "h.0.c_attn.weight": weights(rng, 6, 18),
+        "conv.weight": weights(rng, 8, 3, 2, 2),
+        "wte.weight": weights(rng, 20, 6),
+        "h.0.experts.gate_up_proj": weights(rng, 3, 6, 10),
+        "h.0.experts.down_proj": weights(rng, 3, 5, 6),
+        "t.table": weights(rng, 5, 7),
+    }
+    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
+    tuned["h.0.experts.down_proj"][1] = base["h.0.experts.down_proj"][1]
+    found = extract_adapter(
+        lazy(base), lazy(tuned), Rule("energy", 1), modules=["*"], conv1d=True, tuned_config={"hidden_size": 6}
+    )
+    adapter = found.adapter
+    assert {name: (module.shape, module.layout.kind) for name, module in adapter.items()} == {
+        "conv": ((8, 12), "conv"),
+        "h.0.c_attn": ((18, 6), "linear"),
+        "wte": ((6, 20), "embedding"),
+        "t.table": ((5, 7), "parameter"),
+        **{f"h.0.experts.gate_up_proj[{e}]": ((10, 6), "experts") for e in range(3)},
+        **{f"h.0.experts.down_proj[{e}]": ((6, 5), "experts") for e in range(3)},
+    }
+    assert len({adapter[f"h.0.experts.down_proj[{e}]"].rank for e in range(3)}) == 1
+    assert not adapter["h.0.experts.down_proj[1]"].dense().any()
+    merged = plan([(adapter, 1.0)], lazy(base), conv1d=True)
+    for key, tensor in merged.tensors.items():
+        got = merged_tensor(tensor)
+        np.testing.assert_allclose(got, tuned[key], atol=1e-7)
+    assert set(merged.tensors) == set(base)
+
+
+def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
+    rng = np.random.default_rng(8)
+    base = {"model.embed_tokens.weight": weights(rng, 20, 6), "model.a.weight": weights(rng, 6, 6)}
+    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
+    tie = {"tie_word_embeddings": True}
+
+    def found(tuned, **options):
+        whole = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 1), modules=["*"], base_config=tie, **options)
+        return whole.adapter
+
+    adapter = found(tuned, tuned_config=tie)
+    assert adapter.config["ensure_weight_tying"] is True
+    merged = plan([(adapter, 1.0)], lazy(base), config=tie)
+    assert set(merged.tensors) == set(base)  # as the tuned checkpoint is
+    head = {"lm_head.weight": base["model.embed_tokens.weight"] + weights(rng, 20, 6)}
+    untied = found({**tuned, **head}, tuned_config={"tie_word_embeddings": False})
+    assert "ensure_weight_tying" not in untied.config
+    assert "lm_head" in untied
+    only_a = {**base, "model.a.weight": tuned["model.a.weight"]}
+    assert "ensure_weight_tying" not in found(only_a, tuned_config=tie).config
+
+
+def test_the_hidden_size_may_be_that_of_the_text_model():
+    rng = np.random.default_rng(16)
+    base = {"h.0.experts.gate_up_proj": weights(rng, 3, 6, 10)}
+    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
+    for config in ({"hidden_size": 6}, {"text_config": {"hidden_size": 6}}):
+        found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config=config)
+        assert {module.shape for module in found.adapter.modules.values()} == {(10, 6)}
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config={"text_config": None})
+    assert {module.shape for module in found.adapter.modules.values()} == {(6, 10)}
+
+
+def test_one_rank_above_the_noise_leaves_no_expert_out():
+    rng = np.random.default_rng(17)
+    base = {"m.experts.up": weights(rng, 3, 40, 30), "m.q.weight": weights(rng, 40, 30)}
+    tuned = {key: W.copy() for key, W in base.items()}
+    for W, rank in ((tuned["m.experts.up"][0], 2), (tuned["m.experts.up"][2], 1), (tuned["m.q.weight"], 3)):
+        W += (rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 30))).astype(np.float32)
+    found = extract_adapter(lazy(base), lazy(tuned), NoiseEdge(), one_rank=True).adapter
+    assert list(found) == [*(f"m.experts.up[{e}]" for e in range(3)), "m.q"]
+    assert len({module.rank for module in found.modules.values()}) == 1
+
+
+def norm(rng, n):
+    return {"weight": 1 + weights(rng, n), "bias": weights(rng, n)}
+
+
+def model(rng):
+    return {
+        "encoder.0.q.weight": weights(rng, 8, 8), "encoder.0.q.bias": weights(rng, 8),
+        "encoder.0.v.weight": weights(rng, 8, 8), "encoder.0.v.bias": weights(rng, 8),
+        **{f"encoder.0.norm.{part}": array for part, array in norm(rng, 8).items()},
+        "embeddings.word_embeddings.weight": weights(rng, 20, 8),
+        "embed_tokens.weight": weights(rng, 20, 8),
+        "depthwise.weight": weights(rng, 8, 1, 3),
+        "position_ids": np.arange(20)[None],
+        "cls_token": weights(rng, 1, 1, 8),
+        "pooler.weight": weights(rng, 8, 8),
+    }  # fmt: skip
+
+
+def test_what_is_no_matrix_rides_along_or_is_named():
+    rng = np.random.default_rng(9)
+    base = model(rng)
+    tuned = {f"net.{key}": array.copy() for key, array in base.items() if key != "pooler.weight"}
+    for key in ("q.weight", "q.bias", "v.bias", "norm.weight"):
+        tuned[f"net.encoder.0.{key}"] += 1
+    for key in ("embeddings.word_embeddings.weight", "depthwise.weight", "position_ids", "cls_token"):
+        tuned[f"net.{key}"] += 1
+    tuned["net.embed_tokens.weight"] = weights(rng, 22, 8)
+    tuned |= {"head.weight": weights(rng, 2, 8), "head.bias": weights(rng, 2), "net.encoder.0.q.extra": weights(rng, 3)}
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2))
+    prefix = "base_model.model."
+    assert list(found.adapter) == ["net.encoder.0.q"]
+    assert {key: (one.role, one.module, one.parameter) for key, one in found.adapter.extra.items()} == {
+        f"{prefix}net.encoder.0.q.base_layer.bias": ("bias", "net.encoder.0.q", "bias"),
+        f"{prefix}net.encoder.0.v.bias": ("bias", "net.encoder.0.v", "bias"),
+        f"{prefix}net.encoder.0.norm.weight": ("saved", "net.encoder.0.norm", "weight"),
+        f"{prefix}net.encoder.0.norm.bias": ("saved", "net.encoder.0.norm", "bias"),
+        f"{prefix}net.depthwise.weight": ("saved", "net.depthwise", "weight"),
+        f"{prefix}head.weight": ("saved", "head", "weight"),
+        f"{prefix}head.bias": ("saved", "head", "bias"),
+        f"{prefix}net.embed_tokens.weight": ("embedding", "net.embed_tokens", "weight"),
+    }
+    assert found.adapter.config["modules_to_save"] == ["head", "net.depthwise", "net.encoder.0.norm"]
+    assert found.adapter.config["bias"] == "all"
+    assert {one.key: one.why for one in found.left_out} == {
+        "net.embeddings.word_embeddings": "an embedding: --modules asks for it",
+        "net.position_ids": "is no weight of a layer, and no module can be saved for it",
+        "net.cls_token": "is no weight of a layer, and no module can be saved for it",
+        "net.encoder.0.q.extra": "the base has a layer of that name without it",
+    }
+    assert found.share == pytest.approx(64 / (64 + 160))
+    assert found.notes == (
+        "net.embed_tokens.weight: vocabulary resized from 20 to 22 rows, kept in full",
+        "names match after adding 'net.' to the names of the base",
+        "1 tensors of the base are not in the tuned model: pooler.weight",
+    )
+    assert found.unchanged == 1
+    bare = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), drop_extra=True)
+    assert not bare.adapter.extra
+    assert bare.notes == found.notes[1:]  # nothing is kept in full
+    assert bare.adapter.config["modules_to_save"] is None
+    assert len(bare.left_out) == len(found.left_out) + 8
+
+
+def test_what_is_written_is_read_back_the_same(tmp_path):
+    rng = np.random.default_rng(10)
+    base = model(rng)
+    tuned = {key: array + 1 if key.startswith("encoder") else array for key, array in base.items()}
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), base_model="some/base")
+    loralens.save(found.adapter, tmp_path / "out")
+    back = loralens.load(tmp_path / "out")
+    assert not back.findings
+    assert back.base_model == "some/base"
+    assert {key: (e.role, e.module, e.parameter) for key, e in back.extra.items()} == {
+        key: (e.role, e.module, e.parameter) for key, e in found.adapter.extra.items()
+    }
+    merged = plan([(back, 1.0)], lazy(base))
+    assert set(merged.tensors) == {key for key in base if key.startswith("encoder")}
+    for key, tensor in merged.tensors.items():
+        got = merged_tensor(tensor)
+        np.testing.assert_allclose(got, tuned[key], atol=1e-6)
+
+
+def test_a_change_of_dtype_alone_is_no_difference():
+    rng = np.random.default_rng(11)
+    base = {f"a.{i}.weight": weights(rng, 12, 10) for i in range(3)} | {"norm.weight": weights(rng, 10)}
+    base["a.2.weight"][0, 0] = np.nan
+    tuned = {key: W.astype(ml_dtypes.bfloat16) for key, W in base.items()}
+    tuned["a.1.weight"][0, 0] += 1
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1))
+    assert list(found.modules) == ["a.1"]
+    assert found.unchanged == 2
+    assert not found.adapter.extra
+
+
+def test_a_head_of_its_own_is_held_against_the_shared_one():
+    rng = np.random.default_rng(12)
+    base = {"embed_tokens.weight": weights(rng, 20, 8), "a.q.weight": weights(rng, 8, 8)}
+    tuned = {**base, "a.q.weight": base["a.q.weight"] + 1, "lm_head.weight": base["embed_tokens.weight"]}
+    for tied, untied, ours, theirs in ((base, tuned, {}, {"tie_word_embeddings": False}), (tuned, base, {}, {})):
+        found = extract_adapter(lazy(tied), lazy(untied), Rule("rank", 1), base_config=ours, tuned_config=theirs)
+        assert list(found.modules) == ["a.q"]
+        assert not found.adapter.extra
+        assert not found.notes
+    tuned["lm_head.weight"] = tuned["lm_head.weight"] + 1
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1), base_config={})
+    assert list(found.modules) == ["a.q", "lm_head"]
+
+
+def test_threads_and_company_change_nothing():
+    rng = np.random.default_rng(13)
+    base, tuned = pair_of(rng, rows=600, columns=540, count=3)
+    one = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9))
+    two = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9), modules=["blocks.1.q"], threads=2)
+    for factor in ("B", "A"):
+        np.testing.assert_array_equal(
+            getattr(one.adapter["blocks.1.q"], factor), getattr(two.adapter["blocks.1.q"], factor)
+        )
+    assert {left.why for left in two.left_out} == {"not asked for"}
+
+
+def test_errors():
+    rng = np.random.default_rng(14)
+    base, tuned = pair_of(rng)
+    with pytest.raises(OptionError, match="no matrix differs"):
+        extract_adapter(lazy(base), lazy(base), Rule("rank", 1))
+    with pytest.raises(OptionError, match="share no weight matrix"):
+        extract_adapter(lazy(base), lazy({"x.weight": base["blocks.0.q.weight"]}), Rule("rank", 1))
+    with pytest.raises(OptionError, match="no module matches"):
+        extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1), modules=["k"])
+    with pytest.raises(OptionError, match="share of nothing"):
+        extract_adapter(lazy(base), lazy(tuned), Rule("parameters", 0.5))
+    with pytest.raises(OptionError, match="too few"):
+        extract_adapter(lazy(base), lazy(tuned), Rule("bytes", 10))
+    tuned["blocks.1.q.weight"][3, 3] = np.inf
+    with pytest.raises(FormatError, match=r"blocks\.1\.q: the difference holds NaN"):
+        extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1))
+
+
+def test_nothing_above_the_noise_is_an_error_that_says_so():
+    rng = np.random.default_rng(15)
+    W = weights(rng, 60, 50, dtype=ml_dtypes.bfloat16)
+    T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
+    with pytest.raises(OptionError, match="1 matrices differ and none is taken: nothing rises above the noise"):
+        extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
+
+
+def test_a_convolution_that_may_be_grouped_is_named():
+    """Shapes do not tell the groups: one of 4 with 8 channels in each is stored like one of 8 channels without."""
+    rng = np.random.default_rng(4)
+    base = {
+        "grouped.weight": weights(rng, 32, 8, 3),
+        "plain.weight": weights(rng, 8, 8, 3),
+        "to_one.weight": weights(rng, 32, 8, 1),
+    }
+    found = extract_adapter(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    assert list(found.adapter) == ["grouped", "plain", "to_one"]
+    assert found.notes == ("1 convolutions are taken for ones without groups, as their shapes do not tell: grouped",)
+
+
+def test_a_bare_parameter_beside_layers_is_named():
+    """PEFT wraps the module that holds it, and the layers within are called otherwise then."""
+    rng = np.random.default_rng(5)
+    base = {
+        "a.q.weight": weights(rng, 8, 8),
+        "a.table": weights(rng, 5, 8),
+        "b.table": weights(rng, 5, 8),
+        "top": weights(rng, 5, 8),
+    }
+    base["b.bias"] = weights(rng, 8)
+    found = extract_adapter(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    assert list(found.adapter) == ["a.q", "b.table"]
+    assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
+    assert {one.key: one.why for one in found.left_out} == {
+        "a.table": "stands in a module with layers of its own, which PEFT renames",
+        "top": "is no weight of a layer, and no module can be saved for it",
+    }
+
+
+def test_errors_of_all_pairs_together_and_the_energy_they_keep():
+    rng = np.random.default_rng(7)
+    base, tuned = pair_of(rng, count=3)
+    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2))
+    D = {key.removesuffix(".weight"): tuned[key].astype(float) - base[key].astype(float) for key in base}
+    lost = {name: np.linalg.norm(D[name] - found.adapter[name].dense()) for name in D}
+    whole = np.sqrt(sum(np.linalg.norm(one) ** 2 for one in D.values()))
+    assert found.relative_error == pytest.approx(np.sqrt(sum(x**2 for x in lost.values())) / whole, rel=1e-6)
+    for name, told in found.modules.items():
+        assert told.energy_kept == pytest.approx(1 - (lost[name] / np.linalg.norm(D[name])) ** 2, rel=1e-6)

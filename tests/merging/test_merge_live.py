@@ -1,0 +1,194 @@
+"""PEFT as the judge of merged weights, and transformers as their reader; models are made here, tiny and random."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout
+from loralens.linalg.rounding import ulp
+from loralens.merging.apply import prepare
+from loralens.merging.planning import plan
+from tests.cli.test_merge import CERTIFICATE, done, run
+from tests.formats.conftest import quiet_torch
+from tests.formats.test_peft_live import CASES, adapt, base
+from tests.models import llama
+from tests.tolerances import MERGED_BY_PEFT, MERGED_OUTPUT, NEVER_FURTHER
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+__all__ = ["quiet_torch"]
+pytestmark = [
+    pytest.mark.usefixtures("quiet_torch"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
+    pytest.mark.filterwarnings("ignore:Adapter 'default'. 3 LoRA tensor.s. have invalid shape"),  # biases on B
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer"),
+]
+LYING = {"gpt2", "bias-only"}
+TWICE = {"words", "experts"}  # PEFT rounds these updates before it adds them
+
+
+def arrays(model):
+    """The state of a model as a checkpoint would hold it."""
+    state = model.state_dict()
+    return {key: lazily(tensor) for key, tensor in state.items()}
+
+
+def lazily(tensor):
+    import ml_dtypes
+
+    wide = tensor.detach().clone()
+    array = wide.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if wide.dtype == torch.bfloat16 else wide.numpy()
+    return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=lambda a, b: array[a:b])
+
+
+def ours(adapter, state, case, dtype=None):
+    """What we write, by key; everything else is the base's."""
+    found = {key: tensor.read() for key, tensor in state.items()}
+    for key, tensor in plan([(adapter, 1.0)], state, conv1d=case.name in LYING).tensors.items():
+        rows = [block.merged.copy() for block in prepare(tensor, dtype=dtype).blocks()]
+        found[key] = np.concatenate(rows).reshape(tensor.shape)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) -> None:
+    model = adapt(case)
+    model.save_pretrained(tmp_path)
+    adapter = loralens.load(tmp_path)
+    theirs = copy.deepcopy(model).merge_and_unload().state_dict()
+    before = arrays(base(case))
+    found = ours(adapter, before, case)
+    assert set(found) == set(theirs)
+    changed = 0
+    for key, tensor in theirs.items():
+        array = tensor.detach().numpy()
+        scale = max(np.abs(array).max(), 1e-30)
+        np.testing.assert_allclose(found[key], array, rtol=0, atol=MERGED_BY_PEFT * scale, err_msg=key)
+        changed += not np.array_equal(array, before[key].read())
+    assert changed
+
+
+@pytest.mark.parametrize("name", ["llama", "rslora", "gpt2", "conv", "words", "experts", "dora"])
+def test_in_bfloat16_we_are_never_further_from_the_sum_than_peft(name: str, tmp_path: Path) -> None:
+    (case,) = [case for case in CASES if case.name == name]
+    model = adapt(case)
+    model.save_pretrained(tmp_path)
+    adapter = loralens.load(tmp_path)
+    narrow = base(case).to(torch.bfloat16)
+    before = arrays(copy.deepcopy(narrow))
+    exact = ours(adapter, {key: wide(tensor) for key, tensor in before.items()}, case, np.float64)
+    theirs = peft.PeftModel.from_pretrained(narrow, tmp_path).merge_and_unload().state_dict()
+    found, closer = ours(adapter, before, case), 0
+    for key, tensor in theirs.items():
+        one, two = (np.abs(x.astype(float) - exact[key]) for x in (found[key], tensor.float().numpy()))
+        unit = ulp(exact[key], found[key].dtype)
+        assert (one <= two + NEVER_FURTHER * unit).all(), key
+        closer += np.count_nonzero(one < two - NEVER_FURTHER * unit)
+    assert closer or name not in TWICE
+
+
+def wide(tensor):
+    array = tensor.read().astype(np.float64)
+    return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=lambda a, b: array[a:b])
+
+
+def saved(model, path: Path, **options) -> Path:
+    model.save_pretrained(path, **options)
+    return path
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_loads_what_is_written(dtype: str, tied: bool, tmp_path: Path) -> None:
+    model = llama(tie_word_embeddings=tied).to(getattr(torch, dtype))
+    root = saved(model, tmp_path / "base", max_shard_size="4KB")
+    assert len(list(root.glob("*.safetensors"))) > 2
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj", "embed_tokens"])
+    adapted = peft.get_peft_model(llama(tie_word_embeddings=tied), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
+    tokens = torch.arange(22).reshape(2, 11)
+    merged, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert merged.dtype == getattr(torch, dtype)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model).float(), tmp_path / "adapter").eval()
+    expected, found = logits(theirs.double(), tokens), logits(merged.double(), tokens)
+    plain = logits(copy.deepcopy(model).double(), tokens)
+    apart = float((found - expected).norm() / (expected - plain).norm())
+    error = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["relative_error"]
+    assert apart < (MERGED_OUTPUT if dtype == "float32" else 3 * error)
+
+
+def test_a_tied_model_stays_tied_where_that_is_asked_for(tmp_path: Path) -> None:
+    model = llama(tie_word_embeddings=True)
+    root = saved(model, tmp_path / "base")
+    one = loralens.LowRank(np.ones((16, 1), np.float32), np.ones((1, 24), np.float32), 0.1, layout=Layout("embedding"))
+    loralens.save(loralens.Adapter(modules={"model.embed_tokens": one}), tmp_path / "adapter")
+    result = done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out", "--keep-tied")
+    assert "lm_head.weight shares the weight of model.embed_tokens.weight and changes with it" in result.stderr
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    torch.testing.assert_close(merged.lm_head.weight, model.lm_head.weight + 0.1)
+
+
+def test_a_new_head_is_loaded_by_the_model_that_has_it(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_labels=3
+    )
+    torch.manual_seed(0)
+    whole = transformers.BertForSequenceClassification(config).eval()
+    root = saved(whole, tmp_path / "base")  # the head that is here is an old one
+    lora = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    adapted = peft.get_peft_model(copy.deepcopy(whole), lora).eval()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    done("merge", tmp_path / "adapter", "--base", root, "-o", tmp_path / "out")
+    tokens = torch.arange(22).reshape(2, 11)
+    merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(merged, tokens), logits(adapted, tokens), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(merged.classifier.weight, whole.classifier.weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_peft_merges_is_rounded_and_less_of_it_is_not(dtype: str, use_dora: bool, tmp_path: Path) -> None:
+    root = saved(llama().to(getattr(torch, dtype)), tmp_path / "base")
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], use_dora=use_dora)
+    adapted = peft.get_peft_model(llama(), config)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    codes = []
+    for strength in (1, 0.8):
+        model = transformers.AutoModelForCausalLM.from_pretrained(root, dtype=getattr(torch, dtype))
+        theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+        for layer in theirs.modules():
+            if hasattr(layer, "scale_layer"):
+                layer.scale_layer(strength)
+        saved(theirs.merge_and_unload(), tmp_path / f"merged{strength}")
+        merged = str(tmp_path / f"merged{strength}")
+        codes.append(run("verify", merged, "--base", root, "--adapter", tmp_path / "adapter").exit_code)
+    assert codes == [0, 1]

@@ -1,0 +1,117 @@
+"""W comes back from R bit for bit, whatever bits they are, and a damaged patch is an error."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loralens.errors import FormatError
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, in_memory
+
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+
+
+def random_bits(rng, dtype, rows, columns):
+    """Every bit pattern may come: NaN of all kinds, −0, infinities, denormals."""
+    size = np.dtype(dtype).itemsize
+    return rng.integers(0, 256, rows * columns * size, dtype=np.uint8).view(dtype).reshape(rows, columns)
+
+
+def nudged(rng, W, share, units):
+    """W with this share of entries moved by a few units in the last place, or by anything."""
+    r = bits(W).copy()
+    here = np.flatnonzero(rng.random(r.size) < share)
+    step = rng.integers(-units, units + 1, here.size)
+    r[here] += step.astype(f"i{r.itemsize}").view(r.dtype)
+    return r.view(W.dtype).reshape(W.shape)
+
+
+def cut(rows, rng):
+    stops = sorted({*rng.integers(1, rows, 3).tolist(), rows}) if rows > 1 else [rows]
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def written(W, R, blocks):
+    writer = PatchWriter(W.dtype.itemsize)
+    for start, stop in blocks:
+        writer.block(W[start:stop], R[start:stop])
+    return writer.finish()
+
+
+def read(blob, R, blocks):
+    reader = PatchReader(blob, R.dtype.itemsize)
+    found = np.concatenate([reader.block(R[start:stop]) for start, stop in blocks])
+    reader.finish()
+    return found
+
+
+@given(
+    st.sampled_from(DTYPES),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.sampled_from([0, 0.001, 0.02, 0.2, 1]),
+    st.sampled_from([1, 3, 100, 127]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150)
+def test_w_comes_back(dtype, rows, columns, share, units, wild, seed):
+    rng = np.random.default_rng(seed)
+    W = random_bits(rng, dtype, rows, columns)
+    R = random_bits(rng, dtype, rows, columns) if wild and share == 1 else nudged(rng, W, share, units)
+    blob = written(W, R, cut(rows, rng))
+    found = read(blob, R, cut(rows, rng))
+    np.testing.assert_array_equal(bits(found), bits(W))
+    assert blob.different == np.count_nonzero(bits(W) != bits(R))
+    assert blob.coding == "patch" or blob.different
+
+
+def test_gaps_over_many_blocks_are_long():
+    W = np.zeros((1000, 10), np.float32)
+    R = W.copy()
+    R[0, 0], R[777, 3], R[999, 9] = 1, -0.0, 2
+    blob = written(W, R, [(i, i + 1) for i in range(1000)])
+    assert blob.coding == "xor"  # the first block, of ten entries, had one far away
+    np.testing.assert_array_equal(bits(read(blob, R, [(0, 1000)])), bits(W))
+    blob = written(W[1:], R[1:], [(i, i + 1) for i in range(999)])
+    assert (blob.coding, blob.different) == ("patch", 2)
+    np.testing.assert_array_equal(bits(read(blob, R[1:], [(0, 999)])), bits(W[1:]))
+
+
+def test_a_sparse_patch_is_small_and_a_xor_never_much_larger_than_w():
+    rng = np.random.default_rng(1)
+    W = (0.02 * rng.standard_normal((512, 512))).astype(ml_dtypes.bfloat16)
+    small = written(W, nudged(rng, W, 0.01, 1), [(0, 512)])
+    assert small.coding == "patch"
+    assert 8 * small.nbytes / W.size < 0.13
+    wild = written(W, random_bits(rng, ml_dtypes.bfloat16, 512, 512), [(0, 512)])
+    assert wild.coding == "xor"
+    assert wild.nbytes < 1.001 * W.nbytes + 64
+
+
+def test_nothing_at_all():
+    blob = PatchWriter(2).finish()
+    assert read(blob, np.zeros((0, 4), np.float16), [(0, 0)]).shape == (0, 4)
+
+
+def damaged():
+    rng = np.random.default_rng(2)
+    W = (0.02 * rng.standard_normal((64, 64))).astype(ml_dtypes.bfloat16)
+    wild = random_bits(rng, ml_dtypes.bfloat16, 128, 64)
+    patch, xor = written(W, nudged(rng, W, 0.05, 1), [(0, 64)]), written(W, wild[:64], [(0, 64)])
+    yield "missing stream", Blob("patch", patch.different, patch.streams[:2])
+    yield "no deflate", Blob("patch", patch.different, (in_memory(b"garbage"), *patch.streams[1:]))
+    yield "miscounted", Blob("patch", patch.different + 1, patch.streams)
+    yield "swapped", Blob("patch", patch.different, (patch.streams[1], patch.streams[0], patch.streams[2]))
+    yield "short plane", Blob("xor", xor.different, (xor.streams[0].rows(0, 50), xor.streams[1]))
+    yield "garbage plane", Blob("xor", xor.different, (in_memory(b"garbage"), xor.streams[1]))
+    yield "too long", written(np.vstack([W, W]), nudged(rng, np.vstack([W, W]), 0.05, 1), [(0, 128)])
+    yield "planes too long", written(np.vstack([W, W]), wild, [(0, 128)])
+
+
+@pytest.mark.parametrize(("how", "blob"), list(damaged()), ids=lambda x: x if isinstance(x, str) else "")
+def test_a_damaged_patch_is_an_error(how, blob):
+    R = np.zeros((64, 64), ml_dtypes.bfloat16)
+    with pytest.raises(FormatError, match=r"patch|stream"):
+        read(blob, R, [(0, 64)])

@@ -1,0 +1,73 @@
+"""Subtracting without a patch: the base but for what rounding leaves open, and that is counted."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.core.lowrank import LowRank
+from loralens.merging.apply import prepare
+from loralens.merging.planning import plan
+from loralens.merging.rounding import added
+from loralens.merging.undo.subtract import Doubt, subtracted
+from tests.merging.made import Case, adapter, streamed
+from tests.merging.test_apply import merged
+from tests.merging.test_record import gaussian
+
+BF16 = ml_dtypes.bfloat16
+
+
+def restored(case, array):
+    (tensor,) = plan(case.adapters, {"a.weight": streamed(array)}, **case.options).tensors.values()
+    doubt = Doubt()
+    rows = [subtracted(block, doubt).copy() for block in prepare(tensor).blocks()]
+    return np.concatenate(rows), doubt
+
+
+def merged_of(case):
+    (tensor,) = plan(case.adapters, case.lazy, **case.options).tensors.values()
+    return merged(tensor)
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, np.float16, np.float32])
+def test_most_entries_come_back_and_every_wrong_one_is_among_the_doubtful(dtype, lying):
+    case = gaussian(0.01, dtype=dtype, lying=lying)
+    W = case.base["a.weight"]
+    found, doubt = restored(case, merged_of(case))
+    wrong = np.count_nonzero(found != W)
+    assert 0 < wrong <= doubt.several < 0.2 * W.size
+    assert (doubt.none, doubt.entries) == (0, W.size)
+
+
+def test_the_doubts_are_those_found_by_trying_every_float16():
+    case = gaussian(0.05, shape=(12, 16), dtype=np.float16)
+    everything = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    everything = everything[np.isfinite(everything)]
+    W1 = merged_of(case)
+    D = case.adapters[0][0].modules["a"].dense().astype(np.float32)
+    _, doubt = restored(case, W1)
+    with np.errstate(over="ignore"):
+        preimages = np.array([
+            len(np.unique(everything[(everything.astype(np.float32) + d).astype(np.float16) == w] + np.float16(0)))
+            for w, d in zip(W1.ravel(), D.ravel(), strict=True)
+        ])  # fmt: skip
+    assert doubt.several == np.count_nonzero(preimages > 1)
+
+
+def test_the_doubts_of_float8_are_those_found_by_trying_every_one_of_them():
+    dtype = np.dtype(ml_dtypes.float8_e5m2)
+    everything = np.arange(1 << 8, dtype=np.uint8).view(dtype)
+    everything = everything[np.isfinite(everything)]
+    W1 = everything[np.abs(everything.astype(float)) > 500][None]  # beyond the largest number of e4m3
+    one = LowRank(np.ones((1, 1), np.float32), np.full((1, W1.size), 100, np.float32))
+    _, doubt = restored(Case({}, [(adapter({"a": one}), 1.0)], {}), W1)
+    reached = added(everything, np.full(everything.size, 100, np.float32), dtype).astype(float)
+    preimages = np.array([np.count_nonzero(reached == w) for w in W1.ravel().astype(float)])
+    assert doubt.several == np.count_nonzero(preimages > 1) > 0
+    assert doubt.none == np.count_nonzero(preimages == 0)
+
+
+def test_another_model_has_entries_that_no_weight_leads_to():
+    case = gaussian(0.3, dtype=np.float16)
+    _, doubt = restored(case, case.base["a.weight"])
+    assert doubt.none > 0

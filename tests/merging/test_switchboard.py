@@ -1,0 +1,436 @@
+"""One resident model, many tasks: the bits of a merge, and of the base after any number of switches."""
+
+import sys
+from dataclasses import replace
+from hashlib import sha256
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.structured import Dense, Structured
+from loralens.errors import MismatchError, OptionError
+from loralens.merging import Switchboard
+from loralens.merging.apply import prepare
+from loralens.merging.planning import plan
+from loralens.merging.resident import switchboard as module
+from loralens.merging.rounding import added, removed, slices_for
+from loralens.merging.update import update_rows
+from tests import reference
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn]
+
+
+def low_rank(rng, out, in_, *, rank=3, size=0.01, **layout):
+    B, A = rng.standard_normal((out, rank)), size * rng.standard_normal((rank, in_))
+    return LowRank(B.astype(np.float32), A.astype(np.float32), 0.5, layout=Layout(**layout))
+
+
+def model(dtype, seed=0):
+    """Two linear layers, a convolution, an embedding, two experts, and a norm that nobody touches."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "a.q.weight": (24, 16),
+        "a.v.weight": (16, 16),
+        "conv.weight": (6, 4, 3, 3),
+        "embed.weight": (12, 8),
+        "experts.up": (2, 10, 8),
+        "norm.weight": (16,),
+    }
+    arrays = {key: (0.05 * rng.standard_normal(shape)).astype(dtype) for key, shape in shapes.items()}
+    arrays["a.q.weight"].reshape(-1)[:5] = np.array([np.nan, -0.0, 1e-40, 0.0, 448], np.float32).astype(dtype)
+    if np.dtype(dtype).itemsize > 1:
+        arrays["a.v.weight"][0, :2] = np.array([np.inf, -np.inf]).astype(dtype)
+    return arrays
+
+
+def adapters():
+    """Three tasks that share some weights and not others."""
+    rng = np.random.default_rng(1)
+    a = {
+        "a.q": low_rank(rng, 24, 16),
+        "conv": low_rank(rng, 6, 36, kind="conv", kernel=(3, 3)),
+        "embed": low_rank(rng, 8, 12, kind="embedding"),
+    }
+    b = {"a.q": low_rank(rng, 24, 16, size=0.1), "a.v": low_rank(rng, 16, 16)}
+    c = {
+        "a.v": Structured(Dense(LazyArray.of(0.01 * rng.standard_normal((16, 16)).astype(np.float32)))),
+        **{f"experts.up[{e}]": low_rank(rng, 10, 8, kind="experts") for e in range(2)},
+    }
+    return {name: Adapter(modules=modules) for name, modules in {"a": a, "b": b, "c": c}.items()}
+
+
+def bits(arrays):
+    return {key: sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for key, array in arrays.items()}
+
+
+def as_merged(base, tasks, task):
+    """What `loralens merge` writes."""
+    found = {key: array.copy() for key, array in base.items()}
+    if task:
+        lazy = {key: LazyArray.of(array) for key, array in base.items()}
+        made = plan([(tasks[name], weight) for name, weight in task.items()], lazy)
+        for key, tensor in made.tensors.items():
+            rows = [block.merged.copy() for block in prepare(tensor).blocks()]
+            found[key] = np.concatenate(rows).reshape(base[key].shape)
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_task_has_the_bits_of_a_merge_and_the_base_comes_back(dtype):
+    base, tasks = model(dtype), adapters()
+    live = {key: array.copy() for key, array in base.items()}
+    board = Switchboard(live, tasks)
+    assert str(board.state) == "the base"
+    for task in ({"a": 1.0}, {"b": 1.0}, {"a": 0.7, "b": -0.3}, {"a": 1.0, "b": 1.0, "c": 0.5}, {"c": 1.0}, {}):
+        board.switch(task)
+        assert board.state.whole
+        assert board.state.task == task
+        assert bits(live) == bits(as_merged(base, tasks, task)), task
+        board.verify()
+    assert bits(live) == bits(base)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_thousand_switches_leave_the_base_and_subtracting_alone_does_not(dtype):
+    live, tasks = model(dtype), adapters()
+    before = bits(live)
+    board, rng = Switchboard(live, tasks), np.random.default_rng(2)
+    for _ in range(1000):
+        board.switch([None, "a", "b", "c", {"a": rng.uniform(-1, 1), "b": rng.uniform(-1, 1)}][rng.integers(5)])
+    board.switch(None)
+    assert bits(live) == before
+
+    W = model(dtype)["a.v.weight"][1:]
+    drifted, updates = W, [tasks["b"]["a.v"], tasks["c"]["a.v"]]
+    rows = [update_rows([(1.0, update)], slices=slices_for(dtype)) for update in updates]
+    for i in range(10):
+        D = rows[i % 2].rows(1, 16)
+        drifted = removed(added(drifted, D, dtype), D, dtype)
+    assert (drifted != W).any()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_no_bit(threads):
+    live, tasks = model(np.float16), adapters()
+    board = Switchboard(live, tasks, threads=threads)
+    board.switch({"a": 1, "b": 1, "c": 1})
+    assert bits(live) == bits(as_merged(model(np.float16), tasks, {"a": 1, "b": 1, "c": 1}))
+    board.switch("c")
+    board.switch(None)
+    assert bits(live) == bits(model(np.float16))
+
+
+class Stop(BaseException):
+    """Raised at any line, as Ctrl-C is."""
+
+
+def stopped_at(line, act):
+    """``act`` stopped at the so-many-th line of the switchboard that it runs; whether it was."""
+    count = 0
+
+    def trace(frame, event, arg):
+        nonlocal count
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise Stop
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except Stop:
+        return True
+    finally:
+        sys.settrace(old)
+    return False
+
+
+@pytest.mark.parametrize("way_out", ["repair", "switch"])
+def test_stopped_at_any_line_it_can_be_named_and_repaired(way_out):
+    base, tasks = model(np.float16), adapters()
+    wanted = bits(as_merged(base, tasks, {"a": 0.5, "b": 1.0}))
+    seen = set()
+    for line in range(1, 10_000):
+        live = {key: array.copy() for key, array in base.items()}
+        board = Switchboard(live, tasks)
+        board.switch("a")
+        if not stopped_at(line, lambda board=board: board.switch({"a": 0.5, "b": 1.0})):
+            break
+        state = board.state
+        if not state.whole:
+            assert state.task == {"a": 0.5, "b": 1.0}
+            assert "interrupted on the way to 0.5 × a + 1 × b" in str(state)
+            seen.add(len(state.waiting))
+            with pytest.raises(MismatchError, match=r"repair\(\)"):
+                board.verify()
+        if way_out == "repair":
+            goal = dict(state.task)
+            board.repair()
+            assert bits(live) == (wanted if "b" in goal else bits(as_merged(base, tasks, {"a": 1.0})))
+            board.verify()
+        board.switch(None)
+        assert bits(live) == bits(base)
+    assert seen == {1, 2, 3, 4}
+    assert line > 50
+
+
+def test_a_weight_that_was_half_written_is_written_again():
+    base, tasks = model(np.float32), adapters()
+    live = {key: array.copy() for key, array in base.items()}
+    board = Switchboard(live, tasks)
+    board.switch("b")
+    slot = board._slots["a.q.weight"]
+    write = type(slot).write
+
+    def half(self, array):
+        if self is slot:
+            type(slot).write = write
+            self._array[:7] = array[:7]
+            raise Stop
+        write(self, array)
+
+    type(slot).write = half
+    try:
+        with pytest.raises(Stop):
+            board.switch("a")
+    finally:
+        type(slot).write = write
+    assert "a.q.weight" in board.state.waiting
+    board.repair()
+    assert bits(live) == bits(as_merged(base, tasks, {"a": 1.0}))
+    board.switch(None)
+    assert bits(live) == bits(base)
+
+
+def test_what_is_held_is_counted():
+    live, tasks = model(ml_dtypes.bfloat16), adapters()
+    board = Switchboard(live, tasks)
+    assert board.bytes().patch == board.bytes().copies == 0
+    assert board.bytes().factors["b"] == tasks["b"].nbytes
+    board.switch("b")
+    held = board.bytes()
+    assert 0 < held.patch < 1000
+    assert held.total == held.patch + sum(tasks[name].nbytes for name in tasks)
+
+
+def test_verify_sees_that_somebody_else_changed_a_weight():
+    live = model(np.float16)
+    board = Switchboard(live, adapters())
+    board.switch("a")
+    live["a.q.weight"][10, 10] += 1
+    with pytest.raises(MismatchError, match=r"1 weights are not those that were given: a\.q\.weight"):
+        board.verify()
+
+
+def dora(rng):
+    modules = {"a.q": low_rank(rng, 24, 16)}
+    lengths = LazyArray.of((1 + 0.1 * rng.random(24)).astype(np.float32))
+    return Adapter(modules=modules, extra={"m": Extra("magnitude", "a.q", lengths)})
+
+
+def finite(dtype):
+    live = model(dtype)
+    return {
+        key: np.nan_to_num(array.astype(np.float32), posinf=1, neginf=-1).astype(dtype) for key, array in live.items()
+    }
+
+
+def test_dora_is_merged_alone_and_refused_in_a_mix():
+    base, rng = finite(np.float32), np.random.default_rng(3)
+    live = {key: array.copy() for key, array in base.items()}
+    tasks = {"d": dora(rng), **adapters()}
+    board = Switchboard(live, tasks)
+    board.switch("d")
+    lengths = tasks["d"].extra["m"].tensor.read()
+    expected = reference.dora(base["a.q.weight"].astype(np.float64), tasks["d"]["a.q"].dense(), lengths)
+    np.testing.assert_allclose(live["a.q.weight"], expected, rtol=1e-5, atol=1e-7)
+    board.switch("b")
+    with pytest.raises(MismatchError, match="DoRA"):
+        board.switch({"d": 1, "b": 1})
+    assert board.state.task == {"b": 1.0}
+    assert board.state.whole
+    board.switch(None)
+    assert bits(live) == bits(base)
+
+
+def test_saved_modules_and_biases_are_swapped_in_place():
+    base = finite(ml_dtypes.bfloat16)
+    live = {key: array.copy() for key, array in base.items()}
+    rng = np.random.default_rng(4)
+    norm = LazyArray.of(rng.standard_normal(16).astype(np.float32))
+    tasks = {name: replace(adapter, extra={"n": Extra("saved", "norm", norm)}) for name, adapter in adapters().items()}
+    board = Switchboard(live, tasks)
+    board.switch("a")
+    np.testing.assert_array_equal(live["norm.weight"], norm.read().astype(ml_dtypes.bfloat16))
+    assert board.bytes().copies == 32
+    with pytest.raises(MismatchError, match=r"replacement for norm\.weight"):
+        board.switch({"a": 1, "b": 1})
+    board.switch(None)
+    assert bits(live) == bits(base)
+
+
+def test_what_has_no_place_is_refused_by_name():
+    tasks, rng = adapters(), np.random.default_rng(5)
+    head = Extra("saved", "head", LazyArray.of(rng.standard_normal((2, 16)).astype(np.float32)))
+    with pytest.raises(MismatchError, match=r"a: it brings head\.weight, which the model has not"):
+        Switchboard(model(np.float32), {"a": replace(tasks["a"], extra={"h": head})})
+    bigger = Extra("embedding", "embed", LazyArray.of(rng.standard_normal((13, 8)).astype(np.float32)))
+    with pytest.raises(MismatchError, match=r"embed\.weight would change its shape from \(12, 8\) to \(13, 8\)"):
+        Switchboard(model(np.float32), {"b": replace(tasks["b"], extra={"e": bigger})})
+    fixed = model(np.float32)
+    fixed["a.q.weight"].flags.writeable = False
+    with pytest.raises(MismatchError, match=r"a\.q\.weight is read-only"):
+        Switchboard(fixed, tasks)
+    with pytest.raises(MismatchError, match=r"a\.q\.weight holds no floats"):
+        Switchboard({**model(np.float32), "a.q.weight": np.zeros((24, 16), np.int8)}, tasks)
+    shared = model(np.float32)
+    shared["copy.weight"] = shared["a.q.weight"]
+    with pytest.raises(MismatchError, match=r"a\.q\.weight shares its numbers with copy\.weight"):
+        Switchboard(shared, tasks)
+    with pytest.raises(OptionError, match="int is no model"):
+        Switchboard(3, tasks)
+
+
+def test_an_embedding_takes_its_head_along_only_where_that_is_meant():
+    live = model(np.float32)
+    live["lm_head.weight"] = live["embed.weight"]
+    task = adapters()["a"]
+    with pytest.raises(MismatchError, match=r"embed\.weight shares its numbers with lm_head\.weight") as error:
+        Switchboard(live, {"a": task})  # unmerged, it leaves the head as it is
+    assert "keep_tied=True" in error.value.fix
+    said = ("a: lm_head.weight shares the numbers of embed.weight and changes with it",)
+    assert Switchboard(live, {"a": task}, keep_tied=True).notes == said
+    one = task["embed"]
+    both = {**task.modules, "lm_head": LowRank(one.A.T, one.B.T, one.scale)}
+    before = live["embed.weight"].copy()
+    board = Switchboard(live, {"a": replace(task, modules=both)})
+    assert board.notes == said
+    board.switch("a")
+    np.testing.assert_allclose(live["lm_head.weight"], before + one.dense().T, atol=1e-7)  # once
+    tokens = Extra("tokens", "embed", LazyArray.of(np.ones((1, 8), np.float32)))
+    words = replace(task, modules={"a.q": task["a.q"]}, extra={"t": tokens}, config={"trainable_token_indices": [3]})
+    assert Switchboard(live, {"w": words}).notes == tuple(note.replace("a:", "w:") for note in said)
+
+
+def test_what_is_asked_for_must_exist():
+    board = Switchboard(model(np.float32), adapters())
+    with pytest.raises(OptionError, match=r"no adapter is called 'aa'\n  fix: the nearest names are a"):
+        board.switch("aa")
+    with pytest.raises(OptionError, match="nan times"):
+        board.switch({"a": float("nan")})
+    board.switch({"a": 0.0})
+    assert str(board.state) == "the base"
+    board.switch({"b": 1, "a": 2})
+    assert str(board.state) == "merged for 2 × a + 1 × b"
+
+
+def tiny(dtype):
+    torch = pytest.importorskip("torch")
+    from tests.models import llama
+
+    return llama().to(getattr(torch, dtype)), torch
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_torch_model_changes_in_place(dtype):
+    from tests.models import adapter as random_adapter
+
+    net, torch = tiny(dtype)
+    tasks = {name: random_adapter(net, ("q_proj", "down_proj"), seed=i) for i, name in enumerate(("a", "b"))}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    where = {key: value.data_ptr() for key, value in net.named_parameters()}
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        plain = net(ids).logits
+        board = Switchboard(net, tasks)
+        board.switch({"a": 1.0, "b": 0.5})
+        adapted = net(ids).logits
+    assert {key: value.data_ptr() for key, value in net.named_parameters()} == where
+    assert (adapted - plain).abs().max() > 1e-3
+    for name in tasks["a"]:
+        D = tasks["a"][name].dense() + 0.5 * tasks["b"][name].dense()
+        exact = before[f"{name}.weight"].double() + torch.from_numpy(D)
+        got = net.get_submodule(name).weight.double()
+        unit = torch.finfo(getattr(torch, dtype)).eps
+        assert ((got - exact).abs() <= 0.502 * unit * exact.abs() + 1e-7).all()
+    board.switch("b")
+    board.switch(None)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_merge_in_torch_is_that_of_peft(tmp_path):
+    from tests.models import adapter as random_adapter
+    from tests.models import saved
+
+    peft = pytest.importorskip("peft")
+    net, torch = tiny("float32")
+    path = saved(random_adapter(net, ("q_proj", "v_proj")), tmp_path / "a")
+    Switchboard(net, {"a": loralens.load(path)}).switch("a")
+    other, _ = tiny("float32")
+    theirs = peft.PeftModel.from_pretrained(other, str(path)).merge_and_unload().state_dict()
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-6, atol=1e-7)
+
+
+def test_weights_that_are_stored_otherwise_or_have_gone():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(16, 24, bias=False)
+    layer.weight = torch.nn.Parameter(torch.randn(16, 24).to(torch.bfloat16).t())  # not contiguous
+    net = torch.nn.ModuleDict({"q": layer})
+    before = layer.weight.detach().clone()
+    rng = np.random.default_rng(6)
+    board = Switchboard(net, {"a": Adapter(modules={"q": low_rank(rng, 24, 16)})})
+    board.switch("a")
+    assert not layer.weight.is_contiguous()
+    assert not torch.equal(layer.weight, before)
+    board.switch(None)
+    assert torch.equal(layer.weight, before)
+    net.float()
+    with pytest.raises(MismatchError, match=r"q\.weight was bfloat16 \(24, 16\) and is float32"):
+        board.switch("a")
+    meta = torch.nn.ModuleDict({"q": torch.nn.Linear(16, 24, device="meta")})
+    with pytest.raises(MismatchError, match="meta device"):
+        Switchboard(meta, {"a": Adapter(modules={"q": low_rank(rng, 24, 16)})})
+
+
+def test_gpt2_stores_its_layers_the_other_way():
+    transformers = pytest.importorskip("transformers")
+    conv = transformers.pytorch_utils.Conv1D(16, 16)  # square: the shape does not tell
+    import torch
+
+    net = torch.nn.ModuleDict({"c_attn": conv})
+    before = conv.weight.detach().clone()
+    update = low_rank(np.random.default_rng(7), 16, 16)
+    Switchboard(net, {"a": Adapter(modules={"c_attn": update})}).switch("a")
+    np.testing.assert_allclose((conv.weight - before).detach().numpy(), update.dense().T, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_weights_are_copied_over_and_back():
+    from tests.models import adapter as random_adapter
+
+    net, torch = tiny("bfloat16")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    task = random_adapter(net, ("q_proj",))
+    there, _ = tiny("bfloat16")
+    there.to("cuda")
+    before = {key: value.clone() for key, value in there.state_dict().items()}
+    Switchboard(net, {"a": task}).switch("a")
+    board = Switchboard(there, {"a": task})
+    board.switch("a")
+    for key, value in there.state_dict().items():
+        assert torch.equal(value.cpu(), net.state_dict()[key])
+    board.switch(None)
+    assert all(torch.equal(value, before[key]) for key, value in there.state_dict().items())

@@ -1,0 +1,85 @@
+"""D of pairs and of products in their own form: float64's value to a rounding, and the same bits however it is cut."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
+from loralens.errors import FormatError, ShapeError
+from loralens.merging.update import row_blocks, update_rows
+from tests.linalg.test_device import torch_device
+
+SINGLE = 2.0**-23
+
+
+def pair(seed, out, in_, rank=3, scale=0.7):
+    rng = np.random.default_rng(seed)
+    return loralens.LowRank(
+        rng.standard_normal((out, rank)).astype(np.float32), rng.standard_normal((rank, in_)).astype(np.float32), scale
+    )
+
+
+def full(seed, *shape):
+    return Dense(LazyArray.of(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)))
+
+
+CASES = {
+    "pair": pair(1, 12, 10),
+    "kronecker": Structured(Kronecker(full(2, 3, 2), pair(3, 4, 5)), -1.5),
+    "kronecker of full": Structured(Kronecker(full(2, 3, 2), full(4, 4, 5)), 0.3),
+    "hadamard": Structured(Hadamard(pair(5, 12, 10), pair(6, 12, 10)), 2.0),
+    "difference": Structured(full(7, 12, 5, 2), 0.25),
+}
+
+
+@pytest.mark.parametrize("update", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_d_is_the_update_and_its_bits_do_not_depend_on_the_cut(update, slices):
+    D = update_rows([(0.5, update)], slices=slices)
+    whole = D.rows(0, 12)
+    assert whole.dtype == np.float32
+    exact = 0.5 * update.dense()
+    assert np.abs(whole - exact).max() < 8 * SINGLE * np.abs(exact).max()
+    np.testing.assert_array_equal(np.vstack([D.rows(i, i + 1) for i in range(12)]), whole)
+    np.testing.assert_array_equal(np.vstack([D.rows(0, 5), D.rows(5, 12)]), whole)
+    np.testing.assert_array_equal(D.T.rows(0, 10).T, whole)
+    np.testing.assert_array_equal(np.hstack([D.T.rows(i, i + 1).T for i in range(10)]), whole)
+    out = np.full((4, 10), np.nan, np.float32)
+    assert D.rows(3, 7, out=out) is out
+    np.testing.assert_array_equal(out, whole[3:7])
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_d_made_by_torch_has_the_same_bits(slices):
+    there = torch_device()
+    for terms in ([(0.5, one)] for one in CASES.values()):
+        here = update_rows(terms, slices=slices).rows(0, 12)
+        np.testing.assert_array_equal(update_rows(terms, slices=slices, device=there).rows(0, 12), here)
+        np.testing.assert_array_equal(update_rows(terms, slices=slices, device=there).T.rows(0, 10).T, here)
+    every = [(1.0, one) for one in CASES.values()]
+    here = update_rows(every, slices=slices).rows(2, 9)
+    np.testing.assert_array_equal(update_rows(every, slices=slices, device=there).rows(2, 9), here)
+
+
+def test_terms_add_up():
+    terms = [(1.0, CASES["pair"]), (-2.0, CASES["hadamard"]), (0.5, pair(9, 12, 10)), (3.0, CASES["difference"])]
+    D = update_rows(terms, slices=2).rows(0, 12)
+    exact = sum(weight * one.dense() for weight, one in terms)
+    assert np.abs(D - exact).max() < 16 * SINGLE * np.abs(exact).max()
+    np.testing.assert_array_equal(update_rows(terms, slices=2).T.rows(0, 10).T, D)
+
+
+def test_shapes_that_differ_and_numbers_that_are_none_are_refused():
+    with pytest.raises(ShapeError, match="updates of shapes"):
+        update_rows([(1.0, pair(1, 4, 5)), (1.0, pair(1, 5, 4))], slices=1)
+    broken = Dense(LazyArray.of(np.full((3, 2), np.nan, np.float32)))
+    with pytest.raises(FormatError, match="NaN or Inf"):
+        update_rows([(1.0, Structured(broken))], slices=1)
+
+
+def test_blocks_cover_the_rows():
+    for rows, columns in ((1, 1), (64, 10), (1000, 4096), (5000, 3), (130, 1 << 21)):
+        blocks = row_blocks(rows, columns)
+        assert [b for pair in blocks for b in range(*pair)] == list(range(rows))
+        assert all((stop - start) * columns <= max(columns, 1 << 18) for start, stop in blocks)

@@ -1,0 +1,38 @@
+"""Adapters of known spectra that several tests of the report share."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import loralens
+from loralens.analysis.doctor import examined
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from loralens.formats import stored_as
+from loralens.reporting.allotment import Dialect
+from loralens.reporting.subject import Subject, subject
+
+NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
+
+
+def drawn(seed: int = 0, *, rank: int = 6, names: Sequence[str] = NAMES, width: int = 20) -> Adapter:
+    """An adapter with falling spectra, other ones in every module, and two widths."""
+    rng = np.random.default_rng(seed)
+    modules = {}
+    for i, name in enumerate(names):
+        fall = rng.uniform(0.2, 0.9) ** np.arange(rank)
+        B = rng.standard_normal((width + 4 * (i % 2), rank)) * fall
+        A = rng.standard_normal((rank, width))
+        modules[name] = LowRank(
+            B.astype(np.float32), A.astype(np.float32), 2.0, scaling=Scaling("alpha/r", 2 * rank, rank)
+        )
+    return loralens.Adapter(modules=modules, base_model="tiny/base")
+
+
+def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
+    return Dialect(name, lambda adapter: stored_as(adapter, name), one_rank)
+
+
+def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list[Subject]:
+    return [subject(one, one.path, to or dialect()) for one in examined(adapters)]

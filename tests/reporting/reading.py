@@ -1,0 +1,87 @@
+"""Reading a report as a person does: its sentences, its tables by their headings, its charts by their titles."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from loralens.reporting.chart import Chart, Heat, Lines
+from loralens.reporting.document import Beside, Part, Picture, Report, Table, Text
+
+NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def parts_of(report: Report, section: str) -> list[Part]:
+    """All parts of a section, those side by side one after the other."""
+    return list(_flat(next(part.parts for part in report.sections if part.key == section)))
+
+
+def _flat(parts: Sequence[Part]) -> Iterator[Part]:
+    for part in parts:
+        if isinstance(part, Beside):
+            for _, inner in part.columns:
+                yield from _flat(inner)
+        else:
+            yield part
+
+
+def tables(report: Report, section: str, title: str) -> list[Table]:
+    """The tables of a section whose title begins so, one for each adapter."""
+    parts = parts_of(report, section)
+    return [part for part in parts if isinstance(part, Table) and part.title.startswith(title)]
+
+
+def rows(table: Table) -> dict[str, dict[str, str]]:
+    """First cell → heading → cell, as printed."""
+    headings = [column.title for column in table.columns]
+    cells = [[entry.text for entry in row.entries] for row in table.rows]
+    return {line[0]: dict(zip(headings, line, strict=True)) for line in cells}
+
+
+def sorted_by(table: Table) -> dict[str, dict[str, float | None]]:
+    """First cell → heading → the number that a column is sorted by."""
+    headings = [column.title for column in table.columns]
+    return {
+        row.entries[0].text: dict(zip(headings, [entry.sort for entry in row.entries], strict=True))
+        for row in table.rows
+    }
+
+
+def texts(report: Report, section: str) -> list[str]:
+    """The paragraphs of a section."""
+    return [part.text for part in parts_of(report, section) if isinstance(part, Text)]
+
+
+def picture(report: Report, key: str) -> Picture:
+    """The picture of this key."""
+    sections = [parts_of(report, section.key) for section in report.sections]
+    return next(part for parts in sections for part in parts if isinstance(part, Picture) and part.key == key)
+
+
+def lines_of(chart: Chart) -> dict[str, dict[float, float]]:
+    """Name of a line → x → y."""
+    assert isinstance(chart, Lines)
+    return {line.name: dict(zip(map(float, line.x), line.y, strict=True)) for line in chart.lines}
+
+
+def cells_of(chart: Chart) -> dict[tuple[str, str], float]:
+    """(row, column) of a map, by their labels → its value."""
+    assert isinstance(chart, Heat)
+    return {(chart.rows[i], chart.columns[j]): cell.value for (i, j), cell in chart.cells.items()}
+
+
+def tips_of(chart: Chart) -> list[str]:
+    """What the cells of a map say when pointed at."""
+    assert isinstance(chart, Heat)
+    return [cell.tip for cell in chart.cells.values()]
+
+
+def number(text: str) -> float:
+    """The first number of a text; percentages as shares."""
+    (found,) = [NUMBER.search(text)]
+    assert found, text
+    value = float(found.group().replace("−", "-"))
+    return value / 100 if text[found.end() :].lstrip("\u00a0 ").startswith("%") else value
+
+
+def numbers(text: str) -> list[float]:
+    """Every number of a text; percentages as shares."""
+    return [number(text[found.start() :]) for found in NUMBER.finditer(text)]

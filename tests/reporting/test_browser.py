@@ -1,0 +1,311 @@
+"""The page in a real browser: no error, no request, and a slider that chooses what ``loralens compress`` chooses."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.base.amplification import measure_amplification
+from loralens.compression.loss import total_error
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
+from loralens.core.ranks import Rule
+from loralens.core.weights import Weight
+from loralens.reporting.company import company
+from loralens.reporting.html import html
+from loralens.reporting.make import report
+from loralens.reporting.subject import Beside
+from tests.reporting.adapters import drawn, measured
+
+CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))
+ERROR = 1e-9  # sums in another order
+
+pytest.importorskip("playwright")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium here"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield found
+        found.close()
+
+
+def written(folder: Path, adapters: dict[str, Adapter], *, base: bool = False) -> Path:
+    """The page of these adapters; with ``base`` beside random weights."""
+    subjects = measured(adapters)
+    if base:
+        subjects = [replace(one, beside=beside(one.adapter)) for one in subjects]
+    together = company(subjects) if len(subjects) > 1 else None
+    path = folder / "page.html"
+    found = report(subjects, [], company=together, base="base" if base else None, command="loralens report a b")
+    path.write_text(html(found), encoding="utf-8")
+    return path
+
+
+def beside(adapter: Adapter) -> Beside:
+    rng = np.random.default_rng(5)
+    weights = {
+        name: Weight(name, LazyArray.of(rng.standard_normal(module.shape)), False) for name, module in adapter.items()
+    }
+    return Beside(amplified=measure_amplification(adapter, weights))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("report"), {"first": drawn(1), "second": drawn(2)})
+
+
+@pytest.fixture
+def page(browser: Any, file: Path) -> Iterator[Any]:
+    yield from opened(browser, file)
+
+
+def opened(browser: Any, file: Path, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    found = context.new_page()
+    said: list[str] = []
+    found.on("console", lambda message: said.append(message.text))
+    found.on("pageerror", lambda error: said.append(str(error)))
+    asked: list[str] = []
+    found.on("request", lambda request: asked.append(request.url))
+    found.goto(file.as_uri())
+    yield found
+    assert said == []
+    assert asked == [file.as_uri()]
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_opens_without_error_request_or_sideways_scroll(browser: Any, file: Path, width: int, scheme: str) -> None:
+    for page in opened(browser, file, width=width, scheme=scheme):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        light = sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(","))) > 3 * 128
+        assert light == (scheme == "light")
+        page.click("#theme")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != colour
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('figure svg')].map((x) => x.getBoundingClientRect().width)"
+        )
+        assert len(sizes) > 10
+        shown = page.evaluate(
+            "[...document.querySelectorAll('figure')].filter((x) => !x.closest('details'))"
+            ".every((x) => [...x.querySelectorAll('svg')].every((y) => y.getBoundingClientRect().height > 20))"
+        )
+        assert shown
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_slider_chooses_the_ranks_of_compress(page: Any, seed: int) -> None:
+    one = measured({"x": drawn(seed)})[0]
+    assert one.plan is not None
+    low, high = one.dialect.size(one.plan.at(dict.fromkeys(one.plan.found, 1))), one.dialect.size(one.adapter)
+    budgets = [low, low + 1, high - 1, high, *np.random.default_rng(seed).integers(low, high, 40).tolist()]
+    for budget in budgets:
+        ranks = one.plan.ranks(Rule("bytes", budget), size=one.dialect.size)
+        told = page.evaluate(f"loralens.models[{seed - 1}].atBudget({budget})")
+        assert told["ranks"] == list(ranks.values())
+        assert told["bytes"] == one.dialect.size(one.plan.at(ranks))
+        assert told["error"] == pytest.approx(total_error(one.plan.losses(ranks)), abs=ERROR)
+    for rank in range(1, 7):
+        ranks = one.plan.ranks(Rule("rank", rank))
+        told = page.evaluate(f"loralens.models[{seed - 1}].atRank({rank})")
+        assert told["ranks"] == list(ranks.values())
+        assert told["bytes"] == one.dialect.size(one.plan.at(ranks))
+        assert told["error"] == pytest.approx(total_error(one.plan.losses(ranks)), abs=ERROR)
+
+
+def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from loralens.cli.main import main
+
+    loralens.save(drawn(1), tmp_path / "first")
+    slider = page.locator(".slider").first
+    budget = int(slider.locator("input.budget").get_attribute("min")) + 3000
+    page.evaluate(
+        "([value]) => { const x = document.querySelector('.slider input.budget'); x.value = value;"
+        " x.dispatchEvent(new Event('input')); }",
+        [budget],
+    )
+    page.wait_for_function("document.querySelector('.slider code').textContent.includes('--size')")
+    command = slider.locator("code").text_content()
+    assert command == f"loralens compress first -o first-small --size {budget}"
+    args = ["compress", str(tmp_path / "first"), "-o", str(tmp_path / "small"), "--size", str(budget), "--json"]
+    record = json.loads(CliRunner().invoke(main, args).stdout)
+    told = page.evaluate(f"loralens.models[0].atBudget({budget})")
+    assert (tmp_path / "small" / "adapter_model.safetensors").stat().st_size == told["bytes"]
+    assert [one["rank_after"] for one in record["modules"]] == told["ranks"]
+    shown = slider.locator(".budget .error").text_content()
+    assert shown == f"{100 * told['error']:.2f}\u00a0%"
+    assert record["total"]["relative_error"] == pytest.approx(told["error"], abs=1e-6)  # float32 factors
+
+
+def test_moving_the_rank_moves_numbers_command_and_marker(page: Any) -> None:
+    slider = page.locator(".slider").first
+    before = [slider.locator(f".rank .{key}").text_content() for key in ("error", "bytes")]
+    marker = page.locator(".marker.rank").first.get_attribute("cx")
+    page.locator(".slider input.rank").first.fill("1")
+    assert slider.locator(".rank .ranks").text_content() == "rank 1"
+    assert slider.locator("code").text_content() == "loralens compress first -o first-small --rank 1"
+    assert [slider.locator(f".rank .{key}").text_content() for key in ("error", "bytes")] != before
+    assert page.locator(".marker.rank").first.get_attribute("cx") != marker
+
+
+def test_tables_sort_by_number_and_back(page: Any) -> None:
+    table = page.locator("#modules table").first
+    column = [one.strip() for one in table.locator("th").all_text_contents()].index("‖ΔW‖")
+
+    def values() -> list[float]:
+        return [float(text) for text in table.locator(f"tbody tr td:nth-child({column + 1})").all_text_contents()]
+
+    unsorted = values()
+    table.locator("th button").nth(column).click()
+    assert values() == sorted(unsorted, reverse=True)
+    assert table.locator("th").nth(column).get_attribute("aria-sort") == "descending"
+    table.locator("th button").nth(column).click()
+    assert values() == sorted(unsorted)
+    table.locator("th button").first.click()
+    names = table.locator("tbody tr td:first-child").all_text_contents()
+    assert names == sorted(names)
+
+
+def test_the_filter_leaves_its_modules(page: Any) -> None:
+    rows = page.locator("#modules table").first.locator("tbody tr")
+    assert rows.count() == 6
+    page.fill("#filter", "layers.1*q_proj")
+    visible = [one for one in rows.all() if one.is_visible()]
+    assert [one.locator("td").first.text_content() for one in visible] == ["model.layers.1.self_attn.q_proj"]
+    assert page.locator("#filtered").text_content() == "1 of 6 modules"
+    assert page.locator("#spectra svg g.line.off").count() == 10
+    assert page.locator("#spectra svg rect[data-t]:not(.off)").count() == 4  # two maps of two adapters
+    page.fill("#filter", "")
+    assert page.locator(".off").count() == 0
+    assert all(one.is_visible() for one in rows.all())
+
+
+def test_hovering_shows_values(page: Any) -> None:
+    page.locator("#ranks-1 rect[data-t]").first.hover()
+    assert "effective rank" in page.locator("#tip").text_content()
+    page.locator("[data-phi]").first.scroll_into_view_if_needed()
+    page.locator("[data-phi]").first.hover()
+    assert page.locator("#tip").text_content().startswith("φ(")
+    svg = page.locator("#spectra-1 svg.lines").first
+    svg.scroll_into_view_if_needed()
+    x, y = svg.evaluate(
+        "(svg) => { const d = svg.querySelector('g.line path').getAttribute('d');"
+        " const [x, y] = d.slice(1).split('L')[2].split(' ');"
+        " const at = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM()); return [at.x, at.y]; }"
+    )
+    page.mouse.move(x, y)
+    told = page.locator("#tip").text_content()
+    assert told.startswith("model.layers.")
+    assert "direction i 3: " in told
+    assert svg.locator(".near").count() == 1
+
+
+HOSTILE = [
+    "model.layers.0.<script>alert(1)</script>",
+    'model.layers.1."><img src=x onerror=alert(2)>',
+    "model.layers.2.{{ 7*7 }}{% raw %}",
+    "model.layers.3.</script><script>alert(3)</script>",
+    "model.layers.4.'`$|*_[x](javascript:alert(4))",
+    "model.layers.5.‮תורה 😀 \u2028 x",
+    "model.layers.6." + "long" * 200,
+]
+
+
+def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
+    plain = [name for name in HOSTILE if "\u2028" not in name]  # which no file of PEFT's can hold
+    file = written(tmp_path, {"<b>one</b>": drawn(1, names=HOSTILE), "</title><script>two": drawn(2, names=plain)})
+    for page in opened(browser, file, width=400):
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        names = page.locator("#modules table").first.locator("tbody tr td:first-child").all_text_contents()
+        assert names == HOSTILE
+        assert page.evaluate("loralens.carried.modules") == HOSTILE
+        assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b)').length") == 0
+        assert page.evaluate("document.querySelectorAll('script').length") == 2
+        assert page.locator(".slider").count() == 1
+
+
+def test_it_prints_with_everything_open(browser: Any, file: Path) -> None:
+    for page in opened(browser, file, scheme="dark"):
+        closed = page.locator("details:not([open])").count()
+        assert closed
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details:not([open])").count() == 0
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not page.locator("nav").is_visible()
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.locator("details:not([open])").count() == closed
+
+
+PORTRAIT, LANDSCAPE = 703, 1031  # CSS pixels of A4 between the margins of the stylesheet
+
+
+def test_no_table_is_wider_than_the_paper(browser: Any, tmp_path: Path) -> None:
+    names = [f"base_model.model.model.decoder.layers.{k}.self_attention_block.q_proj" for k in range(4)]
+    adapters = {f"adapter_of_a_long_name_{seed}": drawn(seed, names=names) for seed in range(3)}
+    file = written(tmp_path, adapters, base=True)
+    for page in opened(browser, file, width=PORTRAIT):
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+        assert page.evaluate("document.querySelectorAll('#modules .wide').length") == 3
+        for width, which in ((PORTRAIT, "section:not(:has(.wide))"), (LANDSCAPE, "section")):
+            page.set_viewport_size({"width": width, "height": 900})
+            ends = page.evaluate(
+                f"[...document.querySelectorAll('{which} table')].map((x) => x.getBoundingClientRect().right)"
+            )
+            assert len(ends) > 5
+            assert max(ends) <= width
+            over = page.evaluate(
+                f"[...document.querySelectorAll('{which} .beside > div')].filter((x) => x.scrollWidth > x.clientWidth)"
+                ".length"
+            )
+            assert over == 0
+        heads = page.evaluate("[...document.querySelectorAll('th button')].map((x) => getComputedStyle(x).display)")
+        assert set(heads) == {"contents"}  # Chromium repeats no button on the next page
+
+
+def test_wide_tables_are_printed_across(browser: Any, tmp_path: Path) -> None:
+    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(60)]
+    file = written(tmp_path, {"one": drawn(1, names=names)}, base=True)
+    for page in opened(browser, file):
+        paper = page.pdf(format="A4")
+        boxes = [tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox \[([^\]]*)\]", paper)]
+        assert {box[2] > box[3] for box in boxes} == {True, False}
+
+
+def test_what_is_about_is_called_so(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loralens.reporting.allotment.layout", lambda *_: None)
+    for page in opened(browser, written(tmp_path, {"one": drawn(1)})):
+        said = {
+            (name, key): page.locator(f".slider .{name} .{key}").text_content().startswith("about ")
+            for name in ("rank", "budget")
+            for key in ("error", "kept", "bytes")
+        }
+        assert said == {
+            ("rank", "error"): False, ("rank", "kept"): False, ("rank", "bytes"): True,
+            ("budget", "error"): True, ("budget", "kept"): True, ("budget", "bytes"): True,
+        }  # fmt: skip

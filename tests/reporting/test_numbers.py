@@ -1,0 +1,780 @@
+"""Every number and label of a report beside one that is computed here: dense, in float64, by definition.
+
+Two adapters with a base, and three checkpoints of one run, are written to disk and reported on as a user would. Nothing
+of the package computes an expected value; the package only says what a page would show.
+"""
+
+import itertools
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.report import _report
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from loralens.reporting import ranks
+from loralens.reporting.chart import Overlaps
+from loralens.reporting.document import Report, Slider, Text
+from loralens.reporting.words import percent, size
+from tests import reference
+from tests.reporting.adapters import drawn, measured
+from tests.reporting.reading import (
+    cells_of,
+    lines_of,
+    number,
+    numbers,
+    parts_of,
+    picture,
+    rows,
+    sorted_by,
+    tables,
+    texts,
+    tips_of,
+)
+
+KINDS = ("o_proj", "q_proj", "v_proj")
+BLOCKS = 3
+SHAPES = {"q_proj": (40, 32), "v_proj": (24, 32), "o_proj": (32, 40)}
+NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(BLOCKS) for kind in KINDS]
+FIGHT = "model.layers.0.self_attn.q_proj"  # the two adapters are opposed here
+AGREE = "model.layers.1.self_attn.v_proj"  # alike here
+ALONG = "model.layers.1.self_attn.q_proj"  # and here the first lies along the strongest directions of the base
+RANK = 6
+
+
+def kind_of(name: str) -> str:
+    return name.rsplit(".", 1)[1]
+
+
+def block_of(name: str) -> int:
+    return int(name.split(".")[2])
+
+
+def pair(D: np.ndarray, rank: int, scale: float) -> LowRank:
+    """The best pair of a dense update, its factors in float32."""
+    U, s, Vh = np.linalg.svd(D / scale, full_matrices=False)
+    B, A = U[:, :rank] * np.sqrt(s[:rank]), np.sqrt(s[:rank])[:, None] * Vh[:rank]
+    return LowRank(
+        B.astype(np.float32), A.astype(np.float32), scale, scaling=Scaling("alpha/r", int(scale * rank), rank)
+    )
+
+
+def graded(rng: np.random.Generator, shape: tuple[int, int], fall: float) -> np.ndarray:
+    """An update whose singular values fall by a factor each."""
+    U = np.linalg.qr(rng.standard_normal((shape[0], RANK)))[0]
+    V = np.linalg.qr(rng.standard_normal((shape[1], RANK)))[0]
+    return (U * fall ** np.arange(RANK)) @ V.T
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is on disk, and its dense updates: label → module → ΔW in float64."""
+
+    report: Report
+    dense: dict[str, dict[str, np.ndarray]]
+    weights: dict[str, np.ndarray]
+    files: dict[str, Path]
+
+    @property
+    def energy(self) -> dict[str, dict[str, float]]:
+        """label → module → ‖ΔW‖²."""
+        return {label: {n: math.fsum((D * D).ravel()) for n, D in one.items()} for label, one in self.dense.items()}
+
+    def whole(self, label: str) -> float:
+        """‖ΔW‖² of the whole adapter."""
+        return math.fsum(self.energy[label].values())
+
+    def s(self, label: str, name: str) -> np.ndarray:
+        return np.linalg.svd(self.dense[label][name], compute_uv=False)[:RANK]
+
+
+def dense_of(adapter: loralens.Adapter) -> dict[str, np.ndarray]:
+    return {
+        name: float(module.scale) * module.B.astype(np.float64) @ module.A.astype(np.float64)
+        for name, module in adapter.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """Two adapters: opposed in one block and kind, alike in another, unrelated elsewhere; one is not even in norm."""
+    folder = tmp_path_factory.mktemp("two")
+    rng = np.random.default_rng(7)
+    first, second = {}, {}
+    for name in NAMES:
+        shape = SHAPES[kind_of(name)]
+        strength = {"q_proj": 4.0, "v_proj": 1.0, "o_proj": 0.3}[kind_of(name)] * (1 + block_of(name))
+        D = strength * graded(rng, shape, 0.35)
+        other = 0.8 * strength * graded(rng, shape, 0.7)
+        if name == FIGHT:
+            other = -0.5 * D + 0.02 * other
+        if name == AGREE:
+            other = 0.7 * D + 0.1 * other
+        first[name], second[name] = pair(D, RANK, 2.0), pair(other, RANK, 2.0)
+    weights = {}
+    for name in NAMES:
+        W = rng.standard_normal(SHAPES[kind_of(name)])
+        if name == ALONG:
+            U, _, Vh = np.linalg.svd(first[name].B.astype(np.float64) @ first[name].A.astype(np.float64))
+            W += 6 * U[:, :RANK] @ Vh[:RANK]
+        weights[name] = W.astype(ml_dtypes.bfloat16)
+    base = folder / "base"
+    base.mkdir()
+    save_file({f"{name}.weight": W for name, W in weights.items()}, base / "model.safetensors")
+    (base / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    files, dense = {}, {}
+    for label, modules in (("first", first), ("second", second)):
+        adapter = loralens.Adapter(modules=modules, base_model="tiny/base")
+        files[label] = folder / label
+        loralens.save(adapter, files[label])
+        dense[label] = dense_of(adapter)
+    report = _report([str(path) for path in files.values()], str(base), [], [], {}, intruders=True, spoken="x")
+    return Held(report, dense, {name: W.astype(np.float64) for name, W in weights.items()}, files)
+
+
+LABELS = ("first", "second")
+PLACE = {label: i for i, label in enumerate(LABELS)}
+
+
+# ---------------------------------------------------------------- spectra
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_modules_in_numbers(two: Held, label: str) -> None:
+    (table,) = [one for one in tables(two.report, "modules", "") if one.title == label]
+    printed, behind = rows(table), sorted_by(table)
+    assert list(printed) == NAMES
+    for name in NAMES:
+        s, shape = two.s(label, name), SHAPES[kind_of(name)]
+        said, values = printed[name], behind[name]
+        assert said["out × in"] == f"{shape[0]} × {shape[1]}"
+        assert (said["r"], said["scale"]) == (str(RANK), "2")
+        assert values["‖ΔW‖"] == pytest.approx(reference.frobenius(s), rel=1e-9)
+        assert values["σ₁"] == pytest.approx(s[0], rel=1e-9)
+        assert values["stable"] == pytest.approx(reference.stable_rank(s), rel=1e-9)
+        assert values["effective"] == pytest.approx(reference.effective_rank(s), rel=1e-9)
+        assert (values["E90"], values["E99"]) == (reference.energy_rank(s, 0.9), reference.energy_rank(s, 0.99))
+        assert values["energy"] == pytest.approx(two.energy[label][name] / two.whole(label), rel=1e-9)
+        for heading in ("‖ΔW‖", "σ₁", "energy"):  # what is printed is what it is sorted by, to the digits printed
+            assert number(said[heading]) == pytest.approx(values[heading], rel=6e-3)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_kinds_and_blocks(two: Held, label: str) -> None:
+    for title, key_of, keys in (
+        ("By kind", kind_of, set(KINDS)),
+        ("By block", lambda name: f"model.layers.{block_of(name)}", {f"model.layers.{b}" for b in range(BLOCKS)}),
+    ):
+        behind = sorted_by(tables(two.report, "spectra", title)[PLACE[label]])
+        printed = rows(tables(two.report, "spectra", title)[PLACE[label]])
+        assert set(printed) == keys
+        for key in keys:
+            members = [name for name in NAMES if key_of(name) == key]
+            energy = math.fsum(two.energy[label][name] for name in members)
+            ranks = [reference.effective_rank(two.s(label, name)) for name in members]
+            assert behind[key]["modules"] == len(members)
+            assert behind[key]["‖ΔW‖"] == pytest.approx(math.sqrt(energy), rel=1e-9)
+            assert behind[key]["energy"] == pytest.approx(energy / two.whole(label), rel=1e-9)
+            assert behind[key]["effective rank"] == pytest.approx(sum(ranks) / len(ranks), rel=1e-9)
+            assert printed[key]["energy"] == percent(energy / two.whole(label))
+
+
+def fewest_with_half(shares: list[float]) -> int:
+    """The fewest modules that hold half, by trying all sets of each size."""
+    for count in range(1, len(shares) + 1):
+        if max(math.fsum(chosen) for chosen in itertools.combinations(shares, count)) >= 0.5:
+            return count
+    raise AssertionError
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_where_the_energy_sits(two: Held, label: str) -> None:
+    shares = {name: energy / two.whole(label) for name, energy in two.energy[label].items()}
+    shown = picture(two.report, f"shares-{PLACE[label] + 1}")
+    values = cells_of(shown.charts[0])
+    for name in NAMES:
+        assert values[kind_of(name), str(block_of(name))] == pytest.approx(shares[name], rel=1e-9)
+    few = fewest_with_half(list(shares.values()))
+    assert shown.alt.endswith(f"{few} of {len(NAMES)} modules hold half of it.")
+    assert number(shown.chance) == pytest.approx(1 / len(NAMES), rel=1e-2)
+    assert any(f"{NAMES[0]}: {percent(shares[NAMES[0]])} of the energy" in tip for tip in tips_of(shown.charts[0]))
+    (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
+    assert f"{few} of {len(NAMES)} modules hold half of the energy" in own
+    strongest = max(KINDS, key=lambda kind: sum(shares[n] for n in NAMES if kind_of(n) == kind))
+    part = sum(shares[n] for n in NAMES if kind_of(n) == strongest)
+    assert part > 0.5  # so it is said
+    assert f"and {strongest} alone {percent(part)}" in own
+    ranks = [reference.effective_rank(two.s(label, name)) for name in NAMES]
+    assert f"The effective rank is {sum(ranks) / len(ranks):.1f} of {RANK} in the mean" in own
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_curves_of_energy_and_spectra(two: Held, label: str) -> None:
+    chart = picture(two.report, f"energy-{PLACE[label] + 1}").charts[0]
+    curves = lines_of(chart)
+    assert set(curves) == {*KINDS, "all modules"}
+    for key, curve in curves.items():
+        members = [name for name in NAMES if key in (kind_of(name), "all modules")]
+        squares = np.array([two.s(label, name) ** 2 for name in members]).sum(axis=0)
+        kept = [0.0, *(squares.cumsum() / squares.sum())]
+        assert list(curve.values()) == pytest.approx(kept, rel=1e-9)
+        assert list(curve) == list(range(RANK + 1))
+    squares = np.array([two.s(label, name) ** 2 for name in NAMES]).sum(axis=0)
+    enough = int(np.searchsorted(squares.cumsum() / squares.sum(), 0.99)) + 1
+    assert f"99 % needs {enough} of {RANK} directions" in picture(two.report, f"energy-{PLACE[label] + 1}").alt
+    panels = picture(two.report, f"spectra-{PLACE[label] + 1}").charts
+    drawn = {name: line for panel in panels for name, line in lines_of(panel).items()}
+    for name in NAMES:
+        assert list(drawn[name].values()) == pytest.approx(list(two.s(label, name)), rel=1e-9)
+    ranks = cells_of(picture(two.report, f"ranks-{PLACE[label] + 1}").charts[0])
+    values = {name: reference.effective_rank(two.s(label, name)) for name in NAMES}
+    for name in NAMES:
+        assert ranks[kind_of(name), str(block_of(name))] == pytest.approx(values[name], rel=1e-9)
+    low, high, mean = min(values.values()), max(values.values()), sum(values.values()) / len(values)
+    said = f"effective ranks run from {low:.1f} to {high:.1f}, {mean:.1f} in the mean"
+    assert said in picture(two.report, f"ranks-{PLACE[label] + 1}").alt
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def cut_error(two: Held, label: str, rank: int) -> float:
+    """‖ΔW − ΔW'‖/‖ΔW‖ of one rank for all modules."""
+    lost = math.fsum(float((two.s(label, name)[rank:] ** 2).sum()) for name in NAMES)
+    return math.sqrt(lost / two.whole(label))
+
+
+def cut_bytes(two: Held, label: str, rank: int, tmp_path: Path) -> int:
+    """The size of the file of weights when the adapter is cut and written."""
+    modules = {name: pair(D, rank, 2.0) for name, D in two.dense[label].items()}
+    loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), tmp_path / f"{label}-{rank}")
+    return (tmp_path / f"{label}-{rank}" / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_rank(two: Held, label: str, tmp_path: Path) -> None:
+    table = tables(two.report, "ranks", "Every rank")[PLACE[label]]
+    printed, behind = rows(table), sorted_by(table)
+    assert list(printed) == [str(rank) for rank in range(RANK, 0, -1)]
+    chart = picture(two.report, f"curve-{PLACE[label] + 1}").charts[0]
+    uniform = lines_of(chart)["one rank everywhere"]
+    for rank in range(1, RANK + 1):
+        error, bytes_ = cut_error(two, label, rank), cut_bytes(two, label, rank, tmp_path)
+        said, values = printed[str(rank)], behind[str(rank)]
+        assert values["file"] == bytes_
+        assert said["file"] == size(bytes_)
+        assert values["energy kept"] == pytest.approx(1 - error**2, rel=1e-9)
+        assert values["error"] == pytest.approx(error, rel=1e-6, abs=1e-7)
+        assert said["energy kept"] == percent(1 - error**2, 4)
+        assert uniform[bytes_ / 1e6] == pytest.approx(100 * error, rel=1e-6, abs=1e-5)
+        assert values["error by budget"] <= error + 1e-7
+    assert (
+        f"has an error of {percent(cut_error(two, label, best_rank(two, label)))}"
+        in picture(two.report, f"curve-{PLACE[label] + 1}").alt
+    )
+
+
+def best_rank(two: Held, label: str) -> int:
+    """The least rank that loses at most 1 % of the energy."""
+    return next(rank for rank in range(1, RANK + 1) if cut_error(two, label, rank) ** 2 <= 0.01)
+
+
+def test_the_advice_on_ranks(two: Held, tmp_path: Path) -> None:
+    rank = best_rank(two, "first")
+    assert 1 < rank < RANK
+    error = cut_error(two, "first", rank)
+    small, whole = (cut_bytes(two, "first", r, tmp_path) for r in (rank, RANK))
+    said = (
+        f"Rank {rank} of {RANK} for all modules keeps {percent(1 - error**2)} of the energy (error {percent(error)}) "
+        f"in {size(small)}, {percent(1 - small / whole)} less than now."
+    )
+    assert said in texts(two.report, "ranks")
+    (own,) = [text for text in two.report.summary if text.startswith("first: ")]
+    assert said in own
+    sliders = [part for part in parts_of(two.report, "ranks") if isinstance(part, Slider)]
+    assert [one.kept for one in sliders] == ["energy kept"] * 2
+    assert [one["start"] for one in two.report.carried] == [best_rank(two, label) for label in LABELS]
+
+
+def test_keeping_the_rank_says_what_less_would_lose(two: Held) -> None:
+    assert best_rank(two, "second") == RANK  # by construction: its singular values fall slowly
+    error = cut_error(two, "second", RANK - 1)
+    said = (
+        f"Keep rank {RANK} for all modules: rank {RANK - 1} would lose {percent(error**2)} of the energy "
+        f"(error {percent(error)}), more than the 1\u00a0% allowed here."
+    )
+    assert said in texts(two.report, "ranks")
+
+
+def test_the_sentence_on_budgets(two: Held) -> None:
+    table = sorted_by(tables(two.report, "ranks", "Every rank")[0])
+    fits = [row for row in table.values() if row["error by budget"] ** 2 <= 0.01]
+    least = min(fits, key=lambda row: row["rank"])
+    (own,) = [text for text in two.report.summary if text.startswith("first: ")]
+    found = re.search(r"directions worth .+ are enough \(ranks (\d+)–(\d+), error (.+?)\)", own)
+    if least["rank"] < best_rank(two, "first"):
+        assert found, own
+        assert found[3] == percent(least["error by budget"])
+        assert int(found[2]) == least["its ranks"]
+    else:
+        assert not found
+
+
+# ---------------------------------------------------------------- base
+
+
+def projected(two: Held, label: str, name: str) -> tuple[float, float]:
+    """‖ΔW‖ and ‖UᵀWV‖ over all directions."""
+    D, W = two.dense[label][name], two.weights[name]
+    U, s, Vh = np.linalg.svd(D, full_matrices=False)
+    return reference.frobenius(s[:RANK]), reference.frobenius((U[:, :RANK].T @ W @ Vh[:RANK].T).ravel())
+
+
+def random_projection(W: np.ndarray, rank: int, draws: int = 3000) -> tuple[float, float]:
+    """Mean and standard deviation of ‖UᵀWV‖² over drawn U and V."""
+    rng = np.random.default_rng(0)
+    U = np.linalg.qr(rng.standard_normal((draws, W.shape[0], rank)))[0]
+    V = np.linalg.qr(rng.standard_normal((draws, W.shape[1], rank)))[0]
+    values = ((U.transpose(0, 2, 1) @ W @ V) ** 2).sum(axis=(1, 2))
+    return float(values.mean()), float(values.std())
+
+
+@pytest.fixture(scope="module")
+def chance(two: Held) -> dict[str, tuple[float, float]]:
+    return {name: random_projection(W, RANK) for name, W in two.weights.items()}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_amplification(two: Held, label: str, chance: dict[str, tuple[float, float]]) -> None:
+    z, excess, factor = {}, {}, {}
+    for name in NAMES:
+        delta, inside = projected(two, label, name)
+        mean, spread = chance[name]
+        factor[name], z[name] = delta / inside, (inside**2 - mean) / spread
+        W = two.weights[name]
+        excess[name] = inside / (RANK * np.linalg.norm(W) / math.sqrt(W.size))
+    shown = picture(two.report, f"amplification-{PLACE[label] + 1}")
+    by_title = {chart.title: cells_of(chart) for chart in shown.charts}
+    for name in NAMES:
+        cell = kind_of(name), str(block_of(name))
+        assert by_title["z-score of ‖UᵀWV‖²"][cell] == pytest.approx(z[name], rel=0.06, abs=0.1)
+        assert by_title["excess of ‖UᵀWV‖ over random"][cell] == pytest.approx(excess[name] - 1, rel=1e-6, abs=1e-9)
+    (table,) = [one for one in tables(two.report, "modules", "") if one.title == label]
+    for name, values in sorted_by(table).items():
+        assert values["amplification"] == pytest.approx(factor[name], rel=1e-6)
+        assert values["z"] == pytest.approx(z[name], rel=0.06, abs=0.1)
+    far = [name for name in NAMES if abs(z[name]) > 3]
+    assert not [name for name in NAMES if 2.8 < abs(z[name]) < 3.2], "the count must not hang on the draws"
+    assert f"{len(far)} of {len(NAMES)} modules" in shown.caption
+    assert f"{len(far)} of {len(NAMES)} modules" in shown.alt
+    (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
+    assert f"In {len(far)} of {len(NAMES)} modules" in own
+    behind = sorted_by(tables(two.report, "base", "Amplification by kind")[PLACE[label]])
+    for kind in KINDS:
+        members = [name for name in NAMES if kind_of(name) == kind]
+        assert behind[kind]["modules"] == len(members)
+        assert behind[kind]["amplification"] == pytest.approx(np.median([factor[n] for n in members]), rel=1e-6)
+        assert behind[kind]["excess"] == pytest.approx(np.median([excess[n] for n in members]), rel=1e-6)
+        assert behind[kind]["z"] == pytest.approx(np.median([z[n] for n in members]), rel=0.06, abs=0.1)
+        assert behind[kind]["far"] == sum(name in far for name in members)
+
+
+def test_one_module_is_far_from_chance_and_all_the_others_of_its_adapter_are_not(two: Held) -> None:
+    table = sorted_by(tables(two.report, "base", "Amplification by kind")[0])
+    assert table["q_proj"]["far"] == 1  # ALONG, by construction
+    assert sum(row["far"] for row in table.values()) < 4
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_intruders(two: Held, label: str) -> None:
+    counts, looked, energy, kept = {}, {}, {}, {}
+    for name in NAMES:
+        W, D = two.weights[name], two.dense[label][name]
+        s, scores = reference.intruder_scores(W, D, 10)
+        new = scores < 0.5
+        assert not np.any(np.abs(scores - 0.5) < 1e-4)
+        counts[name], looked[name] = int(new.sum()), len(scores)
+        energy[name], kept[name] = float((s[new] ** 2).sum()), float((s**2).sum())
+    shown = picture(two.report, f"intruders-{PLACE[label] + 1}")
+    assert sum(counts.values()) > 0
+    assert f"{sum(counts.values())} of the {sum(looked.values())} leading directions" in shown.caption
+    assert "of 0.5 or more" in shown.caption
+    (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
+    assert f"{sum(counts.values())} of the {sum(looked.values())} leading directions of W + ΔW are intruders" in own
+    values = cells_of(shown.charts[0])
+    for name in NAMES:
+        assert values[kind_of(name), str(block_of(name))] == counts[name]
+    table = tables(two.report, "base", "Intruders by kind")[PLACE[label]]
+    behind, printed = sorted_by(table), rows(table)
+    for kind in KINDS:
+        members = [name for name in NAMES if kind_of(name) == kind]
+        told = f"{sum(counts[n] for n in members)} of {sum(looked[n] for n in members)}"
+        assert printed[kind]["intruders"] == told
+        share = sum(energy[n] for n in members) / sum(kept[n] for n in members)
+        assert behind[kind]["energy"] == pytest.approx(share, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_what_a_merge_makes_of_it(two: Held, label: str) -> None:
+    """The merge itself, in bfloat16: nearest of W + ΔW in float32, and what of it arrived."""
+    error, gain, unmoved, ratio = {}, {}, {}, {}
+    for name in NAMES:
+        W, D = two.weights[name], two.dense[label][name]
+        merged = (W.astype(np.float32) + D.astype(np.float32)).astype(ml_dtypes.bfloat16).astype(np.float64)
+        arrived = merged - W
+        error[name] = np.linalg.norm(arrived - D) / np.linalg.norm(D)
+        gain[name] = float((arrived * D).sum() / (D * D).sum())
+        unmoved[name] = float((arrived == 0).mean())
+        ratio[name] = np.linalg.norm(D) / np.linalg.norm(W)
+    behind = sorted_by(tables(two.report, "base", "Merge by kind")[PLACE[label]])
+    for kind in KINDS:
+        members = [name for name in NAMES if kind_of(name) == kind]
+        assert behind[kind]["‖ΔW‖/‖W‖"] == pytest.approx(np.median([ratio[n] for n in members]), rel=1e-3)
+        assert behind[kind]["largest error"] == pytest.approx(max(error[n] for n in members), rel=0.25)
+        assert behind[kind]["least strength"] == pytest.approx(min(gain[n] for n in members), abs=0.01)
+        assert behind[kind]["unmoved"] == pytest.approx(np.median([unmoved[n] for n in members]), abs=0.02)
+    shown = picture(two.report, f"merge-{PLACE[label] + 1}")
+    predicted = cells_of(shown.charts[0])
+    told = {name: predicted[kind_of(name), str(block_of(name))] for name in NAMES}
+    worst = max(told, key=lambda name: told[name])
+    assert f"the worst is {worst}" in shown.caption
+    assert "weights that are bfloat16" in shown.caption
+    assert shown.alt.endswith(f"up to {percent(told[worst])}.")
+    (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
+    median = float(np.median(list(told.values())))
+    if told[worst] >= 0.005:
+        assert f"it would be {percent(median)} off in the median module and {percent(told[worst])} in the worst" in own
+    else:
+        assert f"it would arrive nearly as it is, {percent(told[worst])} off at worst" in own
+
+
+# ---------------------------------------------------------------- together
+
+
+def flat(dense: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return [dense[name] for name in NAMES]
+
+
+def phi_all(X: np.ndarray, Y: np.ndarray, side: str) -> float:
+    """φ of all directions."""
+    left, right = (reference.leading_columns(D, RANK, side) for D in (X, Y))
+    return reference.subspace_phi(left, right, RANK, RANK)
+
+
+def dimension(name: str, side: str) -> int:
+    return SHAPES[kind_of(name)][0 if side == "out" else 1]
+
+
+def test_pairs(two: Held) -> None:
+    first, second = flat(two.dense["first"]), flat(two.dense["second"])
+    cosine = reference.whole_cosine(first, second)
+    z = cosine / reference.whole_cosine_spread(first, second)
+    (table,) = tables(two.report, "together", "Pairs")
+    headings = [column.title for column in table.columns]
+    values = [entry.sort for entry in table.rows[0].entries]
+    printed = [entry.text for entry in table.rows[0].entries]
+    assert headings == [
+        "adapter", "and", "modules", "cosine", "z", "φ out", "chance", "φ in", "chance", "cosine of A",
+    ]  # fmt: skip
+    assert printed[:3] == ["first", "second", str(len(NAMES))]
+    assert values[3] == pytest.approx(cosine, rel=1e-6)
+    assert values[4] == pytest.approx(z, rel=1e-6)
+    for column, side in ((5, "out"), (7, "in")):
+        mean = np.mean([phi_all(D, E, side) for D, E in zip(first, second, strict=True)])
+        level = np.mean([RANK / dimension(name, side) for name in NAMES])
+        assert values[column] == pytest.approx(mean, rel=1e-6)
+        assert values[column + 1] == pytest.approx(level, rel=1e-9)
+        assert number(printed[column]) == pytest.approx(mean, abs=6e-4)
+        assert number(printed[column + 1]) == pytest.approx(level, abs=6e-4)
+    starts = [
+        reference.first_rows_cosine(*(loralens.load(file)[name].A for file in two.files.values())) for name in NAMES
+    ]
+    assert values[9] == pytest.approx(np.mean(starts), abs=1e-6)
+    (said,) = [text for text in two.report.summary if text.startswith("The two updates have a cosine")]
+    assert numbers(said)[:2] == [round(cosine, 3), round(abs(z), 1)]
+
+
+def test_conflicts_module_by_module(two: Held) -> None:
+    shown = picture(two.report, "conflicts")
+    assert shown.title == "Cosine by module"
+    values = cells_of(shown.charts[0])
+    cosines = {n: reference.dense_cosine(two.dense["first"][n], two.dense["second"][n]) for n in NAMES}
+    for name in NAMES:
+        assert values[kind_of(name), str(block_of(name))] == pytest.approx(cosines[name], rel=1e-6, abs=1e-9)
+    assert numbers(shown.alt.replace("kind and block", ""))[-2:] == pytest.approx(
+        [min(cosines.values()), max(cosines.values())], abs=6e-4
+    )
+    spread = max(1 / math.sqrt(D.size) for D in flat(two.dense["first"]))
+    assert number(shown.chance.removeprefix("0 ± ")) == pytest.approx(spread, rel=0.05)
+    assert f"{NAMES[0]}: cosine {cosines[NAMES[0]]:+.3f} of first and second" in tips_of(shown.charts[0])
+
+
+def test_who_fights_and_who_agrees(two: Held) -> None:
+    first, second = two.dense["first"], two.dense["second"]
+    whole = math.sqrt(two.whole("first") * two.whole("second"))
+    for verb, name in (("fight", FIGHT), ("agree", AGREE)):
+        (table,) = tables(two.report, "together", f"Where two {verb}")
+        (row,) = [line for line in table.rows if line.entries[2].text == f"block {block_of(name)}, {kind_of(name)}"]
+        values = [entry.sort for entry in row.entries]
+        inner = math.fsum((first[name] * second[name]).ravel())
+        assert [entry.text for entry in row.entries][:2] == ["first", "second"]
+        assert values[3] == 1
+        assert values[4] == pytest.approx(reference.dense_cosine(first[name], second[name]), rel=1e-6)
+        assert values[5] == pytest.approx(inner / whole, rel=1e-6)
+        assert (values[4] < 0) == (verb == "fight")
+    (said,) = [text for text in two.report.summary if " fight in " in text]
+    assert f"fight in block 0, q_proj: cosine {reference.dense_cosine(first[FIGHT], second[FIGHT]):+.3f}" in said
+
+
+def test_interference(two: Held) -> None:
+    """The energy of each adapter inside the directions of the other on both sides, mean over a block."""
+    shown = picture(two.report, "interference")
+    values = cells_of(shown.charts[0])
+    levels = []
+    for label, other in (LABELS, LABELS[::-1]):
+        for block in range(BLOCKS):
+            shares = []
+            for name in NAMES:
+                if block_of(name) != block:
+                    continue
+                inside, _, out, in_ = reference.divided_energy(two.dense[label][name], [two.dense[other][name]], 1e-6)
+                shares.append(inside)
+                levels.append(out * in_ / two.dense[label][name].size)
+            assert values[label, str(block)] == pytest.approx(np.mean(shares), rel=1e-5)
+    assert number(shown.chance) == pytest.approx(np.mean(levels), rel=6e-3)
+    assert shown.charts[0].scale.chance == pytest.approx(np.mean(levels), rel=1e-9)
+    assert numbers(shown.alt)[-2:] == pytest.approx([min(values.values()), max(values.values())], rel=6e-3)
+
+
+@pytest.mark.parametrize("side", ["out", "in"])
+def test_maps_of_phi(two: Held, side: str) -> None:
+    shown = picture(two.report, f"phi-1-2-{side}")
+    assert f"{side} side: first and second" in shown.title
+    charts = {chart.title: chart for chart in shown.charts if isinstance(chart, Overlaps)}
+    assert len(charts) == len(NAMES)
+    levels = []
+    for name in NAMES:
+        chart = charts[f"{kind_of(name)}, block {block_of(name)}"]
+        X, Y = (reference.leading_columns(two.dense[label][name], RANK, side) for label in LABELS)
+        phi = reference.phi_of(X, Y)
+        np.testing.assert_allclose(chart.phi, phi, atol=1e-6)
+        n = dimension(name, side)
+        levels += [1 / n, RANK / n]
+        assert chart.notes[0] == f"φ(1,1) {phi[0, 0]:.2f}"
+        assert numbers(chart.notes[1]) == pytest.approx([phi[-1, -1], RANK / n], abs=6e-3)
+    assert numbers(shown.chance.split("here ")[1])[:2] == pytest.approx([min(levels), max(levels)], rel=0.05)
+    full = [phi_all(two.dense["first"][n], two.dense["second"][n], side) for n in NAMES]
+    assert shown.alt.endswith(f"φ of all directions is {min(full):.2f} to {max(full):.2f}.")
+
+
+def test_labels_of_identity(two: Held) -> None:
+    (table,) = tables(two.report, "identity", "")
+    told = rows(table)
+    for label in LABELS:
+        assert told["file"][label] == str(two.files[label])
+        assert number(told["‖ΔW‖"][label]) == pytest.approx(math.sqrt(two.whole(label)), rel=6e-4)
+        assert told["modules"][label] == f"{len(NAMES)} modules"
+        parameters = sum(RANK * sum(SHAPES[kind_of(name)]) for name in NAMES)
+        assert told["parameters"][label] == f"{parameters:,} in pairs"
+        assert told["size"][label] == size(4 * parameters)
+        assert told["rank r"][label] == str(RANK)
+
+
+# ---------------------------------------------------------------- a run
+
+STEPS = (100, 400, 700)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """Three checkpoints of one run: A hardly moves, B grows and turns."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(3)
+    A = {name: rng.standard_normal((RANK, SHAPES[kind_of(name)][1])) for name in NAMES}
+    early = {name: rng.standard_normal((SHAPES[kind_of(name)][0], RANK)) for name in NAMES}
+    late = {name: rng.standard_normal((SHAPES[kind_of(name)][0], RANK)) for name in NAMES}
+    dense, files = {}, {}
+    for step, turn, strength in zip(STEPS, (0.1, 0.7, 1.0), (0.01, 0.03, 0.04), strict=True):
+        modules = {}
+        for name in NAMES:
+            B = strength * ((1 - turn) * early[name] + turn * late[name])
+            moved = A[name] + 0.01 * turn * rng.standard_normal(A[name].shape)
+            modules[name] = LowRank(
+                B.astype(np.float32), moved.astype(np.float32), 2.0, scaling=Scaling("alpha/r", 2 * RANK, RANK)
+            )
+        adapter = loralens.Adapter(modules=modules, base_model="tiny/base")
+        files[f"checkpoint-{step}"] = folder / f"checkpoint-{step}"
+        loralens.save(adapter, files[f"checkpoint-{step}"])
+        dense[f"checkpoint-{step}"] = dense_of(adapter)
+    report = _report([str(path) for path in files.values()], None, [], [], {}, intruders=None, spoken="x")
+    return Held(report, dense, {}, files)
+
+
+def test_the_run(run: Held) -> None:
+    checkpoints = list(run.dense)
+    updates = [flat(run.dense[label]) for label in checkpoints]
+    last = updates[-1]
+    (table,) = tables(run.report, "run", "Checkpoints")
+    behind, printed = sorted_by(table), rows(table)
+    assert list(printed) == checkpoints
+    cosines = [reference.whole_cosine(one, last) for one in updates]
+    for t, label in enumerate(checkpoints):
+        values = behind[label]
+        assert values["step"] == STEPS[t]
+        assert values["‖ΔW‖"] == pytest.approx(math.sqrt(run.whole(label)), rel=1e-7)
+        ranks = [reference.effective_rank(run.s(label, name)) for name in NAMES]
+        assert values["effective rank"] == pytest.approx(np.mean(ranks), rel=1e-6)
+        assert values["cosine, last"] == pytest.approx(cosines[t], rel=1e-6)
+        for side in ("out", "in"):
+            mean = np.mean([phi_all(D, E, side) for D, E in zip(updates[t], last, strict=True)])
+            assert values[f"φ {side}, last"] == pytest.approx(mean, rel=1e-5)
+        if t:
+            moved = math.sqrt(sum(np.linalg.norm(D - E) ** 2 for D, E in zip(updates[t], updates[t - 1], strict=True)))
+            assert values["moved"] == pytest.approx(moved, rel=1e-6)
+            before = reference.whole_cosine(updates[t], updates[t - 1])
+            assert values["cosine, previous"] == pytest.approx(before, rel=1e-6)
+        else:
+            assert printed[label]["moved"] == printed[label]["cosine, previous"] == ""
+    assert behind[checkpoints[0]]["φ out, last"] < 0.9 < behind[checkpoints[0]]["φ in, last"]  # not to be swapped
+    assert cosines[1] >= 0.9 > cosines[0]
+    (said,) = [text for text in run.report.summary if "The direction is settled from step" in text]
+    assert f"settled from step {STEPS[1]} on (of {STEPS[2]})" in said
+    assert "read the out side" in said
+
+
+def test_the_curves_of_a_run(run: Held) -> None:
+    behind = sorted_by(tables(run.report, "run", "Checkpoints")[0])
+    shown = picture(run.report, "run")
+    drawn = {name: line for chart in shown.charts for name, line in lines_of(chart).items()}
+    for line, heading in (
+        ("‖ΔW‖ here", "‖ΔW‖"),
+        ("moved since the one before", "moved"),
+        ("cosine of ΔW", "cosine, last"),
+        ("φ, out side", "φ out, last"),
+        ("φ, in side", "φ in, last"),
+        ("mean over modules", "effective rank"),
+    ):
+        values = [row[heading] for row in behind.values()]
+        assert list(drawn[line]) == list(STEPS)
+        assert list(drawn[line].values()) == pytest.approx(
+            [float("nan") if v is None else v for v in values], nan_ok=True
+        )
+    levels = {side: np.mean([RANK / dimension(name, side) for name in NAMES]) for side in ("in", "out")}
+    for side in ("in", "out"):
+        assert number(shown.chance.split(f" ({side} side)")[0].split()[-1]) == pytest.approx(levels[side], rel=6e-3)
+    direction = next(chart for chart in shown.charts if chart.title.startswith("direction"))
+    for label, value in direction.levels.items():
+        side = label.removeprefix("chance, ")
+        assert value == pytest.approx(levels[side], rel=1e-9)
+    first = behind[f"checkpoint-{STEPS[0]}"]["cosine, last"]
+    assert f"from {first:.2f} to 1" in shown.alt
+
+
+# ---------------------------------------------------------------- three
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """Three adapters: the first two are somewhat alike, the third is the opposite of the first."""
+    folder = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(11)
+    dense: dict[str, dict[str, np.ndarray]] = {"x": {}, "y": {}, "z": {}}
+    modules: dict[str, dict[str, LowRank]] = {"x": {}, "y": {}, "z": {}}
+    for name in NAMES:
+        one, two, three = (graded(rng, SHAPES[kind_of(name)], 0.6) for _ in range(3))
+        for label, D in (("x", one), ("y", 0.3 * one + two), ("z", -0.7 * one + 0.8 * three)):
+            modules[label][name] = pair(D, RANK, 2.0)
+    files = {label: folder / label for label in modules}
+    for label, held in modules.items():
+        adapter = loralens.Adapter(modules=held, base_model="tiny/base")
+        loralens.save(adapter, files[label])
+        dense[label] = dense_of(adapter)
+    report = _report([str(path) for path in files.values()], None, [], [], {}, intruders=None, spoken="x")
+    return Held(report, dense, {}, files)
+
+
+def test_the_nearest_of_three_is_told_by_its_size_whatever_its_sign(three: Held) -> None:
+    cosine = {
+        (a, b): reference.whole_cosine(flat(three.dense[a]), flat(three.dense[b]))
+        for a, b in itertools.combinations("xyz", 2)
+    }
+    assert cosine["x", "z"] < 0 < cosine["x", "y"] < -cosine["x", "z"]
+    z = cosine["x", "z"] / reference.whole_cosine_spread(flat(three.dense["x"]), flat(three.dense["z"]))
+    (said,) = [text for text in three.report.summary if text.startswith("Nearest to each other are ")]
+    assert said.startswith(f"Nearest to each other are x and z: cosine {cosine['x', 'z']:+.3f}, {abs(z):.1f} standard")
+    (table,) = tables(three.report, "together", "Pairs")
+    assert [(row.entries[0].text, row.entries[1].text) for row in table.rows] == sorted(
+        cosine, key=lambda both: -abs(cosine[both])
+    )
+
+
+def test_matrices_of_three_have_each_pair_in_its_cell_with_its_names(three: Held) -> None:
+    shown = picture(three.report, "pairs")
+    charts = {chart.title: chart for chart in shown.charts}
+    names = charts["cosine of ΔW"].rows
+    assert sorted(names) == ["x", "y", "z"]
+    for title, value in (
+        ("cosine of ΔW", lambda a, b: reference.whole_cosine(flat(three.dense[a]), flat(three.dense[b]))),
+        ("φ, out side", lambda a, b: mean_phi(three, a, b, "out")),
+        ("φ, in side", lambda a, b: mean_phi(three, a, b, "in")),
+    ):
+        cells = charts[title].cells
+        for (i, j), cell in cells.items():
+            assert cell.value == pytest.approx(value(names[i], names[j]), rel=1e-6, abs=1e-9)
+            assert cell.tip == f"{names[i]} and {names[j]}: {title} {cell.value:.3f}"
+        assert len(cells) == 9
+    for side in ("out", "in"):
+        level = np.mean([RANK / dimension(name, side) for name in NAMES])
+        assert charts[f"φ, {side} side"].scale.chance == pytest.approx(level, rel=1e-9)
+
+
+def mean_phi(held: Held, a: str, b: str, side: str) -> float:
+    pairs = zip(flat(held.dense[a]), flat(held.dense[b]), strict=True)
+    return float(np.mean([phi_all(D, E, side) for D, E in pairs]))
+
+
+def test_conflicts_of_three_are_the_most_negative_of_any_two(three: Held) -> None:
+    values = cells_of(picture(three.report, "conflicts").charts[0])
+    for name in NAMES:
+        cosines = [
+            reference.dense_cosine(three.dense[a][name], three.dense[b][name])
+            for a, b in itertools.combinations("xyz", 2)
+        ]
+        assert values[kind_of(name), str(block_of(name))] == pytest.approx(min(cosines), rel=1e-6)
+
+
+def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) -> None:
+    """Where energy is spread evenly, a half is not a quarter."""
+    for label in ("x", "y", "z"):
+        shares = [energy / three.whole(label) for energy in three.energy[label].values()]
+        assert fewest_with_half(shares) == 5
+        (own,) = [text for text in three.report.summary if text.startswith(f"{label}: ")]
+        assert own.startswith(f"{label}: 5 of {len(NAMES)} modules hold half of the energy")
+
+
+def test_all_pairs_are_drawn_where_they_are_few(two: Held, three: Held) -> None:
+    for held in (two, three):
+        assert not [text for text in texts(held.report, "together") if "is drawn for the" in text]
+
+
+def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
+    """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
+    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
+    one, other = measured({"a": drawn(1), "b": drawn(2)})
+    with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
+    assert ranks.section([one, other]).lead.startswith(f"The error is {plain} over all modules")
+    assert ranks.section(with_inputs).lead.startswith(f"The error is {output} over all modules")
+    mixed = ranks.section([one, with_inputs[1]])
+    assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
+    assert mixed.parts[0] == Text("No activations stand behind a: errors there are those of ΔW itself.")
+    said = ranks.advice(with_inputs[0])
+    assert "of the squared output on the inputs given (7 positions; error " in said
+    assert "; 25\u00a0% of ΔW itself)" in said
+    assert "positions" not in ranks.advice(one)

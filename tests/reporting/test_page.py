@@ -1,0 +1,313 @@
+"""The page and the Markdown as text: whole, escaped, small, and the same for the same adapters."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+
+from loralens.analysis.doctor import examined, findings
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.reporting.chart import Lines
+from loralens.reporting.company import company
+from loralens.reporting.document import Beside, Notice, Notices, Picture, Report, Section, Table, Text
+from loralens.reporting.html import carried_json, html
+from loralens.reporting.make import report
+from loralens.reporting.markdown import escaped, markdown
+from loralens.reporting.svg_lines import lines_svg
+from tests.reporting.adapters import NAMES, drawn, measured
+
+LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def made(adapters: dict[str, Adapter]) -> Report:
+    subjects = measured(adapters)
+    found = findings([one.patient for one in subjects])
+    return report(subjects, found, company=company(subjects) if len(subjects) > 1 else None, command="loralens report")
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed where it was opened."""
+
+    EMPTY = frozenset({"meta", "input", "br", "wbr", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing() -> None:
+    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    parser = Balanced()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    assert not parser.tags & {"img", "link", "iframe", "object", "base", "form", "a:external"}
+    outside = [one for one in re.findall(r'(?:src|href)="([^"]*)"', text) if not one.startswith("#")]
+    assert outside == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert "default-src 'none'" in text
+
+
+def test_same_adapters_same_bytes() -> None:
+    assert html(made({"a": drawn(1), "b": drawn(2)})) == html(made({"a": drawn(1), "b": drawn(2)}))
+    assert html(made({"a": drawn(1)})) != html(made({"a": drawn(2)}))
+
+
+def test_sections_come_in_their_order_findings_first() -> None:
+    several = made({"a": drawn(1), "b": drawn(2)})
+    keys = [section.key for section in several.sections]
+    assert keys == ["findings", "identity", "spectra", "ranks", "together", "modules"]
+    assert [one.key for one in made({"a": drawn(1)}).sections] == [
+        "findings",
+        "identity",
+        "spectra",
+        "ranks",
+        "modules",
+    ]
+
+
+def pictures(parts: object) -> list[Picture]:
+    found = []
+    for part in parts:  # type: ignore[attr-defined]
+        if isinstance(part, Picture):
+            found.append(part)
+        if isinstance(part, Beside):
+            found += [one for _, inner in part.columns for one in pictures(inner)]
+    return found
+
+
+def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
+    shown = [one for section in made({"a": drawn(1), "b": drawn(2)}).sections for one in pictures(section.parts)]
+    assert len(shown) >= 12
+    for one in shown:
+        assert all((one.caption, one.chance, one.source, one.alt, one.charts)), one.key
+        assert not one.chance.endswith(".")
+        assert not one.source.endswith(".")
+    assert len({one.key for one in shown}) == len(shown)
+    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    assert text.count("<b>Chance:</b>") == len(shown)
+    assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
+
+
+def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
+    names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
+    pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})
+    assert len(pair.modules) == 224
+    assert len(html(pair).encode("utf-8")) < LIMIT
+
+
+def test_json_in_a_script_ends_nothing() -> None:
+    text = str(carried_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}
+
+
+def test_a_number_that_is_none_is_an_error_not_a_page() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        carried_json({"x": float("nan")})
+
+
+def test_lone_surrogates_become_escapes() -> None:
+    part = Text("damaged \ud800 name")
+    whole = Report("t", "", ["s"], [Section("k", "T", "", [part])], [])
+    assert "damaged \\ud800 name" in html(whole)
+    assert "damaged \\ud800 name" in markdown(whole, "x_files")
+
+
+HOSTILE = "<script>alert(1)</script> ](javascript:x) |`*_{{7*7}}\n# head"
+
+
+def test_markdown_means_nothing_by_a_name() -> None:
+    line = escaped(HOSTILE)
+    assert "\n" not in line
+    assert "<script" not in line.replace("\\<", "")
+    assert re.sub(r"\\(.)", r"\1", line) == " ".join(HOSTILE.split())
+    name = f"model.layers.0.{HOSTILE}"
+    text = markdown(made({HOSTILE: drawn(1, names=[name]), "b": drawn(2, names=[name])}), "x_files")
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.tags & {"script", "a"}
+    assert page.count("<h1>") == 1
+    assert page.count("<h3>") == page.count("<h3>&lt;script&gt;") + page.count("<h3>b</h3>")
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL) if "model.layers.0.&lt;script" in row]
+    assert {row.count("<td") for row in rows} == {11}  # of the table of modules
+
+
+def test_a_fix_keeps_its_command_and_the_words_around_it() -> None:
+    notice = Notice("note", "code", "", [], fix="run  `loralens a_b`\n saves *50 %*")
+    text = markdown(Report("t", "", [], [Section("k", "T", "", [Notices([notice], "")])], []), "x_files")
+    assert "  - fix: run `loralens a_b` saves \\*50 %\\*\n" in text
+
+
+def test_markdown_has_the_numbers_of_the_page() -> None:
+    one = made({"a": drawn(1)})
+    text = re.sub(r"\\(.)", r"\1", markdown(one, "x_files"))
+    for section in one.sections:
+        assert f"## {section.title}" in text
+        for part in section.parts:
+            if isinstance(part, Table):
+                for row in part.rows:
+                    assert "| " + " | ".join(" ".join(entry.text.split()) for entry in row.entries) + " |" in text
+    assert "![Singular values of a" in text
+    assert "(x_files/spectra-1.png)" in text
+
+
+def test_the_record_holds_what_the_page_says_and_no_nan() -> None:
+    record = made({"a": drawn(1), "b": drawn(2)}).record
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text)["together"]["cosine"][0][1] == pytest.approx(record["together"]["cosine"][0][1])
+    first = record["adapters"][0]
+    assert [one["name"] for one in first["modules"]] == NAMES
+    assert sum(one["energy_share"] for one in first["modules"]) == pytest.approx(1)
+    assert first["recommended_rank"] == next(
+        p["rank"] for p in sorted(first["curve"], key=lambda p: p["rank"]) if p["uniform"]["error"] ** 2 <= 0.01
+    )
+
+
+def keys(found: Report) -> set[str]:
+    return {one.key for section in found.sections for one in pictures(section.parts)}
+
+
+def table(found: Report, key: str) -> Table:
+    return next(part for one in found.sections if one.key == key for part in one.parts if isinstance(part, Table))
+
+
+def without(adapter: Adapter, name: str, value: float) -> Adapter:
+    """The adapter with B of one module all of one value."""
+    module = adapter[name]
+    B = np.full_like(module.B, value)
+    changed = LowRank(B, module.A, module.scale, scaling=module.scaling)
+    return replace(adapter, modules={**adapter.modules, name: changed})
+
+
+def test_modules_of_nan_are_left_out_and_named() -> None:
+    sick = made({"a": without(drawn(1), NAMES[2], np.nan), "b": drawn(2)})
+    text = html(sick)
+    assert "not-finite" in text or "NaN" in text
+    assert "Left out of everything below" in text
+    assert [one["name"] for one in sick.record["adapters"][0]["modules"]] == [n for n in NAMES if n != NAMES[2]]
+    assert sick.record["adapters"][0]["left_out"] == [NAMES[2]]
+
+
+def test_an_adapter_that_is_all_nan_still_has_its_findings() -> None:
+    adapter = drawn(1)
+    for name in NAMES:
+        adapter = without(adapter, name, np.nan)
+    found = made({"a": adapter})
+    assert "Nothing could be measured" in " ".join(found.summary)
+    told = {row.entries[0].text: row.entries[1].text for row in table(found, "identity").rows}
+    assert (told["modules"], told["‖ΔW‖"]) == ("6 modules, 6 left out", "–")
+    total = found.record["adapters"][0]["total"]
+    assert (total["modules"], total["frobenius"]) == (6, None)
+    html(found)
+    markdown(found, "x_files")
+
+
+def test_an_adapter_that_is_zero_does_nothing() -> None:
+    adapter = drawn(1)
+    for name in NAMES:
+        adapter = without(adapter, name, 0.0)
+    found = made({"a": adapter, "b": drawn(2)})
+    assert "it does nothing" in " ".join(found.summary)
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", html(found), flags=re.DOTALL)
+    assert found.record["adapters"][0]["recommended_rank"] is None
+    assert not keys(found) & {"ranks-1", "shares-1"}
+    assert keys(found) >= {"spectra-1", "energy-1", "spectra-2", "energy-2", "ranks-2", "shares-2"}
+    assert keys(made({"a": adapter})) & {"spectra-1", "energy-1", "ranks-1", "shares-1"} == {"spectra-1", "energy-1"}
+
+
+def test_adapters_with_nothing_in_common_are_not_compared() -> None:
+    found = made({"a": drawn(1), "b": drawn(2, names=["other.w"], width=9)})
+    assert "nothing was compared" in html(found)
+    assert found.record["together"] is None
+
+
+@pytest.mark.parametrize("names", [["head"], ["w_000", "w_001"], [f"experts.up[{i}]" for i in range(3)]])
+def test_modules_outside_blocks_have_their_maps(names: list[str]) -> None:
+    text = html(made({"a": drawn(1, names=names)}))
+    assert all(f'data-n="{name}"' in text for name in names)
+
+
+def test_the_summary_counts_what_holds_half() -> None:
+    adapter = drawn(1)
+    strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
+    found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
+    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone > 99")
+
+
+def test_three_adapters_of_which_two_meet_are_named() -> None:
+    found = made({"a": drawn(1), "b": drawn(2), "c": drawn(3, names=["other.w"], width=9)})
+    assert any(said.startswith("The updates of a and b have a cosine") for said in found.summary)
+    assert any(said.startswith("The two updates") for said in made({"a": drawn(1), "b": drawn(2)}).summary)
+
+
+def test_different_base_models_are_told() -> None:
+    other = replace(drawn(2), base_model="tiny/other")
+    text = html(made({"a": drawn(1), "b": other}))
+    assert "They name different base models (a: tiny/base; b: tiny/other)." in text
+    for same in (drawn(2), replace(drawn(2), base_model=None)):
+        assert "different base models" not in html(made({"a": drawn(1), "b": same}))
+
+
+def test_one_module_is_no_plural() -> None:
+    text = html(made({"a": drawn(1, names=["w"])}))
+    assert "spread evenly over 1 module." in text
+    assert "1 modules" not in text
+
+
+def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
+    found = made({"a": drawn(1, names=[f"model.layers.0.part_{chr(97 + k)}" for k in range(18)])})
+    picture = next(one for section in found.sections for one in pictures(section.parts) if one.key == "energy-1")
+    (chart,) = picture.charts
+    assert isinstance(chart, Lines)
+    looks = [(line.ink, line.dashed, line.dotted) for line in chart.lines]
+    assert len(set(looks)) == len(looks) == 19
+    svg = lines_svg(chart, "", alone=True)
+    assert svg.count('class="line dotted') == 2 * 2  # in the chart, and beside its name
+    labels = [float(y) for y in re.findall(r'<text[^>]*y="([\d.]+)"[^>]*>9[09] %', svg)]
+    levels = [float(y) for y in re.findall(r'class="level" d="M[\d.]+ ([\d.]+)h', svg)]
+    assert all(0 < y - line <= 12 for y, line in zip(labels, levels, strict=True))
+
+
+def test_the_command_of_the_markdown_keeps_its_spaces() -> None:
+    text = markdown(Report("t", "loralens report 'a  b'", [], [], []), "x_files")
+    assert "$ loralens report 'a  b'\n" in text
+
+
+def replace_scale(adapter: Adapter, name: str, scale: float) -> LowRank:
+    module = adapter[name]
+    assert isinstance(module, LowRank)
+    return LowRank(module.B, module.A, scale, scaling=module.scaling)
+
+
+def test_findings_are_gathered_by_kind() -> None:
+    adapter = drawn(1)
+    for name in NAMES[:4]:
+        adapter = without(adapter, name, 0.0)
+    subjects = measured({"a": adapter})
+    told = findings(examined({"a": adapter}))
+    text = html(report(subjects, told))
+    assert "4 of 6 modules" in text
+    assert "and 1 more like these" in text

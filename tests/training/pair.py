@@ -1,0 +1,150 @@
+"""Two processes that train together, forked from one that has imported everything: what a test of them runs.
+
+``python pair.py FOLDER`` writes, into FOLDER, the factors and measures that each process came to.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from loralens.core.training import State
+from loralens.errors import LoraLensError
+from loralens.training.course import Course
+from loralens.training.feed import shuffled
+from loralens.training.fitting import fit
+from loralens.training.tasks import Examples, task_named
+from loralens.training.watch import Watch
+from loralens.training.world import World
+from tests import models
+
+STEPS, BATCH = 6, 4
+RNG = np.random.default_rng(0)
+LABELLED = Examples([RNG.integers(2, 24, n).tolist() for n in (3, 9, 1, 6, 2, 8, 5)], 0, [0, 1, 1, 0, 1, 0, 0])
+HIDDEN = Examples(LABELLED.tokens, 0, mask=2, vocabulary=24, special=frozenset({0, 1, 2}))
+
+# Name → options of a run; each is run by one process and by two, with the same batches in every step.
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "ddp accumulate": {"accumulate": 2},
+    "ddp masked": {"task": "masked-lm"},
+    "ddp dora checkpointing": {"method": "dora", "checkpointing": True},
+    "shard": {"shard": True},
+    "shard accumulate": {"shard": True, "accumulate": 2},
+    "shard dora checkpointing": {"shard": True, "method": "dora", "checkpointing": True},
+    "shard masked pissa": {"shard": True, "task": "masked-lm", "method": "pissa"},
+    "ddp patience": {"patience": 2},
+    "shard patience": {"shard": True, "patience": 2},
+    "ddp adamw": {"optimiser": "adamw"},
+    "shard adamw": {"shard": True, "optimiser": "adamw"},
+}
+
+
+def trained(
+    *, task: str = "classification", accumulate: int = 1, shard: bool = False, checkpointing: bool = False,
+    patience: int | None = None, optimiser: str = "sgd", method: str = "lora", state: State | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A run of this process, alone or with others: what came of it."""
+    world = World.current()
+    row, calls = task_named(task), []
+    kind = "BertForSequenceClassification" if row.labelled else "BertForMaskedLM"
+    examples = LABELLED if row.labelled else HIDDEN
+    states: list[State] = []
+    watch = Watch(
+        on_step=lambda step: calls.append(("step", step.number, step.size)),
+        evaluate=row.evaluation(LABELLED if row.labelled else HIDDEN, size=3),
+        on_evaluation=lambda step, measures: calls.append(("evaluation", step)),
+        evaluate_every=2, patience=patience, goal="accuracy",
+        snapshot=lambda step, adapter: calls.append(("snapshot", step)), snapshot_every=3,
+        save=states.append, save_every=2,
+    )  # fmt: skip
+    order = shuffled(len(examples), size=BATCH // (accumulate * world.size), seed=1)
+    found = fit(
+        models.bert(kind), row.batches(examples, order, seed=1), loss=row.loss, watch=watch, state=state, shard=shard,
+        course=Course(STEPS, lr=1e-2 if optimiser == "adamw" else 0.3, optimiser=optimiser, accumulate=accumulate,  # type: ignore[arg-type]
+                      checkpointing=checkpointing, clip=0.5),
+        targets=["query", "value", "word_embeddings" if row.labelled else "dense"], rank=2, method=method,
+        heads=["classifier"] if row.labelled else (),
+    )  # fmt: skip
+    numbers = {f"{name}.{part}": getattr(module, part) for name, module in found.adapter.items() for part in "BA"}
+    numbers |= {name: extra.tensor.read() for name, extra in found.adapter.extra.items()}
+    return {
+        "numbers": numbers, "losses": found.losses, "evaluations": found.evaluations, "calls": calls, "states": states,
+        "best_step": found.best_step, "steps": found.steps,
+    }  # fmt: skip
+
+
+def scenario(name: str) -> dict[str, Any]:
+    """One case and, of the same, what goes on from its first state."""
+    options = CASES[name]
+    whole = trained(**options)
+    state = World.current(shard=False).from_main(lambda: whole["states"][0])
+    return {"whole": whole, "rest": trained(state=state, **options)}
+
+
+def refused() -> dict[str, Any]:
+    """What each process ends with where the main one cannot make what all need."""
+
+    def make() -> None:
+        raise LoraLensError("only I can see it", fix="nothing")
+
+    try:
+        World.current().from_main(make)
+    except LoraLensError as error:
+        return {"error": error.what}
+    except SystemExit as end:
+        return {"exit": end.code}
+    return {}
+
+
+def forked(work: Callable[[], Any], file: Path) -> int:
+    """The number of a child that leaves in a file what it came to."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        torch.set_num_threads(1)
+        with file.open("wb") as stream:
+            pickle.dump(work(), stream)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001 - a child must not go on as its parent
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+def together(rank: int, store: Path) -> dict[str, Any]:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
+    found = {name: scenario(name) for name in CASES}
+    found["refused"] = refused()
+    dist.destroy_process_group()
+    return found
+
+
+def alone() -> dict[str, Any]:
+    return {name: trained(**{**options, "shard": False}) for name, options in CASES.items()}
+
+
+def main(folder: Path) -> int:
+    import transformers
+
+    transformers.BertForMaskedLM, transformers.BertForSequenceClassification  # noqa: B018 - imported before the fork
+    children = [
+        forked(lambda rank=rank: together(rank, folder / "store"), folder / f"{rank}.pickle") for rank in (0, 1)
+    ]
+    children.append(forked(alone, folder / "alone.pickle"))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,73 @@
+"""The blocks of a model, and activations that are computed again."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from loralens.training.blocks import blocks, recomputed
+from loralens.training.injection import inject
+from tests import models
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+IDS = torch.randint(2, 24, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_blocks_are_the_outermost_lists_of_one_class() -> None:
+    llama = models.llama()
+    assert blocks(llama) == list(llama.model.layers)
+    assert blocks(models.bert()) == list(models.bert().encoder.layer) or len(blocks(models.bert())) == 2
+    assert blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
+    assert blocks(nn.ModuleList([nn.Linear(2, 2)])) == []
+
+
+def gradients(model: Any, *, on: bool, dropout: float = 0.0) -> tuple[dict[str, Any], int]:
+    """The gradients of the factors, and the bytes that were saved for the backward pass."""
+    made = inject(copy.deepcopy(model), targets="*_proj", rank=2, dropout=dropout)
+    with torch.no_grad():
+        for layer in made.layers.values():
+            layer.B.add_(0.1)
+    made.model.train()
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in made.model.parameters()}
+    torch.manual_seed(5)
+    with recomputed(made.model, on=on):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = made.model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+    found = {name: layer.B.grad for name, layer in made.layers.items()}
+    return found, sum(size for where, size in saved.items() if where not in weights)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_are_the_same_and_less_is_saved(dropout: float) -> None:
+    model = models.llama().double()  # with its cache of keys and values on, as transformers has it
+    plain, kept = gradients(model, on=False, dropout=dropout)
+    again, less = gradients(model, on=True, dropout=dropout)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert less < kept / 2
+    if dropout:
+        assert not torch.equal(
+            gradients(model, on=True)[0]["model.layers.0.mlp.up_proj"], plain["model.layers.0.mlp.up_proj"]
+        )
+
+
+def test_the_model_is_as_before_afterwards() -> None:
+    model = models.llama()
+    first = model.model.layers[0]
+    first.forward = own = first.forward  # an instance may have been given its own
+    with recomputed(model, on=True):
+        assert "forward" in model.model.layers[1].__dict__
+        assert model.config.use_cache is False
+    assert first.__dict__["forward"] is own
+    assert "forward" not in model.model.layers[1].__dict__
+    assert model.config.use_cache is True
+    with recomputed(model, on=False):
+        assert "forward" not in model.model.layers[1].__dict__

@@ -1,0 +1,81 @@
+"""Courses: the learning rate of every step, and what cannot be."""
+
+import json
+from math import cos, pi
+
+import numpy as np
+import pytest
+
+from loralens.errors import OptionError
+from loralens.training.course import Course
+
+STEPS = 20
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.25, 0.9, 0.99])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_of_every_step_is_that_of_the_formula(schedule: str, warmup: float) -> None:
+    course = Course(STEPS, schedule=schedule, warmup=warmup)  # type: ignore[arg-type]
+    rising = round(warmup * STEPS)
+    for step in range(STEPS):
+        part = (step - rising) / (STEPS - rising) if step >= rising else 0.0  # of what follows the warm-up
+        falling = {"constant": 1.0, "linear": 1 - part, "cosine": (1 + cos(pi * part)) / 2}[schedule]
+        wanted = (step + 1) / (rising + 1) if step < rising else falling
+        assert course.factor(step) == pytest.approx(wanted, rel=1e-12)
+        assert 0 < course.factor(step) <= 1
+
+
+def test_a_warm_up_rises_to_the_whole_rate_and_no_step_is_wasted() -> None:
+    factors = [Course(STEPS, warmup=0.25, schedule="linear").factor(step) for step in range(STEPS)]
+    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert factors[5:] == pytest.approx([left / 15 for left in range(15, 0, -1)])
+    assert Course(1, warmup=0.6).factor(0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("steps", 0, "steps 0"),
+        ("steps", True, "steps True"),
+        ("steps", 2.0, "steps 2.0"),
+        ("steps", "4", "steps '4' is no whole number"),
+        ("accumulate", 0, "accumulate 0"),
+        ("accumulate", None, "accumulate None"),
+        ("lr", 1e300, r"lr 1e\+300 is more than float32 can"),
+        ("lr", "1e-3", "lr '1e-3' is no number"),
+        ("lr", None, "lr None is no number"),
+        ("lr", True, "lr True is no number"),
+        pytest.param("lr", 10**400, "lr 1000.* is no number", id="lr-huge"),
+        ("clip", "1", "clip '1' is no number"),
+        ("base_dropout", 1, "base_dropout 1 is no truth value"),
+        ("autocast", "no", "autocast 'no' is no truth value"),
+        ("lr", 0.0, "lr 0.0"),
+        ("lr", float("nan"), "lr nan"),
+        ("weight_decay", 1.0, "weight_decay 1.0"),
+        ("warmup", 1.0, "warmup 1.0"),
+        ("warmup", -0.1, "warmup -0.1"),
+        ("clip", -1.0, "clip -1.0"),
+        ("clip", float("inf"), "clip inf"),
+        ("optimiser", "adam", "'adam' is no optimiser"),
+        ("schedule", "step", "'step' is no schedule"),
+    ],
+)
+def test_what_cannot_be_is_refused(field: str, value: object, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Course(**{"steps": 4, field: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_pythons_own() -> None:
+    course = Course(
+        np.int64(4), lr=np.float32(0.5), accumulate=np.uint8(2), warmup=np.float64(0), clip=2, base_dropout=np.True_,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert course == Course(4, lr=0.5, accumulate=2, warmup=0.0, clip=2.0, base_dropout=True)
+    assert [type(value) for value in (course.steps, course.lr, course.clip, course.base_dropout)] == [
+        int, float, float, bool,
+    ]  # fmt: skip
+    json.dumps(course.record)
+
+
+def test_the_record_has_every_field() -> None:
+    course = Course(4, lr=0.1, schedule="cosine")
+    assert Course(**course.record) == course

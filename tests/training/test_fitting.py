@@ -1,0 +1,159 @@
+"""Fit: from a model and batches to an adapter, and what its record says."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.training import Course, Watch, fit, record_of
+from loralens.training.layer import LoRALayer
+from loralens.version import __version__
+from tests import models
+from tests.tolerances import TRAINED_LIVE
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+def batches(count: int = 3) -> Any:
+    made = [torch.randint(2, 24, (2, 6), generator=torch.Generator().manual_seed(s)) for s in range(count)]
+    return [{"input_ids": ids, "labels": ids} for ids in made]
+
+
+def test_one_round_over_a_list_is_the_default() -> None:
+    found = fit(models.llama(), batches(5), rank=2)
+    assert found.steps == len(found.losses) == 5
+    assert len(found.adapter) == 14
+    assert "lm_head" not in found.adapter
+    with pytest.raises(OptionError, match="how long to train") as refused:
+        fit(models.llama(), iter(batches()), rank=2)
+    assert "Course(steps=" in refused.value.fix
+
+
+def test_the_record_says_how_it_was_made() -> None:
+    course = Course(4, lr=0.01, schedule="cosine")
+    found = fit(
+        models.llama(), batches(), course=course, targets="q_proj", rank=2, alpha=8, method="rslora", seed=7,
+        base_model="tiny/llama", task_type="CAUSAL_LM", record={"data": {"name": "three batches"}},
+    )  # fmt: skip
+    said = dict(record_of(found.adapter) or {})
+    assert course.record.items() <= said.items()
+    assert said["base_dropout"] is False
+    assert {k: said[k] for k in ("method", "seed", "rank", "alpha", "steps_done", "best_step", "processes")} == {
+        "method": "rslora", "seed": 7, "rank": 2, "alpha": 8.0, "steps_done": 4, "best_step": None, "processes": 1,
+    }  # fmt: skip
+    assert (said["loralens"], said["torch"]) == (__version__, torch.__version__)
+    assert said["data"] == {"name": "three batches"}
+    assert len(said["A0"]) == 16
+    assert found.adapter.base_model == "tiny/llama"
+    assert (found.adapter.config or {})["task_type"] == "CAUSAL_LM"
+    json.dumps(said)
+
+
+def test_equal_seeds_give_equal_files(tmp_path: Any) -> None:
+    for name in ("one", "two"):
+        loralens.save(fit(models.llama(), batches(), rank=2, dropout=0.1).adapter, tmp_path / name)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_shared_beginning_of_two_runs_is_recorded() -> None:
+    one, two, other = (
+        record_of(fit(models.llama(), batches(n), rank=2, seed=s).adapter) or {} for n, s in ((1, 0), (2, 0), (1, 1))
+    )
+    assert one["A0"] == two["A0"] != other["A0"]
+
+
+def test_any_model_with_any_loss_is_trained() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(16, 1, 8, 8, generator=rng), torch.randint(0, 3, (16,), generator=rng)
+    found = fit(
+        model, [(x, y)], course=Course(30, lr=1e-2), targets=["0", "3"], rank=2,
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+    )  # fmt: skip
+    assert found.losses[-1] < 0.5 * found.losses[0]
+    assert set(found.adapter) == {"0", "3"}
+    with torch.no_grad():
+        wanted = model(x)
+        found.injection.remove()
+        merged = {name: torch.from_numpy(module.dense()) for name, module in found.adapter.items()}
+        for name, change in merged.items():
+            weight = model.get_submodule(name).weight
+            weight.add_(change.reshape(weight.shape))
+        np.testing.assert_allclose(model(x).numpy(), wanted.numpy(), **TRAINED_LIVE)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"targets": "q_prog"}, "no module matches 'q_prog'"),
+        ({"rank": 99}, "rank 99 is larger than its matrix"),
+        ({"method": "lore"}, "is no training method"),
+        ({"shard": True}, "one process cannot hold a model in shards"),
+    ],
+)
+def test_what_cannot_be_leaves_the_model_as_it_was(options: Any, words: str) -> None:
+    model = models.llama()
+    with pytest.raises(OptionError, match=words):
+        fit(model, batches(), **{"rank": 2, **options})
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+
+
+def test_an_interruption_takes_the_layers_out() -> None:
+    model = models.llama()
+
+    def loss(model: Any, batch: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, batches(), loss=loss, rank=2)
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_batch_without_a_loss_is_refused() -> None:
+    ids = torch.tensor([[3, 4]])
+    with pytest.raises(OptionError, match="the model returned no loss"):
+        fit(models.llama(), [{"input_ids": ids}], rank=2)
+    with pytest.raises(OptionError, match="a batch is a Tensor, and a model computes its own loss from names"):
+        fit(models.llama(), [ids], rank=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batches": 0}, "batches 0 are none"),
+        ({"batches": None}, "batches None are none"),
+        ({"loss": "mse"}, "loss 'mse' is no function"),
+        ({"course": 3}, "course 3 is no Course"),
+        ({"watch": print}, "watch <built-in function print> is no Watch"),
+        ({"state": {}}, "state {} is no State"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:
+    model = models.llama()
+    with pytest.raises(OptionError, match=words):
+        fit(model, **{"batches": batches(), "rank": 2, **options})
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())
+
+
+def test_a_run_with_numbers_of_numpy_is_recorded() -> None:
+    course = Course(steps=np.int64(2), lr=np.float32(1e-3))  # type: ignore[arg-type]
+    options = {"rank": np.int64(2), "alpha": np.float32(4), "seed": np.int64(1), "dropout": np.float32(0)}
+    said = record_of(fit(models.llama(), batches(), course=course, targets="q_proj", **options).adapter) or {}  # type: ignore[arg-type]
+    assert {name: said[name] for name in ("steps", "rank", "alpha", "seed")} == {
+        "steps": 2, "rank": 2, "alpha": 4.0, "seed": 1,
+    }  # fmt: skip
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
+    model, seen = models.llama(), []
+    with pytest.raises(OptionError, match=r"record cannot be kept with the adapter: .*float32"):
+        fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
+    assert not seen
+    assert not any(isinstance(module, LoRALayer) for module in model.modules())

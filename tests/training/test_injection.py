@@ -1,0 +1,425 @@
+"""Injection and removal: what is adapted, what is trained, and that the model comes back as it was."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.training.injection import inject
+from loralens.training.layer import LoRALayer
+from loralens.training.method import METHODS
+from loralens.training.readout import read
+from tests import models
+from tests.training.conftest import Holder, holder, randomise
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+nn = torch.nn
+
+NAMES = [method.name for method in METHODS]
+
+
+def bits(model: nn.Module) -> dict[str, Any]:
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def train(made: Any, *, steps: int = 2, seed: int = 0) -> None:
+    """A few steps of AdamW with weight decay on next-token prediction."""
+    ids = torch.randint(2, 24, (2, 7), generator=torch.Generator().manual_seed(seed))
+    optimiser = torch.optim.AdamW(made.groups(lr=1e-2), weight_decay=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        made.model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_only_factors_and_magnitudes_change_and_removal_gives_the_model_back(method: str) -> None:
+    model = models.llama().train()
+    model.model.norm.weight.requires_grad_(False)
+    before, objects = bits(model), dict(model.named_modules())
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    made = inject(model, targets=["*_proj", "embed_tokens"], rank=2, method=method)
+    trained = {id(parameter) for parameter in made.parameters}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == trained
+    start = {name: [p.clone() for p in layer.parameters(recurse=False)] for name, layer in made.layers.items()}
+    train(made)
+    for name, layer in made.layers.items():
+        for one, old in zip(layer.parameters(recurse=False), start[name], strict=True):
+            assert torch.equal(one, old) != one.requires_grad, name
+    assert same(before, {key.replace(".base_layer", ""): t for key, t in bits(model).items() if _is_base(key)})
+    made.remove()
+    assert same(before, bits(model))
+    assert dict(model.named_modules()) == objects  # by identity: modules compare no other way
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
+    made.remove()  # once more changes nothing
+    assert dict(model.named_modules()) == objects
+
+
+def _is_base(key: str) -> bool:
+    return key.rpartition(".")[2] not in ("A", "B", "magnitude", "A0", "B0")
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [
+        ("all-linear", 14),
+        ("q_proj", 2),
+        (["q_proj", "model.layers.1.*.down_proj"], 3),
+        ("*.self_attn.[qv]_proj", 0),  # brackets are literal, as everywhere in loralens
+        ("*", 16),
+        (["lm_head"], 1),
+        ("*embed*", 1),
+    ],
+)
+def test_targets(targets: str | Sequence[str], count: int) -> None:
+    if not count:
+        with pytest.raises(OptionError, match=r"no module matches"):
+            inject(models.llama(), targets=targets)
+        return
+    assert len(inject(models.llama(), targets=targets, rank=2).layers) == count
+
+
+def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
+    config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    model = transformers.GPT2LMHeadModel(config)
+    assert list(inject(model, rank=2).layers) == [
+        f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "q_porj"}, r"no module matches 'q_porj'\n  fix: the nearest names are q_proj"),
+        ({"targets": []}, "no targets"),
+        ({"targets": "*.input_layernorm"}, "a LlamaRMSNorm, which cannot be adapted"),
+        ({"targets": None}, "targets None are no texts"),
+        ({"targets": ["q_proj", 3]}, "targets .* are no texts"),
+        ({"rank": 0}, "rank 0"),
+        ({"rank": True}, "rank True is no whole number"),
+        ({"rank": 2.0}, "rank 2.0 is no whole number"),
+        ({"rank": 16}, r"model.layers.0.self_attn.k_proj: rank 16 is larger than its matrix \(8, 16\)"),
+        ({"alpha": 0}, "alpha 0"),
+        ({"alpha": float("nan")}, "alpha nan"),
+        ({"alpha": "16"}, "alpha '16' is not a positive number"),
+        ({"alpha": None}, "alpha None is not a positive number"),
+        ({"alpha": 1e300}, r"alpha 1e\+300 gives a scale that float32 does not hold"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"dropout": "0.1"}, "dropout '0.1'"),
+        ({"seed": "a"}, "seed 'a' is no whole number"),
+        ({"heads": [None]}, r"heads \[None\] are no texts"),
+        ({"method": None}, "'None' is no training method"),
+        ({"method": "lroa"}, r"'lroa' is no training method\n  fix: .*nearest: lora"),
+        ({"initialisation": "zeros"}, "'zeros' is no initialisation"),
+        ({"heads": ["score"]}, "no module matches 'score'"),
+        ({"targets": "lm_head", "heads": ["lm_head"]}, "both adapted and trained in full"),
+    ],
+)
+def test_refusals_leave_the_model_as_it_was(options: dict[str, Any], message: str) -> None:
+    model = models.llama()
+    before, objects = bits(model), dict(model.named_modules())
+    with pytest.raises(OptionError, match=message):
+        inject(model, **options)
+    assert same(before, bits(model))
+    assert dict(model.named_modules()) == objects
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = inject(
+        models.llama(), targets="q_proj", rank=np.int64(2), alpha=np.float32(8), dropout=np.float64(0.1),  # type: ignore[arg-type]
+        seed=np.uint32(3),
+    )  # fmt: skip
+    assert [(type(value), value) for value in (made.rank, made.alpha, made.dropout, made.seed)] == [
+        (int, 2), (float, 8.0), (float, 0.1), (int, 3),
+    ]  # fmt: skip
+    assert made.digests == inject(models.llama(), targets="q_proj", rank=2, seed=3).digests
+
+
+def test_heads_may_be_one_text() -> None:
+    assert list(inject(models.llama(), targets="q_proj", rank=2, heads="lm_head").heads) == ["lm_head"]
+
+
+def test_twice_is_an_error_and_again_after_removal_is_not() -> None:
+    model = models.llama()
+    made = inject(model, targets="q_proj", rank=2)
+    with pytest.raises(OptionError, match=r"model.layers.0.self_attn.q_proj is a LoRA layer already"):
+        inject(model, targets="v_proj", rank=2)
+    made.remove()
+    assert len(inject(model, targets="v_proj", rank=2).layers) == 2
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(OptionError, match="the model is a str"):
+        inject("a folder")
+
+
+def test_a_peft_model_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(models.llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(OptionError, match="wrapped by PEFT"):
+        inject(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda: nn.Conv1d(4, 8, 3, groups=2), "a Conv1d of 2 groups"),
+        (lambda: nn.ConvTranspose1d(4, 8, 3), "a ConvTranspose1d"),
+        (lambda: nn.MultiheadAttention(8, 2).out_proj, "a NonDynamicallyQuantizableLinear"),
+        (
+            lambda: nn.Embedding(9, 4, max_norm=1.0),
+            "an Embedding with a max_norm, so that its weight changes as it is called",
+        ),
+        (lambda: Linear(8, 4), r"a tests\.train\.test_injection\.Linear"),
+        (lambda: Conv1D(8, 4), r"a tests\.train\.test_injection\.Conv1D"),
+    ],
+)
+def test_layers_that_have_no_pair_are_refused_by_name(layer: Any, said: str) -> None:
+    with pytest.raises(OptionError, match=f"net.layer, {said}, which cannot be adapted"):
+        inject(Holder(layer()), targets="layer")
+
+
+class Linear(nn.Module):  # type: ignore[misc]
+    """Somebody's own: it has the name of torch's, and its weight lies the other way."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(in_features, out_features))
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.weight
+
+
+class Conv1D(Linear):
+    """Somebody's own, which is not transformers'."""
+
+
+def test_an_embedding_that_renormalises_itself_may_stand_beside_what_is_adapted() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Linear(4, 4))
+    before = bits(model)
+    assert list(inject(model, targets="*", rank=2).layers) == ["1"]
+    assert same({"0.weight": before["0.weight"]}, {"0.weight": model[0].weight})
+
+
+@pytest.mark.parametrize(
+    "parametrised", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_models_with_parametrised_layers_are_adapted(parametrised: Any, tmp_path: Any) -> None:
+    """Wav2Vec2's convolution is one; what a parametrisation consists of is no layer."""
+    peft = pytest.importorskip("peft")
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(
+                parametrised(nn.Conv1d(4, 4, 3, groups=2)), parametrised(nn.Linear(6, 5)), nn.Linear(5, 4)
+            )
+
+    model, x = build().eval(), torch.randn(2, 4, 8)
+    before, wanted = bits(model), model(x)
+    made = inject(model, rank=2)
+    assert list(made.layers) == ["1", "2"]
+    torch.testing.assert_close(model(x), wanted)
+    randomise(made)
+    changed = model(x)
+    assert not torch.equal(changed, wanted)
+    loralens.save(read(made), tmp_path / "a")
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(build().eval(), tmp_path / "a")(x), changed)
+    made.remove()
+    assert same(before, bits(model))
+    assert torch.equal(model(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: nn.Linear(4, 4, device="meta"), "net.layer: its weight is on the meta device"),
+        (lambda: nn.LazyLinear(4), "net.layer.weight is lazy: it has no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_weights_without_numbers_are_refused(layer: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        inject(Holder(layer()), rank=2)
+
+
+def test_pissa_names_the_module_whose_weight_is_not_finite() -> None:
+    model = models.llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2, 3] = float("nan")
+    objects = dict(model.named_modules())
+    with pytest.raises(OptionError, match=r"model\.layers\.1\.mlp\.up_proj: its weight is not finite"):
+        inject(model, rank=2, method="pissa")
+    assert dict(model.named_modules()) == objects
+    assert len(inject(model, targets="q_proj", rank=2, method="pissa").layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "frozen"),
+    [
+        ("lora", 4.0, ""),
+        ("rslora", 8.0, ""),
+        ("lora+", 4.0, ""),
+        ("dora", 4.0, ""),
+        ("pissa", 4.0, ""),
+        ("frozen-a", 4.0, "A"),
+    ],
+)
+def test_methods(method: str, scale: float, frozen: str) -> None:
+    model = models.llama()
+    made = inject(model, targets=["q_proj", "embed_tokens"], rank=4, alpha=16, method=method)
+    for layer in made.layers.values():
+        assert layer.scale == scale
+        still = {name for name in ("A", "B") if not getattr(layer, name).requires_grad}
+        assert still == ({"B"} if frozen and layer.kind == "embedding" else set(frozen))
+        assert (layer.magnitude is not None) is (method == "dora")
+
+
+def test_counts() -> None:
+    model = models.llama()
+    count = sum(p.numel() for p in model.parameters())
+    made = inject(model, targets=["q_proj", "v_proj"], rank=2, method="dora")
+    assert made.trainable == 2 * (2 * (16 + 16) + 16 + 2 * (8 + 16) + 8)
+    assert made.frozen == count
+    assert inject(models.llama(), targets="q_proj", rank=2, method="frozen-a").trainable == 2 * 2 * 16
+    assert inject(models.llama(), targets="q_proj", rank=2, method="pissa").frozen == count
+
+
+def test_groups_of_lora_plus() -> None:
+    made = inject(models.llama(), targets=["q_proj", "embed_tokens"], rank=2, method="lora+", heads=["lm_head"])
+    groups = {group["name"]: (group["lr"], len(group["params"])) for group in made.groups(lr=1e-3)}
+    assert groups == {"A": (1e-3, 4), "B": (16e-3, 2), "heads": (1e-3, 1)}
+    assert {group["name"] for group in inject(holder("linear"), rank=2, method="dora").groups(lr=1)} == {
+        "A", "B", "magnitude",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_tied_weights_stay_tied(method: str) -> None:
+    model = models.llama(tie_word_embeddings=True)
+    weight = model.model.embed_tokens.weight
+    assert model.lm_head.weight is weight
+    before = weight.clone()
+    made = inject(model, targets=["lm_head", "embed_tokens"], rank=2, method=method)
+    train(made)
+    model.tie_weights()
+    assert model.lm_head.weight is model.model.embed_tokens.weight is weight
+    made.remove()
+    assert model.lm_head.weight is model.model.embed_tokens.weight is weight
+    assert torch.equal(weight, before)
+
+
+def test_a_layer_in_two_places_is_adapted_in_both() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model.append(model[0])
+    first = model[0]
+    with pytest.warns(
+        UserWarning, match=r"^2 is the same layer as 0: it is adapted in both places, but PEFT would adapt 0"
+    ):
+        made = inject(model, targets="0", rank=2)
+    assert model[0] is model[2] is made.layers["0"]
+    made.remove()
+    assert model[0] is model[2] is first
+
+
+def test_a_layer_of_a_block_in_two_places_is_in_one_place() -> None:
+    block = nn.Sequential(nn.Linear(4, 4))
+    assert list(inject(nn.ModuleList([block, block]), rank=2).layers) == ["0.0"]  # PEFT adapts both too: no warning
+
+
+def test_heads_are_trained_in_full_and_put_back() -> None:
+    model = models.bert("BertForSequenceClassification")
+    before = bits(model)
+    made = inject(model, targets="all-linear", rank=2, heads=["classifier"])
+    assert "classifier" not in made.layers
+    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
+    with torch.no_grad():
+        model.classifier.weight.add_(1)
+    made.remove()
+    assert same(before, bits(model))
+
+
+def test_a_head_with_a_tied_weight_is_refused_alone() -> None:
+    model = models.llama(tie_word_embeddings=True)
+    with pytest.raises(OptionError, match=r"lm_head.weight is tied to model.embed_tokens.weight"):
+        inject(model, targets="q_proj", rank=2, heads=["lm_head"])
+    assert set(inject(model, targets="q_proj", rank=2, heads=["lm_head", "embed_tokens"]).heads) == {
+        "lm_head", "model.embed_tokens",
+    }  # fmt: skip
+
+
+def test_running_statistics_stay_frozen_and_those_of_heads_do_not() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Sequential(nn.BatchNorm1d(4)))
+    model[1].running_mean += 1
+    before, x = bits(model), torch.randn(3, 2, 9)
+    made = inject(model, targets="0", rank=2, heads=["2"])
+    randomise(made)
+    outputs = [made.layers["0"](x), model[:2](x)]
+    torch.testing.assert_close(outputs[1], (outputs[0] - 1) / (1 + model[1].eps) ** 0.5)
+    model(x)
+    assert model.training is model[1].training is True
+    after = bits(model)
+    assert same({key: before[key] for key in before if key[0] == "1"}, {k: after[k] for k in after if k[0] == "1"})
+    assert not torch.equal(after["2.0.running_mean"], before["2.0.running_mean"])
+    made.remove()
+    assert same(before, bits(model))
+    model(x)
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_the_estimates_of_a_spectral_norm_stay_frozen_too() -> None:
+    torch.manual_seed(0)  # wide and seeded: the estimates of a small layer may have come to rest already
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32)), nn.Linear(32, 4))
+    before, x = bits(model), torch.randn(3, 32)
+    made = inject(model, rank=2)
+    assert [layer.training for layer in made.layers.values()] == [True, True]
+    wanted = model.eval()(x)
+    assert torch.equal(model.train()(x), wanted)
+    made.remove()
+    assert same(before, bits(model))
+    model(x)
+    assert not same(before, bits(model))
+
+
+def test_evaluation_of_torchs_own_encoder_sees_the_adapter() -> None:
+    """Its fast path reads weights and calls no layer; a model with our layers must not take it."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    made = inject(model, targets=["linear1", "linear2"], rank=2)
+    randomise(made)
+    x = torch.randn(2, 3, 8)
+    wanted = model.train()(x)
+    model.eval()
+    for mask in (None, torch.tensor([[False, False, False], [False, False, True]])):
+        with torch.no_grad():
+            found = model(x, src_key_padding_mask=mask)
+        torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    made.remove()
+    assert model.use_nested_tensor
+
+
+def test_switching_modes_changes_nothing_but_dropout() -> None:
+    made = inject(models.llama(), targets="q_proj", rank=2)
+    randomise(made)
+    ids = torch.tensor([[3, 4, 5]])
+    outputs = [made.model.train(mode)(input_ids=ids).logits for mode in (True, False, True)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_deep_copies_are_independent() -> None:
+    made = inject(models.llama(), targets="q_proj", rank=2)
+    other = copy.deepcopy(made)
+    train(other)
+    assert all(not layer.B.any() for layer in made.layers.values())
+    assert all(layer.B.any() for layer in other.layers.values())
+    assert all(isinstance(other.model.get_submodule(name), LoRALayer) for name in other.layers)

@@ -1,0 +1,219 @@
+"""The adapter that is read back: PEFT loads it and computes the same, and so do our own tools."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.attached import Attachment
+from loralens.training.initial import digest, digest_of_all
+from loralens.training.injection import Injection, inject
+from loralens.training.method import METHODS
+from loralens.training.readout import RECORD, numpy_of, read, record_of
+from tests import models
+from tests.tolerances import ATTACHED, TRAINED_LIVE
+from tests.training.conftest import KINDS, holder, injected, randomise
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+NAMES = [method.name for method in METHODS]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fan_in_fan_out is set to False:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
+]
+
+
+def loaded_by_peft(folder: Path, base: Any) -> Any:
+    return peft.PeftModel.from_pretrained(copy.deepcopy(base), folder)
+
+
+def close(found: Any, wanted: Any, tolerance: Any = TRAINED_LIVE) -> None:
+    np.testing.assert_allclose(found.detach().double().numpy(), wanted.detach().double().numpy(), **tolerance)
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_loads_it_on_the_original_base(kind: str, method: str, tmp_path: Path) -> None:
+    made, x = injected(kind, method=method), KINDS[kind][1]()
+    loralens.save(read(made), tmp_path / "a")
+    theirs = loaded_by_peft(tmp_path / "a", holder(kind))
+    assert (theirs(x) - holder(kind)(x)).abs().max() > 0.1
+    close(theirs(x), made.model(x))
+
+
+def llama_trained(**options: Any) -> tuple[Injection, Any]:
+    made = inject(models.llama().double(), rank=3, **{"targets": ["*_proj", "lm_head"], **options})
+    randomise(made)
+    return made, torch.tensor([[3, 4, 5, 9]])
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_whole_models_are_read_written_and_loaded(method: str, tmp_path: Path) -> None:
+    made, ids = llama_trained(method=method)
+    with torch.no_grad():
+        wanted = made.model(input_ids=ids).logits
+    adapter = read(made, base_model="tiny/llama")
+    assert adapter.parameters == made.trainable * (2 if method == "pissa" else 1) - _magnitudes(made) + _frozen(made)
+    loralens.save(adapter, tmp_path / "a")
+    back = loralens.load(tmp_path / "a")
+    assert back.base_model == "tiny/llama"
+    assert {finding.code for finding in back.findings} == ({"use-dora"} if method == "dora" else set())
+    for name, module in adapter.items():
+        assert np.array_equal(back[name].B, module.B)
+        assert np.array_equal(back[name].A, module.A)
+        assert back[name].scale == module.scale == made.layers[name].scale
+    made.remove()
+    with torch.no_grad():
+        close(loaded_by_peft(tmp_path / "a", made.model)(input_ids=ids).logits, wanted)
+        attachment = Attachment(made.model, back)
+        assert not attachment.left_out
+        with attachment.on():
+            close(made.model(input_ids=ids).logits, wanted)
+
+
+def _magnitudes(made: Injection) -> int:
+    return sum(layer.magnitude.numel() for layer in made.layers.values() if layer.magnitude is not None)
+
+
+def _frozen(made: Injection) -> int:
+    return sum(layer.A.numel() for layer in made.layers.values() if not layer.A.requires_grad)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
+def test_other_formats_hold_it(format: str, tmp_path: Path) -> None:
+    made, _ = llama_trained(targets="*_proj")
+    loralens.save(read(made), tmp_path / "a", format=format)
+    back = loralens.load(tmp_path / "a")
+    for name, module in read(made).items():
+        np.testing.assert_array_equal(back[name].dense(), module.dense())
+
+
+def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None:
+    made = injected("linear", method="pissa", random=False)
+    layer = made.layers["net.layer"]
+    close(torch.from_numpy(read(made)["net.layer"].dense()), torch.zeros(5, 6), ATTACHED)  # nothing is learnt yet
+    W = holder("linear").net.layer.weight
+    U, s, Vh = torch.linalg.svd(W)
+    close(layer.scale * layer.B @ layer.A, (U[:, :3] * s[:3]) @ Vh[:3], ATTACHED)
+    close(layer.B.norm(dim=0), layer.A.norm(dim=1), ATTACHED)
+    close(layer.A.norm(dim=1).square() * layer.scale, s[:3], ATTACHED)
+    assert layer.B.is_contiguous()
+    assert (layer.A.max(dim=1).values == layer.A.abs().max(dim=1).values).all()  # LAPACK is free to choose the signs
+    randomise(made)
+    module = read(made)["net.layer"]
+    assert (module.rank, module.scaling.alpha, module.scale) == (6, 10.0, 5 / 3)
+    residual = W - layer.scale * layer.B0 @ layer.A0
+    close(torch.from_numpy(module.dense()) + W, residual + layer.scale * layer.B @ layer.A, ATTACHED)
+
+
+def test_pissa_trains_as_pefts_does() -> None:
+    """PEFT has its base hold the rest of W; float32, as PEFT takes no float64 here."""
+    model, x = holder("linear", dtype=torch.float32), KINDS["linear"][1]().float()
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["layer"], init_lora_weights="pissa")
+    theirs = peft.get_peft_model(copy.deepcopy(model), config)
+    made = inject(model, targets="layer", rank=3, alpha=5, method="pissa")
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    for trained in (theirs, made.model):
+        optimiser = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.05)
+        for _ in range(5):
+            optimiser.zero_grad()
+            trained(x).square().mean().backward()
+            optimiser.step()
+    close(made.model(x), theirs(x), tolerance)
+    assert (made.model(x) - holder("linear", dtype=torch.float32)(x)).abs().max() > 1e-2
+
+
+def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
+    for kind, shape in (("linear", (5,)), ("conv2d", (1, 5, 1, 1)), ("embedding", (5,)), ("Conv1D", (5,))):
+        made = injected(kind, method="dora", random=False)
+        (extra,) = read(made).extra.values()
+        assert (extra.role, extra.module, extra.tensor.shape) == ("magnitude", "net.layer", shape)
+        W = made.layers["net.layer"].matrix(holder(kind).net.layer)
+        close(torch.from_numpy(extra.tensor.read()).reshape(-1), W.norm(dim=1), ATTACHED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layout_says_how_the_weight_is_stored(kind: str) -> None:
+    adapter = read(injected(kind))
+    layout, weight = adapter["net.layer"].layout, holder(kind).net.layer.weight
+    family = {"l": "linear", "C": "linear", "c": "conv", "e": "embedding"}[kind[0]]
+    assert layout.kind == family
+    assert layout.kernel == (tuple(weight.shape[2:]) if layout.kind == "conv" else ())
+    assert layout.transposed is (adapter.config or {})["fan_in_fan_out"] is (kind == "Conv1D")
+
+
+def test_the_record_says_how_it_began(tmp_path: Path) -> None:
+    made = inject(models.llama(), targets=["q_proj"], rank=2, alpha=8, seed=3, dropout=0.1, initialisation="gaussian")
+    digests = {name: digest(layer.A) for name, layer in made.layers.items()}
+    randomise(made)
+    loralens.save(read(made, training={"steps": 5}), tmp_path / "a")
+    record = record_of(loralens.load(tmp_path / "a"))
+    assert record == {
+        "method": "lora",
+        "rank": 2,
+        "alpha": 8.0,
+        "dropout": 0.1,
+        "seed": 3,
+        "initialisation": "gaussian",
+        "A0": digest_of_all(digests),
+        "A0_of": digests,
+        "steps": 5,
+    }
+    assert record_of(loralens.Adapter(modules={}, metadata={"format": "pt"})) is None
+    assert RECORD in (read(made).metadata or {})
+
+
+def test_the_record_of_a_frozen_a_is_that_of_the_adapter() -> None:
+    made = inject(models.llama(), targets=["q_proj"], rank=2, method="frozen-a")
+    adapter, record = read(made), record_of(read(made))
+    assert record is not None
+    for name, module in adapter.items():
+        assert record["A0_of"][name] == digest(torch.from_numpy(module.A.copy()))
+
+
+def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = models.bert("BertForSequenceClassification")
+    base = copy.deepcopy(model)
+    made = inject(model, targets=["query", "value"], rank=2, heads=["classifier"])
+    randomise(made)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.add_(1)
+    ids = torch.tensor([[3, 4, 5, 9]])
+    loralens.save(read(made), tmp_path / "a")
+    back = loralens.load(tmp_path / "a")
+    assert {(e.role, e.module, e.parameter) for e in back.extra.values()} == {
+        ("saved", "classifier", "weight"), ("saved", "classifier", "bias"),
+    }  # fmt: skip
+    close(loaded_by_peft(tmp_path / "a", base)(input_ids=ids).logits, made.model(input_ids=ids).logits)
+
+
+def test_what_was_read_does_not_change_with_training() -> None:
+    made = injected("linear")
+    adapter = read(made)
+    before = adapter["net.layer"].B.copy()
+    with torch.no_grad():
+        made.layers["net.layer"].B.add_(1)
+    assert np.array_equal(adapter["net.layer"].B, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_keep_their_dtype(dtype: Any) -> None:
+    tensor = torch.tensor([[1.5, -0.1], [3e-3, 7.0]]).to(dtype)
+    array = numpy_of(tensor)
+    assert array.dtype.name == str(dtype).removeprefix("torch.")
+    np.testing.assert_array_equal(array.astype(np.float64), tensor.double().numpy())
+
+
+def test_reading_after_removal_is_the_same() -> None:
+    made, _ = llama_trained()
+    before = read(made)
+    made.remove()
+    for name, module in read(made).items():
+        assert np.array_equal(module.B, before[name].B)

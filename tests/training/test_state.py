@@ -1,0 +1,182 @@
+"""States: a run that goes on is the run in one go, bit for bit."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.core.training import State
+from loralens.errors import MismatchError
+from loralens.formats.records.training import Training
+from loralens.training.course import Course
+from loralens.training.feed import shuffled
+from loralens.training.fitting import Fitted, fit
+from loralens.training.tasks import Examples, task_named
+from loralens.training.watch import Watch
+from tests import models
+
+torch = pytest.importorskip("torch")
+
+STEPS = 8
+TASK = task_named("classification")
+RNG = np.random.default_rng(0)
+TEXTS = Examples([RNG.integers(2, 24, n).tolist() for n in (3, 9, 1, 6, 2, 8)], 0, [0, 1, 1, 0, 1, 0])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "sgd": {"course": {"optimiser": "sgd", "lr": 0.1}},
+    "dropout": {"dropout": 0.4, "course": {"base_dropout": True}},
+    "accumulate": {"course": {"accumulate": 3, "clip": 0.1, "schedule": "cosine", "warmup": 0.3}},
+    "dora": {"method": "dora"},
+    "pissa": {"method": "pissa"},
+    "frozen-a": {"method": "frozen-a"},
+    "bfloat16 head": {"dtype": torch.bfloat16},
+    "no head": {"heads": ()},
+    "patience": {"patience": 2},
+}
+
+
+def run(
+    state: State | None = None, *, dtype: Any = torch.float32, patience: int | None = None, **more: Any
+) -> tuple[Fitted, list[State]]:
+    """All of a run, or the rest of one, and the states on the way."""
+    states: list[State] = []
+    model = models.bert("BertForSequenceClassification", num_labels=2).to(dtype)
+    values = {0: 9.0, 1: 3.0, 2: 1.0, 3: 2.0, 4: 3.0}  # the best is at the second step
+    step = [state.step if state else 0]
+
+    def evaluate(model: Any) -> dict[str, float]:
+        found = {"loss": values.get(step[0], 5.0)}
+        step[0] += 1
+        return found
+
+    if state:
+        step[0] += 1
+    watch = Watch(
+        save=lambda one: states.append(copy.deepcopy(one)), save_every=1,
+        evaluate=evaluate if patience else None, evaluate_every=1 if patience else 0, patience=patience,
+    )  # fmt: skip
+    options = {"heads": ["classifier"], "rank": 2, "targets": ["query", "value"], **more}
+    course = Course(STEPS, **{"lr": 1e-2, **options.pop("course", {})})
+    order = shuffled(6, size=2, seed=0)
+    return fit(
+        model, TASK.batches(TEXTS, order, seed=0), course=course, loss=TASK.loss, watch=watch, state=state, **options
+    ), states
+
+
+def numbers(found: Fitted) -> dict[str, bytes]:
+    pairs = {f"{name}.{part}": getattr(module, part) for name, module in found.adapter.items() for part in "AB"}
+    return {name: np.asarray(array).tobytes() for name, array in pairs.items()} | {
+        name: extra.tensor.read().tobytes() for name, extra in found.adapter.extra.items()
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
+    options = VARIANTS[variant]
+    whole, states = run(**options)
+    last = 4 if variant == "patience" else STEPS - 1
+    assert [state.step for state in states] == list(range(1, last + 1))
+    for state in states:
+        rest, _ = run(state, **options)
+        assert numbers(rest) == numbers(whole)
+        assert rest.losses == whole.losses[state.step :]
+        assert (rest.steps, rest.best_step) == (whole.steps, whole.best_step)
+    if variant != "pissa":  # which draws nothing
+        assert numbers(run(seed=1, **options)[0]) != numbers(whole)
+    if variant == "patience":
+        assert (whole.steps, whole.best_step) == (4, 2)
+
+
+def test_a_state_holds_its_own_copy() -> None:
+    whole, states = run()
+    again, _ = run(states[0])
+    assert numbers(again) == numbers(whole)
+    again, _ = run(states[0])  # a second time from the same
+    assert numbers(again) == numbers(whole)
+
+
+def test_the_state_of_another_run_is_refused() -> None:
+    _, states = run()
+    with pytest.raises(MismatchError, match=r"query\.A is in one of them only"):
+        run(states[0], targets=["value"])
+
+
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "method": ({}, {"method": "lora+"}, r"method is 'lora' there, 'lora\+' here"),
+    "pissa": (
+        {},
+        {"method": "pissa"},
+        "method is 'lora' there, 'pissa' here; initialisation is 'kaiming-uniform' there, 'principal' here",
+    ),
+    "rank": ({}, {"rank": 3}, "rank is 2 there, 3 here"),
+    "alpha": ({}, {"alpha": 8}, r"alpha is 16\.0 there, 8\.0 here"),
+    "dropout": ({}, {"dropout": 0.1}, r"dropout is 0\.0 there, 0\.1 here"),
+    "frozen-a": ({"method": "frozen-a"}, {"method": "frozen-a", "seed": 9}, "seed is 0 there, 9 here"),
+    "initialisation": (
+        {},
+        {"initialisation": "gaussian"},
+        "initialisation is 'kaiming-uniform' there, 'gaussian' here",
+    ),
+    "heads": ({}, {"heads": ()}, r"heads is \['classifier'\] there, \[\] here"),
+    "optimiser": ({}, {"course": {"optimiser": "sgd"}}, "optimiser is 'adamw' there, 'sgd' here"),
+    "lr": ({}, {"course": {"lr": 0.5}}, r"lr is 0\.01 there, 0\.5 here"),
+    "accumulate": ({}, {"course": {"accumulate": 2}}, "accumulate is 1 there, 2 here"),
+    "many": (
+        {},
+        {"method": "dora", "rank": 1, "alpha": 2, "seed": 3},
+        r"method is .* here; rank is .* here; alpha is .* here; and 1 more",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> None:
+    first, second, words = OTHERS[other]
+    _, states = run(**first)
+    with pytest.raises(
+        MismatchError, match=f"^the state is of another run: {words}\n  fix: go on with the same options"
+    ):
+        run(states[0], **second)
+
+
+def test_a_state_of_a_longer_run_is_refused() -> None:
+    _, states = run()
+    model = models.bert("BertForSequenceClassification", num_labels=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(MismatchError, match="steps is 8 there, 1 here"):
+        fit(
+            model,
+            [],
+            course=Course(1, lr=1e-2),
+            heads="classifier",
+            rank=2,
+            targets=["query", "value"],
+            state=states[1],
+        )
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_state_that_does_not_say_whose_it_is_is_refused() -> None:
+    _, states = run()
+    with pytest.raises(MismatchError, match="method is None there, 'lora' here"):
+        run(State(states[0].step, states[0].tensors, states[0].record))
+
+
+def test_what_changes_no_number_may_differ() -> None:
+    whole, states = run()
+    again, _ = run(states[3], course={"checkpointing": True})
+    assert numbers(again) == numbers(whole)
+
+
+def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> None:
+    whole, states = run(alpha=1 / 3)
+    training = Training(tmp_path / "out")
+    training.begin({}, overwrite=False)
+    training.save(states[2])
+    found = training.go_on({})
+    training.release()
+    assert found is not None
+    assert found.run == states[2].run
+    assert numbers(run(found, alpha=1 / 3)[0]) == numbers(whole)

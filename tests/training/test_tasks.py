@@ -1,0 +1,169 @@
+"""Tasks: what a batch holds, what is asked for, and the measures, beside literal loops."""
+
+from math import exp, isnan
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.errors import OptionError
+from loralens.training.feed import shuffled
+from loralens.training.tasks import IGNORED, Examples, encoded, task_named
+from tests import models
+
+torch = pytest.importorskip("torch")
+
+TOKENS = [[3, 4, 5], [6, 7, 8, 9, 10], [11], [12, 13]]
+
+
+def examples(**more: Any) -> Examples:
+    return Examples(TOKENS, 0, **more)
+
+
+def test_texts_become_tokens_and_are_cut() -> None:
+    found = encoded(models.tokenizer(), models.TEXTS, length=4, labels=[0, 1, 1, 0])
+    assert [len(tokens) for tokens in found.tokens] == [4, 4, 2, 4]
+    assert len(found) == 4
+    assert found.labels == [0, 1, 1, 0]
+    assert found.pad == 0
+    assert found.special == {0, 1, 2}
+
+
+def test_a_text_without_tokens_is_named() -> None:
+    with pytest.raises(OptionError, match="text 2 has no tokens"):
+        encoded(lambda *a, **k: {"input_ids": [[1], []]}, ["a", "\u200b"], length=4)
+
+
+def test_batches_are_padded_on_the_right() -> None:
+    batch = examples(labels=[5, 6, 7, 8]).batch([1, 3])
+    assert batch["input_ids"].tolist() == [[6, 7, 8, 9, 10], [12, 13, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert batch["labels"].tolist() == [6, 8]
+    assert "labels" not in examples().batch([0])
+
+
+def log_softmax(logits: Any) -> Any:
+    logits = logits.detach().double().numpy()
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_a_causal_model_is_asked_for_every_token_but_the_first() -> None:
+    model, task = models.llama(), task_named("causal-lm")
+    with torch.no_grad():
+        total, count = task.loss(model, examples().batch([0, 1, 2]))
+        wanted = 0.0
+        for tokens in TOKENS[:3]:
+            logs = log_softmax(model(input_ids=torch.tensor([tokens])).logits[0])
+            wanted -= sum(logs[i, token] for i, token in enumerate(tokens[1:]))
+    assert count == 2 + 4 + 0
+    assert float(total) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_classifier_is_asked_for_the_label() -> None:
+    model, task = models.bert("BertForSequenceClassification", num_labels=3), task_named("classification")
+    some = examples(labels=[2, 0, 1, 1])
+    with torch.no_grad():
+        total, count = task.loss(model, some.batch([0, 1, 2, 3]))
+        logs = [log_softmax(model(input_ids=torch.tensor([tokens])).logits[0]) for tokens in TOKENS]
+    assert count == 4
+    assert float(total) == pytest.approx(
+        -sum(log[label] for log, label in zip(logs, [2, 0, 1, 1], strict=True)), rel=1e-5
+    )
+
+
+def masked(count: int = 400, **more: Any) -> Examples:
+    rng = np.random.default_rng(0)
+    tokens = [[1, *rng.integers(5, 24, rng.integers(3, 30)).tolist(), 2] for _ in range(count)]
+    return Examples(tokens, 0, mask=3, vocabulary=24, special=frozenset({0, 1, 2, 3, 4}), **more)
+
+
+def test_hidden_tokens_are_those_of_the_paper() -> None:
+    some, task = masked(), task_named("masked-lm")
+    batch = task.batches(some, lambda number: range(400), seed=1)(0)
+    ids, labels, seen = batch["input_ids"], batch["labels"], batch["attention_mask"].bool()
+    plain = some.batch(range(400))["input_ids"]
+    asked = labels != IGNORED
+    assert torch.equal(labels[asked], plain[asked])
+    assert torch.equal(ids[~asked], plain[~asked])  # nothing else is changed
+    assert not (asked & ~seen).any()
+    assert not (asked & (plain < 5)).any()  # no special token is hidden
+    free = int((plain >= 5).sum())
+    assert asked.sum() / free == pytest.approx(0.15, abs=0.015)
+    assert (ids[asked] == 3).sum() / asked.sum() == pytest.approx(0.8 + 0.1 / 24, abs=0.03)
+    assert (ids[asked] == plain[asked]).sum() / asked.sum() == pytest.approx(0.1 + 0.1 / 24, abs=0.03)
+
+
+def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
+    some, task = masked(), task_named("masked-lm")
+
+    def hidden(size: int) -> dict[int, list[int]]:
+        order = shuffled(400, size=size, seed=3)
+        batches, found = task.batches(some, order, seed=3), {}
+        for number in range(48 // size):
+            labels = batches(number)["labels"]
+            for row, example in enumerate(order(number)):
+                found[example] = labels[row, : len(some.tokens[example])].tolist()
+        return found
+
+    assert hidden(16) == hidden(4) == hidden(1)
+    assert hidden(16) != {i: [IGNORED] * len(some.tokens[i]) for i in hidden(16)}
+
+
+def test_what_can_be_asked() -> None:
+    special = {"mask": 3, "special": frozenset({0, 1, 2, 3})}
+    assert task_named("masked-lm").asks(Examples([[1, 2], [1, 5, 2]], 0, **special))  # type: ignore[arg-type]
+    assert not task_named("masked-lm").asks(Examples([[1, 2], [2]], 0, **special))  # type: ignore[arg-type]
+    assert task_named("causal-lm").asks(Examples([[1, 2]], 0, **special))  # type: ignore[arg-type]
+
+
+def test_another_round_hides_others() -> None:
+    some = masked(4)
+    batches = task_named("masked-lm").batches(some, lambda number: range(4), seed=0)
+    assert torch.equal(batches(0)["labels"], batches(0)["labels"])
+    assert not torch.equal(batches(0)["labels"], batches(1)["labels"])
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_measures_are_those_of_a_literal_loop(size: int) -> None:
+    model, task = models.bert("BertForSequenceClassification", num_labels=3), task_named("classification")
+    some = examples(labels=[2, 0, 1, 1])
+    with torch.no_grad():
+        measures = task.evaluation(some, size=size)(model)
+        logs = np.stack([log_softmax(model(input_ids=torch.tensor([tokens])).logits[0]) for tokens in TOKENS])
+    wanted = np.array([2, 0, 1, 1])
+    assert set(measures) == {"loss", "accuracy"}
+    assert measures["loss"] == pytest.approx(-logs[np.arange(4), wanted].mean(), rel=1e-5)
+    assert measures["accuracy"] == (logs.argmax(-1) == wanted).mean()
+
+
+def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> None:
+    model, task = models.llama(), task_named("causal-lm")
+    with torch.no_grad():
+        one, all_ = (task.evaluation(examples(), size=size)(model) for size in (1, 4))
+        total, count = task.loss(model, examples().batch(range(4)))
+    assert one == pytest.approx(all_, rel=1e-5)
+    assert one["loss"] == pytest.approx(float(total) / count, rel=1e-5)
+    assert one["perplexity"] == pytest.approx(exp(one["loss"]))
+
+
+def test_where_nothing_is_asked_there_is_no_measure() -> None:
+    some = Examples([[3], [4]], 0)  # one token has none before it
+    with torch.no_grad():
+        measures = task_named("causal-lm").evaluation(some, size=2)(models.llama())
+    assert set(measures) == {"loss", "accuracy", "perplexity"}
+    assert all(map(isnan, measures.values()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_what_is_hidden_in_an_evaluation_does_not_depend_on_its_batches(size: int) -> None:
+    model, task = models.bert("BertForMaskedLM"), task_named("masked-lm")
+    some = masked(9)
+    with torch.no_grad():
+        assert task.evaluation(some, size=size)(model) == pytest.approx(task.evaluation(some, size=4)(model), rel=1e-5)
+
+
+def test_an_unknown_task_names_the_nearest() -> None:
+    with pytest.raises(OptionError, match="classification") as refused:
+        task_named("clasification")
+    assert "nearest: classification" in refused.value.fix

@@ -1,0 +1,93 @@
+"""Two processes that train together, by DDP and in shards, beside one that trains alone."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.training.world import World
+from tests.tolerances import PROCESSES
+from tests.training import pair
+
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
+EXACT = [name for name, options in pair.CASES.items() if "optimiser" not in options]  # AdamW amplifies rounding
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("pair")
+    alone = {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": str(ROOT),
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.pair", folder], env={**os.environ, **alone}, cwd=ROOT, timeout=900,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {name: pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("0", "1", "alone")}
+
+
+def close(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert set(found) == set(wanted)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, wanted[name], **PROCESSES, err_msg=name)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_processes_come_to_what_one_does(runs: dict[str, Any], name: str) -> None:
+    whole, single = runs["0"][name]["whole"], runs["alone"][name]
+    np.testing.assert_allclose(whole["losses"], single["losses"], rtol=1e-5)
+    close(whole["numbers"], single["numbers"])
+    assert (whole["steps"], whole["best_step"]) == (single["steps"], single["best_step"])
+
+
+@pytest.mark.parametrize("name", pair.CASES)
+def test_both_processes_come_to_the_same(runs: dict[str, Any], name: str) -> None:
+    zero, one = (runs[rank][name]["whole"] for rank in "01")
+    assert zero["losses"] == one["losses"]
+    assert zero["evaluations"] == one["evaluations"]
+    for key, array in zero["numbers"].items():
+        np.testing.assert_array_equal(array, one["numbers"][key])
+
+
+@pytest.mark.parametrize("name", pair.CASES)
+def test_the_first_process_alone_is_called(runs: dict[str, Any], name: str) -> None:
+    zero, one = (runs[rank][name]["whole"] for rank in "01")
+    assert one["calls"] == one["states"] == []
+    kinds = {call[0] for call in zero["calls"]}
+    assert kinds == {"step", "evaluation", "snapshot"}
+    assert [call for call in zero["calls"] if call[0] == "step"] == [
+        call for call in runs["alone"][name]["calls"] if call[0] == "step"
+    ]  # the sizes too: tokens of all processes
+
+
+@pytest.mark.parametrize("name", pair.CASES)
+def test_a_run_goes_on_as_if_it_had_not_stopped(runs: dict[str, Any], name: str) -> None:
+    whole, rest = runs["0"][name]["whole"], runs["0"][name]["rest"]
+    assert rest["losses"] == whole["losses"][2:]
+    assert rest["best_step"] == whole["best_step"]
+    for key, array in whole["numbers"].items():
+        np.testing.assert_array_equal(array, rest["numbers"][key])
+
+
+def test_where_the_first_process_fails_the_others_end_quietly(runs: dict[str, Any]) -> None:
+    assert runs["0"]["refused"] == {"error": "only I can see it"}
+    assert runs["1"]["refused"] == {"exit": 1}
+
+
+def test_alone_nothing_is_shared() -> None:
+    world = World.current()
+    assert (world.rank, world.size, world.main) == (0, 1, True)
+    assert world.from_main(lambda: 3) == 3
+    assert world.mean(2.5, torch.device("cpu")) == 2.5
+    assert world.total([1, 2], torch.device("cpu")) == [1, 2]
