@@ -9,8 +9,10 @@ the packages are imported when they are first used, so ``import loralens`` costs
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from loralens.verbs import VERBS
 from loralens.version import __version__
 
 if TYPE_CHECKING:
@@ -88,9 +90,29 @@ _UNTIL_VERBS = {
     "truncate": ("loralens.compression.truncate", "truncate"),
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
+    "Adapter",
+    "Amplification",
+    "Behaviour",
+    "Combination",
+    "Comparison",
+    "Diagnosis",
+    "FormatError",
+    "LoraLensError",
+    "LowRank",
+    "MismatchError",
+    "Moments",
+    "OptionError",
+    "Rule",
+    "ShapeError",
+    "Similarity",
+    "Spectrum",
     "__version__",
-    *_HOMES,
+    "fingerprint",
+    "load",
+    "load_moments",
+    "save",
+    "save_moments",
 ]
 
 
@@ -99,6 +121,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"loralens.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name in VERBS and find_spec(f"loralens.verbs.{name}"):
+        return getattr(import_module(f"loralens.verbs.{name}"), name)
+    if name == "plot":
+        return import_module("loralens.verbs.plot").plot
     if name in _UNTIL_VERBS:
         module, function = _UNTIL_VERBS[name]
         return getattr(import_module(module), function)

@@ -112,7 +112,7 @@ def test_loralib_through_peft_and_back(real: Path, tmp_path: Path) -> None:
     source = real / "roberta-mnli-loralib"
     pickled = ("--allow-pickle", "--alpha", "16")
     there, back = tmp_path / "peft", tmp_path / "back"
-    assert run("convert", source, "-o", there, "--to", "peft", *pickled).exit_code == 1  # its head has no place there
+    assert run("convert", source, "-o", there, "--to", "peft", *pickled).exit_code == 2  # its head has no place there
     assert run("convert", source, "-o", there, "--to", "peft", "--drop-extra", *pickled).exit_code == 0
     assert run("convert", there, "-o", back, "--to", "loralib").exit_code == 0
     assert run("equal", source, back, *pickled).exit_code == 0
@@ -134,7 +134,7 @@ def test_converted_it_is_the_same_update(name: str, to: str, real: Path, tmp_pat
 def test_what_is_no_adapter_is_refused(name: str, real: Path) -> None:
     for command in ("inspect", "spectrum"):
         result = run(command, real / name)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert NEGATIVE[name] in result.stderr
         assert "\n  fix: " in result.stderr
         assert result.stdout == ""
@@ -147,5 +147,5 @@ def test_a_dead_module_is_said(real: Path) -> None:
 
 def test_a_pickle_needs_permission(real: Path) -> None:
     result = run("spectrum", real / "bertbase-rslora-epoch2")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--allow-pickle" in result.stderr

@@ -1,7 +1,7 @@
 """The group: a table of commands, imported when they are called, and errors turned into exit codes.
 
-Exit codes: 0 done, 1 a LoraLensError (one message, no traceback), 2 wrong usage, 130 interrupted, 143 terminated. A
-traceback is a bug.
+Exit codes: 0 done, or the answer is yes; 1 the answer is no; 2 an error or wrong usage (one message, no traceback); 130
+interrupted; 143 terminated. A traceback is a bug.
 """
 
 import gc
@@ -17,48 +17,22 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from loralens.cli.messages import messages_on_stderr
 from loralens.cli.paths import completing_paths
 from loralens.cli.terminal import harmless_output, occupy_closed_streams
 from loralens.errors import LoraLensError, visible
+from loralens.verbs import VERBS
 from loralens.version import __version__
 
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
+FAILED = 2  # the exit code of an error, as of wrong usage; 1 is the answer no
 SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
 GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
 
 NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
-COMMANDS = {
-    "demo": "Everything once, on real weights: a newcomer's first command.",
-    "inspect": "Say what is in an adapter file, and how it was understood.",
-    "convert": "Write an adapter in another dialect, names and scale kept.",
-    "equal": "Say whether two adapters are the same update.",
-    "spectrum": "Show the singular values of ΔW, and the ranks and norms they imply.",
-    "similarity": "Compare the directions of adapters: φ(i, j), cosines, angles, beside chance.",
-    "trajectory": "Follow one run through its checkpoints.",
-    "survey": "One line for each adapter under a folder, duplicates named.",
-    "amplify": "Show what ΔW amplifies of W, beside random and top directions.",
-    "intruders": "Find singular vectors of W + ΔW that W does not have.",
-    "doctor": "Say what is wrong with an adapter, and how to mend it.",
-    "compress": "Make an adapter smaller, and say what that cost.",
-    "curve": "Show rank against size against error, before anything is written.",
-    "calibrate": "Measure what real inputs excite, for compress --activations.",
-    "combine": "Several adapters as one: exact sums, and the methods of the literature.",
-    "negate": "Change the sign of an adapter, everywhere or in some modules.",
-    "scale": "Change the strength of an adapter, everywhere or in some modules.",
-    "subtract": "One adapter less another, exact.",
-    "interpolate": "A point on the line between two adapters.",
-    "drop": "Leave out modules of an adapter.",
-    "merge": "Merge adapters into a base model, with proof of what arrived and a way back.",
-    "unmerge": "Restore the base from a merged model, bit for bit.",
-    "verify": "Say whether a merged model holds an adapter, and how faithfully.",
-    "extract": "Make an adapter from two checkpoints: a full fine-tune, or a merge.",
-    "report": "Put what can be said about adapters on one page, to read and to send.",
-    "train": "Train LoRA layers on texts: adapters to study, and to use.",
-    "evaluate": "Measure a model on held-out texts, with each of several adapters.",
-    "behave": "Show what adapters do to a model's outputs on real inputs.",
-}
+COMMANDS = {"demo": "Everything once, on real weights: a newcomer's first command.", **VERBS}
 
 
 class LensGroup(click.Group):
@@ -91,21 +65,21 @@ class LensGroup(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group; nothing that it prints does anything to a terminal but show text."""
-        with harmless_output():
+        with harmless_output(), messages_on_stderr():
             return super().main(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; a LoraLensError becomes one message and exit code 1."""
+        """Run the command; a LoraLensError becomes one message and exit code 2."""
         try:
             return super().invoke(ctx)
         except LoraLensError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+            ctx.exit(FAILED)
         except (MemoryError, ImportError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
         click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
-        return ctx.exit(1)
+        return ctx.exit(FAILED)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -165,7 +139,7 @@ def _refused(error: OSError) -> NoReturn:
     with suppress(OSError):  # standard error may be the one that is gone
         sys.stderr.write(f"error: {visible(what)}: {error.strerror}\n  fix: {fix}\n")
         sys.stderr.flush()
-    os._exit(1)
+    os._exit(FAILED)
 
 
 def run() -> None:

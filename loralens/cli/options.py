@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Callable, Container, Mapping
+from functools import wraps
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loralens.cli.bases import warn_of_base
+from loralens.cli.show import Rows
 from loralens.core.shell import typed
 from loralens.errors import visible
 
@@ -156,6 +158,36 @@ def base_weights(base: str, modules: "Updates") -> "Weights":
         return weights_of(modules, shown(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
 
 
+def rows(
+    *, csv: str = "", plot: str = "", json: str = "Machine-readable, everything."
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of every command that shows rows, which it is given as one `Rows`.
+
+    Parameters
+    ----------
+    csv, plot, json : str
+        Help texts of ``--csv``, ``--plot`` and ``--json``; without one there is no such option.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def gathered(
+            *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **given: Any
+        ) -> None:
+            if as_json and as_csv:
+                raise click.UsageError("--json and --csv exclude each other")
+            function(*arguments, rows=Rows(as_json, as_csv, plot), **given)
+
+        decorated: Callable[..., None] = gathered
+        if plot:
+            decorated = _plot_option(plot)(decorated)
+        if csv:
+            decorated = click.option("--csv", "as_csv", is_flag=True, help=csv)(decorated)
+        return click.option("--json", "as_json", is_flag=True, help=json)(decorated)
+
+    return decorate
+
+
 def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a file that no figure can be written to, before any work."""
     del ctx, param
@@ -166,9 +198,12 @@ def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
-def plot(text: str) -> Callable[[F], F]:
+def _plot_option(text: str) -> Callable[[F], F]:
     """The option of every command that draws a figure; ``text`` is its help."""
     return click.option("--plot", type=click.Path(path_type=Path), callback=_drawable, metavar="FILE", help=text)
+
+
+plot = _plot_option
 
 
 def draw(figure: "Figure", file: Path) -> None:

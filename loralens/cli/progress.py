@@ -1,15 +1,17 @@
 """A bar with the time that is left, on stderr, and only where somebody looks at a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from loralens.cli.terminal import raw
+from loralens.core.progress import Step
+from loralens.core.progress import progress as progress
 from loralens.errors import visible
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(label: str, total: int) -> Iterator[Step | None]:
     """What to call with every amount done, of ``total`` in all; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None

@@ -29,6 +29,6 @@ class Command:
     def refused(self, *args: object) -> str:
 
         result = self.run(*args)
-        assert result.exit_code == 1, result.output
+        assert result.exit_code == 2, result.output
         assert not result.stdout
         return result.stderr

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_one_message_and_exit_1(
     save_file({"other.weight": np.zeros((6, 4), np.float32)}, tmp_path / "model.safetensors")
     places = {"SMALL": str(small), "BASE": str(base), "OTHER": str(tmp_path)}
     result = run("amplify", *(places.get(a, a) for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\n  fix: " in result.stderr

@@ -135,7 +135,7 @@ def test_names_where_two_folders_are_called_alike(home: Path, tmp_path: Path) ->
 def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: str) -> None:
     paths = [home / name for name in adapters]
     result = run("--model", home / "llama", "--adapters", *paths, "--data", home / "texts.jsonl")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\n  fix: " in result.stderr

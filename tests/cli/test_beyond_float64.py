@@ -109,6 +109,6 @@ def test_a_merge_of_an_update_beyond_float32_writes_no_infinities(places, tmp_pa
     done = CliRunner().invoke(
         main, ["merge", *map(str, (places["IT"], "--base", places["BASE"], "-o", tmp_path / "out"))]
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "is beyond float32, in which an update is added to a weight" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -110,7 +110,7 @@ def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
     args = arguments(home, "classifier", tmp_path / "odd.safetensors", "--out-side")
     args[args.index("--data") + 1] = odd
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "knows no label 'cow'" in result.stderr
     assert "cat, dog" in result.stderr
 
@@ -169,7 +169,7 @@ def test_what_is_wrong_is_one_message(home: Path, changes: dict[str, str], messa
     for option, value in changes.items():
         args[args.index(option) + 1] = value if option == "--device" else home / value
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
@@ -187,7 +187,7 @@ def test_an_existing_target_is_left_alone(home: Path, tmp_path: Path) -> None:
     assert (result.exit_code, target.read_bytes()) == (1, b"mine")  # no moments: nothing that this command made
     assert "holds no moments" in result.stderr
     base, before = home / "llama" / "model.safetensors", (home / "llama" / "model.safetensors").read_bytes()
-    assert run(*arguments(home, "llama", base, "--overwrite")).exit_code == 1
+    assert run(*arguments(home, "llama", base, "--overwrite")).exit_code == 2
     assert base.read_bytes() == before
     target.unlink()
     assert run(*arguments(home, "llama", target)).exit_code == 0
@@ -196,7 +196,7 @@ def test_an_existing_target_is_left_alone(home: Path, tmp_path: Path) -> None:
 
 def test_an_encoder_has_no_loss(home: Path, tmp_path: Path) -> None:
     result = run(*arguments(home, "bert", tmp_path / "stats.safetensors", "--out-side"))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "needs a causal language model or a classifier" in result.stderr
 
 
@@ -205,7 +205,7 @@ def test_a_folder_without_tokenizer_and_one_with_weights_missing(home: Path, tmp
     args = arguments(home, "llama", tmp_path / "stats.safetensors")
     args[1] = tmp_path / "bare"
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no tokenizer can be loaded" in result.stderr
     models.bert().save_pretrained(tmp_path / "wordless")  # of this kind transformers makes an empty one
     args = arguments(home, "bert", tmp_path / "stats.safetensors")
@@ -237,7 +237,7 @@ def test_a_tokenizer_without_a_pad_pads_with_its_end_or_is_refused(home: Path, t
     config = json.loads((bare / "tokenizer_config.json").read_text())
     (bare / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
     result = run(*args, "--overwrite")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "its tokenizer pads with nothing" in result.stderr
 
 
@@ -246,7 +246,7 @@ def test_an_encoder_with_a_decoder_is_refused(home: Path, tmp_path: Path) -> Non
     args = arguments(home, "llama", tmp_path / "stats.safetensors")
     args[1] = tmp_path
     result = run(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "t5 is an encoder with a decoder" in result.stderr
 
 
@@ -269,7 +269,7 @@ def test_what_of_the_adapter_is_not_applied_is_said(home: Path, tmp_path: Path) 
 def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pip install 'loralens[train]'" in result.stderr
 
 

@@ -222,7 +222,7 @@ def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
         loralens.save(adapter, tmp_path / name)
     pair = (tmp_path / "one", tmp_path / "two")
     refused = run("combine", *pair, "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert ": score\n" in refused.stderr
     assert "--take" in refused.stderr
     for take, value in ((pair[1], 2.0), ("two", 2.0), ("1", 1.0)):
@@ -254,7 +254,7 @@ def test_what_is_wrong_is_one_message_and_exit_1(
 ) -> None:
     spelled = {"SMALL": small, "OUT": tmp_path / "out"}
     result = run("combine", *(spelled.get(argument, argument) for argument in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\n  fix: " in result.stderr

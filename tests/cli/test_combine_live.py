@@ -98,7 +98,7 @@ def test_dora_without_its_base_says_the_way_out(tmp_path: Path, base: Path) -> N
         ([*pair, "--base", tmp_path / "a"], str(tmp_path / "a")),
     ):
         result = run("combine", *arguments, "-o", tmp_path / "out")
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert message in result.stderr
         assert "\n  fix: " in result.stderr
         assert not (tmp_path / "out").exists()
@@ -113,7 +113,7 @@ def test_what_the_method_is_told_is_checked_before_anything_is_read(tmp_path: Pa
         (["--set", "beta=1"], "sum has no option beta"),
     ):
         result = run("combine", tmp_path / "nowhere", *arguments, "-o", tmp_path / "out")
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert message in result.stderr
 
 

@@ -168,7 +168,7 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     twin = tmp_path / "twin"
     loralens.save(small_adapter().map(lambda m: m.rescaled(2.0, m.scaling)), twin)
     result = run("compress", twin, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "belong to another adapter" in result.stderr
 
 
@@ -299,7 +299,7 @@ def test_refusals(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "THERE").mkdir()
     result = run("compress", small, *(str(a).replace("SMALL", str(small)) for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["THERE"]
@@ -309,7 +309,7 @@ def test_the_smallest_that_works_works(small: Path, tmp_path: Path) -> None:
     said = run("compress", small, "--size", "1KB", "--dry-run").stderr
     least = int(said.split("at least ")[1].split(" ")[0].replace(",", ""))
     assert run("compress", small, "--size", least, "-o", tmp_path / "out").exit_code == 0
-    assert run("compress", small, "--size", least - 1, "--dry-run").exit_code == 1
+    assert run("compress", small, "--size", least - 1, "--dry-run").exit_code == 2
 
 
 def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

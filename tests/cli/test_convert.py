@@ -41,7 +41,7 @@ def test_equal_says_no_with_exit_1(small: Path, tmp_path: Path) -> None:
     other = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, 1.001 * m.scale))
     loralens.save(other, tmp_path / "other")
     result = run("equal", small, tmp_path / "other")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "5 of 6 modules differ" in result.stdout
     assert run("equal", small, tmp_path / "other", "--tolerance", "0.01").exit_code == 0
     record = json.loads(run("equal", "--json", small, tmp_path / "other").stdout)
@@ -67,7 +67,7 @@ def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None
     bare = tmp_path / "bare.safetensors"
     bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
     refused = run("convert", bare, "-o", tmp_path / "k.safetensors", "--to", "kohya")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "--alpha" in refused.stderr
     assert run("convert", bare, "-o", tmp_path / "k.safetensors", "--to", "kohya", "--alpha", "8").exit_code == 0
     assert run("equal", small, tmp_path / "k.safetensors").exit_code == 0
@@ -85,7 +85,7 @@ def test_a_source_is_never_written_over(small: Path) -> None:
     before = {file.name: file.read_bytes() for file in small.iterdir()}
     for target in (small, small / "adapter_model.safetensors"):
         result = run("convert", small, "-o", target, "--to", "peft", "--overwrite")
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "never written over" in result.stderr
     assert {file.name: file.read_bytes() for file in small.iterdir()} == before
 
@@ -95,7 +95,7 @@ def test_dry_run_writes_nothing_and_a_target_that_exists_is_refused(small: Path,
     assert "would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
     assert not target.exists()
     target.write_text("mine")
-    assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 1
+    assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 2
     assert target.read_text() == "mine"
     assert run("convert", small, "-o", target, "--to", "kohya", "--overwrite").exit_code == 0
 
@@ -119,7 +119,7 @@ def test_kohya_names_of_other_people_need_the_base(small: Path, base: Path, tmp_
 
 def test_a_prefix_that_matches_nothing(small: Path, tmp_path: Path) -> None:
     result = run("convert", small, "-o", tmp_path / "x", "--to", "peft", "--prefix", "unet.=transformer.")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "matches nothing" in result.stderr
     assert not (tmp_path / "x").exists()
 
@@ -142,7 +142,7 @@ def test_numbers_that_a_dtype_does_not_hold_are_an_error_and_nothing_is_written(
     B = np.full((6, 2), 1e5, np.float32)
     loralens.save(loralens.Adapter(modules={"m.q": loralens.LowRank(B, np.ones((2, 4), np.float32))}), tmp_path / "a")
     result = run("convert", tmp_path / "a", "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "m.q: its factors are too large for float16\n  fix: " in result.stderr
     assert not (tmp_path / "b").exists()
     B[0, 0] = np.nan  # what was none before is not what rounding did
@@ -209,7 +209,7 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
     run("convert", small, "-o", tmp_path / "out", "--to", "peft")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     result = run("convert", small, "-o", tmp_path / "out", "--to", "mlx", "--overwrite")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "holds another adapter" in result.stderr
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
@@ -226,7 +226,7 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
 )
 def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     result = run(*(a.replace("SMALL", str(small)).replace("TMP", str(tmp_path)) for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +244,7 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     modules = {key: loralens.LowRank(np.ones((out, 1)), np.ones((1, in_))) for key, (out, in_) in pairs.items()}
     loralens.save(loralens.Adapter(modules=modules), tmp_path / "lora")
     result = run("convert", tmp_path / "lora", "--to", "gguf", "--base", base, "-o", tmp_path / "x.gguf")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     what = "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt"
     fix = "leave this module out: loralens drop --modules; or merge it into the base, which gives the head a weight of "
     fix += "its own, and convert that model"
@@ -255,7 +255,7 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     assert list(loralens.load(tmp_path / "mlx")) == ["lm_head", f"model.{name}"]
     untied = single(tmp_path / "untied", held, config={**config, "tie_word_embeddings": False})
     result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", untied, "-o", tmp_path / "mlx2")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "1 of 2 modules have no weight in the base, lm_head among them" in result.stderr
 
 
@@ -282,7 +282,7 @@ def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> No
     source = tiny(tmp_path / "a")
     words = ("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
     refused = run(*words)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "m.q: rounding to f16 costs" in refused.stderr
     assert "--allow-loss" in refused.stderr
     assert not (tmp_path / "b").exists()
@@ -393,7 +393,7 @@ def test_gguf_files_that_llama_cpp_treats_alike_are_equal(llama: tuple[Path, Pat
     )
     assert run("convert", tmp_path / "changed", "-o", other, "--to", "gguf", "--base", base).exit_code == 0
     result = run("equal", other, theirs)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "1 of 8 modules differ" in result.stdout
 
 
@@ -521,7 +521,7 @@ def test_embeddings_that_peft_copied_from_the_base_do_not_block(
     full = with_full(source, tmp_path / "full", {key: tensor.astype(dtype) for key, tensor in copies.items()})
     words = ["-o", tmp_path / f"out.{'gguf' if to == 'gguf' else 'safetensors'}", "--to", to]
     refused = run("convert", full, *words, *(["--arch", "llama"] if to == "gguf" else []))
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     if to != "gguf":
         assert "--base leaves out embeddings that PEFT saved though they are the base's" in refused.stderr
     done = run("convert", full, *words, "--base", base)
@@ -529,6 +529,6 @@ def test_embeddings_that_peft_copied_from_the_base_do_not_block(
     assert done.stdout.count("it is the base's own") == 2
     trained = with_full(source, tmp_path / "trained", {**copies, "lm_head.base_layer.weight": 2 * embedding})
     refused = run("convert", trained, *words, "--base", base, "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "lm_head.base_layer.weight" in refused.stderr
     assert "embed_tokens" not in refused.stderr

@@ -76,7 +76,7 @@ def test_a_dialect_of_one_rank(tmp_path: Path) -> None:
 def test_errors(small: Path) -> None:
     for arguments in (["nowhere"], [small, "-m", "k_prj"], [small, "--plot", "x.gif"]):
         result = run("curve", *arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "\n  fix: " in result.stderr
 
 

@@ -141,7 +141,7 @@ def test_what_an_interrupted_demo_left_is_begun_anew(commands: Commands, tmp_pat
 def test_a_command_that_fails_ends_it(commands: Commands) -> None:
     commands.ends["similarity"] = lambda: 1
     result = run()
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "loralens similarity ended with 1\n  fix: look at what it said above" in result.stderr
     assert commands.names[-1] == "similarity"
 
@@ -165,7 +165,7 @@ def test_an_interruption_waits_for_the_command_to_clear_up(commands: Commands) -
         raise next_
 
     commands.ends["spectrum"] = end
-    assert run().exit_code == 1
+    assert run().exit_code == 2
     assert commands.names[-1] == "spectrum"
     assert next(said, None) is None
 
@@ -198,6 +198,6 @@ def test_places_are_checked_before_anything_is_done(
 ) -> None:
     (tmp_path / "file").write_text("")
     result = run(*options)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert words in result.stderr
     assert not commands.words

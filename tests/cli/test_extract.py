@@ -123,7 +123,7 @@ def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form
     refused = run(
         "extract", "--base", base, "--tuned", tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform"
     )
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "norm" in refused.stderr
     assert not (tmp_path / "x").exists()
     told(base, tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform", "--drop-extra", "--dtype", "bf16")
@@ -155,12 +155,12 @@ def test_targets_are_looked_at_before_any_work(both: tuple[Path, Path], tmp_path
     assert run("extract", "--base", base, "--tuned", tuned, "--rank", 1).exit_code == 2
     (tmp_path / "out").mkdir()
     result = run("extract", "--base", base, "--tuned", tuned, "--rank", 1, "-o", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--overwrite" in result.stderr
     told(base, tuned, "--rank", 1, "-o", tmp_path / "new", "--dry-run")
     assert not (tmp_path / "new").exists()
     same = run("extract", "--base", base, "--tuned", base, "--rank", 1, "--dry-run")
-    assert same.exit_code == 1
+    assert same.exit_code == 2
     assert "no matrix differs" in same.stderr
 
 
@@ -171,7 +171,7 @@ def test_float8_with_scales_has_no_known_rounding(both: tuple[Path, Path]) -> No
     tensors["layers.0.q.weight_scale"] = np.ones(1, np.float32)
     save_file(tensors, tuned / "model.safetensors")
     result = run("extract", "--base", base, "--tuned", tuned, "--noise-edge", "--dry-run")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--noise-edge median" in result.stderr
     assert run("extract", "--base", base, "--tuned", tuned, "--rank", 1, "--dry-run").exit_code == 0
 

@@ -25,7 +25,7 @@ def message(*words):
     with limits(60, 1 << 30):
         done = CliRunner().invoke(main, [*map(str, words)])
     assert isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.output.count("error:") == done.output.count("fix:") == 1, done.output
     return done.output
 

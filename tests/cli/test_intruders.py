@@ -287,7 +287,7 @@ def test_a_dialect_that_is_only_read_becomes_peft(tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_message_and_exit_1(small, diagonal, arguments: list[str], message: str) -> None:
     words = {"SMALL": str(small), "BASE": str(diagonal)}
     result = run(*(words.get(a, a) for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
@@ -314,7 +314,7 @@ def test_dora_and_quantised_and_nan_bases_are_refused_by_name(small, tmp_path: P
     loralens.save(dora, tmp_path / "dora")
     base = base_of(adapter, tmp_path / "base.safetensors")
     result = run(tmp_path / "dora", "--base", base)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{QUERY} is DoRA" in result.stderr
     assert run(tmp_path / "dora", "--base", base, "-m", "v_proj").exit_code == 0
 
@@ -323,10 +323,10 @@ def test_dora_and_quantised_and_nan_bases_are_refused_by_name(small, tmp_path: P
         return run(small, "--base", tmp_path / "odd.safetensors")
 
     codes = base_with(np.zeros((6, 4), np.uint8))
-    assert codes.exit_code == 1
+    assert codes.exit_code == 2
     assert "quantised" in codes.stderr
     nan = base_with(np.full((6, 4), np.nan, np.float32))
-    assert nan.exit_code == 1
+    assert nan.exit_code == 2
     assert f"{QUERY}: the weight holds NaN or Inf" in nan.stderr
 
 
@@ -367,7 +367,7 @@ def test_real_adapters_on_their_real_base_equal_the_definition(real: Path, tmp_p
 def test_a_target_that_cannot_be_is_said_before_the_work(small: Path, diagonal: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     result = run(small, "--base", diagonal, "--remove", 0, "-o", tmp_path / "file" / "x")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr == f"error: {tmp_path / 'file'}: is a file, not a folder\n  fix: choose another target\n"
 
 

@@ -203,7 +203,7 @@ def test_what_is_merged_is_bit_for_bit_what_the_peft_adapter_gives(home: Path, t
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in GOES_ON and "--model" not in VERBS[verb]])
 def test_rows_that_cannot_be_put_in_order_are_an_error(verb: str, home: Path, tmp_path: Path) -> None:
     result = call.run(*words(verb, home, home / "gguf", tmp_path / "out", "headless"))
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     assert re.search(r"llama\.cpp's order|the order of llama\.cpp", result.stderr.splitlines()[-2]), result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -212,7 +212,7 @@ def test_doctor_and_report_say_so_and_go_on(home: Path, tmp_path: Path) -> None:
     given = ("--base", home / "headless", "--json")
     findings = json.loads(call.good("doctor", home / "gguf", *given).stdout)["findings"]
     assert [(f["level"], f["code"]) for f in findings if f["level"] == "error"] == [("error", "rows-permuted")]
-    assert call.run("doctor", home / "gguf", "--base", home / "headless", "--fail-on", "error").exit_code == 1
+    assert call.run("doctor", home / "gguf", "--base", home / "headless", "--fail-on", "error").exit_code == 2
     report = tmp_path / "page.html"
     call.good("report", home / "gguf", "--base", home / "headless", "--no-intruders", "-o", report)
     assert "The rows of 4 modules are in another order than the base&#x27;s" in report.read_text().replace(

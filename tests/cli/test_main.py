@@ -15,7 +15,7 @@ def exit_code(*arguments: str) -> int:
 
 def test_exit_codes(small: Path) -> None:
     assert exit_code("spectrum", str(small)) == 0
-    assert exit_code("spectrum", "nowhere") == 1
+    assert exit_code("spectrum", "nowhere") == 2
     assert exit_code("spectrum", "--beauty") == 2
     assert exit_code("equal", str(small), str(small)) == 0
 
@@ -24,7 +24,7 @@ def test_a_path_that_the_system_refuses_is_named(small: Path) -> None:
     name = "x" * 300 + ".json"
     words = ["compress", str(small), "--size", "1KB", "--dry-run", "--weights", name]
     done = subprocess.run([*RUN, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert name in done.stderr
     assert "output" not in done.stderr
@@ -37,7 +37,7 @@ def test_a_full_disk_behind_stdout_is_one_message(small: Path, arguments: list[s
         done = subprocess.run(
             [*RUN, *arguments, str(small)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: the output cannot be written")
     assert "Traceback" not in done.stderr
 

@@ -213,7 +213,7 @@ def test_float8_with_scales_stays_float8_under_the_same_scales(small: Path, tmp_
     assert contents(tmp_path / "back") == contents(base)
     assert done("verify", tmp_path / "out", "--base", base, "--adapter", small).stdout.splitlines()[0].endswith("exact")
     refused = run("merge", small, "--base", base, "-o", tmp_path / "fed", "--rounding", "feedback")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "error feedback does not know the scales" in refused.stderr
 
 
@@ -237,7 +237,7 @@ def test_a_tied_model_is_untied_and_tied_again(tmp_path: Path) -> None:
     modules = {"lm_head": pair, "model.layers.0.self_attn.q_proj": small_adapter().modules[MODULES[0]]}
     loralens.save(loralens.Adapter(modules=modules), tmp_path / "adapter")
     refused = run("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out", "--keep-tied")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "lm_head.weight is adapted apart from model.embed_tokens.weight" in refused.stderr
     result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
     assert "lm_head.weight: written as a weight of its own" in result.stderr
@@ -257,7 +257,7 @@ def test_missing_modules_are_an_error_or_left_out(small: Path, tmp_path: Path) -
     held = {key: array for key, array in tensors().items() if ".10." not in key}
     base = single(tmp_path / "base", held)
     refused = run("merge", small, "--base", base, "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "model.layers.10.self_attn.q_proj" in refused.stderr
     assert "--allow-missing" in refused.stderr
     result = done("merge", small, "--base", base, "-o", tmp_path / "out", "--allow-missing")
@@ -304,7 +304,7 @@ def test_undo_and_certificate_may_go_elsewhere(small: Path, base: Path, tmp_path
     done("merge", small, "--base", base, "-o", tmp_path / "out", *places)
     assert set(contents(tmp_path / "out")) == set(contents(base))
     refused = run("merge", small, "--base", base, "-o", tmp_path / "again", *places)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "u: exists" in refused.stderr
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--undo", tmp_path / "u")
     assert contents(tmp_path / "back") == contents(base)
@@ -370,11 +370,11 @@ def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: 
     (out / "mine.txt").write_text("x")
     before = contents(out)
     refused = run("merge", small, "--base", base, "-o", out)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "out: exists" in refused.stderr
     assert contents(out) == before
     refused = run("merge", small, "--base", base, "-o", out, "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "out: holds what the new model does not have and no merge wrote: mine.txt\n" in refused.stderr
     assert contents(out) == before
     (out / "mine.txt").unlink()
@@ -397,7 +397,7 @@ def test_the_base_is_never_written_to(output: str, message: str, small: Path, ba
     (tmp_path / "file").write_text("x")
     before = contents(tmp_path)
     refused = run("merge", small, "--base", base, "-o", tmp_path / output, "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert message in refused.stderr
     assert contents(tmp_path) == before
 
@@ -405,7 +405,7 @@ def test_the_base_is_never_written_to(output: str, message: str, small: Path, ba
 def test_a_quantised_base_is_refused_by_name(small: Path, tmp_path: Path) -> None:
     held = tensors() | {"model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4": np.zeros(4, np.uint8)}
     refused = run("merge", small, "--base", single(tmp_path / "base", held), "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "quantised: bitsandbytes NF4" in refused.stderr
 
 
@@ -418,7 +418,7 @@ def test_an_edit_of_names_is_said(small: Path, tmp_path: Path) -> None:
 def test_usage(small: Path, base: Path) -> None:
     assert run("merge", small, "--base", base).exit_code == 2
     assert run("merge", "--base", base, "-o", "x").exit_code == 2
-    assert run("merge", small, "--base", "nowhere", "-o", "x").exit_code == 1
+    assert run("merge", small, "--base", "nowhere", "-o", "x").exit_code == 2
 
 
 def test_a_base_that_holds_the_other_file_layout(small: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_no_gpu_is_one_message_before_any_work(command: str, small: Path, tmp_pa
         "verify": [tmp_path, "--base", tmp_path, "--adapter", small],
     }[command]
     found = run(command, *rest, "--device", "cuda")
-    assert found.exit_code == 1
+    assert found.exit_code == 2
     assert found.stderr == (
         "error: torch sees no CUDA device here\n  fix: leave out --device, or install a CUDA build of torch\n"
     )

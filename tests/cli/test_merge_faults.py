@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_message(base: Path, adapter: Path, tmp_path: Path) -
     arguments = ["merge", str(adapter), "--base", str(base), "-o", str(tmp_path / "out")]
     command = [sys.executable, "-m", "loralens", *arguments]
     found = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert "out: cannot be written: File too large" in found.stderr
     assert "Traceback" not in found.stderr
     assert found.stderr.count("\n") == 2
@@ -261,7 +261,7 @@ def test_a_folder_that_may_not_be_written_to(base: Path, adapter: Path, tmp_path
     tmp_path.chmod(0o555)
     refused = run("merge", adapter, "--base", base, "-o", tmp_path / "out")
     tmp_path.chmod(0o755)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "out: cannot be written: Permission denied" in refused.stderr
 
 
@@ -271,7 +271,7 @@ def test_a_target_that_cannot_be_made(base: Path, adapter: Path, tmp_path: Path,
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     refused = run("merge", adapter, "--base", base, "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "out: cannot be written: Permission denied" in refused.stderr
 
 
@@ -298,7 +298,7 @@ def test_a_broken_model_is_one_message(command: str, how: str, message: str, sma
         "verify": (tmp_path / "out", "--base", root, "--adapter", small),
     }[command]
     refused = run(command, *given)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert message.replace(": big ends", "") in refused.stderr
     assert refused.stderr.count("\n") == 2
     assert not (tmp_path / "new").exists()
@@ -317,7 +317,7 @@ def test_a_base_that_shrinks_while_it_is_read_is_one_message(small: Path, tmp_pa
 
     monkeypatch.setattr(model_writer, "_run", cut)
     refused = run("merge", small, "--base", root, "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "became shorter while it was read" in refused.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
@@ -326,6 +326,6 @@ def test_an_adapter_of_another_model_is_one_message(small: Path, tmp_path: Path)
     rng = np.random.default_rng(0)
     other = {"h.0.attn.c_attn.weight": rng.standard_normal((4, 12)).astype(np.float32)}
     refused = run("merge", small, "--base", sharded(tmp_path / "other", other, shards=1), "-o", tmp_path / "out")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "6 of 6 modules have no weight in the base" in refused.stderr
     assert not (tmp_path / "out").exists()

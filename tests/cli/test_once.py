@@ -122,7 +122,7 @@ def test_equal_reads_both_so(adapter: Path, tmp_path: Path) -> None:
     save_file(arrays, tmp_path / "plain" / "adapter_model.safetensors")
     shutil.copy(adapter / "adapter_config.json", tmp_path / "plain")
     assert run("equal", adapter, tmp_path / "plain", "--once").exit_code == 0
-    assert Command("equal").run(adapter, tmp_path / "plain").exit_code == 1
+    assert Command("equal").run(adapter, tmp_path / "plain").exit_code == 2
 
 
 def test_the_report_says_the_command_as_it_was_given(adapter: Path, tmp_path: Path) -> None:

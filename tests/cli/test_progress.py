@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from loralens import LowRank, save
 from loralens.cli.main import main
 from loralens.cli.models import Loaded
-from loralens.cli.progress import progress
+from loralens.cli.progress import progress_bar
 from loralens.cli.texts import Text
 from tests import models
 from tests.bases import single, tensors
@@ -19,7 +19,7 @@ from tests.conftest import small_adapter
 
 
 def test_nothing_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("working", 10) as step:
+    with progress_bar("working", 10) as step:
         assert step is None
     assert capsys.readouterr() == ("", "")
 
@@ -29,7 +29,7 @@ def test_on_a_terminal_it_says_what_and_how_long(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress("reading [the] base", 10) as step:
+    with progress_bar("reading [the] base", 10) as step:
         assert step is not None
         step(4)
         step(6)
@@ -77,7 +77,7 @@ def test_long_commands_say_how_far_they_are_and_end_at_the_end(
         bars.append((label, total, []))
         yield bars[-1][2].append
 
-    monkeypatch.setattr("loralens.cli.progress.progress", watched)
+    monkeypatch.setattr("loralens.cli.messages.progress_bar", watched)
     done = CliRunner().invoke(main, [word.format(**made) for word in LONG[name]])
     assert done.exit_code == 0, done.output
     assert bars

@@ -209,7 +209,7 @@ def test_wrong_usage(first: Path, args: list[str], said: str) -> None:
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.md"])
 def test_a_page_is_html(first: Path, tmp_path: Path, name: str) -> None:
     result = run(first, "-o", tmp_path / name)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "a report is a .html page" in result.stderr
     assert "fix: end the name in .html" in result.stderr
 
@@ -221,7 +221,7 @@ def test_nothing_is_replaced_unasked(first: Path, tmp_path: Path, there: str) ->
     else:
         (tmp_path / there).write_text("mine")
     result = run(first, "-o", tmp_path / "x.html", "--markdown")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{tmp_path / there}: exists" in result.stderr
     assert names(tmp_path) == sorted(["first", there])
 
@@ -230,7 +230,7 @@ def test_a_folder_of_other_things_is_not_replaced_even_when_asked(first: Path, t
     (tmp_path / "x_files").mkdir()
     (tmp_path / "x_files" / "thesis.tex").write_text("mine")
     result = run(first, "-o", tmp_path / "x.html", "--markdown", "--overwrite")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "holds other things than pictures: thesis.tex" in result.stderr
     assert (tmp_path / "x_files" / "thesis.tex").read_text() == "mine"
 
@@ -243,7 +243,7 @@ def test_a_report_that_cannot_be_made_leaves_nothing(
 
     monkeypatch.setattr("loralens.reporting.writing._write_folder", full)
     result = run(first, "-o", tmp_path / "x.html", "--markdown")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "No space left on device" in result.stderr
     assert names(tmp_path) == ["first"]
 
@@ -251,7 +251,7 @@ def test_a_report_that_cannot_be_made_leaves_nothing(
 def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"xx")
     result = run(tmp_path / "bad.safetensors", "-o", tmp_path / "x.html")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "fix:" in result.stderr
     assert not (tmp_path / "x.html").exists()
 
@@ -311,7 +311,7 @@ def test_each_file_of_activations_finds_its_adapter(first: Path, second: Path, t
     told = [record["activations"] for record in json.loads(result.stdout)["adapters"]]
     assert told == [str(one), str(two)]
     result = run(first, "--activations", two, "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{two}: these activations belong to another adapter" in result.stderr
 
 
@@ -333,7 +333,7 @@ def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Pat
     for name in ("a", "b"):
         loralens.save(drawn(1), tmp_path / "many" / name)
     result = run(tmp_path / "many", "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"{tmp_path / 'many'}: is no run, and holds 2 adapters" in result.stderr
     assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
 
@@ -350,7 +350,7 @@ def test_what_an_older_report_leaves_is_named(first: Path, tmp_path: Path) -> No
 def test_a_link_to_nothing_is_there(first: Path, tmp_path: Path) -> None:
     (tmp_path / "x.html").symlink_to(tmp_path / "nowhere.html")
     result = run(first, "-o", tmp_path / "x.html")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "x.html: exists" in result.stderr
     assert (tmp_path / "x.html").is_symlink()
 

@@ -181,7 +181,7 @@ def test_what_is_wrong_is_one_message_and_exit_1(
 ) -> None:
     known = {"SMALL": str(small), "OTHER": str(other)}
     result = run(*(known.get(a, a.replace("TMP", str(tmp_path))) for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
 
@@ -205,7 +205,7 @@ def test_an_error_says_which_adapter_it_is_in(small: Path, tmp_path: Path) -> No
     for paths in ((broken, small), (small, broken), (small, small, broken)):
         for of in ("update", "A"):
             result = run(*paths, "--of", of)
-            assert result.exit_code == 1
+            assert result.exit_code == 2
             assert result.stderr.startswith(f"error: {broken}: {QUERY}: a factor holds NaN or Inf\n  fix: ")
 
 

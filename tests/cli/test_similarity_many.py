@@ -179,7 +179,7 @@ def test_no_module_in_common_is_exit_1(collection: list[Path], tmp_path: Path) -
         module = adapter(0.1, 1)["layers.0.q"]
         loralens.save(loralens.Adapter(modules={f"model{i}.q": module}), tmp_path / f"m{i}")
     result = run(*(tmp_path / f"m{i}" for i in range(3)))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no two of these adapters have a module in common" in result.stderr
 
 

@@ -119,7 +119,7 @@ def test_plot_is_written(small: Path, tmp_path: Path, suffix: str) -> None:
 )
 def test_what_is_wrong_is_one_message_and_exit_1(small: Path, arguments: list[str], message: str) -> None:
     result = run("spectrum", *(str(small) if a == "SMALL" else a for a in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
@@ -142,6 +142,6 @@ def test_nan_in_a_factor_names_the_module(tmp_path: Path) -> None:
 
     loralens.save(small_adapter().map(spoil), tmp_path / "bad")
     result = run("spectrum", tmp_path / "bad")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "model.layers.0.self_attn.q_proj" in result.stderr
     assert "NaN" in result.stderr

@@ -56,6 +56,6 @@ def test_a_weight_of_zero_has_no_share(small: Path, tmp_path: Path) -> None:
 
 def test_what_is_wrong(small: Path, base: Path) -> None:
     result = run("spectrum", small, "--base", base, "--device", "tpu")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no device is called 'tpu'" in result.stderr
     assert run("spectrum", small, "--device", "cpu").exit_code == 2

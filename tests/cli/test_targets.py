@@ -114,7 +114,7 @@ def test_a_run_of_training_replaces_nothing_it_reads(output: str, message: str, 
     more = contents(home)
     command = ("train", "--model", "models/base", "--task", "causal-lm", "--data", "texts/t.txt", "--rank", "1")
     refused = run(*command, "-o", output, "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert message in refused.stderr or "would be lost" in refused.stderr
     assert contents(home) == more
     assert before.items() <= more.items()
@@ -127,7 +127,7 @@ def test_a_report_is_not_written_over_what_it_is_of(home: Path) -> None:
     refused = run("report", "lone/page.html", "-o", "lone/page.html", "--overwrite")
     assert "is lone/page.html itself" in refused.stderr
     refused = run("report", "pictures_files/deep.png", "-o", "pictures.html", "--markdown", "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert contents(home) == before
 
 
@@ -135,7 +135,7 @@ def test_findings_are_not_written_over_an_adapter(home: Path) -> None:
     before = contents(home)
     for name in ("runs/a/adapter_config.json", "runs/a/adapter_model.safetensors", "runs/notes.txt"):
         refused = run("doctor", "runs/a", "--sarif", name)
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert f"{name}: exists, and holds no log of findings" in refused.stderr
         assert contents(home) == before
     Path("empty").touch()
@@ -174,7 +174,7 @@ def test_what_others_put_there_is_named_and_stays(name: str, verb: str, home: Pa
     before = contents(home)
     command = {"merge": MERGE, "unmerge": UNMERGE, "unmerge --adapter": (*UNMERGE, "--adapter", "runs/a")}[verb]
     refused = run(*command, "-o", "out", "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"out: holds what the new model does not have and no merge wrote: {name}\n  fix: " in refused.stderr
     assert contents(home) == before
     stranger.unlink()
@@ -216,7 +216,7 @@ def test_what_was_changed_since_or_is_not_listed_stays(change: str, home: Path) 
         (out / CERTIFICATE).write_text(json.dumps(certificate))
     before = contents(home)
     refused = run(*MERGE, "-o", "out", "--overwrite")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"no merge wrote: {lost}" in refused.stderr
     assert contents(home) == before
 

@@ -161,7 +161,7 @@ def closed(words, *numbers):
 @pytest.mark.parametrize("words", [["spectrum"], ["inspect", "--json"], ["spectrum", "--csv"]])
 def test_a_closed_standard_output_is_one_message(words, small):
     done = closed([*words, small], 1)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert "the output cannot be written" in done.stderr
 
@@ -170,7 +170,7 @@ def test_a_closed_standard_error_loses_only_what_is_said_there(small):
     done = closed(["spectrum", small], 2)
     assert done.returncode == 0
     assert "model.layers.0.self_attn.q_proj" in done.stdout
-    assert closed(["spectrum", "nothing"], 2).returncode == 1
+    assert closed(["spectrum", "nothing"], 2).returncode == 2
 
 
 def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
@@ -184,7 +184,7 @@ def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
 def test_a_full_disk_behind_standard_error_is_no_traceback(small):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*RUN, "spectrum", "nothing"], stdout=subprocess.PIPE, stderr=full, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
@@ -202,7 +202,7 @@ def test_too_little_memory_is_one_message(tmp_path):
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (210 << 20, 210 << 20)),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert not (tmp_path / "out").exists()

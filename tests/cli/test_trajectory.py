@@ -139,7 +139,7 @@ def test_plot_is_written(folder: Path, suffix: str) -> None:
 )
 def test_what_is_wrong_is_one_message_and_exit_1(folder: Path, arguments: list[str], message: str) -> None:
     result = run(*(argument.replace("FOLDER", str(folder)) for argument in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
@@ -163,5 +163,5 @@ def test_a_checkpoint_that_is_0_does_not_hide_the_chance_level(tmp_path: Path) -
 def test_an_error_says_which_checkpoint_it_is_in(folder: Path) -> None:
     loralens.save(checkpoint(0.1, np.nan), folder / "checkpoint-50")
     result = run(folder)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {folder / 'checkpoint-50'}: layers.0.q: a factor holds NaN or Inf\n")

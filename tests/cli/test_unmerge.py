@@ -42,7 +42,7 @@ def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path
         before = tmp_path / ("out" if number == 1 else "out1")
         done("merge", f"{small}:{strength}", "--base", before, "-o", tmp_path / f"out{number}")
     refused = run("unmerge", tmp_path / "out2", "-o", tmp_path / "back", "--undo", out / NAME)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "is not as it was merged" in refused.stderr
     assert "adapters merged later are unmerged first" in refused.stderr
     assert not (tmp_path / "back").exists()
@@ -88,7 +88,7 @@ def test_a_change_is_an_error_and_nothing_is_written(how: str, out: Path, tmp_pa
     message = spoilt(how, out)
     before = set(tmp_path.rglob("*"))
     refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert message in refused.stderr
     assert "fix: " in refused.stderr
     assert set(tmp_path.rglob("*")) == before
@@ -99,7 +99,7 @@ def test_the_undo_of_another_model_is_an_error(small: Path, out: Path, tmp_path:
     done("merge", small, "--base", other, "-o", tmp_path / "out_other")
     for merged, undo in ((out, tmp_path / "out_other" / NAME), (other, out / NAME)):
         refused = run("unmerge", merged, "-o", tmp_path / "back", "--undo", undo)
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert not (tmp_path / "back").exists()
 
 
@@ -113,7 +113,7 @@ def test_the_undo_of_another_model_is_an_error(small: Path, out: Path, tmp_path:
 )
 def test_what_is_no_undo_file_is_told(file: str, message: str, out: Path, tmp_path: Path) -> None:
     refused = run("unmerge", out, "-o", tmp_path / "back", "--undo", tmp_path / file)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert message in refused.stderr
 
 
@@ -121,14 +121,14 @@ def test_usage(out: Path, small: Path) -> None:
     assert run("unmerge", out).exit_code == 2
     assert run("unmerge", out, "-o", "x", "--undo", "u", "--adapter", small).exit_code == 2
     assert run("unmerge", out, "-o", "x", "-m", "q_proj").exit_code == 2
-    assert run("unmerge", "nowhere", "-o", "x").exit_code == 1
+    assert run("unmerge", "nowhere", "-o", "x").exit_code == 2
 
 
 def test_out_is_replaced_only_when_asked_for(base: Path, out: Path, tmp_path: Path) -> None:
     done("unmerge", out, "-o", tmp_path / "back")
-    assert run("unmerge", out, "-o", tmp_path / "back").exit_code == 1
+    assert run("unmerge", out, "-o", tmp_path / "back").exit_code == 2
     done("unmerge", out, "-o", tmp_path / "back", "--overwrite")
-    assert run("unmerge", out, "-o", out, "--overwrite").exit_code == 1
+    assert run("unmerge", out, "-o", out, "--overwrite").exit_code == 2
     assert contents(tmp_path / "back") == contents(base)
 
 
@@ -159,7 +159,7 @@ def test_what_was_replaced_cannot_be_subtracted(base: Path, tmp_path: Path) -> N
     loralens.save(one, tmp_path / "adapter")
     done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
     refused = run("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--adapter", tmp_path / "adapter")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "lm_head.weight was replaced or scaled (DoRA) by the merge" in refused.stderr
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
@@ -226,7 +226,7 @@ def test_an_undo_file_replaces_nothing_but_what_a_merge_changes(name: str, out: 
     tampered(out, lambda content: content["texts"].update({name: "harm"}))
     before = {path: contents(path) for path in tmp_path.iterdir()}
     refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"it would replace {name!a}, which no merge changes" in refused.stderr
     assert refused.stderr.count("\n") == 2
     assert {path: contents(path) for path in tmp_path.iterdir()} == before
@@ -241,7 +241,7 @@ def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp
 
     tampered(out, change)
     refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"index.json names {name!a}, which is no plain file name" in refused.stderr
     assert not (tmp_path / "back").exists()
 
@@ -250,7 +250,7 @@ def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp
 def test_an_index_of_an_undo_file_is_one(text: object, out: Path, tmp_path: Path) -> None:
     tampered(out, lambda content: content["texts"].update({"model.safetensors.index.json": text}))
     refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 2
     assert not (tmp_path / "back").exists()
 
@@ -262,7 +262,7 @@ def test_headers_of_an_undo_file_are_those_of_the_shards(name: str, out: Path, t
 
     tampered(out, change)
     refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "its shards are not those of the merged model" in refused.stderr
 
 

@@ -111,6 +111,6 @@ def test_every_command_refuses_it_or_needs_only_names(command, tmp_path):
             assert "6/6 modules match" in result.stdout
             assert result.exit_code == 0
         else:
-            assert result.exit_code == 1, result.output
+            assert result.exit_code == 2, result.output
             assert f"its weights are quantised: {name}" in result.stderr
             assert "Traceback" not in result.output

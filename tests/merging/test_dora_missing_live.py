@@ -140,7 +140,7 @@ def test_merge_verify_and_unmerge(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
     done("merge", tmp_path / "plain", "--base", tmp_path / "base", "-o", tmp_path / "wrong", "-m", "q_proj")
-    assert run("verify", tmp_path / "wrong", *looked[2:], "-m", "q_proj").exit_code == 1
+    assert run("verify", tmp_path / "wrong", *looked[2:], "-m", "q_proj").exit_code == 2
 
 
 def test_a_model_runs_with_it_as_with_peft(tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
         done(verb, source, "-o", tmp_path / verb, *options)
         assert missing(tmp_path / verb) == names
     told = run("convert", source, "-o", tmp_path / "k.safetensors", "--to", "kohya")
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "the magnitudes of 2 DoRA modules are not in the file" in told.stderr
     assert "have no magnitude in the file" in told.stderr
-    assert run("combine", source, f"{source}:0.5", "-o", tmp_path / "sum").exit_code == 1
+    assert run("combine", source, f"{source}:0.5", "-o", tmp_path / "sum").exit_code == 2
     done("convert", source, "-o", tmp_path / "full", "--to", "peft", "--base", base)
     done("combine", f"{source}:0.5", f"{source}:0.5", "--base", base, "-o", tmp_path / "sum")
     done("compress", source, "--rank", 2, "--base", base, "-o", tmp_path / "same")

@@ -1,0 +1,79 @@
+"""Results on standard output: as tables, JSON or CSV, and as figures in files."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+
+import click
+
+from loralens.cli.terminal import raw
+from loralens.tables.result import Tabular
+from loralens.tables.table import Table
+from loralens.tables.text import lay_out
+from loralens.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How a command shows its result: ``--json``, ``--csv``, ``--plot``."""
+
+    as_json: bool = False
+    as_csv: bool = False
+    plot: Path | None = None
+
+
+def show(result: Tabular, rows: Rows) -> None:
+    """Print a result, and draw it where a file for its figure was named."""
+    if rows.as_json:
+        show_json(result.record())  # type: ignore[attr-defined]  # every result has one
+    elif rows.as_csv:
+        click.echo(result.to_csv(), nl=False)
+    else:
+        show_tables(*result.tables())
+        for sentence in result.sentences():
+            click.echo(sentence)
+    if rows.plot:
+        draw(result, rows.plot)
+
+
+def show_json(record: dict[str, Any]) -> None:
+    """One JSON object, with the version that wrote it."""
+    click.echo(json.dumps({"loralens": __version__, **record}))
+
+
+def show_tables(*tables: Table[Any]) -> None:
+    """Tables as aligned text; on a terminal in its width, with bold headings; those without rows left out."""
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    for table in tables:
+        if not table.rows:
+            continue
+        layout = lay_out(table, width)
+        _styled(layout.title, fg="cyan", bold=True)
+        _styled(layout.heading, bold=True)
+        for line in layout.lines:
+            click.echo(line)
+        if layout.note:
+            _styled(layout.note, dim=True)
+        click.echo()
+
+
+def _styled(text: str, **style: Any) -> None:
+    """One line in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
+    click.secho(text, file=raw(sys.stdout), **style)
+
+
+def draw(result: object, file: Path) -> None:
+    """Write the figure of a result, and say so on stderr."""
+    from loralens.charts.figure import save  # matplotlib takes half a second
+    from loralens.verbs.plot import plot
+
+    save(plot(result), file)
+    wrote(file)
+
+
+def wrote(file: Path) -> None:
+    """Say on stderr that a file was written."""
+    click.echo(f"wrote {file}", err=True)

@@ -1,0 +1,82 @@
+"""Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
+
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
+
+from loralens.errors import visible
+
+UNDEFINED = "–"  # where a quantity has no value
+BLOCKS = " ▁▂▃▄▅▆▇█"
+UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number to so many significant digits; a dash where there is none."""
+    return UNDEFINED if value is None or value != value else f"{value:.{digits}g}"
+
+
+def fixed(form: str) -> Callable[[float | None], str]:
+    """A function that writes numbers in a fixed format, such as ``+.3f``; a dash where there is none.
+
+    What rounds to zero is written without a sign.
+    """
+
+    def text(value: float | None) -> str:
+        if value is None or value != value:
+            return UNDEFINED
+        written = f"{value:{form}}"
+        return f"{0.0:{form}}" if value < 0 and not written.strip("-0.%") else written
+
+    return text
+
+
+def percent(error: float | None) -> str:
+    """A share in percent to three significant digits; a small one as a power of ten, nothing where it is not known."""
+    if error is None:
+        return ""
+    return "0" if error == 0 else f"{100 * error:.3g} %" if error >= 1e-5 else f"{error:.1e}"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest decimal unit that leaves a number of at least 1: 999 B, 110.2 kB, 1.5 GB."""
+    value, unit = float(count), "B"
+    for bigger in UNITS:
+        if value < 999.95:  # what would be rounded to 1000.0 belongs to the next unit
+            break
+        value, unit = value / 1000, bigger
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def count(of: int, noun: str) -> str:
+    """``1 module``, ``12 modules``."""
+    return f"{of:,} {noun}{'' if of == 1 else 's'}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """``768 × 3072``."""
+    return " × ".join(map(str, sizes))
+
+
+def spark(values: Sequence[float], width: int = 16) -> str:
+    """Bars of non-negative values relative to the largest; each bar the largest of its share of a long row."""
+    top = max(values, default=0.0)
+    if top == 0:
+        return ""
+    bars = min(width, len(values))
+    shares = [values[len(values) * i // bars : len(values) * (i + 1) // bars] for i in range(bars)]
+    return "".join(BLOCKS[max(1, round(8 * max(share) / top))] if max(share) > 0 else " " for share in shares)
+
+
+def known(value: float | None) -> float | None:
+    """The number for JSON, which has neither NaN nor infinity: None stands for both."""
+    return float(value) if value is not None and isfinite(value) else None
+
+
+def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
+    """Rows of such numbers."""
+    return [[known(value) for value in row] for row in values]
+
+
+def plain(value: object) -> str:
+    """Any value as text: what is not defined is empty, what would move a cursor is escaped."""
+    return "" if value is None else visible(str(value))

@@ -1,0 +1,77 @@
+"""Tables for other programs and documents: CSV, HTML, LaTeX, and data frames of pandas."""
+
+import csv
+from collections.abc import Sequence
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from loralens.errors import visible
+from loralens.tables.table import Column, Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def csv_text(*tables: Table[Any]) -> str:
+    """Tables of the same columns as CSV, under one heading."""
+    columns = _columns(tables[0])
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([column.name for column in columns])
+    for table in tables:
+        for row in table.rows:
+            writer.writerow([_csv_cell(column.value(row)) for column in _columns(table)])
+    return stream.getvalue()
+
+
+def frame(*tables: Table[Any]) -> "DataFrame":
+    """Tables of the same columns as one data frame of pandas, which has to be installed."""
+    from pandas import DataFrame
+
+    columns = _columns(tables[0])
+    rows = [[column.value(row) for column in _columns(table)] for table in tables for row in table.rows]
+    return DataFrame(rows, columns=[column.name for column in columns])
+
+
+def html(table: Table[Any]) -> str:
+    """A table for a notebook; nothing in it is markup but ours."""
+    heads = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in table.shown)
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{_side(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
+        + "</tr>"
+        for row in table.rows
+    )
+    title = escape(visible(table.title))
+    return f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def latex(table: Table[Any]) -> str:
+    """A ``tabular`` of LaTeX, without packages."""
+    sides = "".join("l" if column.align == "left" else "r" for column in table.shown)
+    rows = [[column.title for column in table.shown]]
+    rows += [[visible(column.cell(row)) for column in table.shown] for row in table.rows]
+    heading, *lines = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
+    body = "\n".join([rf"\begin{{tabular}}{{{sides}}}", r"\hline", heading, r"\hline", *lines, r"\hline"])
+    return body + "\n" + r"\end{tabular}" + "\n"
+
+
+def _columns(table: Table[Any]) -> Sequence[Column[Any]]:
+    return [column for column in table.columns if column.csv]
+
+
+def _csv_cell(value: object) -> object:
+    """Lists as their items with spaces between them, to the last digit."""
+    return " ".join(map(repr, value)) if isinstance(value, list | tuple) else value
+
+
+def _side(column: Column[Any]) -> str:
+    return ' style="text-align: left"' if column.align == "left" else ' style="text-align: right"'
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,47 @@
+"""What the results of all verbs can do with their tables."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loralens.tables import render
+from loralens.tables.table import Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Tabular:
+    """A result that says its tables, and so can be shown in a notebook, a paper, a spreadsheet or a data frame.
+
+    A result defines `tables`, the main one first; `listing`, where the rows for machines are in other tables than those
+    for people; and ``record``, everything as a JSON object.
+    """
+
+    __slots__ = ()
+
+    def tables(self) -> Sequence[Table[Any]]:
+        """The tables for people, the main one first; those without rows are not shown."""
+        return ()
+
+    def listing(self) -> Sequence[Table[Any]]:
+        """The tables whose rows stand in ``--csv`` and in a data frame, all of the same columns."""
+        return self.tables()[:1]
+
+    def sentences(self) -> Sequence[str]:
+        """What is said below the tables."""
+        return ()
+
+    def to_csv(self) -> str:
+        """The listing as CSV."""
+        return render.csv_text(*self.listing())
+
+    def to_frame(self) -> "DataFrame":
+        """The listing as a data frame of pandas, which has to be installed."""
+        return render.frame(*self.listing())
+
+    def to_latex(self) -> str:
+        """The tables as ``tabular`` environments of LaTeX."""
+        return "\n".join(render.latex(table) for table in self.tables() if table.rows)
+
+    def _repr_html_(self) -> str:
+        return "".join(render.html(table) for table in self.tables() if table.rows)

@@ -1,0 +1,126 @@
+"""Tables as lines of text, in a width that a terminal has: no digit of a number is ever cut.
+
+Where the columns of a table are too wide together, text on the left is shortened in its middle; then whole columns are
+left out, those of the lowest priority first, and named below the table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unicodedata import combining, east_asian_width
+
+from loralens.errors import visible
+from loralens.tables.table import ALWAYS, Column, Table
+
+GAP = 2  # spaces between columns
+SHORTEST = 16  # characters in which the name of a module can still be told from others
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A table as text.
+
+    Attributes
+    ----------
+    title : str
+    heading : str
+        The titles of the columns.
+    lines : list of str
+        One a row.
+    note : str
+        Which columns were left out; empty where none was.
+    """
+
+    title: str
+    heading: str
+    lines: list[str]
+    note: str
+
+    def __str__(self) -> str:
+        note = [self.note] if self.note else []
+        return "\n".join([self.title, self.heading, *self.lines, *note])
+
+
+def lay_out(table: Table[Any], width: int | None = None) -> Layout:
+    """The table in at most ``width`` columns of a terminal; in as many as it takes where that is None."""
+    columns = table.shown
+    cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
+    kept = list(range(len(columns)))
+    widths = _natural(columns, cells)
+    fitted = {i: widths[i] for i in kept}
+    while width is not None:
+        fitted = _fit(kept, columns, widths, width)
+        expendable = [i for i in kept[1:] if columns[i].priority < ALWAYS]
+        if _total(fitted) <= width or not expendable:
+            break
+        kept.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
+    heading = _line([_padded(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in kept])
+    lines = [
+        _line([_padded(shorten(cells[i][row], fitted[i]), fitted[i], columns[i].align) for i in kept])
+        for row in range(len(table.rows))
+    ]
+    hidden = [columns[i].title for i in range(len(columns)) if i not in kept]
+    note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
+    return Layout(visible(table.title), heading, lines, note)
+
+
+def _natural(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        max(map(display_width, (column.title, *texts)), default=0) for column, texts in zip(columns, cells, strict=True)
+    ]
+
+
+def _total(widths: dict[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
+def _fit(kept: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[int], width: int) -> dict[int, int]:
+    """Widths of the columns, the widest text made narrower until all of them fit or none can be narrower."""
+    widths = {i: natural[i] for i in kept}
+    text = [i for i in kept if columns[i].align == "left"]
+    while (excess := _total(widths) - width) > 0:
+        shrinkable = [i for i in text if widths[i] > SHORTEST]
+        if not shrinkable:
+            break
+        widest = max(shrinkable, key=lambda i: widths[i])
+        others = [widths[i] for i in shrinkable if i != widest]
+        floor = max(SHORTEST, max(others, default=SHORTEST))
+        widths[widest] -= max(1, min(excess, widths[widest] - floor))
+    return widths
+
+
+def shorten(text: str, width: int) -> str:
+    """``text`` in at most ``width`` columns of a terminal, its middle replaced by an ellipsis.
+
+    The end of a module's name says what it is, so more of the end is kept than of the beginning.
+    """
+    if display_width(text) <= width:
+        return text
+    tail = (2 * (width - 1) + 2) // 3
+    return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
+
+
+def _prefix(text: str, width: int) -> str:
+    """As many characters from the start as fit."""
+    end = used = 0
+    for end, character in enumerate(text, start=1):
+        used += display_width(character)
+        if used > width:
+            return text[: end - 1]
+    return text[:end]
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal that a text takes: wide characters of East Asia take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _padded(text: str, width: int, align: str) -> str:
+    spaces = " " * (width - display_width(text))
+    return text + spaces if align == "left" else spaces + text
+
+
+def _line(cells: Sequence[str]) -> str:
+    return (" " * GAP).join(cells).rstrip()

@@ -1,0 +1,152 @@
+"""Adapters that a verb is given: paths or objects, how they are read, and what they are called."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypedDict
+
+from loralens.core.adapter import Adapter
+from loralens.core.carried import magnitudes
+from loralens.core.messages import tell_findings
+from loralens.core.shell import typed
+from loralens.errors import OptionError
+from loralens.formats import load
+from loralens.verbs.inputs.bases import warn_of_base
+
+AdapterSource = str | PathLike[str] | Adapter
+Source = AdapterSource | Sequence[AdapterSource]
+
+# Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
+DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
+
+
+class Reading(TypedDict, total=False):
+    """How a file is read, where it does not say it itself: options of every verb that reads adapters.
+
+    Attributes
+    ----------
+    format : str, optional
+        The dialect of the file, where its content could be of several.
+    alpha, scale : float, optional
+        α (scale = α/r), or the scale, of a file that does not say it.
+    allow_pickle : bool
+        Read ``.bin`` and ``.pt`` files, by an unpickler that builds only tensors.
+    once : bool
+        Take the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
+    """
+
+    format: str | None
+    alpha: float | None
+    scale: float | None
+    allow_pickle: bool
+    once: bool
+
+
+READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)  # the defaults
+
+
+def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
+    """The adapters of ``verb(a, b)``, ``verb([a, b])`` and ``verb("a")``, one after the other.
+
+    Raises
+    ------
+    OptionError
+        There is none, or something is neither a path nor an adapter.
+    """
+    found: list[AdapterSource] = []
+    for source in adapters:
+        found += [source] if isinstance(source, str | PathLike | Adapter) else list(source)
+    for source in found:
+        if not isinstance(source, str | PathLike | Adapter):
+            raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
+    if not found:
+        raise OptionError("there is no adapter", fix="give one or several: paths, or what loralens.load returns")
+    return found
+
+
+def labels(adapters: Sequence[AdapterSource]) -> list[str]:
+    """What adapters are called: by their paths; objects by their place where there are several."""
+    return [
+        (f"adapter {i}" if len(adapters) > 1 else "adapter") if isinstance(source, Adapter) else str(source)
+        for i, source in enumerate(adapters, start=1)
+    ]
+
+
+def read_adapter(
+    source: AdapterSource,
+    reading: Reading,
+    *,
+    base: str | PathLike[str] | None = None,
+    whole: bool = False,
+    strict: bool = True,
+    label: str = "adapter",
+) -> Adapter:
+    """The adapter that a verb was given, read beside the base or model where there is one.
+
+    Messages say what the reader noticed, and where the base is another than the one that the adapter names.
+
+    Parameters
+    ----------
+    source : path or Adapter
+    reading : Reading
+    base : path, optional
+    whole : bool
+        The verb applies all that the adapter carries, magnitudes of DoRA and full differences too, so that no message
+        is true that says what is left out of ΔW.
+    strict : bool
+        Refuse a file whose numbers would be wrong; else that is a finding.
+    label : str
+        What an object is called.
+
+    Raises
+    ------
+    FormatError
+        The file cannot be read as an adapter.
+    OptionError
+        Options of reading with an adapter that has been read.
+    """
+    if isinstance(source, Adapter):
+        check_unread(reading)
+        if base is not None:
+            warn_of_base(label, source, base)
+        return source
+    path = str(source)
+    adapter = load(path, base=base, strict=strict, **reading)
+    if base is not None:
+        warn_of_base(path, adapter, base)
+    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else frozenset()
+    tell_findings(path, adapter.findings, without=applied)
+    return adapter
+
+
+def check_unread(reading: Reading) -> None:
+    """Refuse options of reading for an adapter that has been read."""
+    for name, value in reading.items():
+        if value is not None and value is not False:
+            raise OptionError(
+                f"{name}={value!r} says how a file is read, and the adapter has been read",
+                fix=f"give a path, or {name} to loralens.load",
+            )
+
+
+def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
+    """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
+    if isinstance(source, Adapter):
+        return source
+    adapter = load(str(source), **{**reading, "alpha": None, "scale": None})
+    stated = any(module.scaling.stated for module in adapter.modules.values())
+    return adapter if stated else load(str(source), **reading)
+
+
+def as_typed(reading: Mapping[str, Any]) -> str:
+    """The options of reading that were given, as a user types them, to be repeated in another command."""
+    words: list[str] = []
+    for name, value in reading.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return typed(*words)
+
+
+def path_of(source: AdapterSource) -> Path | None:
+    """Where the adapter was read from; None of an object."""
+    return None if isinstance(source, Adapter) else Path(source)

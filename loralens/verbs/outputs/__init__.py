@@ -1,0 +1,1 @@
+"""What verbs write: where it goes, in which dialect, and what rounding costs it."""

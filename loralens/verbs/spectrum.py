@@ -1,0 +1,358 @@
+"""``spectrum``: the singular values of ΔW of every module, and the ranks and norms that follow from them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike, cpu_count
+from typing import Any, Literal, Unpack
+
+from loralens.analysis.base.weight_norms import WeightNorms, weight_norms, work
+from loralens.analysis.groups import Group, by_block, by_kind, total
+from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
+from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.core.adapter import Adapter
+from loralens.core.progress import progress
+from loralens.errors import OptionError, place
+from loralens.linalg.device import Device
+from loralens.tables.numbers import UNDEFINED, fixed, number, shape, spark
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
+from loralens.verbs.inputs.bases import base_weights
+
+Sort = Literal[
+    "name",
+    "rank",
+    "frobenius",
+    "spectral",
+    "nuclear",
+    "numerical_rank",
+    "stable_rank",
+    "effective_rank",
+    "effective_rank_energy",
+    "participation_ratio",
+]
+
+FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
+BLOCKS_SHOWN = 40  # lines of "by block" on one screen or two
+OUTLIERS_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpectrum:
+    """One row: the spectrum of a module, and its weight in the base where a base was given."""
+
+    path: str
+    name: str
+    adapter: Adapter
+    spectrum: Spectrum
+    weight: WeightNorms | None = None
+
+    @property
+    def relative_frobenius(self) -> float | None:
+        """‖ΔW‖_F / ‖W‖_F; None where W is 0 or there is none."""
+        return self.spectrum.frobenius / self.weight.frobenius if self.weight and self.weight.frobenius else None
+
+    @property
+    def relative_spectral(self) -> float | None:
+        """σ₁(ΔW) / σ₁(W); None where W is 0 or there is none."""
+        return self.spectrum.spectral / self.weight.spectral if self.weight and self.weight.spectral else None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpectra(Mapping[str, Spectrum]):
+    """The spectra of one adapter: module name → `Spectrum`.
+
+    Attributes
+    ----------
+    path : str
+        What the adapter is called: its path, if it was read.
+    adapter : Adapter
+    spectra : mapping of str to Spectrum
+        Of all modules that were asked for, in natural order.
+    listed : sequence of str
+        Those that ``top`` and ``sort`` leave, in that order.
+    weights : mapping of str to WeightNorms
+        Of the modules listed, where a base was given.
+    """
+
+    path: str
+    adapter: Adapter
+    spectra: Mapping[str, Spectrum]
+    listed: Sequence[str]
+    weights: Mapping[str, WeightNorms] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Spectrum:
+        return self.spectra[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spectra)
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    @property
+    def rows(self) -> list[ModuleSpectrum]:
+        """The modules listed."""
+        return [
+            ModuleSpectrum(self.path, name, self.adapter, self.spectra[name], self.weights.get(name))
+            for name in self.listed
+        ]
+
+    @property
+    def table(self) -> Table[ModuleSpectrum]:
+        """The modules listed, one a row."""
+        modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
+        title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total(self.spectra.values()))} in all"
+        errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
+        worst = max(errors, default=0.0)
+        title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
+        columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
+        return Table(title, columns, self.rows)
+
+    def record(self) -> dict[str, Any]:
+        """The modules listed and their totals as a JSON object."""
+        modules = [self.adapter[name] for name in self.listed]
+        return {
+            "path": self.path,
+            "format": self.adapter.format,
+            "base_model": self.adapter.base_model,
+            "modules": self.table.records(),
+            "total": {
+                "modules": len(modules),
+                "parameters": sum(module.parameters for module in modules),
+                "bytes": sum(module.nbytes for module in modules),
+                "frobenius": total(self.spectra[name] for name in self.listed),
+            },
+            "findings": [finding.record() for finding in self.adapter.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SpectrumResult(Tabular):
+    """The spectra of adapters.
+
+    Of one adapter, ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a module, and iteration is over
+    the names of the modules.
+
+    Attributes
+    ----------
+    adapters : sequence of AdapterSpectra
+    base : str or None
+        The base model that ΔW was compared with.
+    """
+
+    adapters: Sequence[AdapterSpectra]
+    base: str | None = None
+
+    @property
+    def only(self) -> AdapterSpectra:
+        """The spectra of the one adapter that there is."""
+        if len(self.adapters) != 1:
+            raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
+        return self.adapters[0]
+
+    def __getitem__(self, name: str) -> Spectrum:
+        return self.only[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.only)
+
+    def __len__(self) -> int:
+        return len(self.only)
+
+    def __repr__(self) -> str:
+        modules = sum(len(adapter) for adapter in self.adapters)
+        return f"SpectrumResult({len(self.adapters)} adapters, {modules} modules)"
+
+    def tables(self) -> list[Table[Any]]:
+        """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
+        return [
+            table
+            for adapter in self.adapters
+            for table in (
+                adapter.table,
+                _groups_table("kind", by_kind(adapter.spectra)),
+                _groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
+            )
+        ]
+
+    def listing(self) -> list[Table[ModuleSpectrum]]:
+        """The modules of all adapters."""
+        return [adapter.table for adapter in self.adapters]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        base = {"base": self.base} if self.base else {}
+        return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
+
+
+def spectrum(
+    *adapters: Source,
+    modules: Sequence[str] = (),
+    top: int | None = None,
+    sort: Sort | None = None,
+    base: str | PathLike[str] | None = None,
+    device: str | None = None,
+    **reading: Unpack[Reading],
+) -> SpectrumResult:
+    """The singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
+
+    ΔW is never formed: the cost is O((out + in)·r²) a module.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    top : int, optional
+        List only the first so many modules in the order of ``sort``.
+    sort : str, optional
+        Largest first by this quantity; ``"name"`` is natural order, and the default unless ``top`` is given, when it is
+        ``"frobenius"``.
+    base : path, optional
+        The base model: ΔW is compared with W.
+    device : str, optional
+        Where W is worked on: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an unknown ``sort``; a device without a base.
+    FormatError
+        A file that is no adapter; a module that holds NaN or Inf.
+    MismatchError
+        A module that has no weight in the base.
+    """
+    if device and not base:
+        raise OptionError("device says where the weights of the base are worked on", fix="give base, or no device")
+    chosen = sources(adapters)
+    measured = [
+        _measure(source, label, modules, base, reading) for source, label in zip(chosen, labels(chosen), strict=True)
+    ]
+    ordered = [
+        AdapterSpectra(path, adapter, spectra, _order(spectra, sort, top)) for path, adapter, spectra in measured
+    ]
+    if base is None:
+        return SpectrumResult(ordered)
+    compared = [
+        AdapterSpectra(one.path, one.adapter, one.spectra, one.listed, _weight_norms(one, base, device))
+        for one in ordered
+    ]
+    return SpectrumResult(compared, str(base))
+
+
+def _measure(
+    source: Any, label: str, modules: Sequence[str], base: str | PathLike[str] | None, reading: Reading
+) -> tuple[str, Adapter, dict[str, Spectrum]]:
+    adapter = read_adapter(source, reading, base=base, label=label)
+    with place(label), progress(f"reading {label}", len(adapter)) as step:
+        return label, adapter, measure_spectrum(adapter, modules=modules, threads=cpu_count() or 1, step=step)
+
+
+def _order(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
+    """The modules to list: in natural order, or largest first; ``top`` alone means the largest norms."""
+    key = sort or ("frobenius" if top else "name")
+    names = list(spectra)
+    if key != "name":
+        names.sort(key=lambda name: getattr(spectra[name], key), reverse=True)
+    return names[:top]
+
+
+def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> dict[str, WeightNorms]:
+    """Norms of the base weights of the modules that are listed."""
+    where = Device.of(device or "cpu", threads=cpu_count() or 1)
+    weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
+    with place(base), progress("reading the base", work(weights.values(), top=True)) as step:
+        return weight_norms(weights, device=where, step=step)
+
+
+def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
+    return Column(key, lambda row: getattr(row.spectrum, key), title, **options)
+
+
+def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
+    title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
+    return Column(("energy_rank", f"{fraction:g}"), lambda row: row.spectrum.energy_rank(fraction), title, priority=4)
+
+
+COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+    Column("path", lambda row: row.path, json=False),
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row.spectrum.shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row.spectrum.shape[0], json=False),
+    Column("in", lambda row: row.spectrum.shape[1], json=False),
+    Column("rank", lambda row: row.spectrum.rank, "r", priority=7),
+    Column("scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2),
+    Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
+    Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
+    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8),
+    _measure_column("spectral", "σ₁", text=number, priority=5),
+    _measure_column("nuclear"),
+    _measure_column("numerical_rank"),
+    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5),
+    _measure_column("effective_rank", "effective", text=fixed(".2f"), priority=6),
+    _measure_column("effective_rank_energy"),
+    _measure_column("participation_ratio"),
+    *map(_energy_column, FRACTIONS),
+    Column("singular_values", lambda row: row.spectrum.s.tolist()),
+)
+BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+    Column("weight_frobenius", lambda row: row.weight and row.weight.frobenius),
+    Column("weight_spectral", lambda row: row.weight and row.weight.spectral),
+    Column("weight_spectral_error", lambda row: row.weight and row.weight.spectral_error),
+    Column("relative_frobenius", lambda row: row.relative_frobenius, "‖ΔW‖/‖W‖", number, priority=8),
+    Column("relative_spectral", lambda row: row.relative_spectral, "σ₁/σ₁(W)", number, priority=7),
+)
+BARS: Column[ModuleSpectrum] = Column(
+    "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False
+)
+
+OUTLIERS_TITLE = "stand apart from their kind and shape (chance: of such a gap where nothing is odd)"
+OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
+    Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("quantity", lambda row: QUANTITIES[row.quantity], "quantity", align="left", priority=ALWAYS),
+    Column("value", lambda row: row.value, "value", number),
+    Column("median", lambda row: row.typical, "median", number),
+    Column(
+        "ratio",
+        lambda row: row.value / row.typical if row.typical > 0 else None,
+        "ratio",
+        lambda ratio: UNDEFINED if ratio is None else f"{ratio:.2f} ×",
+    ),
+    Column("chance", lambda row: row.chance, "chance", partial(number, digits=1)),
+)
+
+
+def _groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
+    """Energies of kinds or blocks; blocks of one stack without its name."""
+    stacks = {group.name.rpartition(".")[0] for group in groups if group.name != "outside"}
+    short = what == "block" and len(stacks) == 1
+    largest = max((group.share for group in groups), default=0.0)
+    columns: tuple[Column[Group], ...] = (
+        Column(
+            what,
+            lambda row: row.name.rpartition(".")[2] if short else row.name,
+            what,
+            align="left",
+            priority=ALWAYS,
+        ),
+        Column("modules", lambda row: row.modules, "modules"),
+        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3),
+        Column("energy", lambda row: row.share, "energy", lambda share: f"{share:.1%}", priority=3),
+        Column("effective_rank", lambda row: row.effective_rank, "effective", fixed(".2f"), priority=2),
+        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else ""),
+        Column(
+            "share",
+            lambda row: row.share / largest if largest else 0.0,
+            "share of energy",
+            lambda share: "█" * round(20 * share),
+            align="left",
+            priority=0,
+        ),
+    )
+    return Table(f"by {what}", columns, groups)

@@ -1,0 +1,66 @@
+"""Tables in the width of a terminal: names are shortened, columns left out and named, numbers never cut."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loralens.tables.numbers import number, size
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.text import display_width, lay_out, shorten
+
+Row = tuple[str, float, int]
+COLUMNS: tuple[Column[Row], ...] = (
+    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
+    Column("norm", lambda row: row[1], "‖ΔW‖F", number, priority=3),
+    Column("count", lambda row: row[2], "parameters", "{:,}".format, priority=2),
+    Column("hidden", lambda row: row[2]),
+)
+ROWS = st.lists(st.tuples(st.text(max_size=90), st.floats(0, 1e12), st.integers(0, 10**12)), min_size=1, max_size=5)
+
+
+@given(ROWS, st.integers(30, 200))
+def test_every_cell_that_is_shown_is_whole(rows: list[Row], width: int) -> None:
+    layout = lay_out(Table("title", COLUMNS, rows), width)
+    for row, line in zip(rows, layout.lines, strict=True):
+        assert display_width(line) <= width
+        for column in COLUMNS[1:3]:
+            if column.title in layout.heading:
+                assert re.search(rf"(^| ){re.escape(column.cell(row))}( |$)", line)
+            else:
+                assert column.title in layout.note
+    assert len({display_width(layout.heading)} | set()) == 1
+
+
+def test_all_columns_stand_where_there_is_no_limit() -> None:
+    layout = lay_out(Table("title", COLUMNS, [("m" * 300, 0.007318, 36864)]))
+    assert "m" * 300 in layout.lines[0]
+    assert "0.007318" in layout.lines[0]
+    assert "36,864" in layout.lines[0]
+    assert not layout.note
+    assert "hidden" not in layout.heading
+
+
+def test_the_column_of_the_lowest_priority_goes_first_and_is_named() -> None:
+    layout = lay_out(Table("title", COLUMNS, [("model.layers.0.self_attn.q_proj", 1.5, 36864)]), 30)
+    assert "parameters" not in layout.heading
+    assert "‖ΔW‖F" in layout.heading
+    assert layout.note.startswith("not shown here: parameters")
+
+
+@given(st.text(max_size=60), st.integers(5, 60))
+def test_a_shortened_text_fits_and_keeps_both_ends(text: str, width: int) -> None:
+    short = shorten(text, width)
+    assert display_width(short) <= max(width, 0)
+    if "…" not in text and "…" in short:
+        head, tail = short.split("…")
+        assert text.startswith(head)
+        assert text.endswith(tail)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")]
+)
+def test_sizes_are_decimal(count: int, text: str) -> None:
+    assert size(count) == text

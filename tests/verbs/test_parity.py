@@ -1,0 +1,75 @@
+"""Every command has a function of the same name, with the same options, defaults and order of arguments."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+import pytest
+
+import loralens
+from loralens.cli.main import COMMANDS
+from loralens.verbs import VERBS
+from loralens.verbs.inputs.adapters import READING, Reading
+
+DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
+OPTIONS: dict[type, dict[str, Any]] = {Reading: dict(READING)}  # options that travel together, and their defaults
+WRITTEN = [verb for verb in VERBS if find_spec(f"loralens.verbs.{verb}")]
+
+
+def options_of(verb: str) -> dict[str, Any]:
+    """Name of a command's option or argument → its default, but for those that only display."""
+    command: click.Command = import_module(f"loralens.cli.{verb}").command
+    context = click.Context(command)
+    return {
+        str(param.name): _plain(param.get_default(context))
+        for param in command.params
+        if param.name not in DISPLAY and not (isinstance(param, click.Argument) and param.required)
+    }
+
+
+def arguments_of(verb: str) -> list[str]:
+    command: click.Command = import_module(f"loralens.cli.{verb}").command
+    return [str(param.name) for param in command.params if isinstance(param, click.Argument) and param.required]
+
+
+def parameters_of(verb: str) -> dict[str, Any]:
+    """Name of a function's keyword → its default."""
+    function = getattr(loralens, verb)
+    found: dict[str, Any] = {}
+    hints = get_type_hints(function)
+    for name, parameter in signature(function).parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            (options,) = get_args(hints[name])
+            assert set(options.__annotations__) == set(OPTIONS[options])
+            found |= OPTIONS[options]
+        elif parameter.kind is Parameter.KEYWORD_ONLY:
+            found[name] = parameter.default
+    return {name: _plain(default) for name, default in found.items()}
+
+
+def _plain(default: Any) -> Any:
+    if isinstance(default, Path):
+        return str(default)
+    return None if default in ((), [], None) or type(default).__name__ == "Sentinel" else default
+
+
+@pytest.mark.parametrize("verb", WRITTEN)
+def test_a_command_and_its_function_have_the_same_options_and_defaults(verb: str) -> None:
+    assert parameters_of(verb) == options_of(verb)
+
+
+@pytest.mark.parametrize("verb", WRITTEN)
+def test_a_command_and_its_function_have_the_same_arguments(verb: str) -> None:
+    positional = [
+        name
+        for name, parameter in signature(getattr(loralens, verb)).parameters.items()
+        if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
+    ]
+    assert positional == arguments_of(verb)
+
+
+def test_every_command_but_demo_is_a_verb() -> None:
+    assert set(COMMANDS) - {"demo"} == set(VERBS)
