@@ -32,7 +32,8 @@ from loralens.formats.files.disk import check_room, disk
 from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.writing import replacing, write_safetensors
+from loralens.formats.files.replacing import replacing
+from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # of the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
