@@ -88,7 +88,7 @@ _UNTIL_VERBS = {
     "truncate": ("loralens.compression.truncate", "truncate"),
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "__version__",
     *_HOMES,
 ]

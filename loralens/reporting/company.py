@@ -120,7 +120,9 @@ def course(
     order = [i for _, i in sorted(known)]
     ordered = [subjects[i] for i in order]
     try:
-        found = measure_trajectory([one.adapter for one in ordered], labels=[one.path for one in ordered], threads=threads)
+        found = measure_trajectory(
+            [one.adapter for one in ordered], labels=[one.path for one in ordered], threads=threads
+        )
     except MismatchError:
         return None
     return Course(found, order, sorted(step for step, _ in known), losses) if len(found.runs) == 1 else None

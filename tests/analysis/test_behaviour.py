@@ -169,7 +169,9 @@ def test_a_base_that_says_nothing_is_infinitely_far() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False)).double()
     model[0].weight.data *= 0
     adapter = Adapter(modules={"0": LowRank(np.ones((3, 1)), np.ones((1, 3)))})
-    assert measure_behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (np.inf,)
+    assert measure_behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (
+        np.inf,
+    )
 
 
 def test_misuse() -> None:

@@ -51,7 +51,9 @@ def test_counts_and_scores_are_those_of_the_definition(shape, size, threshold):
 
 def test_some_are_intruders_and_some_are_not():
     """Or the equalities above would prove little."""
-    counts = [find_intruders(m, decompose(W)).count for W, m in (made((60, 60), size=size) for size in (1e-3, 0.5, 100.0))]
+    counts = [
+        find_intruders(m, decompose(W)).count for W, m in (made((60, 60), size=size) for size in (1e-3, 0.5, 100.0))
+    ]
     assert counts[0] == 0
     assert 0 < counts[1] <= counts[2] < 10
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.analysis.compare.initialisation import initialisation
 from loralens.analysis.compare.nested import closest, nesting, relations
-from loralens.analysis.compare.similarity import Comparison, side_of, compare_subspaces
+from loralens.analysis.compare.similarity import Comparison, compare_subspaces, side_of
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.training import same_start

@@ -69,7 +69,9 @@ def assert_is(found, expected, base, tolerance=COMBINED):
 def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
     a, b, c = adapter(1, base), adapter(2, base, rank=5, scale=-1.0), adapter(3, base, dora=())
     terms = [(a, 0.7), (b, 0.4), (c, 1.5)]
-    found = combine_adapters(terms, method=method, dtype=np.float64, weights=weights(base, transposed=transposed), lam=0.8)
+    found = combine_adapters(
+        terms, method=method, dtype=np.float64, weights=weights(base, transposed=transposed), lam=0.8
+    )
     share = 0.8 / (1 if method == "sum" else 2.6)
 
     def expected(name, W):
@@ -195,7 +197,9 @@ def test_methods_that_look_at_the_updates_are_refused(base):
     for method in ("ties", "tsv-m", "model-stock"):
         with pytest.raises(OptionError, match=f"{method} does not combine DoRA"):
             combine_adapters([(a, 1), (a, 1)], method=method, weights=weights(base))
-    assert combine_adapters([(adapter(19, base, dora=()), 1), (adapter(20, base, dora=()), 1)], method="ties", weights={})
+    assert combine_adapters(
+        [(adapter(19, base, dora=()), 1), (adapter(20, base, dora=()), 1)], method="ties", weights={}
+    )
 
 
 def test_what_no_dora_adapter_can_say_is_refused(base):

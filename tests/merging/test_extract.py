@@ -407,7 +407,9 @@ def test_a_convolution_that_may_be_grouped_is_named():
         "plain.weight": weights(rng, 8, 8, 3),
         "to_one.weight": weights(rng, 32, 8, 1),
     }
-    found = extract_adapter(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    found = extract_adapter(
+        lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2)
+    )
     assert list(found.adapter) == ["grouped", "plain", "to_one"]
     assert found.notes == ("1 convolutions are taken for ones without groups, as their shapes do not tell: grouped",)
 
@@ -422,7 +424,9 @@ def test_a_bare_parameter_beside_layers_is_named():
         "top": weights(rng, 5, 8),
     }
     base["b.bias"] = weights(rng, 8)
-    found = extract_adapter(lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2))
+    found = extract_adapter(
+        lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2)
+    )
     assert list(found.adapter) == ["a.q", "b.table"]
     assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
     assert {one.key: one.why for one in found.left_out} == {
