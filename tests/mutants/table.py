@@ -250,7 +250,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_ranks.py",),
     ),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
-    Mutant("_topped_up", "budget - size(more)", "budget + size(more)", ("tests/core/test_ranks.py",)),
+    Mutant("_topped_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
