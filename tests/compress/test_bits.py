@@ -90,7 +90,8 @@ def test_against_every_other_choice() -> None:
 
 @pytest.mark.parametrize("floored", [False, True])
 @pytest.mark.parametrize(
-    "shapes", [[(1, 1)], [(3, 5)], [(8, 8)], [(9, 2)], [(64, 48)], [(4000, 7)], [(3, 5), (17, 2), (100, 1)]], ids=str
+    "shapes",
+    [[(1, 1)], [(3, 5)], [(8, 8)], [(64, 48)], [(4000, 7)], [(3, 5), (17, 2), (100, 1)], [*[(1, 1)] * 20, (8, 8)]],
 )
 def test_bits_worth_having_are_those_that_no_line_between_two_others_is_below(shapes, floored: bool) -> None:
     """Every point beside every pair of others."""

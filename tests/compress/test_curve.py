@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from loralens.compress.bits import allocate
+from loralens.compress.bits import allocate, tradeoff
 from loralens.compress.curve import curve, ranks_shown
 from loralens.compress.loss import total_error
 from loralens.compress.plan import Plan
 from loralens.compress.truncate import truncate
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import Rule
 from loralens.linalg.quantise import expected_noise
@@ -75,3 +75,24 @@ def test_few_bits_begin_where_one_direction_of_two_bits_for_each_module_fits(ada
         near = 1 + 1e-6  # the curve takes what is saved off the whole, of which little is left at 16 bits
         assert allocate(spectra, shapes, room).error <= point.few_bits * near
         assert room - least < step or point.few_bits <= allocate(spectra, shapes, room - step).error * near
+
+
+@pytest.mark.parametrize("protect", ["absolute", "relative"])
+@pytest.mark.parametrize("kind", ["linear", "experts"])
+def test_few_bits_are_weighted_and_shared_as_ranks_are(adapter, protect, kind):
+    """Relative: every module counts as if its norm were 1. The experts of a stack have the same bits."""
+    names = [f"mlp.experts.up[{i}]" for i in range(3)]
+    modules = {
+        name: LowRank(m.B * 10.0**i, m.A, m.scale, layout=Layout(kind))
+        for i, (name, m) in enumerate(zip(names, adapter.modules.values(), strict=True))
+    }
+    spectra = {name: np.linalg.svd(m.dense(), compute_uv=False)[:6] for name, m in modules.items()}
+    steps = tradeoff(
+        spectra,
+        {name: m.shape for name, m in modules.items()},
+        weights={name: 1 / float(s @ s) for name, s in spectra.items()} if protect == "relative" else None,
+        shared=dict.fromkeys(names, "mlp.experts.up") if kind == "experts" else None,
+    )
+    for point in curve(Plan.of(Adapter(modules=modules)), protect=protect, size=size, header=1000)[1:]:
+        expected = steps.error[steps.nbytes <= point.uniform.bytes - 1000][-1]
+        assert point.few_bits == pytest.approx(expected, rel=1e-6)

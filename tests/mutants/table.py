@@ -204,6 +204,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "_sentences", "not found.points[-1].frobenius", "found.points[-1].frobenius", ("tests/cli/test_trajectory.py",)
     ),
     Mutant(
+        "_show",
+        "not (adapters or unreadable or others)",
+        "not (adapters and unreadable or others)",
+        ("tests/cli/test_survey.py",),
+    ),
+    Mutant(
         "_show", "sum(one.size for one in others)", "max(one.size for one in others)", ("tests/cli/test_survey.py",)
     ),
     # compress
@@ -219,6 +225,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "(first[1] + middle[1]) * (last[0] - first[0])",
         ("tests/compress/test_bits.py",),
     ),
+    Mutant("_above", "(last[0] - first[0])", "(last[0] + first[0])", ("tests/compress/test_bits.py",)),
     Mutant(
         "allocate",
         "budget - needed + ladder.cost(floor)",
@@ -242,6 +249,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "bisect_right(steps.nbytes, room - header) + 1",
         ("tests/compress/test_curve.py",),
     ),
+    Mutant("_few_bits", "protection(spectra, protect)", "None", ("tests/compress/test_curve.py",)),
+    Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compress/test_curve.py",)),
     Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compress/test_curve.py",)),
     Mutant("choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compress/test_curve.py",)),
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compress/test_informed.py",)),

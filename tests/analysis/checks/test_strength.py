@@ -197,6 +197,7 @@ def apart(width, parts):
 def test_the_finest_blocks_count_and_those_of_one_column_are_none():
     assert part_ranks(apart(2, 4)) == ["4 parts of rank 2"]  # of rank 4 there would be two
     assert part_ranks(apart(3, 3)) == ["3 parts of rank 3"]
+    assert part_ranks(apart(3, 2)) == ["2 parts of rank 3"]
     assert part_ranks(apart(1, 3)) == part_ranks(apart(1, 5)) == []
 
 
