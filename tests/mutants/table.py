@@ -50,6 +50,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_is_block_diagonal", "min(first) >= 0", "max(first) >= 0", ("tests/analysis/checks/test_strength.py",)),
     Mutant(
+        "look",
+        "all(_alpha_is_rank(one) for one in pairs.values())",
+        "any(_alpha_is_rank(one) for one in pairs.values())",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
         "_alpha_is_rank",
         "reading.module.scaling.alpha == reading.module.rank",
         "reading.module.scaling.alpha != reading.module.rank",
