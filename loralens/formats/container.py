@@ -330,23 +330,33 @@ def dumps(value: Any) -> str:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if not _SURROGATE.search(text):  # nearly always, and without two copies of a text that may be long
+        return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
     """The length prefix and JSON header of a safetensors file, the same bytes for the same input."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": _metadata(dict(metadata))}
+    return b"".join(header_parts(tensors, metadata))
+
+
+def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> list[bytes]:
+    """The header a few bytes at a time: of long names it is as long as the rest of the file, and is held once."""
+    encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    parts = [b"{"] if metadata is None else [b'{"__metadata__":', encode(_metadata(dict(metadata))).encode("utf-8")]
     begin = 0
     for key, tensor in tensors.items():
         check_printable(key)
         if tensor.dtype not in DTYPE_NAMES:
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
-        header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        parts.append(f"{',' if len(parts) > 1 else ''}{encode(key)}:{encode(span)}".encode())
         begin = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # so that the numbers start aligned
-    return len(text).to_bytes(8, "little") + text
+    parts.append(b"}")
+    length = sum(map(len, parts))
+    parts.append(b" " * (-length % 8))  # so that the numbers start aligned
+    return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
 
 
 def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
@@ -357,7 +367,7 @@ def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time; of one whose rows can be read alone, some of them."""
     tensors = aligned(tensors)
-    yield header_bytes(tensors, metadata)
+    yield from header_parts(tensors, metadata)
     for tensor in tensors.values():
         for rows in pieces(tensor):
             yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

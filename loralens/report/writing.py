@@ -12,7 +12,7 @@ from loralens.formats.disk import disk
 from loralens.formats.leftovers import tidy
 from loralens.formats.writing import replacing
 from loralens.report.document import Report
-from loralens.report.html import html
+from loralens.report.html import html_parts
 from loralens.report.markdown import markdown, pictures
 
 SUFFIX = ".html"
@@ -63,7 +63,7 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
         The disk refuses.
     """
     text, folder = beside(page)
-    contents: dict[Path, bytes] = {page: html(report).encode("utf-8")}
+    contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in html_parts(report))}
     drawn: Mapping[str, bytes] = {}
     if with_markdown:
         drawn = pictures(report)
