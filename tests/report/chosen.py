@@ -58,6 +58,11 @@ class Chosen:
             whole += float(np.sum((D if X is None else D @ X.T / math.sqrt(len(X))) ** 2))
         return math.sqrt(lost / whole)
 
+    def energy(self, name: str, rank: int) -> float:
+        """‖ΔW'‖², or E‖ΔW'x‖², of a smaller one."""
+        D = self.smaller[name, rank]
+        return float(np.sum((D if self.inputs is None else D @ self.inputs[name].T / math.sqrt(INPUTS)) ** 2))
+
     def bytes(self, ranks: Mapping[str, int], folder: Path) -> int:
         """Of the file of weights that has these ranks, written."""
         key = tuple(ranks[name] for name in NAMES)

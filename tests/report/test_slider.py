@@ -90,6 +90,15 @@ def test_every_stop_of_the_rank(page: Any, made: tuple[Path, list[Chosen]], i: i
         assert exact["error"] == pytest.approx(one.error(everywhere(rank)), rel=1e-4, abs=1e-5)
 
 
+def least_error(one: Chosen, capacity: int) -> float:
+    """The least error of all ranks whose factors have at most so many bytes, of all there are."""
+    every = np.stack(np.meshgrid(*[np.arange(1, RANK + 1)] * len(NAMES), indexing="ij"), -1).reshape(-1, len(NAMES))
+    fits = every @ [4 * sum(one.dense[name].shape) for name in NAMES] <= capacity
+    kept = np.array([[one.energy(name, rank) for rank in range(1, RANK + 1)] for name in NAMES])
+    energy = sum(kept[j, every[fits][:, j] - 1] for j in range(len(NAMES)))
+    return float(np.sqrt(max(1 - np.max(energy) / kept[:, -1].sum(), 0)))
+
+
 @pytest.mark.parametrize("i", [0, 1])
 def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int, tmp_path: Path) -> None:
     one = made[1][i]
@@ -97,6 +106,7 @@ def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int,
     least, most = (int(slider.get_attribute(end)) for end in ("min", "max"))
     assert least == one.bytes(everywhere(1), tmp_path)
     assert most == one.bytes(everywhere(RANK), tmp_path)
+    overhead = least - sum(4 * sum(D.shape) for D in one.dense.values())  # bytes beside the factors, to a few digits
     uneven = 0
     for budget in np.linspace(least, most, STOPS).astype(int).tolist():
         told, exact = moved(page, i, "budget", budget), page.evaluate(f"loralens.models[{i}].atBudget({budget})")
@@ -111,5 +121,6 @@ def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int,
                 assert one.bytes({**ranks, name: ranks[name] + 1}, tmp_path) > budget
         within = [rank for rank in range(1, RANK + 1) if one.bytes(everywhere(rank), tmp_path) <= budget]
         assert exact["error"] <= one.error(everywhere(max(within))) * (1 + 1e-4) + 1e-5
+        assert exact["error"] <= 1.05 * least_error(one, budget - overhead) + 1e-5
         uneven += len({*ranks.values()}) > 1
     assert uneven > STOPS / 2
