@@ -8,7 +8,8 @@ import gc
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from time import monotonic
 from types import FrameType
@@ -94,10 +95,16 @@ class LensGroup(click.Group):
         with harmless_output():
             return super().main(*arguments, **options)
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read what stands before the command."""
+        with _usage_in_one_line():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a LoraLensError becomes one message and exit code 1."""
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_line():
+                return super().invoke(ctx)
         except LoraLensError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)
@@ -106,6 +113,16 @@ class LensGroup(click.Group):
                 raise
         click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
         return ctx.exit(1)
+
+
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    """Let what click says of wrong options be one line, whatever the words that it quotes hold."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = visible(error.message)  # click's types call it final
+        raise
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import click
 import numpy as np
 
 from loralens.cli.merge_inputs import Inputs
 from loralens.cli.progress import progress
+from loralens.cli.terminal import say
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
 from loralens.formats.apart import check_apart
@@ -238,7 +238,7 @@ def _say_left_out(names: Sequence[str]) -> None:
     """Which files of the base's folder were not copied."""
     if names:
         said = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        click.echo(f"note: left out, as they hold weights that are not merged: {said}", err=True)
+        say(f"note: left out, as they hold weights that are not merged: {said}", err=True)
 
 
 def bytes_of(rows: Array) -> memoryview:

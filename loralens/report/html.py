@@ -46,11 +46,19 @@ def html_parts(report: Report) -> Iterator[str]:
             style=Markup(_style()),  # noqa: S704  # ours, not a reader's
             script=Markup(script),  # noqa: S704
             script_hash=f"sha256-{digest}",
-            carried=carried_json({"modules": list(report.modules), "adapters": list(report.carried)}),
+            carried=carried_json({"modules": list(map(_shown, report.modules)), "adapters": list(report.carried)}),
         )
     )
     for text in texts:
-        yield visible(text, keep="\n\t")  # names are other people's text, and a browser obeys overrides of direction
+        yield _shown(text)
+
+
+def _shown(text: str) -> str:
+    """Text as the page shows it: names are other people's text, and a browser obeys overrides of direction.
+
+    The names that the page carries for its filter are these too, so that a name copied from a table is found.
+    """
+    return visible(text, keep="\n\t")
 
 
 def carried_json(values: Mapping[str, Any]) -> "Markup":

@@ -713,4 +713,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/train/test_tasks.py",)),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/train/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/report/test_numbers.py",)),
+    # report: findings, sliders, errors on inputs; and lines of the terminal
+    Mutant("_cost", "{told.unmoved:.0%}", "{1 - told.unmoved:.0%}", ("tests/report/test_findings.py",)),
+    Mutant("look", "{1 / stable:.2%}", "{stable - 1:.2%}", ("tests/report/test_findings.py",)),
+    Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/report/test_findings.py",)),
+    Mutant(
+        "_findings",
+        "one.level == level for one in causes",
+        "one.level == level for one in findings",
+        ("tests/report/test_findings.py",),
+    ),
+    Mutant(
+        "_item",
+        "sum(sum(module.shape) for module in pairs)",
+        "sum(max(module.shape) for module in pairs)",
+        ("tests/report/test_on_inputs.py",),
+    ),
+    Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/report/test_on_inputs.py",)),
+    Mutant("_slider", "best.rank if best", "best.rank + 1 if best", ("tests/report/test_on_inputs.py",)),
+    Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
 )
