@@ -309,13 +309,13 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
         raise FormatError(f"{size - used:,} bytes follow the last tensor", fix=_BROKEN)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
+    """The JSON object in a file; ``fix`` is what to do where there is none."""
     with place(path):
         file = OpenFile(path)
         if file.size > HEADER_LIMIT:
-            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=_RESTORE)
-        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=_RESTORE)
+            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
+        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
 def _short(error: Exception) -> str:
