@@ -216,7 +216,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
 
 def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=_unique)
+        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
     if not isinstance(value, dict):
@@ -224,7 +224,8 @@ def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` makes an object of: names that may be shown, none of them twice."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         check_printable(key)

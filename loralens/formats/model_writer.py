@@ -326,10 +326,12 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
                 errors.append(error)
                 stop.set()
 
-    others = [Thread(target=work, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
+    others: list[Thread] = []
     try:
+        for _ in range(threads - 1):
+            thread = Thread(target=work, daemon=True)
+            thread.start()  # fails where memory is at its end: those that run are waited for all the same
+            others.append(thread)
         work()
         for thread in others:
             thread.join()

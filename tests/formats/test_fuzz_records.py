@@ -27,7 +27,22 @@ from tests.formats.test_fuzz import HARMFUL, damaged
 
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
-ODD += [[None], [[]], {"a": {}}, [1, 2], [-1, 2], [2**40, 2**40], "int64", "object", "float32", "V8", "O", "<f4,<f4"]
+ODD += [
+    [None],
+    [[]],
+    {"a": {}},
+    [1, 2],
+    [-1, 2],
+    [2**40, 2**40],
+    "int64",
+    "object",
+    "float32",
+    "V8",
+    "O",
+    "<f4,<f4",
+    "(,)f4",
+    "9" * 5000,
+]
 odd = st.sampled_from(ODD) | st.floats(allow_nan=False) | st.integers(-5, 5)
 
 
@@ -370,27 +385,23 @@ def test_sizes_of_too_many_digits(tmp_path):
     assert "too many digits" in done.output
 
 
-@pytest.mark.parametrize("kind", [2**40, "IA3", [], True])
-def test_a_quantised_file_of_a_type_that_is_no_lora(kind, tmp_path):
-    """Its configuration would be written beside what it is converted to, which nobody could load then."""
-    assert (
-        not CliRunner()
-        .invoke(
-            main,
-            ["convert", str(MADE.folder / "adapter"), "--to", "loralens-q", "--allow-loss", "-o", str(tmp_path / "q")],
-        )
-        .exit_code
-    )
+@pytest.mark.parametrize(
+    "odd", [{"peft_type": 2**40}, {"peft_type": "IA3"}, {"x" * 5000: 1}, {"\x1b[2J": 1}], ids=range(4)
+)
+def test_a_quantised_file_with_a_configuration_that_peft_files_cannot_have(odd, tmp_path):
+    """It would be written beside what the file is converted to, which nobody could load then."""
+    words = ["convert", MADE.folder / "adapter", "--to", "loralens-q", "--allow-loss", "-o", tmp_path / "q"]
+    assert not CliRunner().invoke(main, [*map(str, words)]).exit_code
     file = tmp_path / "q" / "adapter_quantised.safetensors"
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     content = json.loads(header["__metadata__"]["loralens-q"])
-    content["config"]["peft_type"] = kind
+    content["config"].update(odd)
     header["__metadata__"]["loralens-q"] = json.dumps(content)
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with pytest.raises(LoraLensError, match="not a LoRA"):
+    with pytest.raises(LoraLensError, match=r"not a LoRA|characters"):
         loralens.load(file)
 
 
