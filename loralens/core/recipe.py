@@ -143,7 +143,7 @@ class Recipe:
             modules=_globs(said),
             take=_typed(said, "take", str, None),
             drop_dead=_typed(said, "drop_dead", bool, default=False),
-            truncate=_numbers(said.get("truncate", {}), "truncate"),
+            truncate=_rule(said),
             uniform=_typed(said, "uniform", bool, default=False),
         )
 
@@ -167,6 +167,13 @@ def _seed(said: Mapping[str, Any]) -> int:
         what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
         raise FormatError(f"seed {what}", fix="write a whole number from 0")
     return seed
+
+
+def _rule(said: Mapping[str, Any]) -> dict[str, float]:
+    rules = _numbers(said.get("truncate", {}), "truncate")
+    if len(rules) > 1:
+        raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
+    return rules
 
 
 def _globs(said: Mapping[str, Any]) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def test_the_last_glob_that_matches_counts():
         ({"adapters": [{"path": "a"}], "options": {"lam": 10**400}}, "options: lam is a whole number beyond float64"),
         ({"adapters": [{"path": "a"}], "options": {"lam": float("nan")}}, "options: lam is nan"),
         ({"adapters": [{"path": "a"}], "truncate": {"rank": float("inf")}}, "truncate: rank is inf"),
+        ({"adapters": [{"path": "a"}], "truncate": {"rank": 2, "energy": 0.5}}, "truncate has 2 rules"),
         ({"adapters": [{"path": "a"}], "seed": 1 << 20_000}, "seed has more digits than Python reads"),
         ({"adapters": [{"path": "a"}], "take": 1 << 20_000}, "take is of type int, not str"),
         ({"adapters": [{"path": "a"}], "truncate": 4}, "truncate"),
