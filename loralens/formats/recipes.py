@@ -17,6 +17,7 @@ it names. Nothing is written by such a name: the output goes where the user says
 """
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -71,7 +72,7 @@ def _from_toml(path: Path) -> Recipe:
     recipe = _recipe(said)
 
     def beside(name: str) -> str:
-        return str(path.parent / name) if (path.parent / name).exists() else name
+        return str(path.parent / name) if os.path.exists(path.parent / name) else name  # false if no path is so long
 
     take = recipe.take if recipe.take in (None, "none") else beside(str(recipe.take))
     adapters = tuple(replace(one, path=beside(one.path)) for one in recipe.adapters)

@@ -102,3 +102,9 @@ def test_names_of_real_modules_are_no_deep_keys(tmp_path: Path) -> None:
     names = [".".join(f"part{i}" for i in range(20))] * 50
     file.write_text(f'modules = {names}\nadapters = [{{ path = "a" }}]\n')
     assert read_recipe(file).modules == tuple(names)
+
+
+def test_a_path_that_is_too_long_for_the_system_is_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(f'adapters = [{{ path = "{"x" * 5000}" }}]\n')
+    assert read_recipe(file).adapters[0].path == "x" * 5000
