@@ -72,7 +72,8 @@ def _from_toml(path: Path) -> Recipe:
     recipe = _recipe(said)
 
     def beside(name: str) -> str:
-        return str(path.parent / name) if os.path.exists(path.parent / name) else name  # false if no path is so long
+        # Not Path.exists, which raises where a path is longer than the system has any.
+        return str(path.parent / name) if os.path.exists(path.parent / name) else name  # noqa: PTH110
 
     take = recipe.take if recipe.take in (None, "none") else beside(str(recipe.take))
     adapters = tuple(replace(one, path=beside(one.path)) for one in recipe.adapters)
