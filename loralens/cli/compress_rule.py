@@ -1,6 +1,5 @@
 """What ranks and budgets look like on a command line."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -41,8 +40,10 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not gene
         found = _SIZE.fullmatch(str(value).strip())
         if not found:
             self.fail(f"{value!r} is no size: write 20MB, 512KiB or 100000", param, ctx)
-        unit = found["unit"].lower().removesuffix("b")
-        count = int(float(found["number"]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit.removesuffix("i")])
+        unit, number = found["unit"].lower().removesuffix("b"), float(found["number"])
+        if not isfinite(number):
+            self.fail(f"{value!r:.100} has too many digits for a size", param, ctx)
+        count = int(number * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit.removesuffix("i")])
         if count < 1:
             self.fail(f"{value!r} is less than a byte", param, ctx)
         return count
@@ -136,19 +137,13 @@ def protection_of(said: str) -> "Protection":
     """``relative``, ``absolute``, or what a JSON file of glob → weight says."""
     if said in ("absolute", "relative"):
         return said  # type: ignore[return-value]
-    from loralens.errors import FormatError, OptionError, place
+    from loralens.errors import OptionError
+    from loralens.formats.container import read_json
 
     file = Path(said)
     if not file.is_file():
         raise OptionError(f"--weights {said}: no such file", fix="give absolute, relative, or a JSON file")
-    with place(said):
-        try:
-            weights = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(f"is not readable as JSON ({error})", fix='write {"q_proj": 2.0}') from error
-        if not isinstance(weights, dict):
-            raise FormatError("is not a JSON object of glob and weight", fix='write {"q_proj": 2.0}')
-    return weights
+    return read_json(file, fix='write {"q_proj": 2.0}')
 
 
 def moments_of(file: str | None) -> "Moments | None":

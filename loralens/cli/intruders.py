@@ -176,7 +176,7 @@ def decomposed(
         work = {name: svd_work(weight) * (1 + KEPT * (name in missing)) for name, weight in weights.items()}
         with progress("working on the base", sum(work.values())) as advance:
             for name, weight in weights.items():
-                W = store.read(keys[name]) if store else None
+                W = store.read(keys[name], weight.shape) if store else None
                 if W is None:
                     if name not in missing:
                         say(f"warning: the SVD kept for {name} is damaged: computed again", err=True)

@@ -216,7 +216,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
 
 def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=_unique)
+        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
     if not isinstance(value, dict):
@@ -224,7 +224,8 @@ def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` makes an object of: names that may be shown, none of them twice."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         check_printable(key)
@@ -309,13 +310,13 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
         raise FormatError(f"{size - used:,} bytes follow the last tensor", fix=_BROKEN)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
+    """The JSON object in a file; ``fix`` is what to do where there is none."""
     with place(path):
         file = OpenFile(path)
         if file.size > HEADER_LIMIT:
-            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=_RESTORE)
-        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=_RESTORE)
+            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
+        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
 def _short(error: Exception) -> str:
