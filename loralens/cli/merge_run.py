@@ -28,7 +28,7 @@ from loralens.merge.patch import in_memory
 from loralens.merge.record import TensorRecord, Watch
 from loralens.merge.rounding import Rounding
 from loralens.merge.summary import Hashed, model_hash, module_entries, total_entry
-from loralens.merge.undo_layout import VERSION, packed
+from loralens.merge.undo_layout import VERSION, digest, packed
 from loralens.version import __version__
 
 THREADS = os.cpu_count() or 1
@@ -178,12 +178,14 @@ class MergeRun:
         return dict(sorted({**self.arrays, **whole}.items()))
 
     def _undo_content(self) -> dict[str, Any]:
+        originals = self.given.originals()
         return {
             "version": VERSION,
             "adapters": self.given.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: digest.hexdigest() for key, digest in sorted(self.digests.items())},
-            **self.given.originals(),
+            **originals,
+            "digest": digest(originals["headers"], originals["texts"]),
         }
 
     def certificate(self) -> dict[str, Any]:
