@@ -69,6 +69,6 @@ def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
     assert isinstance(broken.exception, ImportError)
     monkeypatch.setattr(sys.modules["loralens.cli.main"], "mmap", no_map)
     done = CliRunner().invoke(main, ["inspect", "a"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.output.count("error:") == 1
     assert "not enough memory" in done.output

@@ -371,7 +371,7 @@ def test_a_file_of_weights_that_says_something_else(text, tmp_path):
     file.write_bytes(text.encode("latin-1"))
     words = ["compress", MADE.folder / "adapter", "--parameters", 0.5, "--weights", file, "-o", tmp_path / "out"]
     done = CliRunner().invoke(main, [*map(str, words)])
-    assert done.exit_code == 1, done.exception
+    assert done.exit_code == 2, done.exception
     assert done.output.count("error:") == 1
     assert not HARMFUL.search(done.output)
     assert len(done.output) < 1000
