@@ -1,6 +1,7 @@
 """``combine``: several adapters as one, by the exact sum or by a method of the literature."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -9,7 +10,6 @@ from loralens.arithmetic.method import SPACES, Space
 from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe
-from loralens.tables.numbers import parse_size
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_choice, check_finite, module_globs
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
@@ -49,8 +49,9 @@ def combine(
     Parameters
     ----------
     *adapters : path, Adapter, (adapter, weight), or a sequence or mapping of them
-        A weight is a number of any sign, 1 by default, or a mapping of globs over modules to numbers, whose last match
-        counts: ``combine("a", "b")``, ``combine({"a": 0.5, "b": 0.5})``, ``combine([("a", 0.7), (b, {"v_proj": 0.3})])``.
+        ``combine("a", ("b", 0.5))``, ``combine([a, b])``, ``combine({"a": 0.5, "b": 0.5})``. A weight is a number of
+        any sign, 1 by default, or a mapping of globs over modules to numbers, of which the last match counts:
+        ``("b", {"v_proj": 0.3})``.
     recipe : path or Recipe, optional
         Follow a recipe: a TOML file, an adapter that was combined, or the ``recipe`` of a result. It takes the place of
         the adapters and of all options but those of writing and reading.
@@ -105,18 +106,17 @@ def combine(
         }  # fmt: skip
         return _follow_recipe(recipe, adapters, beside, options)
     check_choice("space", space, SPACES)
-    check_finite("strength", strength)
-    check_finite("density", density)
+    if strength is not None:
+        check_finite("strength", strength)
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number from 0")
     if not adapters:
         raise OptionError("there is no adapter", fix="give at least one ADAPTER, or --recipe")
     pairs = sources_with_strengths(adapters)
-    method_options = {"lam": strength, "density": density, **dict(settings)}
     written = Recipe(
         ingredients(pairs),
         method=method or "sum",
-        options={name: value for name, value in method_options.items() if value is not None},
+        options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
         modules=module_globs(modules),
@@ -147,10 +147,25 @@ def _follow_recipe(
     return follow(recipe, [ingredient.path for ingredient in recipe.adapters], **options)
 
 
+def _method_options(
+    strength: float | None, density: float | None, settings: Mapping[str, float] | Iterable[tuple[str, float]]
+) -> dict[str, float]:
+    """Options of the method that were given; the method itself says which it has, and from where to where."""
+    try:
+        options = {"lam": strength, "density": density, **dict(settings)}
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"settings {settings!r} are no names and numbers", fix='give {"mu": 1.5}') from error
+    for name, value in options.items():
+        if value is not None and not isinstance(value, Real):
+            raise OptionError(f"{name} {value!r} is no number", fix="give a number")
+    return {name: float(value) for name, value in options.items() if value is not None}
+
+
 def _truncation(rules: Mapping[str, Any]) -> dict[str, float]:
     """The rule by which ranks are chosen afterwards, with its value; empty where none is given."""
     rule = optional_rule(**rules)
     if rule is None:
         return {}
     value = next(value for value in rules.values() if value is not None)
-    return {rule.name: parse_size(value) if isinstance(value, str) else value}
+    whole = rule.name in ("rank", "bytes")
+    return {rule.name: int(rule.value) if whole else float(value)}

@@ -17,8 +17,8 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.choices import FloatType, module_globs, numpy_dtype
-from loralens.verbs.outputs.combine_run import check_writing, read_source
-from loralens.verbs.outputs.form import Form, TargetFormat
+from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.form import TargetFormat
 from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
 from loralens.verbs.outputs.target import Target
 
@@ -63,7 +63,7 @@ class DropResult(Tabular):
 
     def listing(self) -> list[Table[tuple[str, Update]]]:
         """All modules, those that are gone included."""
-        dropped = Column[tuple[str, Update]]("dropped", lambda row: row[0] not in self.adapter, "dropped")
+        dropped: Column[tuple[str, Update]] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
         title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
         return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
 
@@ -142,7 +142,7 @@ def drop(
     (original,) = sources([[adapter]])
     (label,) = labels([original])
     whole = read_source(original, label, reading, base)
-    form = Form.of(whole, to=to, base=base)
+    form = form_of(whole, target, to=to, base=base)
     form.check_target(target, original)
     with place(label):
         gone = set(select(whole, module_globs(modules)))

@@ -22,8 +22,8 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_finite(name: str, value: object) -> None:
-    """Refuse a value of the option ``name`` that is no finite number; None is an option that was not given."""
-    if value is not None and (not isinstance(value, Real) or not isfinite(value)):
+    """Refuse a value of the option ``name`` that is no finite number."""
+    if not isinstance(value, Real) or not isfinite(value):
         raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
 
 

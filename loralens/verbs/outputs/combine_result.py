@@ -72,8 +72,8 @@ class CombineResult(Tabular):
         The result, as it is written.
     format : str
         Its dialect.
-    size : int
-        Bytes of its file of weights.
+    size : int or None
+        Bytes of its file of weights; None where nothing is to be written and its dialect could not hold it.
     rounding : Rounding or None
         What rounding its factors cost; None where it was not measured.
     target : Target
@@ -86,7 +86,7 @@ class CombineResult(Tabular):
     nominal_ranks: Mapping[str, list[int]]
     adapter: Adapter
     format: str
-    size: int
+    size: int | None
     rounding: Rounding | None
     target: Target
 
@@ -144,7 +144,8 @@ class CombineResult(Tabular):
         if self.rounding and self.rounding.worst:
             lines.append(str(self.rounding))
         lines.append(f"parameters  {self.adapter.parameters:,}")
-        lines.append(f"file        {size(self.size)} ({self.size:,} bytes)")
+        if self.size is not None:
+            lines.append(f"file        {size(self.size)} ({self.size:,} bytes)")
         where = f" {self.target.output}" if self.target.output else ""
         verb = "wrote" if self.output else "would write"
         return [*lines, f"{verb}{where}: {self.format}, {len(self.adapter)} modules"]

@@ -25,12 +25,12 @@ from loralens.core.threads import Step
 from loralens.core.together import names_together, together, widened
 from loralens.core.vector import with_modules
 from loralens.core.weights import Weight
-from loralens.errors import MismatchError, OptionError, place
+from loralens.errors import LoraLensError, MismatchError, OptionError, place
 from loralens.formats import stored_as
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamped
-from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, read_where_unknown, sources
+from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
@@ -78,13 +78,15 @@ def follow(
     looks = _count_looks(recipe)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
+    if all(isinstance(source, Adapter) for source in originals):
+        check_unread(reading)
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
     if len(adapters) > 1:
         warn_of_bases(paths, adapters)
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):
                 check_known(adapter, "a sum")  # neither a strength nor an order of rows that is not known adds up
-    form = Form.of(adapters[0], to=to, base=base)
+    form = form_of(adapters[0], target, to=to, base=base)
     for source in originals:
         form.check_target(target, source)
     weights = _base_weights(recipe, adapters, base)
@@ -94,8 +96,6 @@ def follow(
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
-    stored, files = _stored(adapter, recipe, form)
-    target.write(stored, files)
     rows = together(adapters, paths)
     return CombineResult(
         replace(recipe, space=factors.combination.recipe.space),
@@ -104,10 +104,37 @@ def follow(
         {name: [module.rank if module else 0 for module in rows[name]] for name in factors.combination.modules},
         adapter,
         form.name,
-        stored_size(stored, files),
+        _write(adapter, recipe, form, target),
         rounding,
         target,
     )
+
+
+def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> Form:
+    """The dialect of the result; that of PEFT where its own is only read, and nothing is to be written."""
+    if to is None and _only_returned(target) and adapter.format not in TARGET_FORMATS:
+        return Form("peft", {}, base)
+    return Form.of(adapter, to=to, base=base)
+
+
+def _only_returned(target: Target) -> bool:
+    """Whether nothing is to be written, nor checked for being written: Python takes the adapter that is returned."""
+    return target.output is None and not target.dry_run
+
+
+def _write(adapter: Adapter, recipe: Recipe, form: Form, target: Target) -> int | None:
+    """Write the result where it is to be written; bytes of its file of weights.
+
+    None where nothing is to be written and the dialect could not hold it.
+    """
+    try:
+        stored, files = _stored(adapter, recipe, form)
+    except LoraLensError:
+        if _only_returned(target):
+            return None
+        raise
+    target.write(stored, files)
+    return stored_size(stored, files)
 
 
 def check_writing(to: str | None, dtype: str | None) -> None:
