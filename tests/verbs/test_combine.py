@@ -14,6 +14,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.recipe import Strength
+from loralens.tables.text import lay_out
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -156,6 +157,20 @@ def test_the_columns(a: Adapter, b: Adapter) -> None:
     assert "truncation" not in [column.title for column in loralens.combine(a, b).tables()[0].shown]
     assert result.total.shares[0].gain == result.record()["adapters"][0]["gain"]
     assert "<table>" in result._repr_html_()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_the_tables_fit_a_terminal_and_no_number_is_cut(width: int) -> None:
+    name = "base_model.language_model.layers.10.self_attn.q_proj"
+    modules = {name: LowRank(np.eye(4096, 16, dtype="f"), np.eye(16, 11008, dtype="f"), 0.5)}
+    result = loralens.combine([(Adapter(modules=modules), 0.7), (Adapter(modules=modules), 0.3)], rank=8)
+    for table in result.tables():
+        layout = lay_out(table, width)
+        assert all(len(line) <= width for line in (layout.heading, *layout.lines))
+        shown = [column for column in table.shown if column.title in layout.heading]
+        assert len(shown) >= 4
+        for row, line in zip(table.rows, layout.lines, strict=True):
+            assert all(column.cell(row) in line for column in shown if column.align == "right")
 
 
 def test_a_recipe_is_followed_from_a_result_a_file_or_an_adapter(files: Path) -> None:

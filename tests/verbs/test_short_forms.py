@@ -121,14 +121,14 @@ def test_wrong_values_are_refused(files: Path, verb: str, options: dict[str, Any
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
 def test_a_strength_has_to_be_a_finite_number(files: Path, value: Any) -> None:
-    for call in (lambda: loralens.scale("small", value), lambda: loralens.interpolate("small", "other", value)):
+    for function, *inputs in ((loralens.scale, "small"), (loralens.interpolate, "small", "other")):
         with pytest.raises(loralens.OptionError, match="finite number"):
-            call()
+            function(*inputs, value)
 
 
 def test_what_is_no_adapter_is_refused(files: Path) -> None:
     with pytest.raises(loralens.OptionError, match="3 is no adapter"):
-        loralens.negate(3)  # type: ignore[arg-type]
+        loralens.negate(3)
     with pytest.raises(loralens.OptionError, match="says how a file is read"):
         loralens.negate(small_adapter(), alpha=4.0)
     with pytest.raises(loralens.OptionError, match="nothing would be left"):
