@@ -69,7 +69,7 @@ def command(
     drop_dead: bool,
     uniform: bool,
     rows: Rows,
-    **given: Unpack[RulesWritingAndReading],
+    **files: Unpack[RulesWritingAndReading],
 ) -> None:
     """Write several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
@@ -90,6 +90,6 @@ def command(
         take=take,
         drop_dead=drop_dead,
         uniform=uniform,
-        **given,
+        **files,
     )
     show(result, rows)

@@ -99,12 +99,12 @@ def combine(
         "rank": rank, "energy": energy, "error": error, "sv_ratio": sv_ratio, "parameters": parameters, "size": size,
     }  # fmt: skip
     if recipe is not None:
-        beside = {
+        excluded = {
             "strength": strength, "density": density, "settings": settings or None, "method": method, "space": space,
             "seed": seed, "modules": modules or None, "take": take, "drop_dead": drop_dead or None,
             "uniform": uniform or None, **rules,
         }  # fmt: skip
-        return _follow_recipe(recipe, adapters, beside, options)
+        return _follow_recipe(recipe, adapters, excluded, options)
     check_choice("space", space, SPACES)
     if strength is not None:
         check_finite("strength", strength)
@@ -131,11 +131,11 @@ def combine(
 def _follow_recipe(
     recipe: str | PathLike[str] | Recipe,
     adapters: Sequence[WithStrength],
-    beside: Mapping[str, Any],
+    excluded: Mapping[str, Any],
     options: WritingAndReading,
 ) -> CombineResult:
-    """Follow a recipe, which has its own of all the options in ``beside``. A 0 was given, None was not."""
-    names = [spoken(name) for name, value in beside.items() if value is not None]
+    """Follow a recipe, which has its own of all the options in ``excluded``. A 0 was given, None was not."""
+    names = [spoken(name) for name, value in excluded.items() if value is not None]
     names += ["ADAPTER"] if adapters else []
     if names:
         raise OptionError(
@@ -167,5 +167,4 @@ def _truncation(rules: Mapping[str, Any]) -> dict[str, float]:
     if rule is None:
         return {}
     value = next(value for value in rules.values() if value is not None)
-    whole = rule.name in ("rank", "bytes")
-    return {rule.name: int(rule.value) if whole else float(value)}
+    return {rule.name: int(rule.value) if rule.name in ("rank", "bytes") else float(value)}

@@ -141,23 +141,23 @@ def drop(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (original,) = sources([[adapter]])
     (label,) = labels([original])
-    whole = read_source(original, label, reading, base)
-    form = form_of(whole, target, to=to, base=base)
+    before = read_source(original, label, reading, base)
+    form = form_of(before, target, to=to, base=base)
     form.check_target(target, original)
     with place(label):
-        gone = set(select(whole, module_globs(modules)))
-        if len(gone) == len(whole):
+        gone = set(select(before, module_globs(modules)))
+        if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
-    extra = {key: each for key, each in whole.extra.items() if each.module not in gone or each.role == "saved"}
-    left = replace(whole.without(gone), extra=extra)
-    new = quantised(left, form.bits) if form.bits else rounded(left, numpy_dtype(dtype))
+    extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
+    remaining = replace(before.without(gone), extra=extra)
+    new = quantised(remaining, form.bits) if form.bits else rounded(remaining, numpy_dtype(dtype))
     allowed = allow_loss or form.bits is not None
     with place(label):
-        cost = Rounding.between(left, new.modules, allow_loss=allowed, dtype=dtype)
+        cost = Rounding.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
     if target.output is not None:
         options = form.writer_options
         save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **options)
-    return DropResult(label, whole, new, form.name, cost, target)
+    return DropResult(label, before, new, form.name, cost, target)
 
 
 COLUMNS: tuple[Column[tuple[str, Update]], ...] = (

@@ -146,9 +146,9 @@ class CombineResult(Tabular):
         lines.append(f"parameters  {self.adapter.parameters:,}")
         if self.size is not None:
             lines.append(f"file        {size(self.size)} ({self.size:,} bytes)")
-        where = f" {self.target.output}" if self.target.output else ""
+        place = f" {self.target.output}" if self.target.output else ""
         verb = "wrote" if self.output else "would write"
-        return [*lines, f"{verb}{where}: {self.format}, {len(self.adapter)} modules"]
+        return [*lines, f"{verb}{place}: {self.format}, {len(self.adapter)} modules"]
 
     def record(self) -> dict[str, Any]:
         """Everything as a JSON object."""

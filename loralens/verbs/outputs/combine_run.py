@@ -75,7 +75,8 @@ def follow(
     ``originals`` are the adapters of the recipe, one by one: paths, or adapters that have been read.
     """
     check_writing(to, dtype)
-    looks = _count_looks(recipe)
+    method = method_named(recipe.method, METHODS)
+    method.settings(recipe.options, cast("Space | None", recipe.space))  # refused before anything is read
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
@@ -91,7 +92,8 @@ def follow(
         form.check_target(target, source)
     weights = _base_weights(recipe, adapters, base)
     modules = select(names_together(adapters, paths), recipe.modules)
-    with progress(recipe.method, looks * len(modules)) as step:
+    passes = 2 if method.looks else 1  # over all modules
+    with progress(recipe.method, passes * len(modules)) as step:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
@@ -151,13 +153,6 @@ def read_source(source: AdapterSource, label: str, reading: Reading, base: BaseP
     if not isinstance(source, Adapter):
         tell_findings(label, adapter.findings, without={DORA} if base else ())  # with a base, DoRA is combined whole
     return adapter
-
-
-def _count_looks(recipe: Recipe) -> int:
-    """How often the method looks at every module; options that it does not have are refused before reading."""
-    method = method_named(recipe.method, METHODS)
-    method.settings(recipe.options, cast("Space | None", recipe.space))
-    return 2 if method.looks else 1
 
 
 def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | None) -> Mapping[str, Weight] | None:
