@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from loralens.errors import OptionError
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 
 DPI = 150  # of a .png, and of the layout: letters are as wide in the one as they were measured in the other
 

@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.formats.files.appearing import appearing
 from loralens.formats.files.disk import disk
 from loralens.formats.files.leftovers import tidy
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 from loralens.reporting.document import Report
 from loralens.reporting.html import html
 from loralens.reporting.markdown import markdown, pictures
