@@ -18,14 +18,13 @@ from loralens.tables.numbers import number
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
 
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 
-DTYPES = {"keep": None, "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 NONE = "none"  # in place of a file: it is not written
 SWALLOWED = 0.95  # gain below which a merge is said to lose too much
 DAMAGED = 0.2  # and relative error above which
@@ -169,7 +168,7 @@ def merge(
         Adapters and base do not fit together.
     """
     check_choice("rounding", rounding, get_args(Mode))
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
         raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
     where = Device.of(device)  # what is wrong with it is said before the work
@@ -180,7 +179,7 @@ def merge(
         modules=modules,
         allow_missing=allow_missing,
         untie=untie,
-        dtype=DTYPES[dtype],
+        dtype=FLOAT_TYPES.get(dtype),
     )
     _tell_plan(inputs.plan)
     target = Path(output) if output is not None else None
