@@ -1,6 +1,5 @@
 """What a merge starts from: adapters with weights, the files of a base, and the plan; `verify` starts from it too."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.names import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
-from loralens.formats.files.container import dumps
+from loralens.formats.files.container import dumps, read_json
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
@@ -92,7 +91,7 @@ class MergeInputs:
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
-        content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
+        content = {**read_json(path), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
         return {CONFIG: dumps(content)}
 

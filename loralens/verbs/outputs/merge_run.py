@@ -25,7 +25,7 @@ from loralens.merging.apply import prepare
 from loralens.merging.record import TensorRecord, Watch, feed
 from loralens.merging.rounding import Mode, Rounding
 from loralens.merging.summary import Hashed, MergedModule, merged_modules, model_hash, module_entries, total_entry
-from loralens.merging.undo.layout import VERSION, packed
+from loralens.merging.undo.layout import VERSION, digest, packed
 from loralens.merging.undo.patch import in_memory
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
@@ -214,12 +214,14 @@ class MergeRun:
         return dict(sorted({**self.arrays, **whole}.items()))
 
     def _undo_content(self) -> dict[str, Any]:
+        originals = self.inputs.originals()
         return {
             "version": VERSION,
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
-            "copies": {key: digest.hexdigest() for key, digest in sorted(self.digests.items())},
-            **self.inputs.originals(),
+            "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
+            **originals,
+            "digest": digest(originals["headers"], originals["texts"]),
         }
 
     def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
@@ -234,7 +236,7 @@ class MergeRun:
                 digests[key] = sha256()
                 feed(digests[key], tensors[key].read())
         copies = {
-            key: Hashed(tensors[key].dtype, tensors[key].shape, digest.hexdigest()) for key, digest in digests.items()
+            key: Hashed(tensors[key].dtype, tensors[key].shape, hashed.hexdigest()) for key, hashed in digests.items()
         }
         return model_hash(records, copies, side=side)
 
