@@ -15,7 +15,7 @@ from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.container import dumps
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 from loralens.formats.records.kept import keeping, settle
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
