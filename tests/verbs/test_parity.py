@@ -31,13 +31,13 @@ def options_of(verb: str) -> dict[str, Any]:
     return {
         str(param.name): REQUIRED if param.required else _plain(param.get_default(context))
         for param in command.params
-        if param.name not in DISPLAY and not (isinstance(param, click.Argument) and param.required)
+        if param.name not in DISPLAY and not isinstance(param, click.Argument)
     }
 
 
 def arguments_of(verb: str) -> list[str]:
     command: click.Command = import_module(f"loralens.cli.{verb}").command
-    return [str(param.name) for param in command.params if isinstance(param, click.Argument) and param.required]
+    return [str(param.name) for param in command.params if isinstance(param, click.Argument)]
 
 
 def parameters_of(verb: str) -> dict[str, Any]:
