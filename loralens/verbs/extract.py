@@ -26,7 +26,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import opened
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
 from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat, writer_options
-from loralens.verbs.outputs.rules import RankRules, optional_rule, spoken
+from loralens.verbs.outputs.rules import RULES, RankRules, optional_rule, spoken
 from loralens.verbs.outputs.target import Target
 
 Noise = Literal["rounding", "median"]
@@ -34,6 +34,7 @@ ModuleRow = tuple[str, Extracted]  # and its name
 
 FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
 FULL = 2.0  # times the rounding noise, from which what is left over is said to be more than that
+RENAMED = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"
 NAMED = 5  # tensors that are named in a message before the others are counted
 
 
@@ -240,7 +241,9 @@ def extract(
             threads=os.cpu_count() or 1,
             step=step,
         )
-    extraction = _with_names(extraction, renamed(extraction.adapter))
+    adapter = renamed(extraction.adapter)
+    if list(adapter) != list(extraction.adapter):
+        extraction = replace(extraction, adapter=adapter, notes=(*extraction.notes, RENAMED))
     if target.written:
         save(extraction.adapter, target.written, format=to, overwrite=overwrite, **writing)
         back = load(target.written, format=to, base=base, allow_pickle=True)
@@ -252,6 +255,9 @@ def extract(
 def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     """The one rule of ranks."""
     names = [name for name, value in rules.items() if value is not None]
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     if noise_edge is not None and names:
         raise OptionError(f"--noise-edge and {spoken(names[0])} exclude each other", fix="give one of them")
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
@@ -272,14 +278,6 @@ def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike
             f"{path}: of float8 weights with scales the rounding noise is not known here",
             fix="give --noise-edge median, or one of the other rules",
         )
-
-
-def _with_names(extraction: Extraction, adapter: Adapter) -> Extraction:
-    """The extraction with its adapter under the names that its readers look for."""
-    if list(adapter) == list(extraction.adapter):
-        return extraction
-    text = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"
-    return replace(extraction, adapter=adapter, notes=(*extraction.notes, text))
 
 
 def _tell(extraction: Extraction) -> None:

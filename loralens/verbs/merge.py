@@ -171,7 +171,7 @@ def merge(
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
         raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
-    where = Device.of(device)  # what is wrong with it is said before the work
+    compute_device = Device.of(device)  # what is wrong with it is said before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),
         base,
@@ -184,8 +184,8 @@ def merge(
     _tell_plan(inputs.plan)
     target = Path(output) if output is not None else None
     undo_file, certificate_file = (
-        _beside(target, given, name, folder=inputs.files.root.is_dir())
-        for given, name in ((undo, NAME), (certificate, CERTIFICATE))
+        _beside(target, path, name, folder=inputs.files.root.is_dir())
+        for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -194,7 +194,7 @@ def merge(
         seed=seed,
         fidelity=measured,
         undo=undo_file is not None and not dry_run,
-        device=where,
+        device=compute_device,
     )
     if dry_run:
         run.rehearse()
@@ -206,10 +206,10 @@ def merge(
     return result
 
 
-def _beside(output: Path | None, given: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+def _beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
     """Where the undo file or the certificate goes; None where it is not written."""
-    if given is not None:
-        return None if str(given) == NONE else Path(given)
+    if path is not None:
+        return None if str(path) == NONE else Path(path)
     if output is None:
         return None
     return output / name if folder else output.with_name(f"{output.stem}.{name}")

@@ -19,9 +19,10 @@ from loralens.merging.plan import Plan
 from loralens.merging.undo.subtract import Doubt, subtracted
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Table
-from loralens.verbs.inputs.adapters import Reading
+from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.outputs.rules import spoken
 from loralens.verbs.outputs.unmerge_run import UnmergeRun
 
 THREADS = os.cpu_count() or 1
@@ -136,19 +137,22 @@ def unmerge(
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
     if undo is not None and subtracting:
         raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
-    if modules and not subtracting:
-        raise OptionError("--modules goes with --adapter: an undo file restores everything", fix="leave it out")
+    of_subtracting = [*(["modules"] if modules else []), *stated_options(reading)]
+    if of_subtracting and not subtracting:
+        raise OptionError(
+            f"{spoken(of_subtracting[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
+        )
     if output is None and not dry_run:
         raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")
-    where = Device.of(device)  # what is wrong with it is said before the work
+    compute_device = Device.of(device)  # what is wrong with it is said before the work
     target = Path(output) if output is not None else None
     if subtracting:
         inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
-        doubt = _subtract(inputs, target, where, overwrite=overwrite, dry_run=dry_run)
+        doubt = _subtract(inputs, target, compute_device, overwrite=overwrite, dry_run=dry_run)
         if doubt.none:
             warn("this model was not made by merging this adapter, or was changed since")
         return UnmergeResult(str(merged), target, dry_run, False, list(inputs.plan.tensors), doubt)
-    run = UnmergeRun(Path(merged), Path(undo) if undo is not None else None, where)
+    run = UnmergeRun(Path(merged), Path(undo) if undo is not None else None, compute_device)
     if dry_run:
         run.rehearse()
     else:

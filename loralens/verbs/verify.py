@@ -99,16 +99,17 @@ class VerifyResult(Tabular):
         sentences = [] if self.modules else [self._title]
         bad = [verdict for verdict in self.modules if verdict.outcome not in GOOD]
         by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
-        others = [verdict for verdict in bad if not verdict.by_rounding and verdict.outcome == "partial"]
+        unexplained = [verdict for verdict in bad if not verdict.by_rounding and verdict.outcome == "partial"]
         if by_rounding:
             sentences.append(
                 f"note: in {len(by_rounding)} of them every bit is what this merge writes, and rounding takes the "
                 f"rest: merge with --dtype f32, or serve the adapter unmerged: {some(by_rounding)}"
             )
-        if others:
+        if unexplained:
+            first = unexplained[0]
             sentences.append(
-                f"note: {others[0].module} has a gain of {others[0].gain:.4f}, where {self.rounding} rounding predicts "
-                f"{others[0].predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
+                f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
+                f"{first.predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
             )
         count = len(self.others_changed)
         if count:
@@ -180,7 +181,7 @@ def verify(
         A file that cannot be read.
     """
     check_choice("rounding", rounding, get_args(Mode))
-    where = Device.of(device)  # what is wrong with it is said before the work
+    compute_device = Device.of(device)  # what is wrong with it is said before the work
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
     tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))
     stored = merged_tie.shown(files.tensors)
@@ -196,7 +197,9 @@ def verify(
 
     def replay(key: str) -> list[Verdict]:
         with place(key):
-            merge = prepare(planned[key], dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key), device=where)
+            merge = prepare(
+                planned[key], dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key), device=compute_device
+            )
             verdict = verdicts(merge, tensors[key] if merge.requantised else stored[key])
         if step:
             step(planned[key].source.size)
@@ -208,12 +211,12 @@ def verify(
             step(base_tensors[key].size)
         return changed
 
-    others, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
-    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in others]
+    untouched, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)
-        changed = in_threads(differs, others, threads)
+        changed = in_threads(differs, untouched, threads)
     for model in (files, inputs.files):
         model.check_unchanged()
     modules_found = [verdict for verdicts_of_tensor in replayed.values() for verdict in verdicts_of_tensor]
-    return VerifyResult(str(merged), str(base), rounding, modules_found, [key for key in others if changed[key]])
+    return VerifyResult(str(merged), str(base), rounding, modules_found, [key for key in untouched if changed[key]])

@@ -73,3 +73,8 @@ def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
 def test_wrong_options(options: dict[str, object], message: str, both: tuple[Path, Path]) -> None:
     with pytest.raises(OptionError, match=message):
         loralens.extract(*both, **options)
+
+
+def test_a_misspelt_option_is_no_option(both: tuple[Path, Path]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ranks'"):
+        loralens.extract(*both, ranks=3)

@@ -112,6 +112,12 @@ def test_options_of_reading_are_for_files(base: Path) -> None:
         loralens.merge(small_adapter(), base=base, dry_run=True, alpha=3.0)
 
 
+@pytest.mark.parametrize("make", [lambda small: small, lambda small: small_adapter()])
+def test_a_misspelt_option_is_no_option(make, small: Path, base: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ovewrite'"):
+        loralens.merge(make(small), base=base, dry_run=True, ovewrite=True)
+
+
 def test_an_adapter_of_another_base_says_which(base: Path) -> None:
     pair = loralens.LowRank(np.ones((4, 1), np.float32), np.ones((1, 4), np.float32), 1.0)
     with pytest.raises(MismatchError) as error:

@@ -91,9 +91,15 @@ def test_a_dry_run_finds_what_was_changed(kind: str, out: Path) -> None:
         ({}, "the base has to be written somewhere"),
         ({"undo": NAME, "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
         ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
+        ({"allow_pickle": True, "dry_run": True}, "--allow-pickle goes with --adapter"),
         ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str, out: Path) -> None:
     with pytest.raises(OptionError, match=message):
         loralens.unmerge(out, **options)
+
+
+def test_a_misspelt_option_is_no_option(out: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ovewrite'"):
+        loralens.unmerge(out, dry_run=True, ovewrite=True)

@@ -210,8 +210,8 @@ class MergeRun:
 
     def _undo_arrays(self) -> dict[str, LazyArray]:
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
-        whole = {f"{key}#whole": tensors[key] for key in dropped}
-        return dict(sorted({**self.arrays, **whole}.items()))
+        dropped_arrays = {f"{key}#whole": tensors[key] for key in dropped}
+        return dict(sorted({**self.arrays, **dropped_arrays}.items()))
 
     def _undo_content(self) -> dict[str, Any]:
         originals = self.inputs.originals()
@@ -227,8 +227,8 @@ class MergeRun:
     def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
         """Of a whole model; None where nothing was hashed, or nothing was copied because nothing was written."""
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
-        seen = len(self.digests) + len(dropped) + sum(key in tensors for key in self.records)
-        if not self.hashes or seen < len(tensors):
+        hashed_count = len(self.digests) + len(dropped) + sum(key in tensors for key in self.records)
+        if not self.hashes or hashed_count < len(tensors):
             return None
         digests = dict(self.digests)
         if side == "base":

@@ -49,8 +49,10 @@ class UnmergeRun:
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
-        beside = merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None  # of a model that is one file
-        outside = undo or beside
+        undo_beside = (
+            merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None
+        )  # of a model that is one file
+        outside = undo or undo_beside
         if outside:
             settle(outside, merged)
         root = resolved(merged)
