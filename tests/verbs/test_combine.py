@@ -257,6 +257,7 @@ def test_a_wrong_value_is_refused_and_says_what_is_possible(
         ((), "there is no adapter"),
         (([],), "there is no adapter"),
         ((3,), "3 is no adapter"),
+        (("a:0.5", "b"), r"give \('a', 0.5\)"),
         ((("a", float("inf")),), "a weight cannot be inf"),
         (({"a": "much"},), "a weight cannot be 'much'"),
         ((("a", {"q_proj": float("nan")}),), "a weight cannot be nan"),
