@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.compression.curve import curve, ranks_shown
+from loralens.compression.curve import rank_curve, ranks_shown
 from loralens.compression.loss import total_error
 from loralens.compression.plan import Plan
 from loralens.compression.truncate import truncate
@@ -35,7 +35,7 @@ def test_ranks_shown():
 
 
 def test_points_are_truncations(adapter):
-    points = curve(Plan.of(adapter), size=size)
+    points = rank_curve(Plan.of(adapter), size=size)
     assert [point.rank for point in points] == [6, 5, 4, 3, 2, 1]
     for point in points:
         after, found = truncate(adapter, Rule("rank", point.rank))
@@ -50,7 +50,7 @@ def test_points_are_truncations(adapter):
 
 
 def test_bits_buy_more_than_rank_alone(adapter):
-    points = curve(Plan.of(adapter), size=size, header=1000)
+    points = rank_curve(Plan.of(adapter), size=size, header=1000)
     for point in points[1:]:
         assert point.few_bits < point.budget.error
-    assert curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None
+    assert rank_curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None

@@ -53,7 +53,7 @@ def parameters_of(verb: str) -> dict[str, Any]:
 def _plain(default: Any) -> Any:
     if isinstance(default, Path):
         return str(default)
-    return None if default in ((), [], None) or type(default).__name__ == "Sentinel" else default
+    return None if default in ((), [], None, Parameter.empty) or type(default).__name__ == "Sentinel" else default
 
 
 @pytest.mark.parametrize("verb", WRITTEN)
