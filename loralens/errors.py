@@ -5,6 +5,7 @@
     ├── ShapeError       arrays that do not fit together
     ├── MismatchError    two things that belong together and disagree: config and tensors, adapter and base
     ├── OptionError      an option with a value that makes no sense
+    │   └── UnknownModuleError   a module that an adapter does not have; a KeyError too
     └── DivergenceError  training that left the finite numbers
 
 A message has three parts: where, what, and how to fix it. Code deep down knows *what*; whoever called it adds
@@ -84,6 +85,10 @@ class MismatchError(LoraLensError):
 
 class OptionError(LoraLensError):
     """An option with a value that makes no sense."""
+
+
+class UnknownModuleError(OptionError, KeyError):
+    """An adapter has no module of this name, or none that this glob matches."""
 
 
 class DivergenceError(LoraLensError):

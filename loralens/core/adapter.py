@@ -1,13 +1,17 @@
 """Adapter: the updates of a whole model, and whatever else their file carried."""
 
 from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final, overload
 
 from loralens.core.lazy import LazyArray
-from loralens.core.names import natural_key, nearest
-from loralens.errors import OptionError
+from loralens.core.names import matches, natural_key, nearest, wild
+from loralens.errors import OptionError, UnknownModuleError
+from loralens.tables.numbers import number, shape
+from loralens.tables.render import html
+from loralens.tables.table import Column, Table
 
 if TYPE_CHECKING:  # four classes that only LyCORIS files need
     from loralens.core.structured import Update
@@ -71,7 +75,8 @@ class Adapter:
     """Module name → LowRank, in natural module order, plus whatever else the file carried.
 
     Works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over names,
-    ``items()``.
+    ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module, ``adapter["*.q_proj"]`` is the
+    adapter of the modules that a glob matches. Copies share the numbers that are not read yet; a pickle holds them.
 
     Attributes
     ----------
@@ -110,10 +115,28 @@ class Adapter:
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
-    def __getitem__(self, name: str) -> "Update":
-        if name not in self.modules:
-            raise OptionError(f"no module {name!r}", fix=f"the nearest names are {nearest(name, self.modules)}")
-        return self.modules[name]
+    @overload
+    def __getitem__(self, key: int) -> "Update": ...
+    @overload
+    def __getitem__(self, key: str) -> "Update": ...
+    def __getitem__(self, key: str | int) -> "Update | Adapter":
+        """A module by its name or its place in natural order; by a glob, an adapter of the modules that it matches.
+
+        Raises
+        ------
+        UnknownModuleError
+            No module has this name, or is matched by this glob; it is a `KeyError` too.
+        IndexError
+            There are not so many modules.
+        """
+        if isinstance(key, int):
+            return self.modules[list(self.modules)[key]]
+        if key in self.modules:
+            return self.modules[key]
+        if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
+            return self.without(self.modules.keys() - {*matched})
+        what = "no module is matched by" if wild(key) else "no module"
+        raise UnknownModuleError(f"{what} {key!r}", fix=f"the nearest names are {nearest(key, self.modules)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
@@ -200,9 +223,27 @@ class Adapter:
         """Bytes stored in pairs."""
         return sum(module.nbytes for module in self.modules.values())
 
+    def __reduce__(self) -> tuple[Any, ...]:  # views of mappings, which protect an adapter, cannot be pickled
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return partial(Adapter, **{**values, "modules": dict(self.modules), "extra": dict(self.extra)}), ()
+
+    def _repr_html_(self) -> str:
+        """The first modules as a table for a notebook."""
+        return html(Table(repr(self), MODULE_COLUMNS, list(self.items())[:MODULES_SHOWN]))
+
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()})
         return f"Adapter({self.format}, {len(self)} modules, rank {_span(ranks)}, {self.parameters:,} parameters)"
+
+
+MODULES_SHOWN = 20  # in a notebook
+MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
+    Column("name", lambda row: row[0], "module", align="left"),
+    Column("shape", lambda row: row[1].shape, "out × in", shape),
+    Column("rank", lambda row: row[1].rank, "r"),
+    Column("scale", lambda row: row[1].scale, "scale", number),
+    Column("dtype", lambda row: row[1].dtype, "dtype"),
+)
 
 
 def _sum(*terms: tuple[Adapter, float]) -> Adapter:

@@ -123,6 +123,12 @@ class LazyArray:
         """The transpose."""
         return self.map(lambda array: array.T, shape=self.shape[::-1])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LazyArray":
+        return self  # nobody writes into what it returns
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what reads it cannot be pickled; its numbers can
+        return LazyArray.of, (self.read(),)
+
     def __repr__(self) -> str:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple, Self, final
 
@@ -173,6 +174,10 @@ class LowRank:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        more = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
+        return more, (self._B, self._A, self.scale)
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"LowRank is frozen: {name} stays")
