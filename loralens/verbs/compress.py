@@ -287,12 +287,7 @@ def compress(
         data_losses(before, after, moments) if moments else {},
         _file_bytes(source, before, form),
         bytes_after,
-        [
-            *magnitude_notes,
-            *_notes(plan, decision.ranks, rank),
-            *([f"{each.text} ({each.fix})" for each in experts_differ(after)] if form.name == "peft" else []),
-            *([BY_WEIGHTS] if decision.plan is not plan else []),
-        ],
+        [*magnitude_notes, *_notes(plan, decision, after, rank)],
         plan,
         decision.form,
     )
@@ -371,8 +366,12 @@ def _with_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] 
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(plan: Plan, ranks: Mapping[str, int], rank: float | None) -> list[str]:
-    """What became of modules that are no plain pairs, and of those that have fewer directions than ``rank``."""
+def _notes(plan: Plan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
+    """What became of modules that are no plain pairs, and of those that have fewer directions than ``rank``.
+
+    And what PEFT would not load; and where the decision does not follow the data that the plan follows.
+    """
+    ranks = decision.ranks
     whole = sum(map(kept_whole, plan.adapter.modules.values()))
     blocks = sum(fused(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items())
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
@@ -381,6 +380,8 @@ def _notes(plan: Plan, ranks: Mapping[str, int], rank: float | None) -> list[str
         *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
         *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
         *rank_notes(rank, ranks),
+        *([f"{each.text} ({each.fix})" for each in experts_differ(after)] if decision.form.name == "peft" else []),
+        *([BY_WEIGHTS] if decision.plan is not plan else []),
     ]
 
 

@@ -132,8 +132,14 @@ def curve(
                 step=step,
             )
         points = trade_off(plan, form, protect=protect, on_data=moments is not None)
-    measured = "moments" if isinstance(activations, Moments) else activations and str(activations)
-    return CurveResult(label, adapter, form.name, points, measured)
+    return CurveResult(label, adapter, form.name, points, _moments_label(activations))
+
+
+def _moments_label(activations: str | PathLike[str] | Moments | None) -> str | None:
+    """What the moments are called, on which errors were measured."""
+    if activations is None:
+        return None
+    return "moments" if isinstance(activations, Moments) else str(activations)
 
 
 def trade_off(plan: Plan, form: Form, *, protect: Protection = "absolute", on_data: bool = False) -> list[Point]:

@@ -21,8 +21,8 @@ DIALECTS = ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "loralens
 
 @pytest.mark.parametrize("to", DIALECTS)
 def test_the_result_is_what_load_would_read(to: str, small: Path, tmp_path: Path) -> None:
-    written = loralens.convert(small, to=to, output=tmp_path / "out")  # type: ignore[arg-type]
-    unwritten = loralens.convert(loralens.load(small), to=to)  # type: ignore[arg-type]
+    written = loralens.convert(small, to=to, output=tmp_path / "out")
+    unwritten = loralens.convert(loralens.load(small), to=to)
     back = loralens.load(tmp_path / "out", allow_pickle=True)
     for result in (written, unwritten):
         assert result.adapter.format == to
