@@ -17,9 +17,7 @@ TARGETS = TARGET_FORMATS  # for commands that are no functions yet
 
 @click.command("convert")
 @click.argument("source")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="TARGET", help="File or folder to write."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
 @click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
 @click.option(
     "--base", type=click.Path(path_type=Path), metavar="DIR", help="The base model: its weights' names, headers only."
@@ -36,7 +34,7 @@ TARGETS = TARGET_FORMATS  # for commands that are no functions yet
 @options.reading
 def command(
     source: str,
-    output: Path,
+    output: Path | None,
     to: TargetFormat,
     base: Path | None,
     arch: str | None,
@@ -57,6 +55,7 @@ def command(
     by name where it is not. What --rank cuts off, and what rounding costs (--dtype, loralens-q, a scale that is folded
     in), is said. SOURCE is never written over.
     """
+    options.require_output(output, dry_run=dry_run)
     result = convert(
         source,
         output=output,

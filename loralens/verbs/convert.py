@@ -76,9 +76,11 @@ class ConvertResult(Tabular):
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
             lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
-        if self.target.output:
-            verb = "would write" if self.target.dry_run else "wrote"
-            lines.append(f"{verb} {self.target.output}: {self.format}, {self.modules} modules")
+        what = f"{self.target.output}: {self.format}" if self.target.output else self.format
+        if self.target.written:
+            lines.append(f"wrote {what}, {self.modules} modules")
+        elif self.target.output or self.target.dry_run:
+            lines.append(f"would write {what}, {self.modules} modules")
         return lines
 
     def record(self) -> dict[str, Any]:
