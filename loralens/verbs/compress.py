@@ -387,7 +387,9 @@ def _notes(plan: Plan, decision: _Decision, after: Adapter, rank: float | None) 
 
 COLUMNS: tuple[Column[ModuleLoss], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, json=False, csv=False),
+    Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),
+    Column("out", lambda row: row.shape[0], json=False),
+    Column("in", lambda row: row.shape[1], json=False),
     Column("rank_before", lambda row: row.loss.rank_before, "r", priority=7),
     Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
     Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),

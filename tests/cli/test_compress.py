@@ -57,7 +57,7 @@ def test_json_keeps_its_contract(small: Path, tmp_path: Path) -> None:
     assert set(record) == {"loralens", "source", "target", "format", "modules", "total", "notes"}
     module = record["modules"][0]
     assert module == {
-        "name": Q, "rank_before": 2, "rank_after": 1, "relative_error": pytest.approx(0.2**0.5),
+        "name": Q, "shape": [6, 4], "rank_before": 2, "rank_after": 1, "relative_error": pytest.approx(0.2**0.5),
         "spectral_error": pytest.approx(0.5), "energy_kept": pytest.approx(0.8),
     }  # fmt: skip
     file = tmp_path / "out" / "adapter_model.safetensors"
