@@ -182,11 +182,11 @@ def _report(
     from loralens.analysis.doctor import examined, findings
     from loralens.cli.doctor import base_of
     from loralens.cli.progress import progress
-    from loralens.cli.similarity_many import labels
     from loralens.formats import FORMATS
     from loralens.reporting.company import company
     from loralens.reporting.make import report
     from loralens.reporting.subject import subject
+    from loralens.verbs.inputs.adapters import short_labels
 
     adapters = _load(paths, base, reading)
     moments = _moments(activations, adapters)
@@ -209,7 +209,7 @@ def _report(
     subjects: list[Subject] = []
     widest = max(map(len, adapters.values()), default=0)
     with progress("measuring", modules_in_all + (2 * widest if len(adapters) > 1 else 0)) as step:
-        for one, label, held in zip(patients, labels(paths), beside, strict=True):
+        for one, label, held in zip(patients, short_labels(paths), beside, strict=True):
             dialect = _dialect(one.adapter, base)
             file, its = moments.get(one.path, ("", None))
             subjects.append(
