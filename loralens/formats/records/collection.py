@@ -13,6 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
+from loralens.formats.files.gguf.header import Header, counts, values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
@@ -125,8 +126,6 @@ def _is_model(path: Path) -> bool:
 
 def _gguf_type(path: Path) -> object:
     """What the header of a GGUF file says it is, as far as it can be read; files older than that key say nothing."""
-    from loralens.formats.files.gguf.header import Header, counts, values
-
     with suppress(LoraLensError):
         header = Header(OpenFile(path))
         for key, value in values(header, counts(header)[1]):

@@ -11,7 +11,6 @@ from loralens.core.messages import tell_findings
 from loralens.core.shell import typed
 from loralens.errors import OptionError
 from loralens.formats import load
-from loralens.verbs.inputs.bases import warn_of_base
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
@@ -115,15 +114,18 @@ def read_adapter(
     OptionError
         Options of reading with an adapter that has been read.
     """
+    path = label if isinstance(source, Adapter) else str(source)
     if isinstance(source, Adapter):
         check_unread(reading)
-        if base is not None:
-            warn_of_base(label, source, base)
-        return source
-    path = str(source)
-    adapter = load(path, base=base, strict=strict, **reading)
+        adapter = source
+    else:
+        adapter = load(path, base=base, strict=strict, **reading)
     if base is not None:
+        from loralens.verbs.inputs.bases import warn_of_base  # reading a base takes as long to import as NumPy
+
         warn_of_base(path, adapter, base)
+    if isinstance(source, Adapter):
+        return adapter
     applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else frozenset()
     tell_findings(path, adapter.findings, without=applied)
     return adapter
