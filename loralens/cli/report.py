@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
-from loralens.cli.bases import named_by
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -179,31 +178,19 @@ def _report(
     intruders: bool | None,
     spoken: str,
 ) -> "Report":
-    from loralens.analysis.doctor import examined, findings
-    from loralens.cli.doctor import base_of
+    from loralens.analysis.doctor import findings
     from loralens.cli.progress import progress
-    from loralens.formats import FORMATS
     from loralens.reporting.company import company
     from loralens.reporting.make import report
     from loralens.reporting.subject import subject
     from loralens.verbs.inputs.adapters import short_labels
+    from loralens.verbs.inputs.examination import examine_adapters, open_base
 
     adapters = _load(paths, base, reading)
     moments = _moments(activations, adapters)
-    against = base_of(base) if base else None
-    only_read = {form.name for form in FORMATS if not form.writer}
+    against = open_base(base) if base else None
     modules_in_all = sum(map(len, adapters.values()))
-    with progress("examining", modules_in_all) as step:
-        typed = options.as_typed(reading)
-        patients = examined(
-            adapters,
-            base=against,
-            modules=modules,
-            only_read=only_read,
-            reading=typed,
-            named=named_by(adapters),
-            step=step,
-        )
+    patients = examine_adapters(adapters, base=against, modules=modules, reading=reading)
     found = findings(patients)
     beside = [_beside(one, against, intruders) if against else None for one in patients]
     subjects: list[Subject] = []

@@ -174,7 +174,7 @@ def test_labels_leave_out_the_folders_that_all_share() -> None:
     assert short_labels(["a", "a/b", "c"]) == ["a", "a/b", "c"]
 
 
-def test_no_module_in_common_is_exit_1(collection: list[Path], tmp_path: Path) -> None:
+def test_no_module_in_common_is_exit_2(collection: list[Path], tmp_path: Path) -> None:
     for i in range(3):
         module = adapter(0.1, 1)["layers.0.q"]
         loralens.save(loralens.Adapter(modules={f"model{i}.q": module}), tmp_path / f"m{i}")
