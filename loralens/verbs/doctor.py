@@ -11,7 +11,7 @@ from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import UNREADABLE, findings, rules
 from loralens.core.adapter import Adapter, Level
 from loralens.core.names import kind
-from loralens.errors import LoraLensError, OptionError, visible
+from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.files.location import adapter_file
 from loralens.formats.records.sarif import check_place, write_sarif
@@ -75,9 +75,9 @@ class DoctorResult(Tabular):
         adapter = self.adapters[label]
         causes = by_cause(finding for finding in self.findings if finding.adapter == label)
         read = count(len(adapter), "module") if adapter is not None else "not read"
-        against = f", against {visible(self.base)}" if self.base else ""
+        against = f", against {self.base}" if self.base else ""
         levels = _levels(Counter(same[0].level for same in causes))
-        lines = [f"{visible(label)} ({read}{against}): {levels}"]
+        lines = [f"{label} ({read}{against}): {levels}"]
         return [*lines, *(line for same in causes for line in _on_cause(same, len(adapter or ()))), ""]
 
     def record(self) -> dict[str, Any]:
