@@ -285,10 +285,16 @@ def _intruders(
 ) -> "tuple[dict[str, Intruders] | None, str]":
     """The intruders of all modules, or why they were not looked for."""
     from loralens.analysis.base.intruders import find_intruders
-    from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
     from loralens.core.carried import magnitudes
     from loralens.errors import place
     from loralens.linalg.device import Device
+    from loralens.verbs.inputs.decompositions import (
+        decompositions,
+        duration,
+        seconds_per_product,
+        svd_cache,
+        svd_work,
+    )
 
     if asked is False:
         return None, "--no-intruders was given"
@@ -298,14 +304,13 @@ def _intruders(
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if asked is None:
-        seconds = sum(map(svd_work, plain.values())) * seconds_a_product(device)
+        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             told = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
             say(f"note: {patient.path}: no intruders: {told}; --intruders does it", err=True)
             return None, f"{told} (loralens report --intruders does it, and keeps them)"
     found = {}
-    store = svd_store(None, "20GB", no_cache=False)
-    with closing(decomposed(plain, store, base, device)) as each:  # its progress bar ends whatever happens
+    with closing(decompositions(plain, svd_cache(), base, device)) as each:  # its progress bar ends whatever happens
         for name, W in each:
             with place(patient.path), place(name):
                 found[name] = find_intruders(patient.adapter[name], W).without_vectors()
