@@ -184,14 +184,14 @@ def _report(
     from loralens.reporting.company import company
     from loralens.reporting.make import report
     from loralens.reporting.subject import subject
-    from loralens.verbs.inputs.adapters import short_labels
+    from loralens.verbs.inputs.adapters import Reading, short_labels
     from loralens.verbs.inputs.examination import examine_adapters, open_base
 
     adapters = _load(paths, base, reading)
     moments = _moments(activations, adapters)
     against = open_base(base) if base else None
     modules_in_all = sum(map(len, adapters.values()))
-    patients = examine_adapters(adapters, base=against, modules=modules, reading=reading)
+    patients = examine_adapters(adapters, base=against, modules=modules, reading=Reading(**reading))  # type: ignore[typeddict-item]
     found = findings(patients)
     beside = [_beside(one, against, intruders) if against else None for one in patients]
     subjects: list[Subject] = []

@@ -9,6 +9,7 @@ import pytest
 
 import loralens
 from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.tables.result import Tabular
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
@@ -40,7 +41,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize(("count", "kind"), [(1, NestedSimilarity), (2, PairSimilarity), (4, CollectionSimilarity)])
 @pytest.mark.parametrize("options", [{}, {"of": "B"}, {"side": "out", "phi_rank": 1}, {"modules": ["q_proj"]}])
 def test_the_result_is_what_the_command_prints(
-    several: list[Path], count: int, kind: type, options: dict[str, Any]
+    several: list[Path], count: int, kind: type[Tabular], options: dict[str, Any]
 ) -> None:
     result = loralens.similarity(*map(str, several[:count]), **options)
     assert isinstance(result, kind)
