@@ -1,6 +1,6 @@
 """``amplify``: what ΔW amplifies of W, beside what chance and the best directions would give."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, cpu_count
 from statistics import median
@@ -217,7 +217,7 @@ def amplify(
         measured = measure_amplification(
             read,
             weights.modules,
-            ranks=[rank] if isinstance(rank, int) else rank,
+            ranks=list(rank) if isinstance(rank, Iterable) else [rank],
             top=not no_top,
             directions=directions or 0,
             exact=exact,

@@ -128,7 +128,7 @@ def doctor(
         A base that is no model.
     """
     check_choice("dtype", dtype, get_args(MergeDType))
-    check_choice("rounding", rounding, get_args(Rounding))
+    check_choice("rounding", str(rounding), get_args(Rounding))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:
         check_place(Path(sarif))

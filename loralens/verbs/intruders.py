@@ -105,7 +105,7 @@ def intruders(
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
     """
     check_definition(top=top, threshold=threshold)
-    check_choice("dtype", dtype, get_args(FloatType))
+    check_choice("dtype", str(dtype), get_args(FloatType))
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
     if output is not None and remove is None:

@@ -69,7 +69,7 @@ def similarity(
     MismatchError
         No module in common; A or B asked of an update that has no factors.
     """
-    check_choice("of", of, get_args(Of))
+    check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)
     side_of(of, side)  # what A and B do not have is said before the work
