@@ -75,8 +75,6 @@ _UNTIL_VERBS = {
     "allocate": ("loralens.compression.bits", "allocate"),
     "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
-    "extract": ("loralens.merging.extraction.extract", "extract_adapter"),
     "quantise": ("loralens.compression.quantise", "quantise"),
     "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
     "truncate": ("loralens.compression.truncate", "truncate"),
