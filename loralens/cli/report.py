@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
-from loralens.cli.bases import named_by
 from loralens.cli.terminal import say
 from loralens.core.shell import typed
 
@@ -180,37 +179,25 @@ def _report(
     intruders: bool | None,
     spoken: str,
 ) -> "Report":
-    from loralens.analysis.doctor import examined, findings
-    from loralens.cli.doctor import base_of
+    from loralens.analysis.doctor import findings
     from loralens.cli.progress import progress
-    from loralens.cli.similarity_many import labels
-    from loralens.formats import FORMATS
     from loralens.reporting.company import company
     from loralens.reporting.make import report
     from loralens.reporting.subject import subject
+    from loralens.verbs.inputs.adapters import Reading, short_labels
+    from loralens.verbs.inputs.examination import examine_adapters, open_base
 
     adapters = _load(paths, base, reading)
     moments = _moments(activations, adapters)
-    against = base_of(base) if base else None
-    only_read = {form.name for form in FORMATS if not form.writer}
+    against = open_base(base) if base else None
     modules_in_all = sum(map(len, adapters.values()))
-    with progress("examining", modules_in_all) as step:
-        typed = options.as_typed(reading)
-        patients = examined(
-            adapters,
-            base=against,
-            modules=modules,
-            only_read=only_read,
-            reading=typed,
-            named=named_by(adapters),
-            step=step,
-        )
+    patients = examine_adapters(adapters, base=against, modules=modules, reading=Reading(**reading))  # type: ignore[typeddict-item]
     found = findings(patients)
     beside = [_beside(one, against, intruders) if against else None for one in patients]
     subjects: list[Subject] = []
     widest = max(map(len, adapters.values()), default=0)
     with progress("measuring", modules_in_all + (2 * widest if len(adapters) > 1 else 0)) as step:
-        for one, label, held in zip(patients, labels(paths), beside, strict=True):
+        for one, label, held in zip(patients, short_labels(paths), beside, strict=True):
             dialect = _dialect(one.adapter, base)
             file, its = moments.get(one.path, ("", None))
             subjects.append(
@@ -298,10 +285,16 @@ def _intruders(
 ) -> "tuple[dict[str, Intruders] | None, str]":
     """The intruders of all modules, or why they were not looked for."""
     from loralens.analysis.base.intruders import find_intruders
-    from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
     from loralens.core.carried import magnitudes
     from loralens.errors import place
     from loralens.linalg.device import Device
+    from loralens.verbs.inputs.decompositions import (
+        decompositions,
+        duration,
+        seconds_per_product,
+        svd_cache,
+        svd_work,
+    )
 
     if asked is False:
         return None, "--no-intruders was given"
@@ -311,14 +304,13 @@ def _intruders(
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if asked is None:
-        seconds = sum(map(svd_work, plain.values())) * seconds_a_product(device)
+        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             told = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
             say(f"note: {patient.path}: no intruders: {told}; --intruders does it", err=True)
             return None, f"{told} (loralens report --intruders does it, and keeps them)"
     found = {}
-    store = svd_store(None, "20GB", no_cache=False)
-    with closing(decomposed(plain, store, base, device)) as each:  # its progress bar ends whatever happens
+    with closing(decompositions(plain, svd_cache(), base, device)) as each:  # its progress bar ends whatever happens
         for name, W in each:
             with place(patient.path), place(name):
                 found[name] = find_intruders(patient.adapter[name], W).without_vectors()
