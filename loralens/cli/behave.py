@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
-from loralens.cli.models import Loaded, running
 from loralens.cli.record import known
+from loralens.cli.running import running
+from loralens.verbs.inputs.loaded import Loaded
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.behaviour import Behaviour, Contrast
@@ -44,11 +45,11 @@ def command(
     nothing is merged.
     """
     from loralens.analysis.behaviour import measure_behaviour
-    from loralens.cli.cut import count_cut
-    from loralens.cli.models import load_model
     from loralens.cli.progress import progress
-    from loralens.cli.texts import read_texts
     from loralens.errors import place
+    from loralens.verbs.inputs.cut import count_cut
+    from loralens.verbs.inputs.models import load_model
+    from loralens.verbs.inputs.texts import read_texts
 
     texts = read_texts(data, limit=limit)
     names = _names((*first, *more))

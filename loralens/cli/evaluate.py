@@ -14,11 +14,11 @@ from loralens.cli.train import TASKS
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.cli.cut import Cut
-    from loralens.cli.models import Loaded
     from loralens.cli.train_inputs import Texts
     from loralens.core.adapter import Adapter
     from loralens.training.tasks import Task
+    from loralens.verbs.inputs.cut import Cut
+    from loralens.verbs.inputs.loaded import Loaded
 
 COUNT = click.IntRange(min=1)
 LENGTH = 256  # tokens of a text, where nothing else is said
@@ -80,12 +80,12 @@ def _measured(
     """The measures of one version of the model, and what was left out of the texts."""
     import torch
 
-    from loralens.cli.causality import CAUSAL, check_causal
-    from loralens.cli.cut import count_cut
-    from loralens.cli.models import load_headed
     from loralens.core.attached import Attachment
     from loralens.core.training import record_of
     from loralens.errors import place
+    from loralens.verbs.inputs.causality import CAUSAL, check_causal
+    from loralens.verbs.inputs.cut import count_cut
+    from loralens.verbs.inputs.models import load_headed
 
     record = (record_of(adapter) if adapter else None) or {}
     labels = _labels(record.get("labels") or (), given, texts) if task.labelled else None
@@ -114,7 +114,7 @@ def _measured(
 
 def _labels(trained: Sequence[str], given: dict[str, Any], texts: "Texts") -> tuple[str, ...]:
     """The labels in the order of the head: the adapter's, or the classifier's own, or those of the texts, sorted."""
-    from loralens.cli.models import labels_of
+    from loralens.verbs.inputs.models import labels_of
 
     own = labels_of(given["model"])
     labels = tuple(trained) or (own if set(texts.labels) <= set(own) else texts.labels)

@@ -9,12 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loralens.cli.causality import CAUSAL, check_causal
-from loralens.cli.cut import Cut, count_cut
-from loralens.cli.models import Loaded, labels_of, load_headed
-from loralens.cli.texts import read_texts
 from loralens.errors import OptionError, place
 from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.verbs.inputs.causality import CAUSAL, check_causal
+from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.models import labels_of, load_headed
+from loralens.verbs.inputs.texts import read_texts
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.models import device_of
 from loralens.cli.record import known
 from loralens.cli.target import refuse_inputs
 from loralens.cli.train_divergence import explained
@@ -21,6 +20,7 @@ from loralens.formats.files.trial import check_place
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import history
+from loralens.verbs.inputs.models import device_of
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
