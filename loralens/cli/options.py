@@ -12,8 +12,6 @@ from loralens.cli.bases import warn_of_base
 from loralens.cli.show import Rows
 from loralens.core.shell import typed
 from loralens.errors import visible
-from loralens.verbs.inputs.dtypes import DTYPES as DTYPES
-from loralens.verbs.inputs.dtypes import dtype_of as dtype_of
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from matplotlib.figure import Figure

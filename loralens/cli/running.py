@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from loralens.verbs.inputs.dtypes import DTYPES
+from loralens.verbs.inputs.choices import FLOAT_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ RUNNING = (
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, mps …"),
     click.option(
         "--dtype",
-        type=click.Choice(list(DTYPES)),
+        type=click.Choice(list(FLOAT_TYPES)),
         default="f32",
         show_default=True,
         help="What the model computes in.",

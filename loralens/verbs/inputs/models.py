@@ -13,8 +13,7 @@ from loralens.core.messages import warn
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import existing
-from loralens.verbs.inputs.choices import check_choice
-from loralens.verbs.inputs.dtypes import DTYPES
+from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
 
 if TYPE_CHECKING:  # keeps torch out of --help
@@ -122,7 +121,7 @@ def load_headed(
     torch, transformers = _imported()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("dtype", dtype, FLOAT_TYPES)
     if threads and threads > MANY:
         raise OptionError(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave it out"
@@ -170,7 +169,7 @@ def _from_folder(
             lambda: getattr(transformers, head or architecture).from_pretrained(
                 folder,
                 local_files_only=True,
-                dtype=getattr(torch, DTYPES[dtype]),
+                dtype=getattr(torch, FLOAT_TYPES[dtype]),
                 output_loading_info=True,
                 **more,
             ),
