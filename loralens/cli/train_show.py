@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loralens.cli.terminal import raw
+from loralens.cli.terminal import raw, say
 from loralens.verbs.outputs.run_display import RunDisplay
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Line(RunDisplay):
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.clear()
-        click.echo(text, err=True)
+        say(text, err=True)
 
     def clear(self) -> None:
         """Take the moving line away."""

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import loralens
-from loralens.verbs import evaluate as verb
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
+from loralens.core.progress import displaying
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -207,5 +207,7 @@ def test_progress_counts_every_text_of_every_version(home: Path) -> None:
         yield told.append
 
     with displaying(counting):
-        good(home / "l0", home / "l1", *of(home, "llama"), "--batch", 3)
+        loralens.evaluate(
+            home / "l0", home / "l1", model=home / "llama", task="causal-lm", data=home / "d.jsonl", batch=3, threads=1
+        )
     assert told == [8, 3, 1, 3, 1]
