@@ -13,7 +13,7 @@ import loralens
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.figure import save, settle, styled
 from loralens.charts.similarity import similarity_figure
-from loralens.cli.options import base_weights
+from loralens.verbs.inputs.bases import base_weights
 
 if TYPE_CHECKING:
     from paper_section7 import Study

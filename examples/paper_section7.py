@@ -23,9 +23,9 @@ from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, asked, judge, make, qui
 os.environ.update(quiet())  # before torch is there
 
 import loralens
-from loralens.cli.options import base_weights
 from loralens.compression.loss import total_error
 from loralens.core.adapter import Adapter
+from loralens.verbs.inputs.bases import base_weights
 
 KINDS = ("query", "value")
 COLUMNS = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplification", "excess", "z")
