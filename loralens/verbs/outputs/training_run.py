@@ -119,6 +119,8 @@ class Run:
             inputs.warn_of_cut()
         self.course, self.watch, self.order = self._course(), self._watch(), self._order()
         self._begun, self._done = options.resume, 0
+        if isinstance(options.model, tuple):
+            _ = self._base  # of the model as it is now: with LoRA layers in it, it has other weights
 
     @property
     def training(self) -> Training:
