@@ -78,7 +78,6 @@ _UNTIL_VERBS = {
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
     "combine": ("loralens.arithmetic.combine", "combine_adapters"),
     "diagnose": ("loralens.analysis.doctor", "diagnose"),
-    "extract": ("loralens.merging.extraction.extract", "extract_adapter"),
     "interference": ("loralens.analysis.compare.interference", "interference"),
     "intruders": ("loralens.analysis.base.intruders", "find_intruders"),
     "mitigated": ("loralens.analysis.base.intruders", "remove_intruders"),
