@@ -74,7 +74,6 @@ _HOMES = {
 _UNTIL_VERBS = {
     "allocate": ("loralens.compression.bits", "allocate"),
     "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
     "combine": ("loralens.arithmetic.combine", "combine_adapters"),
     "diagnose": ("loralens.analysis.doctor", "diagnose"),
