@@ -72,7 +72,6 @@ _HOMES = {
 
 # Until every verb has its file: the functions of the rooms under the names that the verbs will have.
 _UNTIL_VERBS = {
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
 }
 
