@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options, rounding, target
-from loralens.cli.rounding import FEW
+from loralens.cli.compress_form import FEW
+from loralens.verbs.outputs.form import TARGET_FORMATS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 KEEPING = ("peft", FEW)  # dialects that have a place for tensors saved in full
 BITS = 8  # of a number in it, as its writer has it by default
 
-TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
+TARGETS = TARGET_FORMATS
 
 
 @click.command("convert")

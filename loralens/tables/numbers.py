@@ -1,13 +1,16 @@
 """Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
-from loralens.errors import visible
+from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
 BLOCKS = " ▁▂▃▄▅▆▇█"
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -45,6 +48,21 @@ def size(count: int) -> str:
             break
         value, unit = value / 1000, bigger
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
+
+    Raises
+    ------
+    OptionError
+        It is no size.
+    """
+    written = _SIZE.fullmatch(text.strip())
+    if not written:
+        raise OptionError(f"{text!r} is no size", fix="write it like 20MB, 512KiB or 100000")
+    base = 1024 if written["binary"] else 1000
+    return int(float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " "))
 
 
 def count(of: int, noun: str) -> str:
