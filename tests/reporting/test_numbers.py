@@ -16,7 +16,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.report import _report
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
@@ -135,7 +134,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Held:
         files[label] = folder / label
         loralens.save(adapter, files[label])
         dense[label] = dense_of(adapter)
-    report = _report([str(path) for path in files.values()], str(base), [], [], {}, intruders=True, spoken="x")
+    report = loralens.report(*files.values(), base=base, intruders=True).document
     return Held(report, dense, {name: W.astype(np.float64) for name, W in weights.items()}, files)
 
 
@@ -613,7 +612,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Held:
         files[f"checkpoint-{step}"] = folder / f"checkpoint-{step}"
         loralens.save(adapter, files[f"checkpoint-{step}"])
         dense[f"checkpoint-{step}"] = dense_of(adapter)
-    report = _report([str(path) for path in files.values()], None, [], [], {}, intruders=None, spoken="x")
+    report = loralens.report(*files.values()).document
     return Held(report, dense, {}, files)
 
 
@@ -696,7 +695,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Held:
         adapter = loralens.Adapter(modules=held, base_model="tiny/base")
         loralens.save(adapter, files[label])
         dense[label] = dense_of(adapter)
-    report = _report([str(path) for path in files.values()], None, [], [], {}, intruders=None, spoken="x")
+    report = loralens.report(*files.values()).document
     return Held(report, dense, {}, files)
 
 
