@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loralens.errors import OptionError
 from loralens.formats.files.replacing import replacing
+
+if TYPE_CHECKING:  # a page of charts that draws no figure shortens its names here, and does without matplotlib
+    from matplotlib.figure import Figure
 
 DPI = 150  # of a .png, and of the layout: letters are as wide in the one as they were measured in the other
 
@@ -44,6 +44,8 @@ EMPTY: dict[str, Any] = {"facecolor": "0.93", "hatch": "////", "edgecolor": "0.8
 
 def styled() -> AbstractContextManager[None]:
     """A block in which matplotlib draws in the style of the house, whatever the user's own settings."""
+    from matplotlib import rc_context
+
     return rc_context(STYLE)
 
 
@@ -55,7 +57,7 @@ def _boxes_for_missing_letters() -> Iterator[None]:
         yield
 
 
-def settle(figure: Figure) -> Figure:
+def settle(figure: "Figure") -> "Figure":
     """``figure`` itself with its layout made once and kept: matplotlib makes a slightly other one at every drawing."""
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -82,7 +84,7 @@ def check_suffix(path: Path | str) -> str:
     return suffix.removeprefix(".")
 
 
-def save(figure: Figure, path: Path | str) -> None:
+def save(figure: "Figure", path: Path | str) -> None:
     """Write ``figure`` in the format of the suffix; a file that stood there stays until the new one is whole.
 
     A settled figure gives the same bytes every time under the same version of matplotlib: no dates, no random ids.
@@ -100,7 +102,7 @@ def save(figure: Figure, path: Path | str) -> None:
         write(figure, stream, kind)
 
 
-def write(figure: Figure, stream: BinaryIO, kind: str) -> None:
+def write(figure: "Figure", stream: BinaryIO, kind: str) -> None:
     """Write ``figure`` as ``png``, ``svg`` or ``pdf`` into a stream."""
     with styled(), _boxes_for_missing_letters():
         figure.savefig(stream, format=kind, **SUFFIXES[f".{kind}"])

@@ -7,7 +7,6 @@ from itertools import accumulate, groupby, pairwise, takewhile
 from math import ceil
 
 import numpy as np
-from matplotlib import colormaps
 
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts.figure import fit
@@ -137,6 +136,8 @@ def commonest_kinds(names: Iterable[str], most: int) -> list[str]:
 
 def block_colours(count: int) -> list[tuple[float, ...]]:
     """A colour for each of so many blocks: viridis without its palest end."""
+    from matplotlib import colormaps
+
     return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, PALEST, count))]
 
 

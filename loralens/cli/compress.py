@@ -11,6 +11,7 @@ import click
 from loralens.cli import compress_rule, options, target
 from loralens.cli.compress_form import BITS, FEW, Form
 from loralens.cli.convert import TARGETS
+from loralens.cli.terminal import say
 from loralens.verbs.outputs.rules import read_moments, read_protection
 from loralens.verbs.outputs.target import Target
 
@@ -227,9 +228,9 @@ def _say(report: "Report", source: str, output: Path | None, form: Form, *, dry_
         return
     report.show(source)
     if dry_run:
-        click.echo(f"would write {form.name}" + (f" to {output}" if output else ""))
+        say(f"would write {form.name}" + (f" to {output}" if output else ""))
     else:
-        click.echo(f"wrote {output}: {form.name}; the errors are those of this file, read back")
+        say(f"wrote {output}: {form.name}; the errors are those of this file, read back")
 
 
 def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -> None:

@@ -11,6 +11,7 @@ import click
 
 from loralens.cli import options, rounding, target
 from loralens.cli.compress_form import FEW
+from loralens.cli.terminal import say
 from loralens.verbs.outputs.form import TARGET_FORMATS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -100,8 +101,8 @@ def command(
         click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))
         return
     for word in (*words, *_losses(truncation, cost, rank, to)):
-        click.echo(word)
-    click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
+        say(word)
+    say(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
 def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], to: str) -> "tuple[Adapter, list[str]]":

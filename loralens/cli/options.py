@@ -10,8 +10,8 @@ import click
 
 from loralens.cli.bases import warn_of_base
 from loralens.cli.show import Rows
+from loralens.cli.terminal import say
 from loralens.core.shell import typed
-from loralens.errors import visible
 from loralens.verbs.inputs.choices import FLOAT_TYPES, numpy_dtype
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -123,9 +123,9 @@ def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
 def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
     """What the reader found, on stderr, ``but`` findings of these codes."""
     for finding in (one for one in adapter.findings if one.code not in but):
-        click.echo(visible(f"{finding.level}: {path}: {finding.text}"), err=True)
+        say(f"{finding.level}: {path}: {finding.text}", err=True)
         if finding.fix:
-            click.echo(visible(f"  fix: {finding.fix}"), err=True)
+            say(f"  fix: {finding.fix}", err=True)
 
 
 def opened(path: str) -> "Checkpoint":
@@ -134,7 +134,7 @@ def opened(path: str) -> "Checkpoint":
 
     checkpoint = open_checkpoint(Path(path))
     for note in checkpoint.notes:
-        click.echo(visible(f"{note.level}: {path}: {note.text}"), err=True)
+        say(f"{note.level}: {path}: {note.text}", err=True)
     return checkpoint
 
 
@@ -213,7 +213,7 @@ def draw(figure: "Figure", file: Path) -> None:
     from loralens.charts.figure import save
 
     save(figure, file)
-    click.echo(f"wrote {file}", err=True)
+    say(f"wrote {file}", err=True)
 
 
 def weighted(text: str) -> tuple[str, float]:

@@ -201,7 +201,9 @@ def _read(stored: Stored, name: str | None) -> Adapter:
             raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
         return adapter
     _check_type(stored.config)
-    return detect(stored).read(stored)
+    adapter = detect(stored).read(stored)
+    _check_type(adapter.config)  # which may come out of the header
+    return adapter
 
 
 def _check_type(config: Mapping[str, Any] | None) -> None:

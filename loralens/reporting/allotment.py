@@ -17,6 +17,7 @@ from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
+Shapes = Sequence[tuple[int, ...]]
 
 
 @final
@@ -96,14 +97,12 @@ def layout(plan: Plan, dialect: Dialect) -> Layout | None:
     count = max(of.values(), default=-1) + 1
     try:
         least = _trial(plan, dialect, dict.fromkeys(of, 1))
-        most = _trial(plan, dialect, dict.fromkeys(of, 2))
-        bits = [
-            _trial(plan, dialect, {name: 1 + (i >> n & 1) for name, i in of.items()})
-            for n in range(max(count - 1, 0).bit_length())
-        ]
-        if least is None or most is None or not count:
+        if least is None or not count:
             return None
-        found = _layout(least, most, [one for one in bits if one])
+        trials = [dict.fromkeys(of, 2)]
+        trials += [{name: 1 + (i >> n & 1) for name, i in of.items()} for n in range((count - 1).bit_length())]
+        shapes = [_shapes(least, _trial(plan, dialect, ranks)) for ranks in trials]
+        found = _layout(least, shapes[0], shapes[1:])
         return found if found and _holds(found, plan, dialect, of) else None
     except LoraLensError:  # a dialect that cannot hold such ranks
         return None
@@ -116,15 +115,26 @@ def _trial(plan: Plan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | N
     return replace(stored, tensors=aligned(stored.tensors))
 
 
-def _layout(least: Stored, most: Stored, bits: Sequence[Stored]) -> Layout | None:
-    if any(one.metadata != least.metadata or list(one.tensors) != list(least.tensors) for one in [most, *bits]):
+def _shapes(least: Stored, trial: Stored | None) -> Shapes | None:
+    """The shapes of a trial's tensors; None where other tensors or another text are in it.
+
+    Nothing else is kept of a trial: each has names of its own, and they may be longer than the numbers.
+    """
+    if trial is None or trial.metadata != least.metadata or list(trial.tensors) != list(least.tensors):
+        return None
+    return [tensor.shape for tensor in trial.tensors.values()]
+
+
+def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> Layout | None:
+    known = [one for one in bits if one is not None]
+    if most is None or len(known) < len(bits):
         return None
     tensors = []
-    for key, tensor in least.tensors.items():
-        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most.tensors[key].shape, strict=True)) if a != b]
+    for place, (key, tensor) in enumerate(least.tensors.items()):
+        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most[place], strict=True)) if a != b]
         if len(grown) > 1:
             return None
-        moves = [one.tensors[key].shape != tensor.shape for one in bits]
+        moves = [one[place] != tensor.shape for one in known]
         item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
         tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
     metadata = "" if least.metadata is None else f'"__metadata__":{_text(dict(least.metadata))},'

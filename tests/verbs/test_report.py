@@ -26,7 +26,7 @@ def test_without_output_nothing_is_written_and_the_result_holds_the_document(pat
     result = loralens.report(paths)
     assert sorted(tmp_path.rglob("*")) == before
     assert result.written == []
-    assert [section.key for section in result.document.sections][0] == "findings"
+    assert result.document.sections[0].key == "findings"
     assert result.to_html().startswith("<!doctype html>")
     assert result.to_markdown("pictures").startswith("# first and second\n")
     assert "(pictures/spectra-1.png)" in result.to_markdown("pictures")

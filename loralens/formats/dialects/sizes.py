@@ -9,7 +9,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.formats import stored_as
-from loralens.formats.files.container import Files, Stored, aligned, header_bytes
+from loralens.formats.files.container import Files, Stored, aligned, header_parts
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
 from loralens.formats.files.torch.writer import pickle_bytes
@@ -31,7 +31,7 @@ def stored_size(stored: Stored, files: Files) -> int:
     if suffix == ".bin":
         return _pickle(stored.tensors)
     tensors = aligned(stored.tensors)
-    return len(header_bytes(tensors, stored.metadata)) + sum(tensor.nbytes for tensor in tensors.values())
+    return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _pickle(tensors: Mapping[str, LazyArray]) -> int:

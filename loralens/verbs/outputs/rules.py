@@ -1,6 +1,5 @@
 """How ranks are chosen: the rules of which a verb is given one, what a budget protects, and what it looks at."""
 
-import json
 from collections.abc import Mapping
 from math import isfinite
 from numbers import Real
@@ -11,7 +10,8 @@ from typing import TypedDict, Unpack
 from loralens.compression.protection import Protection
 from loralens.core.moments import Moments
 from loralens.core.ranks import Rule, RuleName
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import OptionError
+from loralens.formats.files.container import read_json
 from loralens.formats.records.moments import load_moments
 from loralens.tables.numbers import parse_size
 from loralens.verbs.inputs.adapters import Reading
@@ -106,14 +106,7 @@ def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Prote
     file = Path(weights)
     if not file.is_file():
         raise OptionError(f"weights {weights}: no such file", fix="give absolute, relative, or a JSON file")
-    with place(weights):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(f"is not readable as JSON ({error})", fix='write {"q_proj": 2.0}') from error
-        if not isinstance(record, dict):
-            raise FormatError("is not a JSON object of glob and weight", fix='write {"q_proj": 2.0}')
-    return record
+    return read_json(file, fix='write {"q_proj": 2.0}')
 
 
 def read_moments(activations: str | PathLike[str] | Moments | None) -> Moments | None:
