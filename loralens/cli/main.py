@@ -122,7 +122,7 @@ def _memory_left() -> bool:
     return True
 
 
-@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="loralens")
 @click.pass_context
 def main(ctx: click.Context) -> None:

@@ -3,7 +3,12 @@
 from typing import TYPE_CHECKING
 
 from loralens.errors import OptionError
+from loralens.verbs.amplify import AmplifyResult
+from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
+from loralens.verbs.outputs.nested_similarity import NestedSimilarity
+from loralens.verbs.outputs.pair_similarity import PairSimilarity
 from loralens.verbs.spectrum import SpectrumResult
+from loralens.verbs.trajectory import TrajectoryResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,4 +26,29 @@ def plot(result: object) -> "Figure":
         from loralens.charts.spectrum import spectrum_figure  # matplotlib takes half a second
 
         return spectrum_figure({adapter.path: adapter.spectra for adapter in result.adapters})
+    if isinstance(result, PairSimilarity):
+        from loralens.charts.similarity import similarity_figure
+
+        return similarity_figure(result.comparison, labels=result.adapters, of=result.of)
+    if isinstance(result, NestedSimilarity):
+        from loralens.charts.similarity_nested import nesting_figure
+
+        return nesting_figure(result.groups, label=result.adapters[0], of=result.of, side=result.side)
+    if isinstance(result, CollectionSimilarity):
+        from loralens.charts.pairwise import pairwise_figure
+
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, result.sides)
+    if isinstance(result, TrajectoryResult):
+        from loralens.charts.trajectory import trajectory_figure
+
+        run = result.run
+        losses = {"loss": run.train, "eval loss": run.evaluation}
+        curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
+        steps = [checkpoint.step for checkpoint in run.checkpoints]
+        return trajectory_figure(result.trajectory, steps, curves, result.names)
+    if isinstance(result, AmplifyResult):
+        from loralens.charts.amplification import amplification_figure
+
+        title = f"{result.path} on {result.base}"
+        return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")

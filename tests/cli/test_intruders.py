@@ -284,7 +284,7 @@ def test_a_dialect_that_is_only_read_becomes_peft(tmp_path: Path) -> None:
         (["SMALL", "--base", "BASE", "--remove", "0", "-o", "SMALL", "--overwrite"], "is where the source is"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_1(small, diagonal, arguments: list[str], message: str) -> None:
+def test_what_is_wrong_is_one_message_and_exit_2(small, diagonal, arguments: list[str], message: str) -> None:
     words = {"SMALL": str(small), "BASE": str(diagonal)}
     result = run(*(words.get(a, a) for a in arguments))
     assert result.exit_code == 2

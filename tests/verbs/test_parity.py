@@ -16,6 +16,7 @@ from loralens.verbs.inputs.adapters import READING, Reading
 
 DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
 OPTIONS: dict[type, dict[str, Any]] = {Reading: dict(READING)}  # options that travel together, and their defaults
+REQUIRED = "required"  # in the place of a default
 WRITTEN = [verb for verb in VERBS if find_spec(f"loralens.verbs.{verb}")]
 
 
@@ -24,7 +25,7 @@ def options_of(verb: str) -> dict[str, Any]:
     command: click.Command = import_module(f"loralens.cli.{verb}").command
     context = click.Context(command)
     return {
-        str(param.name): _plain(param.get_default(context))
+        str(param.name): REQUIRED if param.required else _plain(param.get_default(context))
         for param in command.params
         if param.name not in DISPLAY and not (isinstance(param, click.Argument) and param.required)
     }
@@ -53,6 +54,8 @@ def parameters_of(verb: str) -> dict[str, Any]:
 def _plain(default: Any) -> Any:
     if isinstance(default, Path):
         return str(default)
+    if default is Parameter.empty:
+        return REQUIRED
     return None if default in ((), [], None) or type(default).__name__ == "Sentinel" else default
 
 

@@ -11,10 +11,8 @@ from loralens.analysis.base.intruders import Intruders, find_intruders
 from loralens.analysis.base.weight_norms import work
 from loralens.analysis.checks.base import Base, find
 from loralens.analysis.checks.patient import Patient
-from loralens.analysis.doctor import examined, findings
-from loralens.cli.doctor import base_of
+from loralens.analysis.doctor import findings
 from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
-from loralens.cli.similarity_many import labels as short_labels
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
@@ -23,7 +21,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import FORMATS, QUANTISED, load, stored_as
+from loralens.formats import QUANTISED, load, stored_as
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import run_of
 from loralens.linalg.device import Device
@@ -32,8 +30,8 @@ from loralens.reporting.company import Course, company, course
 from loralens.reporting.document import Report
 from loralens.reporting.make import report
 from loralens.reporting.subject import Beside, Subject, subject
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, as_typed, check_unread, labels
-from loralens.verbs.inputs.bases import named_base
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import TARGET_FORMATS, Form
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
@@ -55,23 +53,13 @@ def report_page(
     """The document of adapters; parameters as those of `loralens.report`, ``command`` as the page shows it."""
     adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
     moments = _moments(activations, adapters)
-    model = base_of(str(base)) if base is not None else None
-    module_count = sum(map(len, adapters.values()))
-    with progress("examining", module_count) as step:
-        patients = examined(
-            adapters,
-            base=model,
-            modules=modules,
-            only_read={form.name for form in FORMATS if not form.writer},
-            reading=as_typed(reading),
-            named={label: named_base(adapter) for label, adapter in adapters.items()},
-            step=step,
-        )
+    model = None if base is None else open_base(base)
+    patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = findings(patients)
     measured = [_against(patient, model, intruders) if model else None for patient in patients]
     subjects: list[Subject] = []
-    widest = max(map(len, adapters.values()), default=0)
-    with progress("measuring", module_count + (2 * widest if len(adapters) > 1 else 0)) as step:
+    counts = [len(adapter) for adapter in adapters.values()]
+    with progress("measuring", sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)) as step:
         for patient, label, against in zip(patients, short_labels(list(adapters)), measured, strict=True):
             file, excited = moments.get(patient.path, ("", None))
             subjects.append(
