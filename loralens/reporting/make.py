@@ -10,14 +10,17 @@ from loralens.reporting.allotment import carried
 from loralens.reporting.company import Company, Course
 from loralens.reporting.document import Report
 from loralens.reporting.record import record
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import count, listed
+from loralens.reporting.words import listed
+from loralens.tables.numbers import count
 
 
 def report(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
     *,
+    tables: ResultTables,
     company: Company | None = None,
     course: Course | None = None,
     base: str | None = None,
@@ -32,6 +35,8 @@ def report(
         One or more, each label different.
     findings : sequence of Diagnosis
         Of all of them, most serious first.
+    tables : ResultTables
+        How what was measured becomes tables.
     company : Company, optional
         Of two or more; None where none have anything in common.
     course : Course, optional
@@ -50,12 +55,12 @@ def report(
     sections = [
         identity.health(subjects, findings, base),
         identity.identity(subjects),
-        *([run.section(subjects, course)] if course else []),
-        spectra.section(subjects, numbers),
+        *([run.section(subjects, course, tables)] if course else []),
+        spectra.section(subjects, numbers, tables),
         ranks.section(subjects),
-        *([beside_base.section(subjects, numbers, base)] if base else []),
-        *([together.section(subjects, company, numbers)] if len(subjects) > 1 else []),
-        modules.section(subjects, numbers),
+        *([beside_base.section(subjects, numbers, base, tables)] if base else []),
+        *([together.section(subjects, company, numbers, tables)] if len(subjects) > 1 else []),
+        modules.section(subjects, numbers, tables),
     ]
     return Report(
         title=_title([one.label for one in subjects]),
@@ -71,7 +76,9 @@ def report(
             for one in planned
             if one.plan is not None
         ],
-        record=record(subjects, findings, company, course, said, {"base": base, "command": command, **(given or {})}),
+        record=record(
+            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(given or {})}
+        ),
     )
 
 

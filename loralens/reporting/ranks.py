@@ -1,15 +1,19 @@
 """The section of ranks: what every rank takes and loses, a slider over all choices, and a recommendation."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from loralens.compression.curve import Point
 from loralens.core.shell import quoted
 from loralens.reporting.chart import Line, Lines
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
 from loralens.reporting.subject import LOSS, Subject
-from loralens.reporting.words import UNIT, count, fixed, listed, percent, size, span
+from loralens.reporting.words import UNIT, fixed, listed, percent, size, span
+from loralens.tables.numbers import count
+from loralens.tables.table import Column, Table
 
 MEGA = 1e6
+OPEN = 16  # ranks up to which their table stands open
 
 
 def section(subjects: Sequence[Subject]) -> Section:
@@ -131,26 +135,23 @@ def _picture(one: Subject, i: int) -> Picture:
     )
 
 
-def _table(one: Subject) -> Table:
-    columns = [
-        Column("rank", "one for all modules"), Column("file"), Column("output kept" if one.on_data else "energy kept"),
-        Column("error"),
-        Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
-    ]  # fmt: skip
-    rows = [
-        Row(
-            [
-                Entry(str(p.rank), p.rank),
-                Entry(size(p.uniform.bytes), p.uniform.bytes),
-                Entry(percent(1 - p.uniform.error**2, 4), 1 - p.uniform.error**2, 1 - p.uniform.error**2),
-                Entry(_error(p.uniform.error), p.uniform.error),
-                Entry(_error(p.budget.error), p.budget.error),
-                Entry(span(p.budget.ranks), p.budget.ranks[1]),
-            ]
-        )
-        for p in one.points
-    ]
-    return Table("Every rank", columns, rows, folded=len(rows) > 16)
+def _table(one: Subject) -> PageTable:
+    kept = "output kept" if one.on_data else "energy kept"
+    columns: tuple[Column[Point], ...] = (
+        Column("rank", lambda point: point.rank, "rank", about="one for all modules"),
+        Column("bytes", lambda point: point.uniform.bytes, "file", size),
+        Column("kept", lambda point: 1 - point.uniform.error**2, kept, partial(percent, digits=4), bar=True),
+        Column("error", lambda point: point.uniform.error, "error", _error),
+        Column(
+            "budget_error",
+            lambda point: point.budget.error,
+            "error by budget",
+            _error,
+            about="ranks where they save most, at the same size",
+        ),
+        Column("budget_ranks", lambda point: list(point.budget.ranks), "its ranks", span),
+    )
+    return PageTable(Table("Every rank", columns, one.points), folded=len(one.points) > OPEN)
 
 
 def _error(error: float) -> str:

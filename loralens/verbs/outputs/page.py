@@ -33,6 +33,7 @@ from loralens.reporting.subject import Beside, Subject, subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
 CACHE_LIMIT = "20GB"  # of SVDs kept, as `intruders` has it by default
@@ -80,7 +81,16 @@ def report_page(
         run = _course(subjects) if together else None
     given = {"activations": [_name(file) for file in activations], "chosen": list(modules)}
     name = None if base is None else str(base)
-    return report(subjects, diagnoses, company=together, course=run, base=name, command=command, given=given)
+    return report(
+        subjects,
+        diagnoses,
+        tables=RESULT_TABLES,
+        company=together,
+        course=run,
+        base=name,
+        command=command,
+        given=given,
+    )
 
 
 def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
