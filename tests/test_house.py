@@ -134,6 +134,15 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
+@pytest.mark.parametrize("room", ["analysis", "arithmetic", "compression", "core", "merging", "tables", "training"])
+def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> None:
+    package = getattr(loralens, room)
+    assert dir(package) == sorted(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
+
+
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.formats import stored_as
+from loralens.formats import WriterOptions, stored_as
 from loralens.formats.files.container import Files, Stored, aligned, header_parts
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
 from loralens.formats.files.torch.writer import pickle_bytes
 
 
-def file_size(adapter: Adapter, format: str | None = None, **options: Any) -> int:
+def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:
     """Bytes of the file of weights that `save` would write of ``adapter``, to the byte.
 
     The configuration beside it is not counted. Parameters and errors as those of `loralens.formats.save`.

@@ -145,7 +145,8 @@ def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
         return source
-    adapter = load(str(source), **{**reading, "alpha": None, "scale": None})
+    unscaled: Reading = {**reading, "alpha": None, "scale": None}
+    adapter = load(str(source), **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
     return adapter if stated else load(str(source), **reading)
 

@@ -12,7 +12,6 @@ from loralens.analysis.base.weight_norms import work
 from loralens.analysis.checks.base import Base, find
 from loralens.analysis.checks.patient import Patient
 from loralens.analysis.doctor import findings
-from loralens.cli.intruders import decomposed, duration, seconds_a_product, svd_store, svd_work
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
@@ -31,12 +30,12 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import report
 from loralens.reporting.subject import Beside, Subject, subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import TARGET_FORMATS, Form
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
-CACHE_LIMIT = "20GB"  # of SVDs kept, as `intruders` has it by default
 MOMENTS = "moments"  # what activations are called that were given as an object
 THREADS = os.cpu_count() or 1
 
@@ -164,15 +163,14 @@ def _intruders(
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if wanted is None:
-        seconds = sum(map(svd_work, plain.values())) * seconds_a_product(device)
+        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
             note(f"{patient.path}: no intruders: {reason}; --intruders does it")
             return None, f"{reason} (loralens report --intruders does it, and keeps them)"
     new = {}
-    store = svd_store(None, CACHE_LIMIT, no_cache=False)
-    with closing(decomposed(plain, store, base, device)) as decompositions:  # its progress bar ends whatever happens
-        for name, W in decompositions:
+    with closing(decompositions(plain, svd_cache(), base, device)) as bases:  # its progress ends whatever happens
+        for name, W in bases:
             with place(patient.path), place(name):
                 new[name] = find_intruders(patient.adapter[name], W).without_vectors()
     return new, ""
