@@ -61,10 +61,7 @@ def identity(subjects: Sequence[Subject]) -> Section:
     facts = [_facts(one) for one in subjects]
     names = list(dict.fromkeys(name for one in facts for name in one))
     columns: list[Column[str]] = [Column("fact", lambda name: name, " ", align="left")]
-    columns += [
-        Column(one.label, lambda name, own=own: own.get(name, ""), one.label or " ", align="left")
-        for one, own in zip(subjects, facts, strict=True)
-    ]
+    columns += [_facts_column(one.label, own) for one, own in zip(subjects, facts, strict=True)]
     parts: list[Part] = [PageTable(Table("", columns, names)), *_bases(subjects)]
     return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", parts)
 
@@ -80,6 +77,10 @@ def _bases(subjects: Sequence[Subject]) -> list[Part]:
     )
     told = "An update means something only beside its own base: what is compared below takes them for one base."
     return [Text(f"They name different base models ({said}). {told}", warning=True)]
+
+
+def _facts_column(label: str, facts: Mapping[str, str]) -> Column[str]:
+    return Column(label, lambda name: facts.get(name, ""), label or " ", align="left")
 
 
 def _facts(one: Subject) -> dict[str, str]:

@@ -18,7 +18,8 @@ from loralens.reporting.ranks import advice
 from loralens.reporting.run import sentence
 from loralens.reporting.spectra import half
 from loralens.reporting.subject import LOSS, Subject
-from loralens.reporting.words import count, fixed, listed, percent, size, span
+from loralens.reporting.words import fixed, listed, percent, size, span
+from loralens.tables.numbers import count
 
 
 def sentences(

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from math import isfinite
 
+from loralens.tables import numbers
+from loralens.tables.numbers import UNDEFINED
+
 LEAST = 1e-6  # a share below which a page says only that it is below
 UNIT = "\u00a0"  # between a number and its unit: a space at which no line ends
-NOTHING = "–"  # what has no value
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """So many significant digits; a dash for what is no number."""
     if value is None or value != value:
-        return NOTHING
+        return UNDEFINED
     return f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "−∞"
 
 
@@ -35,24 +37,14 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in the largest unit of 1000 that leaves a number above 1."""
-    value, unit = float(count), "B"
-    for bigger in ("kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, bigger
-    return (f"{value:.3g}" if value < 100 and unit != "B" else f"{value:.0f}") + UNIT + unit
-
-
-def count(of: int, noun: str) -> str:
-    """``1 module``, ``12 modules``."""
-    return f"{of:,} {noun}{'' if of == 1 else 's'}"
+    """Bytes, as everywhere: 999 B, 110.2 kB, 1.5 GB; no line of a page ends before the unit."""
+    return numbers.size(count).replace(" ", UNIT)
 
 
 def span(values: Sequence[int]) -> str:
     """``8``, or ``4–16`` of several; a dash of none."""
     low, high = min(values, default=None), max(values, default=None)
-    return NOTHING if low is None else str(low) if low == high else f"{low}–{high}"
+    return UNDEFINED if low is None else str(low) if low == high else f"{low}–{high}"
 
 
 def listed(names: Sequence[str]) -> str:

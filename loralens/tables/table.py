@@ -65,7 +65,7 @@ class Column(Generic[Row]):
             row = inner(outer)
             return None if row is None else self.value(row)
 
-        return cast("Column[Outer]", replace(self, value=value))
+        return replace(cast("Column[Any]", self), value=value)
 
 
 @dataclass(frozen=True, slots=True)

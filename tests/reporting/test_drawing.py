@@ -14,10 +14,9 @@ from loralens.reporting.chart import Cell, Heat, Line, Lines, Overlaps, Scale
 from loralens.reporting.company import company
 from loralens.reporting.document import Beside, Part, Picture
 from loralens.reporting.drawing import drawn
-from loralens.reporting.make import report
 from loralens.reporting.markdown import markdown, pictures
 from tests.reporting.adapters import drawn as adapter
-from tests.reporting.adapters import measured
+from tests.reporting.adapters import measured, report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -330,22 +330,51 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
     phis = [
         column
         for side in sides
-        for column in (_pair_column(side, "phi", f"φ {side}", 7), _pair_column(side, "chance", "by chance", 5))
+        for column in (
+            _pair_column(side, "phi", f"φ {side}", 7, "of all directions, mean over modules"),
+            _pair_column(side, "chance", "by chance", 5, f"of φ, {side} side"),
+        )
     ]
     return (
         Column("first", lambda row: row.first, "adapter", align="left", priority=ALWAYS),
         Column("second", lambda row: row.second, "and", align="left", priority=ALWAYS),
         Column("modules", lambda row: row.modules, "modules", priority=4),
-        Column("cosine", lambda row: known(row.cosine), "cosine", fixed("+.3f"), priority=ALWAYS),
-        Column("cosine_z", lambda row: known(row.cosine_z), "z", fixed("+.1f"), priority=8),
+        Column(
+            "cosine",
+            lambda row: known(row.cosine),
+            "cosine",
+            fixed("+.3f"),
+            priority=ALWAYS,
+            about="⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0",
+        ),
+        Column(
+            "cosine_z",
+            lambda row: known(row.cosine_z),
+            "z",
+            fixed("+.1f"),
+            priority=8,
+            about="standard deviations from chance",
+        ),
         *phis,
-        Column("shared_initialisation", lambda row: known(row.initial), "cosine of A", fixed(".3f"), priority=6),
+        Column(
+            "shared_initialisation",
+            lambda row: known(row.initial),
+            "cosine of A",
+            fixed(".3f"),
+            priority=6,
+            about=f"from {SHARED:g} on they began from the same random A",
+        ),
     )
 
 
-def _pair_column(side: Side, quantity: str, title: str, priority: int) -> Column[PairRow]:
+def _pair_column(side: Side, quantity: str, title: str, priority: int, about: str) -> Column[PairRow]:
     return Column(
-        (quantity, side), lambda row: known(getattr(row, quantity)[side]), title, fixed(".3f"), priority=priority
+        (quantity, side),
+        lambda row: known(getattr(row, quantity)[side]),
+        title,
+        fixed(".3f"),
+        priority=priority,
+        about=about,
     )
 
 
