@@ -34,11 +34,11 @@ class AdapterRow(NamedTuple):
     modules: int
     ranks: Sequence[int]
     norm: float | None
+    start: int  # the number of the group that began from one A
     shared: float
     shared_chance: float
     private: float
     private_chance: float
-    start: int  # the number of the group that began from one A
 
 
 class MatrixRow(NamedTuple):
@@ -213,7 +213,7 @@ class CollectionSimilarity(Tabular):
             norm = float((pairs.norms[:, t] ** 2).sum() ** 0.5) if ranks else None
             modules = int((pairs.ranks[:, t] > 0).sum())
             shares = [float(values[t]) for values in parts]
-            rows.append(AdapterRow(place, labels[t], modules, ranks, norm, *shares, start=family[t]))
+            rows.append(AdapterRow(place, labels[t], modules, ranks, norm, family[t], *shares))
         return rows
 
     def _matrix(self, title: str, values: Floats) -> Table[MatrixRow]:

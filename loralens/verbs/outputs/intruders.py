@@ -35,7 +35,8 @@ class KindIntruders(NamedTuple):
     total: "Total"
 
 
-class Total(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Total:
     """Directions looked at, intruders among them, and their share of the energy, over several modules."""
 
     directions: int
