@@ -80,7 +80,7 @@ class Set:
     def combined(self, method: str, rank: int) -> Adapter:
         """All of them as one of a rank, of norm 1, without classifiers."""
         found = loralens.combine([(adapter, 1.0) for adapter in self.adapters], method=method, take="none").adapter
-        cut = loralens.truncate(found, loralens.Rule("rank", rank)).adapter
+        cut = loralens.compress(found, rank=rank).adapter
         return cut * (1 / norm(cut))
 
     def headed(self, adapter: Adapter, task: str) -> Adapter:

@@ -150,8 +150,8 @@ class Report:
 
     def _adapters_table(self, total: "Total") -> "Table":
         """What became of every adapter."""
-        from loralens.cli.compress_report import percent
         from loralens.cli.table import Column, Table
+        from loralens.tables.numbers import percent
 
         weights = [one.strength for one in self.recipe.adapters]
         shares = [
@@ -174,7 +174,7 @@ class Report:
 
 
 def _error(value: float | None) -> str:
-    from loralens.cli.compress_report import percent
+    from loralens.tables.numbers import percent
 
     return "sum is 0" if value is None else "0" if value < EXACT else percent(value)
 

@@ -203,8 +203,8 @@ def _record(found: "Extraction", base: str, tuned: str, output: Path | None, to:
 
 
 def _show(found: "Extraction", tuned: str, base: str) -> None:
-    from loralens.cli.compress_report import percent
     from loralens.cli.table import Column, Table, number, show
+    from loralens.tables.numbers import percent
 
     edges = any(one.edge is not None for one in found.modules.values())
     heads = ("out × in", "r", "‖ΔW‖", "error", "energy kept", "left / noise", *(["edge"] if edges else []))

@@ -13,10 +13,14 @@ import loralens
 from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
 from loralens.verbs.inputs.adapters import READING, Reading
+from loralens.verbs.outputs.rules import RULES, RankRules
 
 DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
-OPTIONS: dict[type, dict[str, Any]] = {Reading: dict(READING)}  # options that travel together, and their defaults
-REQUIRED = "required"  # in the place of a default
+OPTIONS: dict[type, dict[str, Any]] = {
+    Reading: dict(READING),
+    RankRules: dict.fromkeys(RULES),
+}  # options that travel together, and their defaults
+REQUIRED = "required"  # in place of a default
 WRITTEN = [verb for verb in VERBS if find_spec(f"loralens.verbs.{verb}")]
 
 
@@ -27,35 +31,36 @@ def options_of(verb: str) -> dict[str, Any]:
     return {
         str(param.name): REQUIRED if param.required else _plain(param.get_default(context))
         for param in command.params
-        if param.name not in DISPLAY and not (isinstance(param, click.Argument) and param.required)
+        if param.name not in DISPLAY and param.expose_value and not isinstance(param, click.Argument)
     }
 
 
 def arguments_of(verb: str) -> list[str]:
     command: click.Command = import_module(f"loralens.cli.{verb}").command
-    return [str(param.name) for param in command.params if isinstance(param, click.Argument) and param.required]
+    return [str(param.name) for param in command.params if isinstance(param, click.Argument)]
 
 
 def parameters_of(verb: str) -> dict[str, Any]:
     """Name of a function's keyword → its default."""
     function = getattr(loralens, verb)
     found: dict[str, Any] = {}
+    arguments = arguments_of(verb)
     hints = get_type_hints(function)
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             (options,) = get_args(hints[name])
             assert set(options.__annotations__) == set(OPTIONS[options])
             found |= OPTIONS[options]
-        elif parameter.kind is Parameter.KEYWORD_ONLY:
+        elif name not in arguments:
             found[name] = parameter.default
     return {name: _plain(default) for name, default in found.items()}
 
 
 def _plain(default: Any) -> Any:
-    if isinstance(default, Path):
-        return str(default)
     if default is Parameter.empty:
         return REQUIRED
+    if isinstance(default, Path):
+        return str(default)
     return None if default in ((), [], None) or type(default).__name__ == "Sentinel" else default
 
 
@@ -71,7 +76,10 @@ def test_a_command_and_its_function_have_the_same_arguments(verb: str) -> None:
         for name, parameter in signature(getattr(loralens, verb)).parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
     ]
-    assert positional == arguments_of(verb)
+    options = {
+        name for name, default in options_of(verb).items() if default == REQUIRED
+    }  # Python may pass them in order
+    assert [name for name in positional if name not in options] == arguments_of(verb)
 
 
 def test_every_command_but_demo_is_a_verb() -> None:
