@@ -11,7 +11,8 @@ from paper_page import page
 
 import loralens
 from loralens.charts.amplification import amplification_figure
-from loralens.charts.figure import save, settle, styled
+from loralens.charts.figure import save
+from loralens.charts.mpl import settle, styled
 from loralens.charts.similarity import similarity_figure
 from loralens.cli.options import base_weights
 

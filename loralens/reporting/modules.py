@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
-from loralens.reporting.base import whole
+from loralens.charts.amplification import whole_rank
 from loralens.reporting.document import Column, Entry, Row, Section, Table
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import fixed, number, percent
+from loralens.tables.numbers import fixed, number, percent
 
 Numbers = Mapping[str, int]
 FEW = 60  # modules up to which the table stands open
@@ -51,7 +51,7 @@ def _own(one: Subject) -> list[tuple[Column, Cellular]]:
 
 def _beside(one: Subject) -> list[tuple[Column, Cellular]]:
     columns: list[tuple[Column, Cellular]] = []
-    rows = whole(one.beside.amplified) if one.beside else {}
+    rows = whole_rank(one.beside.amplified) if one.beside else {}
     if rows:
         amplification = Column("amplification", "‖ΔW‖/‖UᵀWV‖")
         columns += [
@@ -82,7 +82,7 @@ def _number(value: float | None) -> Entry:
 
 
 def _fixed(value: float | None) -> Entry:
-    return Entry(fixed(value), _known(value))
+    return Entry(fixed(".2f")(value), _known(value))
 
 
 def _rank(value: int | None) -> Entry:

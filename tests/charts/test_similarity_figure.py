@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loralens.charts.heat_map import CHANCE, colour_top, ticks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -13,7 +14,6 @@ import loralens
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.charts.figure import DPI, save
-from loralens.charts.heat_map import CHANCE, colour_top, ticks
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
 from loralens.errors import OptionError

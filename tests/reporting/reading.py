@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from loralens.reporting.chart import Chart, Heat, Lines
+
 from loralens.reporting.document import Beside, Part, Picture, Report, Table, Text
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from loralens.reporting.chart import Overlaps
 from safetensors.numpy import save_file
 
 import loralens
@@ -20,9 +21,8 @@ from loralens.cli.report import _report
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
-from loralens.reporting.chart import Overlaps
 from loralens.reporting.document import Report, Slider, Text
-from loralens.reporting.words import percent, size
+from loralens.tables.numbers import percent, size
 from tests import reference
 from tests.reporting.adapters import drawn, measured
 from tests.reporting.reading import (

@@ -7,18 +7,18 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from loralens.reporting.chart import Lines
+from loralens.reporting.svg_lines import lines_svg
 from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examined, findings
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.reporting.chart import Lines
 from loralens.reporting.company import company
 from loralens.reporting.document import Beside, Notice, Notices, Picture, Report, Section, Table, Text
 from loralens.reporting.html import carried_json, html
 from loralens.reporting.make import report
 from loralens.reporting.markdown import escaped, markdown
-from loralens.reporting.svg_lines import lines_svg
 from tests.reporting.adapters import NAMES, drawn, measured
 
 LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules

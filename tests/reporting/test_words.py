@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralens.reporting.words import count, fixed, listed, number, percent, size, span
+from loralens.tables.numbers import count, fixed, listed, number, percent, size, span
 
 
 @pytest.mark.parametrize(
