@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from loralens.reporting.chart import Chart, Heat, Lines
-
+from loralens.charts.spec import Chart, Heat, Lines
 from loralens.reporting.document import Beside, Part, Picture, Report, Table, Text
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")

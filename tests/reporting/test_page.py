@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from loralens.reporting.chart import Lines
-from loralens.reporting.svg_lines import lines_svg
 from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examined, findings
+from loralens.charts.spec import Lines
+from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.reporting.company import company
