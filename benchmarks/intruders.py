@@ -45,7 +45,7 @@ def _compare(
     module: LowRank, W: np.ndarray, U0: np.ndarray, weight: Weight, cache: SvdCache, *, runs: int
 ) -> dict[str, object]:
     def identity() -> np.ndarray:
-        kept = cache.read(digest(weight))
+        kept = cache.read(digest(weight), weight.shape)
         assert kept is not None
         return find_intruders(module, kept, top=TOP).scores
 

@@ -1,33 +1,79 @@
-"""Paste what every command says of itself (``--help``) into its page.
+"""Paste what every command says of itself (``--help``), and the signature of its function, into its page.
 
     python docs/usage.py            # write
     python docs/usage.py --check    # exit 1 where a page is missing, or no longer says what the command says
 
-A page is docs/commands/NAME.md; the usage stands between two comments, ``<!-- usage -->`` and ``<!-- /usage -->``.
+A page is docs/commands/NAME.md; both stand between two comments, ``<!-- usage -->`` and ``<!-- /usage -->``.
 """
 
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
-from click.testing import CliRunner
 
-from loralens.cli.main import COMMANDS, main
+import loralens
+from loralens.verbs import VERBS
 
 PAGES = Path(__file__).parent / "commands"
 BLOCK = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", re.DOTALL)
-WIDTH = 110
+WIDTH = 100  # columns, as wide on every machine
+DEMO = {"demo": "Everything once, on real weights: a newcomer's first command."}  # the one command that is no function
+COMMANDS = DEMO | VERBS
+
+
+def help_text(command: str) -> str:
+    """What ``loralens COMMAND --help`` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "loralens", command, "--help"],
+        env=os.environ | {"COLUMNS": str(WIDTH + 2), "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode:
+        raise click.ClickException(f"loralens {command} --help ends with {done.returncode}: {done.stderr}")
+    return done.stdout.rstrip()
+
+
+def call(verb: str) -> str:
+    """The signature of a verb, options that travel together written out."""
+    function = getattr(loralens, verb)
+    parts, line, lines = [*arguments(function)], "", []
+    for part in parts:
+        if len(line) + len(part) > WIDTH - 4:
+            lines.append(line.rstrip())
+            line = ""
+        line += f"{part}, "
+    lines.append(line.rstrip(", "))
+    return f"loralens.{verb}(\n    " + "\n    ".join(lines) + "\n)"
+
+
+def arguments(function: object) -> Iterator[str]:
+    """``name`` or ``name=default`` for every argument of a function."""
+    assert callable(function)
+    for name, parameter in signature(function).parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            (options,) = get_args(get_type_hints(function)[name])
+            yield from (f"{option}=…" for option in options.__annotations__)
+        elif parameter.kind is Parameter.VAR_POSITIONAL:
+            yield f"*{name}"
+        else:
+            yield name if parameter.default is Parameter.empty else f"{name}={parameter.default!r}"
 
 
 def usage(command: str) -> str:
-    """The block for a command: its ``--help``, as wide on every machine."""
-    said = CliRunner().invoke(
-        main, [command, "--help"], prog_name="loralens", terminal_width=WIDTH, max_content_width=WIDTH
-    )
-    if said.exit_code:
-        raise click.ClickException(f"loralens {command} --help ends with {said.exit_code}: {said.output}")
-    return f"<!-- usage -->\n\n```text\n{said.output.rstrip()}\n```\n\n<!-- /usage -->"
+    """The block for a command: its ``--help``, and the function of the same name."""
+    blocks = [f"```text\n{help_text(command)}\n```"]
+    if command in VERBS:
+        blocks.append(f"The same in Python ([all functions](../api/index.md)):\n\n```text\n{call(command)}\n```")
+    return "<!-- usage -->\n\n" + "\n\n".join(blocks) + "\n\n<!-- /usage -->"
 
 
 def pasted(text: str, command: str) -> str:
@@ -54,7 +100,10 @@ def wanted() -> dict[Path, str]:
     orphans = sorted({page.name for page in PAGES.glob("*.md")} - {page.name for page in pages} - {"index.md"})
     if orphans:
         raise click.ClickException(f"no such command, but a page in docs/commands: {', '.join(orphans)}")
-    texts = {page: pasted(page.read_text(encoding="utf-8"), command) for page, command in pages.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = dict(
+            zip(pages, pool.map(lambda page: pasted(page.read_text(encoding="utf-8"), pages[page]), pages), strict=True)
+        )
     overview = PAGES / "index.md"
     return texts | {overview: BLOCK.sub(lambda _: index(), overview.read_text(encoding="utf-8"))}
 

@@ -9,6 +9,7 @@ import pytest
 
 import loralens
 from loralens.cli.main import COMMANDS
+from loralens.verbs import VERBS
 
 PACKAGE = Path(loralens.__file__).parent
 HEAVY = ("torch", "scipy", "matplotlib", "rich", "transformers", "safetensors", "peft")
@@ -27,9 +28,14 @@ def imported(*arguments: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_imports_nothing_heavy_not_even_numpy(arguments: list[str]) -> None:
     assert not imported(*arguments) & {*HEAVY, "numpy", "ml_dtypes"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_imports_nothing_heavy(command: str) -> None:
+    assert not imported(command, "--help") & set(HEAVY)
 
 
 @pytest.mark.parametrize("command", [["spectrum", "--json"], ["spectrum"], ["inspect"]])
@@ -55,13 +61,86 @@ def test_packages_are_imported_when_they_are_first_used() -> None:
         "print(*(name for name in before if name.startswith('loralens.')), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["loralens.version", "False"]
+    assert done.stdout.split() == ["loralens.verbs", "loralens.version", "False"]
 
 
 def test_every_package_but_the_commands_is_there_by_its_name() -> None:
     packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} - {"cli"}
     assert set(dir(loralens)) == packages | set(loralens.__all__)
     assert all(getattr(loralens, name).__name__ == f"loralens.{name}" for name in packages)
+
+
+def test_no_module_shadows_a_verb() -> None:
+    """Whatever is imported first, a verb stays a function and is not the module of the same name."""
+    code = (
+        "import random, pkgutil, sys, warnings\n"
+        "from importlib import import_module\n"
+        "import loralens\n"
+        "from loralens.verbs import VERBS\n"
+        "names = [module.name for module in pkgutil.walk_packages(loralens.__path__, 'loralens.')]\n"
+        "random.Random(int(sys.argv[1])).shuffle(names)\n"
+        "for name in names:\n"
+        "    if name != 'loralens.__main__':\n"
+        "        import_module(name)\n"
+        "print(*(verb for verb in (*VERBS, 'plot', 'load', 'save') if not callable(getattr(loralens, verb, None))))"
+    )
+    for seed in range(3):
+        done = subprocess.run([sys.executable, "-c", code, str(seed)], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == []
+    assert not {path.stem for path in PACKAGE.iterdir()} & {*VERBS, "plot", "load", "save"}
+
+
+# The operators of an adapter (a + b) stand on what sums adapters up, which stands on the adapter.
+CYCLES = [{f"loralens.core.{name}" for name in ("adapter", "carried", "together", "vector")}]
+
+
+def test_no_import_cycle_but_the_recorded_one() -> None:
+    assert [component for component in components(imports()) if len(component) > 1] == CYCLES
+
+
+def imports() -> dict[str, set[str]]:
+    """Every module of the package → the modules that it imports when it runs, within functions too."""
+    names = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file for file in sources()}
+    names = {name.removesuffix(".__init__"): file for name, file in names.items()}
+    graph: dict[str, set[str]] = {}
+    for name, file in names.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+        unseen = {id(inner) for block in typing for inner in ast.walk(block)}
+        graph[name] = {
+            target if target in names else str(node.module)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and id(node) not in unseen and str(node.module).startswith("loralens")
+            for target in (f"{node.module}.{alias.name}" for alias in node.names)
+        } - {name}
+    return graph
+
+
+def components(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that import each other, directly or through others."""
+    reach = {name: reachable(graph, name) for name in graph}
+    groups = {frozenset({name} | {other for other in reach[name] if name in reach[other]}) for name in graph}
+    return sorted(map(set, groups), key=sorted)
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    pending = [*graph.get(start, ())]
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += graph.get(name, ())
+    return seen
+
+
+@pytest.mark.parametrize("room", ["analysis", "arithmetic", "compression", "core", "merging", "tables", "training"])
+def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> None:
+    package = getattr(loralens, room)
+    assert dir(package) == sorted(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
 
 
 def sources() -> list[Path]:

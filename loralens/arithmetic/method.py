@@ -158,6 +158,6 @@ def _imported(home: str) -> Callable[..., Any]:
 def method_named(name: str, methods: Mapping[str, Method]) -> Method:
     """The method of this name, or an OptionError that lists all of them."""
     if name not in methods:
-        rows = "\n".join(f"    {one.name:<12} {one.text}" for one in methods.values())
-        raise OptionError(f"no method {name!r}", fix=f"choose one of\n{rows}")
+        known = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
+        raise OptionError(f"no method {name!r}", fix=f"choose one of: {known}")
     return methods[name]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from loralens.charts.mpl import boxes_for_missing_letters, draw, styled
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

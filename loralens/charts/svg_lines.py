@@ -60,7 +60,7 @@ def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
 def _frame_data(frame: Frame) -> str:
     """Where a script finds a place in a chart."""
     numbers = (frame.left, frame.top, frame.width, frame.height, *frame.x, *frame.y)
-    return f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + " data-log" * frame.log
+    return f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + ' data-log=""' * frame.log
 
 
 def _axes(chart: Lines, frame: Frame) -> Iterable[str]:

@@ -11,6 +11,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -93,7 +94,7 @@ def _measure(
         names = select(adapter, modules)
     weights = options.base_weights(base, {name: adapter[name] for name in names})
     if weights.match.edit:
-        click.echo(f"note: {base}: {weights.match}", err=True)
+        say(f"note: {base}: {weights.match}", err=True)
     _say(path, adapter, names)
     chosen = weights.modules
     with place(path), progress("reading the base", work(chosen.values(), top=how["top"])) as step:
@@ -102,7 +103,7 @@ def _measure(
     if zero:
         from loralens.core.names import some
 
-        click.echo(f"note: {path}: {len(zero)} of {len(found)} modules do nothing (ΔW = 0): {some(zero)}", err=True)
+        say(f"note: {path}: {len(zero)} of {len(found)} modules do nothing (ΔW = 0): {some(zero)}", err=True)
     return found
 
 
@@ -113,7 +114,7 @@ def _say(path: str, adapter: "Adapter", names: Sequence[str]) -> None:
     bent = magnitudes(adapter).keys() & names
     if bent:
         text = f"{len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes"
-        click.echo(f"warning: {path}: {text}", err=True)
+        say(f"warning: {path}: {text}", err=True)
 
 
 def _record(name: str, one: "Amplification", row: "Kept", phi_rank: int) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _show(path: str, base: str, found: Results) -> None:
 
     show(_modules_table(path, base, found), _kinds_table(found))
     for line in _reading(found):
-        click.echo(line)
+        say(line)
 
 
 def _modules_table(path: str, base: str, found: Results) -> "Table":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
@@ -59,7 +59,7 @@ def warn_of_base(path: str, adapter: "Adapter", base: str | Path) -> None:
     """Say on stderr that ``base`` is not the base that the adapter names, where it is not."""
     told = against(adapter, base)
     if told:
-        click.echo(f"warning: {path}: {told}\n  fix: {FIX}", err=True)
+        say(f"warning: {path}: {told}", f"  fix: {FIX}", err=True)
 
 
 def warn_of_bases(paths: Sequence[str], adapters: "Sequence[Adapter]") -> None:
@@ -68,7 +68,7 @@ def warn_of_bases(paths: Sequence[str], adapters: "Sequence[Adapter]") -> None:
 
     told = apart(list(paths), list(adapters), [named(adapter) for adapter in adapters])
     if told:
-        click.echo(f"warning: {told}\n  fix: {OF_ONE}", err=True)
+        say(f"warning: {told}", f"  fix: {OF_ONE}", err=True)
 
 
 def note_of_bases(adapters: "Sequence[Adapter]") -> None:
@@ -80,4 +80,4 @@ def note_of_bases(adapters: "Sequence[Adapter]") -> None:
     groups = grouped(models)
     if len(groups) > 1:
         names = some([models[group[0]].name for group in groups], 4)
-        click.echo(f"note: these are adapters of {len(groups)} base models ({names}): compare within one", err=True)
+        say(f"note: these are adapters of {len(groups)} base models ({names}): compare within one", err=True)

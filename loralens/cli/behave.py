@@ -10,6 +10,7 @@ import click
 from loralens.cli import options
 from loralens.cli.models import Loaded, running
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.analysis.behaviour import Behaviour, Contrast
@@ -95,9 +96,9 @@ def _warn(found: "Behaviour") -> None:
 
 def _name(adapter: str, what: str, things: list[str]) -> None:
     for thing in things[:SHOWN]:
-        click.echo(f"warning: {adapter}: {thing} {what}", err=True)
+        say(f"warning: {adapter}: {thing} {what}", err=True)
     if len(things) > SHOWN:
-        click.echo(f"warning: {adapter}: and {len(things) - SHOWN} more", err=True)
+        say(f"warning: {adapter}: and {len(things) - SHOWN} more", err=True)
 
 
 def _show(found: "Behaviour", loaded: Loaded, *, model: str, data: Path, texts: int) -> None:

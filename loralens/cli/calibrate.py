@@ -9,6 +9,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.models import Loaded, running
+from loralens.cli.terminal import say
 from loralens.cli.texts import Text
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -67,7 +68,7 @@ def command(
     with place(model):
         attachment = Attachment(loaded.model, loaded_adapter)
     for key, why in attachment.left_out.items():
-        click.echo(f"warning: {adapter}: {key} is not applied ({why})", err=True)
+        say(f"warning: {adapter}: {key} is not applied ({why})", err=True)
     if dry_run:
         _rehearse(attachment.hooked, texts=len(texts), cut=cut, output=output, as_json=as_json)
         return
@@ -123,7 +124,7 @@ def _rehearse(hooked: Sequence[str], *, texts: int, cut: "Cut", output: Path, as
         modules = [{"name": name} for name in hooked]
         click.echo(json.dumps({"target": None, "texts": texts, "cut": cut.record(), "modules": modules}))
     else:
-        click.echo(f"would write {output}: moments of {len(hooked)} modules on {texts} texts")
+        say(f"would write {output}: moments of {len(hooked)} modules on {texts} texts")
 
 
 def _report(found: "Moments", *, texts: int, cut: "Cut", output: Path, as_json: bool) -> None:
@@ -146,12 +147,12 @@ def _report(found: "Moments", *, texts: int, cut: "Cut", output: Path, as_json: 
         }
         click.echo(json.dumps(record))
         return
-    click.echo(f"wrote {output}: moments of {len(found)} modules over {inputs:,} positions of {texts} texts")
+    say(f"wrote {output}: moments of {len(found)} modules over {inputs:,} positions of {texts} texts")
 
 
 def _warn(names: Sequence[str], what: str) -> None:
     if names:
         from loralens.core.names import some
 
-        click.echo(f"warning: {len(names)} modules {what}: {some(names)}", err=True)
+        say(f"warning: {len(names)} modules {what}: {some(names)}", err=True)
         click.echo("  fix: compress truncates these by their weights alone", err=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli.terminal import say
+
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
     from loralens.arithmetic.quality import Total
@@ -58,7 +60,7 @@ class Report:
         self._show()
         what = "wrote" if written else "would write"
         where = f" {output}" if output else ""
-        click.echo(f"{what}{where}: {self.format}, {len(self.adapter)} modules")
+        say(f"{what}{where}: {self.format}, {len(self.adapter)} modules")
 
     def _record(self) -> dict[str, Any]:
         total = self.found.total(self.ranks)
@@ -116,16 +118,14 @@ class Report:
         cut = total.truncation >= EXACT
         show(self._modules_table(cut=cut), self._adapters_table(total))
         error = _error(total.error_to_sum)
-        click.echo(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
+        say(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
         if cut:
             lost = _error(total.truncation)
-            click.echo(
-                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
-            )
+            say(f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off")
         if self.rounding and self.rounding.worst:
-            click.echo(str(self.rounding))
-        click.echo(f"parameters  {self.adapter.parameters:,}")
-        click.echo(f"file        {size(self.size)} ({self.size:,} bytes)")
+            say(str(self.rounding))
+        say(f"parameters  {self.adapter.parameters:,}")
+        say(f"file        {size(self.size)} ({self.size:,} bytes)")
 
     def _modules_table(self, *, cut: bool) -> "Table":
         """Ranks and errors; with ``cut`` also what truncation lost."""

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from loralens.cli import compress_rule, options, target
 from loralens.cli.bases import warn_of_base, warn_of_bases
 from loralens.cli.compress_form import Form
 from loralens.cli.progress import progress
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.arithmetic.combine import Combination
@@ -44,7 +43,7 @@ def follow(recipe: "Recipe", given: Mapping[str, Any]) -> None:
         found, ranks, adapter, exact = _combined(recipe, adapters, form, given["dtype"], weights, step)
     adapter, cost = _rounded(adapter, exact, form, given["dtype"], allow_loss=given["allow_loss"])
     for note in (*found.notes, *compress_rule.rank_notes(recipe.truncate.get("rank"), ranks)):
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     stored, files = _stored(adapter, recipe, form)
     report = _report(recipe, adapters, found, ranks, adapter, form, cost, stored, files)
     if output and not given["dry_run"]:

@@ -11,6 +11,9 @@ import click
 from loralens.cli import compress_rule, options, target
 from loralens.cli.compress_form import BITS, FEW, Form
 from loralens.cli.convert import TARGETS
+from loralens.cli.terminal import say
+from loralens.verbs.outputs.rules import read_moments, read_protection
+from loralens.verbs.outputs.target import Target
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.cli.compress_report import Report
@@ -77,10 +80,10 @@ def command(
     form = Form.of(adapter, to=to, base=base, dtype=dtype)
     if output:
         form.check(source, output, overwrite=overwrite, others={"the moments": activations})
-    moments = compress_rule.moments_of(activations)
+    moments = read_moments(activations)
     with place(source):
         plan = _plan(adapter, form, dtype, modules, moments)
-        protect = compress_rule.protection_of(weights)
+        protect = read_protection(weights)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
             plans = [plan, *([_plan(adapter, form, dtype, modules)] if moments else [])]
             decisions = [_with_bits(one, rule, form, protect=protect, drop_dead=drop_dead) for one in plans]
@@ -90,7 +93,7 @@ def command(
             chosen = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
         smaller, said = _magnitudes(adapter, followed.at(chosen), base)
     if output and not dry_run:
-        after, size = form.write(smaller, output, overwrite=overwrite)
+        after, size = form.write(smaller, Target(output, overwrite))
     else:
         after, size = form.rehearse(smaller)
     notes = [
@@ -225,9 +228,9 @@ def _say(report: "Report", source: str, output: Path | None, form: Form, *, dry_
         return
     report.show(source)
     if dry_run:
-        click.echo(f"would write {form.name}" + (f" to {output}" if output else ""))
+        say(f"would write {form.name}" + (f" to {output}" if output else ""))
     else:
-        click.echo(f"wrote {output}: {form.name}; the errors are those of this file, read back")
+        say(f"wrote {output}: {form.name}; the errors are those of this file, read back")
 
 
 def _plot(file: Path, source: str, plan: "Plan", form: Form, report: "Report") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.compression.loss import Loss
@@ -89,14 +89,14 @@ class Report:
         ]
         title = f"{source}: {len(self.before)} modules, r before and r' after"
         show(Table(title, [Column("module", "left"), *map(Column, heads)], rows))
-        click.echo(f"error       ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(total_error(self.losses))} over all modules")
+        say(f"error       ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(total_error(self.losses))} over all modules")
         if self.on_data:
             what = f"{percent(total_error(self.on_data))} over the {len(self.on_data)} modules measured"
-            click.echo(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {what}")
-        click.echo(f"parameters  {_change(self.before.parameters, self.after.parameters, '{:,}'.format)}")
-        click.echo(f"file        {_change(*self.sizes, _bytes)}")
+            say(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {what}")
+        say(f"parameters  {_change(self.before.parameters, self.after.parameters, '{:,}'.format)}")
+        say(f"file        {_change(*self.sizes, _bytes)}")
         for line in self.notes:
-            click.echo(line)
+            say(line)
 
 
 def percent(error: float | None) -> str:

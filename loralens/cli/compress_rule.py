@@ -1,32 +1,18 @@
 """What ranks and budgets look like on a command line."""
 
-import json
-import re
 from collections.abc import Callable, Mapping
-from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.compression.protection import Protection
-    from loralens.core.moments import Moments
-    from loralens.core.ranks import Rule
+from loralens.core.ranks import Rule
+from loralens.tables.numbers import parse_size
+from loralens.verbs.outputs.rules import RULES as NAMES
+from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule, spoken
+
+__all__ = ["ACTIVATIONS", "NAMES", "PROTECT", "Size", "rank_notes", "rule_of", "rules", "rules_given", "spoken"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-NAMES = {  # option → rule
-    "rank": "rank",
-    "energy": "energy",
-    "error": "error",
-    "sv_ratio": "sv-ratio",
-    "parameters": "parameters",
-    "size": "bytes",
-}
-
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<unit>[kmg]?i?b?)", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
@@ -36,16 +22,8 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not gene
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Whole bytes."""
-        if isinstance(value, int):
-            return value
-        found = _SIZE.fullmatch(str(value).strip())
-        if not found:
-            self.fail(f"{value!r} is no size: write 20MB, 512KiB or 100000", param, ctx)
-        unit = found["unit"].lower().removesuffix("b")
-        count = int(float(found["number"]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit.removesuffix("i")])
-        if count < 1:
-            self.fail(f"{value!r} is less than a byte", param, ctx)
-        return count
+        del param, ctx
+        return value if isinstance(value, int) else parse_size(str(value))
 
 
 _RULES = (
@@ -95,75 +73,13 @@ def rules(function: F) -> F:
 
 
 def rules_given(given: Mapping[str, Any]) -> dict[str, float]:
-    """Option of `rules` → its value, of those that were given.
-
-    Raises
-    ------
-    click.UsageError
-        A value that is not finite.
-    """
-    said = {name: given[name] for name in NAMES if given[name] is not None}
-    for name, value in said.items():
-        if not isfinite(value):
-            raise click.UsageError(f"{spoken(name)} must be a finite number")
-    return said
+    """Option of `rules` → its value, of those that were given; until combine and extract are functions."""
+    options = {name: given[name] for name in NAMES if given[name] is not None}
+    for name, value in options.items():
+        optional_rule(**{name: value})  # which checks it
+    return options
 
 
-def spoken(*options: str) -> str:
-    """Options as a user types them."""
-    return ", ".join("--" + name.replace("_", "-") for name in options)
-
-
-def rule_of(given: Mapping[str, Any]) -> "Rule":
-    """The one rule that was given.
-
-    Raises
-    ------
-    click.UsageError
-        None, or several, or a value that is not finite.
-    """
-    said = rules_given(given)
-    if len(said) != 1:
-        what = "exclude each other" if said else "are the ways to choose ranks"
-        raise click.UsageError(f"{spoken(*NAMES)} {what}: give one of them")
-    from loralens.core.ranks import Rule
-
-    ((name, value),) = said.items()
-    return Rule(NAMES[name], value)  # type: ignore[arg-type]
-
-
-def protection_of(said: str) -> "Protection":
-    """``relative``, ``absolute``, or what a JSON file of glob → weight says."""
-    if said in ("absolute", "relative"):
-        return said  # type: ignore[return-value]
-    from loralens.errors import FormatError, OptionError, place
-
-    file = Path(said)
-    if not file.is_file():
-        raise OptionError(f"--weights {said}: no such file", fix="give absolute, relative, or a JSON file")
-    with place(said):
-        try:
-            weights = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(f"is not readable as JSON ({error})", fix='write {"q_proj": 2.0}') from error
-        if not isinstance(weights, dict):
-            raise FormatError("is not a JSON object of glob and weight", fix='write {"q_proj": 2.0}')
-    return weights
-
-
-def moments_of(file: str | None) -> "Moments | None":
-    """The moments in the file of --activations, where one is given."""
-    if file is None:
-        return None
-    from loralens.formats.records.moments import load_moments
-
-    return load_moments(file)
-
-
-def rank_notes(asked: float | None, ranks: Mapping[str, int]) -> list[str]:
-    """What to say where modules have fewer directions than were asked for."""
-    narrow = [rank for rank in ranks.values() if asked and rank < asked]
-    if not narrow:
-        return []
-    most = f"{max(narrow)}" if len(set(narrow)) == 1 else f"at most {max(narrow)}"
-    return [f"{len(narrow)} of {len(ranks)} modules have {most} directions, not {asked:g}: all of them are kept"]
+def rule_of(given: Mapping[str, Any]) -> Rule:
+    """The one rule that was given; until extract is a function."""
+    return rank_rule(**{name: given[name] for name in NAMES})

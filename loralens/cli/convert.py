@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options, rounding, target
-from loralens.cli.rounding import FEW
+from loralens.cli.compress_form import FEW
+from loralens.cli.terminal import say
+from loralens.verbs.outputs.form import TARGET_FORMATS
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.core.adapter import Adapter
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
 KEEPING = ("peft", FEW)  # dialects that have a place for tensors saved in full
 BITS = 8  # of a number in it, as its writer has it by default
 
-TARGETS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
+TARGETS = TARGET_FORMATS
 
 
 @click.command("convert")
@@ -99,8 +101,8 @@ def command(
         click.echo(json.dumps({"source": source, "target": str(output), "format": to, "notes": words, **report}))
         return
     for word in (*words, *_losses(truncation, cost, rank, to)):
-        click.echo(word)
-    click.echo(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
+        say(word)
+    say(f"{'would write' if dry_run else 'wrote'} {output}: {to}, {report['modules']} modules")
 
 
 def _renamed(adapter: "Adapter", base: Path | None, prefixes: tuple[str, ...], to: str) -> "tuple[Adapter, list[str]]":

@@ -12,6 +12,7 @@ import click
 from loralens.cli import compress_rule, options
 from loralens.cli.compress_form import FEW, Form
 from loralens.cli.convert import TARGETS
+from loralens.verbs.outputs.rules import read_moments, read_protection
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -57,12 +58,12 @@ def command(
 
     adapter = options.read_adapter(source, reading, base=base)
     form = Form.of(adapter, to=to or (None if adapter.format in TARGETS else "peft"), base=base)
-    moments = compress_rule.moments_of(activations)
+    moments = read_moments(activations)
     with place(source):
         narrow, threads = options.dtype_of(dtype), os.cpu_count() or 1
         with progress("reading", len(adapter)) as step:
             plan = Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads, step=step)
-        points = trade_off(plan, form, protect=compress_rule.protection_of(weights), on_data=moments is not None)
+        points = trade_off(plan, form, protect=read_protection(weights), on_data=moments is not None)
     if as_json:
         click.echo(json.dumps(_record(source, form, adapter, points, activations)))
     else:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:
     from loralens.cli.models import Loaded
@@ -45,7 +45,7 @@ class Cut:
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
         rest = "1 token is" if self.tokens == 1 else f"{self.tokens:,} tokens are"
         way_out = "the model has no positions for more" if self.limited else "a larger --length keeps more"
-        click.echo(f"note: {data}: {longer} than {self.length} tokens; {rest} left out ({way_out})", err=True)
+        say(f"note: {data}: {longer} than {self.length} tokens; {rest} left out ({way_out})", err=True)
 
 
 def count_cut(loaded: "Loaded", texts: Sequence[str], *, length: int) -> Cut:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.terminal import raw
+from loralens.cli.terminal import raw, say
 from loralens.cli.train import DEMO
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
@@ -55,7 +55,7 @@ class Demo:
         self._combine(first, other)
         self._merge(first)
         self._write_report(first, wide, other)
-        _styled(f"\ndone in {monotonic() - begun:.0f} s: open {self.report}", bold=True)
+        _styled(f"done in {monotonic() - begun:.0f} s: open {self.report}", bold=True, apart=True)
 
     def _check_places(self) -> None:
         """Refuse what would be refused at the end, before any work."""
@@ -70,7 +70,7 @@ class Demo:
         path = self.folder / f"{task}-r{rank}"
         self._say(f"Train LoRA of rank {rank} on {task}: a small encoder, {self.steps} steps")
         if path.is_dir():
-            click.echo(f"{path} is there from before; remove it to train it again")
+            say(f"{path} is there from before; remove it to train it again")
             return str(path)
         unfinished = path.with_name(f"{path.name}.unfinished")
         more = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "-o", str(path)]
@@ -83,7 +83,7 @@ class Demo:
         if path.is_dir() and not self.all_trained:
             return str(path)
         if not self.all_trained:
-            click.echo(f"\n{path} is not there, so its like is trained: --adapters says where such adapters are")
+            say("", f"{path} is not there, so its like is trained: --adapters says where such adapters are")
         return self._trained(task, rank)
 
     def _look(self, first: str, wide: str, other: str) -> None:
@@ -120,7 +120,7 @@ class Demo:
         base = model_folder(BASE)
         assert base is not None
         for path in (base / "model.safetensors", back / "model.safetensors"):
-            click.echo(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
+            say(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
 
     def _write_report(self, first: str, wide: str, other: str) -> None:
         self._say("All of it on one page")
@@ -128,7 +128,7 @@ class Demo:
 
     def _say(self, text: str) -> None:
         self._count += 1
-        _styled(f"\n{self._count}. {text}", bold=True)
+        _styled(f"{self._count}. {text}", bold=True, apart=True)
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
@@ -153,9 +153,12 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
             return INTERRUPTED[0] if interrupted else code
 
 
-def _styled(text: str, **style: Any) -> None:
-    """A line in colour or bold, which the stream that makes text harmless would show as escapes."""
-    click.secho(visible(text, keep="\n"), file=raw(sys.stdout), **style)
+def _styled(text: str, *, apart: bool = False, **style: Any) -> None:
+    """A line in colour or bold, which the stream that makes text harmless would show as escapes.
+
+    ``apart``: an empty line comes before it.
+    """
+    click.echo(("\n" if apart else "") + click.style(visible(text), **style), file=raw(sys.stdout))
 
 
 def _check_packages() -> None:

@@ -10,7 +10,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.bases import given, named_by
-from loralens.errors import visible
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -138,7 +138,7 @@ def _write_sarif(file: Path, findings: "Sequence[Diagnosis]") -> None:
 
     records = [{**one.record(), "adapter": located(one.adapter)} for one in findings]
     write_sarif(sarif(records, rules=rules(), root=Path.cwd()), file)
-    click.echo(f"wrote {file}", err=True)
+    say(f"wrote {file}", err=True)
 
 
 def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None", base: str | None) -> None:
@@ -151,7 +151,7 @@ def _show(path: str, findings: "Sequence[Diagnosis]", adapter: "Adapter | None",
     causes = by_cause(findings)
     levels: Counter[str] = Counter(same[0].level for same in causes)
     said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
-    click.echo(visible(path) + f" ({read}{visible(against)}): {said or 'nothing found'}")
+    say(f"{path} ({read}{against}): {said or 'nothing found'}")
     for same in causes:
         _show_kind(same, len(adapter) if adapter is not None else 0)
     click.echo()
@@ -163,17 +163,17 @@ def _show_kind(same: "Sequence[Diagnosis]", of: int) -> None:
     first = same[0]
     if len(same) == 1:
         where = f"{first.module}: " if first.module else ""
-        click.echo(f"  {first.level}: {first.code}: {where}{first.evidence}")
+        say(f"  {first.level}: {first.code}: {where}{first.evidence}")
     else:
         modules = {one.module for one in same if one.module}
         kinds = {kind(name) for name in modules}
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
         where = f"{len(modules)} of {of} modules{alike}" if modules else f"{len(same)} of this kind"
-        click.echo(f"  {first.level}: {first.code}: {where}")
+        say(f"  {first.level}: {first.code}: {where}")
         shown = same[:WORST]
         for one in shown:
-            click.echo(f"    {one.module}: {one.evidence}" if one.module else f"    {one.evidence}")
+            say(f"    {one.module}: {one.evidence}" if one.module else f"    {one.evidence}")
         if len(same) > len(shown):
-            click.echo(f"    and {len(same) - len(shown)} more (--json names them)")
+            say(f"    and {len(same) - len(shown)} more (--json names them)")
     if first.fix:
-        click.echo(f"    fix: {first.fix}")
+        say(f"    fix: {first.fix}")

@@ -11,6 +11,7 @@ from loralens.cli import target
 from loralens.cli.combine_recipe import writing
 from loralens.cli.compress_form import Form
 from loralens.cli.rounding import Rounding, quantised
+from loralens.cli.terminal import say
 
 
 @click.command("drop")
@@ -52,6 +53,6 @@ def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
         click.echo(json.dumps({**record, "rounding": cost.record()}))
         return
     if cost.worst:
-        click.echo(str(cost))
+        say(str(cost))
     what = f"{len(gone)} of {len(whole)} modules dropped, {len(rest)} left"
-    click.echo(f"{'would write' if written is None else 'wrote'} {output or form.name}: {what}")
+    say(f"{'would write' if written is None else 'wrote'} {output or form.name}: {what}")

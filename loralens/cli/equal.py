@@ -8,6 +8,7 @@ import click
 from loralens.cli import options
 from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 
 
 @click.command("equal")
@@ -59,8 +60,8 @@ def command(first: str, second: str, tolerance: float, as_json: bool, **reading:
         rows = [[d.name, f"{d.relative:.3g}", d.note] for d in sorted(far, key=lambda d: -d.relative)[:20]]
         columns = (Column("module", "left"), Column("difference"), Column("", "left"))
         show(Table(f"{len(far)} of {len(found)} modules differ", columns, rows))
-        click.echo(f"{'different' if far else 'equal'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
+        say(f"{'different' if far else 'equal'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
         if extra:
-            click.echo(f"not compared: {extra} tensors that are half of no pair (heads, biases, magnitudes …)")
+            say(f"not compared: {extra} tensors that are half of no pair (heads, biases, magnitudes …)")
     if far:
         click.get_current_context().exit(1)

@@ -10,6 +10,7 @@ import click
 from loralens.cli import options
 from loralens.cli.progress import progress
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 from loralens.cli.train import TASKS
 from loralens.errors import OptionError
 
@@ -103,7 +104,7 @@ def _measured(
             check_causal(model, examples)
         attachment = Attachment(model.model, adapter) if adapter else None
     for key, why in attachment.left_out.items() if attachment else ():
-        click.echo(f"warning: {given['model']}: {key} is not applied ({why})", err=True)
+        say(f"warning: {given['model']}: {key} is not applied ({why})", err=True)
     random = model.random(attachment.replaced if attachment else ())
     if random:
         _warn(given["model"], sorted(random), adapted=adapter is not None)
@@ -131,7 +132,7 @@ def _warn(model: str, random: Sequence[str], *, adapted: bool) -> None:
     from loralens.core.names import some
 
     neither = "neither the model nor the adapter has" if adapted else "the model does not have"
-    click.echo(f"warning: {model}: {neither} {some(random, 1)}: random here", err=True)
+    say(f"warning: {model}: {neither} {some(random, 1)}: random here", err=True)
     click.echo("  fix: trust no number that depends on them; give an adapter with its head", err=True)
 
 

@@ -11,6 +11,7 @@ import click
 
 from loralens.cli import compress_rule, options, target
 from loralens.cli.convert import TARGETS
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -87,7 +88,7 @@ def command(
         return
     _show(found, tuned, base)
     what = "would write" if dry_run else "wrote"
-    click.echo(f"{what} {output or ''}".rstrip() + f": {to}, {len(found.modules)} modules")
+    say(f"{what} {output or ''}".rstrip() + f": {to}, {len(found.modules)} modules")
 
 
 def _rule(noise_edge: str | None, given: Mapping[str, Any]) -> "Rule | NoiseEdge":
@@ -222,14 +223,14 @@ def _show(found: "Extraction", tuned: str, base: str) -> None:
     ]
     title = f"{tuned} − {base}: {len(rows)} modules differ, {found.unchanged} do not"
     show(Table(title, [Column("module", "left"), *map(Column, heads)], rows))
-    click.echo(f"error       ‖D−BA‖/‖D‖ = {percent(found.relative_error)} over all modules, measured on every entry")
+    say(f"error       ‖D−BA‖/‖D‖ = {percent(found.relative_error)} over all modules, measured on every entry")
     randomised = max(one.svd_error for one in found.modules.values())
     if randomised:
-        click.echo(f"svd         randomised: √Σσ² known within {percent(randomised)}; --exact takes dense ones")
-    click.echo(f"parameters  {found.adapter.parameters:,}")
+        say(f"svd         randomised: √Σσ² known within {percent(randomised)}; --exact takes dense ones")
+    say(f"parameters  {found.adapter.parameters:,}")
     if found.adapter.extra:
         roles = sorted({extra.role for extra in found.adapter.extra.values()})
-        click.echo(f"extra       {len(found.adapter.extra)} tensors kept in full ({', '.join(roles)})")
+        say(f"extra       {len(found.adapter.extra)} tensors kept in full ({', '.join(roles)})")
     _tell(found)
 
 
@@ -238,15 +239,15 @@ def _tell(found: "Extraction") -> None:
     from loralens.core.names import some
 
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     for why in dict.fromkeys(one.why for one in found.left_out):
         keys = [one.key for one in found.left_out if one.why == why]
-        click.echo(f"warning: {len(keys)} left out, {why}: {some(keys, SHOWN)}", err=True)
+        say(f"warning: {len(keys)} left out, {why}: {some(keys, SHOWN)}", err=True)
     if found.share < 1:
-        click.echo(f"  the adapter's modules hold {found.share:.2%} of the energy of all differences", err=True)
+        say(f"  the adapter's modules hold {found.share:.2%} of the energy of all differences", err=True)
     full = [name for name, one in found.modules.items() if one.residue > FULL]
     if full:
-        click.echo(
+        say(
             f"note: of {len(full)} modules more is left over than rounding explains (left / noise), {full[0]} among "
             "them: the difference has more directions than were kept",
             err=True,

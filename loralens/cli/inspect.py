@@ -10,7 +10,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.bases import FIX, against
-from loralens.errors import visible
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -136,9 +136,9 @@ def _show(path: str, inspection: "Inspection") -> None:
     facts = Table(path, (Column("", "left"), Column("", "left")), _facts(inspection))
     show(facts, _kinds_table(inspection), _extra_table(inspection))
     for finding in inspection.findings:
-        click.echo(visible(f"{finding.level}: {finding.text}"))
+        say(f"{finding.level}: {finding.text}")
         if finding.fix:
-            click.echo(visible(f"  fix: {finding.fix}"))
+            say(f"  fix: {finding.fix}")
 
 
 def _facts(inspection: "Inspection") -> list[tuple[str, str]]:

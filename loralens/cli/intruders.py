@@ -11,6 +11,7 @@ import click
 
 from loralens.cli import options, target
 from loralens.cli.rounding import ALLOW_LOSS, Rounding
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -139,7 +140,7 @@ def command(
         return
     _show(f"{adapter} on {base}", read, found, threshold)
     if written:
-        click.echo(_written(written, found, remove))
+        say(*_written(written, found, remove))
 
 
 def svd_store(folder: Path | None, limit: str, *, no_cache: bool) -> "SvdCache | None":
@@ -175,17 +176,17 @@ def decomposed(
         work = {name: svd_work(weight) * (1 + KEPT * (name in missing)) for name, weight in weights.items()}
         with progress("working on the base", sum(work.values())) as advance:
             for name, weight in weights.items():
-                W = store.read(keys[name]) if store else None
+                W = store.read(keys[name], weight.shape) if store else None
                 if W is None:
                     if name not in missing:
-                        click.echo(f"warning: the SVD kept for {name} is damaged: computed again", err=True)
+                        say(f"warning: the SVD kept for {name} is damaged: computed again", err=True)
                     with place(name):
                         W = decompose(weight.read(), device)
                     try:
                         if store:
                             store.write(keys[name], W)
                     except FormatError as error:
-                        click.echo(f"warning: {error.at('the SVDs are not kept')}", err=True)
+                        say(*f"warning: {error.at('the SVDs are not kept')}".splitlines(), err=True)
                         store = None
                 yield name, W
                 if advance:
@@ -211,7 +212,7 @@ def _announce(weights: "Sequence[Weight]", store: "SvdCache | None", device: "De
         words += f", and {size(total)} kept in {store.folder} for the next time"
         if total > store.limit:
             words += f" as far as the limit of {size(store.limit)} goes (--cache-limit)"
-    click.echo(words, err=True)
+    say(words, err=True)
 
 
 def seconds_a_product(device: "Device") -> float:
@@ -288,18 +289,19 @@ def _write(
     }
 
 
-def _written(written: Mapping[str, Any], found: Found, strength: float | None) -> str:
+def _written(written: Mapping[str, Any], found: Found, strength: float | None) -> list[str]:
     from loralens.cli.table import count
 
     low, high = written["ranks"]
     worst = written["rounding"]["worst"]
-    cost = f"{Rounding(written['rounding']['error'], worst['error'], worst['module'])}\n" if worst else ""
+    cost = [str(Rounding(written["rounding"]["error"], worst["error"], worst["module"]))] if worst else []
     shrunk = count(sum(one.count for one in found.values()) if strength != 1 else 0, "intruder")
-    return (
-        f"{cost}{'would write' if written['dry_run'] else 'wrote'} {written['path']}: {written['format']}, {shrunk} "
+    what = (
+        f"{'would write' if written['dry_run'] else 'wrote'} {written['path']}: {written['format']}, {shrunk} "
         f"scaled by {strength:g}, {written['changed']} of {written['modules']} modules changed, "
         f"rank {low if low == high else f'{low}–{high}'}"
     )
+    return [*cost, what]
 
 
 def _record(adapter: "Adapter", found: Found) -> dict[str, Any]:
@@ -343,11 +345,11 @@ def _show(place: str, adapter: "Adapter", found: Found, threshold: float) -> Non
     show(_modules_table(place, adapter, found, threshold), _kinds_table(found))
     tied = [name for name, one in found.items() if one.tied]
     if tied:
-        click.echo(f"tied: {len(tied)} modules have equal leading singular values, {tied[0]} first; their vectors, and")
+        say(f"tied: {len(tied)} modules have equal leading singular values, {tied[0]} first; their vectors, and")
         click.echo("  so their scores and counts, are not unique")
     dense = sum(one.method == "dense" for one in found.values())
     if dense:
-        click.echo(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
+        say(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
 
 
 def _modules_table(place: str, adapter: "Adapter", found: Found, threshold: float) -> "Table":

@@ -8,8 +8,10 @@ import gc
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from mmap import mmap
 from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,6 +29,7 @@ from loralens.version import __version__
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
 FAILED = 2  # the exit code of an error, as of wrong usage; 1 is the answer no
 SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
+TRIAL = 64 << 20  # bytes: where the system does not give these, an error comes of the lack of memory
 GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
 
 NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
@@ -68,26 +71,58 @@ class LensGroup(click.Group):
         with harmless_output(), messages_on_stderr():
             return super().main(*arguments, **options)
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read what stands before the command."""
+        with _usage_in_one_line():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a LoraLensError becomes one message and exit code 2."""
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_line():
+                return super().invoke(ctx)
         except LoraLensError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(FAILED)
-        except (MemoryError, ImportError, RuntimeError) as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
             if not _out_of_memory(error):
                 raise
         click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
         return ctx.exit(FAILED)
 
 
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    """Let what click says of wrong options be one line, whatever the words that it quotes hold."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = visible(error.message)  # click's types call it final
+        raise
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at its end, as Python, the loader of libraries or torch say it."""
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY)
+    """Whether an error says that memory is at its end, as Python, the loader of libraries or torch say it.
+
+    A library that is cut short while it is loaded says something else: there a trial tells.
+    """
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY):
+        return True
+    return not isinstance(error, OSError) and not _memory_left()
 
 
-@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _memory_left() -> bool:
+    """Whether the system still gives as much memory as any command needs."""
+    try:
+        mmap(-1, TRIAL).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="loralens")
 @click.pass_context
 def main(ctx: click.Context) -> None:

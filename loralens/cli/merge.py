@@ -8,6 +8,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.merge_inputs import inputs
+from loralens.cli.terminal import say
 
 PATH = click.Path(path_type=Path)
 NONE = Path("none")
@@ -70,10 +71,10 @@ def command(
     wanted = options.DTYPES.get(dtype)
     given = inputs(adapters, base, modules, reading, allow_missing=allow_missing, untie=untie, dtype=wanted)
     for note in (*(str(match) for match in given.plan.matches if match.edit), *given.plan.notes):
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     if given.plan.missing:
         names = ", ".join(given.plan.missing[:3]) + (", …" if len(given.plan.missing) > 3 else "")
-        click.echo(f"note: left out, as the base has no place for them: {names}", err=True)
+        say(f"note: left out, as the base has no place for them: {names}", err=True)
     looks = certificate != NONE or dry_run or as_json
     run = MergeRun(given, rounding, seed, fidelity=looks, undo=undo != NONE and not dry_run, device=where)
     if dry_run:

@@ -1,6 +1,5 @@
 """What a merge starts from: adapters with their weights, the files of a base, and the plan; shared with verify."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,9 +62,9 @@ class Inputs:
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
-        from loralens.formats.files.container import dumps
+        from loralens.formats.files.container import dumps, read_json
 
-        content = {**json.loads(path.read_text(encoding="utf-8")), **self.plan.config}
+        content = {**read_json(path), **self.plan.config}
         content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
         return {CONFIG: dumps(content)}
 

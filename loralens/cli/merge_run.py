@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import click
 import numpy as np
 
 from loralens.cli.merge_inputs import Inputs
 from loralens.cli.progress import progress
+from loralens.cli.terminal import say
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
@@ -27,7 +27,7 @@ from loralens.merging.apply import prepare
 from loralens.merging.record import TensorRecord, Watch
 from loralens.merging.rounding import Rounding
 from loralens.merging.summary import Hashed, model_hash, module_entries, total_entry
-from loralens.merging.undo.layout import VERSION, packed
+from loralens.merging.undo.layout import VERSION, digest, packed
 from loralens.merging.undo.patch import in_memory
 from loralens.version import __version__
 
@@ -178,12 +178,14 @@ class MergeRun:
         return dict(sorted({**self.arrays, **whole}.items()))
 
     def _undo_content(self) -> dict[str, Any]:
+        originals = self.given.originals()
         return {
             "version": VERSION,
             "adapters": self.given.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: digest.hexdigest() for key, digest in sorted(self.digests.items())},
-            **self.given.originals(),
+            **originals,
+            "digest": digest(originals["headers"], originals["texts"]),
         }
 
     def certificate(self) -> dict[str, Any]:
@@ -238,7 +240,7 @@ def _say_left_out(names: Sequence[str]) -> None:
     """Which files of the base's folder were not copied."""
     if names:
         said = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        click.echo(f"note: left out, as they hold weights that are not merged: {said}", err=True)
+        say(f"note: left out, as they hold weights that are not merged: {said}", err=True)
 
 
 def bytes_of(rows: Array) -> memoryview:

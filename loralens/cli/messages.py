@@ -4,9 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
-
 from loralens.cli.progress import progress_bar
+from loralens.cli.terminal import say
 from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import displaying
 
@@ -18,7 +17,8 @@ class StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
-        click.echo(f"{NAMES.get(record.levelno, record.levelname.lower())}: {record.getMessage()}", err=True)
+        level = NAMES.get(record.levelno, record.levelname.lower())
+        say(*f"{level}: {record.getMessage()}".split("\n"), err=True)  # names in it hold no line ends
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import click
 
 from loralens.cli import options
+from loralens.cli.terminal import say
 from loralens.cli.texts import Text
 from loralens.errors import FormatError, MismatchError, OptionError, place
 
@@ -198,9 +199,7 @@ def load_model(path: str, *, device: str, dtype: str, threads: int | None) -> Lo
     """
     loaded = load_headed(path, None, device=device, dtype=dtype, threads=threads)
     if loaded.made:
-        click.echo(
-            f"warning: {path}: {len(loaded.made)} weights are missing and random here: {loaded.made[0]} …", err=True
-        )
+        say(f"warning: {path}: {len(loaded.made)} weights are missing and random here: {loaded.made[0]} …", err=True)
         click.echo("  fix: trust no number that depends on them, or give a folder that has them", err=True)
     return loaded
 

@@ -10,8 +10,9 @@ import click
 
 from loralens.cli.bases import warn_of_base
 from loralens.cli.show import Rows
+from loralens.cli.terminal import say
 from loralens.core.shell import typed
-from loralens.errors import visible
+from loralens.verbs.inputs.choices import FLOAT_TYPES, numpy_dtype
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.formats.models.checkpoint import Checkpoint
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
-DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # of --dtype
+DTYPES, dtype_of = FLOAT_TYPES, numpy_dtype  # of --dtype, for commands that are no functions yet
 
 # Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
 DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
@@ -56,6 +57,7 @@ _READING = (
 )
 READING = ("format", "alpha", "scale", "allow_pickle", "once")  # what `reading` gives, for `load`
 
+ALLOW_LOSS = click.option("--allow-loss", is_flag=True, help="Write even where rounding costs a module more than 1 %.")
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
 )
@@ -121,9 +123,9 @@ def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
 def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
     """What the reader found, on stderr, ``but`` findings of these codes."""
     for finding in (one for one in adapter.findings if one.code not in but):
-        click.echo(visible(f"{finding.level}: {path}: {finding.text}"), err=True)
+        say(f"{finding.level}: {path}: {finding.text}", err=True)
         if finding.fix:
-            click.echo(visible(f"  fix: {finding.fix}"), err=True)
+            say(f"  fix: {finding.fix}", err=True)
 
 
 def opened(path: str) -> "Checkpoint":
@@ -132,7 +134,7 @@ def opened(path: str) -> "Checkpoint":
 
     checkpoint = open_checkpoint(Path(path))
     for note in checkpoint.notes:
-        click.echo(visible(f"{note.level}: {path}: {note.text}"), err=True)
+        say(f"{note.level}: {path}: {note.text}", err=True)
     return checkpoint
 
 
@@ -211,7 +213,7 @@ def draw(figure: "Figure", file: Path) -> None:
     from loralens.charts.figure import save
 
     save(figure, file)
-    click.echo(f"wrote {file}", err=True)
+    say(f"wrote {file}", err=True)
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -229,13 +231,3 @@ def weighted(text: str) -> tuple[str, float]:
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight
-
-
-def dtype_of(name: str | None) -> Any:
-    """The dtype of an option --dtype; None where it was not given, or is none of NumPy's."""
-    if name not in DTYPES:
-        return None
-    import ml_dtypes
-    import numpy as np
-
-    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else DTYPES[name])

@@ -10,6 +10,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.bases import named_by
+from loralens.cli.terminal import say
 from loralens.core.shell import typed
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -84,10 +85,10 @@ def command(
     report = _report(_expanded(paths), base, activations, modules, reading, intruders=intruders, spoken=spoken)
     if output:
         for path in write_report(report, output, with_markdown=with_markdown):
-            click.echo(f"wrote {path}", err=True)
+            say(f"wrote {path}", err=True)
         if older:
             which = " and ".join(map(str, older))
-            click.echo(f"note: left as before, of an earlier report: {which}; --markdown writes them anew", err=True)
+            say(f"note: left as before, of an earlier report: {which}; --markdown writes them anew", err=True)
     if as_json:
         click.echo(numbers(report))
 
@@ -216,7 +217,7 @@ def _report(
                 subject(one, label, dialect, moments=its, activations=file, beside=held, threads=THREADS, step=step)
             )
             if file and not subjects[-1].on_data:
-                click.echo(f"warning: {one.path}: activations are not used beside NaN or Inf", err=True)
+                say(f"warning: {one.path}: activations are not used beside NaN or Inf", err=True)
         together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _course(subjects) if together else None
     given = {"activations": list(activations), "chosen": list(modules)}
@@ -255,7 +256,7 @@ def _moments(files: Sequence[str], adapters: "Mapping[str, Adapter]") -> "dict[s
     found = {path: (f, m) for f, m in held.items() for path, mark in prints.items() if mark == m.fingerprint}
     for path in adapters:
         if path not in found:
-            click.echo(f"warning: {path}: no activations given are its own; its errors are those of ΔW", err=True)
+            say(f"warning: {path}: no activations given are its own; its errors are those of ΔW", err=True)
     return found
 
 
@@ -313,7 +314,7 @@ def _intruders(
         seconds = sum(map(svd_work, plain.values())) * seconds_a_product(device)
         if seconds > PATIENCE:
             told = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
-            click.echo(f"note: {patient.path}: no intruders: {told}; --intruders does it", err=True)
+            say(f"note: {patient.path}: no intruders: {told}; --intruders does it", err=True)
             return None, f"{told} (loralens report --intruders does it, and keeps them)"
     found = {}
     store = svd_store(None, "20GB", no_cache=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.terminal import raw
+from loralens.cli.terminal import raw, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.tables.text import lay_out
@@ -33,8 +33,7 @@ def show(result: Tabular, rows: Rows) -> None:
         click.echo(result.to_csv(), nl=False)
     else:
         show_tables(*result.tables())
-        for sentence in result.sentences():
-            click.echo(sentence)
+        say(*result.sentences())
     if rows.plot:
         draw(result, rows.plot)
 
@@ -76,4 +75,4 @@ def draw(result: object, file: Path) -> None:
 
 def wrote(file: Path) -> None:
     """Say on stderr that a file was written."""
-    click.echo(f"wrote {file}", err=True)
+    say(f"wrote {file}", err=True)

@@ -12,6 +12,7 @@ import click
 from loralens.cli import options
 from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -106,7 +107,7 @@ def run(
         found = compare_subspaces(*adapters, **given, labels=(first, second), threads=threads, step=step)
     start = initialisation(found, recorded=same_start(*adapters))
     if start.text:
-        click.echo(f"warning: {start.text}\n  fix: {start.advice}", err=True)
+        say(f"warning: {start.text}", f"  fix: {start.advice}", err=True)
     if as_json:
         click.echo(json.dumps(_record(paths, found, start, of, side)))
     else:
@@ -202,7 +203,7 @@ def _show(paths: Sequence[str], found: "Comparison", of: "Of", side: "Side") -> 
     }
     for text, names in notes.items():
         if names:
-            click.echo(f"{text}: {some(names)}")
+            say(f"{text}: {some(names)}")
 
 
 def _modules_table(paths: Sequence[str], found: "Comparison", of: "Of", side: "Side") -> "Table":

@@ -14,6 +14,7 @@ import click
 from loralens.cli import options
 from loralens.cli.record import known, matrix
 from loralens.cli.similarity import cell, module_records
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -180,14 +181,14 @@ def _show(found: _Collection, sides: "Sequence[Side]") -> None:
     rule = f"every module with |cosine| ≥ {LARGE} and {far(pairs):.1f} standard deviations from chance"
     for verb, met in (("fight", found.fights), ("agree", found.agreements)):
         if not met:
-            click.echo(f"no two {verb} anywhere ({rule})")
+            say(f"no two {verb} anywhere ({rule})")
             continue
-        click.echo(f"where two {verb} ({rule}), most weight first")
+        say(f"where two {verb} ({rule}), most weight first")
         for one in met[:LINES]:
             names = f"{found.labels[one.first]} and {found.labels[one.second]}"
-            click.echo(f"  {names} {verb} in {one.where}: cosine {one.cosine:+.3f} over {count(one.modules, 'module')}")
+            say(f"  {names} {verb} in {one.where}: cosine {one.cosine:+.3f} over {count(one.modules, 'module')}")
         if len(met) > LINES:
-            click.echo(f"  … and {len(met) - LINES} more: --json lists them")
+            say(f"  … and {len(met) - LINES} more: --json lists them")
 
 
 def _say_common(found: _Collection) -> None:
@@ -195,10 +196,10 @@ def _say_common(found: _Collection) -> None:
     pairs = found.pairs
     alone = [found.labels[t] for t in range(pairs.count) if not pairs.ranks[:, t].any()]
     for label in alone:
-        click.echo(f"not compared: {label} has no module of the others' names and shapes")
+        say(f"not compared: {label} has no module of the others' names and shapes")
     counts = pairs.common[~_diagonal(pairs.count)]
     if counts.min() < counts.max() or counts.min() < len(pairs.modules):
-        click.echo(f"pairs have {counts.min()} to {counts.max()} modules in common: each is compared on those\n")
+        say(f"pairs have {counts.min()} to {counts.max()} modules in common: each is compared on those", "")
 
 
 def _diagonal(count: int) -> Any:
@@ -297,6 +298,6 @@ def _say_groups(found: _Collection) -> None:
     pairs = found.pairs
     families = [group for group in groups(pairs.shared_initialisation) if len(group) > 1]
     for group in families:
-        click.echo(f"began from one A (cosine of A ≥ {SHARED}): {', '.join(found.labels[t] for t in group)}")
+        say(f"began from one A (cosine of A ≥ {SHARED}): {', '.join(found.labels[t] for t in group)}")
     if families and "in" in pairs.overlaps:
         click.echo("  between these, φ of the in side shows the common start, not a common task: read the out side\n")

@@ -11,6 +11,7 @@ import click
 from loralens.cli import options
 from loralens.cli.record import matrix
 from loralens.cli.similarity import WHOSE, cell
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -82,10 +83,10 @@ def _show(path: str, found: "Sequence[Nesting]", of: "Of", side: "Side") -> None
         show(_relations_table(title, one), _closest_table(one))
     alone = [name for one in found if len(one.names) == 1 for name in one.names]
     if alone:
-        click.echo(f"no other module is as wide as {some(alone)}")
+        say(f"no other module is as wide as {some(alone)}")
     zero = [name for one in found for name, k in zip(one.names, one.directions, strict=True) if not k]
     if zero:
-        click.echo(f"not compared, as {WHOSE[of]} is 0: {some(zero)}")
+        say(f"not compared, as {WHOSE[of]} is 0: {some(zero)}")
 
 
 def _relations_table(title: str, one: "Nesting") -> "Table":

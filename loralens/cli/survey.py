@@ -12,6 +12,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.bases import note_of_bases
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -171,14 +172,14 @@ def _show(
     )
     pickles = sum("--allow-pickle" in one.fix for one in unreadable)
     if pickles:
-        click.echo(f"{pickles} of them {'is a pickle' if pickles == 1 else 'are pickles'}: give --allow-pickle\n")
+        say(f"{pickles} of them {'is a pickle' if pickles == 1 else 'are pickles'}: give --allow-pickle", "")
     if others:
         names = ", ".join(str(one.path.relative_to(folder)) for one in others[:3]) + (" …" if len(others) > 3 else "")
         hold = "holds" if len(others) == 1 else "hold"
         total = size(sum(one.size for one in others))
-        click.echo(f"no adapters: {count(len(others), 'file')} of {total} {hold} tensors and no LoRA pairs: {names}")
+        say(f"no adapters: {count(len(others), 'file')} of {total} {hold} tensors and no LoRA pairs: {names}")
     if not (adapters or unreadable or others):
-        click.echo(f"{folder}: no adapter in this folder, nor in any under it")
+        say(f"{folder}: no adapter in this folder, nor in any under it")
 
 
 def _adapters_table(folder: Path, adapters: "Adapters", copies: "Copies", short: Mapping[Path, str]) -> "Table":

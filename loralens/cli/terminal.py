@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast, final
 
+import click
+
 from loralens.errors import visible
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines, on standard error with ``err``; a name in one of them begins no other line and leaves no gap.
+
+    What is printed elsewhere (tables, JSON, CSV) knows by itself where its lines end.
+    """
+    for line in lines:
+        click.echo(visible(line), err=err)
 
 
 @final

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loralens.cli.terminal import say
+
 if TYPE_CHECKING:
     from loralens.formats.records.training_log import History
     from loralens.training.fitting import Fitted
@@ -19,7 +21,7 @@ def plan(injection: "Injection", run: Mapping[str, Any], *, output: Path, as_jso
         record = {"target": None, **_trained(injection), "frozen": injection.frozen, **run}
         click.echo(json.dumps(record))
         return
-    click.echo(
+    say(
         f"would train {injection.trainable:,} numbers in {len(injection.layers)} modules{_and(injection.heads)} "
         f"for {run['steps']} steps of {run['batch']} texts, and write {output}; "
         f"{injection.frozen:,} numbers stay frozen"
@@ -35,7 +37,7 @@ def result(fitted: "Fitted", seen: "History", cut: Mapping[str, Any], *, output:
         click.echo(json.dumps({**_record(fitted, seen, output), **cut}))
         return
     injection = fitted.injection
-    click.echo(
+    say(
         f"wrote {output}: rank {injection.rank} in {len(injection.layers)} modules{_and(injection.heads)}, "
         f"{injection.trainable:,} numbers trained in {fitted.steps} steps"
     )
@@ -45,9 +47,9 @@ def result(fitted: "Fitted", seen: "History", cut: Mapping[str, Any], *, output:
         step, before = seen.evaluations[0]
         gained = [f"{name} {_told(before.get(name))} → {_told(value)}" for name, value in after.items()]
         since = f"step {step}" if step else "before"
-        click.echo(f"evaluation, {since} → after: {', '.join(gained)}")
+        say(f"evaluation, {since} → after: {', '.join(gained)}")
     if fitted.best_step is not None:
-        click.echo(f"best of the evaluations: step {fitted.best_step}, which is what was written")
+        say(f"best of the evaluations: step {fitted.best_step}, which is what was written")
 
 
 def _written(fitted: "Fitted") -> int:

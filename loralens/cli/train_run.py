@@ -6,11 +6,10 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from loralens.cli.models import device_of
 from loralens.cli.record import known
 from loralens.cli.target import refuse_inputs
+from loralens.cli.terminal import say
 from loralens.cli.train_divergence import explained
 from loralens.cli.train_inputs import Inputs, inputs
 from loralens.cli.train_report import plan, result
@@ -131,8 +130,8 @@ class Run:
         random = [key for key in self.made.loaded.made if not any(key.startswith(f"{top}.") for top in tops)]
         if random and self.world.main:
             where = random[0].rpartition(".")[0]
-            click.echo(f"warning: {where} is new and random, and the adapter will not hold it", err=True)
-            click.echo(f"  fix: --heads {','.join((*self.heads, where))}", err=True)
+            say(f"warning: {where} is new and random, and the adapter will not hold it", err=True)
+            say(f"  fix: --heads {','.join((*self.heads, where))}", err=True)
 
     def _check_spectra(self) -> None:
         """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.terminal import raw
+from loralens.cli.terminal import raw, say
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Adapter
@@ -43,7 +43,7 @@ class Line:
         if self.live and monotonic() - self._shown > 0.1:
             self._put(self._text(step))
         elif not self.live and (step.number % part == 0 or step.number == self.steps):
-            click.echo(self._text(step), err=True)
+            say(self._text(step), err=True)
 
     def _text(self, step: "Step") -> str:
         rate, pace = (value / self._weight for value in (self._rate, self._pace))
@@ -60,7 +60,7 @@ class Line:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        click.echo(text, err=True)
+        say(text, err=True)
 
     def clear(self) -> None:
         """Take the moving line away."""

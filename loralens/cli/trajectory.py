@@ -12,6 +12,7 @@ import click
 from loralens.cli import options
 from loralens.cli.bases import warn_of_bases
 from loralens.cli.record import known
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -79,7 +80,7 @@ def _warn_of_other_runs(run: "Run", found: "Trajectory") -> None:
     strangers = [label[i] for group in found.runs if group is not largest for i in group]
     who = ", ".join(strangers) if len(largest) > 1 else ", ".join(label)
     verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
-    click.echo(
+    say(
         f"warning: {who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
         err=True,
@@ -140,7 +141,7 @@ def _show(run: "Run", found: "Trajectory") -> None:
 
     show(_table(run, found))
     for sentence in _sentences(run, found):
-        click.echo(sentence)
+        say(sentence)
 
 
 def _table(run: "Run", found: "Trajectory") -> "Table":

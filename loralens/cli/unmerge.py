@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.terminal import say
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.linalg.device import Device
@@ -58,9 +59,9 @@ def command(
         click.echo(json.dumps({"merged": str(merged), "output": str(output), **report}))
         return
     if report["exact"]:
-        click.echo(f"wrote {output}: {report['tensors']} tensors restored bit for bit, SHA-256 of each checked")
+        say(f"wrote {output}: {report['tensors']} tensors restored bit for bit, SHA-256 of each checked")
         return
-    click.echo(
+    say(
         f"wrote {output}: {report['tensors']} tensors subtracted; of {report['entries']:,} entries "
         f"{report['several']:,} could have been several weights, {report['none']:,} none"
     )

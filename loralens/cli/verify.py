@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
+from loralens.cli.terminal import say
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # keeps numpy out of --help
@@ -158,7 +159,7 @@ def _show(merged: str, found: "list[Verdict]", foreign: list[str], worst: str, r
             if len(foreign) == 1
             else f"{len(foreign)} tensors that the adapter does not touch are not those of the base"
         )
-        click.echo(f"note: {what}: {some(foreign)}")
+        say(f"note: {what}: {some(foreign)}")
 
 
 def _headline(merged: str, found: "list[Verdict]", worst: str) -> str:
@@ -181,12 +182,12 @@ def _explain(bad: "list[Verdict]", rounding: str) -> None:
     rounded = [one.module for one in bad if one.by_rounding]
     other = [one for one in bad if not one.by_rounding and one.outcome == "partial"]
     if rounded:
-        click.echo(
+        say(
             f"note: in {len(rounded)} of them every bit is what this merge writes, and rounding takes the rest: merge "
             f"with --dtype f32, or serve the adapter unmerged: {some(rounded)}"
         )
     if other:
-        click.echo(
+        say(
             f"note: {other[0].module} has a gain of {other[0].gain:.4f}, where {rounding} rounding predicts "
             f"{other[0].predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
         )

@@ -1,6 +1,7 @@
 """What a budget protects: the weight of every module's error."""
 
 from collections.abc import Mapping
+from sys import float_info
 from typing import Literal
 
 from loralens.core.lazy import Array
@@ -36,8 +37,8 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
     found: dict[str, float] = {}
     for glob, weight in protect.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise OptionError(f"the weight of {glob} is {weight!r}", fix="give a finite number from 0")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
+            raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number from 0")
         for name in select(spectra, [glob]):
             found.setdefault(name, float(weight))
     return {name: found.get(name, 1.0) for name in spectra}

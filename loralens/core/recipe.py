@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
+from sys import float_info
 from typing import Any, Self, final
 
 from loralens.core.clock import Clock
 from loralens.core.names import FEWER_GLOBS, matches, select
-from loralens.errors import FormatError
+from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
+PRINTED = 10**4300  # from here on Python writes no whole number as text, and reads none
 SHAPE = 'write method = "sum" and, for every adapter, [[adapters]] with path and weight'
 
 
@@ -125,7 +127,8 @@ class Recipe:
         Raises
         ------
         FormatError
-            An unknown field, or one of another type; no adapters; a weight that is not finite, a seed below 0.
+            An unknown field, or one of another type; no adapters; a number that is none or that float64 cannot hold; a
+            seed below 0. Only an option may be infinite.
         """
         _known(said, FIELDS)
         adapters = said.get("adapters")
@@ -134,13 +137,13 @@ class Recipe:
         return cls(
             tuple(_ingredient(one) for one in adapters),
             method=_typed(said, "method", str, "sum"),
-            options=_numbers(said.get("options", {}), "options"),
+            options=_numbers(said.get("options", {}), "options", infinite=True),
             space=_typed(said, "space", str, None),
             seed=_seed(said),
             modules=_globs(said),
             take=_typed(said, "take", str, None),
             drop_dead=_typed(said, "drop_dead", bool, default=False),
-            truncate=_numbers(said.get("truncate", {}), "truncate"),
+            truncate=_rule(said),
             uniform=_typed(said, "uniform", bool, default=False),
         )
 
@@ -152,19 +155,25 @@ def _ingredient(said: Any) -> Ingredient:
     path = _typed(said, "path", str, "")
     if not path:
         raise FormatError("an adapter has no path", fix=SHAPE)
-    weights = _numbers({"weight": said.get("weight", 1.0)}, "adapters")
-    modules = _numbers(said.get("modules", {}), "adapters.modules")
-    for weight in (*weights.values(), *modules.values()):
-        if not isfinite(weight):
-            raise FormatError(f"{path} has the weight {weight}", fix="write a finite number")
+    with place(path):
+        weights = _numbers({"weight": said.get("weight", 1.0)}, "adapters")
+        modules = _numbers(said.get("modules", {}), "adapters.modules")
     return Ingredient(path, Strength(weights["weight"], modules))
 
 
 def _seed(said: Mapping[str, Any]) -> int:
     seed: int = _typed(said, "seed", int, 0)
-    if seed < 0:
-        raise FormatError(f"seed is {seed}", fix="write a whole number from 0")
+    if not 0 <= seed < PRINTED:
+        what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
+        raise FormatError(f"seed {what}", fix="write a whole number from 0")
     return seed
+
+
+def _rule(said: Mapping[str, Any]) -> dict[str, float]:
+    rules = _numbers(said.get("truncate", {}), "truncate")
+    if len(rules) > 1:
+        raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
+    return rules
 
 
 def _globs(said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -177,17 +186,22 @@ def _globs(said: Mapping[str, Any]) -> tuple[str, ...]:
 def _known(said: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     for key in said:
         if key not in fields:
-            raise FormatError(f"has an unknown field {key!r}", fix=f"the fields are {', '.join(fields)}")
+            raise FormatError(f"has an unknown field {key!r:.100}", fix=f"the fields are {', '.join(fields)}")
 
 
 def _typed(said: Mapping[str, Any], key: str, type_: type, default: Any) -> Any:
     value = said.get(key, default)
     if key in said and type(value) is not type_:
-        raise FormatError(f"{key} is {value!r}, not of type {type_.__name__}", fix=SHAPE)
+        raise FormatError(f"{key} is of type {type(value).__name__}, not {type_.__name__}", fix=SHAPE)
     return value
 
 
-def _numbers(said: Any, place: str) -> dict[str, float]:
+def _numbers(said: Any, field: str, *, infinite: bool = False) -> dict[str, float]:
     if not isinstance(said, dict) or any(type(value) not in (int, float) for value in said.values()):
-        raise FormatError(f"{place} does not hold names and numbers", fix=SHAPE)
+        raise FormatError(f"{field} does not hold names and numbers", fix=SHAPE)
+    for name, value in said.items():
+        if type(value) is int and abs(value) > float_info.max:
+            raise FormatError(f"{field}: {name} is a whole number beyond float64", fix="write a smaller number")
+        if not (isfinite(value) or (infinite and abs(value) == inf)):
+            raise FormatError(f"{field}: {name} is {value}", fix="write a finite number")
     return dict(said)

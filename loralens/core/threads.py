@@ -5,8 +5,6 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import TypeVar
 
-from loralens.errors import LoraLensError
-
 FEW = 16  # modules below which starting threads costs more than they save
 MOST = 8  # threads: each holds the factors of one module
 
@@ -26,7 +24,7 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
     interrupted = Event()
 
     def share(first: int) -> None:
-        with suppress(LoraLensError):
+        with suppress(Exception):  # a MemoryError too: whatever it is, the caller meets it
             for name in names[first::count]:
                 if interrupted.is_set():
                     return

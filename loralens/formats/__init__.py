@@ -1,12 +1,12 @@
 """Adapter files, in and out: the only room that touches the disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
@@ -89,6 +89,27 @@ FORMATS: tuple[Format, ...] = (
         complete=True,
     ),
 )
+
+
+class WriterOptions(TypedDict, total=False):
+    """Options that only some dialects have when they are written; see `WRITTEN_WITH`.
+
+    Attributes
+    ----------
+    arch : str, optional
+        GGUF: the architecture, as llama.cpp calls it.
+    base_config : mapping, optional
+        GGUF and mlx: the base's ``config.json``.
+    bits : int or mapping of str to sequence of int
+        loralens-q: of the whole numbers, for all directions or for each.
+    """
+
+    arch: str | None
+    base_config: Mapping[str, Any] | None
+    bits: int | Mapping[str, Sequence[int]]
+
+
+WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects
 
 
 def load(
@@ -201,7 +222,9 @@ def _read(stored: Stored, name: str | None) -> Adapter:
             raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
         return adapter
     _check_type(stored.config)
-    return detect(stored).read(stored)
+    adapter = detect(stored).read(stored)
+    _check_type(adapter.config)  # which may come out of the header
+    return adapter
 
 
 def _check_type(config: Mapping[str, Any] | None) -> None:
@@ -279,7 +302,7 @@ def save(
     format: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    **options: Any,
+    **options: Unpack[WriterOptions],
 ) -> None:
     """Write an adapter: whole or not at all.
 
@@ -313,7 +336,7 @@ def save(
     write_files(stored, target, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
-def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tuple[Stored, Files]:
+def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> tuple[Stored, Files]:
     """What `save` would write: tensors and header, no number computed yet, and the files they go to.
 
     Parameters and errors as those of `save`.
@@ -336,6 +359,11 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Any) -> tu
         from loralens.formats.dialects.experts import as_in
 
         adapter = as_in(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+    misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
+    if misplaced:
+        raise OptionError(
+            f"{name} has no option {misplaced[0]!r}", fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}"
+        )
     stored = form.write(adapter, **options)
     told = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
     if not (told or form.complete):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -198,8 +199,6 @@ def _controlled(x: Floats, control: Floats, known: float) -> float:
 
 def _largest(dtype: np.dtype[Any]) -> float:
     """The largest finite number of a dtype."""
-    import ml_dtypes
-
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
@@ -210,8 +209,6 @@ def _check(first: Array, second: Array) -> None:
 
 def _bits(dtype: DTypeLike) -> tuple[int, int]:
     """Mantissa bits, the leading one not counted, and the exponent of the smallest normal number."""
-    import ml_dtypes  # also knows NumPy's own floats
-
     try:
         info: Any = ml_dtypes.finfo(np.dtype(dtype))  # type: ignore[no-untyped-call, unused-ignore]
     except (ValueError, TypeError) as error:

@@ -1,17 +1,22 @@
 """Into the base and back: merging with proof, exact unmerging, extraction."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
+    from loralens.merging.extraction.extract import extract_adapter
     from loralens.merging.resident.switchboard import Switchboard
 
-__all__ = ["Switchboard"]
+__all__ = [
+    "Switchboard",
+    "extract_adapter",
+]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the switchboard when it is asked for, not with every module of this package."""
-    if name != "Switchboard":
-        raise AttributeError(f"module 'loralens.merging' has no attribute {name!r}")
-    from loralens.merging.resident.switchboard import Switchboard
-
-    return Switchboard
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Switchboard": "resident.switchboard",
+        "extract_adapter": "extraction.extract",
+    },
+)

@@ -3,6 +3,7 @@
 from math import sqrt
 from typing import final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -125,8 +126,6 @@ def _unit(w: Array, d: Array, dtype: np.dtype[np.generic]) -> Array:
     """Unit in the last place of the larger of both: of narrow dtypes in float32, where powers of two are exact."""
     if dtype in WIDE:
         return ulp(np.maximum(np.abs(w), np.abs(d)), dtype)
-    import ml_dtypes
-
     info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     larger = np.maximum(np.abs(w.astype(np.float32)), np.abs(d.astype(np.float32)))
     power = (larger.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)  # the power of two below it

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal, final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -117,8 +118,6 @@ def _nearest(total: Array, dtype: np.dtype[Any]) -> Array:
 
 def largest(dtype: np.dtype[np.generic]) -> float:
     """The largest finite number of a dtype."""
-    import ml_dtypes
-
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 

@@ -21,6 +21,7 @@ from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
 STOPS = 48  # of a slider over sizes
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
+Shapes = Sequence[tuple[int, ...]]
 
 
 @final
@@ -100,14 +101,12 @@ def layout(plan: Plan, dialect: Dialect) -> Layout | None:
     count = max(of.values(), default=-1) + 1
     try:
         least = _trial(plan, dialect, dict.fromkeys(of, 1))
-        most = _trial(plan, dialect, dict.fromkeys(of, 2))
-        bits = [
-            _trial(plan, dialect, {name: 1 + (i >> n & 1) for name, i in of.items()})
-            for n in range(max(count - 1, 0).bit_length())
-        ]
-        if least is None or most is None or not count:
+        if least is None or not count:
             return None
-        found = _layout(least, most, [one for one in bits if one])
+        trials = [dict.fromkeys(of, 2)]
+        trials += [{name: 1 + (i >> n & 1) for name, i in of.items()} for n in range((count - 1).bit_length())]
+        shapes = [_shapes(least, _trial(plan, dialect, ranks)) for ranks in trials]
+        found = _layout(least, shapes[0], shapes[1:])
         return found if found and _holds(found, plan, dialect, of) else None
     except LoraLensError:  # a dialect that cannot hold such ranks
         return None
@@ -120,15 +119,26 @@ def _trial(plan: Plan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | N
     return replace(stored, tensors=aligned(stored.tensors))
 
 
-def _layout(least: Stored, most: Stored, bits: Sequence[Stored]) -> Layout | None:
-    if any(one.metadata != least.metadata or list(one.tensors) != list(least.tensors) for one in [most, *bits]):
+def _shapes(least: Stored, trial: Stored | None) -> Shapes | None:
+    """The shapes of a trial's tensors; None where other tensors or another text are in it.
+
+    Nothing else is kept of a trial: each has names of its own, and they may be longer than the numbers.
+    """
+    if trial is None or trial.metadata != least.metadata or list(trial.tensors) != list(least.tensors):
+        return None
+    return [tensor.shape for tensor in trial.tensors.values()]
+
+
+def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> Layout | None:
+    known = [one for one in bits if one is not None]
+    if most is None or len(known) < len(bits):
         return None
     tensors = []
-    for key, tensor in least.tensors.items():
-        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most.tensors[key].shape, strict=True)) if a != b]
+    for place, (key, tensor) in enumerate(least.tensors.items()):
+        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most[place], strict=True)) if a != b]
         if len(grown) > 1:
             return None
-        moves = [one.tensors[key].shape != tensor.shape for one in bits]
+        moves = [one[place] != tensor.shape for one in known]
         item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
         tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
     metadata = "" if least.metadata is None else f'"__metadata__":{_text(dict(least.metadata))},'
@@ -167,23 +177,26 @@ class Stop:
     ----------
     value : int
         What is asked for: a rank, or bytes of the file.
-    ranks : tuple of int
-        The lowest and the highest that are chosen.
+    ranks : sequence of int
+        Of every module of the plan, in its order.
     bytes : int
         Of the file.
     error : float
     """
 
     value: int
-    ranks: tuple[int, int]
+    ranks: Sequence[int]
     bytes: int
     error: float
 
 
-def rank_stops(points: Sequence[Point]) -> list[Stop]:
+def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[Stop]:
     """One rank for all modules, rising."""
-    stops = (Stop(point.rank, point.uniform.ranks, point.uniform.bytes, point.uniform.error) for point in points)
-    return sorted(stops, key=lambda stop: stop.value)
+    stops = []
+    for point in sorted(points, key=lambda point: point.rank):
+        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
+    return stops
 
 
 def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: Layout | None) -> list[Stop]:
@@ -192,30 +205,36 @@ def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: La
     Without a `Layout` the size of every trial would have to be asked of the writer, which takes too long: then the
     budgets are those of the curve, and the ranks are about those of that command.
     """
-    if form is None:
-        choices = {point.budget.bytes: point.budget for point in reversed(points)}
-        return [Stop(size, one.ranks, size, one.error) for size, one in sorted(choices.items())]
+    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.found}
     of = items(plan, dialect)
     first = {item: name for name, item in reversed(of.items())}
-    spectra = {name: one.s for name, one in plan.found.items()}
+
+    def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
+        return ranks(
+            {name: directions.s for name, directions in plan.found.items()},
+            costs,
+            Rule("bytes", budget),
+            shared=shared_ranks(plan.adapter.modules),
+            least=plan.least(drop_dead=False),
+            one_rank=dialect.one_rank,
+            widths={name: plan.adapter[name].rank for name in plan.found},
+            size=size,
+        )
+
+    stops: dict[int, Stop] = {}
+    if form is None:
+        for uniform, point in zip(rank_stops(plan, dialect, points), reversed(points), strict=True):
+            factors = sum(cost * rank for cost, rank in zip(costs.values(), uniform.ranks, strict=True))
+            cheapest = list(choose(factors, None).values())
+            stops[point.budget.bytes] = Stop(point.budget.bytes, cheapest, point.budget.bytes, point.budget.error)
+        return [stops[size] for size in sorted(stops)]
 
     def size(chosen: Mapping[str, int]) -> int:
         return form.size([chosen[first[item]] for item in range(len(first))])
 
     low, high = (edge(point.uniform.bytes for point in points) for edge in (min, max))
-    stops = {}
     for k in range(STOPS):
         budget = low + round((high - low) * k / (STOPS - 1))
-        chosen = ranks(
-            spectra,
-            {name: plan.direction_bytes(plan.adapter[name]) for name in spectra},
-            Rule("bytes", budget),
-            shared=shared_ranks(plan.adapter.modules),
-            least=plan.least(drop_dead=False),
-            one_rank=dialect.one_rank,
-            widths={name: plan.adapter[name].rank for name in spectra},
-            size=size,
-        )
-        span = min(chosen.values()), max(chosen.values())
-        stops[budget] = Stop(budget, span, size(chosen), total_error(plan.losses(chosen)))
+        chosen = choose(budget, size)
+        stops[budget] = Stop(budget, list(chosen.values()), size(chosen), total_error(plan.losses(chosen)))
     return list(stops.values())

@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,37 @@ DARK = (
 
 def html(report: Report) -> str:
     """The page."""
+    return "".join(html_parts(report))
+
+
+def html_parts(report: Report) -> Iterator[str]:
+    """The page from its beginning to its end, a part at a time: it says long names several times."""
     from markupsafe import Markup
 
     script = _template("report.js")
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
-    text = (
+    texts = (
         _environment()
         .get_template("report.html")
-        .render(
+        .generate(
             report=report,
             version=__version__,
             style=Markup(_style()),  # noqa: S704  # ours, not a reader's
             script=Markup(script),  # noqa: S704
             script_hash=f"sha256-{digest}",
-            carried=carried_json({"modules": list(report.modules), "adapters": list(report.carried)}),
+            carried=carried_json({"modules": list(map(_shown, report.modules)), "adapters": list(report.carried)}),
         )
     )
-    return visible(text, keep="\n\t")  # names are other people's text, and a browser obeys overrides of direction
+    for text in texts:
+        yield _shown(text)
+
+
+def _shown(text: str) -> str:
+    """Text as the page shows it: names are other people's text, and a browser obeys overrides of direction.
+
+    The names that the page carries for its filter are these too, so that a name copied from a table is found.
+    """
+    return visible(text, keep="\n\t")
 
 
 def carried_json(values: Mapping[str, Any]) -> "Markup":
@@ -132,6 +146,6 @@ def _joined(text: str) -> str:
 
 def _dotted(text: str) -> "Markup":
     """Text in which a line may end after a dot that no digit follows: the name of a module."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
-    return Markup(".<wbr>").join(re.split(r"\.(?=\D)", text))
+    return Markup(re.sub(r"\.(?=\D)", ".<wbr>", escape(text)))  # noqa: S704  # escaped before

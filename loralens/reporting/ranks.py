@@ -145,7 +145,10 @@ def slider(one: Subject, i: int) -> dict[str, Any]:
     """What the page carries of the sliders of an adapter: every stop in words, and its place on the curve."""
     assert one.plan is not None
     best, form = one.recommended, layout(one.plan, one.dialect)
-    uniform, budget = rank_stops(one.points), budget_stops(one.plan, one.dialect, one.points, form)
+    uniform, budget = (
+        rank_stops(one.plan, one.dialect, one.points),
+        budget_stops(one.plan, one.dialect, one.points, form),
+    )
     start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
     near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
     whole = max(stop.bytes for stop in uniform)
@@ -164,7 +167,7 @@ def slider(one: Subject, i: int) -> dict[str, Any]:
 
 def _stop(stop: Stop, value: str, option: str, whole: int, step: int, about: str = "") -> dict[str, Any]:
     """One stop as the page shows it; ``step`` bytes are one unit of the curve."""
-    several = "s" if stop.ranks[0] < stop.ranks[1] else ""
+    several = "s" if min(stop.ranks) < max(stop.ranks) else ""
     return {
         "value": value,
         "option": f"--{option} {stop.value}",
@@ -174,4 +177,5 @@ def _stop(stop: Stop, value: str, option: str, whole: int, step: int, about: str
         "now": percent(stop.bytes / whole),
         "ranks": f"rank{several} {span(stop.ranks)}",
         "at": [stop.bytes / step, 100 * stop.error],
+        "chosen": list(stop.ranks),
     }

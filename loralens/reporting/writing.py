@@ -10,9 +10,9 @@ from loralens.errors import OptionError
 from loralens.formats.files.appearing import appearing
 from loralens.formats.files.disk import disk
 from loralens.formats.files.leftovers import tidy
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 from loralens.reporting.document import Report
-from loralens.reporting.html import html
+from loralens.reporting.html import html_parts
 from loralens.reporting.markdown import markdown, pictures
 
 SUFFIX = ".html"
@@ -63,7 +63,7 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
         The disk refuses.
     """
     text, folder = beside(page)
-    contents: dict[Path, bytes] = {page: html(report).encode("utf-8")}
+    contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in html_parts(report))}
     drawn: Mapping[str, bytes] = {}
     if with_markdown:
         drawn = pictures(report)

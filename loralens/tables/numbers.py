@@ -1,14 +1,17 @@
 """Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
-from loralens.errors import visible
+from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -66,6 +69,24 @@ def unit_of(largest: int) -> tuple[str, int]:
     """The unit that numbers of bytes up to ``largest`` share on an axis, and how many bytes it has."""
     power = max((k for k in range(1, len(UNITS) + 1) if largest >= 1000**k), default=0)
     return (UNITS[power - 1] if power else "B"), 1000**power
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
+
+    Raises
+    ------
+    OptionError
+        It is no size.
+    """
+    written = _SIZE.fullmatch(text.strip())
+    if not written:
+        raise OptionError(f"{text!r} is no size", fix="write it like 20MB, 512KiB or 100000")
+    number = float(written["number"])
+    if not isfinite(number):
+        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+    base = 1024 if written["binary"] else 1000
+    return int(number * base ** " kmgt".index(written["power"].lower() or " "))
 
 
 def count(of: int, noun: str) -> str:

@@ -4,21 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, cpu_count
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from loralens.analysis.base.weight_norms import WeightNorms, weight_norms, work
 from loralens.analysis.groups import Group, by_block, by_kind, total
 from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.linalg.device import Device
 from loralens.tables.numbers import UNDEFINED, fixed, number, shape, spark
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.bases import base_weights
+
+if TYPE_CHECKING:
+    from loralens.analysis.base.weight_norms import WeightNorms
 
 Sort = Literal[
     "name",
@@ -46,7 +46,7 @@ class ModuleSpectrum:
     name: str
     adapter: Adapter
     spectrum: Spectrum
-    weight: WeightNorms | None = None
+    weight: "WeightNorms | None" = None
 
     @property
     def relative_frobenius(self) -> float | None:
@@ -80,7 +80,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     adapter: Adapter
     spectra: Mapping[str, Spectrum]
     listed: Sequence[str]
-    weights: Mapping[str, WeightNorms] = field(default_factory=dict)
+    weights: "Mapping[str, WeightNorms]" = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Spectrum:
         return self.spectra[name]
@@ -263,8 +263,13 @@ def _order(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) 
     return names[:top]
 
 
-def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> dict[str, WeightNorms]:
+def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
     """Norms of the base weights of the modules that are listed."""
+    # What is imported here takes as long as NumPy itself, and most spectra are measured without a base.
+    from loralens.analysis.base.weight_norms import weight_norms, work
+    from loralens.linalg.device import Device
+    from loralens.verbs.inputs.bases import base_weights
+
     where = Device.of(device or "cpu", threads=cpu_count() or 1)
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
     with place(base), progress("reading the base", work(weights.values(), top=True)) as step:

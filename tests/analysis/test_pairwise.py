@@ -176,6 +176,30 @@ def test_directions_of_one_factor_are_the_papers(of: str, side: str) -> None:
     np.testing.assert_allclose(found.cosine, pairwise(adapters).cosine, atol=COLLECTION)
 
 
+@pytest.mark.parametrize(("of", "side"), [("A", "in"), ("B", "out")])
+@pytest.mark.parametrize("head", [None, 2])
+def test_a_factor_has_as_many_directions_as_are_independent(of: str, side: str, head: int | None) -> None:
+    """Columns of B, or rows of A, that repeat add none: φ and its chance count those that there are."""
+    rng = np.random.default_rng(12)
+
+    def repeated(m: loralens.LowRank) -> loralens.LowRank:
+        again = rng.integers(m.rank, size=2)
+        return loralens.LowRank(np.hstack([m.B, m.B[:, again]]), np.vstack([m.A, m.A[again]]), m.scale)
+
+    adapters = collection(count=3)
+    adapters = [adapters[0], adapters[1].map(repeated), adapters[2].map(repeated)]  # type: ignore[arg-type]
+    found = pairwise(adapters, of=of, phi_rank=head)  # type: ignore[arg-type]
+    for m, name in enumerate(SHAPES):
+        factors = [(a[name].A.T if of == "A" else a[name].B).astype(np.float64) for a in adapters]
+        bases = [np.linalg.svd(F, full_matrices=False)[0] for F in factors]
+        counts = [min(head or F.shape[0], int(np.linalg.matrix_rank(F))) for F in factors]
+        for s, t in ((0, 1), (1, 2), (0, 2)):
+            expected = subspace_phi(bases[s], bases[t], counts[s], counts[t])
+            assert found.overlaps[side][m, s, t] == pytest.approx(expected, abs=COLLECTION)  # type: ignore[index]
+            chance = max(counts[s], counts[t]) / factors[0].shape[0]
+            assert found.chances[side][m, s, t] == chance  # type: ignore[index]
+
+
 def test_phi_rank_compares_the_leading_directions() -> None:
     adapters = collection()
     found = pairwise(adapters, phi_rank=2)

@@ -254,6 +254,14 @@ def test_differences_add_up():
     np.testing.assert_array_equal(combine_adapters([(one, -3.0)]).adapter.extra["d"].tensor.read(), np.full(12, -3.0))
 
 
+@pytest.mark.parametrize("sizes", [(12, 6), (12, 1), (12, 12, 6)])
+def test_differences_of_several_shapes_do_not_add_up(sizes):
+    """Not even where NumPy would spread one over the other."""
+    several = [(made(33 + i, extra={"d": extra("diff_b", Q, 1.0, size)}), 1.0) for i, size in enumerate(sizes)]
+    with pytest.raises(MismatchError, match="differences of one tensor have several shapes"):
+        combine_adapters(several)
+
+
 @pytest.mark.parametrize(
     ("role", "message"),
     [("magnitude", "DoRA"), ("magnitude_in", "DoRA"), ("lora_bias", "bias on B"), ("diagonal", "KaSA")],
@@ -267,6 +275,15 @@ def test_what_bends_an_update_is_refused_with_the_way_out(role, message):
     if role.startswith("magnitude"):
         with pytest.raises(MismatchError, match=message):
             combine_adapters([(bent, 2.0)])
+
+
+def test_a_dora_adapter_stays_only_where_every_module_counts_once():
+    """Its magnitudes are those of W + ΔW as trained: half of the modules at another strength is another adapter."""
+    bent = made(35, extra={"x": extra("magnitude")})
+    for strength in (Strength(1.0, {V: 2.0}), Strength(2.0, {V: 1.0})):
+        with pytest.raises(MismatchError, match="DoRA"):
+            combine_adapters([(bent, strength)])
+    assert set(combine_adapters([(bent, Strength(2.0, {Q: 1.0, V: 1.0}))]).adapter.extra) == {"x"}
 
 
 def test_updates_that_are_no_pair_and_grouped_convolutions_are_refused():
@@ -293,7 +310,7 @@ def test_adapters_of_two_models_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "wrong"}, r"no method 'wrong'(.|\n)*sum  (.|\n)*tsv-m "),
+        ({"method": "wrong"}, r"no method 'wrong'\n  fix: choose one of: sum \(.*; tsv-m \("),
         ({"method": "slerp"}, "slerp takes 2 adapters, not 1"),
         ({"method": "sum", "density": 0.5}, "no option density"),
         ({"space": "moon"}, "no space"),

@@ -25,7 +25,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
-from loralens.linalg import sketch
+from loralens.linalg import selection, sketch
 from loralens.linalg.draws import Draws
 from tests import reference
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
@@ -235,6 +235,20 @@ def test_cutoffs_over_the_whole_adapter():
     assert np.linalg.norm(quiet.dense()) < np.linalg.norm(own.dense())  # the first adapter is cut by its loud module
     D = [np.where(np.abs(X) >= cut * (1 - 1e-6), X, 0) for X, cut in zip(weighted(modules[1]), found, strict=True)]
     assert_close(loud.dense(), reference.elected(D), ELEMENTWISE)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("share", [1e-6, 0.05, 0.5, 1.0])
+def test_cutoffs_are_exact_where_the_sample_misleads_about_some_adapters(seed, share, monkeypatch):
+    """Brackets so narrow that most miss: passes go on until the last of them is right."""
+    monkeypatch.setattr(selection, "SPREAD", 0.01)
+    rng = np.random.default_rng(seed)
+    rows = [updates(rng, m=20, n=30), updates(rng, m=30, n=25)]
+    joints = [Joint.of(one, STRENGTHS) for one in rows]
+    found = whole_cutoffs(Modules("01", lambda name: joints[int(name)], 1350), share, space="full")
+    for t, w in enumerate(STRENGTHS):
+        flat = np.sort(np.concatenate([np.abs(w * one[t].dense()).ravel() for one in rows]))[::-1]
+        assert found[t] == pytest.approx(flat[max(1, int(share * flat.size)) - 1], rel=ELEMENTWISE, abs=1e-6 * flat[0])
 
 
 def test_della_asks_for_probabilities():

@@ -99,6 +99,15 @@ def test_cart_scales_only_what_is_beside_the_mean():
     assert far(result("cart", updates, [1, 1], rank=20), mean) < COMBINED
 
 
+@pytest.mark.parametrize(("shape", "rank"), [((40, 30), 2), ((90, 60), 3), ((20, 15), 1)])
+def test_the_rank_of_cart_is_4_percent_of_the_short_side(shape, rank):
+    """Of three updates: what two have beside their mean is equal and opposite, and any cut of it adds up to 0."""
+    updates, weights = adapters(10, (3, 4, 5), shape), [1, 0.5, 0.8]
+    dense = [u.dense() for u in updates]
+    assert far(result("cart", updates, weights), reference.dense_cart(dense, weights, rank)) < COMBINED
+    assert far(result("cart", updates, weights), reference.dense_cart(dense, weights, rank + 1)) > 0.01
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_the_gauge_and_rotations_make_no_difference(name):
     """B G, G⁻¹ A is the same update; P ΔW Q gives P R Q: what makes a rule exact in the small space."""
@@ -250,6 +259,26 @@ def test_slerp_of_nearly_parallel_updates_is_the_straight_line():
     second = LowRank(first.B, first.A, first.scale * 3)
     assert far(result("slerp", [first, second], [1, 3]), 2.5 * first.dense()) < COMBINED
     assert far(result("slerp", [first, second], [1, 0]), first.dense()) < COMBINED
+
+
+@pytest.mark.parametrize("weights", [[1, 3], [2, 1], [1, 1]])
+def test_slerp_of_nearly_opposite_updates_is_the_straight_line(weights):
+    """The angle is nearly π there, and its sine, by which the arc divides, nearly 0."""
+    first, other = adapters(16, (3, 3))
+    for beside in (0.0, 1e-3):
+        near = LowRank(np.hstack([-3 * first.B, beside * other.B]), np.vstack([first.A, other.A]), first.scale)
+        dense = [first.dense(), near.dense()]
+        expected = reference.dense_sum(dense, np.divide(weights, sum(weights)))
+        assert far(result("slerp", [first, near], weights), expected) < COMBINED
+
+
+@pytest.mark.parametrize("weight", [0.5, 100.0])
+def test_an_update_that_is_0_counts_in_the_mean_length_of_karcher_alone(weight):
+    """However much it weighs, the direction is the Karcher mean of the others, not where the search for it begins."""
+    updates = adapters(16, (3, 4, 2))
+    zero = LowRank(0 * updates[0].B, updates[0].A)
+    expected = reference.dense_karcher([u.dense() for u in updates], [1, 2, 0.5]) * 3.5 / (3.5 + weight)
+    assert far(result("karcher", [*updates, zero], [1, 2, 0.5, weight]), expected) < COMBINED_ITERATED
 
 
 def test_model_stock_does_not_blow_up_what_disagrees():

@@ -260,7 +260,7 @@ def test_plot(small: Path, tmp_path: Path) -> None:
         (["--parameters", 0], "not in the range"),
         (["--parameters", "inf"], "finite"),
         (["--size", "20 parsecs"], "is no size"),
-        (["--size", "0MB"], "less than a byte"),
+        (["--size", "0MB"], "not a number above 0"),
         (["--rank", 1, "--dtype", "int8", "--to", "peft"], "written as loralens-q"),
         (["--rank", 1, "--dtype", "f64"], "is not one of"),
     ],

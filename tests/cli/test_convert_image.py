@@ -95,6 +95,30 @@ def test_dora_goes_along_into_other_dialects(dora: Path, pipeline: Path, tmp_pat
     assert len(adapter) == len(UNET)
 
 
+@pytest.mark.parametrize("to", ["comfyui", "kohya"])
+def test_the_folder_of_a_unet_gives_the_keys_that_the_programs_look_up(pipeline: Path, tmp_path: Path, to: str) -> None:
+    """Written out: what ComfyUI's ``model_lora_keys_unet`` and sd-scripts make of diffusers' names."""
+    source, out = peft(tmp_path / "a", UNET), tmp_path / "out.safetensors"
+    convert.good(source, "-o", out, "--to", to, "--base", pipeline / "unet")
+    looked_up = {f"unet.{name}" for name in UNET} if to == "comfyui" else set(map(flat, UNET))
+    looked_up = {name.replace("attn1.to_q", "attn1.processor.to_q") for name in looked_up}
+    looked_up = {name.replace("attn1.to_out.0", "attn1.processor.to_out") for name in looked_up}
+    ends = (".lora_up.weight", ".lora_down.weight", ".alpha")
+    assert set(load_file(out)) == {name + end for name in looked_up for end in ends}
+
+
+@pytest.mark.parametrize("to", ["comfyui", "kohya"])
+def test_the_text_encoder_of_transformers_5_gets_its_old_names(tmp_path: Path, to: str) -> None:
+    """ComfyUI and sd-scripts know the layers below text_model alone, which transformers 5 no longer writes."""
+    component(tmp_path / "base" / "text_encoder", FIRST)
+    names = {f"text_encoder.{name}": shape for name, shape in FIRST.items()}
+    source, out = peft(tmp_path / "a", names), tmp_path / "out.safetensors"
+    convert.good(source, "-o", out, "--to", to, "--base", tmp_path / "base")
+    found = {key.removesuffix(".alpha") for key in load_file(out) if key.endswith(".alpha")}
+    dotted = {f"text_encoder.text_model.{name}" for name in FIRST}
+    assert found == (dotted if to == "comfyui" else {"lora_te_text_model_" + name.replace(".", "_") for name in FIRST})
+
+
 @pytest.mark.parametrize("to", ["comfyui", "kohya", "diffusers"])
 @pytest.mark.parametrize("folder", ["unet", "."], ids=["the UNet's folder", "the pipeline's"])
 def test_a_unet_by_either_folder(pipeline: Path, tmp_path: Path, to: str, folder: str) -> None:

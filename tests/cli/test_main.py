@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from loralens.cli.main import main
 
 RUN = [sys.executable, "-m", "loralens"]
 
@@ -50,3 +53,22 @@ def test_a_closed_pipe_ends_the_command_quietly(small: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode < 0  # by SIGPIPE, as cat
+
+
+def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
+    """It says anything; whether memory is at its end is tried out."""
+
+    def no_map(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    def command(*_: object, **__: object) -> None:
+        raise ImportError("numpy._core.umath failed to import")
+
+    monkeypatch.setattr("loralens.cli.inspect.command.callback", command)
+    broken = CliRunner().invoke(main, ["inspect", "a"])
+    assert isinstance(broken.exception, ImportError)
+    monkeypatch.setattr(sys.modules["loralens.cli.main"], "mmap", no_map)
+    done = CliRunner().invoke(main, ["inspect", "a"])
+    assert done.exit_code == 2
+    assert done.output.count("error:") == 1
+    assert "not enough memory" in done.output

@@ -50,6 +50,33 @@ def test_table(folder: Path) -> None:
     assert lines[-1].endswith("model.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["adapter", "unreadable", "model"])
+def test_a_folder_with_anything_in_it_is_not_called_empty(kind: str, small: Path, tmp_path: Path) -> None:
+    if kind == "adapter":
+        shutil.copytree(small, tmp_path / "a")
+    elif kind == "unreadable":
+        (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    else:
+        save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "model.safetensors")
+    assert "no adapter in this folder" not in run(tmp_path).stdout
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_what_is_no_adapter_is_counted_and_added_up(count: int, tmp_path: Path) -> None:
+    names, whole = [f"model-{i}.safetensors" for i in range(count)], 0
+    for i, name in enumerate(names):
+        save_file({"model.embed.weight": np.ones((300, 2 + i), np.float32)}, tmp_path / name)
+        (tmp_path / f"old-{i}.bin").write_bytes(b"PK\3\4 and more")
+        whole += (tmp_path / name).stat().st_size
+    lines = run(tmp_path).stdout.splitlines()
+    files, hold = ("1 file", "holds") if count == 1 else (f"{count} files", "hold")
+    listed = ", ".join(names[:3]) + (" …" if count > 3 else "")
+    assert lines[-1] == f"no adapters: {files} of {whole / 1024:.1f} KiB {hold} tensors and no LoRA pairs: {listed}"
+    pickles = "1 of them is a pickle" if count == 1 else f"{count} of them are pickles"
+    assert f"{pickles}: give --allow-pickle" in lines
+    assert f"{count} cannot be read" in lines
+
+
 RECORD = {
     "path", "format", "base_model", "modules", "zero_modules", "ranks", "scales", "parameters", "bytes", "frobenius",
     "effective_rank", "fingerprint", "duplicate_of", "duplicate_kind", "duplicate_difference", "findings",

@@ -1,5 +1,6 @@
 """What is printed does nothing to a terminal, whatever files and folders are called; closed streams are no crash."""
 
+import ast
 import json
 import os
 import pty
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loralens
+import loralens.cli.terminal
 from loralens.cli.main import main
 from loralens.errors import FormatError, visible
 from tests.bases import sharded, tensors
@@ -27,8 +30,10 @@ NAMES = {
     "bidi": "a\u202egnp.exe\u2066",
     "line": "a\nerror: fake",
     "return": "a\rb",
+    "tab": "a\tb",
     "bytes": os.fsdecode(b"a\xff\xfe"),
 }
+MOVING = "a\nerror: fake\tb\rc\x1b[31m"  # the cursor, in every way
 named = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 
 
@@ -37,6 +42,8 @@ def said(*words):
     done = CliRunner().invoke(main, [*map(str, words)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not HARMFUL.search(done.output), ascii(done.output)
+    assert "\t" not in done.output, ascii(done.output)
+    assert "\nerror: fake" not in f"\n{done.output}", ascii(done.output)
     return done.exit_code, done.output
 
 
@@ -62,17 +69,36 @@ def test_errors_show_every_name_in_one_line():
     assert str(error) == "a\\x0aerror: fake: the shard \\x1b[2J is gone\n  fix: get\\u202eit"
 
 
+def test_lines_with_names_are_printed_by_the_one_function_that_makes_them_lines():
+    """``click.echo`` of an f-string would let a name in it begin a line of its own; `say` does not."""
+    raw = []
+    for file in Path(loralens.cli.terminal.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "click.secho", "print"):
+                text = ast.unparse(node)
+                if (
+                    any(isinstance(word, ast.JoinedStr) for word in node.args)
+                    and "json" not in text
+                    and "nl=False" not in text
+                ):
+                    raw.append(f"{file.name}: {text}")
+    assert [line for line in raw if not line.startswith("main.py: click.echo(f'error: ")] == []
+
+
 @named
 @pytest.mark.parametrize("words", [["inspect"], ["doctor"], ["survey"], ["spectrum", "--modules", "nothing"]])
 def test_names_of_folders_reach_no_terminal(words, name, made):
     folder = made(name)
-    _, text = said(words[0], folder if words[0] != "survey" else folder.parent, *words[1:])
-    assert not any(line.startswith("error: fake") for line in text.splitlines())
+    said(words[0], folder if words[0] != "survey" else folder.parent, *words[1:])
 
 
 @named
-def test_names_of_missing_files_and_wrong_options(name):
-    for words in (["inspect", f"/nowhere/{name}"], ["spectrum", f"--{name}"], [name]):
+def test_names_of_missing_files_and_wrong_options(name, made):
+    for words in (
+        ["inspect", f"/nowhere/{name}"], ["spectrum", f"--{name}"], [name], [f"--{name}"],
+        ["spectrum", "a", "--plot", f"{name}.wrong"], ["merge", "a", "--dtype", name],
+        ["compress", "a", "--rank", name], ["combine", f"{made(name)}:nan", "a", "-o", "b"],
+    ):  # fmt: skip
         code, _ = said(*words)
         assert code in (1, 2)
 
@@ -87,6 +113,54 @@ def test_outputs_metadata_and_json_hold_such_paths(name, made, tmp_path):
     assert said("merge", folder, "--base", base, "-o", tmp_path / f"m{name}")[0] == 0
     assert said("verify", tmp_path / f"m{name}", "--adapter", folder, "--base", base)[0] == 0
     assert said("unmerge", tmp_path / f"m{name}", "-o", tmp_path / f"b{name}")[0] == 0
+
+
+def test_what_was_written_is_said_in_one_line(made, small, tmp_path):
+    folder, name, shown = made(MOVING), MOVING, r"a\x0aerror: fake\x09b\x0dc\x1b[31m"
+    base = sharded(tmp_path / f"base{name}", tensors(size=2.0))
+    plain = sharded(tmp_path / "plain", tensors(size=2.0))  # an adapter can name no base that is called so
+    merged, back = tmp_path / f"m{name}", tmp_path / f"u{name}"
+    commands = {
+        "c": ["convert", folder, "--to", "kohya", "-o", tmp_path / f"c{name}"],
+        "s": ["compress", folder, "--rank", "1", "-o", tmp_path / f"s{name}"],
+        "p": ["combine", folder, small, "-o", tmp_path / f"p{name}"],
+        "d": ["drop", folder, "--modules", "*.0.*", "-o", tmp_path / f"d{name}"],
+        "m": ["merge", folder, "--base", base, "-o", merged, "--dtype", "f32"],
+        "u": ["unmerge", merged, "-o", back],
+        "e": ["extract", "--base", plain, "--tuned", merged, "-o", tmp_path / f"e{name}", "--rank", "2"],
+        "i": ["intruders", folder, "--base", base, "--no-cache", "--remove", "1", "-o", tmp_path / f"i{name}"],
+        "r": ["report", folder, "-o", tmp_path / f"r{name}.html"],
+        "f": ["spectrum", folder, "--plot", tmp_path / f"f{name}.svg"],
+        "x": ["doctor", folder, "--sarif", tmp_path / f"x{name}.sarif"],
+    }
+    for letter, words in commands.items():
+        dry = [] if letter in "urfx" else ["--dry-run"]
+        for more in (dry, []) if dry else ([],):
+            code, text = said(*words, *more)
+            assert code == 0 or letter == "x", text
+            verb = "would write" if more else "wrote"
+            lines = [line for line in text.splitlines() if verb in line]
+            assert any(f"{letter}{shown}" in line for line in lines), ascii(text)
+
+
+@pytest.mark.parametrize("where", ["module", "base model"])
+def test_names_in_an_adapter_are_said_in_one_line(where, made, small, tmp_path):
+    folder = made("a")
+    if where == "module":
+        file = folder / "adapter_model.safetensors"
+        save_file({key.replace("q_proj", f"q{MOVING}"): X for key, X in load_file(file).items()}, file)
+    else:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": f"tiny/{MOVING}"}))
+    base = sharded(tmp_path / "base", tensors(size=2.0))
+    for words in (
+        ["inspect"], ["doctor"], ["spectrum"], ["compress", "--rank", "1", "-o", tmp_path / "c"],
+        ["combine", small, "-o", tmp_path / "p"], ["convert", "--to", "comfyui", "-o", tmp_path / "k"],
+        ["merge", "--base", base, "--dry-run"], ["doctor", "--base", base], ["report", "-o", tmp_path / "r.html"],
+        ["report", small, "--base", base, "-o", tmp_path / "s.html"], ["similarity", small], ["similarity"],
+        ["amplify", "--base", base], ["drop", "--modules", "*q*", "--dry-run"], ["survey"], ["equal", small],
+    ):  # fmt: skip
+        said(words[0], folder, *words[1:])
 
 
 @named
@@ -127,6 +201,28 @@ def test_metadata_of_files_in_few_bits(small, tmp_path):
     metadata = {key: value.replace("tiny/base", harm) + harm for key, value in header["__metadata__"].items()}
     save_file(load_file(file), file, {**metadata, "base_model": harm})
     said("inspect", tmp_path / "q")
+
+
+def test_a_module_that_moments_name(small, tmp_path):
+    harm = "\x1b]0;t\x07\u202e"
+    record = {"version": 1, "fingerprint": "0", "counts": {harm: 1}, "traces": {}, "unmeasured": {}, "source": {}}
+    save_file({"x.K": np.eye(2)}, tmp_path / "m.safetensors", {"loralens.moments": json.dumps(record)})
+    for words in (["compress", small, "--rank", "1", "--dry-run"], ["report", small, "-o", tmp_path / "page.html"]):
+        code, text = said(*words, "--activations", tmp_path / "m.safetensors")
+        assert code == 2
+        assert r"\x1b]0;t\x07\u202e: it was counted and its moments are missing" in text
+
+
+def test_a_tensor_that_a_file_in_few_bits_names(small, tmp_path):
+    assert said("convert", small, "--to", "loralens-q", "-o", tmp_path / "q")[0] == 0
+    (file,) = (tmp_path / "q").glob("*.safetensors")
+    with safe_open(file, "numpy") as stream:
+        metadata = stream.metadata()
+    harm = "\x1b]0;t\x07\u202e"
+    description = json.loads(metadata["loralens-q"]) | {"extra": {harm: ["head", harm]}}
+    save_file(load_file(file), file, metadata | {"loralens-q": json.dumps(description)})
+    for verb in ("inspect", "doctor", "spectrum"):
+        assert r"the name '\x1b]0;t\x07\u202e' holds control characters" in said(verb, tmp_path / "q")[1]
 
 
 def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):

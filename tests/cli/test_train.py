@@ -1,6 +1,8 @@
 """``loralens train``: what it makes, says and refuses."""
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,21 @@ def test_snapshots_spectra_and_trajectory(home: Path, tmp_path: Path) -> None:
     assert found["trainer_state"] is None
     assert CliRunner().invoke(main, ["spectrum", str(tmp_path / "a")]).exit_code == 0
     assert "--snapshots N" in refused(*classify(home, tmp_path / "b", "--spectra"))
+
+
+def test_names_are_said_in_one_line(home: Path, tmp_path: Path) -> None:
+    name, shown = "a\nerror: fake\tb\rc\x1b[31m", r"a\x0aerror: fake\x09b\x0dc\x1b[31m"
+    model, data = tmp_path / f"m{name}", tmp_path / f"d{name}.jsonl"
+    shutil.copytree(home / "bert", model)
+    shutil.copy(home / "d.jsonl", data)
+    short = ("--length", 4)  # cuts texts, which is said with the name of their file
+    words = classify(home, tmp_path / f"out{name}", "--data", data, "--model", model, *short, "--dry-run")
+    result = good(*words)
+    assert f"out{shown}; " in result.stdout
+    assert f"note: d{shown}.jsonl: " in result.stderr
+    refusal = refused(*words, "--targets", name)
+    for text in (result.stdout, result.stderr, refusal):
+        assert not re.search(r"[\t\r\x1b]|^error: fake", text, re.MULTILINE), ascii(text)
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp_path: Path) -> None:

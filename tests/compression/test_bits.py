@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.compression.bits import allocate, expected_error, tradeoff
+from loralens.compression.bits import _hull, allocate, expected_error, tradeoff
 from loralens.compression.loss import total_error
 from loralens.compression.quantise import quantise
 from loralens.core.quantised import direction_bytes
@@ -86,6 +86,28 @@ def test_against_every_other_choice() -> None:
         found = lost(spectra, allocate(spectra, shapes, budget).bits)
         assert best <= found * (1 + 1e-12)
         assert found <= energy[costs <= max(budget - step, costs.min())].min() * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("floored", [False, True])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(1, 1)], [(3, 5)], [(8, 8)], [(64, 48)], [(4000, 7)], [(3, 5), (17, 2), (100, 1)], [*[(1, 1)] * 20, (8, 8)]],
+)
+def test_bits_worth_having_are_those_that_no_line_between_two_others_is_below(shapes, floored: bool) -> None:
+    """Every point beside every pair of others."""
+    points = [(sum(direction_bytes(shape, b) for shape in shapes), expected_noise(b), b) for b in LEVELS]
+    points = [p for p in points if not any(q[0] == p[0] and q[1] < p[1] for q in points)]  # fewest, for their bytes
+    start = points[1:] if floored else points  # a direction is kept in any case, and what follows begins there
+
+    def above(p):
+        pairs = itertools.product(start, start)
+        return any(a[0] < p[0] < b[0] and p[1] >= np.interp(p[0], (a[0], b[0]), (a[1], b[1])) for a, b in pairs)
+
+    expected = [p for p in points if p in points[: 1 + floored] or not above(p)]
+    hull = _hull(shapes, floored=floored)
+    assert hull.bits.tolist() == [b for _, _, b in expected]
+    assert hull.costs.tolist() == [nbytes for nbytes, _, _ in expected]
+    assert hull.noise.tolist() == [noise for _, noise, _ in expected]
 
 
 def test_bits_grow_with_the_logarithm_of_sigma() -> None:

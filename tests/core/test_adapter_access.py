@@ -72,3 +72,10 @@ def test_a_notebook_sees_a_table_and_no_markup_of_names() -> None:
     assert "&lt;b&gt;" in a._repr_html_()
     assert "<b>" not in a._repr_html_()
     assert "\n" not in repr(a)
+
+
+def test_an_option_of_another_dialect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="peft has no option 'bits'") as caught:
+        loralens.save(adapter(), tmp_path / "out", bits=4)
+    assert "loralens-q" in caught.value.fix
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray, Recent
+from loralens.core.lazy import LazyArray, Recent, joined
 
 NUMBERS = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 
@@ -118,3 +118,25 @@ def test_two_big_arrays_are_read_once_while_their_parts_are_asked_for_in_turn():
     kept[1].read()
     kept[0].read()
     assert [len(reads) for _, reads in arrays] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 4), (1, 0, 6, 0, 2), (7,), ()])
+def test_joined_arrays_are_one_and_only_those_that_are_asked_for_are_read(sizes):
+    arrays = [np.arange(size) + 100 * i for i, size in enumerate(sizes)]
+    whole, asked = np.concatenate([*arrays, np.zeros(0, int)]), []
+
+    def part(i, array):
+        def numbers(start, stop):
+            asked.append((i, start, stop))
+            return array[start:stop]
+
+        return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, numbers=numbers)
+
+    one = joined([part(i, array) for i, array in enumerate(arrays)])
+    assert one.shape == whole.shape
+    np.testing.assert_array_equal(one.read(), whole)
+    for start in range(whole.size + 1):
+        for stop in range(start, whole.size + 1):
+            asked.clear()
+            np.testing.assert_array_equal(one.rows(start, stop).read(), whole[start:stop])
+            assert sum(last - first for _, first, last in asked) == stop - start

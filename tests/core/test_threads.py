@@ -23,3 +23,14 @@ def test_the_first_error_in_order_is_raised(count):
 
     with pytest.raises(FormatError, match="20 is broken"):
         in_threads(work, NAMES, count)
+
+
+def test_the_end_of_memory_in_a_thread_is_said_by_the_caller(capfd):
+    def work(name: str) -> str:
+        if int(name) == 21:
+            raise MemoryError
+        return name
+
+    with pytest.raises(MemoryError):
+        in_threads(work, NAMES, 3)
+    assert capfd.readouterr().err == ""

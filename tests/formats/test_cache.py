@@ -28,10 +28,10 @@ def keys(count):
 def test_what_was_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
     cache, found, key = SvdCache(tmp_path / "new", limit=10**6), decompose(W), digest(weight(W))
     assert key not in cache
-    assert cache.read(key) is None
+    assert cache.read(key, W.shape) is None
     assert cache.write(key, found)
     assert key in cache
-    back = SvdCache(tmp_path / "new", limit=0).read(key)
+    back = SvdCache(tmp_path / "new", limit=0).read(key, W.shape)
     for one, two in zip(found, back, strict=True):
         assert one.dtype == two.dtype
         np.testing.assert_array_equal(one, two)
@@ -80,9 +80,34 @@ def test_a_damaged_entry_is_none(spoil, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     spoil(data)
     file.write_bytes(data)
-    assert cache.read(key) is None
+    assert cache.read(key, W.shape) is None
     cache.write(key, decompose(W))
-    assert cache.read(key) is not None
+    assert cache.read(key, W.shape) is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("U", lambda U: U.T.copy()),
+        ("V", lambda V: V.ravel()),
+        ("U", lambda U: U[..., None]),
+        ("s", lambda s: s.view(np.float32)),
+        ("V", lambda V: V.view(np.int32)),
+        ("s", lambda s: s[::-1].copy()),
+        ("s", lambda s: -s),
+        ("U", lambda U: np.full_like(U, np.nan)),
+    ],
+    ids=["turned", "flat", "deeper", "narrower", "whole numbers", "rising", "negative", "NaN"],
+)
+def test_arrays_that_are_no_svd_of_the_weight_are_none(part, other, tmp_path: Path) -> None:
+    """The checksum is of the bytes alone, which are the same in another shape, and anybody can write one."""
+    found = decompose(W)
+    cache, (key,) = SvdCache(tmp_path, limit=10**6), keys(1)
+    cache.write(key, found._replace(**{part: other(getattr(found, part))}))
+    assert cache.read(key, W.shape) is None
+    cache.write(key, found)
+    assert cache.read(key, W.shape) is not None
+    assert cache.read(key, (W.shape[1], W.shape[0])) is None
 
 
 def test_the_oldest_go_first_and_a_read_counts_as_use(tmp_path: Path) -> None:
@@ -94,7 +119,7 @@ def test_the_oldest_go_first_and_a_read_counts_as_use(tmp_path: Path) -> None:
     (tmp_path / f"mine{SUFFIX}").write_bytes(b"x" * 10_000)
     size = (tmp_path / f"{first}{SUFFIX}").stat().st_size
     again = SvdCache(tmp_path, limit=2 * size + HEADER)
-    assert again.read(second)
+    assert again.read(second, W.shape)
     assert again.write(third, decompose(W))
     assert (first in again, second in again, third in again) == (False, True, True)
     assert (tmp_path / f"mine{SUFFIX}").exists()
@@ -106,7 +131,7 @@ def test_several_go_and_no_more_than_needed(tmp_path: Path) -> None:
         SvdCache(tmp_path, limit=10**6).write(key, decompose(W))
         os.utime(tmp_path / f"{key}{SUFFIX}", (1000 + age, 1000 + age))
     size = (tmp_path / f"{a}{SUFFIX}").stat().st_size
-    SvdCache(tmp_path, limit=0).read(c)  # another run: the oldest becomes the newest
+    SvdCache(tmp_path, limit=0).read(c, W.shape)  # another run: the oldest becomes the newest
     last = SvdCache(tmp_path, limit=3 * size + HEADER)
     assert last.write(e, decompose(W))
     assert [key in last for key in (a, b, c, d, e)] == [False, True, True, False, True]
@@ -146,7 +171,7 @@ def test_sizes_as_people_write_them(text: str, count: int) -> None:
     assert size_of(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "20 apples", "-1GB", "1e9", "20GBB"])
+@pytest.mark.parametrize("text", ["", "GB", "20 apples", "-1GB", "1e9", "20GBB", "9" * 400 + "GB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(OptionError, match="is no size"):
         size_of(text)

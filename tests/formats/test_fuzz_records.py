@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.cli.main import main
 from loralens.core.moments import Moment, Moments
+from loralens.core.recipe import Recipe
 from loralens.errors import LoraLensError
 from loralens.formats.files.shards import weight_files
 from loralens.formats.records.moments import load_moments, save_moments
@@ -26,7 +27,22 @@ from tests.formats.test_fuzz import HARMFUL, damaged
 
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
-ODD += [[None], [[]], {"a": {}}, [1, 2], [-1, 2], [2**40, 2**40], "int64", "object", "float32", "V8", "O", "<f4,<f4"]
+ODD += [
+    [None],
+    [[]],
+    {"a": {}},
+    [1, 2],
+    [-1, 2],
+    [2**40, 2**40],
+    "int64",
+    "object",
+    "float32",
+    "V8",
+    "O",
+    "<f4,<f4",
+    "(,)f4",
+    "9" * 5000,
+]
 odd = st.sampled_from(ODD) | st.floats(allow_nan=False) | st.integers(-5, 5)
 
 
@@ -167,6 +183,25 @@ def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(key, data):
     MADE.unmerge(MADE.packed(MADE.content, {**MADE.header, key: {**entry, "dtype": dtype, "shape": shape}}))
 
 
+def with_header(key, **changes):
+    """The undo file, in whose header of a shard the entry of a tensor says something else."""
+    headers = dict(MADE.content["headers"])
+    shard = next(name for name, text in headers.items() if f'"{key}"' in text)
+    header = json.loads(headers[shard])
+    header[key].update(changes)
+    return MADE.packed({**MADE.content, "headers": {**headers, shard: json.dumps(header)}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"shape": [1, 4]}, {"shape": [4, 6]}, {"shape": [10**15]}, {"shape": ["a"]}, {"dtype": "F32"},
+     {"dtype": "I16"}, {"data_offsets": [0, 48]}, {"data_offsets": [88, 130]}, {"data_offsets": ["a", 1]}],
+    ids=str,
+)  # fmt: skip
+def test_an_undo_file_whose_header_of_a_shard_says_something_else(changes):
+    MADE.unmerge(with_header("model.layers.10.self_attn.v_proj.weight", **changes))
+
+
 MOMENTS = {f"layers.{i}.q": Moment(np.eye(2), 5, np.eye(2), trace=4.0) for i in range(2)}
 
 
@@ -236,6 +271,29 @@ def test_an_index_that_says_something_else(content):
     check(refused(read_base, json.dumps(content).encode()))
 
 
+MARK = "\ufeff".encode()  # of UTF-8, as editors of Windows put it before a text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json"])
+def test_a_mark_before_a_text_of_the_base(name, tmp_path):
+    """Such a file is read, so that what is merged with it is unmerged with it."""
+    base, out = sharded(tmp_path / "base", tensors(size=2.0)), tmp_path / "out"
+    (base / name).write_bytes(MARK + (base / name).read_bytes())
+    untied = tmp_path / "untied"  # a merge that changes config.json too
+    for words in (
+        ["merge", MADE.folder / "adapter", "--base", base, "-o", out],
+        ["unmerge", out, "-o", tmp_path / "back"],
+        ["merge", MADE.folder / "adapter", "--base", base, "--dtype", "f32", "-o", untied],
+        ["unmerge", untied, "-o", tmp_path / "again"],
+    ):
+        done = CliRunner().invoke(main, [*map(str, words)])
+        assert done.exit_code == 0, done.output
+    for back in ("back", "again"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / back).iterdir()} == {
+            path.name: path.read_bytes() for path in base.iterdir()
+        }
+
+
 RECIPE = """method = "ties"
 options = { density = 0.2 }
 space = "union"
@@ -273,6 +331,17 @@ FIELDS = {
 }  # fmt: skip
 
 
+def test_every_field_of_a_recipe_with_values_of_every_type():
+    odd = [*ODD, -(10**400), 1 << 20_000, float("nan"), -1e999, "x" * 10_000, deep(300)]
+    for value in odd:
+        for path in places(FIELDS):
+            error = (
+                refused(lambda said: json.dumps(Recipe.of(said).record()), put(FIELDS, path, value)) if path else None
+            )
+            check(error)
+            assert error is None or len(str(error)) < 1000
+
+
 @settings(fuzz, max_examples=12)
 @given(confused(FIELDS))
 def test_a_recipe_in_metadata_that_says_something_else(record):
@@ -289,6 +358,51 @@ def test_a_recipe_in_metadata_that_says_something_else(record):
         done = CliRunner().invoke(main, ["combine", "--recipe", f"{name}/a", "-o", f"{name}/out", "--dry-run"])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
         assert CliRunner().invoke(main, ["doctor", f"{name}/a"]).exception is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"q_proj": ' + "9" * 400 + "}", '{"q_proj": ' + "9" * 5000 + "}", "[" * 100_000, '{"q_proj": NaN}', "[1]", "\xff",
+     '{"q_proj": true}', '{"\x1b[2J": 2}', '{"q_proj": -1}', '{"q_proj": {}}'],
+    ids=range(10),
+)  # fmt: skip
+def test_a_file_of_weights_that_says_something_else(text, tmp_path):
+    file = tmp_path / "w.json"
+    file.write_bytes(text.encode("latin-1"))
+    words = ["compress", MADE.folder / "adapter", "--parameters", 0.5, "--weights", file, "-o", tmp_path / "out"]
+    done = CliRunner().invoke(main, [*map(str, words)])
+    assert done.exit_code == 2, done.exception
+    assert done.output.count("error:") == 1
+    assert not HARMFUL.search(done.output)
+    assert len(done.output) < 1000
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_too_many_digits(tmp_path):
+    words = ["compress", MADE.folder / "adapter", "--size", "9" * 400, "-o", tmp_path / "out"]
+    done = CliRunner().invoke(main, [*map(str, words)])
+    assert done.exit_code == 2, done.exception
+    assert "too many digits" in done.output
+
+
+@pytest.mark.parametrize(
+    "odd", [{"peft_type": 2**40}, {"peft_type": "IA3"}, {"x" * 5000: 1}, {"\x1b[2J": 1}], ids=range(4)
+)
+def test_a_quantised_file_with_a_configuration_that_peft_files_cannot_have(odd, tmp_path):
+    """It would be written beside what the file is converted to, which nobody could load then."""
+    words = ["convert", MADE.folder / "adapter", "--to", "loralens-q", "--allow-loss", "-o", tmp_path / "q"]
+    assert not CliRunner().invoke(main, [*map(str, words)]).exit_code
+    file = tmp_path / "q" / "adapter_quantised.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    content = json.loads(header["__metadata__"]["loralens-q"])
+    content["config"].update(odd)
+    header["__metadata__"]["loralens-q"] = json.dumps(content)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(LoraLensError, match=r"not a LoRA|characters"):
+        loralens.load(file)
 
 
 STATE = {"global_step": 20, "log_history": [{"loss": 1.5, "step": 10}, {"eval_loss": 1.0, "step": 20}]}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.core.adapter import Extra
@@ -87,6 +88,18 @@ def test_some_without_alpha_is_a_warning():
     read = kohya.read(stored({**pair("lora_unet_a", alpha=4), **pair("lora_unet_b")}))
     assert [module.scale for module in read.modules.values()] == [2.0, 1.0]
     assert [(finding.level, finding.code) for finding in read.findings] == [("warning", "alpha-missing")]
+
+
+@pytest.mark.parametrize(("options", "scale"), [({"alpha": 6.0}, 3.0), ({"scale": 0.25}, 0.25)])
+def test_what_is_said_of_alpha_by_hand_answers_the_finding_and_no_other(tmp_path, options, scale):
+    tensors = {**pair(), "bundle_emb.x.string_to_param": np.ones(3, np.float32)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    plain = loralens.load(tmp_path / "x.safetensors")
+    assert {finding.code for finding in plain.findings} == {"alpha-missing", "tensor-unread"}
+    read = loralens.load(tmp_path / "x.safetensors", **options)
+    assert [finding.code for finding in read.findings] == ["tensor-unread"]
+    expected = scale * tensors[f"{Q}.lora_up.weight"].astype(float) @ tensors[f"{Q}.lora_down.weight"].astype(float)
+    np.testing.assert_allclose(read[Q].dense(), expected, **SAME_UPDATE)
 
 
 def test_alpha_zero_means_r():

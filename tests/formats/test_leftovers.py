@@ -17,7 +17,7 @@ from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.formats.files import hold, leftovers
 from loralens.formats.files.leftovers import hidden_path, reserve, tidy
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
 from loralens.formats.records.cache import SvdCache

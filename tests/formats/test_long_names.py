@@ -11,6 +11,8 @@ from loralens.core.names import natural_key
 from loralens.core.naming.matching import match
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.files.container import Stored, json_text
+from loralens.formats.files.writing import write_safetensors
 from loralens.merging.extraction.differences import compare
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
@@ -91,6 +93,25 @@ def test_two_checkpoints_of_long_names_are_compared_in_their_own_size():
     tensors = {f"{name}.weight": loralens.core.lazy.LazyArray.of(np.ones((2, 2))) for name in names(LETTERS)}
     with limits(30, 10 * sum(map(len, tensors)) + MIB):
         assert len(compare(tensors, tensors).matrices) == COUNT
+
+
+def test_a_file_of_long_names_is_written_in_its_own_size(tmp_path):
+    tensors = {
+        f"{name}.{half}": loralens.core.lazy.LazyArray.of(np.ones(1)) for name in names(LETTERS) for half in "AB"
+    }
+    said = {"said": "x" * sum(map(len, tensors))}
+    path = tmp_path / "x.safetensors"
+    write_safetensors(Stored(tensors, said), path)  # imports
+    with limits(30, 3 * path.stat().st_size // 2):
+        write_safetensors(Stored(tensors, said), path)
+
+
+def test_json_of_long_names_is_made_in_its_own_size():
+    content = dict.fromkeys(names(LETTERS), "σ")
+    json_text({"x": 1})
+    size = 2 * len(json_text(content))  # in memory: σ makes every letter take two bytes
+    with limits(10, 2 * size):
+        json_text(content)
 
 
 def test_a_name_of_numbers_has_no_place_in_gguf():

@@ -1,10 +1,12 @@
 """loralib state dicts: against loralib's own merged weights, fused slices, convolutions, what else they hold."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.core.adapter import Extra
@@ -99,6 +101,21 @@ def test_fused_projections_as_loralib_merges_them(torch, lora, tmp_path, enabled
     np.testing.assert_allclose(1.5 * module.dense(), merged(layer), rtol=1e-12, atol=1e-12)
     assert module.layout == Layout("merged", groups=sum(enabled))
     assert module.scaling.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("tensors", "name", "config"),
+    [(pair(Q, 6, 4, 2), Q, None), (fused(), "c_attn", SLICES), (convolution(), "c", None)],
+    ids=["linear", "fused", "convolution"],
+)
+def test_alpha_by_hand_is_over_the_rank_that_loralib_was_given(tensors, name, config, tmp_path):
+    """r = 2, of which a fused pair has two and a convolution one for every row of its kernel."""
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    plain, scaled = (loralens.load(tmp_path, format="loralib", **alpha)[name] for alpha in ({}, {"alpha": 3.0}))
+    assert plain.scale == 1
+    np.testing.assert_allclose(scaled.dense(), 1.5 * plain.dense(), **SAME_UPDATE)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])

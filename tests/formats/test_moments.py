@@ -119,6 +119,12 @@ K = "model.layers.0.self_attn.q_proj.K"
         ({"tensors": {K: np.zeros((2, 3))}}, "no square float64"),
         ({"tensors": {K: np.zeros((2, 2), np.float32)}}, "no square float64"),
         ({"tensors": {K: np.full((2, 2), np.nan)}}, "NaN or Inf"),
+        ({"tensors": {K: np.array([[1.0, 0.5], [0.4, 1.0]])}}, "no matrix of second moments"),
+        ({"tensors": {K: np.array([[1.0, 2.0], [2.0, 1.0]])}}, "no matrix of second moments"),
+        ({"tensors": {K: np.eye(2) * -1}}, "no matrix of second moments"),
+        ({"tensors": {K: np.eye(2) * 1e300}}, "numbers up to 1e"),
+        ({"traces": {"a": 1e300}}, "not numbers from 0"),
+        ({"traces": {"a": 10**400}}, "not numbers from 0"),
     ],
     ids=str,
 )

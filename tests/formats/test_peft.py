@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
@@ -183,6 +184,29 @@ def test_names_shapes_and_scales(
 ) -> None:
     found = peft.read(FILES[name])[module]
     assert (found.shape, found.rank, found.scale, found.layout.kind) == (shape, rank, scale, kind)
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [
+        ({}, (1, 2)),
+        ({"scale": 0.75}, (0.75, 1.5)),
+        ({"alpha": 6.0}, (2, 4)),
+        ({"scale": 0.75, "once": True}, (0.75, 0.75)),
+        ({"alpha": 6.0, "once": True}, (2, 2)),
+    ],
+)
+def test_a_scale_by_hand_is_doubled_where_peft_adds_twice(
+    tmp_path: Path, options: dict[str, Any], scales: tuple[float, float]
+) -> None:
+    """A file without its configuration: in_proj and out_proj of an nn.MultiheadAttention, at rank 3."""
+    tensors = {key: tensor.read() for key, tensor in FILES["attention"].tensors.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    adapter = loralens.load(tmp_path / "adapter_model.safetensors", **options)
+    halves = sorted({key.rpartition(".lora_")[0] for key in tensors}, key=len)
+    for half, name, scale in zip(halves, ("in_proj_weight", "out_proj"), scales, strict=True):
+        A, B = (tensors[f"{half}.lora_{x}.weight"].astype(np.float64) for x in "AB")
+        np.testing.assert_allclose(adapter[f"x.attn.{name}"].dense(), scale * B @ A, **SAME_UPDATE)
 
 
 def test_modules_come_in_natural_order() -> None:

@@ -11,6 +11,7 @@ from loralens.formats import stored_as
 from loralens.formats.files.writing import write_files
 from loralens.formats.records.recipes import read_recipe, stamped
 from tests.conftest import small_adapter
+from tests.formats.blobs import limits
 
 TOML = """
 method = "sum"
@@ -71,3 +72,39 @@ def test_what_is_no_recipe_names_the_file(tmp_path: Path, name: str, text: str |
 def test_an_adapter_that_was_not_combined_has_none(small: Path) -> None:
     with pytest.raises(FormatError, match="no recipe is in it"):
         read_recipe(small)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = " + "9" * 5000, "is not TOML"),
+        ("seed = 0x" + "f" * 5000, "more digits than Python reads"),
+        ("method = 0x" + "f" * 5000, "method is of type int"),
+        ("a." * 30 + "b = 1", "a name of more than 30 parts"),
+        ('"a" . ' * 40 + "b = 1", "a name of more than 30 parts"),
+        ("[" + "a." * 100_000 + "b]", "a name of more than 30 parts"),
+        ("x" * 10_000 + " = 1", "an unknown field 'xxx"),
+        ("method = 'sum' " + "#" * 1_000_000, "too many for a recipe"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_numbers_and_names_without_end(text: str, message: str, tmp_path: Path) -> None:
+    """tomllib takes the square of the parts of a name: 16 s for 100 names of 4,000."""
+    file = tmp_path / "r.toml"
+    file.write_text(f'{text}\nadapters = [{{ path = "a" }}]\n')
+    with limits(10, 64 << 20), pytest.raises(FormatError, match=message) as error:
+        read_recipe(file)
+    assert len(str(error.value)) < 1000
+
+
+def test_names_of_real_modules_are_no_deep_keys(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    names = [".".join(f"part{i}" for i in range(20))] * 50
+    file.write_text(f'modules = {names}\nadapters = [{{ path = "a" }}]\n')
+    assert read_recipe(file).modules == tuple(names)
+
+
+def test_a_path_that_is_too_long_for_the_system_is_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(f'adapters = [{{ path = "{"x" * 5000}" }}]\n')
+    assert read_recipe(file).adapters[0].path == "x" * 5000

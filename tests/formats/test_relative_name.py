@@ -17,10 +17,26 @@ from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import write_model
 from tests.bases import sharded, single, tensors
 
-PLAIN = ["a", "a.b", "a b", ".hidden", "...", "..a", "a/b/c", "é/名前", "model:latest", "-rf", "~", "a\nb"]
+PLAIN = [
+    "a",
+    "a.b",
+    "a b",
+    ".hidden",
+    "...",
+    "..a",
+    "a/b/c",
+    "é/名前",
+    "model:latest",
+    "-rf",
+    "~",
+    "a\nb",
+    "a" * 255,
+    "a\udc80",
+]
 ODD = [
     "", ".", "..", "/", "/etc/passwd", "../x", "a/../../x", "a/..", "a/.", "./a", "a//b", "a/", "\\x", "a\\..\\..\\x",
     "a\0b", "C:x", "c:/x", "C:", "a/C:x", "//host/share/x", "\\\\host\\share", "..\\x",
+    "a" * 256, "é" * 128, "a/" * 600 + "a", "\ud800",
 ]  # fmt: skip
 
 
@@ -73,7 +89,7 @@ def test_an_index_names_files_of_its_own_folder(name: str, tmp_path: Path) -> No
     save_file({"x": np.ones(2)}, folder / "sub" / "model.safetensors")
     index = {"weight_map": {"x": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FormatError, match=r"index.json names '.*', which is no plain file name"):
+    with pytest.raises(FormatError, match=r"index.json names '.*, which is no plain file name"):
         weight_files(folder)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
+from loralens.formats import save
 from loralens.formats.records.runs import Loss, nearest, run_of
+from tests.conftest import small_adapter
 
 
 def checkpoint(folder: Path, state: object = None) -> Path:
@@ -142,3 +144,14 @@ def test_a_folder_with_one_file_of_mlx_has_its_step(tmp_path: Path) -> None:
     assert [(one.path.name, one.step) for one in run.checkpoints] == [("c", 100), ("b", 200), ("a", None)]
     assert not run.ordered
     assert run_of(folders[:2]).ordered
+
+
+def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
+    """They would be beyond float64 in a figure."""
+    for step in (10, 20):
+        save(small_adapter(), tmp_path / f"checkpoint-{step}")
+    state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
+    run = run_of([tmp_path])
+    assert [one.step for one in run.checkpoints] == [10, 20]
+    assert [loss.step for loss in run.train] == [3]

@@ -20,7 +20,8 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.formats.files import writing
 from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
-from loralens.formats.files.writing import replacing, write_file, write_folder, write_safetensors
+from loralens.formats.files.replacing import replacing
+from loralens.formats.files.writing import write_file, write_folder, write_safetensors
 from tests.formats.blobs import limits
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -54,7 +54,7 @@ def _begin(place: str) -> None:
     """Set a worker up: its folder, and the command line with its imports."""
     from tests.golden.product import entry_point
 
-    logging.disable(logging.WARNING)  # such as matplotlib's, which wait for a clock
+    logging.getLogger().setLevel(logging.ERROR)  # what matplotlib says of its caches depends on the machine
     os.chdir(place)
     _worker.update(place=place, main=entry_point())
 

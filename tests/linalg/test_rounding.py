@@ -196,6 +196,20 @@ def test_nothing_moves_and_the_sample_says_exactly_so():
         assert found.gain == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_of_heavy_tails_is_corrected_to_the_norm(seed):
+    """Of few entries, whose mean of D² is far from the true one: exactly 1 where all is lost, whatever was drawn."""
+    rng = np.random.default_rng(seed)
+    W = rng.uniform(1, 2, (300, 200)).astype(ml_dtypes.bfloat16)
+    D = 1e-8 * rng.standard_normal(W.shape) * np.exp(2 * rng.standard_normal(W.shape))
+    entries = sample_entries(W.shape, count=500, seed=seed)
+    norm = np.linalg.norm(D)
+    assert abs(np.mean(D[entries] ** 2) * D.size / norm**2 - 1) > 0.1
+    assert np.array_equal((W.astype(np.float32) + D.astype(np.float32)).astype(W.dtype), W)
+    found = sampled_rounding(W[entries], D[entries], size=W.size, norm=norm, dtype=W.dtype)
+    assert (found.gain, found.error, found.unmoved) == pytest.approx((0, 1, 1), abs=1e-9)
+
+
 def test_zero_updates_arrive_whole_and_bad_shapes_are_refused():
     W, Z = np.ones((3, 2)), np.zeros((3, 2))
     found = predicted(W, Z, np.float16)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError
+from loralens.linalg import sketch
 from loralens.linalg.product import column_basis
 from loralens.linalg.sketch import low_rank
 from tests.reference import best_of_rank
@@ -59,6 +60,19 @@ def test_a_matrix_of_low_rank_comes_back_whole_at_its_rank(dtype):
     assert found.B.shape[1] == 5
     assert np.linalg.norm(F - found.B @ found.A) <= tolerance * np.linalg.norm(F)
     assert found.error <= tolerance  # measured on the rest, not by a difference of squares
+
+
+@pytest.mark.parametrize("panel", [1 << 24, 1 << 12])
+def test_what_is_left_of_a_matrix_of_many_panels_is_that_of_all_of_them(panel, monkeypatch):
+    """Where the rest is too small for a difference of squares it is measured, panel by panel, and added up."""
+    monkeypatch.setattr(sketch, "PANEL", panel)  # the second: 20 rows, of 150
+    rng = np.random.default_rng(4)
+    B, A = rng.standard_normal((150, 5)), rng.standard_normal((5, 200))
+    F = B @ A + 1e-5 * rng.standard_normal((150, 200))
+    found = low_rank(blocks_of(F), F.shape, rank=5, start=column_basis(A.T)[0])
+    error = np.linalg.norm(F - found.B @ found.A) / np.linalg.norm(F)
+    assert 0 < error < 1e-4
+    assert found.error == pytest.approx(error, rel=1e-9)
 
 
 def test_zeros_and_numbers_out_of_range():

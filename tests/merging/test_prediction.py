@@ -17,7 +17,7 @@ from loralens.merging.rounding import Rounding
 from tests import bases
 from tests.merging.made import adapter, streamed
 from tests.merging.test_record import gaussian, records
-from tests.reference import rounding_gain_and_errors
+from tests.reference import representable, rounding_gain_and_errors
 from tests.tolerances import PREDICTED_ROUNDING
 
 BF16 = ml_dtypes.bfloat16
@@ -109,6 +109,26 @@ def test_where_all_is_looked_at_it_is_the_law_in_plain_numbers() -> None:
     one = record.fidelity[0]
     assert (one.predicted_gain, one.predicted_error) == pytest.approx((gain, error), rel=1e-5)
     assert one.predicted_unmoved == unmoved == np.mean(arrived == 0)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("larger", ["w", "d"])
+def test_the_unit_is_the_gap_above_the_larger_of_weight_and_update(dtype, larger: str) -> None:
+    """Of every number of the dtype, 0 and those below the normal ones included."""
+    held = representable(dtype)
+    numbers, gaps = held[:-1], np.diff(held)
+    for sign in (1, -1):
+        one, other = (sign * numbers).astype(dtype), -sign * numbers.astype(np.float32) / 2
+        w, d = (one, other) if larger == "w" else (other.astype(dtype), (sign * numbers).astype(np.float32))
+        np.testing.assert_array_equal(prediction._unit(w, d, np.dtype(dtype)), gaps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_unit_of_wide_weights_is_numpys_spacing_of_the_larger(dtype) -> None:
+    w = np.array([0, 1, -1.5, 1e-3, -7, 3e30, 0], dtype)
+    d = np.array([0.1, 1e-3, 1e-3, -9, 7, 1, 0], dtype)
+    expected = np.spacing(np.where(np.abs(w) > np.abs(d), np.abs(w), np.abs(d)))
+    np.testing.assert_array_equal(prediction._unit(w, d, np.dtype(dtype)), expected)
 
 
 def test_weights_of_zero_round_the_update_itself() -> None:

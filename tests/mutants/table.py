@@ -25,6 +25,43 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
+        "_suspect",
+        "len(hit) == len(patient.readings)",
+        "len(hit) > len(patient.readings)",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
+        "_block_diagonal",
+        "range(module.rank // 2, 1, -1)",
+        "range(module.rank, 1, -1)",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
+        "_block_diagonal",
+        'module.layout.kind == "merged"',
+        'module.layout.kind == "conv"',
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
+        "_is_block_diagonal",
+        "(used.sum(axis=0) <= 1).all()",
+        "(used.sum(axis=0) == 1).all()",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant("_is_block_diagonal", "min(first) >= 0", "max(first) >= 0", ("tests/analysis/checks/test_strength.py",)),
+    Mutant(
+        "look",
+        "all(_alpha_is_rank(one) for one in pairs.values())",
+        "any(_alpha_is_rank(one) for one in pairs.values())",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
+        "_alpha_is_rank",
+        "reading.module.scaling.alpha == reading.module.rank",
+        "reading.module.scaling.alpha != reading.module.rank",
+        ("tests/analysis/checks/test_strength.py",),
+    ),
+    Mutant(
         "_relative",
         "max(product_norm(B1, A1), product_norm(B2, A2))",
         "min(product_norm(B1, A1), product_norm(B2, A2))",
@@ -58,6 +95,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_pairwise.py",),
     ),
     Mutant("Pairwise.common", "self.ranks > 0", "self.ranks >= 0", ("tests/analysis/test_pairwise.py",)),
+    Mutant("_of_factor", "widths[i] = s.size", "widths[i] = update.rank", ("tests/analysis/test_pairwise.py",)),
     Mutant("_phi", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
     Mutant(
         "initialisation",
@@ -150,6 +188,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "min(update.rank for update in joint.updates if update is not None)",
         ("tests/arithmetic/test_methods.py",),
     ),
+    Mutant(
+        "whole_cutoffs",
+        "while any(one.open for one in sought.values())",
+        "while all(one.open for one in sought.values())",
+        ("tests/arithmetic/test_elementwise.py",),
+    ),
     # cli
     Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
     Mutant("command", "one.adapter == path", "one.adapter != path", ("tests/cli/test_doctor.py",)),
@@ -165,6 +209,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_sentences", "not found.points[-1].frobenius", "found.points[-1].frobenius", ("tests/cli/test_trajectory.py",)
     ),
+    Mutant(
+        "_show",
+        "not (adapters or unreadable or others)",
+        "not (adapters and unreadable or others)",
+        ("tests/cli/test_survey.py",),
+    ),
+    Mutant(
+        "_show", "sum(one.size for one in others)", "max(one.size for one in others)", ("tests/cli/test_survey.py",)
+    ),
     # compress
     Mutant(
         "_Ladder.bits",
@@ -172,6 +225,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "min(reached[g][direction], bits)",
         ("tests/compression/test_bits.py",),
     ),
+    Mutant(
+        "_above",
+        "(first[1] - middle[1]) * (last[0] - first[0])",
+        "(first[1] + middle[1]) * (last[0] - first[0])",
+        ("tests/compression/test_bits.py",),
+    ),
+    Mutant("_above", "(last[0] - first[0])", "(last[0] + first[0])", ("tests/compression/test_bits.py",)),
     Mutant(
         "allocate",
         "budget - needed + ladder.cost(floor)",
@@ -200,6 +260,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "bisect_right(steps.nbytes, room - header) + 1",
         ("tests/compression/test_curve.py",),
     ),
+    Mutant("_few_bits", "protection(spectra, protect)", "None", ("tests/compression/test_curve.py",)),
+    Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compression/test_curve.py",)),
+    Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compression/test_curve.py",)),
     Mutant("choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compression/test_informed.py",)),
     Mutant(
@@ -240,6 +303,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "self.size / self.dtype.itemsize",
         ("tests/core/test_lazy.py",),
     ),
+    Mutant("joined", "start - offset", "start + offset", ("tests/core/test_lazy.py",)),
     Mutant(
         "LowRank.dense",
         "self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))",
@@ -255,7 +319,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_ranks.py",),
     ),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
-    Mutant("_topped_up", "budget - size(more)", "budget + size(more)", ("tests/core/test_ranks.py",)),
+    Mutant("_topped_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
@@ -279,6 +343,13 @@ MUTANTS: tuple[Mutant, ...] = (
         'not finding.code.startswith("alpha-")',
         'finding.code.startswith("alpha-")',
         ("tests/formats/test_kohya.py",),
+    ),
+    Mutant("_rescaled.given", "scale * (1 + twice)", "scale * (1 - twice)", ("tests/formats/test_peft.py",)),
+    Mutant(
+        "_rescaled.given",
+        "module.scaling.rank or module.rank // module.layout.blocks",
+        "module.rank // module.layout.blocks",
+        ("tests/formats/test_loralib.py",),
     ),
     Mutant("_digest", "last * number", "last / number", ("tests/formats/test_base_digest.py",)),
     Mutant("_steps", "len(scale) == 1", "len(scale) != 1", ("tests/formats/test_checkpoint_float8.py",)),
@@ -450,6 +521,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_spread", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merging/test_patch.py",)),
     Mutant("_check", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
+    Mutant(
+        "_unit",
+        "np.maximum(np.abs(w), np.abs(d))",
+        "np.minimum(np.abs(w), np.abs(d))",
+        ("tests/merging/test_prediction.py",),
+    ),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
     Mutant("_mean", "sum(one for _, one in known)", "max(one for _, one in known)", ("tests/merging/test_record.py",)),
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merging/test_record.py",)),
@@ -480,6 +557,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # plot
     Mutant("curve_figure", "100 * point.few_bits", "100 / point.few_bits", ("tests/charts/test_curve_figure.py",)),
+    Mutant(
+        "draw_phi", "np.arange(k2 + 1) + 0.5", "np.arange(k2 + 1) - 0.5", ("tests/charts/test_similarity_figure.py",)
+    ),
     Mutant("_conflict_map", "not np.isnan(least[m])", "np.isnan(least[m])", ("tests/charts/test_pairwise_figure.py",)),
     Mutant(
         "_chance_map",
@@ -642,4 +722,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/training/test_tasks.py",)),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
+    # report: findings, sliders, errors on inputs; and lines of the terminal
+    Mutant("_cost", "{told.unmoved:.0%}", "{1 - told.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
+    Mutant("look", "{1 / stable:.2%}", "{stable - 1:.2%}", ("tests/reporting/test_findings.py",)),
+    Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
+    Mutant(
+        "_findings",
+        "one.level == level for one in causes",
+        "one.level == level for one in findings",
+        ("tests/reporting/test_findings.py",),
+    ),
+    Mutant(
+        "_item",
+        "sum(sum(module.shape) for module in pairs)",
+        "sum(max(module.shape) for module in pairs)",
+        ("tests/reporting/test_on_inputs.py",),
+    ),
+    Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("_slider", "best.rank if best", "best.rank + 1 if best", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
 )

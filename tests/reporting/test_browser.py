@@ -225,30 +225,42 @@ def test_hovering_shows_values(page: Any) -> None:
     assert svg.locator(".near").count() == 1
 
 
-HOSTILE = [
-    "model.layers.0.<script>alert(1)</script>",
-    'model.layers.1."><img src=x onerror=alert(2)>',
-    "model.layers.2.{{ 7*7 }}{% raw %}",
-    "model.layers.3.</script><script>alert(3)</script>",
-    "model.layers.4.'`$|*_[x](javascript:alert(4))",
-    "model.layers.5.‮תורה 😀 \u2028 x",
-    "model.layers.6." + "long" * 200,
-]
+HOSTILE = {  # name of a module → how it is shown
+    "model.layers.0.<script>alert(1)</script>": "model.layers.0.<script>alert(1)</script>",
+    'model.layers.1."><img src=x onerror=alert(2)>': 'model.layers.1."><img src=x onerror=alert(2)>',
+    "model.layers.2.{{ 7*7 }}{% raw %}": "model.layers.2.{{ 7*7 }}{% raw %}",
+    "model.layers.3.</script><script>alert(3)</script>": "model.layers.3.</script><script>alert(3)</script>",
+    "model.layers.4.'`$|*_[x](javascript:alert(4))": "model.layers.4.'`$|*_[x](javascript:alert(4))",
+    "model.layers.5.\u202eתורה 😀 \u2028 x": r"model.layers.5.\u202eתורה 😀 \u2028 x",  # escapes, as on a terminal
+    "model.layers.6." + "long" * 200: "model.layers.6." + "long" * 200,
+}
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
     plain = [name for name in HOSTILE if "\u2028" not in name]  # which no file of PEFT's can hold
-    file = written(tmp_path, {"<b>one</b>": drawn(1, names=HOSTILE), "</title><script>two": drawn(2, names=plain)})
+    adapters = {
+        "<b>one</b>": drawn(1, names=list(HOSTILE)),
+        "</title><script>two": drawn(2, names=plain),
+        "\u202ethree\x9b": drawn(3, names=plain),
+    }
+    file = written(tmp_path, adapters)
     for page in opened(browser, file, width=400):
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
         page.wait_for_timeout(100)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        names = page.locator("#modules table").first.locator("tbody tr td:first-child").all_text_contents()
-        assert names == HOSTILE
-        assert page.evaluate("loralens.carried.modules") == HOSTILE
+        rows = page.locator("#modules table").first.locator("tbody tr")
+        assert rows.locator("td:first-child").all_text_contents() == list(HOSTILE.values())
+        assert page.evaluate("loralens.carried.modules") == list(HOSTILE.values())
+        assert not OBEYED.search(page.evaluate("document.documentElement.outerHTML"))  # commands of sliders included
+        for shown in HOSTILE.values():  # what stands in the table is found by the filter
+            page.fill("#filter", shown.split()[0])
+            visible = [row for row in rows.all() if row.is_visible()]
+            assert [row.locator("td").first.text_content() for row in visible] == [shown]
+        page.fill("#filter", "")
         assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b)').length") == 0
         assert page.evaluate("document.querySelectorAll('script').length") == 2
-        assert page.locator(".slider").count() == 1
+        assert page.locator(".slider").count() == 2
 
 
 def test_it_prints_with_everything_open(browser: Any, file: Path) -> None:

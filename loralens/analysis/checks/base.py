@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import ml_dtypes
 import numpy as np
 
 from loralens.analysis.inspection import broken
@@ -187,6 +188,4 @@ def update_entries(module: Update, rows: Array, columns: Array) -> Array:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    import ml_dtypes
-
     return np.dtype(getattr(ml_dtypes, name, name))

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.formats import stored_as
-from loralens.formats.files.container import Files, Stored, aligned, header_bytes
+from loralens.formats import WriterOptions, stored_as
+from loralens.formats.files.container import Files, Stored, aligned, header_parts
+from loralens.formats.files.gguf import values as gguf_values
+from loralens.formats.files.gguf.container import ALIGNMENT
+from loralens.formats.files.torch.writer import pickle_bytes
 
 
-def file_size(adapter: Adapter, format: str | None = None, **options: Any) -> int:
+def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:
     """Bytes of the file of weights that `save` would write of ``adapter``, to the byte.
 
     The configuration beside it is not counted. Parameters and errors as those of `loralens.formats.save`.
@@ -28,13 +31,11 @@ def stored_size(stored: Stored, files: Files) -> int:
     if suffix == ".bin":
         return _pickle(stored.tensors)
     tensors = aligned(stored.tensors)
-    return len(header_bytes(tensors, stored.metadata)) + sum(tensor.nbytes for tensor in tensors.values())
+    return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _pickle(tensors: Mapping[str, LazyArray]) -> int:
     """Of a torch pickle: zeros take as many bytes as other numbers."""
-    from loralens.formats.files.torch.writer import pickle_bytes
-
     zeros = {
         key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)) for key, tensor in tensors.items()
     }
@@ -43,9 +44,6 @@ def _pickle(tensors: Mapping[str, LazyArray]) -> int:
 
 def _gguf(stored: Stored) -> int:
     """Of a GGUF file: magic, version and two counts; key-values; tensor infos; the numbers, each on the alignment."""
-    from loralens.formats.files.gguf import values as gguf_values
-    from loralens.formats.files.gguf.container import ALIGNMENT
-
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     said = values.get("general.alignment")
     alignment = ALIGNMENT if said is None else int(said.value)

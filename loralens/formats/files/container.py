@@ -216,7 +216,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
 
 def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=_unique)
+        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
     if not isinstance(value, dict):
@@ -224,7 +224,8 @@ def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` makes an object of: names that may be shown, none of them twice."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         check_printable(key)
@@ -309,13 +310,13 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
         raise FormatError(f"{size - used:,} bytes follow the last tensor", fix=_BROKEN)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
+    """The JSON object in a file; ``fix`` is what to do where there is none."""
     with place(path):
         file = OpenFile(path)
         if file.size > HEADER_LIMIT:
-            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=_RESTORE)
-        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=_RESTORE)
+            raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
+        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
 def _short(error: Exception) -> str:
@@ -330,23 +331,33 @@ def dumps(value: Any) -> str:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if not _SURROGATE.search(text):  # nearly always, and without two copies of a text that may be long
+        return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
     """The length prefix and JSON header of a safetensors file, the same bytes for the same input."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": _metadata(dict(metadata))}
+    return b"".join(header_parts(tensors, metadata))
+
+
+def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> list[bytes]:
+    """The header a few bytes at a time: of long names it is as long as the rest of the file, and is held once."""
+    encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    parts = [b"{"] if metadata is None else [b'{"__metadata__":', encode(_metadata(dict(metadata))).encode("utf-8")]
     begin = 0
     for key, tensor in tensors.items():
         check_printable(key)
         if tensor.dtype not in DTYPE_NAMES:
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
-        header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        parts.append(f"{',' if len(parts) > 1 else ''}{encode(key)}:{encode(span)}".encode())
         begin = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # so that the numbers start aligned
-    return len(text).to_bytes(8, "little") + text
+    parts.append(b"}")
+    length = sum(map(len, parts))
+    parts.append(b" " * (-length % 8))  # so that the numbers start aligned
+    return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
 
 
 def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
@@ -357,7 +368,7 @@ def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time; of one whose rows can be read alone, some of them."""
     tensors = aligned(tensors)
-    yield header_bytes(tensors, metadata)
+    yield from header_parts(tensors, metadata)
     for tensor in tensors.values():
         for rows in pieces(tensor):
             yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

@@ -10,16 +10,25 @@ from typing import TypeGuard
 
 from loralens.errors import FormatError
 
+LONGEST_NAME, LONGEST_PATH = 255, 1024  # beyond these the system raises errors of its own
+
 
 def is_relative_name(name: object) -> TypeGuard[str]:
     """Whether a name is a relative path whose every part is plain.
 
-    No part is empty, ``.`` or ``..``, and none holds a backslash, a NUL or the drive of Windows: on every system the
-    name then means the same file, which lies below the folder that it is joined to.
+    No part is empty, ``.`` or ``..``, longer than file systems have names, or holds a backslash, a NUL, the drive of
+    Windows or what no name can be encoded from: on every system the name then means the same file, which lies below
+    the folder that it is joined to.
     """
-    if not isinstance(name, str) or "\\" in name or "\0" in name:
+    if not isinstance(name, str) or "\\" in name or "\0" in name or len(name) > LONGEST_PATH:
         return False
-    return all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in name.split("/"))
+    try:
+        lengths = [len(os.fsencode(part)) for part in name.split("/")]
+    except UnicodeEncodeError:  # half a surrogate pair that is no byte of a path
+        return False
+    parts = name.split("/")
+    plain = all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in parts)
+    return plain and max(lengths) <= LONGEST_NAME
 
 
 def check_relative_name(name: object, *, fix: str) -> None:

@@ -78,7 +78,7 @@ def shard_names(content: Any, index: str) -> list[str]:
 def check_index(text: str, index: str) -> None:
     """Refuse a text that is no index, or names files outside of its folder. Errors as those of `shard_names`."""
     try:
-        content = json.loads(text)
+        content = json.loads(text.removeprefix("\ufeff"))  # as an index is read: with or without a mark before it
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{index} is no JSON", fix="download the index again") from error
     shard_names(content, index)

@@ -239,12 +239,14 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         if not _alike(specs, shard.stored.tensors):
             header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
             offsets = offsets_of(header[8:])
+    for key, spec in specs.items():
+        whole = shard.prefix + key
+        if not (whole in changes or whole in known) or _spec(whole, known, changes) != spec:
+            raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
     for key, spec in specs.items():
         whole = shard.prefix + key
-        if whole not in changes and (whole not in known or _spec(whole, known, changes) != spec):
-            raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
         yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
 
 
@@ -257,9 +259,16 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
             for key, entry in entries.items()
             if key != "__metadata__"
         }
+        position = 0
+        for key in sorted(specs, key=lambda key: entries[key]["data_offsets"]):
+            begin, position = position, position + specs[key].nbytes
+            if entries[key]["data_offsets"] != [begin, position]:
+                raise ValueError(f"offsets of {key}")
         return specs, offsets_of(header[8:])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{name}: its header is not as it was written ({error!r})", fix=_DAMAGED) from error
+        raise FormatError(
+            f"{name}: its header is not as it was written ({ascii(error)[:120]})", fix=_DAMAGED
+        ) from error
 
 
 def _alike(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
@@ -317,10 +326,12 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
                 errors.append(error)
                 stop.set()
 
-    others = [Thread(target=work, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
+    others: list[Thread] = []
     try:
+        for _ in range(threads - 1):
+            thread = Thread(target=work, daemon=True)
+            thread.start()  # fails where memory is at its end: those that run are waited for all the same
+            others.append(thread)
         work()
         for thread in others:
             thread.join()

@@ -4,6 +4,7 @@ import os
 import re
 from contextlib import suppress
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import final
 from zlib import crc32
@@ -41,8 +42,8 @@ def size_of(text: str) -> int:
         It is no size.
     """
     found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise OptionError(f"{text!r} is no size", fix="write it like 20GB, 500MiB or 0")
+    if not found or not isfinite(float(found[1])):
+        raise OptionError(f"{text!r:.100} is no size", fix="write it like 20GB, 500MiB or 0")
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** " kmgt".index(found[2].lower() or " "))
 
@@ -86,8 +87,8 @@ class SvdCache:
     def __contains__(self, key: str) -> bool:
         return self._file(key).is_file()
 
-    def read(self, key: str) -> Decomposed | None:
-        """The SVD kept under a key; None where there is none, or a damaged one."""
+    def read(self, key: str, shape: tuple[int, int]) -> Decomposed | None:
+        """The SVD of a weight of this shape, kept under a key; None where there is none, or a damaged one."""
         file = self._file(key)
         if not file.is_file():
             return None
@@ -96,7 +97,7 @@ class SvdCache:
             found = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
-        if (stored.metadata or {}).get("crc32") != _checksum(found):
+        if not _sound(found, shape) or (stored.metadata or {}).get("crc32") != _checksum(found):
             return None
         with suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(file)
@@ -149,6 +150,18 @@ class SvdCache:
                 file.unlink(missing_ok=True)
             total -= size
         return True
+
+
+def _sound(found: Decomposed, shape: tuple[int, int]) -> bool:
+    """Whether arrays are the thin SVD of a weight of this shape: the checksum is of their bytes alone."""
+    out, in_ = shape
+    k = min(shape)
+    due = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
+    parts = found._asdict()
+    if not all(parts[name].shape == dims and parts[name].dtype == dtype for name, (dims, dtype) in due.items()):
+        return False
+    descending = bool((found.s[:-1] >= found.s[1:]).all()) and bool((found.s >= 0).all())
+    return descending and all(np.isfinite(part).all() for part in found)
 
 
 def _checksum(found: Decomposed) -> str:

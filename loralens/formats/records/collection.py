@@ -13,6 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
+from loralens.formats.files.gguf.header import Header, counts, values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
@@ -67,17 +68,20 @@ def candidates(root: Path) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     home = os.path.realpath(root)
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()  # by number: a real path asks the system about every folder above, each time
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
         if start != root and _holds(os.path.realpath(start), home):
             continue
         for folder, files in folders(start, without=lambda name: name.startswith(".")):
-            place = os.path.realpath(folder)
-            if place in seen:
+            try:
+                status = folder.stat()
+            except OSError:  # it has gone meanwhile
                 continue
-            seen.add(place)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
             links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])
@@ -125,8 +129,6 @@ def _is_model(path: Path) -> bool:
 
 def _gguf_type(path: Path) -> object:
     """What the header of a GGUF file says it is, as far as it can be read; files older than that key say nothing."""
-    from loralens.formats.files.gguf.header import Header, counts, values
-
     with suppress(LoraLensError):
         header = Header(OpenFile(path))
         for key, value in values(header, counts(header)[1]):

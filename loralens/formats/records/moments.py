@@ -7,7 +7,6 @@
 
 import json
 from collections.abc import Mapping
-from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
 VERSION = 1
+LARGEST = 1e150  # of an entry: its square is a number still
+ROUNDING = 1e-4  # of the largest entry: how far K may be from symmetric, and an eigenvalue below 0
 _AGAIN = "measure them again: loralens calibrate"
 
 
@@ -119,8 +120,8 @@ def _record(stored: Stored) -> dict[str, Any]:
             raise FormatError(f"its record has no {name}", fix=_AGAIN)
     if not all(type(count) is int and count >= 0 for count in record["counts"].values()):
         raise FormatError("its counts are not whole numbers", fix=_AGAIN)
-    if not all(x is None or (type(x) in (int, float) and 0 <= x < inf) for x in record["traces"].values()):
-        raise FormatError("its traces are not numbers from 0", fix=_AGAIN)
+    if not all(x is None or (type(x) in (int, float) and 0 <= x <= LARGEST) for x in record["traces"].values()):
+        raise FormatError("its traces are not numbers from 0, or no inputs are so long", fix=_AGAIN)
     if not all(isinstance(reason, str) for reason in record["unmeasured"].values()):
         raise FormatError("its reasons are not text", fix=_AGAIN)
     return dict(record)
@@ -136,7 +137,7 @@ def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, La
 
 
 def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
-    """A square float64 matrix without NaN or Inf; None where there is none of the key."""
+    """Second moments, a symmetric float64 matrix without an eigenvalue below 0; None where there is none of the key."""
     if key not in tensors:
         return None
     tensor = tensors[key]
@@ -145,4 +146,10 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     array = tensor.read()
     if not np.isfinite(array).all():
         raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
+    size = float(np.abs(array).max(initial=0.0))
+    if size > LARGEST:
+        raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs excite", fix=_AGAIN)
+    lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
+    if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
+        raise FormatError(f"{key} is no matrix of second moments: not symmetric, or of negative ones", fix=_AGAIN)
     return array

@@ -17,6 +17,8 @@ it names. Nothing is written by such a name: the output goes where the user says
 """
 
 import json
+import os
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,9 @@ from loralens.formats.files.container import OpenFile, Stored, json_text, read_s
 from loralens.formats.files.location import adapter_file
 
 KEY = "loralens_recipe"  # of the metadata
-LONGEST = 10_000_000  # bytes of a TOML file
+LONGEST = 1_000_000  # bytes of a TOML file
+DEEPEST = 30  # parts of a key with dots, whose square is what tomllib takes; a recipe needs three
+_DEEP = re.compile(rf"""(?<![\w.-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{DEEPEST}}}""")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -59,13 +63,17 @@ def _from_toml(path: Path) -> Recipe:
         file = OpenFile(path)  # which neither waits for a pipe nor takes a folder
         if file.size > LONGEST:
             raise FormatError(f"{file.size:,} bytes are too many for a recipe", fix="give the path of a recipe")
-        said = tomllib.loads(file.read(0, file.size).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = file.read(0, file.size).decode("utf-8")
+        if _DEEP.search(text):
+            raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
+        said = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError alone where a whole number has too many digits
         raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
     recipe = _recipe(said)
 
     def beside(name: str) -> str:
-        return str(path.parent / name) if (path.parent / name).exists() else name
+        # Not Path.exists, which raises where a path is longer than the system has any.
+        return str(path.parent / name) if os.path.exists(path.parent / name) else name  # noqa: PTH110
 
     take = recipe.take if recipe.take in (None, "none") else beside(str(recipe.take))
     adapters = tuple(replace(one, path=beside(one.path)) for one in recipe.adapters)

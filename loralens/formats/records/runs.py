@@ -151,7 +151,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
         return said
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
-    return int(file[1]) if file else named[0] if named else None
+    return _whole(int(file[1])) if file else named[0] if named else None
 
 
 def _only_adapter(path: Path) -> str:
@@ -164,7 +164,8 @@ def _only_adapter(path: Path) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    """A step; None where it is none, or one that no run reaches and float64 need not hold."""
+    return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import dumps, read_json
 from loralens.formats.files.disk import check_parent
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -26,13 +26,15 @@ from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.formats import save
 from loralens.formats.files.appearing import move_aside
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room, disk
 from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.writing import replacing, write_safetensors
+from loralens.formats.files.replacing import replacing
+from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # of the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
@@ -154,8 +156,6 @@ class Training:
 
     def snapshot(self, step: int, adapter: Adapter) -> Path:
         """Write the adapter as it is after a step."""
-        from loralens.formats import save
-
         path = self.folder / f"checkpoint-{step}"
         save(adapter, path, overwrite=True)
         return path
@@ -168,8 +168,6 @@ class Training:
         OptionError
             Something else has appeared there meanwhile. The finished run is kept where it is.
         """
-        from loralens.formats import save
-
         with place(self.folder), disk():
             (self.folder / NAMES[0]).unlink(missing_ok=True)  # of a run that was killed here: the same adapter
         save(adapter, self.folder, overwrite=True)

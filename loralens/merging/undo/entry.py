@@ -24,7 +24,7 @@ def check_outline(entry: Mapping[str, Any]) -> None:
         What is wrong.
     """
     name, shape = entry["dtype"], entry["shape"]
-    dtype = np.dtype(name) if isinstance(name, str) else None
+    dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None  # numpy parses others as Python
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"dtype {ascii(name)[:40]}")
     if not isinstance(shape, list) or not all(map(_count, shape)) or prod(n for n in shape if n) > MOST:

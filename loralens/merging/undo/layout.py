@@ -10,14 +10,16 @@ Arrays, for each stored tensor KEY that the merge changed and the base has:
 
 JSON: ``version``; ``adapters``, what was merged; ``dropped``, keys that the merge left out; ``copies``, KEY → SHA-256
 of every tensor that it did not touch; ``headers``, ``texts``, what stood at the head of shards and in other files that
-the merge changed; ``tensors``, KEY → ``dtype``, ``shape``, ``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``,
-``different``, ``against``, ``slabs``: ``module``, ``start``, ``stop``, ``transposed``, ``factors`` (strength and scale
-of each update), ``gain`` (its axis, or null).
+the merge changed, and ``digest``, the SHA-256 of both (older files have none); ``tensors``, KEY → ``dtype``, ``shape``,
+``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``, ``different``, ``against``, ``slabs``: ``module``, ``start``,
+``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, final
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
@@ -35,6 +37,12 @@ from loralens.merging.undo.restore import TensorUndo
 
 VERSION = 1
 _DAMAGED = "the undo file is damaged: use another copy"
+
+
+def digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    """The SHA-256 of what an undo file holds besides numbers, which have hashes of their own."""
+    content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
+    return sha256(content.encode("ascii")).hexdigest()
 
 
 def packed(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
@@ -152,6 +160,9 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     dropped = content.get("dropped")
     if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in map(str, dropped)):
         raise FormatError("its outline is not as it was written", fix=_DAMAGED)
+    written = digest(content["headers"], content["texts"])
+    if content.get("digest", written) != written:
+        raise FormatError("its headers and texts are not as they were written", fix=_DAMAGED)
     return MergeUndo(
         content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
         content["copies"], content["headers"], content["texts"],

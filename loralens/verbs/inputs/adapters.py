@@ -11,7 +11,6 @@ from loralens.core.messages import tell_findings
 from loralens.core.shell import typed
 from loralens.errors import OptionError
 from loralens.formats import load
-from loralens.verbs.inputs.bases import warn_of_base
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
@@ -105,15 +104,18 @@ def read_adapter(
     OptionError
         Options of reading with an adapter that has been read.
     """
+    path = label if isinstance(source, Adapter) else str(source)
     if isinstance(source, Adapter):
         check_unread(reading)
-        if base is not None:
-            warn_of_base(label, source, base)
-        return source
-    path = str(source)
-    adapter = load(path, base=base, strict=strict, **reading)
+        adapter = source
+    else:
+        adapter = load(path, base=base, strict=strict, **reading)
     if base is not None:
+        from loralens.verbs.inputs.bases import warn_of_base  # reading a base takes as long to import as NumPy
+
         warn_of_base(path, adapter, base)
+    if isinstance(source, Adapter):
+        return adapter
     applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else frozenset()
     tell_findings(path, adapter.findings, without=applied)
     return adapter
@@ -133,7 +135,8 @@ def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
         return source
-    adapter = load(str(source), **{**reading, "alpha": None, "scale": None})
+    unscaled: Reading = {**reading, "alpha": None, "scale": None}
+    adapter = load(str(source), **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
     return adapter if stated else load(str(source), **reading)
 

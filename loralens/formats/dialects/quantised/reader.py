@@ -32,7 +32,7 @@ from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.fields import sound
-from loralens.formats.files.container import Stored, harmless, plain_text
+from loralens.formats.files.container import Stored, harmless, plain_text, unique_keys
 from loralens.formats.files.number import finite
 
 VERSION = 1
@@ -97,7 +97,7 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
         There is none.
     """
     try:
-        said = json.loads((metadata or {})[NAME])
+        said = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
     except (KeyError, ValueError, RecursionError) as error:
         raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
     if not isinstance(said, dict):

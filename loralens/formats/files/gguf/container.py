@@ -21,7 +21,7 @@ from loralens.formats.files.gguf import header as gguf_header
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.header import BROKEN, Header
 from loralens.formats.files.gguf.values import CODES, Value
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.replacing import replacing
 
 ALIGNMENT = 32  # where the file does not say
 MOST_ALIGNMENT = 1 << 16

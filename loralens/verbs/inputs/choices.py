@@ -1,0 +1,26 @@
+"""Values of options that are one of a few words, and what the words for dtypes mean."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from loralens.errors import OptionError
+
+FloatType = Literal["f32", "bf16", "f16"]
+FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # what NumPy and torch call them
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value of the option ``name`` that is none of ``allowed``; None is an option that was not given."""
+    words = list(allowed)
+    if value is not None and value not in words:
+        raise OptionError(f"{name} {value!r} is not possible", fix=f"choose one of {', '.join(words)}")
+
+
+def numpy_dtype(name: str | None) -> np.dtype[Any] | None:
+    """The dtype that an option ``dtype`` names; None where it was not given, or names none of `FLOAT_TYPES`."""
+    if name not in FLOAT_TYPES:
+        return None
+    return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else FLOAT_TYPES[name])

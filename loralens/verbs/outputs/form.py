@@ -1,0 +1,142 @@
+"""The dialect that a verb writes: which it is, how large a file of it is, how it is written and read back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from loralens.compression.quantise import quantise
+from loralens.core.adapter import Adapter
+from loralens.core.quantised import direction_bytes
+from loralens.core.structured import Update
+from loralens.errors import OptionError
+from loralens.formats import GGUF, QUANTISED, load, save
+from loralens.formats.dialects.sizes import file_size
+from loralens.formats.files.location import adapter_file
+from loralens.formats.models.checkpoint import model_config
+from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice
+from loralens.verbs.outputs.target import Inputs, Target
+
+TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)  # the dialects that have a writer; a test holds them together
+IntegerType = Literal["int8", "int4"]
+INTEGER_TYPES = {"int8": 8, "int4": 4}
+PLAIN_BITS = 8  # of a number of loralens-q, unless others are asked for
+
+Bits = int | Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A dialect, the options of its writer, and for loralens-q the bits of its numbers.
+
+    Attributes
+    ----------
+    name : str
+    options : mapping of str to object
+        Of the writer, but for ``bits``.
+    base : path or None
+        The base model, which reading GGUF needs.
+    bits : int, mapping or None
+        Of all numbers, or of each direction by module; None: not in few bits.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    base: str | PathLike[str] | None = None
+    bits: Bits | None = None
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        *,
+        to: TargetFormat | str | None = None,
+        base: str | PathLike[str] | None = None,
+        dtype: FloatType | IntegerType | str | None = None,
+    ) -> Self:
+        """The form for an adapter: its own dialect unless another is asked for.
+
+        Raises
+        ------
+        OptionError
+            A dialect or a dtype that is none; few bits in a dialect that has none; a dialect that is only read; a scale
+            that is not known and has to be stated.
+        """
+        check_choice("to", to, TARGET_FORMATS)
+        check_choice("dtype", dtype, (*FLOAT_TYPES, *INTEGER_TYPES))
+        if dtype in INTEGER_TYPES and to not in (None, QUANTISED):
+            raise OptionError(f"dtype {dtype} is written as {QUANTISED}, not as {to}", fix=f"give --to {QUANTISED}")
+        name = QUANTISED if dtype in INTEGER_TYPES else to or adapter.format
+        if name not in TARGET_FORMATS:
+            raise OptionError(f"{name} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
+        if name != adapter.format:
+            check_known(adapter, name)
+        bits = INTEGER_TYPES.get(dtype or "", PLAIN_BITS) if name == QUANTISED else None
+        return cls(name, writer_options(name, base), base, bits)
+
+    def with_bits(self, bits: Bits | None) -> Self:
+        """The same dialect with other bits."""
+        return replace(self, bits=bits)
+
+    @property
+    def one_rank(self) -> bool:
+        """Whether its files have one rank for all modules."""
+        return self.name == "mlx"
+
+    @property
+    def writer_options(self) -> dict[str, Any]:
+        """What its writer is given."""
+        return {**self.options, **({} if self.bits is None else {"bits": self.bits})}
+
+    def check_target(self, target: Target, source: AdapterSource, *, others: Inputs | None = None) -> None:
+        """Refuse a target that is not apart from source, base and others, or cannot be written, before any work."""
+        target.check_source(source, base=self.base, others=others)
+        target.check_format(self.name)
+
+    def size(self, adapter: Adapter) -> int:
+        """Bytes of the file of weights."""
+        return file_size(adapter, self.name, **self.writer_options)
+
+    def cost(self, module: Update) -> int:
+        """Bytes of one direction of a module in as many bits everywhere."""
+        assert isinstance(self.bits, int)
+        return direction_bytes(module.shape, self.bits)
+
+    def write(self, adapter: Adapter, target: Target) -> tuple[Adapter, int]:
+        """Write ``adapter``; what is read back, and bytes of the file. Where nothing is written, what that would be."""
+        output = target.written
+        if output is None:
+            return self.rehearse(adapter)
+        save(adapter, output, format=self.name, overwrite=target.overwrite, **self.writer_options)
+        back = load(output, format=self.name, allow_pickle=True, base=self.base, strict=False)
+        return back, adapter_file(output).stat().st_size
+
+    def rehearse(self, adapter: Adapter) -> tuple[Adapter, int]:
+        """What `write` would give, without the disk."""
+        if self.bits is None:
+            return adapter, self.size(adapter)
+        return quantise(adapter, bits=self.bits)[0], self.size(adapter)
+
+
+def check_known(adapter: Adapter, to: str) -> None:
+    """Refuse to carry on what is not known: a strength that the target has to state, an order of rows."""
+    if to != GGUF and any(finding.code == "rows-permuted" for finding in adapter.findings):
+        raise OptionError(
+            "rows of q and k are in llama.cpp's order, and the file does not say the head counts", fix="give --base DIR"
+        )
+    unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
+    if unknown and to != "loralib":
+        raise OptionError(
+            f"the file does not say its α, and {to} has to", fix="give --alpha or --scale, as the training code has it"
+        )
+
+
+def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None = None) -> dict[str, Any]:
+    """Options that only the writer of one dialect has."""
+    if name not in (GGUF, "mlx"):
+        return {}
+    config = {"base_config": model_config(Path(base)) if base else None}
+    return {"arch": arch, **config} if name == GGUF else config

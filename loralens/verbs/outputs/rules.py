@@ -1,0 +1,123 @@
+"""How ranks are chosen: the rules of which a verb is given one, what a budget protects, and what it looks at."""
+
+from collections.abc import Mapping
+from math import isfinite
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from loralens.compression.protection import Protection
+from loralens.core.moments import Moments
+from loralens.core.ranks import Rule, RuleName
+from loralens.errors import OptionError
+from loralens.formats.files.container import read_json
+from loralens.formats.records.moments import load_moments
+from loralens.tables.numbers import parse_size
+from loralens.verbs.inputs.adapters import Reading
+
+
+class RankRules(TypedDict, total=False):
+    """The rules by which ranks are chosen: options of every verb that truncates, of which one is given.
+
+    Attributes
+    ----------
+    rank : int, optional
+        So many directions of every module.
+    energy : float, optional
+        As many as hold this part of Σσ² of the module, in (0, 1].
+    error : float, optional
+        As many as keep ‖ΔW−ΔW'‖/‖ΔW‖ of the module down to this, in [0, 1).
+    sv_ratio : float, optional
+        Those with σ above σ₁/sv_ratio of the module.
+    parameters : float, optional
+        One budget for the whole adapter: a part, up to 1, or a count.
+    size : int or str, optional
+        The same, as bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+    """
+
+    rank: int | None
+    energy: float | None
+    error: float | None
+    sv_ratio: float | None
+    parameters: float | None
+    size: int | str | None
+
+
+class RulesAndReading(RankRules, Reading):
+    """The options of a verb that reads an adapter and chooses ranks."""
+
+
+RULES: Mapping[str, RuleName] = {  # option → rule
+    "rank": "rank",
+    "energy": "energy",
+    "error": "error",
+    "sv_ratio": "sv-ratio",
+    "parameters": "parameters",
+    "size": "bytes",
+}
+
+
+def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
+    """The one rule that was given, or None.
+
+    Raises
+    ------
+    OptionError
+        Several; or a value that makes no sense.
+    """
+    given = {name: value for name in RULES if (value := options.get(name)) is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise OptionError(f"{spoken(*given)} exclude each other", fix="give one of them")
+    ((name, value),) = given.items()
+    if name == "size" and isinstance(value, str):
+        value = parse_size(value)
+    if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
+        raise OptionError(f"{spoken(name)} {value!r} is no finite number", fix="give a finite number")
+    amount = float(value)
+    return Rule(RULES[name], int(amount) if name == "size" or amount.is_integer() else amount)
+
+
+def rank_rule(**options: Unpack[RankRules]) -> Rule:
+    """The one rule that was given.
+
+    Raises
+    ------
+    OptionError
+        None, or several; or a value that makes no sense.
+    """
+    rule = optional_rule(**options)
+    if rule is None:
+        raise OptionError(f"{spoken(*RULES)} are the ways to choose ranks", fix="give one of them")
+    return rule
+
+
+def spoken(*options: str) -> str:
+    """Options as a user types them."""
+    return ", ".join("--" + name.replace("_", "-") for name in options)
+
+
+def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Protection:
+    """What a budget protects: ``relative``, ``absolute``, weights by glob, or what a JSON file of them says."""
+    if isinstance(weights, Mapping) or weights in ("absolute", "relative"):
+        return weights  # type: ignore[return-value]
+    file = Path(weights)
+    if not file.is_file():
+        raise OptionError(f"weights {weights}: no such file", fix="give absolute, relative, or a JSON file")
+    return read_json(file, fix='write {"q_proj": 2.0}')
+
+
+def read_moments(activations: str | PathLike[str] | Moments | None) -> Moments | None:
+    """The moments that the option ``activations`` names, or is; None where it was not given."""
+    return activations if activations is None or isinstance(activations, Moments) else load_moments(activations)
+
+
+def rank_notes(rank: float | None, ranks: Mapping[str, int]) -> list[str]:
+    """What there is to say where modules have fewer directions than ``rank``, which was asked for."""
+    narrow = [each for each in ranks.values() if rank and each < rank]
+    if not narrow:
+        return []
+    most = f"{max(narrow)}" if len(set(narrow)) == 1 else f"at most {max(narrow)}"
+    return [f"{len(narrow)} of {len(ranks)} modules have {most} directions, not {rank:g}: all of them are kept"]

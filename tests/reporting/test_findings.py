@@ -1,0 +1,287 @@
+"""Every finding that a report shows beside one that is computed here: dense, in float64, by its definition.
+
+One adapter has a module for each thing that can be wrong, the other is random and began from the same A. Which modules
+are named, how serious that is, in which order, and every number of the evidence are computed from the factors alone.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from loralens.cli.report import _report
+from loralens.core.lowrank import LowRank
+from loralens.core.scaling import Scaling
+from loralens.reporting.document import Notice, Notices, Report, Text
+from tests import reference
+from tests.reporting.reading import number, numbers, parts_of
+
+BLOCKS, RANK, SCALE = 8, 6, 16
+SHAPES = {"q_proj": (40, 32), "v_proj": (24, 32)}
+MISSING = "model.layers.7.self_attn.v_proj"
+NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(BLOCKS) for kind in SHAPES]
+NAMES.remove(MISSING)
+ZERO, BROKEN, ROWS, COLUMNS = (
+    f"model.layers.{i}.self_attn.{k}_proj" for i, k in ((0, "q"), (0, "v"), (1, "q"), (1, "v"))
+)
+TAKEN, COPY, SPIKE, HUGE = (f"model.layers.{i}.self_attn.{k}_proj" for i, k in ((2, "v"), (3, "v"), (4, "q"), (5, "v")))
+TINY, SMALL = (f"model.layers.{i}.self_attn.q_proj" for i in (6, 7))
+LEARNED = "model.layers.3.self_attn.q_proj"  # the one module of the random adapter that is not random
+STRENGTH = {HUGE: 1.7, TINY: 2e-4, SMALL: 5e-3, SPIKE: 0.03}  # ‖ΔW‖/‖W‖; of the others 0.02
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The notices of a report by adapter and code, and what they are about in float64."""
+
+    report: Report
+    notices: dict[tuple[str, str], Notice]
+    dense: dict[str, dict[str, np.ndarray]]
+    factors: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    weights: dict[str, np.ndarray]
+
+    def s(self, name: str, label: str = "ill") -> np.ndarray:
+        return np.linalg.svd(self.dense[label][name], compute_uv=False)[:RANK]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder = tmp_path_factory.mktemp("findings")
+    rng = np.random.default_rng(3)
+    shape = {name: SHAPES[name.rsplit(".", 1)[1]] for name in NAMES}
+    weights = {name: rng.standard_normal(shape[name]).astype(ml_dtypes.bfloat16) for name in NAMES}
+    (folder / "base").mkdir()
+    save_file({f"{name}.weight": W for name, W in weights.items()}, folder / "base" / "model.safetensors")
+    (folder / "base" / "config.json").write_text('{"model_type": "llama", "torch_dtype": "bfloat16"}')
+    A = {name: rng.standard_normal((RANK, shape[name][1])) for name in NAMES}
+    factors: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {"ill": {}, "noisy": {}}
+    for name in NAMES:
+        fall = (0.07 if name == SPIKE else 0.35) ** np.arange(RANK)
+        for label, B in (
+            ("ill", rng.standard_normal((shape[name][0], RANK)) * fall),
+            ("noisy", rng.standard_normal((shape[name][0], RANK)) * (fall if name == LEARNED else 1)),
+        ):
+            length = np.linalg.norm(weights[name].astype(float)) / np.linalg.norm(B @ A[name])
+            B *= (STRENGTH.get(name, 0.02) if label == "ill" else 0.02) * length / (SCALE if label == "ill" else 2)
+            factors[label][name] = B.astype(np.float32), A[name].astype(np.float32)
+    ill = factors["ill"]
+    ill[ZERO][0][:] = 0
+    ill[BROKEN][1][1, 2:5] = np.nan, np.inf, 1
+    ill[ROWS][0][[1, 7, 8, 30]] = 0
+    ill[COLUMNS][1][:, [0, 9, 31]] = 0
+    ill[COPY] = ill[TAKEN]
+    dense = {}
+    for label, scale in (("ill", SCALE), ("noisy", 2)):
+        scaling = Scaling("alpha/r", scale * RANK, RANK)
+        modules = {name: LowRank(B, A, float(scale), scaling=scaling) for name, (B, A) in factors[label].items()}
+        loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), folder / label)
+        dense[label] = {n: scale * B.astype(np.float64) @ A.astype(np.float64) for n, (B, A) in factors[label].items()}
+    paths = [str(folder / label) for label in factors]
+    report = _report(paths, str(folder / "base"), [], [], {}, intruders=False, spoken="x")
+    (held,) = [part for part in parts_of(report, "findings") if isinstance(part, Notices)]
+    notices = {(one.where.split(" · ")[0], one.code): one for one in held.notices}
+    assert len(notices) == len(held.notices)
+    return Seen(report, notices, dense, factors, {name: W.astype(np.float64) for name, W in weights.items()})
+
+
+def test_what_is_found_and_how_serious_it_is(seen: Seen) -> None:
+    expected = {
+        ("ill", "non-finite"): "error",
+        **{
+            ("ill", code): "warning"
+            for code in (
+                "zero-update", "module-missing", "module-copied", "dead-rows", "dead-columns", "scale-large",
+                "update-dominates", "below-rounding", "merge-lossy",
+            )
+        },
+        ("noisy", "module-missing"): "warning",
+        ("noisy", "random-spectrum"): "warning",
+        ("noisy", "outlier"): "note",
+        **{("ill", code): "note" for code in ("outlier", "spike", "rank-unused", "shared-initialisation")},
+    }  # fmt: skip
+    assert {key: one.level for key, one in seen.notices.items()} == expected
+    levels = [one.level for one in seen.notices.values()]
+    assert levels == sorted(levels, key=("error", "warning", "note").index)
+    section = next(section for section in seen.report.sections if section.key == "findings")
+    assert section.lead.startswith("1 error, 11 warnings, 5 notes, each held against ")
+    (said,) = [text for text in seen.report.summary if text.startswith("The doctor")]
+    codes = list(dict.fromkeys(one.code for one in seen.notices.values() if one.level != "note"))
+    assert said == f"The doctor has 1 error and 11 warnings: {', '.join(codes[:3])} and {codes[3]} and more."
+    left_out = [part.text for part in parts_of(seen.report, "findings") if isinstance(part, Text)]
+    assert left_out == [f"Left out of everything below, as they hold NaN or Inf: ill: {BROKEN}."]
+
+
+def one(seen: Seen, code: str, name: str, label: str = "ill") -> str:
+    """The evidence of a finding about one module."""
+    notice = seen.notices[label, code]
+    assert notice.where == f"{label} · {name}"
+    (evidence,) = notice.evidence
+    return evidence
+
+
+def test_findings_that_are_counted(seen: Seen) -> None:
+    assert one(seen, "non-finite", BROKEN) == f"A holds 2 values that are NaN or Inf, of {RANK * 32}"
+    assert one(seen, "zero-update", ZERO) == "B is all zero"
+    assert one(seen, "dead-rows", ROWS) == "4 of 40 rows of B are zero"
+    assert one(seen, "dead-columns", COLUMNS) == "3 of 32 columns of A are zero"
+    assert one(seen, "module-copied", COPY) == f"its B and A are those of {TAKEN}, number for number"
+    for label in ("ill", "noisy"):
+        evidence = f"{BLOCKS - 1} of {BLOCKS} blocks have self_attn_v_proj, and this one has not"
+        assert one(seen, "module-missing", MISSING, label) == evidence
+    (evidence,) = seen.notices["ill", "scale-large"].evidence
+    assert evidence.startswith(f"scale {SCALE}, ")
+    assert evidence.endswith(f" in all {len(NAMES)} modules")
+    assert numbers(evidence) == [SCALE, SCALE * RANK, RANK, len(NAMES)]
+
+
+def test_a_spike(seen: Seen) -> None:
+    s = seen.s(SPIKE)
+    assert s[0] ** 2 / (s**2).sum() > 0.99
+    evidence = one(seen, "spike", SPIKE)
+    assert (
+        evidence
+        == f"one of {RANK} directions holds {s[0] ** 2 / (s**2).sum():.2%} of the energy, σ₁/σ₂ = {s[0] / s[1]:.3g}"
+    )
+
+
+def finite(seen: Seen) -> list[str]:
+    return [name for name in NAMES if name != BROKEN]
+
+
+def alive(seen: Seen) -> list[str]:
+    return [name for name in finite(seen) if name != ZERO]
+
+
+def test_rank_that_is_not_used(seen: Seen) -> None:
+    before = after = 0
+    for name in finite(seen):
+        before += RANK * sum(seen.weights[name].shape)
+        after += (1 if name == ZERO else reference.energy_rank(seen.s(name), 0.99)) * sum(seen.weights[name].shape)
+    mean = np.mean([reference.effective_rank(seen.s(name)) for name in alive(seen)])
+    notice = seen.notices["ill", "rank-unused"]
+    needs = f"0.99 of the energy needs {after / before:.0%} of the parameters"
+    assert list(notice.evidence) == [f"r={RANK}, effective rank {mean:.1f} on average: {needs}"]
+    assert notice.fix.endswith(f" saves {1 - after / before:.0%}")
+
+
+def landed(seen: Seen, name: str) -> tuple[float, float, float]:
+    """Gain, error and unmoved share of W + ΔW in bfloat16, of all entries."""
+    W, D = seen.weights[name], seen.dense["ill"][name]
+    merged = (W.astype(np.float32) + D.astype(np.float32)).astype(ml_dtypes.bfloat16).astype(np.float64)
+    return reference.rounding_gain_and_errors(W, merged, D)[:3]
+
+
+def cost(seen: Seen, name: str) -> str:
+    gain, error, unmoved = landed(seen, name)
+    ratio = np.linalg.norm(seen.dense["ill"][name]) / np.linalg.norm(seen.weights[name])
+    return (
+        f"merged into bfloat16 it is {error:.0%} off at {gain:.0%} of its strength, "
+        f"{unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {ratio:.2%})"
+    )
+
+
+def test_what_a_merge_would_swallow(seen: Seen) -> None:
+    norm = {name: np.linalg.norm(seen.dense["ill"][name]) for name in alive(seen)}
+    W = seen.weights[TINY]
+    steps = 2.0 ** (np.floor(np.log2(np.abs(W))) - 7)  # bfloat16 has 7 bits behind the leading one
+    noise = math.sqrt((steps**2).sum() / 12)
+    assert norm[TINY] < noise
+    evidence = one(seen, "below-rounding", TINY)
+    assert evidence == f"‖ΔW‖ is {norm[TINY] / noise:.2g} of the rounding error of W in bfloat16; {cost(seen, TINY)}"
+    lossy = [
+        name for name in alive(seen) if name != TINY and (landed(seen, name)[1] > 0.2 or landed(seen, name)[0] < 0.95)
+    ]
+    assert lossy == [SMALL]
+    out, in_ = seen.weights[SMALL].shape
+    told = int((seen.s(SMALL) > landed(seen, SMALL)[1] * norm[SMALL] / (out * in_) ** 0.25).sum())
+    assert 0 < told < RANK
+    assert one(seen, "merge-lossy", SMALL) == f"{cost(seen, SMALL)}; {told} of {RANK} directions rise above the noise"
+
+
+def test_updates_that_dominate_and_stand_out(seen: Seen) -> None:
+    ratio = np.linalg.norm(seen.dense["ill"][HUGE]) / np.linalg.norm(seen.weights[HUGE])
+    assert one(seen, "update-dominates", HUGE) == f"‖ΔW‖ is {ratio:.3g} times ‖W‖"
+    notice = seen.notices["ill", "outlier"]
+    for evidence in notice.evidence:
+        name = evidence.split(": ")[0] if evidence.startswith("model.") else notice.where.split(" · ")[1]
+        same = [n for n in alive(seen) if n.rsplit(".", 1)[1] == name.rsplit(".", 1)[1]]
+        start = min(max(same.index(name) - 2, 0), len(same) - 5)
+        near = [n for n in same[start : start + 5] if n != name]
+        values = {n: np.linalg.norm(seen.dense["ill"][n]) for n in same}
+        if "effective rank" in evidence:
+            values = {n: reference.effective_rank(seen.s(n)) for n in same}
+        times = values[name] / np.median([values[n] for n in near])
+        assert f"{values[name]:.4g}, {times:.2f} × the median of the nearest of its kind (chance of" in evidence
+        assert 0 <= number(evidence.rpartition("gap: ")[2].replace("less than ", "")) <= 0.03
+    assert any(HUGE in text for text in (notice.where, *notice.evidence))
+
+
+def participation(D: np.ndarray) -> float:
+    G = D.T @ D
+    return float(np.trace(G) ** 2 / (G**2).sum())
+
+
+def test_a_random_adapter(seen: Seen) -> None:
+    rng = np.random.default_rng(9)
+    null = {
+        shape: [
+            participation(rng.standard_normal((shape[0], RANK)) @ rng.standard_normal((RANK, shape[1])))
+            for _ in range(300)
+        ]
+        for shape in SHAPES.values()
+    }
+    ratios = {name: participation(D) for name, D in seen.dense["noisy"].items()}
+    lowest = {name: np.quantile(null[D.shape], 0.01) for name, D in seen.dense["noisy"].items()}
+    assert all(abs(ratios[name] - lowest[name]) > 0.2 for name in NAMES)  # an edge of 300 draws is known to 0.15
+    alike = [name for name in NAMES if ratios[name] > lowest[name]]
+    assert {*NAMES} - {*alike} == {LEARNED}
+    notice = seen.notices["noisy", "random-spectrum"]
+    assert notice.where == "noisy"
+    (evidence,) = notice.evidence
+    first = f"participation ratio of r: {alike[0]} {ratios[alike[0]]:.2f} (random "
+    assert evidence.startswith(f"{len(alike)} of {len(NAMES)} spectra are as flat as random ones; {first}")
+    low, high = (float(text) for text in evidence.rpartition("random ")[2].rstrip(")").split("–"))
+    drawn = null[seen.dense["noisy"][alike[0]].shape]
+    assert low == pytest.approx(min(drawn), abs=0.4)
+    assert high == pytest.approx(max(drawn), abs=0.4)
+
+
+def test_one_random_start(seen: Seen) -> None:
+    notice = seen.notices["ill", "shared-initialisation"]
+    assert notice.where == "ill"
+    cosines = {
+        name: reference.dense_cosine(*(seen.factors[label][name][1].astype(np.float64) for label in ("ill", "noisy")))
+        for name in finite(seen)
+    }
+    mean = np.mean(list(cosines.values()))
+    (evidence,) = notice.evidence
+    least = f"cosine {math.floor(100 * mean) / 100:.2f} or more" if mean < 1 - 1e-6 else "cosine 1"
+    assert f"noisy points ({least}): they began from one random A" in evidence
+
+
+def test_several_modules_of_one_finding(tmp_path: Path) -> None:
+    """Four modules: three are shown and the rest counted; where they are is said by their number and kind."""
+    rng = np.random.default_rng(4)
+    names = [f"model.layers.{block}.self_attn.q_proj" for block in range(6)]
+    modules = {}
+    for i, name in enumerate(names):
+        B = rng.standard_normal((20, 4)).astype(np.float32)
+        B[: 0 if i > 3 else 2 + i] = 0  # 2, 3, 4 and 5 rows
+        A = rng.standard_normal((4, 20)).astype(np.float32)
+        modules[name] = LowRank(B, A, 1.0, scaling=Scaling("alpha/r", 4, 4))
+    loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), tmp_path / "a")
+    report = _report([str(tmp_path / "a")], None, [], [], {}, intruders=None, spoken="x")
+    (held,) = [part for part in parts_of(report, "findings") if isinstance(part, Notices)]
+    (notice,) = [notice for notice in held.notices if notice.code == "dead-rows"]
+    assert notice.where == "4 of 6 modules, all q_proj"
+    most = [f"{names[i]}: {2 + i} of 20 rows of B are zero" for i in (3, 2, 1)]
+    assert list(notice.evidence) == [*most, "and 1 more like these"]
+    warnings = [notice.code for notice in held.notices if notice.level == "warning"]
+    assert warnings[0] == "dead-rows"
+    said = f"The doctor has {len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {' and '.join(warnings)}."
+    assert said in report.summary

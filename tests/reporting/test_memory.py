@@ -1,0 +1,39 @@
+"""A report takes memory in proportion to its adapters, and loads nothing that it does not draw with."""
+
+import subprocess
+import sys
+
+from loralens.cli.main import main
+from tests.formats.blobs import limits
+from tests.formats.test_fuzz import packed
+from tests.formats.test_long_names import LETTERS, MIB, names
+
+
+def write_adapter(folder, modules):
+    """A PEFT adapter of rank 1 and the bytes of its weights."""
+    keys = [f"base_model.model.{name}.lora_{half}.weight" for name in modules for half in "AB"]
+    weights = packed({key: ("F16", [1, 1]) for key in keys})
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    return len(weights)
+
+
+def test_the_page_of_long_names_takes_ten_times_the_file(tmp_path):
+    (tmp_path / "short").mkdir()
+    write_adapter(tmp_path / "short", [f"layers.{i}.m" for i in range(8)])
+    words = ["report", "-o", str(tmp_path / "page.html"), "--overwrite"]
+    main([*words, str(tmp_path / "short")], standalone_mode=False)  # imports
+    size = write_adapter(tmp_path, names(LETTERS)[:8])
+    with limits(60, 10 * size + 5 * MIB // 4):
+        main([*words, str(tmp_path)], standalone_mode=False)
+
+
+def test_a_page_without_pictures_needs_no_matplotlib(tmp_path):
+    write_adapter(tmp_path, [f"layers.{i}.m" for i in range(3)])
+    code = (
+        "import sys; from loralens.cli.main import main; main(sys.argv[1:], standalone_mode=False);"
+        "print(*{'matplotlib', 'scipy', 'torch'} & {*sys.modules})"
+    )
+    words = ["report", str(tmp_path), "-o", str(tmp_path / "page.html")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
