@@ -1,21 +1,21 @@
 """The section of the base: what ΔW amplifies of W, what is new in W + ΔW, and what a merge would make of ΔW."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from loralens.analysis.base.amplification import FAR, Amplification, Kept, count_far
+from loralens.analysis.base.amplification import FAR, Amplification, count_far
 from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.checks.base import Landing
+from loralens.charts.amplification import amplification_maps, excess_scale, whole_rank, z_scale
+from loralens.charts.grid import Grid
+from loralens.charts.spec import Scale
 from loralens.core.carried import magnitudes
 from loralens.core.names import kind, natural_key
-from loralens.reporting.chart import Scale
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
-from loralens.reporting.grid import Grid, mean
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import fixed, number, percent
+from loralens.tables.numbers import percent
 from loralens.tables.table import Column, Table
 
 WIDE = {"float32", "float64"}  # dtypes of weights in which an update arrives as it is
@@ -83,20 +83,13 @@ def _in_two(parts: Sequence[Part]) -> Beside:
     return Beside([("", list(parts[:middle])), ("", list(parts[middle:]))])
 
 
-def whole(found: Mapping[str, Amplification]) -> dict[str, Kept]:
-    """The row of Table 7 at the whole rank, of modules that have one."""
-    return {name: one.kept(one.s.size) for name, one in found.items() if one.s.size and one.weight_norm}
-
-
 def _scales(subjects: Sequence[Subject]) -> Scales:
-    rows = [row for one in subjects if one.beside for row in whole(one.beside.amplified).values()]
-    far = max([abs(row.z) for row in rows if isfinite(row.z)] + [FAR])
-    excess = max([abs(row.excess - 1) for row in rows if isfinite(row.excess)] + [0.25])
+    rows = [row for one in subjects if one.beside for row in whole_rank(one.beside.amplified).values()]
     counts = [i.count for one in subjects if one.beside and one.beside.intruders for i in one.beside.intruders.values()]
     errors = [landing.rounding.error for one in subjects for landing in one.landings.values()]
     return Scales(
-        Scale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f"),
-        Scale(-excess, excess, "excess over random, less 1", diverging=True, chance=0.0, form="+.2f"),
+        z_scale(rows),
+        excess_scale(rows),
         Scale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
         Scale(0.0, max([*errors, 0.05]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
     )
@@ -110,35 +103,20 @@ def _amplified(
     tables: ResultTables,
     i: int,
 ) -> list[Part]:
-    rows = whole(found)
+    rows = whole_rank(found)
     if not rows:
         return []
-    grid = Grid.of(rows)
-
-    def tip(name: str) -> str:
-        row = rows[name]
-        factors = f"excess over random {number(row.excess)}, z {fixed(row.z, 1, sign=True)}"
-        return f"{name}: ‖ΔW‖ {number(row.delta_norm)}, ‖UᵀWV‖ {number(row.projected_norm)}, " + (
-            f"amplification {number(row.amplification)}, {factors}"
-        )
-
-    z = grid.heat(
-        "z-score of ‖UᵀWV‖²", {n: r.z for n, r in rows.items()}, scales.z, numbers=numbers, gather=mean, tip=tip
-    )
-    excess = {name: row.excess - 1 for name, row in rows.items()}
+    maps = amplification_maps(rows, Grid.of(rows), scales.z, scales.excess, numbers)
     far, expected = count_far(list(rows.values()))
     return [
         Picture(
             f"amplification-{i + 1}",
             "What ΔW amplifies",
-            [
-                z,
-                grid.heat("excess of ‖UᵀWV‖ over random", excess, scales.excess, numbers=numbers, gather=mean, tip=tip),
-            ],
+            list(maps),
             "How much of W lies along the singular directions U, V of ΔW: ‖UᵀWV‖, beside what random directions would "
             f"catch. {far} of {len(rows)} modules are beyond {FAR:g} standard deviations, where chance gives "
             f"{expected:.2g}.",
-            "0 on both maps: directions that know nothing of W, whatever the amplification factor ‖ΔW‖/‖UᵀWV‖ is",
+            "z = 0 and an excess of 1: directions that know nothing of W, whatever ‖ΔW‖/‖UᵀWV‖ is",
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {one.label} amplifies; {far} of {len(rows)} modules are far from chance.",
         ),

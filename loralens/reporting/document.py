@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, final
 
-from loralens.reporting.chart import Chart
+from loralens.charts.spec import Chart, Key
 from loralens.tables.table import Column, Table
 
 
@@ -96,6 +96,8 @@ class Picture:
         What it shows, for those who do not see it.
     folded : bool
         Shown when asked for.
+    keys : sequence of Key
+        Colours that the charts share.
     """
 
     key: str
@@ -106,6 +108,7 @@ class Picture:
     source: str
     alt: str
     folded: bool = False
+    keys: Sequence[Key] = ()
 
 
 @final
@@ -159,7 +162,7 @@ class Report:
     modules : sequence of str
         Names of all modules of all adapters: charts and rows refer to them by number.
     carried : sequence of mapping
-        For each slider, what the page needs to predict error and size (`loralens.reporting.allotment`).
+        For each slider its stops, in words and by their place on the curve (`loralens.reporting.ranks.slider`).
     record : mapping
         The same numbers for machines.
     """

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.charts.figure import fit
+from loralens.charts.names import fit
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.core.naming.base_model import grouped
 from loralens.reporting.document import Notice, Notices, PageTable, Part, Section, Text
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import listed, number, size, span
-from loralens.tables.numbers import count
+from loralens.tables.numbers import count, listed, number, size, span
 from loralens.tables.table import Column, Table
 
 SHOWN = 3  # modules whose evidence stands in the text

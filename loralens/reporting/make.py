@@ -6,14 +6,12 @@ from typing import Any
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.reporting import base as beside_base
 from loralens.reporting import identity, modules, ranks, run, spectra, summary, together
-from loralens.reporting.allotment import carried
 from loralens.reporting.company import Company, Course
 from loralens.reporting.document import Report
 from loralens.reporting.record import record
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import listed
-from loralens.tables.numbers import count
+from loralens.tables.numbers import count, listed
 
 
 def report(
@@ -51,13 +49,12 @@ def report(
     names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
     numbers = {name: i for i, name in enumerate(names)}
     said = summary.sentences(subjects, findings, company, course)
-    planned = [one for one in subjects if one.plan is not None and one.points]
     sections = [
         identity.health(subjects, findings, base),
         identity.identity(subjects),
         *([run.section(subjects, course, tables)] if course else []),
         spectra.section(subjects, numbers, tables),
-        ranks.section(subjects),
+        ranks.section(subjects, tables),
         *([beside_base.section(subjects, numbers, base, tables)] if base else []),
         *([together.section(subjects, company, numbers, tables)] if len(subjects) > 1 else []),
         modules.section(subjects, numbers, tables),
@@ -68,25 +65,11 @@ def report(
         summary=said,
         sections=sections,
         modules=names,
-        carried=[
-            {
-                **carried(one.plan, one.dialect, names=numbers, path=one.path, label=one.label),
-                **_slider(one, subjects.index(one)),
-            }
-            for one in planned
-            if one.plan is not None
-        ],
+        carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
         record=record(
             subjects, findings, company, course, said, tables, {"base": base, "command": command, **(given or {})}
         ),
     )
-
-
-def _slider(one: Subject, i: int) -> dict[str, Any]:
-    """What else a slider says: where it starts, and the command it would be."""
-    best = one.recommended
-    start = best.rank if best else 1
-    return {"start": start, "command": ranks.command(one), "on_data": one.on_data, "picture": f"curve-{i + 1}"}
 
 
 def _title(labels: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
+from loralens.charts.figure import write
+from loralens.charts.spec import Band, Figure
 from loralens.errors import visible
 from loralens.reporting.document import Beside, Notices, PageTable, Part, Picture, Report, Text
 from loralens.version import __version__
@@ -27,14 +29,11 @@ def markdown(report: Report, folder: str) -> str:
 
 def pictures(report: Report) -> dict[str, bytes]:
     """File name → the PNG of every picture; the same bytes for the same report."""
-    from loralens.charts.figure import write
-    from loralens.reporting.drawing import drawn
-
     found = {}
     for part in _all(report):
         if isinstance(part, Picture) and part.charts:
             stream = BytesIO()
-            write(drawn(part), stream, "png")
+            write(Figure(part.title, [Band(part.charts, keys=part.keys)]), stream, "png")
             found[f"{part.key}.png"] = stream.getvalue()
     return found
 

@@ -9,6 +9,7 @@ from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
+from loralens.compression.curve import Point
 from loralens.reporting.company import Course
 from loralens.reporting.subject import Subject
 from loralens.tables.table import Table
@@ -23,6 +24,8 @@ class ResultTables:
     ----------
     modules : callable
         Adapter → every module measured, in natural order.
+    ranks : callable
+        Adapter → what every rank takes and loses, one a row.
     groups : callable
         ``"kind"`` or ``"block"``, and the groups → one a row.
     outliers : callable
@@ -36,6 +39,7 @@ class ResultTables:
     """
 
     modules: Callable[[Subject], Table[Any]]
+    ranks: Callable[[Subject], Table[Point]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]
     outliers: Callable[[Sequence[Outlier]], Table[Outlier]]
     amplification: Callable[[Mapping[str, Sequence[Kept]]], Table[Any]]

@@ -15,7 +15,7 @@ from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.formats.records.moments import save_moments
-from loralens.reporting.words import percent
+from loralens.tables.numbers import percent
 from tests.reporting.adapters import NAMES, drawn
 
 PNG = b"\x89PNG"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loralens.reporting.chart import Chart, Heat, Lines
+from loralens.charts.spec import Chart, Heat, Lines
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Report, Text
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")

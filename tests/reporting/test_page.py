@@ -10,14 +10,14 @@ import pytest
 from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examined, findings
+from loralens.charts.spec import Lines
+from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.reporting.chart import Lines
 from loralens.reporting.company import company
 from loralens.reporting.document import Beside, Notice, Notices, PageTable, Picture, Report, Section, Text
 from loralens.reporting.html import carried_json, html
 from loralens.reporting.markdown import escaped, markdown
-from loralens.reporting.svg_lines import lines_svg
 from tests.reporting.adapters import NAMES, drawn, measured, report
 from tests.reporting.reading import cells
 

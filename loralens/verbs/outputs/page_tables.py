@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +13,17 @@ from loralens.analysis.checks.base import Landing
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
+from loralens.charts.amplification import whole_rank
+from loralens.compression.curve import Point
 from loralens.formats.records.runs import Checkpoint, Loss, nearest
-from loralens.reporting.base import whole
 from loralens.reporting.company import Course
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import percent
+from loralens.tables.numbers import percent
 from loralens.tables.table import Column, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
+from loralens.verbs.curve import point_columns
 from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
 from loralens.verbs.outputs.intruders import KindIntruders, Total
@@ -44,7 +47,7 @@ class MeasuredModule(NamedTuple):
 def modules_table(subject: Subject) -> Table[MeasuredModule]:
     """The modules of an adapter: the table of ``spectrum``, and what the base makes of them where one was given."""
     against = subject.beside
-    amplified = whole(against.amplified) if against else {}
+    amplified = whole_rank(against.amplified) if against else {}
     intruders = (against.intruders if against else None) or {}
     rows = [
         MeasuredModule(
@@ -70,6 +73,17 @@ def modules_table(subject: Subject) -> Table[MeasuredModule]:
     columns += [INTRUDERS] if intruders else []
     columns += LANDING_COLUMNS if subject.landings else []
     return Table(subject.label, columns, rows)
+
+
+def ranks_table(subject: Subject) -> Table[Point]:
+    """The ranks as ``curve`` lists them, beside what is kept."""
+    columns: list[Column[Point]] = []
+    for column in point_columns("", on_data=subject.on_data):
+        columns.append(column)
+        columns += [OUTPUT_KEPT if subject.on_data else ENERGY_KEPT] if column.key == ("uniform", "bytes") else []
+    if all(point.few_bits is None for point in subject.points):
+        columns = [column for column in columns if column.key != ("few_bits", "expected_error")]
+    return Table("Every rank", columns, subject.points)
 
 
 def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
@@ -136,8 +150,14 @@ LANDING_COLUMNS: tuple[Column[MeasuredModule], ...] = (
     ),
 )
 
+ENERGY_KEPT: Column[Point] = Column(
+    "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
+)
+OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")
+
 RESULT_TABLES = ResultTables(
     modules=modules_table,
+    ranks=ranks_table,
     groups=page_groups_table,
     outliers=outliers_table,
     amplification=amplification_table,

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loralens.reporting.chart import Cell, Heat, Line, Lines, Overlaps, Scale
+from loralens.reporting.drawing import drawn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import loralens
 from loralens.core.lowrank import LowRank
-from loralens.reporting.chart import Cell, Heat, Line, Lines, Overlaps, Scale
 from loralens.reporting.company import company
 from loralens.reporting.document import Beside, Part, Picture
-from loralens.reporting.drawing import drawn
 from loralens.reporting.markdown import markdown, pictures
 from tests.reporting.adapters import drawn as adapter
 from tests.reporting.adapters import measured, report
