@@ -168,9 +168,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[Point]]:
         Column(
             ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3
         ),
-        Column(
-            ("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file".strip(), size, priority=ALWAYS
-        ),
+        Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
         Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
         Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
         Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", _range, priority=4),

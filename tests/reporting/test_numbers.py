@@ -22,6 +22,7 @@ from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
 from loralens.reporting.document import Report, Slider, Text
 from loralens.tables.numbers import percent, size
+from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests import reference
 from tests.reporting.adapters import drawn, measured
 from tests.reporting.reading import (
@@ -269,13 +270,13 @@ def test_every_rank(two: Held, label: str, tmp_path: Path) -> None:
     for rank in range(1, RANK + 1):
         error, bytes_ = cut_error(two, label, rank), cut_bytes(two, label, rank, tmp_path)
         said, values = printed[str(rank)], behind[str(rank)]
-        assert values["file"] == bytes_
-        assert said["file"] == size(bytes_)
+        assert values["peft file"] == bytes_
+        assert said["peft file"] == size(bytes_)
         assert values["energy kept"] == pytest.approx(1 - error**2, rel=1e-9)
         assert values["error"] == pytest.approx(error, rel=1e-6, abs=1e-7)
         assert said["energy kept"] == percent(1 - error**2, 4)
         assert uniform[bytes_ / 1e3] == pytest.approx(100 * error, rel=1e-6, abs=1e-5)
-        assert values["error by budget"] <= error + 1e-7
+        assert values["by budget"] <= error + 1e-7
     assert (
         f"has an error of {percent(cut_error(two, label, best_rank(two, label)))}"
         in picture(two.report, f"curve-{PLACE[label] + 1}").alt
@@ -316,13 +317,13 @@ def test_keeping_the_rank_says_what_less_would_lose(two: Held) -> None:
 
 def test_the_sentence_on_budgets(two: Held) -> None:
     table = sorted_by(tables(two.report, "ranks", "Every rank")[0])
-    fits = [row for row in table.values() if row["error by budget"] ** 2 <= 0.01]
+    fits = [row for row in table.values() if row["by budget"] ** 2 <= 0.01]
     least = min(fits, key=lambda row: row["rank"])
     (own,) = [text for text in two.report.summary if text.startswith("first: ")]
     found = re.search(r"directions worth .+ are enough \(ranks (\d+)–(\d+), error (.+?)\)", own)
     if least["rank"] < best_rank(two, "first"):
         assert found, own
-        assert found[3] == percent(least["error by budget"])
+        assert found[3] == percent(least["by budget"])
         assert [int(found[1]), int(found[2])] == least["its ranks"]
     else:
         assert not found
@@ -768,9 +769,9 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     one, other = measured({"a": drawn(1), "b": drawn(2)})
     with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
-    assert ranks.section([one, other]).lead.startswith(f"The error is {plain} over all modules")
-    assert ranks.section(with_inputs).lead.startswith(f"The error is {output} over all modules")
-    mixed = ranks.section([one, with_inputs[1]])
+    assert ranks.section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
+    assert ranks.section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
+    mixed = ranks.section([one, with_inputs[1]], RESULT_TABLES)
     assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
     assert mixed.parts[0] == Text("No activations stand behind a: errors there are those of ΔW itself.")
     said = ranks.advice(with_inputs[0])

@@ -78,7 +78,7 @@ def modules_table(subject: Subject) -> Table[MeasuredModule]:
 def ranks_table(subject: Subject) -> Table[Point]:
     """The ranks as ``curve`` lists them, beside what is kept."""
     columns: list[Column[Point]] = []
-    for column in point_columns("", on_data=subject.on_data):
+    for column in point_columns(subject.dialect.name, on_data=subject.on_data):
         columns.append(column)
         columns += [OUTPUT_KEPT if subject.on_data else ENERGY_KEPT] if column.key == ("uniform", "bytes") else []
     if all(point.few_bits is None for point in subject.points):
