@@ -75,7 +75,6 @@ _UNTIL_VERBS = {
     "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
     "combine": ("loralens.arithmetic.combine", "combine_adapters"),
-    "extract": ("loralens.merging.extraction.extract", "extract_adapter"),
     "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
 }
 

@@ -58,7 +58,8 @@ class CompressResult(Tabular):
     source : str
         What the adapter is called: its path, if it was read.
     adapter : Adapter
-        The smaller one: as it was written and read back, or as it would be.
+        The smaller one: as it was written and read back; where nothing was written, as it would be written, under the
+        names of the source.
     before : Adapter
     format : str
         The dialect that was written, or would be.

@@ -161,10 +161,8 @@ def test_options_of_reading_are_for_paths(small: Path) -> None:
 def test_one_line_and_columns(small: Path) -> None:
     result = loralens.compress(small, rank=1)
     assert repr(result) == "CompressResult(120 → 60 parameters, error 38.6 %)"
-    assert (
-        result.to_csv().splitlines()[0]
-        == "name,out,in,rank_before,rank_after,relative_error,spectral_error,energy_kept"
-    )
+    heading, *lines = result.to_csv().splitlines()
+    assert heading == "name,out,in,rank_before,rank_after,relative_error,spectral_error,energy_kept"
     assert len(lines) == 6
     assert "tabular" in result.to_latex()
     assert "<table>" in result._repr_html_()
