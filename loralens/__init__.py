@@ -75,7 +75,6 @@ _UNTIL_VERBS = {
     "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
     "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
     "diagnose": ("loralens.analysis.doctor", "diagnose"),
     "interference": ("loralens.analysis.compare.interference", "interference"),
     "intruders": ("loralens.analysis.base.intruders", "find_intruders"),

@@ -3,20 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from loralens.cli.options import require_output as require
 from loralens.core.adapter import Adapter
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.outputs.form import check_known as check_known
-from loralens.verbs.outputs.form import writer_options as of_format
 from loralens.verbs.outputs.rounding import rounded
 from loralens.verbs.outputs.target import Target
-
-__all__ = ["check_known", "check_writable", "narrowed", "of_format", "refuse_inputs", "refuse_source", "require"]
-
-
-def check_writable(output: Path, to: str, *, overwrite: bool) -> None:
-    """Refuse a target to which a file of the dialect ``to`` cannot be written."""
-    Target(output, overwrite).check_format(to)
 
 
 def refuse_source(
