@@ -72,17 +72,7 @@ _HOMES = {
 
 # Until every verb has its file: the functions of the rooms under the names that the verbs will have.
 _UNTIL_VERBS = {
-    "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "diagnose": ("loralens.analysis.doctor", "diagnose"),
-    "interference": ("loralens.analysis.compare.interference", "interference"),
-    "intruders": ("loralens.analysis.base.intruders", "find_intruders"),
-    "mitigated": ("loralens.analysis.base.intruders", "remove_intruders"),
-    "pairwise": ("loralens.analysis.compare.pairwise", "pairwise"),
-    "similarity": ("loralens.analysis.compare.similarity", "compare_subspaces"),
-    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
-    "trajectory": ("loralens.analysis.trajectory", "measure_trajectory"),
 }
 
 __all__ = [
