@@ -70,11 +70,6 @@ _HOMES = {
     "save_moments": "loralens.formats.records.moments",
 }
 
-# Until every verb has its file: the functions of the rooms under the names that the verbs will have.
-_UNTIL_VERBS = {
-    "calibrate": ("loralens.compression.calibration", "measure_moments"),
-}
-
 __all__ = [
     "Adapter",
     "Amplification",
@@ -110,9 +105,6 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"loralens.verbs.{name}"), name)
     if name == "plot":
         return import_module("loralens.verbs.plot").plot
-    if name in _UNTIL_VERBS:
-        module, function = _UNTIL_VERBS[name]
-        return getattr(import_module(module), function)
     raise AttributeError(f"module 'loralens' has no attribute {name!r}")
 
 

@@ -12,7 +12,6 @@ from loralens.cli.bases import warn_of_base
 from loralens.cli.show import Rows
 from loralens.cli.terminal import say
 from loralens.core.shell import typed
-from loralens.verbs.inputs.choices import FLOAT_TYPES, numpy_dtype
 
 if TYPE_CHECKING:  # keeps numpy out of --help
     from matplotlib.figure import Figure
@@ -23,7 +22,6 @@ if TYPE_CHECKING:  # keeps numpy out of --help
     from loralens.formats.models.checkpoint import Checkpoint
 
 ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
-DTYPES, dtype_of = FLOAT_TYPES, numpy_dtype  # of --dtype, for commands that are no functions yet
 
 # Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
 DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
