@@ -24,7 +24,6 @@ os.environ.update(quiet())  # before torch is there
 
 import loralens
 from loralens.analysis import compare_subspaces
-from loralens.compression.loss import total_error
 from loralens.core.adapter import Adapter
 
 KINDS = ("query", "value")
@@ -142,11 +141,11 @@ class Study:
             judged = judge(task, self.plan.held_out, threads=os.cpu_count() or 1)
             adapter = self.adapter(task, self.large)
             ranks = [k for k in (1, 2, 4, 8, 16, 32) if k < self.large]
-            cut = {k: loralens.truncate(adapter, loralens.Rule("rank", k)) for k in ranks}
+            cut = {k: loralens.compress(adapter, rank=k) for k in ranks}
             found[task] = {
                 "whole": judged.accuracy(adapter),
                 "cut": {str(k): judged.accuracy(one.adapter) for k, one in cut.items()},
-                "error": {str(k): total_error(one.losses) for k, one in cut.items()},
+                "error": {str(k): one.relative_error for k, one in cut.items()},
             }
         return found
 

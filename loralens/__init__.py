@@ -72,12 +72,7 @@ _HOMES = {
 
 # Until every verb has its file: the functions of the rooms under the names that the verbs will have.
 _UNTIL_VERBS = {
-    "allocate": ("loralens.compression.bits", "allocate"),
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "quantise": ("loralens.compression.quantise", "quantise"),
-    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
-    "truncate": ("loralens.compression.truncate", "truncate"),
 }
 
 __all__ = [

@@ -119,7 +119,8 @@ def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
     """The names that match any of ``globs``, or the one; all of them where no glob is given.
 
     A glob is held against the whole name and against the kind, so ``q_proj`` means ``*.q_proj``, and ``q_*`` all
-    kinds that begin with q_. Brackets are literal, as expert numbers are written with them.
+    kinds that begin with q_. Brackets are literal, as expert numbers are written with them. One glob need not stand in
+    a list.
 
     Raises
     ------

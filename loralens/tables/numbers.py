@@ -50,6 +50,17 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def exact_size(count: int) -> str:
+    """``110.2 kB (110,184 bytes)``."""
+    return f"{size(count)} ({count:,} bytes)"
+
+
+def change(before: int, after: int, text: Callable[[int], str]) -> str:
+    """``120 → 60, 50.0% of it``, both numbers written by ``text``."""
+    share = f", {after / before:.1%} of it" if before else ""
+    return f"{text(before)} → {text(after)}{share}"
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as people write it: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
+from loralens.verbs.compress import CompressResult
+from loralens.verbs.curve import CurveResult
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
@@ -22,6 +24,16 @@ def plot(result: object) -> "Figure":
     OptionError
         A result that has no figure.
     """
+    if isinstance(result, CurveResult):
+        from loralens.charts.curve import curve_figure
+
+        return curve_figure(result.source, result.points, on_data=result.on_data)
+    if isinstance(result, CompressResult):
+        from loralens.charts.curve import curve_figure
+
+        chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
+        points = result.trade_off()
+        return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
     if isinstance(result, SpectrumResult):
         from loralens.charts.spectrum import spectrum_figure  # matplotlib takes half a second
 

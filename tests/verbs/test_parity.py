@@ -33,7 +33,7 @@ def options_of(verb: str) -> dict[str, Any]:
     return {
         str(param.name): REQUIRED if param.required else _plain(param.get_default(context))
         for param in command.params
-        if param.name not in DISPLAY and not isinstance(param, click.Argument)
+        if param.name not in DISPLAY and param.expose_value and not isinstance(param, click.Argument)
     }
 
 

@@ -157,6 +157,7 @@ def stated_options(reading: Reading) -> dict[str, Any]:
 def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
+        stated_options(reading)  # which refuses what is no option
         return source
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
     adapter = load(str(source), base=base, **unscaled)
