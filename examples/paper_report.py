@@ -12,7 +12,8 @@ from paper_page import page
 import loralens
 from loralens.analysis import compare_subspaces
 from loralens.charts.amplification import amplification_figure
-from loralens.charts.figure import save, settle, styled
+from loralens.charts.figure import save
+from loralens.charts.mpl import settle, styled
 from loralens.charts.similarity import similarity_figure
 
 if TYPE_CHECKING:

@@ -80,10 +80,10 @@ def _styled(text: str, **style: Any) -> None:
 
 def draw(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
-    from loralens.charts.figure import save  # matplotlib takes half a second
-    from loralens.verbs.plot import plot
+    from loralens.charts.figure import save
+    from loralens.verbs.plot import figure_of
 
-    save(plot(result), file)
+    save(figure_of(result), file)
     wrote(file)
 
 

@@ -39,7 +39,7 @@ def frame(*tables: Table[Any]) -> "DataFrame":
 
 def html(table: Table[Any]) -> str:
     """A table for a notebook; nothing in it is markup but ours."""
-    heads = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in table.shown)
+    heads = "".join(f"<th{_side(column)}{_about(column)}>{escape(column.title)}</th>" for column in table.shown)
     rows = "".join(
         "<tr>"
         + "".join(f"<td{_side(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
@@ -78,6 +78,10 @@ def _csv_cell(value: object) -> object:
 
 def _side(column: Column[Any]) -> str:
     return ' style="text-align: left"' if column.align == "left" else ' style="text-align: right"'
+
+
+def _about(column: Column[Any]) -> str:
+    return f' title="{escape(column.about)}"' if column.about else ""
 
 
 def _latex(text: str) -> str:

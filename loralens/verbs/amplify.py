@@ -286,7 +286,9 @@ def _number_column(key: str) -> Column[KeptDirections]:
     return Column(key, lambda row: known(getattr(row.kept, key)))
 
 
-def _shown(key: str, title: str, text: Callable[[float], str], priority: int) -> Column[KeptDirections]:
+def _shown(
+    key: str, title: str, text: Callable[[float], str], priority: int, about: str = ""
+) -> Column[KeptDirections]:
     """The same number for people; nothing where no direction is kept."""
     return Column(
         key,
@@ -296,6 +298,7 @@ def _shown(key: str, title: str, text: Callable[[float], str], priority: int) ->
         priority=priority,
         json=False,
         csv=False,
+        about=about,
     )
 
 
@@ -313,9 +316,9 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     _shown("projected_norm", "UᵀWV: ΔW", number, 6),
     _shown("top_norm", "W", number, 2),
     _shown("random_norm", "random", number, 3),
-    _shown("amplification", "amplification", number, ALWAYS),
-    _shown("excess", "excess", fixed(".3f"), 8),
-    _shown("z", "z", fixed("+.2f"), 8),
+    _shown("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
+    _shown("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
+    _shown("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
 )
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
@@ -326,9 +329,30 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
         "amplification",
         number,
         priority=ALWAYS,
+        about="median of ‖ΔW‖/‖UᵀWV‖",
     ),
-    Column("excess", lambda row: median(kept.excess for kept in row.rows), "excess", fixed(".3f"), priority=8),
-    Column("z", lambda row: median(kept.z for kept in row.rows), "z", fixed("+.2f"), priority=8),
-    Column("far", lambda row: count_far(row.rows)[0], f"|z| > {FAR:g}", priority=4),
-    Column("far_chance", lambda row: count_far(row.rows)[1], "by chance", lambda far: f"{far:.2g}", priority=4),
+    Column(
+        "excess",
+        lambda row: median(kept.excess for kept in row.rows),
+        "excess",
+        fixed(".3f"),
+        priority=8,
+        about="median of ‖UᵀWV‖ over what random directions catch",
+    ),
+    Column("z", lambda row: median(kept.z for kept in row.rows), "z", fixed("+.2f"), priority=8, about="median"),
+    Column(
+        "far",
+        lambda row: count_far(row.rows)[0],
+        f"|z| > {FAR:g}",
+        priority=4,
+        about=f"modules beyond {FAR:g} standard deviations of random directions",
+    ),
+    Column(
+        "far_chance",
+        lambda row: count_far(row.rows)[1],
+        "by chance",
+        lambda far: f"{far:.2g}",
+        priority=4,
+        about="how many of them chance gives",
+    ),
 )

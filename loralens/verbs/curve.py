@@ -59,7 +59,7 @@ class CurveResult(Tabular):
         """One rank a row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
         title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
-        return [Table(title, _columns(self.format, on_data=self.on_data), self.points)]
+        return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
 
     def record(self) -> dict[str, Any]:
         """Everything as a JSON object."""
@@ -159,11 +159,11 @@ def _header_bytes(adapter: Adapter) -> int:
     return whole - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
-def _columns(format: str, *, on_data: bool) -> list[Column[Point]]:
+def point_columns(format: str, *, on_data: bool) -> list[Column[Point]]:
     """The columns of a point; errors on data have a key of their own."""
     error = "data_error" if on_data else "relative_error"
     return [
-        Column("rank", lambda point: point.rank, "rank", priority=ALWAYS),
+        Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
         Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
         Column(
             ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from loralens.charts.mpl import draw
+from loralens.charts.spec import Figure
+from loralens.charts.spectrum import spectrum_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
 from loralens.verbs.compress import CompressResult
@@ -13,11 +16,35 @@ from loralens.verbs.spectrum import SpectrumResult
 from loralens.verbs.trajectory import TrajectoryResult
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 
-def plot(result: object) -> "Figure":
+def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
     """The figure of what a verb returned, drawn by matplotlib.
+
+    Parameters
+    ----------
+    result : object
+        What a verb returned.
+    ax : matplotlib Axes, optional
+        Draw into these axes; only figures of one panel can be.
+
+    Returns
+    -------
+    matplotlib Figure
+        That of ``ax`` where it is given. No window is opened: save it with its ``savefig``.
+
+    Raises
+    ------
+    OptionError
+        A result that has no figure; a figure of several panels where ``ax`` is given.
+    """
+    return draw(figure_of(result), ax)
+
+
+def figure_of(result: object) -> Figure:
+    """The figure of a result as plain data: ``--plot`` draws it, and so does `plot`.
 
     Raises
     ------
@@ -35,8 +62,6 @@ def plot(result: object) -> "Figure":
         points = result.trade_off()
         return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
     if isinstance(result, SpectrumResult):
-        from loralens.charts.spectrum import spectrum_figure  # matplotlib takes half a second
-
         return spectrum_figure({adapter.path: adapter.spectra for adapter in result.adapters})
     if isinstance(result, PairSimilarity):
         from loralens.charts.similarity import similarity_figure

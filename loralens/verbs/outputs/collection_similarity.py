@@ -137,16 +137,16 @@ class CollectionSimilarity(Tabular):
                 title = f"φ, {side} side, mean over modules (chance {self._chance(side)})"
                 tables.append(self._matrix(title, self.pairs.phi(side)))
             tables.append(self._matrix("shared initialisation: cosine of A", self.pairs.shared_initialisation))
-        defined = [row for row in self._pair_rows() if not isnan(row.cosine)]
+        defined = [row for row in pair_rows(self.pairs, self.labels) if not isnan(row.cosine)]
         nearest = sorted(defined, key=lambda row: -abs(row.cosine))[:PAIRS]
         every = self.pairs.count * (self.pairs.count - 1) // 2
         which = f"the {len(nearest)} of {every} pairs" if len(defined) > PAIRS else "pairs"
-        tables.append(Table(f"{which} with the largest |cosine|", _pair_columns(self.sides), nearest))
+        tables.append(Table(f"{which} with the largest |cosine|", pair_columns(self.sides), nearest))
         return tables
 
     def listing(self) -> list[Table[PairRow]]:
         """Every pair of adapters."""
-        return [Table("", _pair_columns(tuple(self.pairs.overlaps)), self._pair_rows())]
+        return [Table("", pair_columns(tuple(self.pairs.overlaps)), pair_rows(self.pairs, self.labels))]
 
     def sentences(self) -> list[str]:
         """What could not be compared, who began from one A, and where two fight and agree."""
@@ -224,25 +224,6 @@ class CollectionSimilarity(Tabular):
             for place, s in enumerate(self.order, start=1)
         ]
         return Table(title, (*MATRIX_COLUMNS, *map(_matrix_column, range(len(self.order)))), rows)
-
-    def _pair_rows(self) -> list[PairRow]:
-        pairs, labels = self.pairs, self.labels
-        cosine, z, initial, common = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation, pairs.common
-        phi = {side: pairs.phi(side) for side in pairs.overlaps}
-        chance = {side: pairs.chance(side) for side in pairs.overlaps}
-        return [
-            PairRow(
-                labels[s],
-                labels[t],
-                int(common[s, t]),
-                float(cosine[s, t]),
-                float(z[s, t]),
-                {side: float(values[s, t]) for side, values in phi.items()},
-                {side: float(values[s, t]) for side, values in chance.items()},
-                float(initial[s, t]),
-            )
-            for s, t in combinations(range(pairs.count), 2)
-        ]
 
     def _chance(self, side: Side) -> str:
         """The chance level, or its range where ranks differ."""
@@ -324,27 +305,76 @@ def _matrix_column(t: int) -> Column[MatrixRow]:
     return Column(f"{t + 1}", lambda row: known(row.values[t]), f"{t + 1}", fixed(".3f"))
 
 
-def _pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
+def pair_rows(pairs: Pairwise, labels: Sequence[str]) -> list[PairRow]:
+    """Every two adapters."""
+    cosine, z, initial, common = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation, pairs.common
+    phi = {side: pairs.phi(side) for side in pairs.overlaps}
+    chance = {side: pairs.chance(side) for side in pairs.overlaps}
+    return [
+        PairRow(
+            labels[s],
+            labels[t],
+            int(common[s, t]),
+            float(cosine[s, t]),
+            float(z[s, t]),
+            {side: float(values[s, t]) for side, values in phi.items()},
+            {side: float(values[s, t]) for side, values in chance.items()},
+            float(initial[s, t]),
+        )
+        for s, t in combinations(range(pairs.count), 2)
+    ]
+
+
+def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
     """Of every pair; φ on these sides."""
     phis = [
         column
         for side in sides
-        for column in (_pair_column(side, "phi", f"φ {side}", 7), _pair_column(side, "chance", "by chance", 5))
+        for column in (
+            _pair_column(side, "phi", f"φ {side}", 7, "of all directions, mean over modules"),
+            _pair_column(side, "chance", "by chance", 5, f"of φ, {side} side"),
+        )
     ]
     return (
         Column("first", lambda row: row.first, "adapter", align="left", priority=ALWAYS),
         Column("second", lambda row: row.second, "and", align="left", priority=ALWAYS),
         Column("modules", lambda row: row.modules, "modules", priority=4),
-        Column("cosine", lambda row: known(row.cosine), "cosine", fixed("+.3f"), priority=ALWAYS),
-        Column("cosine_z", lambda row: known(row.cosine_z), "z", fixed("+.1f"), priority=8),
+        Column(
+            "cosine",
+            lambda row: known(row.cosine),
+            "cosine",
+            fixed("+.3f"),
+            priority=ALWAYS,
+            about="⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0",
+        ),
+        Column(
+            "cosine_z",
+            lambda row: known(row.cosine_z),
+            "z",
+            fixed("+.1f"),
+            priority=8,
+            about="standard deviations from chance",
+        ),
         *phis,
-        Column("shared_initialisation", lambda row: known(row.initial), "cosine of A", fixed(".3f"), priority=6),
+        Column(
+            "shared_initialisation",
+            lambda row: known(row.initial),
+            "cosine of A",
+            fixed(".3f"),
+            priority=6,
+            about=f"from {SHARED:g} on they began from the same random A",
+        ),
     )
 
 
-def _pair_column(side: Side, quantity: str, title: str, priority: int) -> Column[PairRow]:
+def _pair_column(side: Side, quantity: str, title: str, priority: int, about: str) -> Column[PairRow]:
     return Column(
-        (quantity, side), lambda row: known(getattr(row, quantity)[side]), title, fixed(".3f"), priority=priority
+        (quantity, side),
+        lambda row: known(getattr(row, quantity)[side]),
+        title,
+        fixed(".3f"),
+        priority=priority,
+        about=about,
     )
 
 

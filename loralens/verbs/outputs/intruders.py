@@ -278,6 +278,20 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
 KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: row.modules, "modules", priority=5),
-    Column("counts", lambda row: (row.total.count, row.total.directions), "intruders", _out_of, priority=ALWAYS),
-    Column("energy_share", lambda row: row.total.energy_share, "energy", PERCENT, priority=8),
+    Column(
+        "counts",
+        lambda row: (row.total.count, row.total.directions),
+        "intruders",
+        _out_of,
+        priority=ALWAYS,
+        about="of the leading directions of W + ΔW",
+    ),
+    Column(
+        "energy_share",
+        lambda row: row.total.energy_share,
+        "energy",
+        PERCENT,
+        priority=8,
+        about="their part of the energy of those directions",
+    ),
 )

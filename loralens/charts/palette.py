@@ -1,4 +1,4 @@
-"""Colours: classes of a stylesheet by what they stand for, for light and for dark pages.
+"""Colours by what they stand for: classes of a stylesheet for light and dark pages, and the same colours on paper.
 
 Sequential colours rise in luminance alone, diverging ones have a neutral middle; the eight series are told apart by
 colour-blind eyes (after Okabe & Ito 2008).
@@ -6,7 +6,7 @@ colour-blind eyes (after Okabe & Ito 2008).
 
 from collections.abc import Sequence
 
-from loralens.reporting.chart import Ink
+from loralens.charts.spec import Ink
 
 STEPS = 32  # of a sequential scale: s0 … s31
 SIDES = 12  # steps on either side of a diverging one: v0 … v24
@@ -30,6 +30,11 @@ SERIES = {
     "light": ("#0b6cab", "#c8530c", "#0a8a66", "#a8457f", "#8a6d00", "#2f9ad0", "#6b5bb5", "#5c6670"),
     "dark": ("#62b5ee", "#f2925a", "#41c9a0", "#e08fbd", "#e0c04a", "#9bd6f5", "#b0a3f0", "#aab4bd"),
 }
+# Lines that stand for no series, the mark of chance on a map, what lies between two curves, and the cross of ΔW = 0.
+OTHERS = {
+    "light": {"quiet": "#5b6670", "chance": "#c8530c", "area": "#e3e7ea", "zero": "#c8530c"},
+    "dark": {"quiet": "#a3aeb8", "chance": "#f2925a", "area": "#2b343d", "zero": "#f2925a"},
+}
 
 
 def colours(scheme: str) -> dict[str, str]:
@@ -39,6 +44,7 @@ def colours(scheme: str) -> dict[str, str]:
         **{f"v{i}": _at(DIVERGING[scheme], i / (2 * SIDES)) for i in range(2 * SIDES + 1)},
         **{f"b{i}": _at(DEPTH[scheme], i / (BLOCKS - 1)) for i in range(BLOCKS)},
         **{f"c{i}": colour for i, colour in enumerate(SERIES[scheme])},
+        **OTHERS[scheme],
     }
 
 
@@ -50,7 +56,7 @@ def stylesheet(scheme: str) -> str:
 def classes() -> str:
     """What the classes do: fill a cell, or draw a line."""
     fills = [f"s{i}" for i in range(STEPS)] + [f"v{i}" for i in range(2 * SIDES + 1)]
-    inks = [f"b{i}" for i in range(BLOCKS)] + [f"c{i}" for i in range(len(SERIES["light"]))]
+    inks = [f"b{i}" for i in range(BLOCKS)] + [f"c{i}" for i in range(len(SERIES["light"]))] + ["quiet"]
     return "".join(f".{one}{{fill:var(--{one})}}" for one in fills) + "".join(
         f".{one}{{--ink:var(--{one})}}" for one in inks
     )
@@ -69,6 +75,11 @@ def is_strong(colour: str) -> bool:
     """Whether a class of `level` is far from the page's own colour, so that letters on it are turned over."""
     step = int(colour[1:])
     return step > STEPS * 0.36 if colour[0] == "s" else abs(step - SIDES) > SIDES * 0.55
+
+
+def block_ink(place: int, count: int) -> Ink:
+    """The colour of the block at a place among so many."""
+    return "block", round((BLOCKS - 1) * place / max(count - 1, 1))
 
 
 def ink_class(ink: Ink) -> str:

@@ -7,9 +7,6 @@ and filtering need.
 from collections.abc import Iterable, Sequence
 from html import escape
 
-LETTER = 6.7  # width of a letter at 11 px
-SMALL = 5.9  # and at 10 px
-
 
 def words(text: str, x: float, y: float, kind: str) -> str:
     """Text at a place; ``kind`` are its classes."""
