@@ -72,20 +72,7 @@ _HOMES = {
 
 # Until every verb has its file: the functions of the rooms under the names that the verbs will have.
 _UNTIL_VERBS = {
-    "allocate": ("loralens.compression.bits", "allocate"),
-    "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
-    "diagnose": ("loralens.analysis.doctor", "diagnose"),
-    "interference": ("loralens.analysis.compare.interference", "interference"),
-    "intruders": ("loralens.analysis.base.intruders", "find_intruders"),
-    "mitigated": ("loralens.analysis.base.intruders", "remove_intruders"),
-    "pairwise": ("loralens.analysis.compare.pairwise", "pairwise"),
-    "quantise": ("loralens.compression.quantise", "quantise"),
-    "similarity": ("loralens.analysis.compare.similarity", "compare_subspaces"),
-    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
-    "trajectory": ("loralens.analysis.trajectory", "measure_trajectory"),
-    "truncate": ("loralens.compression.truncate", "truncate"),
 }
 
 __all__ = [

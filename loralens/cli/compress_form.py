@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loralens.formats import QUANTISED as FEW
+from loralens.formats import WriterOptions
 from loralens.verbs.outputs import form
 from loralens.verbs.outputs.form import INTEGER_TYPES as BITS
 from loralens.verbs.outputs.target import Target
@@ -18,7 +18,7 @@ class Form(form.Form):
     """The same with the names that these commands use."""
 
     @property
-    def given(self) -> dict[str, Any]:
+    def given(self) -> WriterOptions:
         """What its writer is given."""
         return self.writer_options
 

@@ -57,6 +57,13 @@ _READING = (
 )
 READING = ("format", "alpha", "scale", "allow_pickle", "once")  # what `reading` gives, for `load`
 
+
+def require_output(output: Path | None, *, dry_run: bool) -> None:
+    """Refuse to work for a target that was not given, as wrong usage."""
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+
+
 ALLOW_LOSS = click.option("--allow-loss", is_flag=True, help="Write even where rounding costs a module more than 1 %.")
 MODULES = click.option(
     "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."

@@ -1,14 +1,4 @@
-"""Records: numbers as JSON can say them, which has neither NaN nor infinity."""
+"""Records: numbers as JSON can say them."""
 
-from collections.abc import Iterable
-from math import isfinite
-
-
-def known(value: float | None) -> float | None:
-    """The number, or None where there is none."""
-    return float(value) if value is not None and isfinite(value) else None
-
-
-def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
-    """Rows of such numbers."""
-    return [[known(value) for value in row] for row in values]
+from loralens.tables.numbers import known as known
+from loralens.tables.numbers import matrix as matrix

@@ -2,10 +2,11 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import click
 
@@ -25,9 +26,22 @@ class Rows:
     plot: Path | None = None
 
 
+@runtime_checkable
+class InPieces(Protocol):
+    """A result whose JSON may be too large to be held: it gives the text piece by piece."""
+
+    def json_pieces(self) -> Iterator[str]:
+        """The text of the whole object, its version included."""
+        ...
+
+
 def show(result: Tabular, rows: Rows) -> None:
     """Print a result, and draw it where a file for its figure was named."""
-    if rows.as_json:
+    if rows.as_json and isinstance(result, InPieces):
+        for piece in result.json_pieces():
+            click.echo(piece, nl=False)
+        click.echo()
+    elif rows.as_json:
         show_json(result.record())  # type: ignore[attr-defined]  # every result has one
     elif rows.as_csv:
         click.echo(result.to_csv(), nl=False)
@@ -66,10 +80,10 @@ def _styled(text: str, **style: Any) -> None:
 
 def draw(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
-    from loralens.charts.figure import save  # matplotlib takes half a second
-    from loralens.verbs.plot import plot
+    from loralens.charts.figure import save
+    from loralens.verbs.plot import figure_of
 
-    save(plot(result), file)
+    save(figure_of(result), file)
     wrote(file)
 
 

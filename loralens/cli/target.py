@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
+from loralens.cli.options import require_output as require
 from loralens.core.adapter import Adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.form import check_known as check_known
@@ -13,12 +12,6 @@ from loralens.verbs.outputs.rounding import rounded
 from loralens.verbs.outputs.target import Target
 
 __all__ = ["check_known", "check_writable", "narrowed", "of_format", "refuse_inputs", "refuse_source", "require"]
-
-
-def require(output: Path | None, *, dry_run: bool) -> None:
-    """Refuse to work for a target that was not given, as wrong usage."""
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
 
 
 def check_writable(output: Path, to: str, *, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.cli.compress_report import percent
+from loralens.tables.numbers import percent
 from tests.bases import single
 from tests.cli.command import Command
 from tests.conftest import small_adapter

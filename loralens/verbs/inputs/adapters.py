@@ -71,6 +71,16 @@ def labels(adapters: Sequence[AdapterSource]) -> list[str]:
     ]
 
 
+def short_labels(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all of them share; each different."""
+    parts = [Path(path).parts for path in paths]
+    shared = 0
+    while all(len(names) > shared + 1 for names in parts) and len({names[shared] for names in parts}) == 1:
+        shared += 1
+    short = [str(Path(*names[shared:])) for names in parts]
+    return short if len(set(short)) == len(short) else [f"{name} ({i})" for i, name in enumerate(short, start=1)]
+
+
 def read_adapter(
     source: AdapterSource,
     reading: Reading,
