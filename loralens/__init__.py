@@ -72,10 +72,7 @@ _HOMES = {
 
 # Until every verb has its file: the functions of the rooms under the names that the verbs will have.
 _UNTIL_VERBS = {
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
     "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
-    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
 }
 
 __all__ = [

@@ -159,12 +159,10 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
-    from loralens.analysis.clients import rules as consumers
-    from loralens.cli import convert, inspect
+    from loralens.cli import convert
     from loralens.formats import FORMATS
 
     assert set(convert.TARGETS) == {form.name for form in FORMATS if form.writer}
-    assert set(inspect.CONSUMERS) == set(consumers.CONSUMERS)
 
 
 def test_python_minus_m_is_the_command() -> None:

@@ -1,6 +1,6 @@
 """Bases: a warning where adapters, or an adapter and the base it is held against, speak of different models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,6 @@ def named(adapter: "Adapter") -> "BaseModel":
     except LoraLensError:  # of a model that nobody asked for
         config = None
     return BaseModel.of(name, config)
-
-
-def named_by(adapters: "Mapping[str, Adapter]") -> "dict[str, BaseModel]":
-    """The same for adapters by their paths."""
-    return {path: named(adapter) for path, adapter in adapters.items()}
 
 
 def given(base: str | Path) -> "BaseModel":

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loralens.cli import options
-from loralens.cli.models import Loaded, running
+from loralens.cli.running import running
 from loralens.cli.terminal import say
-from loralens.cli.texts import Text
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.texts import Text
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from loralens.cli.cut import Cut
     from loralens.core.moments import Moments
+    from loralens.verbs.inputs.cut import Cut
 
 
 @click.command("calibrate")
@@ -49,14 +50,14 @@ def command(
     file; compress --activations uses them to keep what matters on such inputs. Some hundred texts like those of later
     use are enough. The same call on the same machine gives the same bytes.
     """
-    from loralens.cli.cut import count_cut
-    from loralens.cli.models import load_model
     from loralens.cli.progress import progress
-    from loralens.cli.texts import read_texts
     from loralens.compression.calibration import measure_moments
     from loralens.core.attached import Attachment
     from loralens.errors import place
     from loralens.formats.records.moments import check_target, save_moments
+    from loralens.verbs.inputs.cut import count_cut
+    from loralens.verbs.inputs.models import load_model
+    from loralens.verbs.inputs.texts import read_texts
 
     check_target(output, overwrite=overwrite)
     texts = read_texts(data, limit=limit)

@@ -1,6 +1,6 @@
 """``amplify``: what ΔW amplifies of W, beside what chance and the best directions would give."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, cpu_count
 from statistics import median
@@ -203,21 +203,21 @@ def amplify(
         check_at_least(name, value, least)
     where = Device.of(device, threads=cpu_count() or 1)  # what is wrong with it is said before the work
     (label,) = labels([adapter])
-    read = read_adapter(adapter, reading, base=base, label=label)
+    loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
-        names = select(read, modules)
-    weights = base_weights(base, {name: read[name] for name in names})
+        names = select(loaded, modules)
+    weights = base_weights(base, {name: loaded[name] for name in names})
     if weights.match.edit:
         note(f"{base}: {weights.match}")
-    bent = magnitudes(read).keys() & names
+    bent = magnitudes(loaded).keys() & names
     if bent:
         warn(f"{label}: {len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
     amount = work(weights.modules.values(), top=not no_top)
     with place(label), progress("reading the base", amount) as step:
         measured = measure_amplification(
-            read,
+            loaded,
             weights.modules,
-            ranks=[rank] if isinstance(rank, int) else rank,
+            ranks=list(rank) if isinstance(rank, Iterable) else [rank],
             top=not no_top,
             directions=directions or 0,
             exact=exact,

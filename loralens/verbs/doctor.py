@@ -76,9 +76,9 @@ class DoctorResult(Tabular):
         causes = by_cause(finding for finding in self.findings if finding.adapter == label)
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
-        levels = _levels(Counter(same[0].level for same in causes))
+        levels = _levels(Counter(cause[0].level for cause in causes))
         lines = [f"{label} ({read}{against}): {levels}"]
-        return [*lines, *(line for same in causes for line in _on_cause(same, len(adapter or ()))), ""]
+        return [*lines, *(line for cause in causes for line in _on_cause(cause, len(adapter or ()))), ""]
 
     def record(self) -> dict[str, Any]:
         """The findings as a JSON object."""
@@ -128,7 +128,7 @@ def doctor(
         A base that is no model.
     """
     check_choice("dtype", dtype, get_args(MergeDType))
-    check_choice("rounding", rounding, get_args(Rounding))
+    check_choice("rounding", str(rounding), get_args(Rounding))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:
         check_place(Path(sarif))
@@ -188,21 +188,21 @@ def _levels(counts: Mapping[Level, int]) -> str:
     return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
 
 
-def _on_cause(same: Sequence[Diagnosis], of: int) -> list[str]:
+def _on_cause(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
     """Findings that have one cause, in an adapter of so many modules."""
-    first = same[0]
+    first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "
-    if len(same) == 1:
+    if len(diagnoses) == 1:
         lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
     else:
-        modules = {finding.module for finding in same if finding.module}
+        modules = {finding.module for finding in diagnoses if finding.module}
         kinds = {kind(name) for name in modules}
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
-        lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(same)} of this kind")]
-        for finding in same[:WORST]:
+        lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
+        for finding in diagnoses[:WORST]:
             lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
-        if len(same) > WORST:
-            lines.append(f"    and {len(same) - WORST} more (--json names them)")
+        if len(diagnoses) > WORST:
+            lines.append(f"    and {len(diagnoses) - WORST} more (--json names them)")
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 

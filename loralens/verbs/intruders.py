@@ -105,41 +105,41 @@ def intruders(
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
     """
     check_definition(top=top, threshold=threshold)
-    check_choice("dtype", dtype, get_args(FloatType))
+    check_choice("dtype", str(dtype), get_args(FloatType))
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
     if output is not None and remove is None:
         raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
-    kept = svd_cache(cache, cache_limit, no_cache=no_cache)
+    store = svd_cache(cache, cache_limit, no_cache=no_cache)
     where = Device.of(device)
     (label,) = labels([adapter])
-    read = read_adapter(adapter, reading, base=base, label=label)
+    loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
-        names = select(read, modules)
-        check_plain(read, names, pairs=remove not in (None, 1))
+        names = select(loaded, modules)
+        check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)
     if output is not None:  # not to fail after hours
-        save(replaced(read, {}), output, format=_dialect(read), overwrite=overwrite, dry_run=True)
-    weights = base_weights(base, {name: read[name] for name in names}).modules
-    found: dict[str, Intruders] = {}
+        save(replaced(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+    weights = base_weights(base, {name: loaded[name] for name in names}).modules
+    measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
-    with closing(decompositions(weights, kept, base, where)) as svds:
+    with closing(decompositions(weights, store, base, where)) as svds:
         for name, W in svds:
             with place(label), place(name):
-                module = find_intruders(read[name], W, top=top, threshold=threshold)
+                module = find_intruders(loaded[name], W, top=top, threshold=threshold)
                 if remove is not None:
-                    edited[name] = _edit(read[name], module, remove, dtype)
-                found[name] = module.without_vectors()
-    result = IntrudersResult(label, str(base), threshold, top, found, {name: read[name].rank for name in found})
+                    edited[name] = _edit(loaded[name], module, remove, dtype)
+                measured[name] = module.without_vectors()
+    result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
     with place(label):
-        changed, cost = _round(read, edited, dtype, allow_loss=allow_loss)
-    new = replaced(read, changed, uniform=uniform)
+        changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
+    new = replaced(loaded, changed, uniform=uniform)
     if target.output is not None:
-        save(new, target.output, format=_dialect(read), overwrite=overwrite, dry_run=dry_run)
-    removal = Removal(new, remove, len(changed), cost, _dialect(read), target.output, dry_run)
+        save(new, target.output, format=_dialect(loaded), overwrite=overwrite, dry_run=dry_run)
+    removal = Removal(new, remove, len(changed), cost, _dialect(loaded), target.output, dry_run)
     return replace(result, removal=removal)
 
 

@@ -69,22 +69,22 @@ def similarity(
     MismatchError
         No module in common; A or B asked of an update that has no factors.
     """
-    check_choice("of", of, get_args(Of))
+    check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)
     side_of(of, side)  # what A and B do not have is said before the work
     chosen = sources(adapters)
     names = labels(chosen)
-    read = [read_where_unknown(source, reading) for source in chosen]
-    for source, name, adapter in zip(chosen, names, read, strict=True):
+    loaded = [read_where_unknown(source, reading) for source in chosen]
+    for source, name, adapter in zip(chosen, names, loaded, strict=True):
         if not isinstance(source, Adapter):
             tell_findings(name, adapter.findings)
-    warn_of_bases(names, read)
-    if len(read) == 1:
-        return _nested(names[0], read[0], of, side, modules, phi_rank)
-    if len(read) == 2:
-        return _pair(names, read, of, side, modules, phi_rank)
-    return _collection(names, read, of, side, modules, phi_rank)
+    warn_of_bases(names, loaded)
+    if len(loaded) == 1:
+        return _nested(names[0], loaded[0], of, side, modules, phi_rank)
+    if len(loaded) == 2:
+        return _pair(names, loaded, of, side, modules, phi_rank)
+    return _collection(names, loaded, of, side, modules, phi_rank)
 
 
 def _nested(

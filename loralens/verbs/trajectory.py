@@ -170,11 +170,11 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     MismatchError
         No two checkpoints have a module in common.
     """
-    run, read = _read(sources(adapters), reading)
+    run, loaded = _read(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
-    warn_of_bases(names, read)
-    with progress("comparing", work(read, modules)) as step:
-        measured = measure_trajectory(read, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
+    warn_of_bases(names, loaded)
+    with progress("comparing", work(loaded, modules)) as step:
+        measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
     _warn_of_other_runs(run, measured)
     return TrajectoryResult(run, measured)
 

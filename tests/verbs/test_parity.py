@@ -14,12 +14,14 @@ from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
 from loralens.verbs.inputs.adapters import READING, Reading
 from loralens.verbs.outputs.rules import RULES, RankRules
+from loralens.verbs.outputs.writing import WRITING, WritingAndReading
 
 DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
-OPTIONS: dict[type, dict[str, Any]] = {
+OPTIONS: dict[type, dict[str, Any]] = {  # options that travel together, and their defaults
     Reading: dict(READING),
     RankRules: dict.fromkeys(RULES),
-}  # options that travel together, and their defaults
+    WritingAndReading: {**WRITING, **READING},
+}
 REQUIRED = "required"  # in place of a default
 WRITTEN = [verb for verb in VERBS if find_spec(f"loralens.verbs.{verb}")]
 

@@ -118,6 +118,7 @@ def test_each_has_its_figure(several: list[Path], count: int) -> None:
     ("options", "message"),
     [
         ({"of": "C"}, "update, A, B"),
+        ({"of": None}, "update, A, B"),
         ({"side": "output"}, "in, out"),
         ({"of": "A", "side": "out"}, "A has no out side"),
         ({"phi_rank": 0}, "give 1 or more"),

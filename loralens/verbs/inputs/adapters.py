@@ -154,14 +154,15 @@ def stated_options(reading: Reading) -> dict[str, Any]:
     return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 
-def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
+def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
+        stated_options(reading)  # which refuses what is no option
         return source
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
-    adapter = load(str(source), **unscaled)
+    adapter = load(str(source), base=base, **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(str(source), **reading)
+    return adapter if stated else load(str(source), base=base, **reading)
 
 
 def as_typed(reading: Mapping[str, Any]) -> str:

@@ -274,12 +274,26 @@ KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("side", lambda row: row.side, "side", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.members), "modules", priority=5),
-    Column("cosine", lambda row: _mean([one.cosine for one in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS),
-    Column("phi_first", lambda row: _mean([one.first for one in row.overlaps]), "φ(1,1)", fixed(".4f"), priority=7),
-    Column("first_chance", lambda row: fmean(1 / one.n for one in row.overlaps), "chance", fixed(".2g"), priority=3),
-    Column("strong", lambda row: sum(one.first > STRONG for one in row.overlaps), f"> {STRONG}", priority=2),
-    Column("phi_all", lambda row: _mean([one.full for one in row.overlaps]), "φ(all)", fixed(".4f"), priority=8),
-    Column("chance", lambda row: _mean([one.full_chance for one in row.overlaps]), "chance", fixed(".2g"), priority=6),
-    Column("z", lambda row: _mean([one.z for one in row.overlaps]), "z", fixed("+.1f"), priority=6),
-    Column("cka", lambda row: _mean([one.cka[row.side] for one in row.members]), "CKA", fixed(".3f"), priority=4),
+    Column(
+        "cosine", lambda row: _mean([member.cosine for member in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS
+    ),
+    Column(
+        "phi_first", lambda row: _mean([overlap.first for overlap in row.overlaps]), "φ(1,1)", fixed(".4f"), priority=7
+    ),
+    Column(
+        "first_chance", lambda row: fmean(1 / overlap.n for overlap in row.overlaps), "chance", fixed(".2g"), priority=3
+    ),
+    Column("strong", lambda row: sum(overlap.first > STRONG for overlap in row.overlaps), f"> {STRONG}", priority=2),
+    Column(
+        "phi_all", lambda row: _mean([overlap.full for overlap in row.overlaps]), "φ(all)", fixed(".4f"), priority=8
+    ),
+    Column(
+        "chance",
+        lambda row: _mean([overlap.full_chance for overlap in row.overlaps]),
+        "chance",
+        fixed(".2g"),
+        priority=6,
+    ),
+    Column("z", lambda row: _mean([overlap.z for overlap in row.overlaps]), "z", fixed("+.1f"), priority=6),
+    Column("cka", lambda row: _mean([member.cka[row.side] for member in row.members]), "CKA", fixed(".3f"), priority=4),
 )

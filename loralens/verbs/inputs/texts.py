@@ -1,11 +1,12 @@
-"""Texts to run a model on: .jsonl, .txt, .csv and .tsv files."""
+"""Texts to run a model on: .jsonl, .txt, .csv and .tsv files, or lists."""
 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +26,26 @@ class Text(NamedTuple):
     line: int | None = None
 
 
-def read_texts(path: Path, *, limit: int | None = None, labelled: bool = False) -> list[Text]:
-    """The texts of a file, in its order, the first ``limit`` of them.
+# A file; or texts, (text, label) pairs, or {"text": …, "label": …} mappings.
+TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | Text]
+
+
+def text_label(source: TextSource) -> str:
+    """What texts are called in messages: by the path of their file."""
+    return str(source) if isinstance(source, str | PathLike) else "texts"
+
+
+def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[Text]:
+    """The texts of a file or of a list, in its order, the first ``limit`` of them.
 
     ``.jsonl``: an object a line with ``text`` and maybe ``label``; ``.csv`` and ``.tsv``: the same as named columns;
     ``.txt``: one text a line, blank lines left out. UTF-8.
 
     Parameters
     ----------
+    source : path or iterable
+        A file; or texts, (text, label) pairs, or mappings with ``text`` and maybe ``label``.
+    limit : int, optional
     labelled : bool
         Whether every text must have a label, a name or a whole number.
 
@@ -43,6 +56,19 @@ def read_texts(path: Path, *, limit: int | None = None, labelled: bool = False) 
     FormatError
         A line without a text, or without a label that is needed; a file without any text, or one that is not UTF-8.
     """
+    if isinstance(source, str | PathLike):
+        reader = _reader(_text_file(Path(source), labelled), labelled)
+    else:
+        reader = _listed(source, labelled)
+    with place(text_label(source)), _long_cells():
+        texts = list(islice(reader, limit))
+        if not texts:
+            raise FormatError("holds no texts", fix="give a file with at least one")
+    return texts
+
+
+def _text_file(path: Path, labelled: bool) -> Path:
+    """The path, of a file that can be read as texts."""
     if path.suffix not in SUFFIXES:
         raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
     if labelled and path.suffix == ".txt":
@@ -51,11 +77,20 @@ def read_texts(path: Path, *, limit: int | None = None, labelled: bool = False) 
         )
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix="check the path")
-    with place(path), _long_cells():
-        texts = list(islice(_reader(path, labelled), limit))
-        if not texts:
-            raise FormatError("holds no texts", fix="give a file with at least one")
-    return texts
+    return path
+
+
+def _listed(items: Iterable[Any], labelled: bool) -> Iterator[Text]:
+    """The texts of a list, with their numbers in place of lines."""
+    for number, item in enumerate(items, start=1):
+        with place(f"text {number}"):
+            if isinstance(item, Mapping):
+                record = item
+            elif isinstance(item, tuple | list) and len(item) in (2, 3):
+                record = {"text": item[0], "label": item[1]}
+            else:
+                record = {"text": item}
+            yield _text(record, number, labelled)
 
 
 def _reader(path: Path, labelled: bool) -> Iterator[Text]:

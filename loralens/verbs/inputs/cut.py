@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from loralens.cli.terminal import say
-
-if TYPE_CHECKING:
-    from loralens.cli.models import Loaded
+from loralens.core.messages import note
+from loralens.verbs.inputs.loaded import Loaded
 
 CHUNK = 1024  # texts that are tokenised at a time
 
@@ -39,16 +36,16 @@ class Cut:
         return {"length": self.length, "texts": self.texts, "tokens": self.tokens}
 
     def warn(self, data: str) -> None:
-        """Say on stderr what is left out, if anything is; ``data`` is what the texts are called."""
+        """Say what is left out, if anything is; ``data`` is what the texts are called."""
         if not self.texts:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
         rest = "1 token is" if self.tokens == 1 else f"{self.tokens:,} tokens are"
         way_out = "the model has no positions for more" if self.limited else "a larger --length keeps more"
-        say(f"note: {data}: {longer} than {self.length} tokens; {rest} left out ({way_out})", err=True)
+        note(f"{data}: {longer} than {self.length} tokens; {rest} left out ({way_out})")
 
 
-def count_cut(loaded: "Loaded", texts: Sequence[str], *, length: int) -> Cut:
+def count_cut(loaded: Loaded, texts: Sequence[str], *, length: int) -> Cut:
     """What is left out of the texts where ``length`` tokens of each are asked for."""
     kept = loaded.length(length)
     beyond: list[int] = []

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from loralens.cli.models import Loaded
 from loralens.errors import MismatchError
+from loralens.verbs.inputs.loaded import Loaded
 
 if TYPE_CHECKING:
     from loralens.training.tasks import Examples
