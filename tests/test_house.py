@@ -61,7 +61,7 @@ def test_packages_are_imported_when_they_are_first_used() -> None:
         "print(*(name for name in before if name.startswith('loralens.')), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["loralens.verbs", "loralens.version", "False"]
+    assert done.stdout.split() == ["loralens.exports", "loralens.verbs", "loralens.version", "False"]
 
 
 def test_every_package_but_the_commands_is_there_by_its_name() -> None:
