@@ -13,7 +13,7 @@ import click
 from loralens.cli.terminal import raw, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
-from loralens.tables.text import lay_out
+from loralens.tables.text import lay_out, wrap
 from loralens.version import __version__
 
 
@@ -64,18 +64,19 @@ def show_tables(*tables: Table[Any]) -> None:
         if not table.rows:
             continue
         layout = lay_out(table, width)
-        _styled(layout.title, fg="cyan", bold=True)
-        _styled(layout.heading, bold=True)
+        _styled(layout.title, width, fg="cyan", bold=True)
+        _styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if layout.note:
-            _styled(layout.note, dim=True)
+            _styled(layout.note, width, dim=True)
         click.echo()
 
 
-def _styled(text: str, **style: Any) -> None:
-    """One line in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
-    click.secho(text, file=raw(sys.stdout), **style)
+def _styled(text: str, width: int | None, **style: Any) -> None:
+    """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
+    for line in [text] if width is None else wrap(text, width):
+        click.secho(line, file=raw(sys.stdout), **style)
 
 
 def draw(result: object, file: Path) -> None:
