@@ -15,8 +15,7 @@ from loralens.core.shell import typed
 from loralens.verbs.inputs.choices import FLOAT_TYPES, numpy_dtype
 
 if TYPE_CHECKING:  # keeps numpy out of --help
-    from matplotlib.figure import Figure
-
+    from loralens.charts.spec import Figure
     from loralens.core.adapter import Adapter
     from loralens.core.structured import Updates
     from loralens.core.weights import Weights

@@ -137,6 +137,17 @@ def test_names_without_blocks_and_several_modules_in_a_cell() -> None:
     assert "head, head" in phis(similarity_figure(compare_subspaces(bare, bare), labels=LABELS))
 
 
+def test_a_block_that_has_none_of_the_kinds_shown_is_an_empty_row() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"layers.0.a{i}" for i in range(8)] + ["layers.1.z"]
+    mine = loralens.Adapter(
+        modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
+    )
+    figure = similarity_figure(compare_subspaces(mine, mine), labels=LABELS)
+    assert list(figure.bands[0].charts[9:]) == [None] * 9
+    draw(figure)
+
+
 def test_of_the_paper_s_own_quantity_the_title_says_so() -> None:
     found = compare_subspaces(adapter(0, 1, ("q",)), adapter(1, 1, ("q",)), of="A")
     assert similarity_figure(found, labels=LABELS, of="A").title.startswith("in side of A: ")
