@@ -147,6 +147,9 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self.modules
 
+    def __hash__(self) -> int:  # so that an adapter can be a key of {adapter: weight}; equal ones have equal names
+        return hash((self.format, self.base_model, *self.modules))
+
     def items(self) -> "ItemsView[str, Update]":
         """Pairs of name and module, in natural order."""
         return self.modules.items()

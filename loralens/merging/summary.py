@@ -8,29 +8,59 @@ from typing import Any, Literal, final
 
 import numpy as np
 
+from loralens.merging.fidelity import Fidelity
 from loralens.merging.record import TensorRecord
+from loralens.tables.numbers import fixed, number
+from loralens.tables.table import ALWAYS, Column, Table
 
 
-def module_entries(records: Sequence[TensorRecord]) -> list[dict[str, Any]]:
-    """One JSON object for each adapted module, in the order of the plan."""
-    return [
-        {
-            "name": one.module,
-            "weight": record.plan.key,
-            "gain": one.gain,
-            "relative_error": one.error,
-            "subspace_error": one.subspace_error,
-            "unmoved": one.unmoved,
-            "predicted_gain": one.predicted_gain,
-            "predicted_relative_error": one.predicted_error,
-            "predicted_unmoved": one.predicted_unmoved,
-            "directions": one.directions,
-            "surviving": one.surviving,
-            "overflowed": one.overflowed,
-        }
-        for record in records
-        for one in record.fidelity
-    ]
+@final
+@dataclass(frozen=True, slots=True)
+class MergedModule:
+    """An adapted module, and the stored tensor that it was merged into."""
+
+    weight: str
+    fidelity: Fidelity
+
+
+def merged_modules(records: Sequence[TensorRecord]) -> list[MergedModule]:
+    """The adapted modules, in the order of the plan."""
+    return [MergedModule(record.plan.key, fidelity) for record in records for fidelity in record.fidelity]
+
+
+def _measure(key: str, title: str = "", *, of: str = "", **options: Any) -> Column[MergedModule]:
+    """A column of a quantity of `Fidelity`, where it is called ``of``."""
+    return Column(key, lambda row: getattr(row.fidelity, of or key), title, **options)
+
+
+MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
+    _measure("name", "module", of="module", align="left", priority=ALWAYS),
+    Column("weight", lambda row: row.weight),
+    _measure("gain", "gain", text=fixed(".4f"), priority=ALWAYS),
+    _measure("relative_error", "error", of="error", text=number, priority=ALWAYS),
+    _measure("subspace_error", "error in its inputs", text=number, priority=4),
+    _measure("unmoved", "unmoved", text=fixed(".1%"), priority=3),
+    _measure("predicted_gain"),
+    _measure("predicted_relative_error", of="predicted_error"),
+    _measure("predicted_unmoved"),
+    _measure("directions"),
+    _measure("surviving"),
+    Column(
+        "above_noise",
+        lambda row: [row.fidelity.surviving, row.fidelity.directions],
+        "above noise",
+        lambda counts: f"{counts[0]} of {counts[1]}" if counts[1] else "",
+        priority=5,
+        json=False,
+        csv=False,
+    ),
+    _measure("overflowed"),
+)
+
+
+def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
+    """One JSON object for each adapted module, as certificates have them."""
+    return Table("", MODULE_COLUMNS, modules).records()
 
 
 def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from loralens.cli.main import COMMANDS
 
-HEAVY = {"numpy", "torch", "scipy", "matplotlib", "rich", "transformers", "safetensors"}
+HEAVY = {"torch", "scipy", "matplotlib", "rich", "transformers", "safetensors"}
 SHELLS = ("bash", "zsh", "fish")
 
 

@@ -59,7 +59,7 @@ wrote OUT: peft, 2 modules
 
 SAID = """\
 warning: 1 left out, an embedding: --modules asks for it: embed_tokens
-  the adapter's modules hold 66.67% of the energy of all differences
+note: the adapter's modules hold 66.67% of the energy of all differences
 note: of 1 modules more is left over than rounding explains (left / noise), layers.0.q among them: the difference has \
 more directions than were kept
 """
@@ -136,11 +136,11 @@ def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 2, "say how many directions to keep"),
+        ((), 2, "nothing says how many directions to keep"),
         (("--rank", 1, "--energy", 0.5), 2, "exclude each other"),
         (("--rank", 1, "--noise-edge"), 2, "--noise-edge and --rank exclude each other"),
-        (("--rank", 1, "--modules", "k"), 1, "no module matches 'k'"),
-        (("--parameters", 0.5), 1, "a share of nothing"),
+        (("--rank", 1, "--modules", "k"), 2, "no module matches 'k'"),
+        (("--parameters", 0.5), 2, "a share of nothing"),
     ],
 )
 def test_wrong_options(both: tuple[Path, Path], options: tuple[object, ...], code: int, message: str) -> None:

@@ -13,7 +13,6 @@ from loralens.errors import FormatError
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.files.walking import folders
 from loralens.formats.records.collection import candidates
-from loralens.merging import apply
 from tests.bases import contents, sharded, tensors
 from tests.formats.blobs import limits
 
@@ -148,10 +147,12 @@ def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, 
         "verify": ["verify", out, "--adapter", small, "--base", base],
         "unmerge": ["unmerge", out, "-o", tmp_path / "new"],
     }[verb]
-    module, name = ("loralens.cli.unmerge_run", "restored") if verb == "unmerge" else (apply.__name__, "prepare")
+    module, name = {
+        "merge": ("loralens.verbs.outputs.merge_run", "prepare"),
+        "verify": ("loralens.verbs.verify", "prepare"),
+        "unmerge": ("loralens.verbs.outputs.unmerge_run", "restored"),
+    }[verb]
     monkeypatch.setattr(f"{module}.{name}", rewriting(module, name, shard, replace=replace))
-    if verb == "merge":
-        monkeypatch.setattr("loralens.cli.merge_run.prepare", rewriting(module, name, shard, replace=replace))
     before = {path: path.read_bytes() for path in small.iterdir()}
     said = message(*words)
     assert str(shard) in said

@@ -83,7 +83,7 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
 def test_help_is_light(command: str) -> None:
-    assert not imported(command, "--help") & {*HEAVY, "numpy", "ml_dtypes"}
+    assert not imported(command, "--help") & {*HEAVY}
 
 
 @pytest.mark.parametrize("make", [single, sharded])

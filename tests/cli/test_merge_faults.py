@@ -220,7 +220,7 @@ def test_interrupted(name: str, exit_code: int, base: Path, adapter: Path, tmp_p
     code = (
         "import sys, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
-        "from loralens.formats import model_writer\n"
+        "from loralens.formats.models import model_writer\n"
         "plain = model_writer._write_at\n"
         "count = [0]\n"
         "def slow(*args):\n"

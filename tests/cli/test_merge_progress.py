@@ -17,22 +17,22 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="terminals and s
 INTERRUPTED = """
 import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from loralens.merging import {module}
-plain = {module}.{name}
+import loralens.merging.{module} as module
+plain = module.{name}
 def interrupted(*args, **options):
     os.kill(os.getpid(), signal.SIGINT)
     return plain(*args, **options)
-{module}.{name} = interrupted
+module.{name} = interrupted
 from loralens.cli.main import run
 run()
 """
 PLACES = {  # where each command is when it is interrupted
     "merge": ("rounding", "rounded"),
     "dry run": ("rounding", "rounded"),
-    "unmerge": ("patch", "bits"),
-    "subtract": ("subtract", "subtracted"),
+    "unmerge": ("undo.patch", "bits"),
+    "subtract": ("undo.subtract", "subtracted"),
     "verify": ("verify", "bits"),
-    "extract": ("triplets", "triplets"),
+    "extract": ("extraction.triplets", "triplets"),
 }
 
 

@@ -34,7 +34,13 @@ def test_every_file_of_the_base_comes_back(base: Path, out: Path, tmp_path: Path
     assert result.stdout == f"wrote {tmp_path / 'back'}: 6 tensors restored bit for bit, SHA-256 of each checked\n"
     assert contents(tmp_path / "back") == contents(base)
     record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--json").stdout)
-    assert record == {"merged": str(out), "output": str(tmp_path / "two"), "exact": True, "tensors": 6}
+    assert record == {
+        "loralens": loralens.__version__,
+        "merged": str(out),
+        "output": str(tmp_path / "two"),
+        "exact": True,
+        "tensors": 6,
+    }
 
 
 def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path, tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_subtracting_says_what_it_cannot_know(small: Path, base: Path, out: Path
     result = done("unmerge", out, "-o", tmp_path / "back", "--adapter", small)
     assert "6 tensors subtracted; of 144 entries" in result.stdout
     record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--adapter", small, "--json").stdout)
-    assert set(record) == {"merged", "output", "exact", "tensors", "entries", "several", "none"}
+    assert set(record) == {"loralens", "merged", "output", "exact", "tensors", "entries", "several", "none"}
     assert (record["exact"], record["entries"], record["none"]) == (False, 144, 0)
     wrong = 0
     for file in sorted(base.glob("*.safetensors")):

@@ -146,10 +146,10 @@ def test_what_else_changed_is_told(small: Path, base: Path, tmp_path: Path) -> N
 def test_other_models_are_errors(small: Path, base: Path, tmp_path: Path) -> None:
     less = single(tmp_path / "less", {key: array for key, array in tensors().items() if ".10." not in key})
     refused = run("verify", less, "--base", base, "--adapter", small)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "has no model.layers.10.self_attn.q_proj.weight" in refused.stderr
     refused = run("verify", base, "--base", less, "--adapter", small)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "no weight in the base" in refused.stderr
     assert run("verify", base, "--base", base).exit_code == 2
 

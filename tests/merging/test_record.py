@@ -13,7 +13,7 @@ from loralens.merging.apply import prepare
 from loralens.merging.planning import plan
 from loralens.merging.record import Watch
 from loralens.merging.rounding import Rounding
-from loralens.merging.summary import Hashed, model_hash, module_entries, total_entry
+from loralens.merging.summary import Hashed, merged_modules, model_hash, module_entries, total_entry
 from tests.merging.made import CASES, Case, Maker, adapter, conv1d, linear, streamed
 from tests.reference import rounding_gain_and_errors
 from tests.tolerances import MEASURED_FIDELITY, PREDICTED_ROUNDING
@@ -180,7 +180,7 @@ def test_the_total_counts_modules_by_their_energy():
     assert total["subspace_error"] == pytest.approx(one.subspace_error)
     assert total["undo_bytes"] == record.patch.nbytes
     assert total["undo_bits_per_weight"] == 8 * record.patch.nbytes / 60
-    (entry,) = module_entries([record])
+    (entry,) = module_entries(merged_modules([record]))
     assert (entry["name"], entry["weight"]) == ("a", "a.weight")
     assert total_entry([])["gain"] is None
 

@@ -13,9 +13,16 @@ import loralens
 from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
 from loralens.verbs.inputs.adapters import READING, Reading
+from loralens.verbs.outputs.rules import RULES, RankRules
+from loralens.verbs.outputs.writing import WRITING, WritingAndReading
 
 DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
-OPTIONS: dict[type, dict[str, Any]] = {Reading: dict(READING)}  # options that travel together, and their defaults
+OPTIONS: dict[type, dict[str, Any]] = {  # options that travel together, and their defaults
+    Reading: dict(READING),
+    RankRules: dict.fromkeys(RULES),
+    WritingAndReading: {**WRITING, **READING},
+}
+REQUIRED = "required"  # in place of a default
 WRITTEN = [verb for verb in VERBS if find_spec(f"loralens.verbs.{verb}")]
 
 
@@ -24,33 +31,36 @@ def options_of(verb: str) -> dict[str, Any]:
     command: click.Command = import_module(f"loralens.cli.{verb}").command
     context = click.Context(command)
     return {
-        str(param.name): _plain(param.get_default(context))
+        str(param.name): REQUIRED if param.required else _plain(param.get_default(context))
         for param in command.params
-        if param.name not in DISPLAY and not (isinstance(param, click.Argument) and param.required)
+        if param.name not in DISPLAY and not isinstance(param, click.Argument)
     }
 
 
 def arguments_of(verb: str) -> list[str]:
     command: click.Command = import_module(f"loralens.cli.{verb}").command
-    return [str(param.name) for param in command.params if isinstance(param, click.Argument) and param.required]
+    return [str(param.name) for param in command.params if isinstance(param, click.Argument)]
 
 
 def parameters_of(verb: str) -> dict[str, Any]:
     """Name of a function's keyword → its default."""
     function = getattr(loralens, verb)
     found: dict[str, Any] = {}
+    arguments = arguments_of(verb)
     hints = get_type_hints(function)
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is Parameter.VAR_KEYWORD:
             (options,) = get_args(hints[name])
             assert set(options.__annotations__) == set(OPTIONS[options])
             found |= OPTIONS[options]
-        elif parameter.kind is Parameter.KEYWORD_ONLY:
+        elif name not in arguments:
             found[name] = parameter.default
     return {name: _plain(default) for name, default in found.items()}
 
 
 def _plain(default: Any) -> Any:
+    if default is Parameter.empty:
+        return REQUIRED
     if isinstance(default, Path):
         return str(default)
     return None if default in ((), [], None) or type(default).__name__ == "Sentinel" else default
@@ -68,7 +78,10 @@ def test_a_command_and_its_function_have_the_same_arguments(verb: str) -> None:
         for name, parameter in signature(getattr(loralens, verb)).parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
     ]
-    assert positional == arguments_of(verb)
+    options = {
+        name for name, default in options_of(verb).items() if default == REQUIRED
+    }  # Python may pass them in order
+    assert [name for name in positional if name not in options] == arguments_of(verb)
 
 
 def test_every_command_but_demo_is_a_verb() -> None:

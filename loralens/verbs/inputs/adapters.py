@@ -123,22 +123,35 @@ def read_adapter(
 
 def check_unread(reading: Reading) -> None:
     """Refuse options of reading for an adapter that has been read."""
-    for name, value in reading.items():
-        if value is not None and value is not False:
-            raise OptionError(
-                f"{name}={value!r} says how a file is read, and the adapter has been read",
-                fix=f"give a path, or {name} to loralens.load",
-            )
+    for name, value in stated_options(reading).items():
+        raise OptionError(
+            f"{name}={value!r} says how a file is read, and the adapter has been read",
+            fix=f"give a path, or {name} to loralens.load",
+        )
 
 
-def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
+def stated_options(reading: Reading) -> dict[str, Any]:
+    """The options of reading that do not have their default.
+
+    Raises
+    ------
+    TypeError
+        Something that is no such option, as of any other function that is called wrongly.
+    """
+    unknown = [name for name in reading if name not in READING]
+    if unknown:
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+    return {name: value for name, value in reading.items() if value is not None and value is not False}
+
+
+def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
         return source
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
-    adapter = load(str(source), **unscaled)
+    adapter = load(str(source), base=base, **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(str(source), **reading)
+    return adapter if stated else load(str(source), base=base, **reading)
 
 
 def as_typed(reading: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loralens.cli.merge_run import bytes_of
-from loralens.cli.progress import progress
 from loralens.core.lazy import Array
+from loralens.core.progress import progress
+from loralens.core.threads import in_threads
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import resolved
@@ -18,9 +18,13 @@ from loralens.formats.records.kept import settle
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
+from loralens.merging.matrix import MatrixRows
+from loralens.merging.plan import as_matrix
+from loralens.merging.record import feed
 from loralens.merging.undo.layout import merge_undo
 from loralens.merging.undo.restore import restored
 
+THREADS = os.cpu_count() or 1
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 DAMAGED = "the undo file is damaged, or of another model: use another copy"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
@@ -45,24 +49,26 @@ class UnmergeRun:
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
-        beside = merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None  # of a model that is one file
-        outside = undo or beside
+        undo_beside = (
+            merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None
+        )  # of a model that is one file
+        outside = undo or undo_beside
         if outside:
             settle(outside, merged)
         root = resolved(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)
-        self.known = self.files.tensors
+        self.tensors = self.files.tensors
         self._digests: dict[str, Any] = {}
         with place(file):
-            self.held = merge_undo(arrays, content)
-            missing = [key for key in (*self.held.entries, *self.held.copies) if key not in self.known]
-            if missing or len(self.held.headers) != len(self.files.shards):
+            self.undo = merge_undo(arrays, content)
+            missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
+            if missing or len(self.undo.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
             self._check_names()
-            spoken = {*self.held.entries, *self.held.copies, *self.held.dropped}
+            spoken = {*self.undo.entries, *self.undo.copies, *self.undo.dropped}
             unknown = [key for key in self._of_base() if key not in spoken]
             if unknown:
                 raise MismatchError(f"says nothing of {unknown[0]}, which the base has", fix=DAMAGED)
@@ -84,18 +90,18 @@ class UnmergeRun:
             return
         indices = {index.name for index in self.files.indices}
         changeable = indices | ({CONFIG} & set(self.files.others))
-        for name, text in self.held.texts.items():
+        for name, text in self.undo.texts.items():
             if name not in changeable or not isinstance(text, str):
                 raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
             if name in indices:
                 check_index(text, name)
-        if set(self.held.headers) != {shard.name for shard in self.files.shards}:
+        if set(self.undo.headers) != {shard.name for shard in self.files.shards}:
             raise MismatchError("its shards are not those of the merged model", fix=ANOTHER)
 
     def _of_base(self) -> list[str]:
         """The keys of the base, by the headers of its shards."""
         try:
-            headers = [offsets_of(text.encode("utf-8")) for text in self.held.headers.values()]
+            headers = [offsets_of(text.encode("utf-8")) for text in self.undo.headers.values()]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise FormatError("its headers are not as they were written", fix=DAMAGED) from error
         shards = zip(self.files.shards, headers, strict=True)
@@ -109,11 +115,11 @@ class UnmergeRun:
         MismatchError, FormatError
             A tensor is not as it was merged, or what comes out is not the base.
         """
-        files, held = self.files, self.held
+        files, undo = self.files, self.undo
         files.check_copyable()
         folder = files.root.is_dir()
-        names = list(held.headers) if folder else [files.shards[0].name]
-        changes = {key: Change(*held.outline(key)) for key in (*held.entries, *held.dropped)}
+        names = list(undo.headers) if folder else [files.shards[0].name]
+        changes = {key: Change(*undo.outline(key)) for key in (*undo.entries, *undo.dropped)}
         with progress("unmerging", copy_bytes(files.tensors, changes)) as step:
             write_model(
                 files,
@@ -121,31 +127,58 @@ class UnmergeRun:
                 changes=changes,
                 fill=self._fill,
                 watch=self._watch,
-                headers=dict(zip(names, map(_header, held.headers.values()), strict=True)),
-                texts=held.texts if folder else {},
+                headers=dict(zip(names, map(_header, undo.headers.values()), strict=True)),
+                texts=undo.texts if folder else {},
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
                 beside=self._check,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
-                threads=os.cpu_count() or 1,
+                threads=THREADS,
                 step=step,
             )
 
+    def rehearse(self) -> None:
+        """Everything but the writing: every tensor of the base is proven.
+
+        Raises
+        ------
+        MismatchError, FormatError
+            As when it is written.
+        """
+        changes = {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
+        copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
+
+        def prove(key: str) -> None:
+            for rows in self._fill(key) if key in changes else self._copy(key):
+                if step:
+                    step(rows.nbytes)
+
+        with progress("checking", copy_bytes(copies, changes)) as step:
+            in_threads(prove, [*changes, *copies], THREADS)
+        self._check(self.file)
+
     def _fill(self, key: str) -> Iterator[Array]:
         with place(key):
-            if key in self.held.dropped:
-                yield self.held.dropped[key].read()
+            if key in self.undo.dropped:
+                yield self.undo.dropped[key].read()
             else:
-                yield from restored(self.held.tensor(key), self.known[key], device=self.device)
+                yield from restored(self.undo.tensor(key), self.tensors[key], device=self.device)
+
+    def _copy(self, key: str) -> Iterator[Array]:
+        """The rows of a tensor that the merge left as it was, hashed."""
+        tensor = self.tensors[key]
+        for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
+            self._watch(key, rows)
+            yield rows
 
     def _watch(self, key: str, rows: Array) -> None:
-        self._digests.setdefault(key, sha256()).update(bytes_of(rows))
+        feed(self._digests.setdefault(key, sha256()), rows)
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""
         self.files.check_unchanged()
-        for key, digest in self.held.copies.items():
+        for key, digest in self.undo.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
 

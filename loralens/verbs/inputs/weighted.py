@@ -1,0 +1,108 @@
+"""Adapters with weights: ``(adapter, 0.7)`` or ``{adapter: 0.7}``; the shell writes ``ADAPTER:0.7``."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import isfinite
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from loralens.core.adapter import Adapter
+from loralens.core.recipe import Ingredient, Strength
+from loralens.errors import OptionError
+from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
+
+Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight, 1 where none matches
+Pair = tuple[AdapterSource, float]
+Weighted = AdapterSource | Pair | Sequence[AdapterSource | Pair] | Mapping[Any, float]
+StrengthPair = tuple[AdapterSource, Weight]
+WithStrength = AdapterSource | StrengthPair | Sequence[AdapterSource | StrengthPair] | Mapping[Any, Weight]
+
+
+def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
+    """The adapters of ``verb("a", ("b", 0.3))``, ``verb(["a", "b"])`` and ``verb({"a": 0.7, "b": 0.3})`` with weights.
+
+    An adapter without a weight counts once.
+
+    Raises
+    ------
+    OptionError
+        There is none, something is neither a path nor an adapter, or a weight is no finite number.
+    """
+    pairs = [pair for source in adapters for pair in _pairs(source)]
+    for _, weight in pairs:
+        if not isinstance(weight, Real) or not isfinite(weight):
+            raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
+    checked = sources([[adapter for adapter, _ in pairs]])
+    return [(adapter, float(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
+
+
+def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
+    """The same where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``.
+
+    Raises
+    ------
+    OptionError
+        There is none, something is neither a path nor an adapter, or a weight is no finite number.
+    """
+    pairs = [pair for source in adapters for pair in _pairs(source)]
+    checked = sources([[adapter for adapter, _ in pairs]])
+    return [(adapter, _strength(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
+
+
+def strength_within(modules: Sequence[str], weight: float, *, elsewhere: float) -> Strength:
+    """``weight`` in the modules of these globs and ``elsewhere`` in the others; ``weight`` everywhere without globs."""
+    return _strength_of(elsewhere, dict.fromkeys(modules, weight)) if modules else _strength_of(weight, {})
+
+
+def ingredients(pairs: Sequence[tuple[AdapterSource, Strength]]) -> tuple[Ingredient, ...]:
+    """The adapters of a recipe, under their paths; objects are called by their place."""
+    names = labels([source for source, _ in pairs])
+    return tuple(Ingredient(name, strength) for name, (_, strength) in zip(names, pairs, strict=True))
+
+
+def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSource, Strength]]) -> str | None:
+    """What a recipe calls the adapter whose full tensors stand: as it was given, or by the place of an object."""
+    if not isinstance(take, Adapter):
+        return None if take is None else str(take)
+    for place, (source, _) in enumerate(pairs, start=1):
+        if source is take:
+            return str(place)
+    raise OptionError("take is an adapter that is not among those combined", fix="give one of them, or 'none'")
+
+
+def _pairs(source: Any) -> list[tuple[Any, Any]]:
+    if isinstance(source, Mapping):
+        return list(source.items())
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
+        return [source]
+    if isinstance(source, str):
+        _refuse_weight_of_shell(source)
+    if isinstance(source, str | PathLike | Adapter) or not isinstance(source, Iterable):
+        return [(source, 1.0)]
+    return [pair for part in source for pair in _pairs(part)]
+
+
+def _refuse_weight_of_shell(source: str) -> None:
+    """Refuse ``"adapter:0.7"`` where there is an ``adapter``, and say how Python writes it."""
+    path, _, number = source.rpartition(":")
+    if not path or Path(source).exists() or not Path(path).exists():
+        return
+    with suppress(ValueError):
+        weight = float(number)
+        raise OptionError(f"{source} has a weight as the shell writes it", fix=f"give ({path!r}, {weight:g})")
+
+
+def _strength(weight: Any) -> Strength:
+    """A weight in the one form that it has; refused where a number in it is not finite."""
+    if isinstance(weight, Strength):
+        return _strength_of(weight.weight, weight.modules)
+    return _strength_of(1.0, weight) if isinstance(weight, Mapping) else _strength_of(weight, {})
+
+
+def _strength_of(weight: Any, modules: Mapping[str, Any]) -> Strength:
+    for number in (weight, *modules.values()):
+        if not isinstance(number, Real) or not isfinite(number):
+            raise OptionError(f"a weight cannot be {number!r}", fix="give a finite number")
+    return Strength(float(weight), {glob: float(number) for glob, number in modules.items()})

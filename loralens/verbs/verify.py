@@ -1,0 +1,222 @@
+"""``verify``: whether a merged model holds an adapter, and how faithfully."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack, get_args
+
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.core.threads import in_threads
+from loralens.errors import MismatchError, place
+from loralens.formats.models.checkpoint import model_config, resolved, weights
+from loralens.formats.models.model_files import model_files
+from loralens.linalg.device import Device
+from loralens.merging.apply import prepare
+from loralens.merging.rounding import Mode, Rounding
+from loralens.merging.tying import Tied
+from loralens.merging.verify import Outcome, Verdict, same, verdicts
+from loralens.tables.numbers import fixed, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import Reading
+from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.merge_inputs import read_merge_inputs
+from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+
+OUTCOMES: tuple[Outcome, ...] = ("exact", "rounded", "partial", "absent")  # best first
+GOOD: tuple[Outcome, ...] = ("exact", "rounded")
+
+COLUMNS: tuple[Column[Verdict], ...] = (
+    Column("name", lambda row: row.module, "module", align="left", priority=ALWAYS),
+    Column("verdict", lambda row: row.outcome, "verdict", align="left", priority=ALWAYS),
+    Column("gain", lambda row: row.gain, "gain", fixed(".4f"), priority=ALWAYS),
+    Column("predicted_gain", lambda row: row.predicted),
+    Column("relative_error", lambda row: row.error, "error", number, priority=5),
+    Column("different", lambda row: row.different, "entries differ", "{:,}".format, priority=4),
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifyResult(Tabular):
+    """Whether a merged model holds an adapter.
+
+    Attributes
+    ----------
+    merged, base : str
+    rounding : str
+        How the merge was replayed.
+    modules : sequence of Verdict
+        Of every module of the adapter.
+    others_changed : sequence of str
+        Tensors that the adapter does not touch and that are not those of the base.
+    """
+
+    merged: str
+    base: str
+    rounding: Mode
+    modules: Sequence[Verdict]
+    others_changed: Sequence[str]
+
+    @property
+    def verdict(self) -> Outcome:
+        """That of the worst module."""
+        return max((verdict.outcome for verdict in self.modules), key=OUTCOMES.index, default="exact")
+
+    @property
+    def answer(self) -> bool:
+        """Whether every module is there at its full strength."""
+        return self.verdict in GOOD
+
+    def __repr__(self) -> str:
+        return f"VerifyResult({self.verdict}, {len(self.modules)} modules)"
+
+    @property
+    def _title(self) -> str:
+        """The worst verdict, and where it is not good the modules that have it."""
+        title = f"{self.merged}: {self.verdict}"
+        if self.answer:
+            return title
+        names = [verdict.module for verdict in self.modules if verdict.outcome == self.verdict]
+        if len(names) == len(self.modules) > 1:
+            return f"{title}: all {len(names)} modules"
+        count = f"{len(names)} of {len(self.modules)} modules" if len(self.modules) > 1 else "1 module"
+        return f"{title}: {count}: {some(names)}"
+
+    def tables(self) -> list[Table[Verdict]]:
+        """The modules, the worst first."""
+        worst_first = sorted(self.modules, key=lambda verdict: -OUTCOMES.index(verdict.outcome))
+        return [Table(self._title, COLUMNS, worst_first)]
+
+    def listing(self) -> list[Table[Verdict]]:
+        """The modules in natural order."""
+        return [Table(self._title, COLUMNS, self.modules)]
+
+    def sentences(self) -> list[str]:
+        """Why modules do not hold, where their numbers tell; and what else changed."""
+        sentences = [] if self.modules else [self._title]
+        bad = [verdict for verdict in self.modules if verdict.outcome not in GOOD]
+        by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
+        unexplained = [verdict for verdict in bad if not verdict.by_rounding and verdict.outcome == "partial"]
+        if by_rounding:
+            sentences.append(
+                f"note: in {len(by_rounding)} of them every bit is what this merge writes, and rounding takes the "
+                f"rest: merge with --dtype f32, or serve the adapter unmerged: {some(by_rounding)}"
+            )
+        if unexplained:
+            first = unexplained[0]
+            sentences.append(
+                f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
+                f"{first.predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
+            )
+        count = len(self.others_changed)
+        if count:
+            what = (
+                "1 tensor that the adapter does not touch is not that of the base"
+                if count == 1
+                else f"{count} tensors that the adapter does not touch are not those of the base"
+            )
+            sentences.append(f"note: {what}: {some(self.others_changed)}")
+        return sentences
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {
+            "merged": self.merged,
+            "base": self.base,
+            "modules": self.listing()[0].records(),
+            "others_changed": list(self.others_changed),
+            "verdict": self.verdict,
+        }
+
+
+def verify(
+    merged: str | PathLike[str],
+    *,
+    base: str | PathLike[str],
+    adapter: Weighted,
+    rounding: Mode = "nearest",
+    seed: int = 0,
+    untie: bool | None = None,
+    device: str = "cpu",
+    modules: Sequence[str] = (),
+    **reading: Unpack[Reading],
+) -> VerifyResult:
+    """Say of every module whether a model holds it: the merge is replayed and compared.
+
+    ``exact``: every bit is what loralens writes. ``rounded``: it is there in full, rounded otherwise. ``partial``: at
+    another strength, below 0.9 or above 1.1 or not what the rounding predicts. ``absent``: below 0.1, as in the base or
+    another model. What rounding itself took counts like what is missing. The whole is as good as its worst module.
+
+    Parameters
+    ----------
+    merged : path
+        The model that may hold the adapter.
+    base : path
+        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+    adapter : path or Adapter, pair, mapping, or sequence of these
+        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``: what may have been merged.
+    rounding : str
+        ``nearest``, ``stochastic`` or ``feedback``.
+    seed : int
+        Of stochastic rounding.
+    untie : bool, optional
+        Whether the merge gave the head a weight of its own; by default as in ``merged``, or as the adapter needs.
+    device : str
+        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An unknown rounding or device; a glob that matches nothing.
+    MismatchError
+        The models are not of one kind, or the adapter is not of this base.
+    FormatError
+        A file that cannot be read.
+    """
+    check_choice("rounding", rounding, get_args(Mode))
+    compute_device = Device.of(device)  # what is wrong with it is said before the work
+    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
+    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))
+    stored = merged_tie.shown(files.tensors)
+    base_tensors = weights(Path(base))
+    copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
+    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
+        untie = True  # as the merge did it, whether the adapter needs that or not
+    inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
+    planned = inputs.plan.tensors
+    for key in planned:
+        if key not in tensors:
+            raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
+
+    def replay(key: str) -> list[Verdict]:
+        with place(key):
+            merge = prepare(
+                planned[key], dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key), device=compute_device
+            )
+            verdict = verdicts(merge, tensors[key] if merge.requantised else stored[key])
+        if step:
+            step(planned[key].source.size)
+        return verdict
+
+    def differs(key: str) -> bool:
+        changed = key not in tensors or not same(base_tensors[key], tensors[key])
+        if step:
+            step(base_tensors[key].size)
+        return changed
+
+    untouched, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
+    with progress("replaying the merge", sum(sizes)) as step:
+        replayed = in_threads(replay, list(planned), threads)
+        changed = in_threads(differs, untouched, threads)
+    for model in (files, inputs.files):
+        model.check_unchanged()
+    modules_found = [verdict for verdicts_of_tensor in replayed.values() for verdict in verdicts_of_tensor]
+    return VerifyResult(str(merged), str(base), rounding, modules_found, [key for key in untouched if changed[key]])

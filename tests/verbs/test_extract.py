@@ -1,0 +1,80 @@
+"""`loralens.extract`: the adapter as an object, and the same numbers as the command's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.tables.text import lay_out
+from tests.bases import contents
+from tests.cli.command import Command
+from tests.cli.test_extract import both, run, step
+
+__all__ = ["both"]
+
+
+def test_without_an_output_the_result_holds_the_adapter(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    before = contents(tmp_path)
+    result = loralens.extract(base, tuned, energy=0.99)
+    assert contents(tmp_path) == before
+    assert isinstance(result.adapter, loralens.Adapter)
+    assert list(result.adapter) == list(result.modules) == ["layers.0.q", "layers.0.v"]
+    np.testing.assert_allclose(result.adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=1e-6)
+    assert "wrote" not in " ".join(result.sentences())
+    assert repr(result).startswith("ExtractResult(2 modules, error ")
+
+
+def test_the_result_is_what_the_command_says_and_writes(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    rule = {"rank": 1, "drop_extra": True, "dtype": "bf16", "to": "kohya"}
+    result = loralens.extract(str(base), tuned=str(tuned), output=tmp_path / "python", **rule)
+    words = ("--rank", 1, "--drop-extra", "--dtype", "bf16", "--to", "kohya", "-o", tmp_path / "shell")
+    told = Command("extract").told("--base", base, "--tuned", tuned, *words)
+    record = json.loads(json.dumps({"loralens": loralens.__version__, **result.record()}))
+    assert {**record, "target": None} == {**told, "target": None}
+    assert contents(tmp_path / "python") == contents(tmp_path / "shell")
+    listed = run("extract", "--base", base, "--tuned", tuned, *words[:-2], "--dry-run", "--csv")
+    assert listed.stdout == result.to_csv()
+
+
+def test_a_dry_run_writes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = both
+    result = loralens.extract(base, tuned, output=tmp_path / "out", size="20MB", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert result.sentences()[-1] == f"would write {tmp_path / 'out'}: peft, 2 modules"
+    assert result.record()["target"] is None
+
+
+def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
+    base, tuned = both
+    table = loralens.extract(base, tuned, noise_edge="rounding").table
+    assert lay_out(table).heading.split()[-1] == "edge"
+    lines = str(lay_out(table, 60)).splitlines()
+    assert max(map(len, lines[1:-1])) <= 60
+    assert {"module", "r", "error"} <= set(lines[1].split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of --rank"),
+        ({"rank": 1, "energy": 0.5}, "exclude each other"),
+        ({"rank": 1, "noise_edge": "median"}, "--noise-edge and --rank exclude each other"),
+        ({"noise_edge": "mean"}, "rounding, median"),
+        ({"rank": 1, "to": "loralens-q"}, "peft, kohya"),
+        ({"rank": 1, "dtype": "int8"}, "f32, bf16, f16"),
+        ({"rank": 0}, "rank 0"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str, both: tuple[Path, Path]) -> None:
+    with pytest.raises(OptionError, match=message):
+        loralens.extract(*both, **options)
+
+
+def test_a_misspelt_option_is_no_option(both: tuple[Path, Path]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ranks'"):
+        loralens.extract(*both, ranks=3)

@@ -1,0 +1,105 @@
+"""`loralens.unmerge`: the base back by the undo file or by subtracting, and a dry run that proves it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.records.undo import NAME
+from tests.bases import contents, sharded, tensors
+from tests.cli.test_merge import done
+from tests.conftest import small_adapter
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return sharded(tmp_path / "base", tensors(size=2.0))
+
+
+@pytest.fixture
+def out(small: Path, base: Path, tmp_path: Path) -> Path:
+    loralens.merge(small, base=base, output=tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_base_comes_back_as_on_the_command_line(base: Path, out: Path, tmp_path: Path) -> None:
+    result = loralens.unmerge(out, output=tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+    assert result.answer
+    assert result.exact
+    assert len(result.keys) == 6
+    told = json.loads(done("unmerge", out, "-o", tmp_path / "back", "--overwrite", "--json").stdout)
+    assert {"loralens": loralens.__version__, **result.record()} == told
+
+
+@pytest.mark.parametrize("make", [lambda small: small, lambda small: small_adapter(), lambda small: [(small, 1.0)]])
+def test_an_adapter_is_subtracted_as_a_path_or_an_object(make, small: Path, out: Path, tmp_path: Path) -> None:
+    result = loralens.unmerge(out, output=tmp_path / "object", adapter=make(small))
+    told = json.loads(done("unmerge", out, "-o", tmp_path / "back", "--adapter", small, "--json").stdout)
+    assert contents(tmp_path / "object") == contents(tmp_path / "back")
+    same = ("exact", "tensors", "entries", "several", "none")
+    assert [result.record()[key] for key in same] == [told[key] for key in same]
+    assert result.answer
+    assert result.to_csv().splitlines()[0] == "merged,output,exact,tensors,entries,several,none"
+
+
+def test_a_weight_that_no_merge_writes_is_the_answer_no(out: Path, tmp_path: Path, caplog) -> None:
+    """Beside an update of 4e4 no weight is written as 0.001: the sum of both is rounded in much larger steps."""
+    large = {key: np.full_like(array, 0.001) for key, array in tensors().items()}
+    merged = sharded(tmp_path / "foreign", large)
+    wrong = small_adapter().map(lambda module: loralens.LowRank(module.B, module.A, 1e4))
+    result = loralens.unmerge(merged, output=tmp_path / "back", adapter=wrong)
+    assert result.doubt is not None
+    assert result.doubt.none > 0
+    assert not result.answer
+    assert "was not made by merging this adapter" in caplog.text
+
+
+def test_a_dry_run_proves_and_writes_nothing(small: Path, out: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    result = loralens.unmerge(out, dry_run=True)
+    assert result.sentences() == ["would write: 6 tensors restored bit for bit, SHA-256 of each checked"]
+    assert result.record()["output"] is None
+    rehearsed = loralens.unmerge(out, adapter=small, dry_run=True)
+    assert contents(tmp_path) == before
+    assert done("unmerge", out, "--dry-run").stdout == result.sentences()[0] + "\n"
+    written = loralens.unmerge(out, adapter=small, output=tmp_path / "back")
+    assert rehearsed.doubt == written.doubt
+
+
+@pytest.mark.parametrize("kind", ["proj", "norm"])
+def test_a_dry_run_finds_what_was_changed(kind: str, out: Path) -> None:
+    for shard in out.glob("*.safetensors"):
+        held = load_file(shard)
+        key = next((key for key in held if kind in key), None)
+        if key:
+            held[key] = held[key].copy()
+            held[key].flat[0] *= 2
+            save_file(held, shard, metadata={"format": "pt"})
+            break
+    with pytest.raises(MismatchError, match="is not as it was merged"):
+        loralens.unmerge(out, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "the base has to be written somewhere"),
+        ({"undo": NAME, "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
+        ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
+        ({"allow_pickle": True, "dry_run": True}, "--allow-pickle goes with --adapter"),
+        ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str, out: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        loralens.unmerge(out, **options)
+
+
+def test_a_misspelt_option_is_no_option(out: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ovewrite'"):
+        loralens.unmerge(out, dry_run=True, ovewrite=True)
