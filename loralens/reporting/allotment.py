@@ -10,7 +10,7 @@ from typing import Any, final
 
 from loralens.compression.curve import Point
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, fused
+from loralens.compression.plan import Plan, Size, fused
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
@@ -166,6 +166,13 @@ def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -
         if found.size(chosen) != dialect.size(plan.at(ranks)):
             return False
     return True
+
+
+def size_by(form: Layout, plan: Plan, dialect: Dialect) -> Size:
+    """A function that gives the bytes of the file of an adapter that the plan makes, much sooner than its writer."""
+    first = {item: name for name, item in reversed(items(plan, dialect).items())}
+    names = [first[item] for item in range(len(first))]
+    return lambda adapter: form.size([adapter[name].rank for name in names])
 
 
 @final
