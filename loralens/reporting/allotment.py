@@ -18,7 +18,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
 
-STOPS = 48  # of a slider over sizes
+STOPS = 32  # of a slider over sizes
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 Shapes = Sequence[tuple[int, ...]]
