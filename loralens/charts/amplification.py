@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from loralens.analysis.base.amplification import FAR, Amplification, Kept
-from loralens.charts.axes import directions, line_chart
+from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid
 from loralens.charts.names import NAME, commonest_kinds, fit
 from loralens.charts.spec import Area, Band, Figure, Heat, Limits, Line, Lines, Overlaps, Scale
@@ -69,7 +69,7 @@ def whole_rank(results: Results) -> dict[str, Kept]:
 
 def _curves(results: Results, grid: Grid) -> list[Lines]:
     alive = {name: one for name, one in results.items() if one.s.size and one.weight_norm}
-    limits, ticks = directions(max(one.s.size for one in alive.values()))
+    limits, ticks = direction_axis(max(one.s.size for one in alive.values()))
     panels, values = [], []
     for row, name in enumerate(grid.kinds):
         lines, areas = _lines(alive, grid, row)

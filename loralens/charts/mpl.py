@@ -18,8 +18,8 @@ from loralens.charts.layout import (
     above_cells,
     box,
     cell_size,
+    is_list,
     key_size,
-    listed,
     name_letters,
     names_below,
     rows_of,
@@ -180,21 +180,21 @@ def _rows(band: Band) -> list[_Row]:
     """The charts of a band in rows, as many in one as there is room for, and its keys below."""
     boxes = [None if chart is None else box(chart, alone=_alone(band)) for chart in band.charts]
     widest = max([one.width for one in boxes if one], default=0.0)
-    found = []
+    rows: list[_Row] = []
     if boxes:
         across, down = rows_of(widest + GAP, len(boxes), ROOM, band.columns)
         for k in range(down):
             part = list(zip(band.charts, boxes, strict=True))[k * across : (k + 1) * across]
             charts = [((widest + GAP) * i, chart) for i, (chart, _) in enumerate(part) if chart is not None]
             height = max([one.height for _, one in part if one], default=0.0)
-            found.append(_Row((widest + GAP) * min(across, len(boxes)) - GAP, height, charts))
+            rows.append(_Row((widest + GAP) * min(across, len(boxes)) - GAP, height, charts))
     if band.keys:
         sizes, left, keys = [key_size(key) for key in band.keys], 0.0, []
         for key, (width, _) in zip(band.keys, sizes, strict=True):
             keys.append((left, key))
             left += width + GAP
-        found.append(_Row(left, max(height for _, height in sizes), keys=keys))
-    return found
+        rows.append(_Row(left, max(height for _, height in sizes), keys=keys))
+    return rows
 
 
 def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
@@ -286,7 +286,7 @@ def _key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
         _bar(sheet, key, left + 8, top)
         return
     sheet.text(key.label, left + 8, top + 11, va="baseline", fontsize=SIZES["label"], color=COLOURS["quiet"])
-    if listed(key):
+    if is_list(key):
         axes = sheet.axes(left + 8, top + 18, 22, LINE * len(key.ticks))
         for k, (place, _) in enumerate(key.ticks):
             axes.barh(k, 1, 10 / LINE, color=COLOURS[f"b{round((BLOCKS - 1) * place)}"])

@@ -44,7 +44,7 @@ class PhiMaps(NamedTuple):
     left_out: Sequence[str]
 
 
-def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
+def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """φ(i, j) of the two adapters on the side asked for: heat maps of some blocks, then one number of every module.
 
     Above: a heat map for each kind and block, i the leading directions of the first adapter and j those of the
@@ -54,7 +54,7 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
 
     Parameters
     ----------
-    found : Comparison
+    comparison : Comparison
     labels : tuple of str
         What the two adapters are called.
     of : str
@@ -65,8 +65,8 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
     Figure
         At most 8 × 8 heat maps; the title says what was left out.
     """
-    overlaps = {name: one.overlap for name, one in found.items() if one.overlap.phi.size}
-    side = next((one.side for one in found.modules.values()), "in")
+    overlaps = {name: one.overlap for name, one in comparison.items() if one.overlap.phi.size}
+    side = next((one.side for one in comparison.modules.values()), "in")
     first, second = (fit(label, 60) for label in labels)
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
