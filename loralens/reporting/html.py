@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from importlib.resources import files
+from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, Any
 
 from loralens.charts.palette import classes, stylesheet
@@ -95,7 +96,7 @@ def _environment() -> "Environment":
 
     found = Environment(loader=Ours(), autoescape=True, undefined=StrictUndefined)
     found.filters |= {"drawn": _drawn, "key": _key, "kind": _kind}
-    found.filters |= {"plain": _plain, "ticked": _ticked, "dotted": _dotted, "joined": _joined}
+    found.filters |= {"sortable": _sortable, "ticked": _ticked, "dotted": _dotted, "joined": _joined}
     found.tests |= {"lines": lambda chart: isinstance(chart, Lines)}
     return found
 
@@ -122,9 +123,11 @@ def _kind(part: object) -> str:
     return type(part).__name__
 
 
-def _plain(value: float | None) -> str:
-    """What a table is sorted by."""
-    return "" if value is None else repr(float(value))
+def _sortable(value: object) -> str:
+    """What a column is sorted by: its numbers; shapes and ranges by their products; what has no value by nothing."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
+    return repr(float(number)) if isfinite(number) else ""
 
 
 def _ticked(text: str) -> "Markup":

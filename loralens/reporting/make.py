@@ -9,6 +9,7 @@ from loralens.reporting import identity, modules, ranks, run, spectra, summary, 
 from loralens.reporting.company import Company, Course
 from loralens.reporting.document import Report
 from loralens.reporting.record import record
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, listed
 
@@ -17,6 +18,7 @@ def report(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
     *,
+    tables: ResultTables,
     company: Company | None = None,
     course: Course | None = None,
     base: str | None = None,
@@ -31,6 +33,8 @@ def report(
         One or more, each label different.
     findings : sequence of Diagnosis
         Of all of them, most serious first.
+    tables : ResultTables
+        How what was measured becomes tables.
     company : Company, optional
         Of two or more; None where none have anything in common.
     course : Course, optional
@@ -48,12 +52,12 @@ def report(
     sections = [
         identity.health(subjects, findings, base),
         identity.identity(subjects),
-        *([run.section(subjects, course)] if course else []),
-        spectra.section(subjects, numbers),
-        ranks.section(subjects),
-        *([beside_base.section(subjects, numbers, base)] if base else []),
-        *([together.section(subjects, company, numbers)] if len(subjects) > 1 else []),
-        modules.section(subjects, numbers),
+        *([run.section(subjects, course, tables)] if course else []),
+        spectra.section(subjects, numbers, tables),
+        ranks.section(subjects, tables),
+        *([beside_base.section(subjects, numbers, base, tables)] if base else []),
+        *([together.section(subjects, company, numbers, tables)] if len(subjects) > 1 else []),
+        modules.section(subjects, numbers, tables),
     ]
     return Report(
         title=_title([one.label for one in subjects]),
@@ -62,7 +66,9 @@ def report(
         sections=sections,
         modules=names,
         carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
-        record=record(subjects, findings, company, course, said, {"base": base, "command": command, **(given or {})}),
+        record=record(
+            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(given or {})}
+        ),
     )
 
 

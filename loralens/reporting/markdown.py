@@ -6,7 +6,7 @@ from io import BytesIO
 from loralens.charts.figure import write
 from loralens.charts.spec import Band, Figure
 from loralens.errors import visible
-from loralens.reporting.document import Beside, Notices, Part, Picture, Report, Table, Text
+from loralens.reporting.document import Beside, Notices, PageTable, Part, Picture, Report, Text
 from loralens.version import __version__
 
 SPECIAL = "\\`*_{}[]<>#|~&"
@@ -55,7 +55,7 @@ def _part(part: Part, folder: str) -> list[str]:
         return [f"**{escaped(part.text)}**" if part.warning else escaped(part.text), ""]
     if isinstance(part, Notices):
         return _notices(part)
-    if isinstance(part, Table):
+    if isinstance(part, PageTable):
         return _table(part)
     if isinstance(part, Picture):
         return _picture(part, folder)
@@ -86,12 +86,12 @@ def _picture(part: Picture, folder: str) -> list[str]:
     return [f"![{escaped(part.alt)}]({folder}/{part.key}.png)", "", f"*{escaped(part.title)}.* {escaped(caption)}", ""]
 
 
-def _table(part: Table) -> list[str]:
-    if not part.rows:
+def _table(part: PageTable) -> list[str]:
+    if not part.table.rows:
         return []
     heads = [escaped(column.title) or " " for column in part.columns]
-    rules = [":--" if column.words else "--:" for column in part.columns]
-    rows = [[escaped(entry.text) for entry in row.entries] for row in part.rows]
+    rules = [":--" if column.align == "left" else "--:" for column in part.columns]
+    rows = [[escaped(column.cell(row)) for column in part.columns] for row in part.table.rows]
     title = [f"**{escaped(part.title)}**", ""] if part.title else []
     return [*title, *(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)), ""]
 

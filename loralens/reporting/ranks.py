@@ -7,12 +7,15 @@ from loralens.charts.curve import curve_chart
 from loralens.compression.curve import Point
 from loralens.core.shell import quoted
 from loralens.reporting.allotment import Stop, budget_stops, rank_stops
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import LOSS, Subject
 from loralens.tables.numbers import count, listed, percent, size, span, unit_of
 
+OPEN = 16  # ranks up to which their table stands open
 
-def section(subjects: Sequence[Subject]) -> Section:
+
+def section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
     columns: list[tuple[str, Sequence[Part]]] = []
     sliders = 0
@@ -20,7 +23,7 @@ def section(subjects: Sequence[Subject]) -> Section:
         if one.plan is None or not one.points:
             columns.append((one.label, [Text(f"No ranks to choose: {one.without or 'every ΔW is 0'}.")]))
             continue
-        picture, table = _picture(one, i), _table(one)
+        picture, table = _picture(one, i), PageTable(tables.ranks(one), folded=len(one.points) > OPEN)
         both = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
         columns.append(
             (
@@ -117,28 +120,6 @@ def _picture(one: Subject, i: int) -> Picture:
         f"Error against file size of {one.label}"
         + (f"; rank {best.rank} has an error of {percent(best.uniform.error)}." if best else "."),
     )
-
-
-def _table(one: Subject) -> Table:
-    columns = [
-        Column("rank", "one for all modules"), Column("file"), Column("output kept" if one.on_data else "energy kept"),
-        Column("error"),
-        Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
-    ]  # fmt: skip
-    rows = [
-        Row(
-            [
-                Entry(str(p.rank), p.rank),
-                Entry(size(p.uniform.bytes), p.uniform.bytes),
-                Entry(percent(1 - p.uniform.error**2, 4), 1 - p.uniform.error**2, 1 - p.uniform.error**2),
-                Entry(percent(p.uniform.error), p.uniform.error),
-                Entry(percent(p.budget.error), p.budget.error),
-                Entry(span(p.budget.ranks), p.budget.ranks[1]),
-            ]
-        )
-        for p in one.points
-    ]
-    return Table("Every rank", columns, rows, folded=len(rows) > 16)
 
 
 def slider(one: Subject, i: int) -> dict[str, Any]:

@@ -6,18 +6,24 @@ from math import isfinite
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.trajectory import trajectory_charts
 from loralens.reporting.company import Course
-from loralens.reporting.document import Column, Entry, Picture, Row, Section, Table, Text
+from loralens.reporting.document import PageTable, Picture, Section, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import fixed, number
+from loralens.tables.numbers import number
 
 STUCK = 0.9  # cosine of A with the last checkpoint from which φ of the in side shows the start
 
 
-def section(subjects: Sequence[Subject], course: Course) -> Section:
+def section(subjects: Sequence[Subject], course: Course, tables: ResultTables) -> Section:
     """The run, its steps across."""
-    labels = [subjects[i].label for i in course.order]
+    labels = [one.label for one in subjects]
     lead = "These are checkpoints of one run: they began from the same random A. Directions are compared with the last."
-    return Section("run", "The run", lead, [Text(sentence(course)), _picture(course), _table(labels, course)])
+    return Section(
+        "run",
+        "The run",
+        lead,
+        [Text(sentence(course)), _picture(course), PageTable(tables.checkpoints(labels, course))],
+    )
 
 
 def sentence(course: Course) -> str:
@@ -53,27 +59,3 @@ def _picture(course: Course) -> Picture:
         "Hu et al. 2021, §7.2, over training steps",
         f"Curves over {len(points)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
     )
-
-
-def _table(labels: Sequence[str], course: Course) -> Table:
-    def entry(value: float | None, places: int = 3) -> Entry:
-        known = value if value is not None and isfinite(value) else None
-        return Entry("" if value is None else fixed(f".{places}f")(known), known)
-
-    rows = [
-        Row(
-            [
-                Entry(label), Entry(str(step), step), Entry(number(p.frobenius), p.frobenius),
-                Entry("" if p.length is None else number(p.length), p.length), entry(p.effective_rank, 2),
-                entry(p.previous_cosine), entry(p.cosine), entry(p.phi["out"]), entry(p.phi["in"]),
-            ]
-        )
-        for label, step, p in zip(labels, course.steps, course.found.points, strict=True)
-    ]  # fmt: skip
-    columns = [
-        Column("checkpoint", words=True), Column("step"), Column("‖ΔW‖"),
-        Column("moved", "‖ΔW − ΔW of the one before‖"),
-        Column("effective rank", "mean over modules"), Column("cosine, previous"), Column("cosine, last"),
-        Column("φ out, last"), Column("φ in, last"),
-    ]  # fmt: skip
-    return Table("Checkpoints", columns, rows)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.groups import by_block, by_kind
-from loralens.analysis.outliers import QUANTITIES, outliers
+from loralens.analysis.outliers import outliers
 from loralens.charts.grid import Grid, all_blocks, mean
 from loralens.charts.spec import Limits, Scale
 from loralens.charts.spectrum import (
@@ -17,15 +17,17 @@ from loralens.charts.spectrum import (
     singular_value_panels,
 )
 from loralens.core.names import kind
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Table
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import fixed, number, percent, span
+from loralens.tables.numbers import percent, span
 
+OUTLIERS = 20  # modules that are listed
 Numbers = Mapping[str, int]
 Labelled = tuple[str, Sequence[Part]]
 
 
-def section(subjects: Sequence[Subject], numbers: Numbers) -> Section:
+def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> Section:
     """Spectra of all adapters, on common scales."""
     alive = [one for one in subjects if one.spectra]
     limits = singular_value_limits(one.spectra for one in alive)
@@ -37,7 +39,8 @@ def section(subjects: Sequence[Subject], numbers: Numbers) -> Section:
     for i, (one, grid) in enumerate(zip(alive, grids, strict=True)):
         maps = [_ranks(one, grid, numbers, rank, i), _shares(one, grid, numbers, share, i)] if one.norm else []
         pictures = [_spectra(one, grid, numbers, limits, i), _energy(one, i), *maps]
-        columns.append((one.label, [*pictures, _kinds(one, numbers), _blocks(one), *_outliers(one, numbers)]))
+        listed = [_kinds(one, numbers, tables), _blocks(one, tables), *_outliers(one, numbers, tables)]
+        columns.append((one.label, [*pictures, *listed]))
     lead = (
         "ΔW = scale·B·A of every module, by its singular values σ₁ ≥ σ₂ ≥ … Energy is the part of Σσ² = ‖ΔW‖²; what "
         "lies in few directions can be kept in few."
@@ -61,8 +64,8 @@ def _side_by_side(columns: Sequence[Labelled]) -> list[Part]:
 
 def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
     """Pictures, and tables."""
-    tables: list[Part] = [part for part in parts if isinstance(part, Table)]
-    return [part for part in parts if not isinstance(part, Table)], tables
+    tables: list[Part] = [part for part in parts if isinstance(part, PageTable)]
+    return [part for part in parts if not isinstance(part, PageTable)], tables
 
 
 def _spectra(one: Subject, grid: Grid, numbers: Numbers, limits: Limits | None, i: int) -> Picture:
@@ -163,66 +166,19 @@ def half(one: Subject) -> int:
     return count
 
 
-def _kinds(one: Subject, numbers: Numbers) -> Table:
-    columns = [
-        Column("kind", words=True), Column("modules"), Column("‖ΔW‖", "√Σ‖ΔW‖² over the kind"),
-        Column("energy", "part of the whole adapter's ‖ΔW‖²"),
-        Column("effective rank", "mean over modules that are not 0"),
-    ]  # fmt: skip
-    groups = by_kind(one.spectra)
-    dead = any(g.zero for g in groups)
-    columns += [Column("zero", "modules whose ΔW is 0")] if dead else []
+def _kinds(one: Subject, numbers: Numbers, tables: ResultTables) -> PageTable:
     members: dict[str, list[int]] = {}
     for name in one.spectra:
         members.setdefault(kind(name), []).append(numbers[name])
-    rows = [
-        Row(
-            [
-                Entry(g.name), Entry(str(g.modules), g.modules), Entry(number(g.frobenius), g.frobenius),
-                Entry(percent(g.share), g.share, g.share), Entry(fixed(".2f")(g.effective_rank), g.effective_rank),
-                *([Entry(str(g.zero), g.zero)] if dead else []),
-            ],
-            members.get(g.name, ()),
-        )
-        for g in groups
-    ]  # fmt: skip
-    return Table("By kind", columns, rows)
+    groups = by_kind(one.spectra)
+    return PageTable(tables.groups("kind", groups), [members.get(group.name, ()) for group in groups])
 
 
-def _blocks(one: Subject) -> Table:
-    columns = [
-        Column("block", words=True),
-        Column("modules"),
-        Column("‖ΔW‖"),
-        Column("energy"),
-        Column("effective rank"),
-    ]
-    rows = [
-        Row(
-            [
-                Entry(g.name, place), Entry(str(g.modules), g.modules), Entry(number(g.frobenius), g.frobenius),
-                Entry(percent(g.share), g.share, g.share), Entry(fixed(".2f")(g.effective_rank), g.effective_rank),
-            ]
-        )
-        for place, g in enumerate(by_block(one.spectra))
-    ]  # fmt: skip
-    return Table("By block", columns, rows, folded=True)
+def _blocks(one: Subject, tables: ResultTables) -> PageTable:
+    return PageTable(tables.groups("block", by_block(one.spectra)), folded=True)
 
 
-def _outliers(one: Subject, numbers: Numbers) -> list[Table]:
-    rows = [
-        Row(
-            [
-                Entry(o.name), Entry(QUANTITIES[o.quantity]), Entry(number(o.value), o.value),
-                Entry(number(o.typical), o.typical), Entry(f"{o.chance:.1g}", o.chance),
-            ],
-            [numbers[o.name]],
-        )
-        for o in outliers(one.spectra)[:20]
-    ]  # fmt: skip
-    columns = [
-        Column("module", words=True), Column("quantity", words=True), Column("value"),
-        Column("median", "of the four modules of its kind and shape that are nearest in depth"),
-        Column("chance", "of such a gap in a kind whose modules are exchangeable, at most"),
-    ]  # fmt: skip
-    return [Table("Modules that stand apart from their kind and shape", columns, rows, folded=True)] if rows else []
+def _outliers(one: Subject, numbers: Numbers, tables: ResultTables) -> list[PageTable]:
+    apart = outliers(one.spectra)[:OUTLIERS]
+    modules = [[numbers[outlier.name]] for outlier in apart]
+    return [PageTable(tables.outliers(apart), modules, folded=True)] if apart else []

@@ -11,7 +11,7 @@ from loralens.analysis.checks.base import Landing
 from loralens.analysis.checks.patient import Patient
 from loralens.analysis.groups import total
 from loralens.analysis.spectrum import Spectrum
-from loralens.compression.curve import Point, curve
+from loralens.compression.curve import Point, rank_curve
 from loralens.compression.loss import losses, total_error
 from loralens.compression.plan import Plan
 from loralens.core.adapter import Adapter
@@ -179,7 +179,7 @@ def subject(
                 kept = Plan.of(whole, modules=list(spectra), moments=moments, threads=threads, step=step)
                 form = layout(kept, dialect)
                 size = size_by(form, kept, dialect) if form else dialect.size
-                points = curve(kept, size=size, one_rank=dialect.one_rank)
+                points = rank_curve(kept, size=size, one_rank=dialect.one_rank)
                 if moments is not None:
                     plain = _plain(adapter, kept, _recommended(points), one_rank=dialect.one_rank)
                 plan, without = kept, ""

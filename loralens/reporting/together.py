@@ -1,10 +1,6 @@
 """The section of several adapters: how alike they are, where they meet, and φ(i, j) as the LoRA paper draws it."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from math import isfinite
-
-import numpy as np
 
 from loralens.analysis.compare.interference import LARGE, Meeting, far
 from loralens.analysis.compare.pairwise import SHARED, Side
@@ -13,18 +9,21 @@ from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_
 from loralens.charts.similarity import phi_maps
 from loralens.charts.spec import Heat
 from loralens.reporting.company import Company
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Table, Text
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import fixed, listed, number, percent
+from loralens.tables.table import Column, Table
 
 BLOCKS = 4  # rows of the heat maps of a pair
 WIDEST = 64  # directions of a heat map
 SENTENCES = 8
+PAIRS = 15  # rows of pairs up to which their table stands open
 Numbers = Mapping[str, int]
 SOURCE = "Hu et al. 2021, §7.2, eq. 4"
 
 
-def section(subjects: Sequence[Subject], found: Company | None, numbers: Numbers) -> Section:
+def section(subjects: Sequence[Subject], found: Company | None, numbers: Numbers, tables: ResultTables) -> Section:
     """All that they have in common."""
     lead = (
         "Cosines compare the updates as a whole, φ the directions they use, whatever their strength. Each stands "
@@ -35,7 +34,8 @@ def section(subjects: Sequence[Subject], found: Company | None, numbers: Numbers
         return Section("together", "Together", lead, [Text(text, warning=True)])
     labels = [one.label for one in subjects]
     order = list(found.order)
-    parts: list[Part] = [*_families(labels, found), _pairs_table(labels, found)]
+    pairs = tables.pairs(labels, found.pairs)
+    parts: list[Part] = [*_families(labels, found), PageTable(pairs, folded=len(pairs.rows) > PAIRS)]
     if len(labels) > 2:
         parts.append(_matrices(labels, found, order))
     maps = _shared(labels, found, order), _conflicts(labels, found, numbers)
@@ -58,36 +58,6 @@ def _families(labels: Sequence[str], found: Company) -> list[Part]:
         )
         for group in found.families
     ]
-
-
-def _pairs_table(labels: Sequence[str], found: Company) -> Table:
-    pairs = found.pairs
-    cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
-    phis = {side: (pairs.phi(side), pairs.chance(side)) for side in ("out", "in")}
-    known = sorted(combinations(range(pairs.count), 2), key=lambda pair: -abs(np.nan_to_num(cosine[pair])))
-    rows = [
-        Row(
-            [
-                Entry(labels[s]), Entry(labels[t]), Entry(str(pairs.common[s, t]), int(pairs.common[s, t])),
-                *(_entry(v, p, sign=g) for v, p, g in ((cosine[s, t], 3, True), (z[s, t], 1, True))),
-                *(_entry(values[s, t], 3) for both in phis.values() for values in both), _entry(initial[s, t], 3),
-            ]
-        )
-        for s, t in known
-    ]  # fmt: skip
-    columns = [
-        Column("adapter", words=True), Column("and", words=True), Column("modules", "in common"),
-        Column("cosine", "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0"), Column("z", "standard deviations from chance"),
-        Column("φ out", "of all directions, mean over modules"), Column("chance", "of φ, out side"),
-        Column("φ in", "of all directions, mean over modules"), Column("chance", "of φ, in side"),
-        Column("cosine of A", f"from {SHARED:g} on they began from the same random A"),
-    ]  # fmt: skip
-    return Table("Pairs", columns, rows, folded=len(rows) > 15)
-
-
-def _entry(value: float, places: int, *, sign: bool = False) -> Entry:
-    known = float(value) if isfinite(value) else None
-    return Entry(fixed(f"{'+' if sign else ''}.{places}f")(known), known)
 
 
 def _matrices(labels: Sequence[str], found: Company, order: Sequence[int]) -> Picture:
@@ -152,22 +122,26 @@ def _meetings(labels: Sequence[str], found: Company) -> list[Part]:
         if not met:
             parts.append(Text(f"No two {verb} anywhere ({rule})."))
             continue
-        rows = [_meeting_row(labels, one) for one in met[: 5 * SENTENCES]]
-        columns = [
-            Column("adapter", words=True), Column("and", words=True), Column("where", words=True), Column("modules"),
-            Column("cosine"), Column("weight", "their part of the cosine of the whole updates"),
-        ]  # fmt: skip
-        parts.append(Table(f"Where two {verb}: {rule}", columns, rows, folded=len(met) > SENTENCES))
+        table = Table(f"Where two {verb}: {rule}", _meeting_columns(labels), met[: 5 * SENTENCES])
+        parts.append(PageTable(table, folded=len(met) > SENTENCES))
     return parts
 
 
-def _meeting_row(labels: Sequence[str], one: Meeting) -> Row:
-    return Row(
-        [
-            Entry(labels[one.first]), Entry(labels[one.second]), Entry(one.where), Entry(str(one.modules), one.modules),
-            Entry(fixed("+.3f")(one.cosine), one.cosine), Entry(fixed("+.4f")(one.weight), one.weight),
-        ]
-    )  # fmt: skip
+def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Meeting], ...]:
+    return (
+        Column("first", lambda row: labels[row.first], "adapter", align="left"),
+        Column("second", lambda row: labels[row.second], "and", align="left"),
+        Column("where", lambda row: row.where, "where", align="left"),
+        Column("modules", lambda row: row.modules, "modules"),
+        Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f")),
+        Column(
+            "weight",
+            lambda row: row.weight,
+            "weight",
+            fixed("+.4f"),
+            about="their part of the cosine of the whole updates",
+        ),
+    )
 
 
 def _phi(

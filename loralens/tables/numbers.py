@@ -65,6 +65,17 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def exact_size(count: int) -> str:
+    """``110.2 kB (110,184 bytes)``."""
+    return f"{size(count)} ({count:,} bytes)"
+
+
+def change(before: int, after: int, text: Callable[[int], str]) -> str:
+    """``120 → 60, 50.0% of it``, both numbers written by ``text``."""
+    share = f", {after / before:.1%} of it" if before else ""
+    return f"{text(before)} → {text(after)}{share}"
+
+
 def unit_of(largest: int) -> tuple[str, int]:
     """The unit that numbers of bytes up to ``largest`` share on an axis, and how many bytes it has."""
     power = max((k for k in range(1, len(UNITS) + 1) if largest >= 1000**k), default=0)

@@ -100,6 +100,18 @@ def shorten(text: str, width: int) -> str:
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
 
 
+def wrap(text: str, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` columns of a terminal, broken at spaces; longer words are shortened."""
+    lines = [""]
+    for word in (shorten(word, width) for word in text.split(" ")):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if display_width(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
 def _prefix(text: str, width: int) -> str:
     """As many characters from the start as fit."""
     end = used = 0

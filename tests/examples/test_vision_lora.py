@@ -112,7 +112,7 @@ def test_equal_seeds_give_equal_adapters(told: Told) -> None:
         np.testing.assert_array_equal(np.asarray(module.A), np.asarray(before[name].A))
 
 
-def test_a_tool_that_fails_ends_the_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tool_that_fails_ends_the_story(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         vision_lora.tool("spectrum", tmp_path / "nothing")
-    assert "nothing" in capsys.readouterr().err
+    assert "nothing" in capfd.readouterr().err

@@ -20,10 +20,9 @@ from loralens.core.weights import Weight
 from loralens.reporting import ranks
 from loralens.reporting.company import company
 from loralens.reporting.html import html
-from loralens.reporting.make import report
 from loralens.reporting.subject import Beside
 from loralens.tables.numbers import percent, size
-from tests.reporting.adapters import drawn, measured
+from tests.reporting.adapters import drawn, measured, report
 
 CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))
 
@@ -175,7 +174,7 @@ def test_moving_the_rank_moves_numbers_command_and_marker(page: Any) -> None:
 
 def test_tables_sort_by_number_and_back(page: Any) -> None:
     table = page.locator("#modules table").first
-    column = [one.strip() for one in table.locator("th").all_text_contents()].index("‖ΔW‖")
+    column = [one.strip() for one in table.locator("th").all_text_contents()].index("‖ΔW‖F")
 
     def values() -> list[float]:
         return [float(text) for text in table.locator(f"tbody tr td:nth-child({column + 1})").all_text_contents()]

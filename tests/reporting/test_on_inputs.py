@@ -27,7 +27,7 @@ def test_every_rank(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -
     for rank in range(1, RANK + 1):
         error, count = both[i].error(everywhere(rank)), both[i].bytes(everywhere(rank), tmp_path)
         values = behind[str(rank)]
-        assert values["file"] == count
+        assert values["peft file"] == count
         assert values["error"] == pytest.approx(error, **CLOSE)
         assert values[KEPT[i]] == pytest.approx(1 - error**2, **CLOSE)
         assert printed[str(rank)][KEPT[i]] == percent(values[KEPT[i]], 4)

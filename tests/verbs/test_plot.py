@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 import loralens
-from loralens.charts.spec import Figure
+from loralens.charts.spec import Figure, Lines
 from loralens.errors import OptionError
 from loralens.verbs.plot import figure_of
 from loralens.verbs.spectrum import spectrum
@@ -34,6 +34,16 @@ def test_axes_hold_a_figure_of_one_panel_only() -> None:
     with pytest.raises(OptionError, match="this figure has 2 panels, and ax can hold one"):
         loralens.plot(spectrum(adapter()), ax=axes)
     assert not axes.lines
+
+
+def test_a_curve_is_drawn_into_axes() -> None:
+    axes = Drawing().subplots()
+    result = loralens.curve(adapter())
+    assert loralens.plot(result, ax=axes) is axes.figure
+    (chart,) = figure_of(result).charts
+    assert isinstance(chart, Lines)
+    assert [line.get_label() for line in axes.lines] == [line.name for line in chart.lines]
+    assert axes.get_ylabel() == chart.y.label
 
 
 def test_what_has_no_figure_is_said() -> None:

@@ -77,7 +77,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
         raise OptionError(f"{spoken(name)} {value!r} is no finite number", fix="give a finite number")
     amount = float(value)
-    return Rule(RULES[name], int(amount) if name == "size" or amount.is_integer() else amount)
+    return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
 
 def rank_rule(**options: Unpack[RankRules]) -> Rule:
