@@ -27,6 +27,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Table
+from loralens.verbs import VERBS
 from tests import models
 from tests.cli.terminals import Terminals
 
@@ -59,10 +60,13 @@ CASES = {
     "subtract": "subtract first second --dry-run",
     "interpolate": "interpolate first second --at 0.25 --dry-run",
     "negate": "negate first --dry-run",
+    "scale": "scale first --by 2 --dry-run",
+    "equal": "equal first second",
     "extract": "extract --base base --tuned merged --rank 4 --dry-run",
     "evaluate": "evaluate llama-adapter --model llama --task causal-lm --data texts.jsonl --threads 1 --device cpu",
     "behave": "behave llama-adapter llama-other --model llama --data texts.jsonl --threads 1 --device cpu",
 }
+WITHOUT = {"calibrate", "convert", "doctor", "drop", "report", "train", "unmerge"}  # what they print are sentences
 RUNNING = ("evaluate", "behave")  # run a model, which torch has to be there for
 
 
@@ -281,6 +285,10 @@ def reach(value: Any, path: Sequence[str]) -> Any:
 
 
 # ---------------------------------------------------------------- the tests
+
+
+def test_every_command_that_prints_a_table_is_among_the_cases() -> None:
+    assert {words.split()[0] for words in CASES.values()} == {*VERBS} - WITHOUT
 
 
 @pytest.mark.parametrize("name", CASES)
