@@ -12,8 +12,6 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
 from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat
 
-TARGETS = TARGET_FORMATS  # for commands that are no functions yet
-
 
 @click.command("convert")
 @click.argument("source")

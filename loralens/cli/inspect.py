@@ -4,11 +4,24 @@ from typing import Unpack
 
 import click
 
-from loralens.analysis.clients.rules import CONSUMERS
 from loralens.cli import options
 from loralens.cli.show import Rows, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inspect import inspect
+
+
+class ConsumerType(click.Choice[str]):
+    """The programs whose rules are known, looked up when needed: their rules take as long to import as click."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # where click has an attribute
+        """Their names."""
+        from loralens.analysis.clients.rules import CONSUMERS
+
+        return tuple(CONSUMERS)
 
 
 @click.command("inspect")
@@ -19,7 +32,7 @@ from loralens.verbs.inspect import inspect
     "--consumer",
     "--for",
     "consumer",
-    type=click.Choice(list(CONSUMERS)),
+    type=ConsumerType(),
     help="Say what this program would reject or ignore. Exit 1 if it would reject the adapter or apply it wrongly.",
 )
 @options.rows(csv="One line a module.", json="Machine-readable, every module and tensor.")

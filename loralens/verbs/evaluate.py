@@ -174,17 +174,18 @@ def evaluate(
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
         base = None if isinstance(model, tuple) else model
-        versions = [
+        adapted = [
             read_adapter(source, reading, base=base, whole=True, label=name)
             for source, name in zip(chosen, names, strict=True)
         ]
         evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
-        with progress("evaluating", max(1, len(versions)) * len(texts.texts)) as step:
-            measured = [evaluator.measure(adapter, step) for adapter in (versions or [None])]
+        versions: list[tuple[str | None, Adapter | None]] = [*zip(names, adapted, strict=True)] or [(None, None)]
+        with progress("evaluating", len(versions) * len(texts.texts)) as step:
+            measured = [evaluator.measure(adapter, step) for _, adapter in versions]
     cuts = list(dict.fromkeys(cut for _, cut in measured))
     for cut in cuts:
         cut.warn(texts.name)
-    evaluations = [Evaluation(path, measures) for path, (measures, _) in zip(names or [None], measured, strict=True)]
+    evaluations = [Evaluation(path, measures) for (path, _), (measures, _) in zip(versions, measured, strict=True)]
     return EvaluationResult(model_label(model), row.name, texts.name, len(texts.texts), evaluations, cuts)
 
 

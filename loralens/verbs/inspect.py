@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
-from loralens.analysis.clients.rules import CONSUMERS, check
 from loralens.analysis.inspection import Inspection, inspect_adapter
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key
@@ -23,8 +22,7 @@ from loralens.verbs.inputs.choices import check_choice
 SCALES_NAMED = 5  # scales of one adapter that its facts list
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleInspection:
+class ModuleInspection(NamedTuple):
     """One row: a module of an adapter, and whether its ΔW is 0."""
 
     path: str
@@ -33,8 +31,7 @@ class ModuleInspection:
     zero: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One row: the modules of one kind, shape, rank, scale and dtype."""
 
     kind: str
@@ -311,7 +308,10 @@ def inspect(
     FormatError
         A file that is no adapter. What is wrong with an adapter is a finding.
     """
-    check_choice("consumer", consumer, CONSUMERS)
+    if consumer is not None:
+        from loralens.analysis.clients.rules import CONSUMERS  # their patterns take as long to compile as click
+
+        check_choice("consumer", consumer, CONSUMERS)
     chosen = sources(adapters)
     inspected = []
     for source, label in zip(chosen, labels(chosen), strict=True):
@@ -345,5 +345,9 @@ def _inspect(
         contradiction = base_contradiction(adapter, base)
         if contradiction:
             findings.append(Finding("warning", "base-differs", contradiction, FIX))
-    refusals = check(adapter, consumer, match) if consumer else []
+    refusals: list[Finding] = []
+    if consumer is not None:
+        from loralens.analysis.clients.rules import check
+
+        refusals = check(adapter, consumer, match)
     return AdapterInspection(label, inspection, [*findings, *refusals], refusals)

@@ -122,7 +122,7 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     record = json.loads(run(*arguments(home, "bert", target, "--dry-run", "--json")).stdout)
     names = [{"name": f"bert.encoder.layer.{i}.attention.self.query".removeprefix("bert.")} for i in range(2)]
     cut = {"length": 32, "texts": 0, "tokens": 0}
-    assert record == {"target": None, "texts": 4, "cut": cut, "modules": names}
+    assert record == {"loralens": loralens.__version__, "target": None, "texts": 4, "cut": cut, "modules": names}
     assert not target.exists()
 
 
