@@ -1,7 +1,7 @@
 """The amplification factor: its curve over the kept rank, excess and z of every block and kind, and φ(ΔW, W)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, isfinite, nan
+from math import isfinite, nan
 from statistics import median
 
 import numpy as np
@@ -117,8 +117,7 @@ def excess_scale(rows: Iterable[Kept]) -> Scale:
     """The colours of the excess over random, by doublings: 1, which is chance, in their middle."""
     values = [abs(float(np.log2(row.excess))) for row in rows if isfinite(row.excess) and row.excess > 0]
     most = max([*values, 1.0])
-    step = ceil(int(most) / 3)
-    ticks = [(float(k), f"{2.0**k:g}") for k in range(-int(most), int(most) + 1) if k % step == 0]
+    ticks = [(float(k), f"{2.0**k:.3g}") for k in (-int(most), 0, int(most))]
     label = "‖UᵀWV‖ over that of random directions"
     return Scale(-most, most, label, diverging=True, chance=0.0, doublings=True, ticks=ticks)
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.analysis.compare.pairwise import Of
-from loralens.analysis.compare.similarity import Comparison, Overlap
+from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.grid import Grid, mean
 from loralens.charts.names import Column, block_names, block_order, fit
 from loralens.charts.spec import Band, Figure, Heat, Overlaps, Scale
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
+from loralens.linalg.subspace import Overlap
 
 BLOCKS, FEW = 8, 4  # rows of heat maps; of more blocks so few are shown
 KINDS = 8  # columns of heat maps
@@ -122,7 +123,7 @@ def phi_maps(
         left_out.append(f"{len(chosen)} of {len(kinds)} kinds (--modules picks others)")
     if len(cells) < len(overlaps):
         left_out.append(f"{len(cells)} of {len(overlaps)} modules: of several of one kind in a block, the first")
-    rows = [[cells.get((place, name)) for name in chosen] for place in drawn]
+    rows = [[cells.get((place, word)) for word in chosen] for place in drawn]
     shown = [name for row in rows for name in row if name]
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
     levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
@@ -130,17 +131,18 @@ def phi_maps(
     scale = Scale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
     charts: list[Overlaps | None] = []
     for place, row in zip(drawn, rows, strict=True):
-        for name in row:
-            if name is None:
+        for module in row:
+            if module is None:
                 charts.append(None)
                 continue
             where = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
             where = where if isinstance(place, Block) or len(places) > 1 else ""
-            title = f"{fit(kind(name), max(TITLE - len(where), 7))}{where}"
-            own = [numbers[name]] if numbers else ()
-            charts.append(_phi_map(title, overlaps[name], phis[name], scale, own))
+            title = f"{fit(kind(module), max(TITLE - len(where), 7))}{where}"
+            own = [numbers[module]] if numbers else ()
+            charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
         if with_chance:
-            charts.append(_chance_map(next(overlaps[name] for name in row if name), scale))
+            first = next((overlaps[module] for module in row if module), None)
+            charts.append(_chance_map(first, scale) if first else None)
     return PhiMaps(charts, len(chosen) + with_chance, shown, scale, left_out)
 
 

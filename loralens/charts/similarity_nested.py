@@ -61,7 +61,7 @@ def nesting_map(nesting: Nesting) -> Heat:
 
 def _groups(names: Sequence[str]) -> tuple[list[str], list[int]]:
     """The name of each kind in the middle of its modules, and where the next kind begins."""
-    labels, sizes = [""] * len(names), []
+    labels, sizes = [""] * len(names), list[int]()
     for label, group in groupby(names, kind):
         members = list(group)
         numbers = [home.number for name in members if (home := block(name))]

@@ -123,7 +123,7 @@ def singular_value_panels(
 
 def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *, flat: bool) -> list[Line]:
     cells = grid.row(row)
-    if sum(len(names) for _, names in cells) > FEW:
+    if len(cells) > FEW:
         cells.sort(key=lambda cell: cell[0] * GOLDEN % 1)
     lines = []
     for column, names in cells:
