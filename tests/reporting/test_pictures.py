@@ -9,9 +9,8 @@ import loralens
 from loralens.core.lowrank import LowRank
 from loralens.reporting.company import company
 from loralens.reporting.document import Beside, Part, Picture
-from loralens.reporting.make import report
 from loralens.reporting.markdown import markdown, pictures
-from tests.reporting.adapters import drawn, measured
+from tests.reporting.adapters import drawn, measured, report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
