@@ -129,7 +129,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 
 
 @dataclass(frozen=True, slots=True)
-class SpectrumResult(Tabular):
+class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     """The spectra of adapters.
 
     Of one adapter, ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a module, and iteration is over

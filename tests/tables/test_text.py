@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loralens.tables.numbers import number, size
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.tables.text import display_width, lay_out, shorten, wrap
+from loralens.tables.text import display_width, lay_out, shorten, shorten_names, wrap
 
 Row = tuple[str, float, int]
 COLUMNS: tuple[Column[Row], ...] = (
@@ -58,6 +58,15 @@ def test_a_shortened_text_fits_and_keeps_both_ends(text: str, width: int) -> Non
         head, tail = short.split("…")
         assert text.startswith(head)
         assert text.endswith(tail)
+
+
+def test_names_that_begin_alike_stay_different() -> None:
+    names = [f"bert.encoder.layer.{i}.attention.self.value" for i in range(12)]
+    short = shorten_names(names, 16)
+    assert len({*short}) == 12
+    assert all(len(name) <= 16 for name in short)
+    assert shorten_names(names, 60) == names
+    assert shorten_names(["x" * 40], 16) == [shorten("x" * 40, 16)]
 
 
 @pytest.mark.parametrize(
