@@ -92,12 +92,12 @@ def parse_size(text: str) -> int:
     """
     written = _SIZE.fullmatch(text.strip())
     if not written:
-        raise OptionError(f"{text!r} is no size", fix="write it like 20MB, 512KiB or 100000")
-    number = float(written["number"])
-    if not isfinite(number):
-        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+        raise OptionError(f"{text!r:.100} is no size", fix="write it like 20MB, 512KiB or 100000")
     base = 1024 if written["binary"] else 1000
-    return int(number * base ** " kmgt".index(written["power"].lower() or " "))
+    value = float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " ")
+    if not isfinite(value):
+        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+    return int(value)
 
 
 def count(of: int, noun: str) -> str:

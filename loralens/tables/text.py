@@ -97,7 +97,7 @@ def shorten_names(texts: Sequence[str], width: int) -> list[str]:
     """
     if all(display_width(text) <= width for text in texts):
         return list(texts)
-    shared = commonprefix(list(texts)) if len({*texts}) > 1 else ""
+    shared = commonprefix(list(texts)) if len({*texts}) > 1 else ""  # noqa: RUF071 - of names, not only of paths
     end = max(shared.rfind("."), shared.rfind("/")) + 1
     return [shorten("…" + text[end:] if end > 1 else text, width) for text in texts]
 

@@ -21,15 +21,18 @@ from loralens.tables.numbers import (
 @pytest.mark.parametrize(
     ("text", "count"),
     [("20MB", 20_000_000), ("512KiB", 524_288), ("1.5 MiB", 1_572_864), ("100000", 100_000), ("3kb", 3000), ("7B", 7),
-     ("2G", 2_000_000_000), (".5k", 500), ("0", 0), (" 1TiB ", 2**40)],
+     ("2G", 2_000_000_000), (".5k", 500), ("0", 0), (" 1TiB ", 2**40),
+     ("20 GiB", 20 * 2**30), ("1.5k", 1500), ("500mb", 5 * 10**8), ("0B", 0)],
 )  # fmt: skip
 def test_sizes_as_people_write_them(text: str, count: int) -> None:
     assert parse_size(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "20 parsecs", "-1", "1e3", "MB", "nan", "1,000"])
+@pytest.mark.parametrize(
+    "text", ["", "20 parsecs", "-1", "1e3", "MB", "nan", "1,000", "20GBB", "9" * 400 + "GB", "9" * 305 + "GB"]
+)
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="is no size"):
+    with pytest.raises(OptionError, match=r"is no size|too many digits"):
         parse_size(text)
 
 

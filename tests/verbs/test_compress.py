@@ -137,6 +137,8 @@ def test_natural_guesses(small: Path) -> None:
         ({"sv_ratio": 0.5}, "ratio from 1"),
         ({"parameters": float("inf")}, "no finite number"),
         ({"size": "20 parsecs"}, "is no size"),
+        ({"size": 10**400}, "no finite number"),
+        ({"rank": 10**400}, "no finite number"),
         ({"size": 0}, "number above 0"),
         ({"rank": 1, "dtype": "f64"}, "choose one of f32, bf16, f16, int8, int4"),
         ({"rank": 1, "to": "lycoris"}, "choose one of peft, kohya"),

@@ -11,10 +11,10 @@ from loralens.core.messages import note, warn
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, digest, nbytes, size_of
+from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, digest, nbytes
 from loralens.linalg.device import Device
 from loralens.linalg.rank_update import Decomposed, decompose
-from loralens.tables.numbers import count, size
+from loralens.tables.numbers import count, parse_size, size
 
 SAMPLE = 256  # side of the matrix whose SVD is timed, so that the others' time can be said
 COMPUTED = 20  # an SVD of W takes so many times what the rest of a module does (measured at n = 2048)
@@ -32,7 +32,7 @@ def svd_cache(
     """
     if no_cache and folder:
         raise OptionError("cache and no_cache exclude each other", fix="give one of the two")
-    return None if no_cache else SvdCache(Path(folder) if folder else default_folder(), limit=size_of(limit))
+    return None if no_cache else SvdCache(Path(folder) if folder else default_folder(), limit=parse_size(limit))
 
 
 def decompositions(
