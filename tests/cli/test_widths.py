@@ -319,9 +319,15 @@ def check_table(cells: Cells, width: int, table: Table[Any], case: Shown) -> Non
     left_out = [column.title for column in headed(table) if column not in columns]
     note = f"not shown here: {', '.join(left_out)} (a wider terminal, --csv and --json show them)"
     assert cells.note == (note if left_out else ""), width
+    names, shortened = ([row[0] for row in rows] for rows in (whole_cells(table), cells.rows))
+    assert len({*shortened}) == len({*names}), width  # names that differ stay different
     for texts, row in zip(cells.rows, table.rows, strict=True):
         for text, column in zip(texts, columns, strict=True):
             check_cell(text, column, row, table, case)
+
+
+def whole_cells(table: Table[Any]) -> list[list[str]]:
+    return [[column.cell(row) for column in table.shown] for row in table.rows]
 
 
 def headed(table: Table[Any]) -> list[Column[Any]]:
