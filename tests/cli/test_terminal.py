@@ -222,7 +222,7 @@ def test_a_tensor_that_a_file_in_few_bits_names(small, tmp_path):
     description = json.loads(metadata["loralens-q"]) | {"extra": {harm: ["head", harm]}}
     save_file(load_file(file), file, metadata | {"loralens-q": json.dumps(description)})
     for verb in ("inspect", "doctor", "spectrum"):
-        assert r"extra/\x1b]0;t\x07\u202e is missing" in said(verb, tmp_path / "q")[1]
+        assert r"the name '\x1b]0;t\x07\u202e' holds control characters" in said(verb, tmp_path / "q")[1]
 
 
 def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
