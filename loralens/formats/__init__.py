@@ -168,8 +168,8 @@ def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] |
         from loralens.formats.models.checkpoint import model_config
 
         return model_config(Path(base)) if base else None
-    beside = config_beside(file)
-    return read_json(beside) if beside else None
+    config_file = config_beside(file)
+    return read_json(config_file) if config_file else None
 
 
 def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
@@ -178,9 +178,9 @@ def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
         return _read(stored, name)
     from loralens.formats.dialects import record
 
-    said = record.of(stored, file)
-    form = name or record.format_of(said)
-    return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), said)
+    conversion = record.of(stored, file)
+    form = name or record.format_of(conversion)
+    return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), conversion)
 
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
@@ -234,9 +234,9 @@ def _check_type(config: Mapping[str, Any] | None) -> None:
     kind = (config or {}).get("peft_type")
     if kind is None or kind in TYPES:
         return
-    said = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
+    named_type = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
     raise FormatError(
-        f"the configuration says that this is {said}, not a LoRA",
+        f"the configuration says that this is {named_type}, not a LoRA",
         fix=f"loralens reads adapters whose update is a sum, of PEFT {', '.join(TYPES[:-1])} and {TYPES[-1]}; give "
         "--format NAME if the file is of another program and the configuration does not belong to it",
     )
@@ -254,12 +254,12 @@ def detect(stored: Stored) -> Format:
     """
     if FORMATS[0].detect(stored):
         return FORMATS[0]
-    found = [form for form in FORMATS[1:] if form.detect(stored)]
-    if len(found) == 1:
-        return found[0]
+    matching = [form for form in FORMATS[1:] if form.detect(stored)]
+    if len(matching) == 1:
+        return matching[0]
     keys = ", ".join(list(stored.tensors)[:3]) or "none at all"
-    if found:
-        names = ", ".join(form.name for form in found)
+    if matching:
+        names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
     raise FormatError(
         f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}",
@@ -272,7 +272,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
     if alpha is None and scale is None:
         return adapter
 
-    def given(module: "Update") -> "Update":
+    def rescale(module: "Update") -> "Update":
         if scale is not None:
             twice = module.scaling.twice
             scaling = Scaling("given", origin="--scale")
@@ -282,7 +282,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
         scaling = scaling.doubled() if module.scaling.twice else scaling
         return module.rescaled(scaling.value, scaling)
 
-    rescaled = adapter.map(given)
+    rescaled = adapter.map(rescale)
     for name, module in adapter.items():
         if module.scaling.stated and rescaled[name].scale != module.scale:
             raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
@@ -365,7 +365,7 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[Wri
             f"{name} has no option {misplaced[0]!r}", fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}"
         )
     stored = form.write(adapter, **options)
-    told = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
-    if not (told or form.complete):
+    self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
+    if not (self_contained or form.complete):
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files

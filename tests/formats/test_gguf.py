@@ -604,7 +604,7 @@ def test_every_listed_name_has_a_tensor_and_comes_back_from_it(arch):
     tables = package.get_tensor_name_map(
         next(number for number, name in package.MODEL_ARCH_NAMES.items() if name == arch.name), 13
     )
-    for pattern in (*arch.others, *(arch.block + kind for kind in arch.kinds)):
+    for pattern in (*arch.outside, *(arch.block + kind for kind in arch.kinds)):
         name = pattern.format(bid=12, e=7)
         place = gguf_names.place_of(name, arch.name)
         assert place, name

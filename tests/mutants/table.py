@@ -344,9 +344,9 @@ MUTANTS: tuple[Mutant, ...] = (
         'finding.code.startswith("alpha-")',
         ("tests/formats/test_kohya.py",),
     ),
-    Mutant("_rescaled.given", "scale * (1 + twice)", "scale * (1 - twice)", ("tests/formats/test_peft.py",)),
+    Mutant("_rescaled.rescale", "scale * (1 + twice)", "scale * (1 - twice)", ("tests/formats/test_peft.py",)),
     Mutant(
-        "_rescaled.given",
+        "_rescaled.rescale",
         "module.scaling.rank or module.rank // module.layout.blocks",
         "module.rank // module.layout.blocks",
         ("tests/formats/test_loralib.py",),

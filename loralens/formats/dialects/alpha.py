@@ -44,11 +44,11 @@ def written(module: Update) -> np.float32:
         The scale at this rank has none in float32.
     """
     with np.errstate(all="ignore"):
-        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
-    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
+        alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
         what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
         raise FormatError(what, fix="scale the adapter to ordinary size first")
-    return found
+    return alpha
 
 
 def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:

@@ -16,8 +16,8 @@ def alpha_unknown(title: str) -> Finding:
 
 def scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
     """α/r by ``lora_alpha``, unless the rank said under ``r`` is another: that configuration is of another file."""
-    said = config or {}
-    alpha = finite(said.get("lora_alpha"))
-    if alpha is None or said.get(r, rank) != rank:
+    fields = config or {}
+    alpha = finite(fields.get("lora_alpha"))
+    if alpha is None or fields.get(r, rank) != rank:
         return Scaling("unknown", rank=rank)
     return Scaling("alpha/r", alpha, rank, "adapter_config.json")

@@ -27,11 +27,11 @@ def unstored(
     key : callable
         Module name → the key under which a file would have its magnitude.
     """
-    known = {one.module for one in extra.values() if one.role in MAGNITUDES}
+    with_magnitude = {item.module for item in extra.values() if item.role in MAGNITUDES}
     return {
         key(name): Extra(roles[module.layout.kind], name, NOTHING)
         for name, module in modules.items()
-        if name not in known and module.layout.kind in roles
+        if name not in with_magnitude and module.layout.kind in roles
     }
 
 

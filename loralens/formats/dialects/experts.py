@@ -82,20 +82,20 @@ def as_in(
 
 def _config_of(arch: str | None) -> Mapping[str, Any] | None:
     """As much of a config.json as an architecture says: the type of its model with experts, else any of its types."""
-    found = architecture(arch)
-    return {"model_type": next((kind for kind in found.types if kind in MLX), found.types[0])} if found else None
+    family = architecture(arch)
+    return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 
 
 def _gguf_said(adapter: Adapter) -> str | None:
     """The architecture that a GGUF file says."""
-    said = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
-    return said if isinstance(said, str) else None
+    arch = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+    return arch if isinstance(arch, str) else None
 
 
 def model_type(config: Mapping[str, Any] | None) -> str | None:
     """The type of model that a base's config.json says, of its part about text."""
-    said = text_config(config).get("model_type")
-    return said if isinstance(said, str) else None
+    kind = text_config(config).get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
@@ -140,10 +140,10 @@ def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
 
 def _stack(name: str, module: Update) -> str | None:
     """Which stack of transformers' a module is one expert of."""
-    found = expert(name)
-    if found is None or module.layout.kind != "experts":
+    member = expert(name)
+    if member is None or module.layout.kind != "experts":
         return None
-    return next((part for part in STACKS if found.stack.endswith(f".experts.{part}")), None)
+    return next((part for part in STACKS if member.stack.endswith(f".experts.{part}")), None)
 
 
 def _turned(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
@@ -163,8 +163,8 @@ def _turned(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, An
             votes.add(True)
     if len(votes) == 1:
         return votes.pop()
-    said = next(adapter[name].layout.transposed for name in stacks)
-    return said and model_type(config) not in _ALTERNATE
+    transposed = next(adapter[name].layout.transposed for name in stacks)
+    return transposed and model_type(config) not in _ALTERNATE
 
 
 def _transpose(module: Update) -> LowRank:
@@ -214,11 +214,11 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
     adapter = _with_routers(taken_apart(adapter, config), names)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
-        found = _STACKED.match(name) or _ALONE.match(name)
-        if found:
-            part = EXPERT_PARTS.get(found["part"], found["part"])
-            name = f"{found['path']}.{names.owner}.{names.stacks}.{part}[{found['number']}]"
-            if is_expert_alone(found[0]):
+        match = _STACKED.match(name) or _ALONE.match(name)
+        if match:
+            part = EXPERT_PARTS.get(match["part"], match["part"])
+            name = f"{match['path']}.{names.owner}.{names.stacks}.{part}[{match['number']}]"
+            if is_expert_alone(match[0]):
                 B, A = module.factors
                 module = LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("experts"))
         modules[name] = module
@@ -227,10 +227,10 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
 
 def _with_routers(adapter: Adapter, names: Names | None) -> Adapter:
     """Routers under the name that mlx-lm has for them; all other modules as they are."""
-    found = {name: router for name in adapter if (router := _ROUTER.match(name))}
-    if names is None or not found:
+    routers = {name: router for name in adapter if (router := _ROUTER.match(name))}
+    if names is None or not routers:
         return adapter
-    return adapter.renamed({name: f"{r['path']}.{names.owner}.{names.router}" for name, r in found.items()})
+    return adapter.renamed({name: f"{r['path']}.{names.owner}.{names.router}" for name, r in routers.items()})
 
 
 def named_alone(adapter: Adapter) -> Adapter:
@@ -238,10 +238,10 @@ def named_alone(adapter: Adapter) -> Adapter:
     modules: dict[str, Update] = {}
     old = {new: old for old, new in EXPERT_PARTS.items()}
     for name, module in adapter.items():
-        found = _SWITCH.match(name)
-        if found:
-            part = old.get(found["part"], found["part"]) if found["owner"] == "block_sparse_moe" else found["part"]
-            name = f"{found['path']}.{found['owner']}.experts.{found['number']}.{part}"
+        match = _SWITCH.match(name)
+        if match:
+            part = old.get(match["part"], match["part"]) if match["owner"] == "block_sparse_moe" else match["part"]
+            name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
         modules[name] = module

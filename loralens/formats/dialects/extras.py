@@ -12,7 +12,7 @@ from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
 
-def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping[str, Extra]:
+def to_translate(adapter: Adapter, roles: Collection[str], title: str) -> Mapping[str, Extra]:
     """The extras of an adapter from another dialect, all of roles that ``title`` can hold.
 
     Raises
@@ -27,7 +27,7 @@ def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping
             "not make them from the base",
             fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
         )
-    lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in held]
+    lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
     if lost:
         fix = "convert with --drop-extra to leave them out"
         if any(extra.role == "embedding" for extra in adapter.extra.values()):
@@ -108,9 +108,9 @@ def check_size(tensor: LazyArray, channels: int) -> None:
         raise ShapeError(f"{tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
 
 
-def add(tensors: dict[str, LazyArray], more: Mapping[str, LazyArray]) -> None:
+def add(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:
     """Put more tensors to those of a file; two of one key are refused."""
-    for key, tensor in more.items():
+    for key, tensor in additions.items():
         if key in tensors:
             raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
         tensors[key] = tensor

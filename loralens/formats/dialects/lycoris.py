@@ -81,7 +81,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         Tensors that are missing or do not fit; a file of which nothing is an update by a sum.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
     extra: dict[str, Extra] = {}
     foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
@@ -91,7 +91,7 @@ def read(stored: Stored) -> Adapter:
             if algorithm:
                 modules[name] = algorithm.read(parts)
             extra.update(_companions(name, parts, modules.get(name), algorithm))
-    extra |= others(rest)
+    extra |= others(unpaired)
     if not modules:
         raise _nothing(foreign)
     return Adapter(
@@ -159,8 +159,10 @@ def _lokr(parts: Parts) -> Update:
 
 
 def _full(parts: Parts) -> Update:
-    whole = _matrix(parts, "diff")
-    return update_of(parts, Dense(whole), Scaling("given", origin="a full difference has no α"), whole.shape[2:])
+    difference = _matrix(parts, "diff")
+    return update_of(
+        parts, Dense(difference), Scaling("given", origin="a full difference has no α"), difference.shape[2:]
+    )
 
 
 class Algorithm(NamedTuple):
@@ -180,13 +182,13 @@ ALGORITHMS = (
 
 def _algorithm(parts: Parts) -> Algorithm | None:
     """The algorithm of a module; None where there is no update, as for a norm."""
-    found = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
-    if len(found) > 1:
-        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in found)
+    algorithms = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
+    if len(algorithms) > 1:
+        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in algorithms)
         raise FormatError(f"holds several updates of one weight: {keys}", fix="leave all but one out of the file")
-    if found and found[0].read is _full and parts["diff"][1].ndim < 2:
+    if algorithms and algorithms[0].read is _full and parts["diff"][1].ndim < 2:
         return None
-    return found[0] if found else None
+    return algorithms[0] if algorithms else None
 
 
 def update_of(
@@ -235,8 +237,8 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
         return _product(parts, stem, f"lokr_t{number}")
     if f"{stem}_a" in parts or f"{stem}_b" in parts:
         raise FormatError(f"{parts[stem][0]} is there in full and in factors", fix=SAVE_AGAIN)
-    whole = _matrix(parts, stem)
-    return Dense(whole), whole.shape[2:]
+    factor = _matrix(parts, stem)
+    return Dense(factor), factor.shape[2:]
 
 
 def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
@@ -254,9 +256,9 @@ def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algor
 
 def _nothing(foreign: Mapping[str, int]) -> FormatError:
     if foreign:
-        held = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
+        contents = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
         fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"
-        return FormatError(f"holds no update that is a sum: {held}", fix=fix)
+        return FormatError(f"holds no update that is a sum: {contents}", fix=fix)
     return FormatError(
         "holds no update of a weight matrix, only differences of biases and norms", fix="check that it is an adapter"
     )
@@ -269,8 +271,8 @@ def _findings(
     yield from kohya.about_extras(extra)
     forms = Counter(module.form.name for module in modules.values() if isinstance(module, Structured))
     if forms:
-        held = ", ".join(f"{count} as {name}" for name, count in forms.items())
-        text = f"{held}: of more than half the full rank, so kept in this form, without B and A"
+        forms_text = ", ".join(f"{count} as {name}" for name, count in forms.items())
+        text = f"{forms_text}: of more than half the full rank, so kept in this form, without B and A"
         yield Finding("note", "structured", text, "make pairs of them: loralens convert --rank R")
     added = [key for key, one in extra.items() if one.role in ("diff", "diff_b")]
     if added:

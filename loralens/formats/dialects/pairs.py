@@ -40,17 +40,17 @@ def group(
         Two keys say the same module and part.
     """
     modules: dict[str, Parts] = {}
-    rest: dict[str, LazyArray] = {}
+    unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
-        found = leaf(key)
-        if found is None:
-            rest[key] = tensor
+        parsed = leaf(key)
+        if parsed is None:
+            unpaired[key] = tensor
             continue
-        parts = modules.setdefault(found.name, {})
-        if found.part in parts:
-            raise FormatError(f"{key} and {parts[found.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
-        parts[found.part] = key, tensor
-    return modules, rest
+        parts = modules.setdefault(parsed.name, {})
+        if parsed.part in parts:
+            raise FormatError(f"{key} and {parts[parsed.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
+        parts[parsed.part] = key, tensor
+    return modules, unpaired
 
 
 def gather(
@@ -64,16 +64,16 @@ def gather(
 
     ``update`` gives the update of a name, or None where its parts are none; ``companions`` what stands beside it.
     """
-    groups, rest = group(tensors, leaf)
+    groups, unpaired = group(tensors, leaf)
     modules: dict[str, Update] = {}
     extra: dict[str, Extra] = {}
     for name, parts in groups.items():
         with place(name):
-            found = update(name, parts)
-            if found is not None:
-                modules[name] = found
-            extra.update(companions(name, parts, found))
-    return modules, extra | others(rest)
+            module = update(name, parts)
+            if module is not None:
+                modules[name] = module
+            extra.update(companions(name, parts, module))
+    return modules, extra | others(unpaired)
 
 
 def unfold(
@@ -88,19 +88,19 @@ def unfold(
     FormatError
         Two pairs stand for one module.
     """
-    found: dict[str, LowRank] = {}
+    unfolded: dict[str, LowRank] = {}
     for name, parts in groups.items():
         with place(name):
-            for one, module in modules(name, parts):
-                if one in found:
-                    raise FormatError(f"{one} is stored twice", fix=SAVE_AGAIN)
-                found[one] = module
-    return found
+            for module_name, module in modules(name, parts):
+                if module_name in unfolded:
+                    raise FormatError(f"{module_name} is stored twice", fix=SAVE_AGAIN)
+                unfolded[module_name] = module
+    return unfolded
 
 
-def others(rest: Mapping[str, LazyArray]) -> dict[str, Extra]:
+def others(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
     """Tensors of no known role, each beside the module that its key names, if it names one."""
-    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()}
+    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
 
 def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:

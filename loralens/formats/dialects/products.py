@@ -25,8 +25,8 @@ def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
 
     def product() -> Array:
         flat = core.read().astype(np.float64).reshape(p, q, window)
-        whole: Array = np.einsum("pqk,qi->pik", flat, *_wide(down)).reshape(p, in_ * window)
-        return whole
+        matrix: Array = np.einsum("pqk,qi->pik", flat, *_wide(down)).reshape(p, in_ * window)
+        return matrix
 
     return LowRank(up, _float32(product, (p, in_ * window)))
 
@@ -70,9 +70,9 @@ def _exact(factor: LowRank | Dense) -> LowRank | Dense:
 def _split(factor: LowRank | Dense) -> tuple[LazyArray, LazyArray]:
     if isinstance(factor, LowRank):
         return factor.factors
-    whole = factor.array.reshape(*factor.shape)
+    matrix = factor.array.reshape(*factor.shape)
     identity = LazyArray.of(np.eye(factor.rank))
-    return (whole, identity) if factor.shape[1] == factor.rank else (identity, whole)
+    return (matrix, identity) if factor.shape[1] == factor.rank else (identity, matrix)
 
 
 def _wide(*arrays: LazyArray) -> list[Array]:

@@ -61,13 +61,13 @@ def of(stored: Stored, file: Path) -> Record | None:
     None where there is none, or where the metadata hold a damaged one: it is a help, not the adapter.
     """
     if is_pickle(file):
-        beside = file.with_name(f"{RECORD}.json")
-        return read_json(beside) if beside.is_file() else None
+        record_file = file.with_name(f"{RECORD}.json")
+        return read_json(record_file) if record_file.is_file() else None
     try:
-        said = json.loads((stored.metadata or {}).get(RECORD, "null"))
+        parsed = json.loads((stored.metadata or {}).get(RECORD, "null"))
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def format_of(record: Record | None) -> str | None:
@@ -85,30 +85,30 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     named: dict[str, Update] = {}
     doubts = []
     for file, module in adapter.items():
-        said = modules.get(file)
-        if said is None:
+        entry = modules.get(file)
+        if entry is None:
             named[file] = module
             continue
-        scale = float(said["scale"])
+        scale = float(entry["scale"])
         if module.scaling.rule != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
-            doubts.append(said["name"])
+            doubts.append(entry["name"])
         else:
-            module = module.rescaled(scale, Scaling(**said["scaling"]))
-        named[said["name"]] = module
+            module = module.rescaled(scale, Scaling(**entry["scaling"]))
+        named[entry["name"]] = module
     extra = {
         key: replace(one, module=modules[one.module]["name"]) if one.module in modules else one
         for key, one in adapter.extra.items()
     }
-    known = all(module.scaling.rule != "unknown" for module in named.values())
-    findings = [f for f in adapter.findings if not (known and f.code == "alpha-unknown")] + _doubts(doubts)
+    scales_known = all(module.scaling.rule != "unknown" for module in named.values())
+    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")] + _doubts(doubts)
     base = adapter.base_model or plain_text(record.get("base_model"))
     fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
 
 
-def _fields(record: Record, whole: bool) -> dict[str, Any]:
+def _fields(record: Record, complete: bool) -> dict[str, Any]:
     """What a record says of a PEFT configuration; of the targets only where the file has the modules that it had."""
-    return {name: value for name, value in sound(record.get("peft")).items() if whole or name not in TARGETS}
+    return {name: value for name, value in sound(record.get("peft")).items() if complete or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:

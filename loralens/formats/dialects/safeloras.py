@@ -43,7 +43,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, factors that do not multiply, two keys of one number.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     scaling = Scaling("given", origin="safeloras have scale 1")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
@@ -54,7 +54,7 @@ def read(stored: Stored) -> Adapter:
             modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
     return Adapter(
         modules=modules,
-        extra={key: _extra(key, tensor, stored) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, stored) for key, tensor in unpaired.items()},
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
@@ -68,8 +68,8 @@ def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
 
 
 def _numbered(modules: dict[str, Update], stored: Stored) -> Finding:
-    said = stored.metadata or {}
+    metadata = stored.metadata or {}
     models = sorted({name.partition(".")[0] for name in modules})
-    classes = ", ".join(f"{model}: {ascii(said.get(model, 'not said'))[1:-1][:80]}" for model in models)
+    classes = ", ".join(f"{model}: {ascii(metadata.get(model, 'not said'))[1:-1][:80]}" for model in models)
     text = f"modules have numbers, not names: they count the layers inside these classes ({classes})"
     return Finding("note", "names-unknown", text, "merging needs the model's own order of layers")

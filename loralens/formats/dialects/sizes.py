@@ -45,8 +45,8 @@ def _pickle(tensors: Mapping[str, LazyArray]) -> int:
 def _gguf(stored: Stored) -> int:
     """Of a GGUF file: magic, version and two counts; key-values; tensor infos; the numbers, each on the alignment."""
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
-    said = values.get("general.alignment")
-    alignment = ALIGNMENT if said is None else int(said.value)
+    stored_alignment = values.get("general.alignment")
+    alignment = ALIGNMENT if stored_alignment is None else int(stored_alignment.value)
     header = 24 + sum(8 + len(key.encode()) + gguf_values.size(value) for key, value in values.items())
     header += sum(8 + len(key.encode()) + 4 + 8 * tensor.ndim + 12 for key, tensor in stored.tensors.items())
     parts = [header, *(tensor.nbytes for tensor in stored.tensors.values())]

@@ -12,10 +12,10 @@ Stacks = Mapping[str, Mapping[str, Update]]
 
 def by_pair(adapter: Adapter) -> Stacks:
     """Modules by the name of the weight they adapt: the experts of one stack together, in their order."""
-    found: dict[str, dict[str, Update]] = {}
+    stacks: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
-        found.setdefault(weight_name(name) if module.layout.kind == "experts" else name, {})[name] = module
-    return found
+        stacks.setdefault(weight_name(name) if module.layout.kind == "experts" else name, {})[name] = module
+    return stacks
 
 
 def as_read(modules: Mapping[str, Update], form: str) -> bool:

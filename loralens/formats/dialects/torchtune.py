@@ -53,13 +53,13 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, factors that do not multiply.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
     extra = {}
-    for key, tensor in rest.items():
+    for key, tensor in unpaired.items():
         name, _, last = key.rpartition(".")
-        known = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
-        extra[key] = Extra("magnitude" if known else "other", name, tensor)
+        is_magnitude = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
+        extra[key] = Extra("magnitude" if is_magnitude else "other", name, tensor)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -75,18 +75,21 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
         B, A = matrices(parts, names=("lora_b", "lora_a"))
-        said = scaling(config, A.shape[0], r="r")
-        yield name, LowRank(B, A, said.value, scaling=said, origin=origin_of(NAME, parts))
+        module_scaling = scaling(config, A.shape[0], r="r")
+        yield name, LowRank(B, A, module_scaling.value, scaling=module_scaling, origin=origin_of(NAME, parts))
         return
     b, a = halves(parts, B="B3", A="A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
     (count, in_, rank), out = a.shape, b.shape[2]
     origin = Origin(NAME, origin_of(NAME, parts, ("A3", "B3")).tensors, share=count)
-    said = scaling(config, rank, r="r")
+    module_scaling = scaling(config, rank, r="r")
     for e in range(count):
         B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
-        yield f"{name}[{e}]", LowRank(B, A, said.value, scaling=said, layout=Layout("experts"), origin=origin)
+        yield (
+            f"{name}[{e}]",
+            LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=Layout("experts"), origin=origin),
+        )
 
 
 def _findings(modules: Mapping[str, Update]) -> list[Finding]:

@@ -49,17 +49,17 @@ _PARTS = {"down": "A", "up": "B"}
 
 def leaf(key: str) -> Leaf | None:
     """The weight and the half that a key says; None for a key that XLabs' processors do not have."""
-    found = _HALF.match(key)
-    if not found:
+    match = _HALF.match(key)
+    if not match:
         return None
-    weight = _WEIGHTS.get((found["block"].split(".")[-2], found["layer"]))
-    return Leaf(f"{found['block']}.{weight}", _PARTS[found["half"]]) if weight else None
+    weight = _WEIGHTS.get((match["block"].split(".")[-2], match["layer"]))
+    return Leaf(f"{match['block']}.{weight}", _PARTS[match["half"]]) if weight else None
 
 
 def detect(stored: Stored) -> bool:
     """Whether a file is XLabs': pairs of its processors, and every pair one of them."""
-    found = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
-    return bool(found) and all(map(leaf, found)) and not any(".lora_" in key for key in stored.tensors)
+    half_keys = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
+    return bool(half_keys) and all(map(leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -70,18 +70,18 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, or factors that do not multiply.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, groups)
     return Adapter(
         modules=modules,
-        extra=others(rest),
+        extra=others(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(_about_widths(groups) + _about_extras(rest)),
+        findings=tuple(_about_widths(groups) + _about_extras(unpaired)),
     )
 
 
@@ -128,9 +128,9 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     return [Finding("note", "width-assumed", text)]
 
 
-def _about_extras(rest: Iterable[str]) -> list[Finding]:
+def _about_extras(unpaired: Iterable[str]) -> list[Finding]:
     """Tensors that belong to no pair."""
-    keys = list(rest)
+    keys = list(unpaired)
     if not keys:
         return []
     text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"

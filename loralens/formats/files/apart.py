@@ -32,23 +32,23 @@ def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -
     OptionError
         It says which input, and how they lie to each other.
     """
-    here = Path(os.path.realpath(target))
+    target_path = Path(os.path.realpath(target))
     with place(target):
         for what, path in inputs:
-            for there in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
-                if _same(here, there):
+            for input_path in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
+                if _same(target_path, input_path):
                     raise OptionError(f"is {what} itself", fix=_FIX)
-                if any(_same(here, folder) for folder in there.parents):
+                if any(_same(target_path, folder) for folder in input_path.parents):
                     raise OptionError(f"holds {what}", fix=_FIX)
-                if within and any(_same(folder, there) for folder in here.parents):
+                if within and any(_same(folder, input_path) for folder in target_path.parents):
                     raise OptionError(f"lies within {what}", fix=_FIX)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(first: Path, second: Path) -> bool:
     """Whether two paths are one place, where the system does not tell cases apart or mounts a folder twice too."""
-    if one == other:
+    if first == second:
         return True
     try:
-        return one.samefile(other) and (one.is_dir() or one.parent.samefile(other.parent))
+        return first.samefile(second) and (first.is_dir() or first.parent.samefile(second.parent))
     except OSError:
         return False

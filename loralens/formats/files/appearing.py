@@ -52,8 +52,8 @@ def why_immovable(folder: Path) -> str | None:
     """
     real = Path(os.path.realpath(folder))
     with suppress(OSError):  # a working directory that is no more
-        here = Path.cwd().resolve()
-        if real == here or real in here.parents:
+        working_folder = Path.cwd().resolve()
+        if real == working_folder or real in working_folder.parents:
             return "the current directory is in it"
     if os.path.ismount(real) or _is_bound(real):
         return "a disk is mounted there"

@@ -80,15 +80,15 @@ class OpenFile:
         try:
             # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-            found = os.fstat(self._fd)
+            status = os.fstat(self._fd)
         except OSError as error:
             raise FormatError(
                 f"cannot be opened: {error.strerror}", fix="check the path and its permissions"
             ) from error
-        if not S_ISREG(found.st_mode):
+        if not S_ISREG(status.st_mode):
             raise FormatError("is no regular file", fix="give the adapter's file or folder")
-        self.size = found.st_size
-        self._state = _state(found)
+        self.size = status.st_size
+        self._state = _state(status)
 
     def check_unchanged(self) -> None:
         """Refuse a file that was written to since it was opened, or in whose place another stands.

@@ -30,11 +30,11 @@ def check_parent(path: Path) -> None:
 
 def check_room(path: Path) -> None:
     """Refuse a place under a file, or in a folder that may not be written to: what a dry run can know of the disk."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise OptionError(f"{there}: is a file, not a folder", fix="choose another target")
-    if not os.access(there, os.W_OK):
-        raise OptionError(f"{there}: may not be written to", fix="choose another target, or change its permissions")
+    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    if not ancestor.is_dir():
+        raise OptionError(f"{ancestor}: is a file, not a folder", fix="choose another target")
+    if not os.access(ancestor, os.W_OK):
+        raise OptionError(f"{ancestor}: may not be written to", fix="choose another target, or change its permissions")
 
 
 def flush(stream: BinaryIO) -> None:

@@ -20,7 +20,7 @@ class Hold:
         self._end: weakref.finalize[[int], Hold] | None = None
 
     @property
-    def held(self) -> bool:
+    def is_taken(self) -> bool:
         """Whether there is a folder that this holds."""
         return self._end is not None and self._end.alive
 
@@ -32,7 +32,7 @@ class Hold:
         OptionError
             Another process holds it.
         """
-        if not self.held:
+        if not self.is_taken:
             descriptor = _locked(folder)
             if descriptor is not None:
                 self._end = weakref.finalize(self, os.close, descriptor)

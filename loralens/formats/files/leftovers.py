@@ -81,13 +81,13 @@ def _make(path: Path, *, folder: bool) -> int | None:
 
 def tidy(target: Path) -> None:
     """Remove what runs that were killed left beside a target; put back what one moved aside and did not replace."""
-    for each in _places(target):
-        tidy_folder(each.parent, {each.name}.__contains__)
+    for path in _places(target):
+        tidy_folder(path.parent, {path.name}.__contains__)
 
 
-def tidy_folder(folder: Path, wanted: Callable[[str], object]) -> None:
+def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
     """`tidy` every target in a folder whose name is wanted."""
-    for path, target, pid, end in _leftovers(folder, wanted):
+    for path, target, pid, end in _leftovers(folder, is_target):
         with claim(path, pid) as abandoned:
             if not abandoned:
                 continue
@@ -101,8 +101,8 @@ def tidy_folder(folder: Path, wanted: Callable[[str], object]) -> None:
 
 def is_moved_aside(target: Path) -> bool:
     """Whether a killed run left a target under its hidden name, so that `tidy` will put it back."""
-    left = [one for each in _places(target) for one in _leftovers(each.parent, {each.name}.__contains__)]
-    return not target.exists() and any(end in ("old", "pair") for *_, end in left)
+    leftovers = [leftover for path in _places(target) for leftover in _leftovers(path.parent, {path.name}.__contains__)]
+    return not target.exists() and any(end in ("old", "pair") for *_, end in leftovers)
 
 
 def _places(target: Path) -> set[Path]:
@@ -110,7 +110,7 @@ def _places(target: Path) -> set[Path]:
     return {path for path in (target, Path(os.path.realpath(target))) if path.name}
 
 
-def _leftovers(folder: Path, wanted: Callable[[str], object]) -> list[tuple[Path, Path, int, str]]:
+def _leftovers(folder: Path, is_target: Callable[[str], object]) -> list[tuple[Path, Path, int, str]]:
     """Hidden names in a folder: the path, the target beside it, the number of the process, and the end."""
     try:
         inside = sorted(path.name for path in folder.iterdir())
@@ -120,7 +120,7 @@ def _leftovers(folder: Path, wanted: Callable[[str], object]) -> list[tuple[Path
     return [
         (folder / match[0], folder / match["name"], int(match["pid"]), match["end"])
         for match in matches
-        if wanted(match["name"])
+        if is_target(match["name"])
     ]
 
 

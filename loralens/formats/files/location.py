@@ -64,9 +64,9 @@ def existing(path: Path) -> Path:
     with _opening(path):
         if path.exists():
             return path
-        found = _cached(name) if hub else _carried(name)
-        if found:
-            return found
+        folder = _cached(name) if hub else _carried(name)
+        if folder:
+            return folder
     tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 
@@ -112,8 +112,8 @@ def snapshot(folder: Path) -> Path | None:
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
     if main.is_file():
         revision = main.read_text(errors="replace").strip()
-        found = snapshots / revision if is_relative_name(revision) else None
-        return found if found and found.is_dir() else None
+        chosen = snapshots / revision if is_relative_name(revision) else None
+        return chosen if chosen and chosen.is_dir() else None
     all_found = list(snapshots.glob("*"))
     return all_found[0] if len(all_found) == 1 else None
 

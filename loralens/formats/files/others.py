@@ -17,11 +17,11 @@ def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
         if source.name in without:
             continue
         if source.is_dir() and not source.is_symlink():
-            made = not os.path.lexists(target)
-            if made:
+            created = not os.path.lexists(target)
+            if created:
                 target.mkdir()
             bring_others(source, target)
-            if made:
+            if created:
                 shutil.copystat(source, target)
         elif not os.path.lexists(target):
             _bring(source, target)

@@ -35,11 +35,11 @@ def model_folder(name: str) -> Path | None:
         The package holds several.
     """
     distribution = _distribution(name)
-    found = _models(distribution) if distribution else []
-    if len(found) > 1:
-        listed = ", ".join(str(folder) for folder in found[:8]) + (" …" if len(found) > 8 else "")
+    folders = _models(distribution) if distribution else []
+    if len(folders) > 1:
+        listed = ", ".join(str(folder) for folder in folders[:8]) + (" …" if len(folders) > 8 else "")
         raise OptionError(f"{name}: the installed package holds several models: {listed}", fix="give one of these")
-    return found[0] if found else None
+    return folders[0] if folders else None
 
 
 def packaged(name: str, file: str) -> Path | None:

@@ -54,14 +54,14 @@ class Staging:
     def place(self, *, absent: Sequence[Path] = ()) -> None:
         """Give every file its place, the weights last; files at ``absent`` are removed."""
         weights = self._weights
-        beside = {path: part for path, part in self._parts.items() if path != weights}
+        companions = {path: part for path, part in self._parts.items() if path != weights}
         with place(weights), disk(), ExitStack() as stack:
-            if os.path.lexists(weights) and (beside or absent):
+            if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
                 stack.callback(put_back, pair, weights)  # where what follows fails; else it finds the new weights
-                _remember([*beside, *absent], pair)
+                _remember([*companions, *absent], pair)
                 weights.rename(pair / weights.name)
-            for path, part in beside.items():
+            for path, part in companions.items():
                 part.replace(path)
             for path in absent:
                 path.unlink(missing_ok=True)

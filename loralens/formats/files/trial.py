@@ -19,6 +19,6 @@ def check_place(path: Path) -> None:
     """
     if path.is_symlink() and not path.exists():
         raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    with disk(path), tempfile.TemporaryDirectory(prefix=".trial-", dir=there):
+    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    with disk(path), tempfile.TemporaryDirectory(prefix=".trial-", dir=ancestor):
         pass

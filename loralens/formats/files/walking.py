@@ -20,7 +20,7 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
     """
     pending = [(root, frozenset[tuple[int, int]]())]
     while pending:
-        folder, above = pending.pop()
+        folder, ancestors = pending.pop()
         files: list[str] = []
         inner: list[str] = []
         try:
@@ -30,11 +30,11 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
             number = _number(folder) if follow else None
         except OSError:
             continue  # it may not be looked at, or its path is too long for the system
-        if number in above:
+        if number in ancestors:
             continue
         yield folder, sorted(files)
-        known = above | {number} if number else above
-        pending += [(folder / name, known) for name in sorted(inner, reverse=True) if not without(name)]
+        inner_ancestors = ancestors | {number} if number else ancestors
+        pending += [(folder / name, inner_ancestors) for name in sorted(inner, reverse=True) if not without(name)]
 
 
 def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:

@@ -81,9 +81,9 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
         with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
-    beside = _beside(stored, files)
-    if beside and os.path.lexists(folder / files.weights) and not why_immovable(folder):
-        without = {files.weights, *beside}
+    companions = _beside(stored, files)
+    if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
+        without = {files.weights, *companions}
         with suppress(ImmovableError):
             with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
                 _write_together(stored, part / files.weights, files)
@@ -156,29 +156,29 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
 
 def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
     """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
-    beside: dict[str, bytes | None] = {}
+    companions: dict[str, bytes | None] = {}
     if files.config and not (files.optional and stored.config is None):
-        beside[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
+        companions[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
     if Path(files.weights).suffix == ".bin":  # a pickle has no metadata
         record = (stored.metadata or {}).get(RECORD)
-        beside[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
-    return beside
+        companions[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
+    return companions
 
 
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
     """Weights and what stands beside them: nothing takes its place before all of it is whole."""
-    beside = _beside(stored, files)
-    if not beside:
+    companions = _beside(stored, files)
+    if not companions:
         _writer(path)(stored, path)
         return
     with Staging(path) as staging:
-        for name, content in beside.items():
+        for name, content in companions.items():
             if content is not None:
                 with staging.put(path.with_name(name)) as stream:
                     stream.write(content)
         write = write_pickle if path.suffix == ".bin" else write_safetensors
         write(stored, path, put=staging.put)
-        staging.place(absent=[path.with_name(name) for name, content in beside.items() if content is None])
+        staging.place(absent=[path.with_name(name) for name, content in companions.items() if content is None])
 
 
 def _writer(path: Path) -> Callable[[Stored, Path], None]:

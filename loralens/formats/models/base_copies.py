@@ -38,8 +38,8 @@ def without_copies(
     ]
     if not copies:
         return adapter, []
-    rest = {key: extra for key, extra in adapter.extra.items() if key not in copies}
-    return replace(adapter, extra=rest), copies
+    remaining = {key: extra for key, extra in adapter.extra.items() if key not in copies}
+    return replace(adapter, extra=remaining), copies
 
 
 def _keys(extra: Extra, base: Mapping[str, LazyArray], rename: Callable[[str], str]) -> list[str]:

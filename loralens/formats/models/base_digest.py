@@ -23,25 +23,25 @@ def base_digest(folder: Path) -> str:
         A file cannot be read.
     """
     files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if _TELLING.fullmatch(p.name))
-    found = sha256()
+    hasher = sha256()
     for file in files:
         if file.is_file():
-            found.update(f"{file.name}\0".encode())
-            found.update(_digest(file))
-    return found.hexdigest()
+            hasher.update(f"{file.name}\0".encode())
+            hasher.update(_digest(file))
+    return hasher.hexdigest()
 
 
 def _digest(file: Path) -> bytes:
-    found = sha256()
+    hasher = sha256()
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
-            found.update(size.to_bytes(8, "little"))
+            hasher.update(size.to_bytes(8, "little"))
             last = max(size - BLOCK, 0)
             for number in range(BLOCKS) if size > BLOCK * BLOCKS else range(-(-size // BLOCK)):
                 stream.seek(last * number // (BLOCKS - 1) if size > BLOCK * BLOCKS else number * BLOCK)
-                found.update(stream.read(BLOCK))
+                hasher.update(stream.read(BLOCK))
     except OSError as error:
         with place(file):
             raise FormatError(f"cannot be read: {error.strerror}", fix="check its permissions") from error
-    return found.digest()
+    return hasher.digest()

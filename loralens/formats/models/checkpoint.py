@@ -106,14 +106,14 @@ def resolved(path: Path) -> Path:
     path = existing(path)
     if not (path / "snapshots").is_dir():
         return path
-    found = snapshot(path)
-    if not found:
+    chosen = snapshot(path)
+    if not chosen:
         names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
         raise OptionError(
             f"{path}: refs/main points to none of its snapshots ({names})",
             fix="give the folder of one snapshot, or download the model again",
         )
-    return found
+    return chosen
 
 
 def _stored(path: Path) -> Mapping[str, LazyArray]:
@@ -123,12 +123,12 @@ def _stored(path: Path) -> Mapping[str, LazyArray]:
             raise _gguf().at(str(path))
         return read_safetensors(path).tensors
     with place(path):
-        found = _folder(path)
-        if found is None:
-            found = _components(path)
-        if not found:
+        tensors = _folder(path)
+        if tensors is None:
+            tensors = _components(path)
+        if not tensors:
             raise _nothing(path)
-    return found
+    return tensors
 
 
 def _gguf() -> FormatError:
@@ -149,14 +149,14 @@ def _nothing(folder: Path) -> FormatError:
 
 def _folder(folder: Path) -> dict[str, LazyArray] | None:
     """The tensors of one model's folder; None where it holds none."""
-    found = weight_files(folder)
-    return {key: t for file in found.files for key, t in read_safetensors(file).tensors.items()} if found else None
+    listing = weight_files(folder)
+    return {key: t for file in listing.files for key, t in read_safetensors(file).tensors.items()} if listing else None
 
 
 def _components(folder: Path) -> dict[str, LazyArray]:
     """The tensors of a diffusers pipeline, under the name of their component."""
     tensors: dict[str, LazyArray] = {}
     for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
-        found = _folder(inner)
-        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (found or {}).items())
+        component_tensors = _folder(inner)
+        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (component_tensors or {}).items())
     return tensors

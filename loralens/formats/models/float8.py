@@ -37,15 +37,15 @@ def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Ten
     if not scaled:
         return tensors, ()
     hidden = {*_beside(tensors, scaled)}
-    found = {}
+    floats = {}
     for key, tensor in tensors.items():
         if key in scaled:
             with place(key):
-                found[key] = _product(tensor, tensors[scaled[key]], block)
+                floats[key] = _product(tensor, tensors[scaled[key]], block)
         elif key not in hidden:
-            found[key] = tensor
+            floats[key] = tensor
     text = f"{len(scaled)} float8 weights are read as float32, multiplied by their scales"
-    return found, (Finding("note", "float8", text),)
+    return floats, (Finding("note", "float8", text),)
 
 
 @final
@@ -110,8 +110,8 @@ def _scale(key: str, tensors: Tensors) -> str:
 
 def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
     """The block size that the configuration says."""
-    said = (config or {}).get("quantization_config")
-    size = said.get("weight_block_size") if isinstance(said, dict) else None
+    section = (config or {}).get("quantization_config")
+    size = section.get("weight_block_size") if isinstance(section, dict) else None
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
         return size[0], size[1]
     return BLOCK
@@ -142,12 +142,12 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
         scale = (scale[0], *(1,) * (len(shape) - 1))
     if len(scale) == len(shape):
         sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
-        found = tuple(
+        steps = tuple(
             max(1, n) if count == 1 else 1 if count == n else size
             for n, count, size in zip(shape, scale, sizes, strict=True)
         )
-        if all(-(-n // step) == count for n, count, step in zip(shape, scale, found, strict=True)):
-            return found
+        if all(-(-n // step) == count for n, count, step in zip(shape, scale, steps, strict=True)):
+            return steps
     raise FormatError(
         f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}",
         fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling",

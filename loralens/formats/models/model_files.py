@@ -94,7 +94,7 @@ class ModelFiles:
         FormatError
             A pipe or a device, or a link to nothing, lies beside the weights.
         """
-        for name in self.others if self.root.is_dir() else ():
+        for name in self.companions if self.root.is_dir() else ():
             path = self.root / name
             if not path.is_file():
                 what = "is a link to a file that is not there" if path.is_symlink() else "is no regular file"
@@ -113,7 +113,7 @@ class ModelFiles:
                 shard.stored.file.check_unchanged()
 
     @property
-    def others(self) -> list[str]:
+    def companions(self) -> list[str]:
         """Files beside the weights: configuration, tokenizer, code."""
         weights = {*(s.name for s in self.shards), *(i.name for i in self.indices), *self.left_out}
         return [name for name in _walk(self.root) if name not in weights]
@@ -132,24 +132,24 @@ def model_files(root: Path) -> ModelFiles:
     if not root.is_dir():
         raise OptionError(f"{root}: no such file or folder", fix="check the path")
     with place(root):
-        found = [_in_folder(root, root)]
-        if not found[0][0]:
-            found = [_in_folder(root, p) for p in sorted(root.iterdir()) if p.is_dir() and p.name not in LEFT_OUT]
-        shards = tuple(shard for one, _ in found for shard in one)
+        parts = [_in_folder(root, root)]
+        if not parts[0][0]:
+            parts = [_in_folder(root, p) for p in sorted(root.iterdir()) if p.is_dir() and p.name not in LEFT_OUT]
+        shards = tuple(shard for part_shards, _ in parts for shard in part_shards)
         if not shards:
             raise FormatError("holds no safetensors weights", fix="convert its weights to safetensors")
-    indices = tuple(index for _, index in found if index)
+    indices = tuple(index for _, index in parts if index)
     used = {*(shard.name for shard in shards), *(index.name for index in indices)}
     return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and _other_weights(n)))
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
     prefix, inside = ("", "") if folder == root else (f"{folder.name}.", f"{folder.name}/")
-    found = weight_files(folder)
-    if found is None:
+    listing = weight_files(folder)
+    if listing is None:
         return [], None
-    shards = [_shard(file, inside + file.name, prefix) for file in found.files]
-    return shards, Index(inside + found.index.name, prefix, found.content) if found.index else None
+    shards = [_shard(file, inside + file.name, prefix) for file in listing.files]
+    return shards, Index(inside + listing.index.name, prefix, listing.content) if listing.index else None
 
 
 def _shard(path: Path, name: str, prefix: str) -> Shard:

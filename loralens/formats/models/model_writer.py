@@ -60,7 +60,7 @@ def write_model(
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
-    beside: Callable[[Path], None] | None = None,
+    write_beside: Callable[[Path], None] | None = None,
     inputs: Collection[Input] = (),
     overwrite: bool = False,
     threads: int = 1,
@@ -91,7 +91,7 @@ def write_model(
         Other files that do not come along.
     names : mapping of str to str, or None
         Other files that come along under another name.
-    beside : callable or None
+    write_beside : callable or None
         Writes further files into the folder before it takes its place.
     inputs : collection of (str, Path)
         What is read, in words and where, the model itself first: the target is none of it, holds none and lies in
@@ -123,8 +123,8 @@ def write_model(
                 _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
                 _write_text(path_to_write(part, name), text)
-        jobs, known = list[_Job](), files.tensors
-        check_space(target, copy_bytes(known, changes))
+        jobs, tensors = list[_Job](), files.tensors
+        check_space(target, copy_bytes(tensors, changes))
         for shard in files.shards:
             fd = os.open(
                 path_to_write(part, shard.name) if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666
@@ -132,8 +132,8 @@ def write_model(
             opened.callback(os.close, fd)
             jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
-        if beside:
-            beside(part)
+        if write_beside:
+            write_beside(part)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:
@@ -143,7 +143,7 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
 
 def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
     """Other files that come along, and their names in the copy."""
-    return {name: names.get(name, name) for name in files.others if name not in without}
+    return {name: names.get(name, name) for name in files.companions if name not in without}
 
 
 def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
@@ -169,21 +169,21 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
 
     Some indices name tensors that no shard holds: these stay, and take no bytes.
     """
-    known = files.tensors
+    tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _home(key, files) for key in changes if key not in known}
+    homes = {key: _home(key, files) for key in changes if key not in tensors}
     names |= {
         key.removeprefix(index.prefix): Path(home.name).name
         for key, home in homes.items()
         if home.prefix == index.prefix
     }
-    there = {*known, *changes}
-    size = sum(_spec(key, known, changes).nbytes for name in names if (key := index.prefix + name) in there)
-    if names == old and size == sum(known[key].nbytes for name in old if (key := index.prefix + name) in known):
+    all_keys = {*tensors, *changes}
+    size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
+    if names == old and size == sum(tensors[key].nbytes for name in old if (key := index.prefix + name) in tensors):
         return (files.root / index.name).read_bytes().decode("utf-8")  # the ends of its lines too
-    said = index.content.get("metadata")
-    metadata = {**(said if isinstance(said, dict) else {}), "total_size": size}
+    old_metadata = index.content.get("metadata")
+    metadata = {**(old_metadata if isinstance(old_metadata, dict) else {}), "total_size": size}
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
@@ -193,9 +193,9 @@ def _home(key: str, files: ModelFiles) -> Shard:
     return (own or files.shards)[-1]
 
 
-def _spec(key: str, known: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
+def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
     """What a tensor of the copy will be."""
-    return changes[key] if key in changes else Change(known[key].dtype, known[key].shape)
+    return changes[key] if key in changes else Change(tensors[key].dtype, tensors[key].shape)
 
 
 @final
@@ -225,7 +225,7 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
 
     The header stays byte for byte where no tensor changes its dtype, its shape or its place.
     """
-    known, changes = files.tensors, outline.changes
+    tensors, changes = files.tensors, outline.changes
     header: bytes
     offsets: Mapping[str, int]
     if outline.header:
@@ -233,21 +233,23 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
-        keys += [key for key in changes if key not in known and _home(key, files) is shard]
-        specs = {key.removeprefix(shard.prefix): _spec(key, known, changes) for key in keys}
+        keys += [key for key in changes if key not in tensors and _home(key, files) is shard]
+        specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
         if not _alike(specs, shard.stored.tensors):
             header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
             offsets = offsets_of(header[8:])
     for key, spec in specs.items():
-        whole = shard.prefix + key
-        if not (whole in changes or whole in known) or _spec(whole, known, changes) != spec:
+        full_key = shard.prefix + key
+        if not (full_key in changes or full_key in tensors) or _spec(full_key, tensors, changes) != spec:
             raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
     for key, spec in specs.items():
-        whole = shard.prefix + key
-        yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
+        full_key = shard.prefix + key
+        yield _Job(
+            full_key, fd, len(header) + offsets[key], spec.nbytes, None if full_key in changes else tensors[full_key]
+        )
 
 
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
@@ -326,18 +328,18 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
                 errors.append(error)
                 stop.set()
 
-    others: list[Thread] = []
+    workers: list[Thread] = []
     try:
         for _ in range(threads - 1):
             thread = Thread(target=work, daemon=True)
             thread.start()  # fails where memory is at its end: those that run are waited for all the same
-            others.append(thread)
+            workers.append(thread)
         work()
-        for thread in others:
+        for thread in workers:
             thread.join()
     finally:  # an interrupt while waiting
         stop.set()
-        for thread in others:
+        for thread in workers:
             thread.join()
     if errors:
         raise errors[0]

@@ -66,9 +66,9 @@ def check_numbers(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     FormatError
         It is quantised.
     """
-    found = _quantisation(tensors, config)
-    if found:
-        raise _refused(found, config)
+    quantisation = _quantisation(tensors, config)
+    if quantisation:
+        raise _refused(quantisation, config)
 
 
 def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
@@ -79,17 +79,20 @@ def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     FormatError
         It is quantised, and the codes do not lie in the shape of the weights.
     """
-    found = _quantisation(tensors, config)
-    if found and not found.shaped:
-        raise _refused(found, config)
+    quantisation = _quantisation(tensors, config)
+    if quantisation and not quantisation.shaped:
+        raise _refused(quantisation, config)
 
 
 def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
-    for one in QUANTISATIONS:
-        if all(_any_ends(tensors, end) for end in one.ends) and (
-            not one.codes or any(key.endswith(one.codes) and str(t.dtype) == one.dtype for key, t in tensors.items())
+    for quantisation in QUANTISATIONS:
+        if all(_any_ends(tensors, end) for end in quantisation.ends) and (
+            not quantisation.codes
+            or any(
+                key.endswith(quantisation.codes) and str(t.dtype) == quantisation.dtype for key, t in tensors.items()
+            )
         ):
-            return one
+            return quantisation
     if any(
         key.endswith(".weight") and t.ndim >= 2 and np.issubdtype(t.dtype, np.integer) for key, t in tensors.items()
     ):
@@ -103,16 +106,16 @@ def _any_ends(keys: Iterable[str], end: str) -> bool:
 
 def _said(config: Mapping[str, Any] | None) -> str:
     """The method that ``config.json`` names."""
-    said = (config or {}).get("quantization_config")
-    method = said.get("quant_method") if isinstance(said, dict) else None
+    section = (config or {}).get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, dict) else None
     return ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
 
 
-def _refused(found: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
-    name = "GPTQ" if found.name == "AWQ" and _said(config) == "gptq" else found.name
+def _refused(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
+    name = "GPTQ" if quantisation.name == "AWQ" and _said(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
-    told = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
+    source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
     return FormatError(
-        f"its weights are quantised: {name}{told}",
+        f"its weights are quantised: {name}{source_text}",
         fix="give the 16-bit model it was made from: an adapter trained on a quantised base fits that sibling",
     )

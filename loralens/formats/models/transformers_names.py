@@ -85,13 +85,13 @@ def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     return adapter
 
 
-def _others(extra: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
+def _others(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
     """Tensors that belong to modules without a pair, under their keys with the names of memory."""
-    found: dict[str, Extra] = {}
-    for key, one in extra.items():
-        name = _applied(one.module, rules)
-        found[key.replace(one.module, name) if one.module else key] = replace(one, module=name)
-    return found
+    renamed: dict[str, Extra] = {}
+    for key, extra in extras.items():
+        name = _applied(extra.module, rules)
+        renamed[key.replace(extra.module, name) if extra.module else key] = replace(extra, module=name)
+    return renamed
 
 
 def _saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
@@ -129,45 +129,45 @@ def _halved(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
 def _joined(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
     """Single experts as the stacks of memory: gate and up below each other, missing ones as updates of 0."""
     stacks: dict[str, dict[int, dict[str, Update]]] = {}
-    found: dict[str, Update] = {}
+    joined: dict[str, Update] = {}
     for name, module in modules.items():
         single = _SINGLE.match(name)
         if not single:
-            found[name] = module
+            joined[name] = module
             continue
         part = EXPERT_PARTS.get(single["part"], single["part"])
         joint = "down_proj" if part == "down_proj" else "gate_up_proj"
         stacks.setdefault(f"{single['stack']}.{joint}", {}).setdefault(int(single["number"]), {})[part] = module
     for stack, experts in stacks.items():
         parts = ("down_proj",) if stack.endswith("down_proj") else ("gate_proj", "up_proj")
-        shape = next(module.shape for held in experts.values() for module in held.values())
-        rank = max(sum(module.rank for module in held.values()) for held in experts.values())
+        shape = next(module.shape for parts_of_expert in experts.values() for module in parts_of_expert.values())
+        rank = max(sum(module.rank for module in parts_of_expert.values()) for parts_of_expert in experts.values())
         for e in range(max(count, max(experts) + 1)):
-            found[f"{stack}[{e}]"] = _block(experts.get(e, {}), parts, shape, rank)
-    return found
+            joined[f"{stack}[{e}]"] = _block(experts.get(e, {}), parts, shape, rank)
+    return joined
 
 
-def _block(held: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
+def _block(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
     """One pair of several that stand below each other: B in blocks, A below A, their scales in B."""
     out, in_ = shape
 
     def B() -> Array:
-        whole, column = np.zeros((len(parts) * out, rank), np.float32), 0
+        stacked, column = np.zeros((len(parts) * out, rank), np.float32), 0
         for i, part in enumerate(parts):
-            if part in held:
-                module = held[part]
+            if part in updates:
+                module = updates[part]
                 block = module.scale * module.B.astype(np.float64)
-                whole[i * out : (i + 1) * out, column : column + module.rank] = block
+                stacked[i * out : (i + 1) * out, column : column + module.rank] = block
                 column += module.rank
-        return whole
+        return stacked
 
     def A() -> Array:
-        whole, row = np.zeros((rank, in_), np.float32), 0
+        stacked, row = np.zeros((rank, in_), np.float32), 0
         for part in parts:
-            if part in held:
-                whole[row : row + held[part].rank] = held[part].A
-                row += held[part].rank
-        return whole
+            if part in updates:
+                stacked[row : row + updates[part].rank] = updates[part].A
+                row += updates[part].rank
+        return stacked
 
     return LowRank(
         LazyArray(B, shape=(len(parts) * out, rank), dtype=np.float32),

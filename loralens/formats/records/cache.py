@@ -41,20 +41,20 @@ def size_of(text: str) -> int:
     OptionError
         It is no size.
     """
-    found = _SIZE.fullmatch(text.strip())
-    if not found or not isfinite(float(found[1])):
+    match = _SIZE.fullmatch(text.strip())
+    if not match or not isfinite(float(match[1])):
         raise OptionError(f"{text!r:.100} is no size", fix="write it like 20GB, 500MiB or 0")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** " kmgt".index(found[2].lower() or " "))
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
 
 
 def digest(weight: Weight) -> str:
     """SHA-256 of the numbers of a weight, its dtype, shape and orientation; read a block of rows at a time."""
     stored = weight.stored
-    found = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
+    hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
     for _, block in weight.blocks():
-        found.update(np.ascontiguousarray(block).view(np.uint8).data)
-    return found.hexdigest()
+        hasher.update(np.ascontiguousarray(block).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 def nbytes(weight: Weight) -> int:
@@ -94,17 +94,17 @@ class SvdCache:
             return None
         try:
             stored = read_safetensors(file)
-            found = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
+            svd = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
-        if not _sound(found, shape) or (stored.metadata or {}).get("crc32") != _checksum(found):
+        if not _sound(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
         with suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(file)
         self._used.add(file.name)
-        return found
+        return svd
 
-    def write(self, key: str, found: Decomposed) -> bool:
+    def write(self, key: str, svd: Decomposed) -> bool:
         """Keep an SVD; false where there is no room for it beside what this run has used.
 
         Raises
@@ -113,7 +113,7 @@ class SvdCache:
             The disk cannot be written.
         """
         file = self._file(key)
-        room = self.limit - sum(part.nbytes for part in found) - HEADER
+        room = self.limit - sum(part.nbytes for part in svd) - HEADER
         if not self._make_room(room, besides=file.name):
             return False
         try:
@@ -123,8 +123,8 @@ class SvdCache:
                 f"{self.folder}: cannot be made: {error.strerror}", fix="choose another folder with --cache DIR"
             ) from error
         tidy_folder(self.folder, _ENTRY.fullmatch)  # another run may never come to the entry of one that was killed
-        tensors = {name: LazyArray.of(part) for name, part in found._asdict().items()}
-        write_safetensors(Stored(tensors, {"crc32": _checksum(found), "loralens": VERSION}), file)
+        tensors = {name: LazyArray.of(part) for name, part in svd._asdict().items()}
+        write_safetensors(Stored(tensors, {"crc32": _checksum(svd), "loralens": VERSION}), file)
         self._used.add(file.name)
         return True
 
@@ -152,21 +152,21 @@ class SvdCache:
         return True
 
 
-def _sound(found: Decomposed, shape: tuple[int, int]) -> bool:
+def _sound(svd: Decomposed, shape: tuple[int, int]) -> bool:
     """Whether arrays are the thin SVD of a weight of this shape: the checksum is of their bytes alone."""
     out, in_ = shape
     k = min(shape)
     due = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
-    parts = found._asdict()
+    parts = svd._asdict()
     if not all(parts[name].shape == dims and parts[name].dtype == dtype for name, (dims, dtype) in due.items()):
         return False
-    descending = bool((found.s[:-1] >= found.s[1:]).all()) and bool((found.s >= 0).all())
-    return descending and all(np.isfinite(part).all() for part in found)
+    descending = bool((svd.s[:-1] >= svd.s[1:]).all()) and bool((svd.s >= 0).all())
+    return descending and all(np.isfinite(part).all() for part in svd)
 
 
-def _checksum(found: Decomposed) -> str:
+def _checksum(svd: Decomposed) -> str:
     """CRC-32 of the numbers of an entry: it tells damage, at 3 GB/s; the name tells whose SVD it is."""
     value = 0
-    for part in found:
+    for part in svd:
         value = crc32(np.ascontiguousarray(part).view(np.uint8).data, value)
     return f"{value:08x}"

@@ -68,7 +68,7 @@ def candidates(root: Path) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     home = os.path.realpath(root)
-    seen: set[tuple[int, int]] = set()  # by number: a real path asks the system about every folder above, each time
+    visited: set[tuple[int, int]] = set()  # by number: a real path asks the system about every folder above, each time
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
@@ -79,9 +79,9 @@ def _walk(root: Path) -> Iterator[Path]:
                 status = folder.stat()
             except OSError:  # it has gone meanwhile
                 continue
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])

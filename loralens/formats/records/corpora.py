@@ -133,10 +133,10 @@ def read_corpus(name: str) -> Split:
     corpus = CORPORA[name]
     pools = [_distinct(_rows(corpus, file)) for file in corpus.files]
     test = _shuffled(corpus, pools[-1])
-    rest = test[HELD_OUT:]
+    training = test[HELD_OUT:]
     if len(pools) > 1:  # what the published test half holds is never trained on, held out or not
-        rest = _shuffled(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
-    return Split(rest[VALIDATION:][:TRAIN], rest[:VALIDATION], test[:HELD_OUT], corpus.labels)
+        training = _shuffled(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
+    return Split(training[VALIDATION:][:TRAIN], training[:VALIDATION], test[:HELD_OUT], corpus.labels)
 
 
 def _rows(corpus: Corpus, file: str) -> Iterator[Row]:

@@ -26,9 +26,9 @@ def keeping(files: Sequence[Path], model: Path) -> Iterator[None]:
 
     Afterwards the old ones are gone; they are back where no other model stands there.
     """
-    with ExitStack() as kept:
+    with ExitStack() as stack:
         for file in files:
-            kept.enter_context(_keeping(file, model))
+            stack.enter_context(_keeping(file, model))
         yield
 
 
@@ -86,6 +86,6 @@ def _leftovers(file: Path) -> list[tuple[Path, int, int]]:
         names = sorted(path.name for path in file.parent.iterdir())
     except OSError:
         return []  # whoever writes there will say what is wrong
-    found = [match for name in names if name.endswith(".kept") and (match := _KEPT.fullmatch(name))]
-    ours = [(file.with_name(one[0]), one) for one in found if one["name"] == file.name]
-    return [(path, int(one["pid"]), int(one["model"])) for path, one in ours if not path.is_symlink()]
+    matches = [match for name in names if name.endswith(".kept") and (match := _KEPT.fullmatch(name))]
+    ours = [(file.with_name(match[0]), match) for match in matches if match["name"] == file.name]
+    return [(path, int(match["pid"]), int(match["model"])) for path, match in ours if not path.is_symlink()]

@@ -23,13 +23,13 @@ _SHOWN = 5
 
 def file_sizes(folder: Path) -> dict[str, int]:
     """Every file under a folder by its path with ``/``, links not followed, and its bytes."""
-    found = {}
+    sizes = {}
     for home, inner, names in os.walk(folder):
         links = [name for name in inner if (Path(home) / name).is_symlink()]
         for name in (*names, *links):
             path = Path(home) / name
-            found[path.relative_to(folder).as_posix()] = path.lstat().st_size
-    return dict(sorted(found.items()))
+            sizes[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return dict(sorted(sizes.items()))
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:

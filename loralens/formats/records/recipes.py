@@ -52,10 +52,10 @@ def read_recipe(path: Path) -> Recipe:
         if text is None:
             raise FormatError("was not combined by loralens: no recipe is in it", fix="give a .toml file")
         try:
-            said = json.loads(text)
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError("its recipe is not readable", fix="write one as a .toml file") from error
-        return _recipe(said)
+        return _recipe(content)
 
 
 def _from_toml(path: Path) -> Recipe:
@@ -66,24 +66,24 @@ def _from_toml(path: Path) -> Recipe:
         text = file.read(0, file.size).decode("utf-8")
         if _DEEP.search(text):
             raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
-        said = tomllib.loads(text)
+        content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError alone where a whole number has too many digits
         raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
-    recipe = _recipe(said)
+    recipe = _recipe(content)
 
-    def beside(name: str) -> str:
+    def resolve(name: str) -> str:
         # Not Path.exists, which raises where a path is longer than the system has any.
         return str(path.parent / name) if os.path.exists(path.parent / name) else name  # noqa: PTH110
 
-    take = recipe.take if recipe.take in (None, "none") else beside(str(recipe.take))
-    adapters = tuple(replace(one, path=beside(one.path)) for one in recipe.adapters)
+    take = recipe.take if recipe.take in (None, "none") else resolve(str(recipe.take))
+    adapters = tuple(replace(member, path=resolve(member.path)) for member in recipe.adapters)
     return replace(recipe, adapters=adapters, take=take)
 
 
-def _recipe(said: object) -> Recipe:
-    if not isinstance(said, dict):
+def _recipe(content: object) -> Recipe:
+    if not isinstance(content, dict):
         raise FormatError("its recipe is not a table", fix="write one as a .toml file")
-    return Recipe.of(said)
+    return Recipe.of(content)
 
 
 def stamped(stored: Stored, recipe: Recipe) -> Stored:

@@ -67,7 +67,7 @@ class Run:
     @property
     def ordered(self) -> bool:
         """Whether all checkpoints have a step: without it there is no order, and nothing to conclude from one."""
-        return all(one.step is not None for one in self.checkpoints)
+        return all(checkpoint.step is not None for checkpoint in self.checkpoints)
 
 
 def run_of(paths: Sequence[Path]) -> Run:
@@ -90,7 +90,7 @@ def run_of(paths: Sequence[Path]) -> Run:
     states = {path: state for path in [*paths, *members] if (state := _state(path))}
     checkpoints = [Checkpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
-    ordered = sorted(checkpoints, key=lambda one: (one.step is None, one.step or 0))
+    ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
     if not states:
         log = paths[0] / LOG
         entries = _log(log) if len(paths) == 1 and log.is_file() else []
@@ -114,8 +114,8 @@ def _members(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())
-    found = [path for path in inside if _TRAINER.fullmatch(path.name) and path.is_dir()]
-    return found or [path for path in inside if _MLX.fullmatch(path.name) and path.is_file()]
+    trainer_folders = [path for path in inside if _TRAINER.fullmatch(path.name) and path.is_dir()]
+    return trainer_folders or [path for path in inside if _MLX.fullmatch(path.name) and path.is_file()]
 
 
 def _state_file(path: Path) -> Path:
@@ -132,7 +132,7 @@ def _state(path: Path) -> Mapping[str, Any] | None:
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
     """The lines of our own log, as Trainer would have them; one that is cut short is left out."""
-    found: list[Mapping[str, Any]] = []
+    entries: list[Mapping[str, Any]] = []
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
@@ -141,14 +141,14 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
         if isinstance(entry, dict):
             evaluation = entry.get("evaluation")
             measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
-            found.append({**entry, **measured})
-    return found
+            entries.append({**entry, **measured})
+    return entries
 
 
 def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
-    said = _whole(states.get(path, {}).get("global_step"))
-    if said is not None:
-        return said
+    global_step = _whole(states.get(path, {}).get("global_step"))
+    if global_step is not None:
+        return global_step
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return _whole(int(file[1])) if file else named[0] if named else None
@@ -170,21 +170,22 @@ def _whole(value: Any) -> int | None:
 
 def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
     """Two checkpoints of one step have no order."""
-    seen: dict[int, Path] = {}
-    for one in checkpoints:
-        if one.step is not None and one.step in seen:
+    paths: dict[int, Path] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.step is not None and checkpoint.step in paths:
             raise OptionError(
-                f"{seen[one.step]} and {one.path} are both of step {one.step}", fix="give the checkpoints of one run"
+                f"{paths[checkpoint.step]} and {checkpoint.path} are both of step {checkpoint.step}",
+                fix="give the checkpoints of one run",
             )
-        if one.step is not None:
-            seen[one.step] = one.path
+        if checkpoint.step is not None:
+            paths[checkpoint.step] = checkpoint.path
 
 
 def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[Loss, ...]:
     """Finite losses by step; of one step the last."""
-    found = {
+    values = {
         step: value
         for entry in entries
         if (step := _whole(entry.get("step"))) is not None and (value := finite(entry.get(name))) is not None
     }
-    return tuple(Loss(value, step) for step, value in sorted(found.items()))
+    return tuple(Loss(value, step) for step, value in sorted(values.items()))

@@ -84,13 +84,13 @@ def write_sarif(text: str, path: Path) -> None:
 
 def _rule(code: str, meaning: str) -> dict[str, Any]:
     words = code.replace("-", " ")
-    told = {"text": meaning or f"Found by the reader of the file: {words}."}
+    description = {"text": meaning or f"Found by the reader of the file: {words}."}
     return {
         "id": code,
         "name": "".join(part.capitalize() for part in code.split("-")),
         "shortDescription": {"text": words[:1].upper() + words[1:]},
-        "fullDescription": told,
-        "help": told,
+        "fullDescription": description,
+        "help": description,
     }
 
 

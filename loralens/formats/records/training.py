@@ -104,7 +104,7 @@ class Training:
                     f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}",
                     fix="move it elsewhere, or choose another target",
                 )
-        if self.folder.exists() and not self._hold.held:
+        if self.folder.exists() and not self._hold.is_taken:
             check_free(self.folder)
         if (self.folder / RUN).exists() and not overwrite:
             raise OptionError(
@@ -132,12 +132,16 @@ class Training:
             raise OptionError(f"there is no run to go on with: {done}", fix="leave out --resume")
         self._hold.take(self.folder)
         with place(self.folder):
-            there = {name: value for name, value in read_json(self.folder / RUN).items() if name != REPLACES}
-            here = json.loads(json.dumps(run))
-            other = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+            saved_run = {name: value for name, value in read_json(self.folder / RUN).items() if name != REPLACES}
+            this_run = json.loads(json.dumps(run))
+            other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
             if other:
-                said = "; ".join(f"{n} is {_short(there.get(n))} there, {_short(here.get(n))} here" for n in other[:3])
-                raise MismatchError(f"holds another run: {said}", fix="go on with the same options, or --overwrite it")
+                differences = "; ".join(
+                    f"{n} is {_short(saved_run.get(n))} there, {_short(this_run.get(n))} here" for n in other[:3]
+                )
+                raise MismatchError(
+                    f"holds another run: {differences}", fix="go on with the same options, or --overwrite it"
+                )
             state = self._state()
         self._tidy()
         self._cut(state.step if state else -1)
@@ -190,8 +194,8 @@ class Training:
     @property
     def snapshots(self) -> list[tuple[int, Path]]:
         """The snapshots so far, with their steps and in their order."""
-        found = [(path.name.rpartition("-")[2], path) for path in self.folder.glob("checkpoint-*")]
-        return sorted((int(step), path) for step, path in found if step.isdecimal())
+        folders = [(path.name.rpartition("-")[2], path) for path in self.folder.glob("checkpoint-*")]
+        return sorted((int(step), path) for step, path in folders if step.isdecimal())
 
     @property
     def saved(self) -> bool:
@@ -212,8 +216,8 @@ class Training:
         stored = read_safetensors(path)
         with place(path):
             try:
-                said = json.loads((stored.metadata or {})[KEY])
-                step, record, run = int(said["step"]), dict(said["record"]), dict(said["run"])
+                content = json.loads((stored.metadata or {})[KEY])
+                step, record, run = int(content["step"]), dict(content["record"]), dict(content["run"])
             except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
@@ -228,8 +232,8 @@ class Training:
         path = self.folder / LOG
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
-            self._write(LOG, "".join(f"{line}\n" for line in kept))
+            remaining = [line for line in lines if (at := _step(line)) is not None and at <= step]
+            self._write(LOG, "".join(f"{line}\n" for line in remaining))
         for at, snapshot in self.snapshots:
             if at > step:
                 shutil.rmtree(snapshot, ignore_errors=True)
@@ -246,14 +250,14 @@ def _ours(folder: Path) -> bool:
 
 def _strangers(folder: Path) -> list[str]:
     """What lies in the folder of a run and was not written by one."""
-    found = []
+    strangers = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
         if not _OWN.fullmatch(name) and not (name.endswith(".part") and path.name.startswith(".")):
-            found.append(name)
-    return found
+            strangers.append(name)
+    return strangers
 
 
 def _step(line: str) -> int | None:
@@ -265,5 +269,5 @@ def _step(line: str) -> int | None:
 
 
 def _short(value: Any) -> str:
-    said = json.dumps(value)
-    return said if len(said) < 60 else said[:57] + "…"
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "…"

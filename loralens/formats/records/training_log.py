@@ -40,12 +40,12 @@ def history(path: Path) -> History:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and type(entry.get("step")) is int:
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

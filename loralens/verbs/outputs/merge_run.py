@@ -114,7 +114,7 @@ class MergeRun:
                 with replacing(_in_part(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
-        ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         changes = self._changes()
         total = copy_bytes(files.tensors, changes)
         with Spool(output.absolute().parent) as spool, keeping(outside, output), progress("merging", total) as step:
@@ -128,7 +128,7 @@ class MergeRun:
                 dropped=self.inputs.plan.dropped,
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
-                beside=write_beside,
+                write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
                 threads=THREADS,

@@ -89,7 +89,7 @@ class UnmergeRun:
         if not self.files.root.is_dir():
             return
         indices = {index.name for index in self.files.indices}
-        changeable = indices | ({CONFIG} & set(self.files.others))
+        changeable = indices | ({CONFIG} & set(self.files.companions))
         for name, text in self.undo.texts.items():
             if name not in changeable or not isinstance(text, str):
                 raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
@@ -130,8 +130,8 @@ class UnmergeRun:
                 headers=dict(zip(names, map(_header, undo.headers.values()), strict=True)),
                 texts=undo.texts if folder else {},
                 without=(NAME, CERTIFICATE),
-                names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
-                beside=self._check,
+                names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                write_beside=self._check,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=THREADS,

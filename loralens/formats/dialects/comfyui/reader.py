@@ -69,8 +69,8 @@ def raw(key: str) -> Leaf | None:
 
 def leaf(key: str) -> Leaf | None:
     """The parts of a key, its name the canonical one."""
-    found = raw(key)
-    return found and Leaf(canonical(found.name), found.part)
+    parts = raw(key)
+    return parts and Leaf(canonical(parts.name), parts.part)
 
 
 def canonical(name: str) -> str:
@@ -88,8 +88,8 @@ def detect(stored: Stored) -> bool:
         return False
     down = [found["name"] for key in keys if _down(key) and (found := _UP_DOWN.match(key))]
     dotted = all("." in name and not name.startswith(KOHYA) for name in down)
-    others = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _down(key)]
-    return bool(down or others) and dotted and all(key.startswith(_OWN) for key in others)
+    other_halves = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _down(key)]
+    return bool(down or other_halves) and dotted and all(key.startswith(_OWN) for key in other_halves)
 
 
 def _down(key: str) -> bool:
@@ -143,10 +143,10 @@ def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> 
     """What else ComfyUI does with such a file, and tensors that were not understood."""
     findings = []
     for role, code, text in _TOLD:
-        keys = [key for key, one in extra.items() if one.role == role]
+        keys = [key for key, item in extra.items() if item.role == role]
         if keys:
             findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
-    both = [one.module for one in extra.values() if one.role in ("diff", "saved") and one.module in modules]
+    both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
         text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
         findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))

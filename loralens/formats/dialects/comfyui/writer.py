@@ -60,9 +60,9 @@ def write(adapter: Adapter) -> Stored:
 def _file(name: str, parts: Parts) -> str:
     """What the file calls a module: as it did, where it was read from such a file."""
     if parts:
-        found = raw(parts["A"][0])
-        assert found
-        return found.name
+        stored_leaf = raw(parts["A"][0])
+        assert stored_leaf
+        return stored_leaf.name
     if name.startswith(KOHYA):
         raise MismatchError(
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
@@ -94,11 +94,11 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
     if module.layout.kind not in KINDS:
         what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    said = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
+    alpha_tensor = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
     if parts:
-        return dict((parts["A"], parts["B"])) | said
+        return dict((parts["A"], parts["B"])) | alpha_tensor
     B, A = pack(module)
-    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | said
+    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | alpha_tensor
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:

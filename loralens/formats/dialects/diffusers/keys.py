@@ -94,17 +94,17 @@ def _module(path: str, written: str) -> str:
     return f"{head}.{(_IN_TEXT_ENCODER if in_text_encoder else _IN_UNET).get(last, last)}"
 
 
-def fits(keys: Iterable[str], *, said: bool) -> bool:
-    """Whether keys are diffusers', by the style of their pairs; ``said``: the header says so."""
+def fits(keys: Iterable[str], *, declared: bool) -> bool:
+    """Whether keys are diffusers', by the style of their pairs; ``declared`` says that the header names the dialect."""
     styles = {key: found for key in keys if (found := style(key))}
-    return bool(styles) and all(_fits(key, found, said=said) for key, found in styles.items())
+    return bool(styles) and all(_fits(key, found, declared=declared) for key, found in styles.items())
 
 
-def _fits(key: str, found: str, *, said: bool) -> bool:
-    if found in ("layer", "processor"):
+def _fits(key: str, key_style: str, *, declared: bool) -> bool:
+    if key_style in ("layer", "processor"):
         return not key.startswith(("diffusion_model.", "lora_", "lycoris_"))
-    if said:
+    if declared:
         return True
-    if found == "bare":
+    if key_style == "bare":
         return key.startswith("transformer.") and not _LANGUAGE_MODEL.match(key)
     return bool(component(key)) and not _LANGUAGE_MODEL.match(key)

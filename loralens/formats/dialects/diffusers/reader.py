@@ -35,11 +35,15 @@ def detect(stored: Stored) -> bool:
     Pairs ``lora_A.weight`` need a component before them or the header's word, and a PEFT configuration beside them
     makes them PEFT's where there is no such word.
     """
-    said = KEY in (stored.metadata or {})
-    peft = not said and (stored.config or {}).get("peft_type") == "LORA" and any(".lora_A" in k for k in stored.tensors)
+    declared = KEY in (stored.metadata or {})
+    peft = (
+        not declared
+        and (stored.config or {}).get("peft_type") == "LORA"
+        and any(".lora_A" in k for k in stored.tensors)
+    )
     foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
     down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
-    return not (peft or foreign or down) and fits(stored.tensors, said=said)
+    return not (peft or foreign or down) and fits(stored.tensors, declared=declared)
 
 
 def read(stored: Stored) -> Adapter:
@@ -55,7 +59,7 @@ def read(stored: Stored) -> Adapter:
         stored.tensors,
         leaf,
         update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
-        companions=lambda name, parts, found: _companions(name, parts, paired=found is not None),
+        companions=lambda name, parts, update: _companions(name, parts, paired=update is not None),
     )
     bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
     extra = {**extra, **dora.unstored(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
@@ -120,11 +124,11 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
     return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
 
 
-def _about_extras(extra: Iterable[tuple[str, Extra]]) -> list[Finding]:
+def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
     """DoRA, and tensors that belong to no pair."""
     roles: dict[str, list[str]] = {}
-    for key, one in extra:
-        roles.setdefault(one.role, []).append(key)
+    for key, extra in extras:
+        roles.setdefault(extra.role, []).append(key)
     findings = []
     if "magnitude" in roles:
         text = (

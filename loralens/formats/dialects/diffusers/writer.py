@@ -45,9 +45,9 @@ def write(adapter: Adapter) -> Stored:
         A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
         that has no pair.
     """
-    kept = _as_read(adapter)
-    if kept is not None:
-        return kept
+    unchanged = _as_read(adapter)
+    if unchanged is not None:
+        return unchanged
     names: dict[str, str] = {}
     if adapter.format != NAME:
         names = _names(adapter)
@@ -89,8 +89,8 @@ def _as_read(adapter: Adapter) -> Stored | None:
     return stored if same else None
 
 
-def _agree(found: Update, module: Update) -> bool:
-    return (found.shape, found.rank, found.scale) == (module.shape, module.rank, module.scale)
+def _agree(reread: Update, module: Update) -> bool:
+    return (reread.shape, reread.rank, reread.scale) == (module.shape, module.rank, module.scale)
 
 
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
@@ -128,8 +128,8 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
 
 def _key(key: str, extra: Extra) -> str:
     """The key of an extra while it names its module, else one of the same ending that does."""
-    found = leaf(key)
-    return key if found is None or found.name == extra.module else f"{extra.module}.{_ENDINGS[found.part]}"
+    parts = leaf(key)
+    return key if parts is None or parts.name == extra.module else f"{extra.module}.{_ENDINGS[parts.part]}"
 
 
 def _check_dora(adapter: Adapter) -> None:
@@ -152,10 +152,10 @@ def _headed(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         ranks.setdefault(component(name), set()).add(module.rank)
     uniform = all(len(found) == 1 for found in ranks.values()) and all(m.scale == 1 for m in adapter.modules.values())
-    said = plain.metadata or {}
-    if uniform and KEY not in said and detect(plain):
+    header = plain.metadata or {}
+    if uniform and KEY not in header and detect(plain):
         return plain
-    return replace(plain, metadata={**said, KEY: dumps(_fields(adapter))})
+    return replace(plain, metadata={**header, KEY: dumps(_fields(adapter))})
 
 
 def _fields(adapter: Adapter) -> Fields:
@@ -163,8 +163,8 @@ def _fields(adapter: Adapter) -> Fields:
     old = Configs.of(adapter.metadata if adapter.format == NAME else None)
     members: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
-        said = old.component(name)
-        members.setdefault(component(name) if said is None else said, {})[name] = module
+        owner = old.component(name)
+        members.setdefault(component(name) if owner is None else owner, {})[name] = module
     fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
     for part, modules in members.items():
         with place(part or KEY):
@@ -185,21 +185,21 @@ def _updated(
         raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
     rank, alpha = most_common(ranks.values()), most_common(alphas.values())
     roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "peft_type": "LORA",
         "use_dora": bool(roles & {"magnitude", "norms"}),
         "lora_bias": "lora_bias" in roles,
     }
-    found.update(old or {})
-    found.update(
+    fields.update(old or {})
+    fields.update(
         r=rank,
         lora_alpha=whole(alpha),
         rank_pattern=pattern(ranks, rank),
         alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
     )
-    if adapter.narrowed or "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
-        found["target_modules"] = list(paths)
-    return found
+    if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(paths):
+        fields["target_modules"] = list(paths)
+    return fields
 
 
 def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
@@ -224,6 +224,6 @@ def _check(stored: Stored, adapter: Adapter) -> None:
         what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
         raise FormatError(what, fix="rename the module")
     for name, module in adapter.items():
-        found = back[name]
-        if found.shape != module.shape or not isclose(found.scale, module.scale, rel_tol=_SAME):
-            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+        reread = back[name]
+        if reread.shape != module.shape or not isclose(reread.scale, module.scale, rel_tol=_SAME):
+            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")

@@ -30,7 +30,7 @@ class Architecture:
         Path of a block, its number left out.
     kinds : tuple of str
         Weights of a block; ``{e}`` is the number of an expert.
-    others : tuple of str
+    outside : tuple of str
         Weights outside the blocks.
     """
 
@@ -40,7 +40,7 @@ class Architecture:
     permuted: bool = False
     block: str = "model.layers.{bid}."
     kinds: tuple[str, ...] = (*_ATTENTION, *_GATED)
-    others: tuple[str, ...] = ("model.embed_tokens", "lm_head")
+    outside: tuple[str, ...] = ("model.embed_tokens", "lm_head")
 
 
 ARCHITECTURES = (
@@ -66,8 +66,8 @@ ARCHITECTURES = (
     Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",),
                  kinds=(*_ATTENTION, *_ROUTED, *_SHARED, "mlp.shared_expert_gate")),
     Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), kinds=(*_ATTENTION, *_ROUTED)),
-    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), others=_TIED),
-    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), others=_TIED),
+    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), outside=_TIED),
+    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), outside=_TIED),
     Architecture("gemma3", ("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"),
                  ("gemma3_text", "gemma3")),
     Architecture("phi3", ("Phi3ForCausalLM",), ("phi3",),
@@ -80,20 +80,20 @@ ARCHITECTURES = (
     Architecture("starcoder2", ("Starcoder2ForCausalLM",), ("starcoder2",),
                  kinds=(*_ATTENTION, "mlp.c_fc", "mlp.c_proj")),
     Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",)),
-    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), others=_TIED),
-    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), others=_TIED),
+    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), outside=_TIED),
+    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), outside=_TIED),
     Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), ("olmo2", "olmo3")),
     Architecture("olmoe", ("OlmoeForCausalLM",), ("olmoe",), kinds=(*_ATTENTION, *_ROUTED)),
     Architecture("seed_oss", ("SeedOssForCausalLM",), ("seed_oss",)),
     Architecture("gpt2", ("GPT2LMHeadModel",), ("gpt2",), block="transformer.h.{bid}.",
                  kinds=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-                 others=("transformer.wte", "lm_head")),
+                 outside=("transformer.wte", "lm_head")),
     Architecture("bert", ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "RobertaModel",
                           "RobertaForSequenceClassification", "XLMRobertaModel"),
                  ("bert", "roberta", "xlm-roberta"), block="encoder.layer.{bid}.",
                  kinds=("attention.self.query", "attention.self.key", "attention.self.value",
                         "attention.output.dense", "intermediate.dense", "output.dense"),
-                 others=("embeddings.word_embeddings",)),
+                 outside=("embeddings.word_embeddings",)),
 )  # fmt: skip
 
 
@@ -106,18 +106,20 @@ class Heads(NamedTuple):
 
 def architecture(name: object) -> Architecture | None:
     """The architecture of a name of llama.cpp's, or a class or model type of Hugging Face's."""
-    for found in ARCHITECTURES:
-        if name == found.name or name in found.classes or name in found.types:
-            return found
+    for family in ARCHITECTURES:
+        if name == family.name or name in family.classes or name in family.types:
+            return family
     return None
 
 
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture that a base's config.json says."""
     text = text_config(config)
-    said = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
-    said = said or [text.get("model_type")]  # a class that is unknown here may well have a model type that is known
-    return next(filter(None, map(architecture, said)), None)
+    candidates = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
+    candidates = candidates or [
+        text.get("model_type")
+    ]  # a class that is unknown here may well have a model type that is known
+    return next(filter(None, map(architecture, candidates)), None)
 
 
 def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's configuration") -> Heads | None:

@@ -32,15 +32,15 @@ class Place(NamedTuple):
 
 def place_of(module: str, arch: str) -> Place | None:
     """Where a module stands in a GGUF file; None where the architecture has no tensor for it."""
-    found = _EXPERT.match(module)
-    if not found:
+    match = _EXPERT.match(module)
+    if not match:
         tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
         return None if tensor is None or tensor.endswith("_exps") else Place(tensor, None)
-    path = found["stack"] or f"{found['path']}.{found['part']}"
+    path = match["stack"] or f"{match['path']}.{match['part']}"
     tensor = _tensor(path, arch) or _tensor(_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)
     if tensor is None or not tensor.endswith("_exps"):
         return None
-    return Place(tensor, int(found["number"] or found["item"]))
+    return Place(tensor, int(match["number"] or match["item"]))
 
 
 def _tensor(module: str, arch: str) -> str | None:
@@ -85,17 +85,17 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
     """The Hugging Face name of a tensor; None where its architecture has none, or several."""
     if arch is None:
         return None
-    found = _BLOCK.match(tensor)
-    pattern = _modules(arch).get(f"blk.{{bid}}.{found[2]}" if found else tensor)
+    block = _BLOCK.match(tensor)
+    pattern = _modules(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
     if pattern is None or ("{e}" in pattern) != (expert is not None):
         return None
-    return pattern.format(bid=found[1] if found else "", e=expert)
+    return pattern.format(bid=block[1] if block else "", e=expert)
 
 
 @cache
 def _modules(arch: Architecture) -> Mapping[str, str]:
     """Tensor names → patterns of the module names that an architecture lists."""
-    patterns = [*arch.others, *(arch.block + kind for kind in arch.kinds)]
+    patterns = [*arch.outside, *(arch.block + kind for kind in arch.kinds)]
     names: dict[str, list[str]] = {}
     for pattern in patterns:
         spot = place_of(pattern.format(bid=0, e=0), arch.name)

@@ -62,15 +62,15 @@ def read(stored: Stored) -> Adapter:
     arch = _architecture(plain, base)
     heads = heads_said(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
-    pairs, rest = group(stored.tensors, _leaf)
+    pairs, unpaired = group(stored.tensors, _leaf)
     return Adapter(
         modules=unfold(pairs, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha)),
-        extra={key: _extra(key, tensor, arch) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, arch) for key, tensor in unpaired.items()},
         config=base,
         metadata=stored.metadata,
         format=NAME,
         base_model=_base_model(plain),
-        findings=tuple(_findings(plain, list(pairs), arch, heads, rest)),
+        findings=tuple(_findings(plain, list(pairs), arch, heads, unpaired)),
     )
 
 
@@ -82,9 +82,9 @@ def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
     """
     if not (turned(adapter) and other.format == NAME):
         return adapter
-    plain, known = (gguf_values.plain(one.metadata) for one in (adapter, other))
-    heads = heads_said(known, other.config)
-    if heads is None or plain.get(ARCHITECTURE) != known.get(ARCHITECTURE):
+    values, other_values = (gguf_values.plain(one.metadata) for one in (adapter, other))
+    heads = heads_said(other_values, other.config)
+    if heads is None or values.get(ARCHITECTURE) != other_values.get(ARCHITECTURE):
         return adapter
     tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
     for module in adapter.modules.values():
@@ -104,12 +104,12 @@ def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Architecture | None:
-    said = plain.get(ARCHITECTURE)
-    arch, of_base = architecture(said) if isinstance(said, str) else None, architecture_of(base)
-    arch = arch if arch and arch.name == said else None  # llama.cpp's own name, no class of Hugging Face's
+    name = plain.get(ARCHITECTURE)
+    arch, of_base = architecture(name) if isinstance(name, str) else None, architecture_of(base)
+    arch = arch if arch and arch.name == name else None  # llama.cpp's own name, no class of Hugging Face's
     if of_base and of_base is not arch:
         raise MismatchError(
-            f"the adapter is for {said!a:.40} and the base is {of_base.name}",
+            f"the adapter is for {name!a:.40} and the base is {of_base.name}",
             fix="give the base that the adapter was trained on",
         )
     return arch
@@ -124,8 +124,8 @@ def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Head
         They are no positive numbers.
     """
     if HEADS in plain:
-        said = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
-        return heads_of(said, source=f"{HEADS} and {HEADS_KV}")
+        fields = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
+        return heads_of(fields, source=f"{HEADS} and {HEADS_KV}")
     return heads_of(base)
 
 
@@ -144,8 +144,8 @@ def _scaling(alpha: float, rank: int) -> Scaling:
 
 
 def _leaf(key: str) -> Leaf | None:
-    found = _LEAF.match(key)
-    return Leaf(found["name"].removesuffix(".weight"), found["half"].upper()) if found else None
+    match = _LEAF.match(key)
+    return Leaf(match["name"].removesuffix(".weight"), match["half"].upper()) if match else None
 
 
 def _modules(
@@ -198,8 +198,8 @@ def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
 def _base_model(plain: Mapping[str, Any]) -> str | None:
     """The Hub id of the base where the file says its address, else the name that it says."""
     url = plain.get("general.base_model.0.repo_url")
-    found = _HUB.match(url) if isinstance(url, str) else None
-    return found["name"] if found else plain_text(plain.get("general.base_model.0.name"))
+    match = _HUB.match(url) if isinstance(url, str) else None
+    return match["name"] if match else plain_text(plain.get("general.base_model.0.name"))
 
 
 def _findings(
@@ -207,7 +207,7 @@ def _findings(
     tensors: list[str],
     arch: Architecture | None,
     heads: Heads | None,
-    rest: Mapping[str, LazyArray],
+    unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
     strange = [tensor for tensor in tensors if not _listed(tensor, arch)]
     if strange:
@@ -222,7 +222,7 @@ def _findings(
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
     if "adapter.alora.invocation_tokens" in plain:
         yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
-    norms = [key for key in rest if key.endswith("_norm.weight")]
+    norms = [key for key in unpaired if key.endswith("_norm.weight")]
     if norms:
         text = f"{len(norms)} norms trained in full, {norms[0]} the first: llama.cpp reads over them"
         yield Finding("note", "norms-ignored", text)

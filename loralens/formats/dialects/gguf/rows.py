@@ -28,8 +28,8 @@ def unpermute(rows: Array, heads: int) -> Array:
 
 def rotary(tensor: str) -> str | None:
     """``q`` or ``k`` where a tensor is one of these projections."""
-    found = _ROTARY.match(tensor)
-    return found[1] if found else None
+    match = _ROTARY.match(tensor)
+    return match[1] if match else None
 
 
 def heads_in(tensor: str, heads: Heads, out: int) -> int:

@@ -61,7 +61,7 @@ class _Target:
     ----------
     arch : str
         llama.cpp's name of the architecture.
-    known : Architecture or None
+    family : Architecture or None
         What is known here of it.
     heads : Heads or None
         Of the base, where the rows of q and k stand in another order in llama.cpp's files.
@@ -72,7 +72,7 @@ class _Target:
     """
 
     arch: str
-    known: Architecture | None
+    family: Architecture | None
     heads: Heads | None
     metadata: Mapping[str, str] | None
     config: Mapping[str, Any] | None
@@ -105,45 +105,47 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     tensors: dict[str, LazyArray] = {}
     for tensor, modules in stacks.items():
         with place(next(iter(modules.values()))):
-            found = {number: adapter.modules[name] for number, name in modules.items()}
-            tensors.update(_tensors(tensor, found, target, alpha, heads))
+            updates = {number: adapter.modules[name] for number, name in modules.items()}
+            tensors.update(_tensors(tensor, updates, target, alpha, heads))
     if target.metadata is not None:
         tensors.update((key, extra.tensor) for key, extra in adapter.extra.items())
     metadata = _metadata(adapter, target, alpha, heads)
-    names = _names(stacks, target.known)
+    names = _names(stacks, target.family)
     return Stored(tensors, metadata, target.config, plain=gguf_values.plain(metadata), names=names)
 
 
 def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None) -> _Target:
-    said = _asked(arch, config)
+    requested = _asked(arch, config)
     if adapter.format == NAME:
         plain = gguf_values.plain(adapter.metadata)
         own = plain.get(ARCHITECTURE)
-        if said is None or said.name == own:
-            known = architecture(own) if isinstance(own, str) else None
-            known = known if known and known.name == own else None
-            heads = heads_said(plain, adapter.config) if known and known.permuted else None
-            return _Target(str(own or ""), known, heads, adapter.metadata or {}, adapter.config)
-    if said is None:
+        if requested is None or requested.name == own:
+            family = architecture(own) if isinstance(own, str) else None
+            family = family if family and family.name == own else None
+            heads = heads_said(plain, adapter.config) if family and family.permuted else None
+            return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
+    if requested is None:
         raise OptionError(
             "a GGUF adapter says the architecture of its base, and nothing here does",
             fix="give --arch (llama, qwen2 …) or the base's folder with --base",
         )
-    return _Target(said.name, said, heads_said({}, base_of(config)) if said.permuted else None, None, config)
+    return _Target(
+        requested.name, requested, heads_said({}, base_of(config)) if requested.permuted else None, None, config
+    )
 
 
 def _asked(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture that the options say."""
     named, of_base = architecture(arch), architecture_of(config)
-    known = ", ".join(found.name for found in ARCHITECTURES)
+    choices = ", ".join(found.name for found in ARCHITECTURES)
     if arch is not None and named is None:
-        raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {known}")
+        raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {choices}")
     if named and of_base and named is not of_base:
         raise OptionError(f"--arch says {named.name} and the base is {of_base.name}", fix="leave out --arch")
     if config is not None and not named and not of_base:
-        said = config.get("architectures") or config.get("model_type")
+        described = config.get("architectures") or config.get("model_type")
         raise OptionError(
-            f"the base's architecture {said!a:.60} is none of those known here: {known}",
+            f"the base's architecture {described!a:.60} is none of those known here: {choices}",
             fix="give --arch if it is one of them under another name",
         )
     return named or of_base
@@ -190,8 +192,8 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
 
 def _tied(target: _Target) -> bool:
     """Whether the base has no head but its embedding: as its configuration says, else as all of its family have it."""
-    said = (target.config or {}).get("tie_word_embeddings")
-    return said is True or (said is None and target.known is not None and "lm_head" not in target.known.others)
+    tied = (target.config or {}).get("tie_word_embeddings")
+    return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
 
 
 def head_is_tied() -> FormatError:
@@ -222,7 +224,7 @@ def _float32(number: float) -> float:
 def _heads_needed(stacks: Stacks, target: _Target) -> Heads | None:
     """The numbers of heads, where rows have to be reordered."""
     turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
-    if not turned or target.known is None or not target.known.permuted:
+    if not turned or target.family is None or not target.family.permuted:
         return None
     if target.heads is None and target.metadata is None:
         raise OptionError(
@@ -301,9 +303,9 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
 
 def _experts(modules: list[Update], target: _Target) -> int:
     """How many experts the stack has: as the base says, or the file they were read from, or all that are here."""
-    said = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
+    count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
     shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
-    return max((len(modules), *shares)) if said is None else said
+    return max((len(modules), *shares)) if count is None else count
 
 
 def _joined(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
@@ -319,19 +321,19 @@ def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | No
     """The key-values: as they were read but for an α that changed, or those of a new file."""
     values: dict[str, Value] = {}
     if target.metadata is None:
-        said = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
-        values = {key: Value("str", array=False, value=text) for key, text in said.items()}
+        identity = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
+        values = {key: Value("str", array=False, value=text) for key, text in identity.items()}
         if adapter.base_model:
             values["general.base_model.count"] = Value("u32", array=False, value=1)
             values["general.base_model.0.name"] = Value("str", array=False, value=adapter.base_model)
         if heads:
             values[HEADS] = Value("u32", array=False, value=heads.q)
             values[HEADS_KV] = Value("u32", array=False, value=heads.kv)
-    kept = dict(target.metadata or {})
-    if target.metadata is None or gguf_values.plain(kept).get(ALPHA, 0.0) != alpha:
-        kept = {key: text for key, text in kept.items() if gguf_values.from_text(key, text)[0] != ALPHA}
+    carried = dict(target.metadata or {})
+    if target.metadata is None or gguf_values.plain(carried).get(ALPHA, 0.0) != alpha:
+        carried = {key: text for key, text in carried.items() if gguf_values.from_text(key, text)[0] != ALPHA}
         values[ALPHA] = Value("f32", array=False, value=alpha)
-    return {**kept, **dict(gguf_values.to_text(key, value) for key, value in values.items())}
+    return {**carried, **dict(gguf_values.to_text(key, value) for key, value in values.items())}
 
 
 def _names(stacks: Stacks, arch: Architecture | None) -> dict[str, str]:

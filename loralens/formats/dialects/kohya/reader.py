@@ -53,8 +53,8 @@ def raw(key: str) -> Leaf | None:
 
 def leaf(key: str) -> Leaf | None:
     """The parts of a key, a doubled prefix taken off its name."""
-    found = raw(key)
-    return found and Leaf(canonical(found.name), found.part)
+    parts = raw(key)
+    return parts and Leaf(canonical(parts.name), parts.part)
 
 
 def canonical(name: str) -> str:
@@ -137,8 +137,8 @@ def axis(tensor: LazyArray, module: Update) -> str:
 
 def base_model(stored: Stored) -> str | None:
     """What the metadata says the adapter was trained on."""
-    said = stored.metadata or {}
-    return plain_text(said.get("ss_sd_model_name")) or plain_text(said.get("ss_base_model_version"))
+    metadata = stored.metadata or {}
+    return plain_text(metadata.get("ss_sd_model_name")) or plain_text(metadata.get("ss_base_model_version"))
 
 
 def about_scales(modules: Mapping[str, Update]) -> list[Finding]:

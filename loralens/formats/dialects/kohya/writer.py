@@ -81,9 +81,9 @@ def _files(adapter: Adapter, components: Components) -> dict[str, str]:
 def _file(name: str, parts: Parts, components: Components) -> str:
     """What the file calls a module: as it did, where it was read from such a file."""
     if parts:
-        found = raw(parts["A"][0])
-        assert found
-        return found.name
+        stored_leaf = raw(parts["A"][0])
+        assert stored_leaf
+        return stored_leaf.name
     if name.startswith(PREFIXES):
         return name
     check_encoder(name)
@@ -146,18 +146,18 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     if adapter.format == NAME and all(map(_as_read, modules)):
         return adapter.metadata
     alphas = {float(_alpha(module)) for module in modules}
-    said = {
+    summary = {
         "ss_network_dim": _one(str(module.rank) for module in modules),
         "ss_network_alpha": _one(str(int(number) if number.is_integer() else number) for number in alphas),
     }
     if adapter.format != NAME:
-        return {"ss_network_module": "networks.lora", **said}
+        return {"ss_network_module": "networks.lora", **summary}
     if adapter.metadata is None:
         return None
-    return {key: said.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}
+    return {key: summary.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}
 
 
 def _one(values: Iterable[str]) -> str:
     """The value that all share, or sd-scripts' word for several."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else "Dynamic"
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else "Dynamic"

@@ -12,8 +12,8 @@ _FUSED = re.compile(r"\.attn\.(attn|qkv)$")
 def fits(names: Iterable[str]) -> bool:
     """Whether modules have LitGPT's names, those of blocks among them."""
     names = list(names)
-    others = [name for name in names if not _OURS.match(name)]
-    return others in ([], ["lm_head"]) and any(map(_OURS.match, names))
+    other_names = [name for name in names if not _OURS.match(name)]
+    return other_names in ([], ["lm_head"]) and any(map(_OURS.match, names))
 
 
 def is_fused(name: str) -> bool:

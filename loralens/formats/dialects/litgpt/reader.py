@@ -48,7 +48,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         A pair with one half missing, factors that do not multiply, a fused weight of which nothing says the parts.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
     config = _flags(stored)
     for name, parts in groups.items():
@@ -57,7 +57,7 @@ def read(stored: Stored) -> Adapter:
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
     return Adapter(
         modules=modules,
-        extra=others(rest),
+        extra=others(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
@@ -67,13 +67,13 @@ def read(stored: Stored) -> Adapter:
 
 def _flags(stored: Stored) -> dict[str, Any]:
     """What the configuration or the pickle says, with ``enable_lora`` as a list of three where it is said at all."""
-    found = {**stored.plain, **(stored.config or {})}
+    fields = {**stored.plain, **(stored.config or {})}
     enabled, _ = enabled_slices(stored)
-    if enabled is None and any(flag in found for flag in _FLAGS):
-        enabled = [found.get(flag, False) is True for flag in _FLAGS]
+    if enabled is None and any(flag in fields for flag in _FLAGS):
+        enabled = [fields.get(flag, False) is True for flag in _FLAGS]
     if enabled is not None and (len(enabled) != 3 or not any(enabled)):
         raise FormatError("query, key and value need three flags, one at least true", fix=_SAY)
-    return {**found, "enable_lora": enabled}
+    return {**fields, "enable_lora": enabled}
 
 
 def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[str, Parts]) -> LowRank:
@@ -85,8 +85,8 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved(sizes, config) if old else _contiguous(sizes)
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
-    said = scaling(config, A.shape[0] // layout.blocks, r="lora_r")
-    return LowRank(B, A, said.value, scaling=said, layout=layout, origin=origin)
+    module_scaling = scaling(config, A.shape[0] // layout.blocks, r="lora_r")
+    return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
 
 def _enabled(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:

@@ -55,7 +55,7 @@ def detect(stored: Stored) -> bool:
         bool(names)
         and not litgpt_keys.fits(names)
         and not any(name.startswith(("diffusion_model.", "text_encoders.")) for name in names)
-        and not is_diffusers(stored.tensors, said="lora_adapter_metadata" in (stored.metadata or {}))
+        and not is_diffusers(stored.tensors, declared="lora_adapter_metadata" in (stored.metadata or {}))
     )
 
 
@@ -69,22 +69,22 @@ def read(stored: Stored) -> Adapter:
         adapted.
     """
     enabled, config = enabled_slices(stored)
-    groups, rest = group(stored.tensors, leaf)
-    middle = next((key for key in rest if key.endswith(".lora_E")), None)
+    groups, unpaired = group(stored.tensors, leaf)
+    middle = next((key for key in unpaired if key.endswith(".lora_E")), None)
     if middle:
         what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
         raise FormatError(what, fix="save it with PEFT, under base_model.model. and beside its adapter_config.json")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
-            modules[name] = _module(name, parts, rest, enabled)
+            modules[name] = _module(name, parts, unpaired, enabled)
     return Adapter(
         modules=modules,
-        extra={key: _extra(key, tensor, rest, modules) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, unpaired, modules) for key, tensor in unpaired.items()},
         config=config,
         metadata=stored.metadata,
         format=NAME,
-        findings=(alpha_unknown("loralib"), *_findings(modules, rest)),
+        findings=(alpha_unknown("loralib"), *_findings(modules, unpaired)),
     )
 
 
@@ -96,21 +96,21 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
     FormatError
         It is no list of true and false with at least one true.
     """
-    held = stored.config if stored.config and ENABLED in stored.config else stored.plain
-    if ENABLED not in held:
+    source = stored.config if stored.config and ENABLED in stored.config else stored.plain
+    if ENABLED not in source:
         return None, stored.config
-    enabled = held[ENABLED]
+    enabled = source[ENABLED]
     if not isinstance(enabled, list) or not all(isinstance(one, bool) for one in enabled) or not any(enabled):
         raise FormatError(
             f"{ENABLED} is not a list of true and false", fix=f"write it as {ENABLED}: [true, false, true]"
         )
-    return enabled, stored.config if held is stored.config else {**(stored.config or {}), ENABLED: enabled}
+    return enabled, stored.config if source is stored.config else {**(stored.config or {}), ENABLED: enabled}
 
 
-def _module(name: str, parts: Parts, rest: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
+def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
     B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, rank = origin_of(NAME, parts), A.shape[0]
-    weight = rest.get(f"{name}.conv.weight")
+    weight = unpaired.get(f"{name}.conv.weight")
     if weight is not None and weight.ndim == 4:
         B, A, layout = _unpack_conv(B, A, weight.shape)
         rank //= layout.kernel[0]
@@ -118,7 +118,7 @@ def _module(name: str, parts: Parts, rest: Mapping[str, LazyArray], enabled: lis
         B, layout = _unpack_merged(B, A, enabled)
         rank //= layout.groups
     else:
-        layout = Layout(_kind(name, (B.shape[0], A.shape[1]), rest.get(f"{name}.weight")))
+        layout = Layout(_kind(name, (B.shape[0], A.shape[1]), unpaired.get(f"{name}.weight")))
     return LowRank(B, A, scaling=Scaling("unknown", rank=rank), layout=layout, origin=origin)
 
 
@@ -157,20 +157,20 @@ def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[L
     return B.reshape(out, k * width), wide, Layout("conv", kernel=(k, k))
 
 
-def _extra(key: str, tensor: LazyArray, rest: Mapping[str, LazyArray], modules: Mapping[str, Update]) -> Extra:
+def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modules: Mapping[str, Update]) -> Extra:
     """A trained bias, a head trained in full, or the base weight of an adapted module."""
     name, _, last = key.rpartition(".")
     inner = name.removesuffix(".conv")
     if name in modules or inner in modules:
         return Extra("bias" if last == "bias" else "other", inner if inner in modules else name, tensor, last)
-    if last == "bias" and f"{name}.weight" not in rest:
+    if last == "bias" and f"{name}.weight" not in unpaired:
         return Extra("bias", name, tensor, last)
     return Extra("saved" if last in ("weight", "bias") else "other", name, tensor, last)
 
 
-def _findings(modules: Mapping[str, Update], rest: Mapping[str, LazyArray]) -> list[Finding]:
+def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) -> list[Finding]:
     findings = []
-    bases = [name for name in modules if f"{name}.weight" in rest or f"{name}.conv.weight" in rest]
+    bases = [name for name in modules if f"{name}.weight" in unpaired or f"{name}.conv.weight" in unpaired]
     if bases:
         text = f"holds base weights too, {bases[0]}'s among them; saved in eval mode they contain the update already"
         findings.append(Finding("warning", "base-included", text, "take the base model from its own source"))

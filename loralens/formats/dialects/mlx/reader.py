@@ -66,8 +66,8 @@ def is_ours(config: Mapping[str, Any] | None) -> bool:
 
 def parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The ``lora_parameters`` of a configuration; empty where it has none."""
-    found = (config or {}).get("lora_parameters")
-    return found if isinstance(found, dict) else {}
+    section = (config or {}).get("lora_parameters")
+    return section if isinstance(section, dict) else {}
 
 
 def said_scale(config: Mapping[str, Any] | None) -> float | None:
@@ -94,19 +94,22 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         Full fine-tuning, a pair with one half missing, factors that do not multiply, a scale that is no number.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, leaf)
     if not groups:
         what = "fine_tune_type full: the file holds whole weights, not a LoRA"
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
     scale = said_scale(stored.config)
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
 
-    def made(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
-        for one, B, A, layout, origin in _factors(name, parts, rest.get(f"{name}.m")):
-            yield one, LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
+    def build(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
+        for module_name, B, A, layout, origin in _factors(name, parts, unpaired.get(f"{name}.m")):
+            yield (
+                module_name,
+                LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin),
+            )
 
-    modules = unfold(groups, made)
-    extra = {key: _extra(key, tensor, modules) for key, tensor in rest.items()}
+    modules = unfold(groups, build)
+    extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
     if (stored.config or {}).get("fine_tune_type") == "dora":
         extra |= dora.unstored(modules, extra, DORA, lambda name: f"{name}.m")
     return Adapter(
@@ -173,17 +176,19 @@ def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
 
 
 def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Mapping[str, Update]) -> list[Finding]:
-    said, ranks = parameters(config), sorted({module.rank for module in modules.values()})
+    section, ranks = parameters(config), sorted({module.rank for module in modules.values()})
     findings = []
     if scale is None:
-        where = "lora_parameters in adapter_config.json holds no scale" if is_ours(config) else "the file stands alone"
-        text = f"{where}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
+        reason = "lora_parameters in adapter_config.json holds no scale" if is_ours(config) else "the file stands alone"
+        text = f"{reason}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
         fix = "put the adapter_config.json of the training beside the file, or give --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
-    if "rank" in said and ranks != [said["rank"]]:
-        text = f"lora_parameters says rank {ascii(said['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
+    if "rank" in section and ranks != [section["rank"]]:
+        text = (
+            f"lora_parameters says rank {ascii(section['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
+        )
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
-    if "alpha" in said and scale is not None and "fine_tune_type" not in (config or {}):
+    if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
         text = (
             f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r as well"
         )

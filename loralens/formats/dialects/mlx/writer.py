@@ -144,14 +144,14 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     """
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
-    said = said_scale(old)
-    unsaid = said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
+    stated = said_scale(old)
+    unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
     untouched = all(as_read(stack, NAME) for stack in stacks.values())
     if untouched and unsaid:
         return old, 1.0
-    if untouched and said is not None and all(module.scale == said for module in modules):
-        return old, said
+    if untouched and stated is not None and all(module.scale == stated for module in modules):
+        return old, stated
     rank = _one_rank(modules)
     if unsaid:
         if old is not None and "rank" in parameters(old):
@@ -193,5 +193,5 @@ def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
 
 def _key(name: str) -> str:
     """What mlx-lm calls a module: its path within its block, or the whole one outside any."""
-    found = block(name)
-    return name.removeprefix(f"{found.stack}.{found.number}.") if found else name
+    position = block(name)
+    return name.removeprefix(f"{position.stack}.{position.number}.") if position else name

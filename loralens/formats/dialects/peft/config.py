@@ -130,9 +130,9 @@ class PeftConfig:
         """α, r and rule of a module, and which field said so."""
         alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
-        said = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
-        said += [f"rank_pattern {rank_key!r}"] if rank_key else []
-        return Scaling(self.rule, alpha, rank, " and ".join(said) or "adapter_config.json")
+        origins = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
+        origins += [f"rank_pattern {rank_key!r}"] if rank_key else []
+        return Scaling(self.rule, alpha, rank, " and ".join(origins) or "adapter_config.json")
 
     @property
     def rule(self) -> Rule:

@@ -86,9 +86,9 @@ def modules(
         return
     shared = Origin(origin.format, origin.tensors, share=count)
     layout = Layout("experts", transposed=_turned(config))
-    kept = recent.keep(B)
+    cached_B = recent.keep(B)
     for e in range(count):
-        one_B = kept.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
+        one_B = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
         one_A = A.rows(e * rank, (e + 1) * rank)
         yield (
             f"{name}[{e}]",

@@ -56,14 +56,14 @@ def leaf(key: str) -> Leaf | None:
 
 def canonical(key: str) -> str:
     """A key as PEFT itself writes it: with its prefix, without an adapter's name."""
-    found = leaf(key)
-    return key if found is None else f"{PREFIX}{found.path}.{_WRITTEN[found.role].format(found.half)}"
+    parts = leaf(key)
+    return key if parts is None else f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
 
 
 def is_pair(key: str) -> bool:
     """Whether a key is half of a PEFT pair."""
-    found = leaf(key)
-    return found is not None and found.role in ("pair", "embedding")
+    parts = leaf(key)
+    return parts is not None and parts.role in ("pair", "embedding")
 
 
 def module_path(path: str) -> str:

@@ -48,8 +48,8 @@ def detect(stored: Stored) -> bool:
     if peft_types.type_of(stored) != peft_types.PLAIN:
         return True
     pairs = [key for key in stored.tensors if is_pair(key)]
-    said = (stored.config or {}).get("peft_type") == "LORA"
-    return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
+    declared = (stored.config or {}).get("peft_type") == "LORA"
+    return bool(pairs) and (declared or all(key.startswith(PREFIX) for key in pairs))
 
 
 def read(stored: Stored) -> Adapter:
@@ -69,15 +69,15 @@ def read(stored: Stored) -> Adapter:
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
     modules: Mapping[str, Update]
-    rest: Mapping[str, LazyArray]
+    unpaired: Mapping[str, LazyArray]
     pruned: list[str] = []
     if kind == peft_types.PLAIN:
-        modules, rest, paths, about = _plain(stored.tensors, config)
+        modules, unpaired, paths, about = _plain(stored.tensors, config)
     else:
-        modules, rest, about, pruned = peft_types.read(stored, kind, config)
+        modules, unpaired, about, pruned = peft_types.read(stored, kind, config)
         paths = {*modules, *pruned}
     findings += about
-    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
+    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in unpaired.items()}
     if config:
         if config.fields.get("use_dora"):
             extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
@@ -101,7 +101,7 @@ def _plain(
     tensors: Mapping[str, LazyArray], config: PeftConfig | None
 ) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
     """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
-    pairs, rest = _group(tensors)
+    pairs, unpaired = _group(tensors)
     recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
     modules: dict[str, Update] = {}
     findings: list[Finding] = []
@@ -113,7 +113,7 @@ def _plain(
                 modules[name] = module
                 findings += _about_rank(name, module)
     findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
-    return modules, rest, {_target(path, pairs) for path in pairs}, findings
+    return modules, unpaired, {_target(path, pairs) for path in pairs}, findings
 
 
 def _alpha_unknown() -> Finding:
@@ -138,22 +138,22 @@ def _added_twice(name: str) -> Finding:
 def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
     """Pairs by stored path, and every other tensor by key."""
     pairs: dict[str, Halves] = defaultdict(dict)
-    rest: dict[str, LazyArray] = {}
+    unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
-        found = leaf(key)
-        if found and found.role in ("pair", "embedding"):
-            if found.half in pairs[found.path]:
-                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=SAVE_AGAIN)
-            pairs[found.path][found.half] = (key, tensor)
-            if found.role == "embedding":
-                pairs[found.path]["embedding"] = (key, tensor)
+        parts = leaf(key)
+        if parts and parts.role in ("pair", "embedding"):
+            if parts.half in pairs[parts.path]:
+                raise FormatError(f"{key} is one of two lora_{parts.half} of this module", fix=SAVE_AGAIN)
+            pairs[parts.path][parts.half] = (key, tensor)
+            if parts.role == "embedding":
+                pairs[parts.path]["embedding"] = (key, tensor)
         else:
-            rest[key] = tensor
-    for key, tensor in rest.items():
-        found = leaf(key)
-        if found and found.role == "diagonal" and found.path in pairs:
-            pairs[found.path]["diagonal"] = (key, tensor)
-    return dict(pairs), rest
+            unpaired[key] = tensor
+    for key, tensor in unpaired.items():
+        parts = leaf(key)
+        if parts and parts.role == "diagonal" and parts.path in pairs:
+            pairs[parts.path]["diagonal"] = (key, tensor)
+    return dict(pairs), unpaired
 
 
 def _modules(
@@ -234,14 +234,14 @@ def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
 
 def _about_rank(name: str, module: LowRank) -> list[Finding]:
     """A finding where the configuration's r is not the tensor's."""
-    said, width = module.scaling.rank, module.rank // module.layout.blocks
-    if said is None or said == width:
+    configured, width = module.scaling.rank, module.rank // module.layout.blocks
+    if configured is None or configured == width:
         return []
     return [
         Finding(
             "error",
             "rank-disagrees",
-            f"{name}: the configuration says r = {said} and lora_A has {width} rows",
+            f"{name}: the configuration says r = {configured} and lora_A has {width} rows",
             "correct r or rank_pattern in adapter_config.json: the scale depends on it",
         )
     ]
@@ -266,9 +266,9 @@ def _extra(
     key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
 ) -> Extra:
     """The role of a tensor that is not half of a pair, and the module it belongs to."""
-    found = leaf(key)
-    if found:
-        return Extra(found.role, module_path(found.path), tensor, "bias" if found.role == "lora_bias" else "weight")
+    parts = leaf(key)
+    if parts:
+        return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)

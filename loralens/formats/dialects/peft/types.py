@@ -64,7 +64,7 @@ class Read(NamedTuple):
     """The modules of a file, every other tensor by its key, and what there is to say."""
 
     modules: Mapping[str, Update]
-    rest: Mapping[str, LazyArray]
+    unpaired: Mapping[str, LazyArray]
     findings: list[Finding]
     pruned: list[str]  # modules that are left out, because nothing of them remained
 
@@ -77,17 +77,17 @@ def type_of(stored: Stored) -> str:
     FormatError
         The configuration says another type than the tensors have.
     """
-    said = (stored.config or {}).get("peft_type")
-    own = {held: _first_own(stored, held) for held in _LEAVES}
-    holds = {held: key for held, key in own.items() if key}
+    declared = (stored.config or {}).get("peft_type")
+    own = {kind: _first_own(stored, kind) for kind in _LEAVES}
+    holds = {kind: key for kind, key in own.items() if key}
     pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
     if pair:
         holds = {PLAIN: pair}
-    if said in (None, *holds):
-        return str(said or next(iter(holds), PLAIN))
-    if holds and said in TYPES:
-        held, key = next(iter(holds.items()))
-        what = f"adapter_config.json says {said}, and the file holds {key}, which is {held}'s"
+    if declared in (None, *holds):
+        return str(declared or next(iter(holds), PLAIN))
+    if holds and declared in TYPES:
+        kind, key = next(iter(holds.items()))
+        what = f"adapter_config.json says {declared}, and the file holds {key}, which is {kind}'s"
         raise FormatError(what, fix="correct peft_type, or put the configuration of this file beside it")
     return PLAIN
 
@@ -121,7 +121,7 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     FormatError, ShapeError
         Tensors that are missing or do not fit together, masks that make no sense.
     """
-    groups, rest = group(stored.tensors, lambda key: _leaf(key, kind))
+    groups, unpaired = group(stored.tensors, lambda key: _leaf(key, kind))
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
@@ -142,7 +142,7 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     if pruned:
         text = f"{len(pruned)} modules, {pruned[0]} the first, were pruned to rank 0 by AdaLoRA: they have no update"
         findings.append(Finding("note", "pruned-away", text))
-    return Read(modules, rest, findings, pruned)
+    return Read(modules, unpaired, findings, pruned)
 
 
 def _first_own(stored: Stored, kind: str) -> str | None:
@@ -152,8 +152,8 @@ def _first_own(stored: Stored, kind: str) -> str | None:
 
 
 def _leaf(key: str, kind: str) -> Leaf | None:
-    found = _LEAVES[kind].match(key)
-    return Leaf(found["path"].removeprefix(PREFIX), found["part"]) if found else None
+    match = _LEAVES[kind].match(key)
+    return Leaf(match["path"].removeprefix(PREFIX), match["part"]) if match else None
 
 
 def _check(parts: Parts, *, empty: bool) -> None:
@@ -245,9 +245,9 @@ def _conv1d(parts: Parts, scaling: Scaling) -> Update:
     first, _ = lycoris.side(parts, 1)
     (a, c), (b, d, k) = first.shape, parts["lokr_w2"][1].shape
 
-    def whole() -> Array:
+    def product() -> Array:
         second = parts["lokr_w2"][1].read().astype(np.float64)
         return np.kron(first.dense()[None], second).reshape(a * b, c * d, k)
 
-    array = LazyArray(whole, shape=(a * b, c * d, k), dtype=np.float64)
+    array = LazyArray(product, shape=(a * b, c * d, k), dtype=np.float64)
     return lycoris.update_of(parts, Dense(array), scaling, (k,), origin_format("LOKR"))

@@ -79,10 +79,10 @@ def _check(stored: Stored, written: Mapping[str, Update]) -> None:
         what = "cannot be told from its neighbours" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
     for name, module in written.items():
-        found = back[name]
-        same = found.shape == module.shape and found.rank == module.rank
-        if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
-            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+        reread = back[name]
+        same = reread.shape == module.shape and reread.rank == module.rank
+        if not same or not isclose(reread.scale, module.scale, rel_tol=1e-15):
+            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
 
 
 def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
@@ -114,8 +114,8 @@ def _attention(name: str, stacks: Stacks) -> str | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
     if adapter.format == NAME:
-        held = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
-        return {key: _as_it_is(extra, adapter) for key, extra in held.items()}
+        stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        return {key: _as_it_is(extra, adapter) for key, extra in stored_extras.items()}
     extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
     bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
     plain = [name for name in adapter if bent and name not in bent]
@@ -136,18 +136,18 @@ def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
     FormatError, ShapeError
         Extras of other roles, for which ``title`` has no place; two of one module; one that does not fit its module.
     """
-    found: dict[str, LazyArray] = {}
+    tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
         with place(key):
             module = owner(adapter, extra)
             out, ones = module.shape[0], (1 for _ in module.layout.kernel)
             check_size(extra.tensor, out)
             if extra.role == "lora_bias":
-                add(found, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
+                add(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
             else:
                 shape = (1, out, *ones) if module.layout.kernel else (out,)
-                add(found, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
-    return found
+                add(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
+    return tensors
 
 
 def _as_it_is(extra: Extra, adapter: Adapter) -> LazyArray:
@@ -222,8 +222,8 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
         path = _path(name, config, stacks)
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
-            said = module.scaling.rank if module.origin else _width(module)
-            if rank != said or scale != _said(name, module, stacks)[0]:
+            configured_rank = module.scaling.rank if module.origin else _width(module)
+            if rank != configured_rank or scale != _said(name, module, stacks)[0]:
                 return False
             if not module.origin:
                 new.append(path)
@@ -246,7 +246,7 @@ def _attentions_folded(stacks: Stacks) -> Stacks:
 
     PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
     """
-    found = dict(stacks)
+    new_stacks = dict(stacks)
     for name, modules in stacks.items():
         attention = _attention(name, stacks) if name.endswith(".out_proj") else None
         if attention is None:
@@ -258,8 +258,8 @@ def _attentions_folded(stacks: Stacks) -> Stacks:
             continue
         B, A = module.factors
         folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
-        found[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
-    return found
+        new_stacks[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
+    return new_stacks
 
 
 def _times(factor: float, B: Array) -> Array:
@@ -281,16 +281,16 @@ def _updated(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) 
     terms = _terms(PeftConfig(fields), stacks)
     rank = most_common(r for r, _ in terms.values())
     alpha = most_common(a for _, a in terms.values())
-    found = dict(fields)
-    found.update(
+    updated = dict(fields)
+    updated.update(
         r=rank,
         lora_alpha=whole(alpha),
         rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
         alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
     )
-    if exact or PeftConfig(found).unmatched_modules(terms):
-        found.update(_targets(stacks, terms))
-    return found
+    if exact or PeftConfig(updated).unmatched_modules(terms):
+        updated.update(_targets(stacks, terms))
+    return updated
 
 
 def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
@@ -300,8 +300,8 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         for module in modules.values():
             rank = _width(module)
             scale, scaling = _said(name, module, stacks)
-            found = rank, scaling.alpha_for(scale, rank, config.rule)
-            if terms.setdefault(path, found) != found:
+            rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
+            if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
                 raise ShapeError(
                     f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",
                     fix="give them one rank (--uniform)",

@@ -54,20 +54,20 @@ def read(stored: Stored) -> Adapter:
     FormatError
         The description does not fit the tensors, or is damaged, or of a version to come.
     """
-    said = description(stored.metadata)
-    if said.get("version") != VERSION:
-        what = f"is {NAME} of version {said.get('version')!a:.20}, and this loralens knows {VERSION}"
+    fields = description(stored.metadata)
+    if fields.get("version") != VERSION:
+        what = f"is {NAME} of version {fields.get('version')!a:.20}, and this loralens knows {VERSION}"
         raise FormatError(what, fix="update loralens")
     try:
-        scalings = [_scaling(entry) for entry in said["scalings"]]
-        layouts = [_layout(entry) for entry in said["layouts"]]
-        entries, extras = dict(said["modules"]), dict(said["extra"])
-        findings = tuple(_finding(entry) for entry in said["findings"])
-        texts = said["metadata"]
+        scalings = [_scaling(entry) for entry in fields["scalings"]]
+        layouts = [_layout(entry) for entry in fields["layouts"]]
+        entries, extras = dict(fields["modules"]), dict(fields["extra"])
+        findings = tuple(_finding(entry) for entry in fields["findings"])
+        texts = fields["metadata"]
         _check(texts is None or all(isinstance(text, str) for text in texts.values()))
-        _check(said["config"] is None or isinstance(said["config"], dict))
-        _check(harmless(said["source"]))
-        _check(isinstance(said["narrowed"], bool))
+        _check(fields["config"] is None or isinstance(fields["config"], dict))
+        _check(harmless(fields["source"]))
+        _check(isinstance(fields["narrowed"], bool))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
     _check_keys(stored, entries, extras)
@@ -78,13 +78,13 @@ def read(stored: Stored) -> Adapter:
     return Adapter(
         modules=modules,
         extra={key: _extra(stored, key, entry) for key, entry in extras.items()},
-        config=said["config"],
+        config=fields["config"],
         metadata=stored.metadata,
         format=NAME,
-        base_model=plain_text(said.get("base_model")),
+        base_model=plain_text(fields.get("base_model")),
         findings=findings,
-        narrowed=said["narrowed"],
-        peft_fields=sound(said.get("peft")),
+        narrowed=fields["narrowed"],
+        peft_fields=sound(fields.get("peft")),
     )
 
 
@@ -97,12 +97,12 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
         There is none.
     """
     try:
-        said = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
+        fields = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
     except (KeyError, ValueError, RecursionError) as error:
         raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise FormatError("its description is no JSON object", fix=_BROKEN)
-    return said
+    return fields
 
 
 def expanded(adapter: Adapter) -> Adapter:
@@ -113,23 +113,23 @@ def expanded(adapter: Adapter) -> Adapter:
     modules = {name: module.without_origin() for name, module in adapter.items()}
     if not detect(Stored({}, adapter.metadata)):
         return replace(adapter, modules=modules)
-    said = description(adapter.metadata)
-    return replace(adapter, modules=modules, format=said["source"], metadata=said["metadata"])
+    fields = description(adapter.metadata)
+    return replace(adapter, modules=modules, format=fields["source"], metadata=fields["metadata"])
 
 
 def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
-    said = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
+    expected = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
     if not modules:
         raise FormatError("holds no modules", fix=_BROKEN)
-    for key in sorted(said - set(stored.tensors)):
+    for key in sorted(expected - set(stored.tensors)):
         raise FormatError(f"{key} is missing", fix=_BROKEN)
-    for key in sorted(set(stored.tensors) - said):
+    for key in sorted(set(stored.tensors) - expected):
         raise FormatError(f"{key} is in no description", fix=_BROKEN)
 
 
 def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:
-    whole = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
-    if not whole or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
+    well_formed = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
+    if not well_formed or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
         raise FormatError("its description is damaged", fix=_BROKEN)
     out, in_, rank, scaling, layout = entry
     if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):

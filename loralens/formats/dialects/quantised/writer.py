@@ -53,7 +53,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
     again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
-    said = {
+    fields = {
         "version": VERSION,
         "source": again["source"] if again else adapter.format,
         "base_model": adapter.base_model,
@@ -68,8 +68,8 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
     metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
-    if again is None or _resolved(said) != _resolved(again):
-        metadata[NAME] = json.dumps(said, separators=(",", ":"))
+    if again is None or _resolved(fields) != _resolved(again):
+        metadata[NAME] = json.dumps(fields, separators=(",", ":"))
     return Stored(tensors, metadata)
 
 
@@ -79,29 +79,29 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
         (data,) = module.origin.tensors.values()
         return module.rank, data
     pair = LowRank(*module.factors)
-    kept = directions(pair, bits)
+    direction_bits = directions(pair, bits)
 
     def rounded() -> Array:
-        return as_bytes(quantise_product(pair.B, pair.A, np.array(kept)))
+        return as_bytes(quantise_product(pair.B, pair.A, np.array(direction_bits)))
 
-    size = sum(direction_bytes(pair.shape, b) for b in kept)
-    return len(kept), LazyArray(rounded, shape=(size,), dtype=np.uint8)
+    size = sum(direction_bytes(pair.shape, b) for b in direction_bits)
+    return len(direction_bits), LazyArray(rounded, shape=(size,), dtype=np.uint8)
 
 
-def _number(kind: Kind, known: list[Kind]) -> int:
+def _number(kind: Kind, kinds: list[Kind]) -> int:
     """The place of ``kind`` among the known ones, to which it is added where it is new."""
-    if kind not in known:
-        known.append(kind)
-    return known.index(kind)
+    if kind not in kinds:
+        kinds.append(kind)
+    return kinds.index(kind)
 
 
-def _resolved(said: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A description with every kind at its place, in whatever order the kinds were listed."""
     modules = {
-        name: [*rest, said["scalings"][scaling], said["layouts"][layout]]
-        for name, (*rest, scaling, layout) in said["modules"].items()
+        name: [*head, fields["scalings"][scaling], fields["layouts"][layout]]
+        for name, (*head, scaling, layout) in fields["modules"].items()
     }
-    return {**said, "modules": modules, "scalings": None, "layouts": None}
+    return {**fields, "modules": modules, "scalings": None, "layouts": None}
 
 
 def _jsonable(value: Any) -> Any:

@@ -59,15 +59,15 @@ def read_gguf(path: Path) -> Stored:
         file = OpenFile(path)
         header = Header(file)
         tensors, values = gguf_header.counts(header)
-        found = dict(gguf_header.values(header, values))
-        plain = {key: value.value for key, value in found.items()}
+        key_values = dict(gguf_header.values(header, values))
+        plain = {key: value.value for key, value in key_values.items()}
         check_adapter(plain)
         infos = _infos(header, tensors)
-        alignment = _alignment(found.get("general.alignment"))
+        alignment = _alignment(key_values.get("general.alignment"))
         start = -(-header.at // alignment) * alignment
         _check_coverage(infos, start, file.size, alignment)
         arrays = {name: _array(file, start, info) for name, info in infos.items()}
-        metadata = dict(gguf_values.to_text(key, value) for key, value in found.items())
+        metadata = dict(gguf_values.to_text(key, value) for key, value in key_values.items())
         return Stored(arrays, metadata, plain=plain)
 
 
@@ -76,17 +76,18 @@ def check_adapter(plain: dict[str, Any]) -> None:
     kind, adapter = plain.get("general.type"), plain.get("adapter.type")
     if kind == "adapter" and adapter == "lora":
         return
-    said = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
+    description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
     raise FormatError(
-        f"is a GGUF {said}, not a LoRA adapter", fix="give the adapter that convert_lora_to_gguf.py or loralens wrote"
+        f"is a GGUF {description}, not a LoRA adapter",
+        fix="give the adapter that convert_lora_to_gguf.py or loralens wrote",
     )
 
 
-def _alignment(said: Value | None) -> int:
-    if said is None:
+def _alignment(stored: Value | None) -> int:
+    if stored is None:
         return ALIGNMENT
-    size = said.value
-    if (said.kind, said.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
+    size = stored.value
+    if (stored.kind, stored.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
         raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
     return int(size)
 
@@ -137,9 +138,9 @@ def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: i
             raise FormatError(
                 f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=BROKEN
             )
-    rest = size - start - end
-    if rest >= alignment:
-        raise FormatError(f"{rest:,} bytes follow {before}", fix=BROKEN)
+    trailing = size - start - end
+    if trailing >= alignment:
+        raise FormatError(f"{trailing:,} bytes follow {before}", fix=BROKEN)
 
 
 def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
@@ -206,8 +207,8 @@ def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
     for key, value in values.items():
         if key not in writer.kv_data[0]:
             kind = GGUFValueType(CODES[value.kind])
-            whole = GGUFValueType.ARRAY if value.array else kind
-            writer.add_key_value(key, value.value, whole, sub_type=kind if value.array else None)
+            outer_type = GGUFValueType.ARRAY if value.array else kind
+            writer.add_key_value(key, value.value, outer_type, sub_type=kind if value.array else None)
     for key, tensor in stored.tensors.items():
         writer.add_tensor_info(
             key, tensor.shape, tensor.dtype, tensor.nbytes, raw_dtype=GGMLQuantizationType(TYPES[tensor.dtype])

@@ -25,15 +25,15 @@ class Header:
         self.at = 0
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Bytes of the file that nobody has taken."""
         return min(self._file.size, HEADER_LIMIT) - self.at
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
-        if count > self.left:
+        if count > self.remaining:
             raise FormatError(
-                f"the header needs {count:,} bytes at {self.at:,} and {max(self.left, 0):,} are left", fix=BROKEN
+                f"the header needs {count:,} bytes at {self.at:,} and {max(self.remaining, 0):,} are left", fix=BROKEN
             )
         if self.at + count > self._start + len(self._held):
             self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
@@ -78,19 +78,19 @@ def counts(header: Header) -> tuple[int, int]:
             fix="convert the adapter again with a current llama.cpp",
         )
     tensors, values = header.number("Q"), header.number("Q")
-    if tensors + values > header.left // 12:  # neither takes less
+    if tensors + values > header.remaining // 12:  # neither takes less
         raise FormatError(f"claims {tensors:,} tensors and {values:,} key-values: too many", fix=BROKEN)
     return tensors, values
 
 
 def values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
     """The key-values, in the order of the file."""
-    seen = set()
+    keys = set()
     for _ in range(count):
         key = header.name()
-        if key in seen:
+        if key in keys:
             raise FormatError(f"{key} appears twice", fix=BROKEN)
-        seen.add(key)
+        keys.add(key)
         with place(key):
             yield key, _value(header)
 

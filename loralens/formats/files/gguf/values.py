@@ -89,12 +89,12 @@ def _fits(kind: str, item: Any) -> bool:
 
 def plain(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """The values by their key in the file, without their types."""
-    found = (from_text(key, text) for key, text in (metadata or {}).items())
-    return {key: value.value for key, value in found}
+    values = (from_text(key, text) for key, text in (metadata or {}).items())
+    return {key: value.value for key, value in values}
 
 
 def size(value: Value) -> int:
     """Bytes that a value takes in the file, behind its key: its type, and itself."""
     items = value.value if value.array else [value.value]
-    each = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
-    return 4 + (12 if value.array else 0) + sum(each)
+    sizes = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
+    return 4 + (12 if value.array else 0) + sum(sizes)

@@ -56,9 +56,9 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
         file = OpenFile(path)
         container = torch_zip if file.read(0, min(4, file.size)) == torch_zip.MAGIC else torch_legacy
         state, spans = container.load(file)
-        tensors, rest = _split(_unwrapped(state))
+        tensors, plain_values = _split(_unwrapped(state))
         storages = Storages(file, spans)
-        return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, rest
+        return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, plain_values
 
 
 def _array(storages: Storages, key: str, tensor: Tensor) -> LazyArray:

@@ -142,6 +142,6 @@ def _check_axes(tensor: Tensor) -> None:
 
 
 def _check_inside(tensor: Tensor) -> None:
-    held = tensor.storage.nbytes // tensor.dtype.itemsize
-    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > held:
+    capacity = tensor.storage.nbytes // tensor.dtype.itemsize
+    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > capacity:
         raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)

@@ -113,9 +113,9 @@ def _tensor(key: str, number: int, tensor: LazyArray, memo: Memo) -> bytes:
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
     make = _once(_global(Name("torch._utils", "_rebuild_tensor_v2" if plain else "_rebuild_tensor_v3")), memo)
     kind = _once(_text("storage"), memo) + _once(_global(storage), memo)
-    where = _MARK + kind + _text(str(number)) + _once(_text("cpu"), memo) + _int(count) + _TUPLE + b"Q"
+    storage_id = _MARK + kind + _text(str(number)) + _once(_text("cpu"), memo) + _int(count) + _TUPLE + b"Q"
     hooks = _once(_global(Name("collections", "OrderedDict")), memo) + b")" + _CALL
-    parts = where + _int(0) + _ints(tensor.shape) + _ints(steps if tensor.shape else ()) + b"\x89" + hooks
+    parts = storage_id + _int(0) + _ints(tensor.shape) + _ints(steps if tensor.shape else ()) + b"\x89" + hooks
     dtype = b"" if plain else _once(_global(_DTYPES[little]), memo)
     return make + _MARK + parts + dtype + _TUPLE + _CALL
 

@@ -45,8 +45,8 @@ def _entries(file: OpenFile) -> list[ZipInfo]:
 
 def _root(names: dict[str, Span]) -> str:
     """The one folder that everything is in, called archive or like the file."""
-    root, *others = {name.partition("/")[0] for name in names} or {""}
-    if others or not all(map(is_relative_name, names)):
+    root, *other_roots = {name.partition("/")[0] for name in names} or {""}
+    if other_roots or not all(map(is_relative_name, names)):
         raise FormatError(
             "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
         )
