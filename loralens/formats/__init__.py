@@ -149,20 +149,20 @@ def load(
     """
     _check_options(format, alpha, scale)
     file = adapter_file(Path(path))
-    config = _config(file, base)
+    config = _read_config(file, base)
     with place(file):
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
-        stored = replace(_open(file), config=config)
-        adapter = _rescaled(_adapter(stored, file, format), alpha, scale)
-        adapter = adapter.map(_once) if once else adapter
+        stored = replace(_read_stored(file), config=config)
+        adapter = _rescale(_read_with_record(stored, file, format), alpha, scale)
+        adapter = adapter.map(_count_once) if once else adapter
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
 
 
-def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
+def _read_config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
     """The configuration that goes with a file: what stands beside it; for GGUF that of the base model."""
     if is_gguf(file):
         from loralens.formats.models.checkpoint import model_config
@@ -172,15 +172,15 @@ def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] |
     return read_json(config_file) if config_file else None
 
 
-def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
+def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
     """The adapter, with the names and scales that loralens wrote down when it converted the file, if it did."""
     if RECORD not in (stored.metadata or {}) and not is_pickle(file):
-        return _read(stored, name)
+        return _read_dialect(stored, name)
     from loralens.formats.dialects import record
 
     conversion = record.of(stored, file)
     form = name or record.format_of(conversion)
-    return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), conversion)
+    return record.apply(_read_dialect(stored, form if form in {f.name for f in FORMATS} else None), conversion)
 
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
@@ -193,7 +193,7 @@ def _check_options(name: str | None, alpha: float | None, scale: float | None) -
             raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
 
 
-def _open(file: Path) -> Stored:
+def _read_stored(file: Path) -> Stored:
     if is_gguf(file):
         from loralens.formats.files.gguf.container import read_gguf
 
@@ -215,7 +215,7 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
         )
 
 
-def _read(stored: Stored, name: str | None) -> Adapter:
+def _read_dialect(stored: Stored, name: str | None) -> Adapter:
     if name is not None:
         adapter = next(form for form in FORMATS if form.name == name).read(stored)
         if not len(adapter):
@@ -267,7 +267,7 @@ def detect(stored: Stored) -> Format:
     )
 
 
-def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
+def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
     """The adapter with the α or scale that its file does not say."""
     if alpha is None and scale is None:
         return adapter
@@ -290,7 +290,7 @@ def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Ada
     return replace(rescaled, findings=findings)
 
 
-def _once(module: "Update") -> "Update":
+def _count_once(module: "Update") -> "Update":
     """A module that PEFT adds twice, as it would be added once."""
     return module.rescaled(module.scale / 2, module.scaling.once()) if module.scaling.twice else module
 

@@ -76,7 +76,7 @@ def as_in(
     if dialect == "gguf":
         return taken_apart(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        return named_for_mlx(adapter, base_config or _config_of(_gguf_said(adapter)))
+        return named_for_mlx(adapter, base_config or _config_of(_gguf_architecture(adapter)))
     return named_alone(adapter) if dialect == "peft" else adapter
 
 
@@ -86,7 +86,7 @@ def _config_of(arch: str | None) -> Mapping[str, Any] | None:
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 
 
-def _gguf_said(adapter: Adapter) -> str | None:
+def _gguf_architecture(adapter: Adapter) -> str | None:
     """The architecture that a GGUF file says."""
     arch = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
     return arch if isinstance(arch, str) else None
@@ -123,7 +123,7 @@ def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             "which this is",
             fix="give the base's folder with --base",
         )
-    turned = _turned(adapter, stacks, config)
+    turned = _are_transposed(adapter, stacks, config)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
         if name not in stacks:
@@ -146,7 +146,7 @@ def _stack(name: str, module: Update) -> str | None:
     return next((part for part in STACKS if member.stack.endswith(f".experts.{part}")), None)
 
 
-def _turned(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
+def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
     """Whether the updates of the stacks are (in, out): as PEFT has them of some models, and up to 0.18 of most."""
     hidden = text_config(config).get("hidden_size")
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
@@ -198,7 +198,7 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
         It adapts experts, and nothing says of which model, or that model's names are not known here.
     """
     if not any(module.layout.kind == "experts" or is_expert_alone(name) for name, module in adapter.items()):
-        return _with_routers(adapter, MLX.get(model_type(config) or ""))
+        return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
     if kind is None:
         raise OptionError(
@@ -211,7 +211,7 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
             fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)),
         )
     names = MLX[kind]
-    adapter = _with_routers(taken_apart(adapter, config), names)
+    adapter = _rename_routers(taken_apart(adapter, config), names)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
         match = _STACKED.match(name) or _ALONE.match(name)
@@ -225,7 +225,7 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
     return replace(adapter, modules=modules)
 
 
-def _with_routers(adapter: Adapter, names: Names | None) -> Adapter:
+def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
     """Routers under the name that mlx-lm has for them; all other modules as they are."""
     routers = {name: router for name in adapter if (router := _ROUTER.match(name))}
     if names is None or not routers:

@@ -93,7 +93,7 @@ def read(stored: Stored) -> Adapter:
             extra.update(_companions(name, parts, modules.get(name), algorithm))
     extra |= others(unpaired)
     if not modules:
-        raise _nothing(foreign)
+        raise _no_update_error(foreign)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -254,7 +254,7 @@ def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algor
     }
 
 
-def _nothing(foreign: Mapping[str, int]) -> FormatError:
+def _no_update_error(foreign: Mapping[str, int]) -> FormatError:
     if foreign:
         contents = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
         fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"

@@ -37,7 +37,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     modules = {}
     for name, module in adapter.items():
         file = canonical[name]
-        true = back[file] if file in back and _folded(module, back[file]) else module
+        true = back[file] if file in back and _scale_was_folded(module, back[file]) else module
         modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
     record = {
         "version": __version__,
@@ -51,7 +51,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 
-def _folded(module: Update, written: Update) -> bool:
+def _scale_was_folded(module: Update, written: Update) -> bool:
     return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
@@ -100,7 +100,9 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
         for key, one in adapter.extra.items()
     }
     scales_known = all(module.scaling.rule != "unknown" for module in named.values())
-    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")] + _doubts(doubts)
+    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")] + _disagreements(
+        doubts
+    )
     base = adapter.base_model or plain_text(record.get("base_model"))
     fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
@@ -114,13 +116,13 @@ def _fields(record: Record, complete: bool) -> dict[str, Any]:
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
     """What a record says of the modules of a file; nothing where it is damaged, or gives two of them one name."""
     modules = record.get("modules")
-    if not isinstance(modules, dict) or not all(map(_sound, modules.values())):
+    if not isinstance(modules, dict) or not all(map(_is_valid, modules.values())):
         return {}
     names = [modules[file]["name"] if file in modules else file for file in files]
     return modules if len(set(names)) == len(names) else {}
 
 
-def _sound(module: Any) -> bool:
+def _is_valid(module: Any) -> bool:
     """Whether an entry has all its fields, each of its kind: numbers finite, text that may go to a terminal."""
     scaling = module.get("scaling") if isinstance(module, dict) else None
     if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
@@ -136,7 +138,7 @@ def _sound(module: Any) -> bool:
     )
 
 
-def _doubts(names: list[str]) -> list[Finding]:
+def _disagreements(names: list[str]) -> list[Finding]:
     if not names:
         return []
     text = f"{len(names)} modules, {names[0]} among them, have another scale than the record of their conversion says"

@@ -58,7 +58,7 @@ def read(stored: Stored) -> Adapter:
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=(_numbered(modules, stored),),
+        findings=(_about_names(modules, stored),),
     )
 
 
@@ -67,7 +67,7 @@ def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
     return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
 
 
-def _numbered(modules: dict[str, Update], stored: Stored) -> Finding:
+def _about_names(modules: dict[str, Update], stored: Stored) -> Finding:
     metadata = stored.metadata or {}
     models = sorted({name.partition(".")[0] for name in modules})
     classes = ", ".join(f"{model}: {ascii(metadata.get(model, 'not said'))[1:-1][:80]}" for model in models)

@@ -88,7 +88,7 @@ def read(stored: Stored) -> Adapter:
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
     B, A = matrices(parts, names=("up", "down"))
     if name.endswith(".linear1"):
-        B = _padded(B, A.shape[1], _mlp(name, A.shape[1], groups))
+        B = _pad(B, A.shape[1], _mlp(name, A.shape[1], groups))
     return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))
 
 
@@ -104,7 +104,7 @@ def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
     return parts["A"][1] if "A" in parts and parts["A"][1].ndim == 2 else None
 
 
-def _padded(B: LazyArray, width: int, rows: int) -> LazyArray:
+def _pad(B: LazyArray, width: int, rows: int) -> LazyArray:
     """B (3·width, r) with rows of zeros below it."""
     if B.shape[0] != 3 * width or not 0 <= rows <= MOST * width:
         what = f"B {B.shape} of q, k and v, and {rows} rows of an MLP, do not fit a model {width} wide"

@@ -36,15 +36,15 @@ def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -
     with place(target):
         for what, path in inputs:
             for input_path in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
-                if _same(target_path, input_path):
+                if _is_same_place(target_path, input_path):
                     raise OptionError(f"is {what} itself", fix=_FIX)
-                if any(_same(target_path, folder) for folder in input_path.parents):
+                if any(_is_same_place(target_path, folder) for folder in input_path.parents):
                     raise OptionError(f"holds {what}", fix=_FIX)
-                if within and any(_same(folder, input_path) for folder in target_path.parents):
+                if within and any(_is_same_place(folder, input_path) for folder in target_path.parents):
                     raise OptionError(f"lies within {what}", fix=_FIX)
 
 
-def _same(first: Path, second: Path) -> bool:
+def _is_same_place(first: Path, second: Path) -> bool:
     """Whether two paths are one place, where the system does not tell cases apart or mounts a folder twice too."""
     if first == second:
         return True

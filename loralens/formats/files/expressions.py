@@ -107,7 +107,7 @@ class Expression:
         if len(key) > LONGEST:
             raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
         with allowance.plain.running(self._what, fix=SIMPLER):
-            self._pattern = _compiled(self._text)
+            self._pattern = _compile(self._text)
             self._effort = _effort(self._text)
         if self._effort.nodes > MOST_NODES:
             raise FormatError(f"{self._what} repeats too much", fix=SIMPLER)
@@ -133,7 +133,7 @@ class Expression:
         if not clock.left:
             raise clock.error(self._what, fix=SIMPLER)
         with clock.running(self._what, fix=SIMPLER):
-            pattern = _compiled_by_regex(self._text, self._what)
+            pattern = _compile_with_regex(self._text, self._what)
         try:
             with clock.running(self._what, fix=SIMPLER):
                 return pattern.fullmatch(path, timeout=clock.left) is not None
@@ -149,7 +149,7 @@ def _short(key: str) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def _compiled(text: str) -> re.Pattern[str]:
+def _compile(text: str) -> re.Pattern[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # FutureWarning of `[[`: today it means what it has always meant
@@ -162,7 +162,7 @@ def _compiled(text: str) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=1_000)
-def _compiled_by_regex(text: str, what: str) -> Any:
+def _compile_with_regex(text: str, what: str) -> Any:
     """The expression for `regex`.
 
     Raises
@@ -186,14 +186,14 @@ def _effort(text: str) -> Effort:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _of_sequence(import_module("re._parser").parse(text))
+            return _sequence_effort(import_module("re._parser").parse(text))
     except (re.error, RecursionError):
         return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)
 
 
-def _of_sequence(parts: Iterable[tuple[Any, Any]]) -> Effort:
+def _sequence_effort(parts: Iterable[tuple[Any, Any]]) -> Effort:
     """One part after the other: what may be tried multiplies."""
-    efforts = [_of_part(str(operator), argument) for operator, argument in parts]
+    efforts = [_part_effort(str(operator), argument) for operator, argument in parts]
     return Effort(
         sum(effort.repeats for effort in efforts),
         min(NO_BOUND, prod(effort.choices for effort in efforts)),
@@ -202,27 +202,31 @@ def _of_sequence(parts: Iterable[tuple[Any, Any]]) -> Effort:
     )
 
 
-def _of_part(operator: str, argument: Any) -> Effort:
+def _part_effort(operator: str, argument: Any) -> Effort:
     """One node of a parse tree, by the name of its operator."""
     if operator in _PLAIN:
         return Effort()
     if operator in _REPEATS:
-        return _of_repeat(*argument)
+        return _repeat_effort(*argument)
     if operator in {"SUBPATTERN", "ASSERT", "ASSERT_NOT"}:
-        return _of_sequence(argument[-1])
+        return _sequence_effort(argument[-1])
     if operator == "ATOMIC_GROUP":
-        return _of_sequence(argument)
+        return _sequence_effort(argument)
     if operator == "BRANCH":
-        branches = [_of_sequence(branch) for branch in argument[1]]
-        return replace(_of_all(branches), choices=min(NO_BOUND, sum(branch.choices for branch in branches)))
+        branches = [_sequence_effort(branch) for branch in argument[1]]
+        return replace(
+            _alternatives_effort(branches), choices=min(NO_BOUND, sum(branch.choices for branch in branches))
+        )
     if operator == "GROUPREF":
         return Effort(choices=NO_BOUND)
     if operator == "GROUPREF_EXISTS":
-        return replace(_of_all([_of_sequence(part) for part in argument[1:] if part]), choices=NO_BOUND)
+        return replace(
+            _alternatives_effort([_sequence_effort(part) for part in argument[1:] if part]), choices=NO_BOUND
+        )
     return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)  # of a Python that is newer than this table
 
 
-def _of_all(efforts: Sequence[Effort]) -> Effort:
+def _alternatives_effort(efforts: Sequence[Effort]) -> Effort:
     """Of parts of which one at a time is tried, but for its choices."""
     return Effort(
         sum(effort.repeats for effort in efforts),
@@ -232,9 +236,9 @@ def _of_all(efforts: Sequence[Effort]) -> Effort:
     )
 
 
-def _of_repeat(least: int, most: int, body: Any) -> Effort:
+def _repeat_effort(least: int, most: int, body: Any) -> Effort:
     """A repeat; what is inside one that may come twice must be the same each time, else nothing bounds the tries."""
-    inside = _of_sequence(body)
+    inside = _sequence_effort(body)
     nodes = 1 + inside.nodes * max(2, least + 1)  # what must be and what may be are two copies for `regex`
     if most <= 1:
         return replace(inside, choices=min(NO_BOUND, inside.choices + (least == 0)), nodes=1 + inside.nodes)

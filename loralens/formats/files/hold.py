@@ -33,7 +33,7 @@ class Hold:
             Another process holds it.
         """
         if not self.is_taken:
-            descriptor = _locked(folder)
+            descriptor = _lock_or_refuse(folder)
             if descriptor is not None:
                 self._end = weakref.finalize(self, os.close, descriptor)
 
@@ -45,12 +45,12 @@ class Hold:
 
 def check_free(folder: Path) -> None:
     """Refuse a folder that another process holds; any number of processes may look at once."""
-    descriptor = _locked(folder, shared=True)
+    descriptor = _lock_or_refuse(folder, shared=True)
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _locked(folder: Path, *, shared: bool = False) -> int | None:
+def _lock_or_refuse(folder: Path, *, shared: bool = False) -> int | None:
     """The descriptor of a lock; None where there are none."""
     try:
         return lock(folder, shared=shared)

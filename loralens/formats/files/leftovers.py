@@ -133,7 +133,7 @@ def claim(path: Path, pid: int) -> Iterator[bool]:
         yield False
         return
     if descriptor is None:
-        yield os.path.lexists(path) and not _alive(pid)
+        yield os.path.lexists(path) and not _is_alive(pid)
         return
     try:
         yield _is_at(path, descriptor)
@@ -149,7 +149,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Whether a process of this number runs: what it writes is not ours to remove."""
     try:
         os.kill(pid, 0)

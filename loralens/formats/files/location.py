@@ -30,8 +30,8 @@ def adapter_file(path: Path) -> Path:
         The file is a Git-LFS pointer or another text, or too short to hold anything.
     """
     path = existing(path)
-    with _opening(path):
-        file = _in_folder(path) if path.is_dir() else path
+    with _report_os_errors(path):
+        file = _file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
         with place(file):
@@ -40,7 +40,7 @@ def adapter_file(path: Path) -> Path:
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
+def _report_os_errors(path: Path) -> Iterator[None]:
     """An OSError of the block as a message."""
     try:
         yield
@@ -61,13 +61,13 @@ def existing(path: Path) -> Path:
     """
     name = path.as_posix()
     hub = _HUB_ID.match(name) is not None
-    with _opening(path):
+    with _report_os_errors(path):
         if path.exists():
             return path
-        folder = _cached(name) if hub else _carried(name)
+        folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
             return folder
-    tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
+    tried = ", and the local Hub cache has no snapshot of it" if hub else _package_problem(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 
 
@@ -79,17 +79,17 @@ def known_folder(name: str) -> Path | None:
     if not _PLAIN.fullmatch(name):
         return None
     try:
-        return _cached(name) or (None if "/" in name else _carried(name))
+        return _cache_snapshot(name) or (None if "/" in name else _package_folder(name))
     except (LoraLensError, OSError):
         return None
 
 
-def _carried(name: str) -> Path | None:
+def _package_folder(name: str) -> Path | None:
     """The model folder of the installed package ``name``."""
     return model_folder(name) if _names_package(name) else None
 
 
-def _not_carried(name: str) -> str:
+def _package_problem(name: str) -> str:
     if not _names_package(name):
         return ""
     if installed(name):
@@ -101,7 +101,7 @@ def _names_package(name: str) -> bool:
     return could_name(name) and Path(name).suffix not in SUFFIXES
 
 
-def _cached(name: str) -> Path | None:
+def _cache_snapshot(name: str) -> Path | None:
     """The snapshot of ``org/name`` in the Hugging Face cache."""
     home = _folder("HF_HOME", _folder("XDG_CACHE_HOME", Path("~/.cache")) / "huggingface")
     return snapshot(_folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}")
@@ -122,7 +122,7 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
 
 
-def _in_folder(folder: Path) -> Path:
+def _file_in_folder(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name

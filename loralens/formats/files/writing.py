@@ -81,7 +81,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
         with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
-    companions = _beside(stored, files)
+    companions = _companion_files(stored, files)
     if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *companions}
         with suppress(ImmovableError):
@@ -109,7 +109,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     OptionError
         One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
-    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
         with place(target), disk():
             tidy(target)
     _check_file(stored, path, files, overwrite=overwrite)
@@ -140,7 +140,7 @@ def _check_no_folder(file: Path) -> None:
 
 def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
     """Refuse a file that is there, or has no folder; what stands beside it counts too."""
-    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
         _exists(target, overwrite=overwrite)
         _check_no_folder(target)
     check_parent(path)
@@ -154,7 +154,7 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         return exists
 
 
-def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
+def _companion_files(stored: Stored, files: Files) -> dict[str, bytes | None]:
     """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
     companions: dict[str, bytes | None] = {}
     if files.config and not (files.optional and stored.config is None):
@@ -167,7 +167,7 @@ def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
 
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
     """Weights and what stands beside them: nothing takes its place before all of it is whole."""
-    companions = _beside(stored, files)
+    companions = _companion_files(stored, files)
     if not companions:
         _writer(path)(stored, path)
         return

@@ -61,7 +61,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         numbers are codes. That is seen from keys, dtypes and ``config.json``; no number is read.
     """
     path = resolved(path)
-    stored, config = _stored(path), model_config(path)
+    stored, config = _read_tensors(path), model_config(path)
     with place(path):
         check_numbers(stored, config)
         tensors, notes = dequantised(stored, config)
@@ -83,7 +83,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         As `open_checkpoint`, but a quantised base is refused only where it does not store weights in their own shape.
     """
     path = resolved(path)
-    stored = _stored(path)
+    stored = _read_tensors(path)
     with place(path):
         check_shapes(stored, model_config(path))
     return {key: tensor.shape for key, tensor in stored.items()}
@@ -116,32 +116,32 @@ def resolved(path: Path) -> Path:
     return chosen
 
 
-def _stored(path: Path) -> Mapping[str, LazyArray]:
+def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
     """Every tensor as it is stored."""
     if path.is_file():
         if is_gguf(path):
-            raise _gguf().at(str(path))
+            raise _gguf_error().at(str(path))
         return read_safetensors(path).tensors
     with place(path):
         tensors = _folder(path)
         if tensors is None:
             tensors = _components(path)
         if not tensors:
-            raise _nothing(path)
+            raise _no_weights_error(path)
     return tensors
 
 
-def _gguf() -> FormatError:
+def _gguf_error() -> FormatError:
     return FormatError(
         "is GGUF: llama.cpp's names, rows of q and k in its own order, mostly quantised",
         fix="give the model that it was converted from: a folder with safetensors files in 16 or 32 bits",
     )
 
 
-def _nothing(folder: Path) -> FormatError:
+def _no_weights_error(folder: Path) -> FormatError:
     """What is wrong with a folder that holds no safetensors weights."""
     if list(folder.glob("*.gguf")):
-        return _gguf()
+        return _gguf_error()
     pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
     fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
     return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")

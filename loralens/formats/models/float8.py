@@ -33,10 +33,10 @@ def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Ten
     FormatError
         A scale whose shape fits no rule.
     """
-    scaled, block = _scaled(tensors), _block(config)
+    scaled, block = _scale_keys(tensors), _block(config)
     if not scaled:
         return tensors, ()
-    hidden = {*_beside(tensors, scaled)}
+    hidden = {*_keys_to_leave_out(tensors, scaled)}
     floats = {}
     for key, tensor in tensors.items():
         if key in scaled:
@@ -73,20 +73,20 @@ def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
     FormatError
         A scale whose shape fits no rule.
     """
-    scaled, block = _scaled(tensors), _block(config)
+    scaled, block = _scale_keys(tensors), _block(config)
     spread = {}
     for key, scale in scaled.items():
         with place(key):
             spread[key] = _product(_ones(tensors[key].shape), tensors[scale], block)
-    return Scales(spread, _beside(tensors, scaled))
+    return Scales(spread, _keys_to_leave_out(tensors, scaled))
 
 
-def _scaled(tensors: Tensors) -> dict[str, str]:
+def _scale_keys(tensors: Tensors) -> dict[str, str]:
     """The key of every float8 weight that has a scale → the key of its scale."""
     return {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
 
 
-def _beside(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
+def _keys_to_leave_out(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
     """The keys of scales and of what belongs to them; none where no weight is scaled."""
     hidden = {*scaled.values()}
     return tuple(key for key in tensors if scaled and (key in hidden or key.rpartition(".")[2] in BESIDE))
@@ -122,10 +122,10 @@ def _product(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> Laz
     steps = _steps(tensor.shape, scale.shape, block)
 
     def rows(start: int, stop: int) -> Array:
-        return _times(tensor.rows(start, stop).read(), _floats(scale), steps, start)
+        return _multiply(tensor.rows(start, stop).read(), _floats(scale), steps, start)
 
     def read() -> Array:
-        return _times(tensor.read(), _floats(scale), steps, 0)
+        return _multiply(tensor.read(), _floats(scale), steps, 0)
 
     return LazyArray(read, shape=tensor.shape, dtype=np.float32, rows=rows if tensor.streams else None)
 
@@ -154,7 +154,7 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
     )
 
 
-def _times(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
+def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
     """Rows of the weight from ``start``, float32."""
     product = array.astype(np.float32)
     if not steps:

@@ -172,7 +172,7 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _home(key, files) for key in changes if key not in tensors}
+    homes = {key: _shard_for(key, files) for key in changes if key not in tensors}
     names |= {
         key.removeprefix(index.prefix): Path(home.name).name
         for key, home in homes.items()
@@ -187,7 +187,7 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _home(key: str, files: ModelFiles) -> Shard:
+def _shard_for(key: str, files: ModelFiles) -> Shard:
     """Where a tensor goes that the model has not: the last shard of its component."""
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
@@ -233,11 +233,11 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
-        keys += [key for key in changes if key not in tensors and _home(key, files) is shard]
+        keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
-        if not _alike(specs, shard.stored.tensors):
-            header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
+        if not _have_same_layout(specs, shard.stored.tensors):
+            header = header_bytes({key: _placeholder(spec) for key, spec in specs.items()}, shard.stored.metadata)
             offsets = offsets_of(header[8:])
     for key, spec in specs.items():
         full_key = shard.prefix + key
@@ -273,14 +273,14 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
         ) from error
 
 
-def _alike(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
+def _have_same_layout(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
     """Whether the tensors are those that were there, of the same dtypes and shapes."""
     return set(specs) == set(tensors) and all(
         (spec.dtype, spec.shape) == (tensors[key].dtype, tensors[key].shape) for key, spec in specs.items()
     )
 
 
-def _blank(spec: Change) -> LazyArray:
+def _placeholder(spec: Change) -> LazyArray:
     """Something of this dtype and shape, for the header."""
     return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
 
@@ -304,7 +304,7 @@ class _Work:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             _write_at(job.file, data, offset)
-            _begin(job.file, offset, len(data))
+            _start_writeback(job.file, offset, len(data))
             offset += len(data)
             if self.step:
                 self.step(len(data))
@@ -353,7 +353,7 @@ def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def _begin(fd: int, offset: int, count: int) -> None:
+def _start_writeback(fd: int, offset: int, count: int) -> None:
     """Let the disk begin with what was written up to here, every so many bytes; nobody waits for it."""
     first, last = offset // HURRY * HURRY, (offset + count) // HURRY * HURRY
     if first < last and hasattr(os, "posix_fadvise"):

@@ -68,7 +68,7 @@ def check_numbers(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     """
     quantisation = _quantisation(tensors, config)
     if quantisation:
-        raise _refused(quantisation, config)
+        raise _quantised_error(quantisation, config)
 
 
 def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
@@ -81,7 +81,7 @@ def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     """
     quantisation = _quantisation(tensors, config)
     if quantisation and not quantisation.shaped:
-        raise _refused(quantisation, config)
+        raise _quantised_error(quantisation, config)
 
 
 def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
@@ -96,7 +96,7 @@ def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantis
     if any(
         key.endswith(".weight") and t.ndim >= 2 and np.issubdtype(t.dtype, np.integer) for key, t in tensors.items()
     ):
-        return Quantisation(_said(config) or "integer", (), shaped=True)
+        return Quantisation(_stated_method(config) or "integer", (), shaped=True)
     return None
 
 
@@ -104,15 +104,15 @@ def _any_ends(keys: Iterable[str], end: str) -> bool:
     return any(key.endswith(end) for key in keys)
 
 
-def _said(config: Mapping[str, Any] | None) -> str:
+def _stated_method(config: Mapping[str, Any] | None) -> str:
     """The method that ``config.json`` names."""
     section = (config or {}).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
     return ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
 
 
-def _refused(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
-    name = "GPTQ" if quantisation.name == "AWQ" and _said(config) == "gptq" else quantisation.name
+def _quantised_error(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
+    name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
     source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
     return FormatError(

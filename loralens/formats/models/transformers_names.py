@@ -74,35 +74,35 @@ def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     """
     kind = str((config or {}).get("model_type"))
     rules = IN_MEMORY.get(kind, ())
-    new = {name: other for name in adapter if (other := _applied(name, rules)) != name}
+    new = {name: other for name in adapter if (other := _apply_rules(name, rules)) != name}
     if new:
         adapter = adapter.renamed(new)
-    adapter = replace(adapter, extra=_others(adapter.extra, rules), config=_saved(adapter.config, rules))
+    adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules), config=_rename_saved(adapter.config, rules))
     if kind in JOINED:
-        adapter = replace(adapter, modules=_joined(adapter.modules, _count(config)))
+        adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
     if rules is _DINO:
-        adapter = replace(adapter, modules=dict(_halved(adapter.modules)))
+        adapter = replace(adapter, modules=dict(_split_swiglu(adapter.modules)))
     return adapter
 
 
-def _others(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
+def _rename_extras(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
     """Tensors that belong to modules without a pair, under their keys with the names of memory."""
     renamed: dict[str, Extra] = {}
     for key, extra in extras.items():
-        name = _applied(extra.module, rules)
+        name = _apply_rules(extra.module, rules)
         renamed[key.replace(extra.module, name) if extra.module else key] = replace(extra, module=name)
     return renamed
 
 
-def _saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
+def _rename_saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
     """The configuration with the names of memory for the modules that are saved in full."""
     saved = (config or {}).get("modules_to_save")
     if config is None or not isinstance(saved, list):
         return config
-    return {**config, "modules_to_save": [_applied(str(name), rules) for name in saved]}
+    return {**config, "modules_to_save": [_apply_rules(str(name), rules) for name in saved]}
 
 
-def _applied(name: str, rules: Rules) -> str:
+def _apply_rules(name: str, rules: Rules) -> str:
     for expression, new in rules:
         name = re.sub(expression, new, name)
     return name
@@ -113,7 +113,7 @@ def _count(config: Mapping[str, Any] | None) -> int:
     return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
 
 
-def _halved(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
+def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
     """DINOv2 with SwiGLU: one stored matrix is two modules, which share A."""
     for name, module in modules.items():
         if not name.endswith(_SWIGLU):
@@ -126,7 +126,7 @@ def _halved(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
             yield name.removesuffix("weights_in") + part, LowRank(half, A, module.scale, scaling=module.scaling)
 
 
-def _joined(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
+def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
     """Single experts as the stacks of memory: gate and up below each other, missing ones as updates of 0."""
     stacks: dict[str, dict[int, dict[str, Update]]] = {}
     joined: dict[str, Update] = {}
@@ -143,11 +143,11 @@ def _joined(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
         shape = next(module.shape for parts_of_expert in experts.values() for module in parts_of_expert.values())
         rank = max(sum(module.rank for module in parts_of_expert.values()) for parts_of_expert in experts.values())
         for e in range(max(count, max(experts) + 1)):
-            joined[f"{stack}[{e}]"] = _block(experts.get(e, {}), parts, shape, rank)
+            joined[f"{stack}[{e}]"] = _stack_pairs(experts.get(e, {}), parts, shape, rank)
     return joined
 
 
-def _block(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
+def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
     """One pair of several that stand below each other: B in blocks, A below A, their scales in B."""
     out, in_ = shape
 

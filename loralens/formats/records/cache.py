@@ -97,7 +97,7 @@ class SvdCache:
             svd = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
-        if not _sound(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
+        if not _is_thin_svd(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
         with suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(file)
@@ -152,7 +152,7 @@ class SvdCache:
         return True
 
 
-def _sound(svd: Decomposed, shape: tuple[int, int]) -> bool:
+def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
     """Whether arrays are the thin SVD of a weight of this shape: the checksum is of their bytes alone."""
     out, in_ = shape
     k = min(shape)

@@ -72,7 +72,7 @@ def _walk(root: Path) -> Iterator[Path]:
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
-        if start != root and _holds(os.path.realpath(start), home):
+        if start != root and _contains(os.path.realpath(start), home):
             continue
         for folder, files in folders(start, without=lambda name: name.startswith(".")):
             try:
@@ -87,7 +87,7 @@ def _walk(root: Path) -> Iterator[Path]:
             yield from _in_folder(folder, [name for name in files if name not in links])
 
 
-def _holds(folder: str, inside: str) -> bool:
+def _contains(folder: str, inside: str) -> bool:
     """Whether one folder is another, or lies around it."""
     return os.path.commonpath([folder, inside]) == folder
 

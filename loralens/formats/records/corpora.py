@@ -131,11 +131,11 @@ def read_corpus(name: str) -> Split:
     if name not in CORPORA:
         raise OptionError(f"{name}: no such task", fix=f"give one of {', '.join(CORPORA)}")
     corpus = CORPORA[name]
-    pools = [_distinct(_rows(corpus, file)) for file in corpus.files]
-    test = _shuffled(corpus, pools[-1])
+    pools = [_deduplicate(_rows(corpus, file)) for file in corpus.files]
+    test = _shuffle(corpus, pools[-1])
     training = test[HELD_OUT:]
     if len(pools) > 1:  # what the published test half holds is never trained on, held out or not
-        training = _shuffled(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
+        training = _shuffle(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
     return Split(training[VALIDATION:][:TRAIN], training[:VALIDATION], test[:HELD_OUT], corpus.labels)
 
 
@@ -152,7 +152,7 @@ def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
             yield Row(" ".join(text.split()), label)
 
 
-def _distinct(rows: Iterable[Row]) -> dict[str, Row]:
+def _deduplicate(rows: Iterable[Row]) -> dict[str, Row]:
     """One row for each key, in whatever order the rows come; none where labels disagree, or the key is empty."""
     texts: dict[str, str] = {}
     labels: dict[str, set[str]] = {}
@@ -168,7 +168,7 @@ def _key(text: str) -> str:
     return _NEITHER.sub("", _LINK.sub("", text[:BEGINNING]).casefold())
 
 
-def _shuffled(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
+def _shuffle(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
     """The rows in the order of their keys' hashes."""
     ordered = sorted(rows, key=lambda key: (blake2b(key.encode(), digest_size=8, salt=SEED).digest(), key))
     return tuple(Example(rows[key].text, corpus.labels.index(rows[key].label)) for key in ordered)

@@ -28,12 +28,12 @@ def keeping(files: Sequence[Path], model: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for file in files:
-            stack.enter_context(_keeping(file, model))
+            stack.enter_context(_back_up(file, model))
         yield
 
 
 @contextmanager
-def _keeping(file: Path, model: Path) -> Iterator[None]:
+def _back_up(file: Path, model: Path) -> Iterator[None]:
     number = _number(model)
     if number is None or not file.is_file():
         yield
@@ -50,7 +50,7 @@ def _keeping(file: Path, model: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _settle(hidden, file, stands=_number(model) == number)
+        _finish_backup(hidden, file, stands=_number(model) == number)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -61,10 +61,10 @@ def settle(file: Path, model: Path) -> None:
         with claim(hidden, pid) as abandoned:
             if abandoned:
                 tidy(model)  # which may be moved aside
-                _settle(hidden, file, stands=_number(model) == number)
+                _finish_backup(hidden, file, stands=_number(model) == number)
 
 
-def _settle(hidden: Path, file: Path, *, stands: bool) -> None:
+def _finish_backup(hidden: Path, file: Path, *, stands: bool) -> None:
     with place(file), disk():
         if stands and not (file.exists() and file.samefile(hidden)):
             hidden.replace(file)

@@ -43,7 +43,7 @@ _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
 _PARTS = {"up": "B", "down": "A"}
-_TOLD = (
+_NOTICES = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
     ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
     ("saved", "set-weight", "weights are replaced (.set_weight): they are kept and not measured"),
@@ -86,13 +86,13 @@ def detect(stored: Stored) -> bool:
     keys = stored.tensors
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
-    down = [found["name"] for key in keys if _down(key) and (found := _UP_DOWN.match(key))]
+    down = [found["name"] for key in keys if _is_up_or_down(key) and (found := _UP_DOWN.match(key))]
     dotted = all("." in name and not name.startswith(KOHYA) for name in down)
-    other_halves = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _down(key)]
+    other_halves = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _is_up_or_down(key)]
     return bool(down or other_halves) and dotted and all(key.startswith(_OWN) for key in other_halves)
 
 
-def _down(key: str) -> bool:
+def _is_up_or_down(key: str) -> bool:
     return key.endswith((".lora_down.weight", ".lora_up.weight"))
 
 
@@ -142,7 +142,7 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
     """What else ComfyUI does with such a file, and tensors that were not understood."""
     findings = []
-    for role, code, text in _TOLD:
+    for role, code, text in _NOTICES:
         keys = [key for key, item in extra.items() if item.role == role]
         if keys:
             findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))

@@ -69,7 +69,7 @@ def _file(name: str, parts: Parts) -> str:
             fix="write kohya's format, or give --base so that the names become those of the base model",
         )
     check_encoder(name)
-    file = _named(in_pipeline(name))
+    file = _comfyui_name(in_pipeline(name))
     if not comfyui_has(file):
         raise FormatError(
             f"ComfyUI has no weight of the name {file}, and would ignore it",
@@ -78,7 +78,7 @@ def _file(name: str, parts: Parts) -> str:
     return file
 
 
-def _named(name: str) -> str:
+def _comfyui_name(name: str) -> str:
     """What ComfyUI calls a module of a pipeline."""
     if name.startswith(("text_encoder_3.", FLUX_T5)):
         return T5 + name.partition(".")[2]
@@ -107,7 +107,9 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
     Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
-        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _named(in_pipeline(name)))
+        return to_keep(
+            adapter, files, leaf=raw, canonical=canonical, named=lambda name: _comfyui_name(in_pipeline(name))
+        )
     tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):
@@ -116,13 +118,13 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
             channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
             check_size(extra.tensor, channels)
             if extra.role == "lora_bias":
-                add(tensors, {f"{file}.diff_b": _scaled(extra.tensor.reshape(out), module.scale)})
+                add(tensors, {f"{file}.diff_b": _scale_tensor(extra.tensor.reshape(out), module.scale)})
             else:
                 add(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
     return tensors
 
 
-def _scaled(tensor: LazyArray, scale: float) -> LazyArray:
+def _scale_tensor(tensor: LazyArray, scale: float) -> LazyArray:
     """``scale`` times a tensor, float32."""
     return tensor.map(
         lambda array: (scale * array.astype(np.float64)).astype(np.float32), shape=tensor.shape, dtype=np.float32

@@ -45,7 +45,7 @@ def write(adapter: Adapter) -> Stored:
         A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
         that has no pair.
     """
-    unchanged = _as_read(adapter)
+    unchanged = _stored_file(adapter)
     if unchanged is not None:
         return unchanged
     names: dict[str, str] = {}
@@ -57,7 +57,7 @@ def write(adapter: Adapter) -> Stored:
         with place(name):
             tensors.update(_pair(name, module))
     add(tensors, _extras(adapter))
-    stored = _headed(dict(sorted(tensors.items())), adapter)
+    stored = _add_header(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return replace(stored, names={new: name for name, new in names.items()})
 
@@ -74,7 +74,7 @@ def _names(adapter: Adapter) -> dict[str, str]:
     return names
 
 
-def _as_read(adapter: Adapter) -> Stored | None:
+def _stored_file(adapter: Adapter) -> Stored | None:
     """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
     if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
         return None
@@ -85,11 +85,11 @@ def _as_read(adapter: Adapter) -> Stored | None:
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
     back = read(stored)
-    same = set(back) == set(adapter) and all(_agree(back[name], module) for name, module in adapter.items())
+    same = set(back) == set(adapter) and all(_agrees(back[name], module) for name, module in adapter.items())
     return stored if same else None
 
 
-def _agree(reread: Update, module: Update) -> bool:
+def _agrees(reread: Update, module: Update) -> bool:
     return (reread.shape, reread.rank, reread.scale) == (module.shape, module.rank, module.scale)
 
 
@@ -104,13 +104,13 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
             "this is a name with underscores for dots, and diffusers would load nothing under it",
             fix="give --base, so that the names become those of the base model",
         )
-    B, A = _kept(module) or pack(module)
+    B, A = _stored_pair(module) or pack(module)
     if kind == "embedding":
         return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
     return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
 
 
-def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
+def _stored_pair(module: Update) -> tuple[LazyArray, LazyArray] | None:
     """B and A as a diffusers file has them, where the module was read from one."""
     parts = stood(module, NAME, leaf)
     prefix = "embedding_" if module.layout.kind == "embedding" else ""
@@ -144,7 +144,7 @@ def _check_dora(adapter: Adapter) -> None:
         )
 
 
-def _headed(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
+def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
     """The tensors under a header that says rank and scale, where they do not say themselves."""
     own = adapter.format == NAME
     plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
@@ -168,11 +168,11 @@ def _fields(adapter: Adapter) -> Fields:
     fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
     for part, modules in members.items():
         with place(part or KEY):
-            fields[part] = _updated(fields.get(part), part, modules, adapter)
+            fields[part] = _update_config(fields.get(part), part, modules, adapter)
     return fields
 
 
-def _updated(
+def _update_config(
     old: Mapping[str, Any] | None, part: str, modules: Mapping[str, Update], adapter: Adapter
 ) -> dict[str, Any]:
     """One component's configuration with ranks, alphas and targets that fit its modules."""

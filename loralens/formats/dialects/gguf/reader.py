@@ -167,7 +167,7 @@ def _modules(
     if heads and gguf_rows.rotary(tensor):
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.unpermute(rows, count), shape=B.shape)
-    elif _stays_turned(tensor, arch, heads):
+    elif _stays_permuted(tensor, arch, heads):
         layout = Layout(rows=gguf_rows.OWNER)
     name = gguf_names.module_of(tensor, arch) or tensor
     yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
@@ -209,11 +209,11 @@ def _findings(
     heads: Heads | None,
     unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
-    strange = [tensor for tensor in tensors if not _listed(tensor, arch)]
+    strange = [tensor for tensor in tensors if not _is_listed(tensor, arch)]
     if strange:
         text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
         yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
-    turned = [tensor for tensor in tensors if _stays_turned(tensor, arch, heads)]
+    turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
             f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
@@ -228,10 +228,10 @@ def _findings(
         yield Finding("note", "norms-ignored", text)
 
 
-def _stays_turned(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
+def _stays_permuted(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
     """Whether the rows of a tensor stay in llama.cpp's order, as far as is known."""
     return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
 
 
-def _listed(tensor: str, arch: Architecture | None) -> bool:
+def _is_listed(tensor: str, arch: Architecture | None) -> bool:
     return any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))

@@ -101,7 +101,7 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
         to_translate(adapter, (), "a GGUF adapter")
     stacks = _stacks(adapter, target)
     alpha = _alpha(adapter, target)
-    heads = _heads_needed(stacks, target)
+    heads = _required_heads(stacks, target)
     tensors: dict[str, LazyArray] = {}
     for tensor, modules in stacks.items():
         with place(next(iter(modules.values()))):
@@ -115,7 +115,7 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
 
 
 def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None) -> _Target:
-    requested = _asked(arch, config)
+    requested = _requested_architecture(arch, config)
     if adapter.format == NAME:
         plain = gguf_values.plain(adapter.metadata)
         own = plain.get(ARCHITECTURE)
@@ -134,7 +134,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
     )
 
 
-def _asked(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
+def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture that the options say."""
     named, of_base = architecture(arch), architecture_of(config)
     choices = ", ".join(found.name for found in ARCHITECTURES)
@@ -169,7 +169,7 @@ def _place(name: str, target: _Target) -> Place:
     spot = gguf_names.place_of(name, target.arch)
     if spot is None and target.metadata is not None:  # as it was read, of an architecture that nobody knows
         spot = Place(*(expert(name) or (name, None)))
-    if spot is None and name.rpartition(".")[2] == "lm_head" and _tied(target):
+    if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
         raise head_is_tied()
     if spot is None:
         raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=DROP)
@@ -183,14 +183,14 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
         raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
         raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=DROP)
-    if spot.tensor == "output" and _tied(target):
+    if spot.tensor == "output" and _has_tied_head(target):
         raise head_is_tied()
     for factor in module.factors:
         if factor.dtype not in DTYPES:
             raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
 
 
-def _tied(target: _Target) -> bool:
+def _has_tied_head(target: _Target) -> bool:
     """Whether the base has no head but its embedding: as its configuration says, else as all of its family have it."""
     tied = (target.config or {}).get("tie_word_embeddings")
     return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
@@ -221,7 +221,7 @@ def _float32(number: float) -> float:
         return float(np.float32(number))
 
 
-def _heads_needed(stacks: Stacks, target: _Target) -> Heads | None:
+def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     """The numbers of heads, where rows have to be reordered."""
     turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
     if not turned or target.family is None or not target.family.permuted:
@@ -240,21 +240,21 @@ def _tensors(
 ) -> Mapping[str, LazyArray]:
     """lora_a and lora_b of one tensor."""
     keys = f"{tensor}.weight.lora_a", f"{tensor}.weight.lora_b"
-    if target.metadata is not None and _as_read(tensor, modules, alpha):
+    if target.metadata is not None and _is_as_read(tensor, modules, alpha):
         origin = next(iter(modules.values())).origin
         assert origin
         return origin.tensors
     if None not in modules:
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
-    B, A = _folded(module, alpha), module.factors[1]
+    B, A = _fold_scale(module, alpha), module.factors[1]
     if heads and gguf_rows.rotary(tensor) and not module.layout.rows:
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))
 
 
-def _as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
+def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
     """Whether the tensors that were read are still right as they stand."""
     first = next(iter(modules.values())).origin
     return (
@@ -267,7 +267,7 @@ def _as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) ->
     )
 
 
-def _folded(module: Update, alpha: float) -> LazyArray:
+def _fold_scale(module: Update, alpha: float) -> LazyArray:
     """B as the file has it: with the scale in it, float32, where the file's α says nothing."""
     B, scale = module.factors[0], module.scale
     if alpha or scale == 1:
@@ -293,10 +293,10 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
             f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}",
             fix="leave the stack out: loralens drop --modules",
         )
-    first, Bs = ordered[0], [_folded(module, alpha) for module in ordered]
+    first, Bs = ordered[0], [_fold_scale(module, alpha) for module in ordered]
     if len({(module.shape, module.rank) for module in ordered}) > 1:
         raise ShapeError("the experts of this stack differ in rank", fix="give them one rank (--uniform)")
-    return _joined([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _joined(
+    return _join([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _join(
         Bs, (first.shape[0], first.rank)
     )
 
@@ -308,7 +308,7 @@ def _experts(modules: list[Update], target: _Target) -> int:
     return max((len(modules), *shares)) if count is None else count
 
 
-def _joined(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
+def _join(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
     """Matrices of one shape, one behind the other, in the dtype that holds them all."""
     dtypes = {part.dtype for part in parts}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

@@ -97,14 +97,14 @@ def _parts(module: Update) -> Parts:
     return stood(module, NAME, raw)
 
 
-def _as_read(module: Update) -> bool:
+def _is_as_read(module: Update) -> bool:
     """Whether the stored tensors still say all of the module, its scale included."""
     parts = _parts(module)
     return bool(parts) and scaling(parts, module.rank).value == module.scale
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    if _as_read(module):
+    if _is_as_read(module):
         assert module.origin
         return module.origin.tensors
     if module.layout.kind not in KINDS:
@@ -143,12 +143,12 @@ def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     """The header it came with while that is true; rank and α brought up to date, and no stale hash, after a change."""
     modules = adapter.modules.values()
-    if adapter.format == NAME and all(map(_as_read, modules)):
+    if adapter.format == NAME and all(map(_is_as_read, modules)):
         return adapter.metadata
     alphas = {float(_alpha(module)) for module in modules}
     summary = {
-        "ss_network_dim": _one(str(module.rank) for module in modules),
-        "ss_network_alpha": _one(str(int(number) if number.is_integer() else number) for number in alphas),
+        "ss_network_dim": _common_value(str(module.rank) for module in modules),
+        "ss_network_alpha": _common_value(str(int(number) if number.is_integer() else number) for number in alphas),
     }
     if adapter.format != NAME:
         return {"ss_network_module": "networks.lora", **summary}
@@ -157,7 +157,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     return {key: summary.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}
 
 
-def _one(values: Iterable[str]) -> str:
+def _common_value(values: Iterable[str]) -> str:
     """The value that all share, or sd-scripts' word for several."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else "Dynamic"

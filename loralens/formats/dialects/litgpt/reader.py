@@ -80,16 +80,16 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
     B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, layout = origin_of(NAME, parts), Layout()
     if is_fused(name):
-        enabled = _enabled(B, A, config)
+        enabled = _adapted_parts(B, A, config)
         sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"))
         old = name.endswith(".attn.attn") and not all(enabled)
-        rows = _interleaved(sizes, config) if old else _contiguous(sizes)
+        rows = _interleaved_rows(sizes, config) if old else _contiguous_rows(sizes)
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
     module_scaling = scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
 
-def _enabled(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
+def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
     """Which of query, key and value are adapted."""
     count, over = divmod(A.shape[0], B.shape[1])
     if over or not 1 <= count <= 3:
@@ -129,13 +129,13 @@ def _count(config: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _contiguous(sizes: tuple[int, int, int]) -> list[Array]:
+def _contiguous_rows(sizes: tuple[int, int, int]) -> list[Array]:
     """Row numbers of query, key and value, one behind the other."""
     ends = np.cumsum(sizes)
     return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _interleaved(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
+def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
     """Row numbers of query, key and value where each group of heads holds its own of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
     if groups is None or sizes[0] % groups or sizes[1] % groups:

@@ -150,10 +150,10 @@ def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[L
         what = f"lora_A {A.shape} and lora_B {B.shape} do not fit the convolution {weight}"
         raise ShapeError(what, fix="loralens reads loralib's Conv2d of one group")
 
-    def repeated(array: Array) -> Array:
+    def repeat(array: Array) -> Array:
         return np.kron(np.eye(k, dtype=array.dtype), array)
 
-    wide = A.map(repeated, shape=(k * width, k * A.shape[1]))
+    wide = A.map(repeat, shape=(k * width, k * A.shape[1]))
     return B.reshape(out, k * width), wide, Layout("conv", kernel=(k, k))
 
 

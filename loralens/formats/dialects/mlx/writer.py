@@ -158,7 +158,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
             old = {**old, "lora_parameters": {**parameters(old), "rank": rank}}
         return old, 1.0
     scale = _most_common(module.scale for module in modules)
-    base = dict(old) if old is not None and is_ours(old) else _fresh(adapter, stacks)
+    base = dict(old) if old is not None and is_ours(old) else _new_config(adapter, stacks)
     base["lora_parameters"] = {**parameters(base), "rank": rank, "scale": scale}
     return base, scale
 
@@ -178,7 +178,7 @@ def _most_common(scales: Iterable[float]) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
+def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
     """A configuration with which mlx-lm makes these modules; it leaves at 0 whatever else it makes by these keys."""
     dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
     dropout = fields_of(adapter).get("lora_dropout", 0.0)

@@ -85,7 +85,7 @@ def modules(
         yield plain, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
         return
     shared = Origin(origin.format, origin.tensors, share=count)
-    layout = Layout("experts", transposed=_turned(config))
+    layout = Layout("experts", transposed=_are_transposed(config))
     cached_B = recent.keep(B)
     for e in range(count):
         one_B = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
@@ -96,7 +96,7 @@ def modules(
         )
 
 
-def _turned(config: PeftConfig) -> bool:
+def _are_transposed(config: PeftConfig) -> bool:
     """Whether the version of PEFT that saved the adapter takes every stack as (E, in, out)."""
     version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.fields.get("peft_version")))
     return version is None or (int(version[1]), int(version[2])) < SWAPPED

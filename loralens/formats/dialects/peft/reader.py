@@ -112,7 +112,7 @@ def _plain(
                     raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
                 modules[name] = module
                 findings += _about_rank(name, module)
-    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    findings += [_about_out_proj(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
     return modules, unpaired, {_target(path, pairs) for path in pairs}, findings
 
 
@@ -125,7 +125,7 @@ def _alpha_unknown() -> Finding:
     )
 
 
-def _added_twice(name: str) -> Finding:
+def _about_out_proj(name: str) -> Finding:
     return Finding(
         "warning",
         "out-proj-twice",

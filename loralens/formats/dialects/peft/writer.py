@@ -52,7 +52,7 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would build another base weight for the changed adapter, or would not read back what it says.
     """
-    stacks = _attentions_folded(by_pair(adapter))
+    stacks = _fold_attentions(by_pair(adapter))
     changed = not all(as_read(modules, NAME) for modules in stacks.values())
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
@@ -92,7 +92,7 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
         return first.origin.tensors
     if first.layout.kind == "experts":
         B, A = _stack(modules, grouped=grouped)
-        return dict(_pair(_nested(name, stacks), B, A))
+        return dict(_pair(_stored_path(name, stacks), B, A))
     B, A = pack(first)
     if first.layout.kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
@@ -100,7 +100,7 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
     elif first.layout.kind == "parameter":
-        name = _nested(name, stacks)
+        name = _stored_path(name, stacks)
     return dict(_pair(name, B, A))
 
 
@@ -115,7 +115,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
     if adapter.format == NAME:
         stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
-        return {key: _as_it_is(extra, adapter) for key, extra in stored_extras.items()}
+        return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
     extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
     bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
     plain = [name for name in adapter if bent and name not in bent]
@@ -150,7 +150,7 @@ def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
     return tensors
 
 
-def _as_it_is(extra: Extra, adapter: Adapter) -> LazyArray:
+def _own_extra(extra: Extra, adapter: Adapter) -> LazyArray:
     """An extra of PEFT's own; but the diagonal of KaSA is part of a changed B already."""
     module = adapter.modules.get(extra.module)
     if extra.role != "diagonal" or module is None or module.origin:
@@ -181,7 +181,7 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
     return B, LazyArray(join_A, shape=(width, first.shape[1]), dtype=first.factors[1].dtype)
 
 
-def _nested(name: str, stacks: Stacks) -> str:
+def _stored_path(name: str, stacks: Stacks) -> str:
     """The stored path of a stack: under one ``base_layer`` for each parameter of its module registered after it."""
     module, _, parameter = name.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
@@ -194,14 +194,14 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The configuration it came with while that still says the truth, else one brought up to date."""
     old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
-        module.scaling.rule == "unknown" and _said(name, module, stacks)[0] == 1
+        module.scaling.rule == "unknown" and _stated_scale(name, module, stacks)[0] == 1
         for name, modules in stacks.items()
         for module in modules.values()
     )
     if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
-        return _updated(_fresh(adapter), stacks)
+        return _update_fields(_new_config(adapter), stacks)
     if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
         old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
     config = PeftConfig(old)
@@ -213,7 +213,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
             "training the base would be another",
             fix="convert it with PEFT to a plain LoRA first",
         )
-    return _updated(old, stacks, exact=adapter.narrowed)
+    return _update_fields(old, stacks, exact=adapter.narrowed)
 
 
 def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
@@ -223,7 +223,7 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
             configured_rank = module.scaling.rank if module.origin else _width(module)
-            if rank != configured_rank or scale != _said(name, module, stacks)[0]:
+            if rank != configured_rank or scale != _stated_scale(name, module, stacks)[0]:
                 return False
             if not module.origin:
                 new.append(path)
@@ -235,13 +235,13 @@ def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
     return _attention(name, stacks) or config.path(name)
 
 
-def _said(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
+def _stated_scale(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
     """The scale that a file says of a module: half of it where PEFT adds the update twice."""
     twice = name.endswith(".out_proj") and _attention(name, stacks)
     return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
 
 
-def _attentions_folded(stacks: Stacks) -> Stacks:
+def _fold_attentions(stacks: Stacks) -> Stacks:
     """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
 
     PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
@@ -273,7 +273,7 @@ def _width(module: Update) -> int:
     return module.rank // module.layout.groups if fused else module.rank
 
 
-def _updated(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
+def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
     """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was.
 
     ``exact``: targets by pattern would make PEFT adapt modules that are not there.
@@ -299,7 +299,7 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         path = _path(name, config, stacks)
         for module in modules.values():
             rank = _width(module)
-            scale, scaling = _said(name, module, stacks)
+            scale, scaling = _stated_scale(name, module, stacks)
             rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
             if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
                 raise ShapeError(
@@ -316,7 +316,7 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
     return {"target_modules": modules, "target_parameters": parameters or None}
 
 
-def _fresh(adapter: Adapter) -> dict[str, Any]:
+def _new_config(adapter: Adapter) -> dict[str, Any]:
     """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]

@@ -49,7 +49,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
             rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
         kind = astuple(module.layout)
-        layout = _number(_jsonable(kind if module.layout.rows else kind[:-1]), layouts)
+        layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
     again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
@@ -62,13 +62,13 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         "layouts": layouts,
         "extra": {key: [extra.role, extra.module, extra.parameter] for key, extra in adapter.extra.items()},
         "findings": [[f.level, f.code, f.text, f.fix] for f in adapter.findings],
-        "config": _jsonable(adapter.config),
-        "metadata": again["metadata"] if again else _jsonable(adapter.metadata),
+        "config": _to_json(adapter.config),
+        "metadata": again["metadata"] if again else _to_json(adapter.metadata),
         "narrowed": adapter.narrowed,
         **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
     metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
-    if again is None or _resolved(fields) != _resolved(again):
+    if again is None or _resolve_kinds(fields) != _resolve_kinds(again):
         metadata[NAME] = json.dumps(fields, separators=(",", ":"))
     return Stored(tensors, metadata)
 
@@ -81,11 +81,11 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
     pair = LowRank(*module.factors)
     direction_bits = directions(pair, bits)
 
-    def rounded() -> Array:
+    def round_pair() -> Array:
         return as_bytes(quantise_product(pair.B, pair.A, np.array(direction_bits)))
 
     size = sum(direction_bytes(pair.shape, b) for b in direction_bits)
-    return len(direction_bits), LazyArray(rounded, shape=(size,), dtype=np.uint8)
+    return len(direction_bits), LazyArray(round_pair, shape=(size,), dtype=np.uint8)
 
 
 def _number(kind: Kind, kinds: list[Kind]) -> int:
@@ -95,7 +95,7 @@ def _number(kind: Kind, kinds: list[Kind]) -> int:
     return kinds.index(kind)
 
 
-def _resolved(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_kinds(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A description with every kind at its place, in whatever order the kinds were listed."""
     modules = {
         name: [*head, fields["scalings"][scaling], fields["layouts"][layout]]
@@ -104,8 +104,8 @@ def _resolved(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "modules": modules, "scalings": None, "layouts": None}
 
 
-def _jsonable(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """``value`` as JSON gives it back: lists for tuples, plain mappings."""
     if isinstance(value, Mapping):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    return [_jsonable(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _to_json(inner) for key, inner in value.items()}
+    return [_to_json(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -147,10 +147,10 @@ def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
     if info.kind != Q8_0:
         return file.array(start + info.begin, info.shape, DTYPES[info.kind])
     blocks = file.array(start + info.begin, (*info.shape[:-1], info.shape[-1] // 32), BLOCK)
-    return _dequantised(blocks, info.shape)
+    return _dequantise(blocks, info.shape)
 
 
-def _dequantised(blocks: LazyArray, shape: tuple[int, ...]) -> LazyArray:
+def _dequantise(blocks: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     """Q8_0 as float32: each of 32 numbers times the float16 scale of its block."""
 
     def numbers(array: Array) -> Array:

@@ -61,14 +61,14 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
     if suffix == "str":
         return name, Value("str", array=False, value=text)
     with place(key):
-        value = _parsed(text)
+        value = _parse(text)
         items = value if array and isinstance(value, list) else [value]
         if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
             raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
     return name, Value(kind, array, value)
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

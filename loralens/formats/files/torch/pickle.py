@@ -56,7 +56,7 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
         file = OpenFile(path)
         container = torch_zip if file.read(0, min(4, file.size)) == torch_zip.MAGIC else torch_legacy
         state, spans = container.load(file)
-        tensors, plain_values = _split(_unwrapped(state))
+        tensors, plain_values = _split(_unwrap(state))
         storages = Storages(file, spans)
         return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, plain_values
 
@@ -66,7 +66,7 @@ def _array(storages: Storages, key: str, tensor: Tensor) -> LazyArray:
         return storages.array(tensor)
 
 
-def _unwrapped(state: object) -> dict[str, Any]:
+def _unwrap(state: object) -> dict[str, Any]:
     """``state``, or the one dict in it that holds tensors with the plain values around it."""
     if not isinstance(state, dict):
         raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
@@ -89,16 +89,16 @@ def _has_tensors(state: dict[str, Any]) -> bool:
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Plain | list[Plain]]]:
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {key: _plain(key, value) for key, value in state.items() if key not in tensors}
+    return tensors, {key: _plain_or_list(key, value) for key, value in state.items() if key not in tensors}
 
 
-def _plain(key: str, value: object) -> Plain | list[Plain]:
+def _plain_or_list(key: str, value: object) -> Plain | list[Plain]:
     if isinstance(value, list | tuple):
-        return [_one(key, item) for item in value]
-    return _one(key, value)
+        return [_plain_value(key, item) for item in value]
+    return _plain_value(key, value)
 
 
-def _one(key: str, value: object) -> Plain:
+def _plain_value(key: str, value: object) -> Plain:
     if value is None or isinstance(value, int | float | str):
         return value
     what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"

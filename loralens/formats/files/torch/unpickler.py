@@ -79,7 +79,7 @@ class _Machine:
         line = self.stream.readline()
         return line[:-1].decode("ascii") if line.endswith(b"\n") else odd("a name")
 
-    def marked(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Any]:
         """Everything above the last mark, which is taken off."""
         above, self.stack = self.stack, self.below.pop()
         return above
@@ -211,7 +211,7 @@ OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"]": _push(lambda _: []),  # EMPTY_LIST
     b"}": _push(lambda _: {}),  # EMPTY_DICT
     b"(": _mark,  # MARK
-    b"t": _push(lambda machine: tuple(machine.marked())),  # TUPLE
+    b"t": _push(lambda machine: tuple(machine.pop_to_mark())),  # TUPLE
     b"\x85": _tuple_of(1),  # TUPLE1
     b"\x86": _tuple_of(2),  # TUPLE2
     b"\x87": _tuple_of(3),  # TUPLE3
@@ -220,9 +220,9 @@ OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"h": _push(lambda machine: machine.memo[machine.number("<B")]),  # BINGET
     b"j": _push(lambda machine: machine.memo[machine.number("<I")]),  # LONG_BINGET
     b"a": lambda machine: _extend(machine, [machine.stack.pop()]),  # APPEND
-    b"e": lambda machine: _extend(machine, machine.marked()),  # APPENDS
+    b"e": lambda machine: _extend(machine, machine.pop_to_mark()),  # APPENDS
     b"s": _set_item,  # SETITEM
-    b"u": lambda machine: _update(machine, machine.marked()),  # SETITEMS
+    b"u": lambda machine: _update(machine, machine.pop_to_mark()),  # SETITEMS
     b"c": _push(_name),  # GLOBAL
     b"Q": _push(_storage),  # BINPERSID
     b"R": _call,  # REDUCE
