@@ -1,4 +1,4 @@
-"""α as a tensor beside a pair, and what its absence means where diffusers, ComfyUI and their kin read the file."""
+"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one."""
 
 from collections.abc import Mapping
 from math import isclose, isfinite
@@ -17,14 +17,14 @@ MISSING = "no alpha in the file: scale 1"
 
 
 def scaling(parts: Parts, rank: int) -> Scaling:
-    """α/r by the module's ``alpha``; scale 1 where it has none."""
+    """α/r by the tensor ``alpha`` of a module; scale 1 if it has none."""
     if "alpha" not in parts:
         return Scaling("given", origin=MISSING)
     return Scaling("alpha/r", number(*parts["alpha"]), rank, "alpha in the file")
 
 
 def number(key: str, tensor: LazyArray) -> float:
-    """The one finite number in a stored tensor."""
+    """The number in a stored tensor, which must hold a single finite one."""
     if tensor.size != 1:
         raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
     if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
@@ -36,15 +36,16 @@ def number(key: str, tensor: LazyArray) -> float:
 
 
 def written(module: Update) -> np.float32:
-    """The α from which a reader gets the scale of a module by α/r, as files hold it.
+    """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
     ------
     FormatError
-        The scale at this rank has none in float32.
+        No float32 gives this scale at this rank.
     """
     with np.errstate(all="ignore"):
         alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    # Rounding to float32 changes α by at most 6e-8 of it; a larger difference is an overflow or an underflow.
     if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
         what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
         raise FormatError(what, fix="scale the adapter to ordinary size first")
@@ -52,8 +53,12 @@ def written(module: Update) -> np.float32:
 
 
 def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
-    """Where a scale of 1 is an assumption, and where it is a fact: ai-toolkit trains with α = r and writes no α."""
+    """Findings about modules without an α: whether a scale of 1 is assumed or certain.
+
+    ai-toolkit folds α into the factors and writes none, so there it is certain.
+    """
     missing = [name for name, module in modules.items() if module.scaling.origin == MISSING]
+    # A file without any α is common, and every program reads it at scale 1. Only a mixed file is doubtful.
     if 0 < len(missing) < len(modules):
         text = (
             f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at "

@@ -1,4 +1,4 @@
-"""Embeddings: which module is one, in dialects whose files store it like a linear layer."""
+"""Recognising embeddings by name, for dialects that store them like linear layers."""
 
 import re
 
@@ -6,5 +6,5 @@ _NAMED = re.compile(r"(^|\.)(wte|wpe|\w*embed(ding|dings|_tokens|_in|_out)?|embe
 
 
 def named(name: str) -> bool:
-    """Whether a module's name says that it is an embedding: ``embed_tokens``, ``wte``, ``word_embeddings`` …"""
+    """Whether a module is an embedding by its name: ``embed_tokens``, ``wte``, ``word_embeddings`` …"""
     return bool(_NAMED.search(name))

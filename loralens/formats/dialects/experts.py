@@ -1,7 +1,8 @@
-"""Experts as other software has them: gate and up apart, upright, and under the names of mlx-lm or of single experts.
+"""Converting the experts of mixture models between the layouts and names of PEFT, llama.cpp and mlx-lm.
 
-PEFT adapts the parameters of transformers: ``gate_up_proj`` holds gate and up of all experts, its rows below each other
-(alternating in gpt-oss). llama.cpp and mlx-lm hold a stack of each. Both halves share A, and each has its rows of B.
+PEFT adapts the parameters of transformers, where ``gate_up_proj`` holds gate and up of all experts: the rows of gate
+above those of up, or alternating in gpt-oss. llama.cpp and mlx-lm have one stack for each. When a pair is split, both
+halves share A, and each has its rows of B.
 """
 
 import re
@@ -21,7 +22,7 @@ from loralens.formats.dialects.gguf.reader import ARCHITECTURE
 from loralens.formats.files.gguf.values import plain
 
 FUSED = "gate_up_proj"
-STACKS = (FUSED, "down_proj")  # of the experts of transformers
+STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers
 _ALTERNATE = ("gpt_oss",)  # model types in which rows of gate and up alternate
 _LAYER = r"^(?P<path>.+)\.(?P<owner>mlp|block_sparse_moe|feed_forward)\."
 _STACKED = re.compile(_LAYER + r"(?:experts|switch_mlp)\.(?P<part>\w+)\[(?P<number>\d{1,9})\]$")
@@ -31,7 +32,7 @@ _ROUTER = re.compile(_LAYER + r"(?:gate|router|router\.layer)$")
 
 
 class Names(NamedTuple):
-    """What mlx-lm calls the mixture of a model: the module of a layer, its stacks, its router."""
+    """mlx-lm's names for the mixture of a layer: the module, its stacks, its router."""
 
     owner: str
     stacks: str
@@ -40,7 +41,7 @@ class Names(NamedTuple):
 
 _MLP, _MIXTRAL = Names("mlp", "switch_mlp", "gate"), Names("block_sparse_moe", "switch_mlp", "gate")
 _GRANITE = Names("block_sparse_moe", "switch_mlp", "router.layer")
-MLX: Mapping[str, Names] = {  # model type → names; mlx-lm of November 2026
+MLX: Mapping[str, Names] = {  # model type → names, as in mlx-lm of November 2026
     **dict.fromkeys(("mixtral", "phimoe", "minimax"), _MIXTRAL),
     **dict.fromkeys(("granitemoe", "granitemoehybrid"), _GRANITE),
     **dict.fromkeys(
@@ -57,21 +58,21 @@ MLX: Mapping[str, Names] = {  # model type → names; mlx-lm of November 2026
 def as_in(
     dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> Adapter:
-    """An adapter of another dialect, its experts cut and called as ``dialect`` has them.
+    """An adapter of another dialect with the experts split and named as in ``dialect``.
 
     Parameters
     ----------
     dialect : str
     adapter : Adapter
     base_config : mapping, optional
-        The base's config.json.
+        The content of the base's config.json.
     arch : str, optional
-        What llama.cpp or Hugging Face calls its architecture, where no config.json does.
+        The name of the architecture in llama.cpp or Hugging Face, if there is no config.json.
 
     Raises
     ------
     OptionError
-        What the dialect needs to know about the base is not said.
+        Nothing says what the dialect needs to know about the base.
     """
     if dialect == "gguf":
         return taken_apart(adapter, base_config or _config_of(arch))
@@ -81,37 +82,41 @@ def as_in(
 
 
 def _config_of(arch: str | None) -> Mapping[str, Any] | None:
-    """As much of a config.json as an architecture says: the type of its model with experts, else any of its types."""
+    """A configuration with the model type of an architecture.
+
+    An architecture of llama.cpp stands for several model types. The one with experts matters here; llama.cpp calls
+    Mixtral "llama", for example.
+    """
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 
 
 def _gguf_architecture(adapter: Adapter) -> str | None:
-    """The architecture that a GGUF file says."""
+    """The architecture that a GGUF file names."""
     arch = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
     return arch if isinstance(arch, str) else None
 
 
 def model_type(config: Mapping[str, Any] | None) -> str | None:
-    """The type of model that a base's config.json says, of its part about text."""
+    """The model type in a base's config.json, in the part about text if it has one."""
     kind = text_config(config).get("model_type")
     return kind if isinstance(kind, str) else None
 
 
 def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter with every stack of gate and up as one of each, and all stacks as updates (out, in).
+    """The adapter with every stack of gate and up split into one of each, and all stacks as updates (out, in).
 
     Parameters
     ----------
     adapter : Adapter
     config : mapping or None
-        The base's config.json: whether gate and up alternate, and which side of a stack is that of its inputs. Without
-        it the shapes of the stacks tell, where both are there.
+        The content of the base's config.json. It says whether the rows of gate and up alternate, and which axis of a
+        stack is that of the inputs. Without it the shapes of both stacks together tell the axis.
 
     Raises
     ------
     OptionError
-        There are such stacks, and nothing says how their rows lie.
+        There are such stacks, and nothing says how their rows are ordered.
     """
     stacks = {name: part for name, module in adapter.items() if (part := _stack(name, module))}
     if not stacks:
@@ -139,7 +144,7 @@ def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
 
 
 def _stack(name: str, module: Update) -> str | None:
-    """Which stack of transformers' a module is one expert of."""
+    """The stack of transformers that a module is an expert of; None if it is none."""
     member = expert(name)
     if member is None or module.layout.kind != "experts":
         return None
@@ -147,16 +152,22 @@ def _stack(name: str, module: Update) -> str | None:
 
 
 def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
-    """Whether the updates of the stacks are (in, out): as PEFT has them of some models, and up to 0.18 of most."""
+    """Whether the updates of the stacks are (in, out).
+
+    In PEFT they are so for some models, and up to 0.18 for most. The hidden size of the base decides, then the shapes
+    of the two stacks, and at last the layout that the reader found.
+    """
     hidden = text_config(config).get("hidden_size")
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
     votes: set[bool] = set()
     for part, (out, in_) in shapes.items():
+        # The side of the hidden state: the inputs of gate and up, and the outputs of down.
         inside, outside = (in_, out) if part == FUSED else (out, in_)
         if inside != outside and hidden in (inside, outside):
             votes.add(outside == hidden)
     if len(shapes) == 2 and not votes:
         (out, in_), (other_out, other_in) = shapes[FUSED], shapes["down_proj"]
+        # gate_up has twice as many outputs as down has inputs, and as many inputs as down has outputs.
         if (out, in_) == (2 * other_in, other_out):
             votes.add(False)
         if (in_, out) == (2 * other_out, other_in):
@@ -173,7 +184,7 @@ def _transpose(module: Update) -> LowRank:
 
 
 def _halves(name: str, module: Update, *, alternate: bool) -> Iterator[tuple[str, LowRank]]:
-    """Gate and up of one expert."""
+    """Split the update of one expert into those of gate and up."""
     B, A = module.factors
     size = B.shape[0] // 2
     for i, part in enumerate(("gate_proj", "up_proj")):
@@ -190,12 +201,12 @@ def _rows(rows: slice) -> Callable[[Array], Array]:
 
 
 def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter under the names that mlx-lm has for the experts and the router of its base.
+    """The adapter with mlx-lm's names for the experts and the router of its base.
 
     Raises
     ------
     OptionError
-        It adapts experts, and nothing says of which model, or that model's names are not known here.
+        It adapts experts, and nothing says of which model, or the names of that model are not known here.
     """
     if not any(module.layout.kind == "experts" or is_expert_alone(name) for name, module in adapter.items()):
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
@@ -226,7 +237,7 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
 
 
 def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
-    """Routers under the name that mlx-lm has for them; all other modules as they are."""
+    """The adapter with mlx-lm's names for routers; all other modules keep their names."""
     routers = {name: router for name in adapter if (router := _ROUTER.match(name))}
     if names is None or not routers:
         return adapter
@@ -234,7 +245,7 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 
 
 def named_alone(adapter: Adapter) -> Adapter:
-    """mlx-lm's stacks as single experts, under the names of checkpoints: PEFT joins these when it loads them."""
+    """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
     modules: dict[str, Update] = {}
     old = {new: old for old, new in EXPERT_PARTS.items()}
     for name, module in adapter.items():

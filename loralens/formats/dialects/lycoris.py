@@ -1,4 +1,4 @@
-"""LyCORIS: kohya's names with more ways to build an update than one pair. Read only.
+"""LyCORIS: kohya's names, with several algorithms that build an update from more than a pair. It is only read.
 
 =====================  ====================================================================  ===================
 algorithm              tensors                                                               ΔW
@@ -10,12 +10,12 @@ LoKr                   lokr_w1 or _a·_b (a, c); lokr_w2 or _a·_b or _a, t2, _b
 full                   diff (out, in, k…)                                                    diff, without an α
 =====================  ====================================================================  ===================
 
-The scale is α/r with r the inner dimension of a factored side, and 1 where LoKr has none. LyCORIS stores α·√r for
-rsLoRA, so that α/r of the file is right for it too. LyCORIS flattens the kernels of LoHa's and LoKr's factors: such a
-module looks linear here, (out, in·k…), until its base is known.
+The scale is α/r, where r is the inner dimension of a factored side, and 1 if LoKr has no factored side. For rsLoRA,
+LyCORIS stores α·√r, so α/r of the file is right for it too. LyCORIS flattens the kernels in the factors of LoHa and
+LoKr: such a module looks linear here, (out, in·k…), until its base is known.
 
-What is no update of one weight by a sum rides along: the differences of biases and norms (to be added to the base's
-own, without α), DoRA's magnitudes, and tensors of algorithms whose update depends on the base weight.
+Other tensors are kept as extras: the differences of biases and norms, which are added to those of the base without α,
+the magnitudes of DoRA, and the tensors of algorithms whose update depends on the base weight.
 """
 
 import re
@@ -44,11 +44,12 @@ _LEAF = re.compile(
     r"|bias_(?:indices|values|size))$"
 )
 _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
+# Leaves that only LyCORIS writes, and leaves that ComfyUI's dialect has under its own dotted names too.
 _OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
 _FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
 _NAMES = (*kohya.PREFIXES, "diffusion_model.", "transformer.", "unet.", "text_encoder")
 _ROLES = {"diff_b": ("diff_b", "bias"), "b_norm": ("diff_b", "bias"), "w_norm": ("diff", "weight")}
-FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
+FOREIGN = {  # a part that identifies an algorithm → its name, and why it has no ΔW of its own
     "a1.weight": "GLoRA, whose update is a product with the base weight",
     "on_input": "(IA)³, which multiplies the base weight",
     "oft_blocks": "OFT or BOFT, which rotates the base weight",
@@ -58,7 +59,7 @@ FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
 
 
 def leaf(key: str) -> Leaf | None:
-    """The parts of a key, a doubled prefix taken off its name."""
+    """The module and the part of a key; a doubled prefix is removed from the name."""
     half, other = _HALF.match(key), _LEAF.match(key)
     if half:
         return Leaf(kohya.canonical(half["name"]), half["half"])
@@ -66,7 +67,7 @@ def leaf(key: str) -> Leaf | None:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file holds tensors of LyCORIS alone; those that ComfyUI has too count only under kohya's names."""
+    """Whether a file holds tensors that only LyCORIS writes, or that both have, under kohya's names."""
     return any(
         (_OWN.search(key) and key.startswith(_NAMES)) or (_FLAT_OWN.search(key) and key.startswith(kohya.PREFIXES))
         for key in stored.tensors
@@ -79,7 +80,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit; a file of which nothing is an update by a sum.
+        Tensors are missing or do not fit together, or nothing in the file is an update by a sum.
     """
     groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
@@ -114,12 +115,12 @@ def _locon(parts: Parts) -> Update:
 
 
 def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
-    """The product of LoHa's factors without its scale, its kernel as far as the shapes show it, and its r.
+    """The product of LoHa's factors without its scale, its kernel if the shapes show it, and its r.
 
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit.
+        Tensors are missing or do not fit together.
     """
     if ("hada_t1" in parts) != ("hada_t2" in parts):
         raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
@@ -130,12 +131,12 @@ def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
 
 
 def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None]:
-    """The product of LoKr's factors without its scale, its kernel, and its r; None where both sides are full.
+    """The product of LoKr's factors without its scale, its kernel, and its r, which is None if both sides are full.
 
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit.
+        Tensors are missing or do not fit together.
     """
     (first, window), (second, kernel) = side(parts, 1), side(parts, 2)
     if prod(window) != 1:
@@ -166,7 +167,7 @@ def _full(parts: Parts) -> Update:
 
 
 class Algorithm(NamedTuple):
-    """The parts that a kind of update is made of, α aside, and how they become one."""
+    """The parts of an algorithm's update, without α, and the function that builds the update from them."""
 
     parts: tuple[str, ...]
     read: Callable[[Parts], Update]
@@ -181,7 +182,7 @@ ALGORITHMS = (
 
 
 def _algorithm(parts: Parts) -> Algorithm | None:
-    """The algorithm of a module; None where there is no update, as for a norm."""
+    """The algorithm of a module; None if it has no update of a matrix, as for a norm."""
     algorithms = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
     if len(algorithms) > 1:
         keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in algorithms)
@@ -194,7 +195,7 @@ def _algorithm(parts: Parts) -> Algorithm | None:
 def update_of(
     parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
 ) -> Update:
-    """An update with its scale and layout, read from the tensors of a file of the dialect ``form``."""
+    """An update with its scale and layout, and with the tensors of the dialect ``form`` that it was read from."""
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
     origin = origin_of(form, parts, [*stored, "alpha"])
@@ -205,7 +206,7 @@ def update_of(
 
 
 def _matrix(parts: Parts, part: str) -> LazyArray:
-    """A tensor of at least two axes, floating point and not empty."""
+    """A part as a tensor, which must be floating point, have at least two axes and not be empty."""
     if part not in parts:
         raise FormatError(f"{next(iter(parts.values()))[0]} has no {part} beside it", fix=SAVE_AGAIN)
     key, tensor = parts[part]
@@ -222,7 +223,7 @@ def _flat(tensor: LazyArray) -> LazyArray:
 
 
 def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ...]]:
-    """``<stem>_a`` · ``<stem>_b``, through a core where there is one, and the kernel as far as the shapes show it."""
+    """``<stem>_a`` · ``<stem>_b``, with the Tucker core between them if there is one, and the kernel if it is known."""
     a, b = _matrix(parts, f"{stem}_a"), _matrix(parts, f"{stem}_b")
     if core not in parts:
         return LowRank(_flat(a), _flat(b)), b.shape[2:]
@@ -231,7 +232,7 @@ def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ..
 
 
 def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
-    """One factor of a Kronecker product, and its kernel."""
+    """One factor of a Kronecker product, full or as a product, and its kernel."""
     stem = f"lokr_w{number}"
     if stem not in parts:
         return _product(parts, stem, f"lokr_t{number}")
@@ -242,7 +243,7 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
 
 
 def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
-    """What stands beside an update: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
     used = (*algorithm.parts, "alpha") if algorithm else ()
     extra = kohya.companions(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
@@ -279,6 +280,7 @@ def _findings(
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
         yield Finding("note", "bias-differences", text)
     for part, count in foreign.items():
+        # The residual is a part of the same update, so the rest of it alone is wrong. Other algorithms stand beside it.
         level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
         yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

@@ -1,4 +1,4 @@
-"""Pairs as most dialects store them: two halves of one name, as linear or convolution factors."""
+"""Pairs as most dialects store them: two tensors under one name, as factors of a linear layer or convolution."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
@@ -20,7 +20,7 @@ SAVE_AGAIN = "the file is incomplete: save the adapter again"
 
 
 class Leaf(NamedTuple):
-    """What a key says: the module's name in the file, and which of its tensors this is (``A``, ``B``, ``alpha`` …)."""
+    """A key in two parts: the module's name in the file, and which of its tensors it is (``A``, ``B``, ``alpha`` …)."""
 
     name: str
     part: str
@@ -32,12 +32,12 @@ Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
 def group(
     tensors: Mapping[str, LazyArray], leaf: Callable[[str], Leaf | None]
 ) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
-    """Tensors by module and part, and those whose key is no leaf.
+    """Group tensors by module and part; returns also the tensors whose keys ``leaf`` does not know.
 
     Raises
     ------
     FormatError
-        Two keys say the same module and part.
+        Two keys mean the same part of the same module.
     """
     modules: dict[str, Parts] = {}
     unpaired: dict[str, LazyArray] = {}
@@ -60,9 +60,10 @@ def gather(
     update: Callable[[str, Parts], "Update | None"],
     companions: Callable[[str, Parts, "Update | None"], Mapping[str, Extra]],
 ) -> "tuple[dict[str, Update], dict[str, Extra]]":
-    """The modules of a file and everything else in it, by what a dialect makes of the parts of one name.
+    """Read the modules and the extras of a file with two functions of a dialect.
 
-    ``update`` gives the update of a name, or None where its parts are none; ``companions`` what stands beside it.
+    ``update`` builds the update from the parts of a name, or returns None if they are no update. ``companions`` gives
+    the extras among these parts.
     """
     groups, unpaired = group(tensors, leaf)
     modules: dict[str, Update] = {}
@@ -79,14 +80,14 @@ def gather(
 def unfold(
     groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
 ) -> dict[str, LowRank]:
-    """The modules of a file in which one stored pair may stand for several, as for the experts of a stack.
+    """Read the modules of a file in which one stored pair may hold several, such as the experts of a stack.
 
-    ``modules`` gives those of one name, each with its own.
+    ``modules`` gives the names and updates of the modules that the parts of one name hold.
 
     Raises
     ------
     FormatError
-        Two pairs stand for one module.
+        Two pairs hold the same module.
     """
     unfolded: dict[str, LowRank] = {}
     for name, parts in groups.items():
@@ -99,7 +100,7 @@ def unfold(
 
 
 def others(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
-    """Tensors of no known role, each beside the module that its key names, if it names one."""
+    """Tensors without a known role as extras of the modules that their keys name."""
     return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
 
@@ -109,7 +110,7 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
     Raises
     ------
     FormatError
-        One of them is missing, or not floating point.
+        One of them is missing, or is not floating point.
     """
     for half, other in ((A, B), (B, A)):
         if half not in parts:
@@ -122,14 +123,14 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
 
 
 def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A``, two matrices with numbers in them; ``names``: what the dialect calls them.
+    """The tensors of parts ``B`` and ``A``, which must be matrices; ``names`` are those of the dialect, for messages.
 
     Raises
     ------
     FormatError
-        One of them is missing, or not floating point.
+        One of them is missing, or is not floating point.
     ShapeError
-        One of them is empty, or no matrix.
+        One of them is empty, or is not a matrix.
     """
     B, A = halves(parts)
     if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
@@ -145,7 +146,11 @@ def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> Low
 
 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
-    """A (r, in, k…), B (out, r/groups, 1…) → B (out, r), block-diagonal if grouped, A (r, in·k…)."""
+    """The factors of a convolution as matrices.
+
+    A (r, in, k…) and B (out, r/groups, 1…) become A (r, in·k…) and B (out, r). B is block-diagonal if the convolution
+    is grouped.
+    """
     rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
     if (
         not rank
@@ -164,9 +169,10 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
 
 
 def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Layout]:
-    """B (k·o, r) of the k enabled of n slices of fused projections → B (n·o, k·r), zero rows where nothing is adapted.
+    """The factor B of fused projections of which only some slices are adapted.
 
-    Block i is B[i·o : (i+1)·o]; it stands in the i-th r columns, in the rows of the i-th enabled slice.
+    B (k·o, r) holds the k enabled ones of n slices. It becomes B (n·o, k·r): block i, B[i·o : (i+1)·o], goes to the
+    i-th r columns and to the rows of the i-th enabled slice. All other rows are zero.
     """
     count = sum(enabled)
     rows, width = B.shape[0] // count, count * B.shape[1]
@@ -180,12 +186,12 @@ def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Lay
 
 
 def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
-    """B and A as linear or convolution factors are stored: the inverse of `pair`.
+    """B and A as the factors of a linear layer or a convolution are stored; the inverse of `pair`.
 
     Raises
     ------
     ShapeError
-        A changed update of a grouped convolution, which is no longer block-diagonal.
+        It is a changed update of a grouped convolution, which is no longer block-diagonal.
     """
     B, A = module.factors
     if module.layout.kind != "conv":
@@ -201,7 +207,7 @@ def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
 
 
 def block_diagonal(blocks: Array, groups: int) -> Array:
-    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
+    """The blocks of a matrix (groups · o, c) on the diagonal of a matrix (groups · o, groups · c) of zeros."""
     rows, width = blocks.shape[0] // groups, blocks.shape[1]
     full = np.zeros((groups, rows, groups, width), blocks.dtype)
     for i in range(groups):
@@ -210,12 +216,12 @@ def block_diagonal(blocks: Array, groups: int) -> Array:
 
 
 def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
-    """The stored tensors of the parts a module was read from."""
+    """The origin of a module: the stored tensors of the parts that it was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
 
 
 def stood(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
-    """The parts a module was read from, as they stood in a file of the dialect ``form``; none where it was not."""
+    """The parts that a module was read from, if that was a file of the dialect ``form``; otherwise none."""
     if module.origin is None or module.origin.format != form:
         return {}
     return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := leaf(key))}

@@ -1,7 +1,8 @@
-"""Products of factors as one pair where that is narrow, and in their own form where it is not.
+"""Hadamard, Kronecker and Tucker products as one pair B·A if its rank is small, and otherwise in their own form.
 
-A pair is made while the exact rank is at most min(out, in)/2. Its factors are formed in float64 when they are read, and
-rounded to float32 once: of 16-bit factors every entry of a Khatri-Rao or Kronecker product is exact.
+A product becomes a pair if its exact rank is at most min(out, in)/2. The factors of the pair are computed in float64
+when they are read, and rounded to float32 once. If the stored factors have 16 bits, every entry of a Khatri-Rao or
+Kronecker product of them is exact.
 """
 
 from collections.abc import Callable
@@ -57,11 +58,12 @@ def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kron
 
 
 def _narrow(rank: int, shape: tuple[int, int]) -> bool:
+    # A pair of a larger rank holds more numbers than the matrix: r·(out + in) against out·in, for a square one.
     return rank <= min(shape) / 2
 
 
 def _exact(factor: LowRank | Dense) -> LowRank | Dense:
-    """A factor whose nominal rank is its exact one: a pair wider than its product is the product."""
+    """A factor whose nominal rank is not larger than its shape allows; a pair of a larger rank is multiplied out."""
     if isinstance(factor, Dense) or factor.rank <= min(factor.shape):
         return factor
     return Dense(LazyArray(factor.dense, shape=factor.shape, dtype=np.float64))
@@ -80,7 +82,7 @@ def _wide(*arrays: LazyArray) -> list[Array]:
 
 
 def _float32(product: Callable[[], Array], shape: tuple[int, ...]) -> LazyArray:
-    """``product``, rounded; what is too big for float32 becomes infinite there, as in the software that trained it."""
+    """``product``, rounded to float32. Larger numbers become infinite, as in the software that trained the adapter."""
 
     def read() -> Array:
         with np.errstate(all="ignore"):

@@ -1,10 +1,12 @@
-"""What loralens writes into the metadata of a file it converts: names and scales that the dialect cannot say.
+"""The record that loralens adds to a file that it converts: names and scales that the dialect cannot store.
 
-A kohya file has no dots in its names, a loralib file no α. Under the key ``loralens`` stands, for every module as the
-file calls it, its canonical name, scale and where that came from, so that loralens reads its own files back without
-``--base`` or ``--alpha``. A record is believed only as far as the file agrees: a module that has gone, or another
-scale than the record says (somebody else changed the file), is taken from the file. Beside them stands what PEFT's
-configuration said of the training: task, dropout, targets (`peft_fields`).
+A kohya file has no dots in its names, and a loralib file has no α. Under the key ``loralens`` of the metadata, the
+record holds the canonical name, the scale and the origin of the scale for every module of the file, so that loralens
+reads its own files back without ``--base`` or ``--alpha``. It also holds what PEFT's configuration said about the
+training: task, dropout, targets (`loralens.formats.dialects.peft.fields`).
+
+If somebody has changed the file since, the file counts and not the record: modules that are missing stay missing, and
+a scale that differs is taken from the file.
 """
 
 import json
@@ -22,16 +24,16 @@ from loralens.formats.files.location import is_pickle
 from loralens.formats.files.number import finite
 from loralens.version import __version__
 
-AGREE = 1e-6  # relative: α is stored as float32
+AGREE = 1e-6  # relative; α is stored as float32, which rounds it by up to 6e-8
 
 Record = Mapping[str, Any]  # the JSON object that `stamp` writes
 
 
 def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
-    """``stored`` with a record of what ``adapter`` called its modules and of their scales.
+    """Add a record of the names and scales that the modules have in ``adapter``.
 
-    ``back`` is what the dialect's reader makes of ``stored``: where a writer folded a scale into the factors, the file
-    has another scale than the adapter had, and the record says the file's.
+    ``back`` is the result of reading ``stored`` again. If a writer folded a scale into the factors, the scale of the
+    file differs from that of the adapter, and the record has the scale of the file.
     """
     canonical = {name: name for name in adapter} | {new: file for file, new in stored.names.items()}
     modules = {}
@@ -56,9 +58,9 @@ def _scale_was_folded(module: Update, written: Update) -> bool:
 
 
 def of(stored: Stored, file: Path) -> Record | None:
-    """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle.
+    """The record in the metadata of a file, or in ``loralens.json`` beside a pickle.
 
-    None where there is none, or where the metadata hold a damaged one: it is a help, not the adapter.
+    None if there is none, or if it is damaged: the adapter can be read without it.
     """
     if is_pickle(file):
         record_file = file.with_name(f"{RECORD}.json")
@@ -71,13 +73,13 @@ def of(stored: Stored, file: Path) -> Record | None:
 
 
 def format_of(record: Record | None) -> str | None:
-    """The dialect that a record says its file was written in."""
+    """The dialect of a file by its record."""
     form = (record or {}).get("format")
     return form if isinstance(form, str) else None
 
 
 def apply(adapter: Adapter, record: Record | None) -> Adapter:
-    """``adapter`` with the names and scales of a record, as far as the file still agrees with it."""
+    """``adapter`` with the names and scales of a record, as far as the file still agrees with the record."""
     record = record or {}
     modules = _modules(record, adapter)
     if not modules:
@@ -109,12 +111,12 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
 
 
 def _fields(record: Record, complete: bool) -> dict[str, Any]:
-    """What a record says of a PEFT configuration; of the targets only where the file has the modules that it had."""
+    """The fields of PEFT's configuration in a record; the targets only if the modules of the file are unchanged."""
     return {name: value for name, value in sound(record.get("peft")).items() if complete or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
-    """What a record says of the modules of a file; nothing where it is damaged, or gives two of them one name."""
+    """The modules in a record; none if it is damaged, or if two modules of the file would get the same name."""
     modules = record.get("modules")
     if not isinstance(modules, dict) or not all(map(_is_valid, modules.values())):
         return {}
@@ -123,7 +125,7 @@ def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _is_valid(module: Any) -> bool:
-    """Whether an entry has all its fields, each of its kind: numbers finite, text that may go to a terminal."""
+    """Whether an entry has all fields with values of the right types: finite numbers, and text that can be shown."""
     scaling = module.get("scaling") if isinstance(module, dict) else None
     if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
         return False

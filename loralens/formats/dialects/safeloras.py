@@ -1,8 +1,8 @@
-"""cloneofsimo's safeloras: ``unet:12:up``, ``unet:12:down``, and what each model's targets were in the header.
+"""Files of cloneofsimo's safeloras, with keys such as ``unet:12:up`` and ``unet:12:down``.
 
-Modules have numbers, in the order in which the layers were met inside the classes that the header names. The names here
-are ``unet.12``: those of the weights need the model. The scale is 1. Tensors flagged ``<embed>`` are embeddings of new
-tokens (``<s1>``).
+Modules have numbers, which count the layers inside the classes that the header names. Here they are called ``unet.12``,
+because only the model tells the names of its layers. The scale is 1. Tensors marked ``<embed>`` in the header are
+embeddings of new tokens (``<s1>``).
 """
 
 import re
@@ -26,7 +26,7 @@ def leaf(key: str) -> Leaf | None:
     half = _HALF.match(key)
     if half is None:
         return None
-    number = half["number"].lstrip("0") or "0"
+    number = half["number"].lstrip("0") or "0"  # 012 and 12 are the same layer
     return Leaf(f"{half['model']}.{number}", "B" if half["half"] == "up" else "A")
 
 
@@ -41,7 +41,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, two keys of one number.
+        One half of a pair is missing, factors do not fit together, or two keys have the same number.
     """
     groups, unpaired = group(stored.tensors, leaf)
     scaling = Scaling("given", origin="safeloras have scale 1")

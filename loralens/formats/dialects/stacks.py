@@ -1,4 +1,4 @@
-"""Stacks: the modules of an adapter by the stored pair that holds them, the experts of one weight together."""
+"""Grouping the modules of an adapter by the stored pair that holds them, such as the experts of one weight."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ Stacks = Mapping[str, Mapping[str, Update]]
 
 
 def by_pair(adapter: Adapter) -> Stacks:
-    """Modules by the name of the weight they adapt: the experts of one stack together, in their order."""
+    """Modules by the name of the weight that they adapt; the experts of a stack are in one group, in their order."""
     stacks: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
         stacks.setdefault(weight_name(name) if module.layout.kind == "experts" else name, {})[name] = module
@@ -19,7 +19,7 @@ def by_pair(adapter: Adapter) -> Stacks:
 
 
 def as_read(modules: Mapping[str, Update], form: str) -> bool:
-    """Whether what was read in the dialect ``form`` for one pair is still all there is, its scale aside."""
+    """Whether all modules of a stored pair of the dialect ``form`` are there and unchanged, apart from their scales."""
     origins = [module.origin for module in modules.values()]
     first = origins[0]
     return (
@@ -31,12 +31,12 @@ def as_read(modules: Mapping[str, Update], form: str) -> bool:
 
 
 def check_whole(modules: Mapping[str, Update], holder: str) -> None:
-    """Refuse a stack of which one pair of tensors cannot hold the experts.
+    """Refuse a stack whose experts do not fit into one pair of tensors.
 
     Raises
     ------
     ShapeError
-        They differ in shape, rank or dtype, or some are missing.
+        The experts differ in shape, rank or dtype, or some are missing.
     """
     kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
     if len(kinds) > 1:

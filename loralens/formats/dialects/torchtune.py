@@ -1,4 +1,4 @@
-"""torchtune: a pickle of ``<module>.lora_a.weight`` and ``.lora_b.weight``, under torchtune's own module names.
+"""Files of torchtune: a pickle of ``<module>.lora_a.weight`` and ``.lora_b.weight`` under its own module names.
 
 =========  ==============================================================  ===============================
 kind       stored                                                          here
@@ -8,8 +8,8 @@ DoRA       magnitude (out,)                                                ``mag
 experts    lora_gate_a (E, in, r), lora_gate_b (E, r, out); up, down too   both transposed, ``gate_proj[e]``
 =========  ==============================================================  ===============================
 
-α is in the recipe, not in the file. torchtune's Llama has the rows of q_proj and k_proj in another order than the
-Hugging Face model (rotary pairs side by side), so their B must be permuted before they fit that one.
+α is in torchtune's recipe and not in the file. In torchtune's Llama the rows of q_proj and k_proj have another order
+than in the model of Hugging Face (the two rows of a rotary pair are neighbours), so B must be permuted for that model.
 """
 
 import re
@@ -32,7 +32,7 @@ _ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
 
 
 def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
+    """The module and the half that a key names; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
     half = _HALF.match(key)
     if half:
         return Leaf(half["name"], half["half"].upper())
@@ -41,7 +41,7 @@ def leaf(key: str) -> Leaf | None:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is torchtune's, by its halves: lower case, with ``.weight``, or named by what experts project."""
+    """Whether a file has keys of torchtune: halves in lower case with ``.weight``, or those of its expert stacks."""
     return any(leaf(key) for key in stored.tensors)
 
 
@@ -51,7 +51,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply.
+        One half of a pair is missing, or factors do not fit together.
     """
     groups, unpaired = group(stored.tensors, leaf)
     modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))

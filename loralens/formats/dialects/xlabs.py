@@ -1,4 +1,4 @@
-"""XLabs' FLUX adapters: attention processors of Black Forest Labs' own model.
+"""XLabs' adapters for FLUX, which are attention processors of Black Forest Labs' own implementation.
 
 ==============================================  =======================================================
 stored                                          the weight it adapts
@@ -9,9 +9,9 @@ stored                                          the weight it adapts
 ``single_blocks.N.processor.proj_lora``         ``single_blocks.N.linear2``
 ==============================================  =======================================================
 
-A is ``down.weight`` (r, in), B is ``up.weight`` (out, r), the scale is 1 by definition. ``linear1`` computes q, k, v
-and the input of the MLP in one; B gets rows of zeros for the latter, as many as ``linear2`` has inputs beside the h of
-the attention (the file says so where it adapts that layer too, else 4·h as in every FLUX.1).
+A is ``down.weight`` (r, in), B is ``up.weight`` (out, r), and the scale is 1 by definition. ``linear1`` computes q, k,
+v and the input of the MLP together. B gets rows of zeros for the MLP: as many as ``linear2`` has inputs besides the h
+of the attention. The file shows this number if it adapts ``linear2`` too; otherwise it is 4·h, as in every FLUX.1.
 """
 
 import re
@@ -29,8 +29,8 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matr
 from loralens.formats.files.container import Stored
 
 NAME = "xlabs"
-RATIO = 4  # of the MLP's width to the model's in FLUX.1
-MOST = 16  # ... and in anything that is still a FLUX: a small file must not ask for a huge matrix of zeros
+RATIO = 4  # the width of the MLP divided by that of the model, in FLUX.1
+MOST = 16  # the largest ratio that is accepted, so that a small file cannot ask for a huge matrix of zeros
 
 _HALF = re.compile(
     r"^(?P<block>(?:diffusion_model\.)?(?:double_blocks|single_blocks)\.\d+)\.processor\."
@@ -48,7 +48,7 @@ _PARTS = {"down": "A", "up": "B"}
 
 
 def leaf(key: str) -> Leaf | None:
-    """The weight and the half that a key says; None for a key that XLabs' processors do not have."""
+    """The weight and the half that a key names; None for a key that XLabs' processors do not have."""
     match = _HALF.match(key)
     if not match:
         return None
@@ -57,7 +57,7 @@ def leaf(key: str) -> Leaf | None:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is XLabs': pairs of its processors, and every pair one of them."""
+    """Whether a file has pairs of XLabs' processors and no other pairs."""
     half_keys = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
     return bool(half_keys) and all(map(leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
 
@@ -68,7 +68,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, or factors that do not multiply.
+        One half of a pair is missing, or factors do not fit together.
     """
     groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
@@ -93,13 +93,13 @@ def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
 
 
 def _mlp(name: str, width: int, groups: Mapping[str, Parts]) -> int:
-    """Rows of ``linear1`` that the MLP takes: the inputs of ``linear2`` less those of the attention."""
+    """The rows of ``linear1`` that belong to the MLP: the inputs of ``linear2`` without those of the attention."""
     second = _second(name, groups)
     return RATIO * width if second is None else second.shape[1] - width
 
 
 def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
-    """A (r, in) of ``linear2`` of the same block, where the file adapts it."""
+    """The factor A (r, in) of ``linear2`` in the same block; None if the file does not adapt it."""
     parts = groups.get(f"{name.removesuffix('linear1')}linear2", {})
     return parts["A"][1] if "A" in parts and parts["A"][1].ndim == 2 else None
 
@@ -120,7 +120,7 @@ def _pad(B: LazyArray, width: int, rows: int) -> LazyArray:
 
 
 def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
-    """What was taken from FLUX.1 because the file does not say it."""
+    """A finding about widths that were taken from FLUX.1 because the file does not show them."""
     assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
     if not assumed:
         return []
@@ -129,7 +129,7 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
 
 
 def _about_extras(unpaired: Iterable[str]) -> list[Finding]:
-    """Tensors that belong to no pair."""
+    """A finding about tensors that belong to no pair."""
     keys = list(unpaired)
     if not keys:
         return []

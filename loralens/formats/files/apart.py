@@ -1,4 +1,4 @@
-"""Targets apart from inputs: what a command reads, it neither writes to, nor replaces, nor removes."""
+"""Checks that the target of a command is not one of its inputs: what is read is never written to or replaced."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,12 +7,12 @@ from pathlib import Path
 from loralens.errors import OptionError, place
 from loralens.formats.files.location import adapter_file, config_beside, existing
 
-Input = tuple[str, Path]  # in words, "the base", and where it is
+Input = tuple[str, Path]  # what it is in words, such as "the base", and its path
 _FIX = "choose a target outside: what is read is never written to"
 
 
 def adapter_inputs(path: str) -> Iterator[Input]:
-    """Where an adapter is: what was given, the file in it, and the configuration beside that."""
+    """The paths that belong to an adapter: the given one, the weights' file, and the configuration beside it."""
     what = f"the adapter {path}"
     yield what, existing(Path(path))
     file = adapter_file(Path(path))
@@ -23,18 +23,19 @@ def adapter_inputs(path: str) -> Iterator[Input]:
 
 
 def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -> None:
-    """Refuse a target that is an input or holds one; or lies in one, where ``within`` is true.
+    """Refuse a target that is an input, contains one, or (with ``within``) lies inside one.
 
     Links are followed on both sides.
 
     Raises
     ------
     OptionError
-        It says which input, and how they lie to each other.
+        The message names the input and how the two paths overlap.
     """
     target_path = Path(os.path.realpath(target))
     with place(target):
         for what, path in inputs:
+            # The input may be a link itself. Then both matter: the link, which must not be replaced, and its other end.
             for input_path in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
                 if _is_same_place(target_path, input_path):
                     raise OptionError(f"is {what} itself", fix=_FIX)
@@ -45,10 +46,15 @@ def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -
 
 
 def _is_same_place(first: Path, second: Path) -> bool:
-    """Whether two paths are one place, where the system does not tell cases apart or mounts a folder twice too."""
+    """Whether two paths are the same place.
+
+    This also holds on a file system that ignores case, and for a folder that is mounted twice.
+    """
     if first == second:
         return True
     try:
+        # Two hard links are one file with two names. Replacing one name does not change the other, so a file is the
+        # same place only if its folder is the same too.
         return first.samefile(second) and (first.is_dir() or first.parent.samefile(second.parent))
     except OSError:
         return False

@@ -1,8 +1,8 @@
-"""A file or folder that appears whole or not at all, whatever happens on the way.
+"""Writing a file or folder that appears complete or not at all, whatever interrupts the process.
 
-It is written beside its target under a hidden name with the number of the process, and renamed once all of it is on the
-disk. What stood there before is first renamed too, so that at every moment one of the two is whole, even where the
-power fails; the next run tidies up after a killed one.
+It is written beside its target under a hidden name that contains the process id, and renamed once it is on the disk
+completely. An older target is first renamed too, so that one of the two is complete at every moment, even if the power
+fails. The next run removes what a killed one left behind.
 """
 
 import errno
@@ -19,20 +19,22 @@ from loralens.formats.files.hold import lock
 from loralens.formats.files.leftovers import hidden_path, remove, reserve
 from loralens.formats.files.others import bring_others
 
-_IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)  # a mount point, a folder in another's sticky one
+# What a rename fails with where the target is a mount point (EBUSY, EXDEV), or lies in a folder that may not be written
+# to or that is sticky and belongs to another user (EACCES, EPERM).
+_IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
 
 
 class ImmovableError(Exception):
-    """What stands at a target cannot be renamed; it is where it was."""
+    """The old file or folder at a target cannot be renamed; it is unchanged."""
 
 
 def check_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
-    """Refuse a target that exists or cannot be replaced, or that writing to would harm what is read.
+    """Refuse a target that exists or cannot be replaced, or that overlaps with an input.
 
     Raises
     ------
     OptionError
-        It says why.
+        The message says why.
     """
     check_apart(target, inputs)
     if target.exists() and not overwrite:
@@ -46,12 +48,12 @@ def check_target(target: Path, inputs: Collection[Input], *, folder: bool, overw
 
 
 def why_immovable(folder: Path) -> str | None:
-    """Why a folder cannot be replaced by another one, as far as can be told before; None where nothing is known.
+    """Why a folder cannot be replaced by another one, as far as that can be told beforehand; None if nothing is known.
 
-    Who stands in a folder stays in the old one when another takes its name, and the old one is removed.
+    A process whose working directory is the folder would stay in the old one, which is removed.
     """
     real = Path(os.path.realpath(folder))
-    with suppress(OSError):  # a working directory that is no more
+    with suppress(OSError):  # the working directory may have been removed
         working_folder = Path.cwd().resolve()
         if real == working_folder or real in working_folder.parents:
             return "the current directory is in it"
@@ -61,17 +63,19 @@ def why_immovable(folder: Path) -> str | None:
 
 
 def _is_bound(folder: Path) -> bool:
-    """Whether a folder of the same disk is mounted there, which Linux alone says, with blanks in octal."""
+    """Whether a folder of the same disk is mounted (bound) there. Only Linux tells, in ``/proc/self/mountinfo``."""
+    # That file writes blanks, tabs, line ends and backslashes of a path in octal (proc_pid_mountinfo(5)).
     name = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(folder))
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return False
+    # The fifth field is the mount point.
     return any(fields[4] == name for line in lines if len(fields := line.split(" ")) > 4)
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Refuse what the disk has no room for, now rather than after half an hour; a quota shows only when it is met."""
+    """Refuse to begin a long run whose result the disk has no room for. A quota of the user is not seen here."""
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
         raise FormatError(
@@ -82,26 +86,25 @@ def check_space(target: Path, needed: int) -> None:
 
 @contextmanager
 def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collection[str] | None = None) -> Iterator[Path]:
-    """Where to write what takes the place of ``target`` when the block ends well, and vanishes when it does not.
+    """Give a path to write to, which takes the place of ``target`` when the block succeeds and is removed otherwise.
 
     Parameters
     ----------
     target : Path
         A link to a folder is followed: its other end is replaced.
-    folder : bool
     overwrite : bool
-        Whether something may stand there.
+        Whether the target may exist.
     without : collection of str or None
-        Names of the old folder that do not come along into the new one. None: nothing comes along.
+        Names in the old folder that are not taken over into the new one. None: nothing is taken over.
 
     Raises
     ------
     OptionError
         Another run is writing there.
     FormatError
-        The disk refuses.
+        The disk reports an error.
     ImmovableError
-        Other files were to come along, and what stands there cannot be renamed.
+        Other files were to be taken over, and the old folder cannot be renamed.
     """
     with place(target):
         target = Path(os.path.realpath(target)) if folder and target.is_symlink() else target.absolute()
@@ -109,6 +112,7 @@ def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collectio
             with reserve(target, folder=folder) as part:
                 yield part
                 sync(part)
+                # The new folder gets the other files before it takes the name, so that it is never seen without them.
                 if without is not None:
                     shutil.copymode(target, part)
                     bring_others(target, part, without=without)
@@ -117,7 +121,7 @@ def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collectio
                     part.rename(target)
                     sync_folder(target.parent)
                     if without is not None and old:
-                        bring_others(old, target, without=without)  # what others have written meanwhile
+                        bring_others(old, target, without=without)  # files that other processes wrote meanwhile
         except OSError as error:
             if without is not None and error.errno in _IMMOVABLE:
                 raise ImmovableError from error
@@ -127,20 +131,21 @@ def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collectio
 
 @contextmanager
 def move_aside(target: Path) -> Iterator[Path | None]:
-    """Move what stands at ``target`` aside for the block; where it is during it, or None where nothing stands there.
+    """Move ``target`` aside for the block; gives its path during the block, or None if there is no target.
 
-    It is gone afterwards, or back where nothing has taken its place. The next run puts it back if this one is killed.
+    Afterwards it is removed, or moved back if nothing has taken its place. If this run is killed, the next one moves it
+    back.
 
     Raises
     ------
     OptionError
-        Another run is at work in it.
+        Another run is using it.
     """
     if not os.path.lexists(target):
         yield None
         return
     try:
-        descriptor = lock(target)  # so that no other run takes it for what a killed one left
+        descriptor = lock(target)  # else another run would take it for the remains of a killed one
     except BlockingIOError as error:
         fix = "wait for its end, or choose another target"
         raise OptionError("a run is going on there at this moment", fix=fix) from error

@@ -1,8 +1,8 @@
-"""What stands on disk, before anybody asks what it means: tensors by key, header metadata, a configuration.
+"""The raw content of adapter files, before a dialect interprets it: tensors by key, metadata and a configuration.
 
-A safetensors file is read here by ourselves: every offset is checked before a byte is read, numbers are read with
-``pread`` when they are asked for and never mapped (a file that shrinks under a map kills the process; here it is an
-error), and no size that a file merely claims is ever allocated.
+Safetensors files are read by our own code. Every offset is checked before a byte is read. Numbers are read with
+``pread`` when they are needed, and the file is never memory-mapped: a mapped file that shrinks kills the process, while
+here it is an error. No size that a file claims is allocated before it is checked.
 
 Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 bytes little-endian n, n bytes of JSON
 ``{key: {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}``, then the numbers.
@@ -26,11 +26,11 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import UNPRINTABLE, FormatError, place
 
 CONFIG = "adapter_config.json"
-RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
-HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own
-NAME_LIMIT = 4096  # characters
+RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
+HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
+NAME_LIMIT = 4096  # characters; far more than any module path, and little enough to be shown in a message
 MOST_AXES = 64  # NumPy's limit
-PIECE = 1 << 20  # bytes of a tensor that are copied at a time
+PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -53,6 +53,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),
 }
+# E8M0 is a power of two without a sign: a type of scales, not of weights.
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -64,21 +65,21 @@ _RESTORE = "restore the file or save the adapter again"
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file is written to, or replaced by another."""
+    """The values that change when a file is written to, or replaced by another."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @final
 class OpenFile:
-    """A file held open for reading, closed when nothing refers to it any more."""
+    """A file that is open for reading and is closed when nothing refers to it any more."""
 
     __slots__ = ("_fd", "_state", "path", "size")
 
     def __init__(self, path: Path) -> None:
-        self._fd = -1
+        self._fd = -1  # for __del__, if opening fails
         self.path = path
         try:
-            # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+            # Without O_NONBLOCK, opening a pipe would wait for another process to write to it.
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
             status = os.fstat(self._fd)
         except OSError as error:
@@ -91,12 +92,12 @@ class OpenFile:
         self._state = _state(status)
 
     def check_unchanged(self) -> None:
-        """Refuse a file that was written to since it was opened, or in whose place another stands.
+        """Refuse a file that was written to or replaced since it was opened.
 
         Raises
         ------
         FormatError
-            Its size or time, or the file of its name, is another.
+            Its size, its time or its inode has changed, or its path is now another file.
         """
         try:
             states = _state(os.fstat(self._fd)), _state(self.path.stat())
@@ -106,9 +107,9 @@ class OpenFile:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:
-        """``count`` bytes from ``start``; the caller has checked that the file is that long."""
+        """Read ``count`` bytes from ``start``; the caller has checked that the file was that long when opened."""
         parts = []
-        while count:
+        while count:  # one call reads at most 2 GiB on Linux
             part = self._pread(start, count)
             if not part:
                 raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
@@ -126,7 +127,7 @@ class OpenFile:
             raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
-        """The numbers at ``start``, read when they are asked for."""
+        """The numbers at ``start`` as an array that is read when it is needed."""
 
         def numbers(first: int, last: int) -> Array:
             data = self.read(start + first * dtype.itemsize, (last - first) * dtype.itemsize)
@@ -142,22 +143,22 @@ class OpenFile:
 @final
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The tensors of one adapter as they stand on disk, with what stands beside them.
+    """The tensors of one adapter as they are stored, with the metadata and the configuration.
 
     Attributes
     ----------
-    tensors : mapping of str to LazyArray
+    tensors
         By key, in the order of the file.
-    metadata : mapping of str to str, or None
-        The header metadata; None where the file has none.
-    config : mapping or None
+    metadata
+        The header metadata; None if the file has none.
+    config
         The JSON object of ``adapter_config.json`` beside the file.
-    plain : mapping of str to object
+    plain
         Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
-    names : mapping of str to str
-        When writing: how this dialect had to call modules → their canonical names, where the two differ.
-    file : OpenFile or None
-        A safetensors file that the tensors are read from.
+    names
+        When writing: the names that this dialect had to give to modules → their canonical names, where they differ.
+    file
+        The safetensors file that the tensors are read from.
     """
 
     tensors: Mapping[str, LazyArray]
@@ -171,9 +172,9 @@ class Stored:
 @final
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one.
+    """The names of the files of a dialect: the weights, whose suffix names the container, and the configuration.
 
-    ``optional``: the dialect mostly does without a configuration, so one that stands there is left alone.
+    ``optional`` means that the dialect rarely has a configuration, so an existing file of that name is left alone.
     """
 
     weights: str
@@ -185,12 +186,12 @@ PEFT = Files("adapter_model.safetensors", CONFIG)
 
 
 def read_safetensors(path: Path) -> Stored:
-    """The tensors and metadata of a safetensors file, every offset checked, no number read yet.
+    """Read the header of a safetensors file and check every offset; no number is read yet.
 
     Raises
     ------
     FormatError
-        Whatever is wrong with the file, with the place and a way out.
+        The file is damaged, or is no safetensors file.
     """
     with place(path):
         file = OpenFile(path)
@@ -225,7 +226,10 @@ def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What `json.loads` makes an object of: names that may be shown, none of them twice."""
+    """Build the mapping of a JSON object for `json.loads`, which would silently keep the last of two equal names.
+
+    Names must be printable, because messages show them.
+    """
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         check_printable(key)
@@ -236,7 +240,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_printable(name: str) -> None:
-    """Refuse a name that could move the cursor, hide text or flood a terminal."""
+    """Refuse a name that could move the cursor of a terminal, hide text, or fill the screen."""
     if len(name) > NAME_LIMIT:
         raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
     if not harmless(name):
@@ -244,14 +248,15 @@ def check_printable(name: str) -> None:
 
 
 def harmless(value: Any) -> bool:
-    """Whether a value is text that neither moves the cursor of a terminal nor hides what stands beside it."""
+    """Whether a value is text that can be shown: it neither moves the cursor of a terminal nor hides other text."""
     if not isinstance(value, str):
         return False
-    return value.isprintable() or not UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
+    # Nearly all text is printable, and isprintable is much faster than the regular expression.
+    return value.isprintable() or not UNPRINTABLE.search(value)
 
 
 def plain_text(value: Any) -> str | None:
-    """A value that is said in passing, such as the name of the base; None where it is no name that may be shown."""
+    """A value that is only shown to people, such as the name of the base; None if it is no text that can be shown."""
     return value if harmless(value) and 0 < len(value) <= NAME_LIMIT else None
 
 
@@ -275,6 +280,7 @@ def _span(key: str, entry: Any) -> Span:
         if name not in DTYPES:
             raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
         begin, end = offsets
+        # Zeros are left out of the product: NumPy refuses (0, 2**62, 2**62) as well, though it is empty.
         if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
             raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
         if end - begin != prod(shape) * DTYPES[name].itemsize:
@@ -293,7 +299,7 @@ def _shape(shape: list[int]) -> str:
 
 
 def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
-    """Tensors lie one behind the other, without overlap or gap, up to the end of the file."""
+    """Refuse tensors that overlap, leave gaps, or do not end where the file ends, as the format demands."""
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
@@ -311,11 +317,12 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
 
 
 def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
-    """The JSON object in a file; ``fix`` is what to do where there is none."""
+    """Read the JSON object in a file; ``fix`` is the advice if there is none."""
     with place(path):
         file = OpenFile(path)
         if file.size > HEADER_LIMIT:
             raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
+        # Editors of Windows put a byte order mark before the text, which "utf-8-sig" skips.
         return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
@@ -324,25 +331,26 @@ def _short(error: Exception) -> str:
 
 
 def dumps(value: Any) -> str:
-    """JSON as loralens writes it everywhere: two spaces, keys as they come, UTF-8 but for what UTF-8 cannot hold."""
+    """JSON as loralens writes it everywhere: indented by two spaces, in the order of the keys, and not only ASCII."""
     return json_text(value, indent=2) + "\n"
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
+    """JSON that can be encoded as UTF-8: a lone surrogate (a byte of a path that is not UTF-8) becomes an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if not _SURROGATE.search(text):  # nearly always, and without two copies of a text that may be long
+    # Nearly no text has a surrogate, and encoding one would make two more copies of a text that may be long.
+    if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
-    """The length prefix and JSON header of a safetensors file, the same bytes for the same input."""
+    """The length prefix and the JSON header of a safetensors file; the same input gives the same bytes."""
     return b"".join(header_parts(tensors, metadata))
 
 
 def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> list[bytes]:
-    """The header a few bytes at a time: of long names it is as long as the rest of the file, and is held once."""
+    """The header in parts. Long names can make it as large as the tensors, so it is never copied as a whole."""
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
     parts = [b"{"] if metadata is None else [b'{"__metadata__":', encode(_metadata(dict(metadata))).encode("utf-8")]
     begin = 0
@@ -356,17 +364,18 @@ def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
         begin = end
     parts.append(b"}")
     length = sum(map(len, parts))
-    parts.append(b" " * (-length % 8))  # so that the numbers start aligned
+    # The numbers then start at a multiple of 8, as in files of the reference implementation.
+    parts.append(b" " * (-length % 8))
     return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
 
 
 def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
-    """Tensors in the order in which they lie in a file: wide numbers first, so that all of them are aligned."""
+    """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file, one tensor at a time; of one whose rows can be read alone, some of them."""
+    """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time."""
     tensors = aligned(tensors)
     yield from header_parts(tensors, metadata)
     for tensor in tensors.values():
@@ -375,7 +384,7 @@ def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None)
 
 
 def pieces(tensor: LazyArray) -> Iterator[Array]:
-    """The numbers of a tensor in order, about a MiB at a time where its rows can be read alone."""
+    """The numbers of a tensor in order, about one MiB at a time if its rows can be read separately."""
     if not tensor.streams or not tensor.size:
         yield tensor.read()
         return

@@ -5,8 +5,8 @@ from typing import Any
 
 
 def finite(value: Any) -> float | None:
-    """The number as float64; None where it is no number, not finite, or a whole number beyond float64."""
-    if type(value) not in (int, float):
+    """The number as float64; None if it is no number, is not finite, or is a whole number beyond float64."""
+    if type(value) not in (int, float):  # isinstance would accept true and false
         return None
     try:
         number = float(value)

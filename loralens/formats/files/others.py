@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
-    """Let ``new`` have every file of ``old`` that it has not, but for those named in ``without``.
+    """Add every file of ``old`` to ``new`` that is not there yet, except those named in ``without``.
 
-    Nothing is taken from ``old``. Links stay links, and mean the same where both folders have the same parent.
+    ``old`` is not changed. Links stay links; relative ones keep their meaning if both folders have the same parent.
     """
     for source in sorted(old.iterdir()):
         target = new / source.name
@@ -21,7 +21,7 @@ def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
             if created:
                 target.mkdir()
             bring_others(source, target)
-            if created:
+            if created:  # last, because adding files to the folder changes its time
                 shutil.copystat(source, target)
         elif not os.path.lexists(target):
             _bring(source, target)
@@ -31,7 +31,8 @@ def _bring(source: Path, target: Path) -> None:
     if source.is_symlink():
         target.symlink_to(source.readlink())
         return
-    with suppress(OSError):  # a disk without hard links, or another disk
+    # A hard link takes no room and no time for large files. Some disks have none, and none leads to another disk.
+    with suppress(OSError):
         os.link(source, target)
         return
     shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""One file that takes the place of another when it is whole, and not before."""
+"""Writing one file, which takes the place of an older one only when it is complete."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,10 +14,10 @@ Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not.
+    """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
 
-    An OSError of the block becomes a message that names ``path``; other errors pass as they are. What killed runs left
-    of the same file is removed.
+    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. What killed runs
+    left of the same file is removed.
     """
     with place(path), disk():
         tidy(path)

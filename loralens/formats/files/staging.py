@@ -1,8 +1,9 @@
-"""Staging: weights and what stands beside them, whole under hidden names before any of them takes its place.
+"""Replacing several files that belong together, such as weights and their configuration.
 
-The scale of an adapter may stand in another file than its factors. New factors under an old configuration would be
-another update, and would load without an error. So while several files are replaced, there are no weights: the old ones
-are moved aside first, and the new ones come last. A run that is killed in between is put right by the next one.
+The scale of an adapter may be in another file than its factors. New factors with an old configuration would be another
+update, and would load without an error. So all files are first written completely under hidden names, and there are no
+weights while the files are replaced: the old ones are moved aside first, and the new ones come last. If a run is killed
+in between, the next one restores the old files.
 """
 
 import os
@@ -19,14 +20,14 @@ from loralens.formats.files.leftovers import COMPANIONS, NONE, put_back, reserve
 
 @final
 class Staging:
-    """Files that are written one after the other and given their places together.
+    """Files that are written one after the other and then take their places together.
 
-    A context: what was not placed vanishes with it.
+    It is a context manager: files that were not placed are removed at its end.
 
     Parameters
     ----------
     weights : Path
-        The file that makes an adapter of all of them.
+        The weights. Without this file the others are not an adapter.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -42,7 +43,7 @@ class Staging:
 
     @contextmanager
     def put(self, path: Path) -> Iterator[BinaryIO]:
-        """A file to write that will be at ``path``. Errors as those of `replacing`."""
+        """Give a stream for the file that will be at ``path``. Errors are those of `replacing`."""
         with place(path), disk():
             tidy(path)
             part = self._stack.enter_context(reserve(path))
@@ -52,13 +53,15 @@ class Staging:
         self._parts[path] = part
 
     def place(self, *, absent: Sequence[Path] = ()) -> None:
-        """Give every file its place, the weights last; files at ``absent`` are removed."""
+        """Move every file to its place, the weights last; files at ``absent`` are removed."""
         weights = self._weights
         companions = {path: part for path, part in self._parts.items() if path != weights}
         with place(weights), disk(), ExitStack() as stack:
             if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
-                stack.callback(put_back, pair, weights)  # where what follows fails; else it finds the new weights
+                # If anything below fails, this restores the old files. Otherwise it finds the new weights and only
+                # removes the old ones.
+                stack.callback(put_back, pair, weights)
                 _remember([*companions, *absent], pair)
                 weights.rename(pair / weights.name)
             for path, part in companions.items():
@@ -70,7 +73,7 @@ class Staging:
 
 
 def _remember(files: Sequence[Path], pair: Path) -> None:
-    """Copies of what stands beside the weights, and a mark where nothing does."""
+    """Copy the files beside the weights into ``pair``, and leave a mark for each that does not exist."""
     for path in files:
         assert path.name in COMPANIONS
         if os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Trial: whether something new can be made in a place, found out by making it before hours of work."""
+"""Finding out before hours of work whether a folder can be made in a place, by making one."""
 
 import tempfile
 from pathlib import Path
@@ -8,14 +8,14 @@ from loralens.formats.files.disk import disk
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path where no folder can be made; what is made for the trial is gone at once.
+    """Refuse a path where no folder can be made. The folder of the trial is removed at once.
 
     Raises
     ------
     OptionError
-        It is a link to nothing.
+        The path is a link to nothing.
     FormatError
-        The system does not make a folder in the nearest folder above it that is there.
+        No folder can be made in the nearest existing folder above the path.
     """
     if path.is_symlink() and not path.exists():
         raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")

@@ -1,4 +1,4 @@
-"""A base model's checkpoint: its tensors, from the headers alone until somebody asks for numbers."""
+"""Opening the checkpoint of a base model. Only headers are read until numbers are needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,19 @@ from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantised, scales_of
 from loralens.formats.models.quantised_bases import check_numbers, check_shapes
 
-CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model types that store (in, out)
+# Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a base model by key, and what there is to say of how they were read.
+    """The tensors of a base model by key, and notes about how they were read.
 
     Attributes
     ----------
-    tensors : mapping of str to LazyArray
-    notes : tuple of Finding
-    float8 : mapping of str to pair of dtype and LazyArray
+    float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     """
 
@@ -39,7 +38,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint whose weights can be read as numbers.
+    """Open a checkpoint whose weights can be read as numbers.
 
     Parameters
     ----------
@@ -51,14 +50,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        float8 weights that have scales beside them come as float32, multiplied when they are read; their scales are
+        float8 weights with scales beside them are float32, multiplied by the scales when they are read. The scales are
         not among the tensors.
 
     Raises
     ------
     OptionError, FormatError
-        Nothing is there, a shard is missing, the weights are in no safetensors file, or they are quantised: their
-        numbers are codes. That is seen from keys, dtypes and ``config.json``; no number is read.
+        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised, so
+        that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
     """
     path = resolved(path)
     stored, config = _read_tensors(path), model_config(path)
@@ -75,12 +74,12 @@ def weights(path: Path) -> Mapping[str, LazyArray]:
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, for whom names are enough.
+    """The shape of every tensor, for callers that need no numbers.
 
     Raises
     ------
     OptionError, FormatError
-        As `open_checkpoint`, but a quantised base is refused only where it does not store weights in their own shape.
+        As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
     path = resolved(path)
     stored = _read_tensors(path)
@@ -90,19 +89,19 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
-    """``config.json`` of a base model's folder; None where there is none."""
+    """The content of ``config.json`` in the folder of a base model; None if there is none."""
     folder = resolved(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
 
 
 def stores_conv1d(path: Path) -> bool:
-    """Whether the model's linear weights are stored (in, out), as ``config.json`` says its type."""
+    """Whether the model stores its linear weights as (in, out), by the model type in ``config.json``."""
     return (model_config(path) or {}).get("model_type") in CONV1D
 
 
 def resolved(path: Path) -> Path:
-    """The file or folder itself: of a cache's folder, the snapshot that ``main`` points to, else the only one."""
+    """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
     path = existing(path)
     if not (path / "snapshots").is_dir():
         return path
@@ -117,7 +116,7 @@ def resolved(path: Path) -> Path:
 
 
 def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
-    """Every tensor as it is stored."""
+    """The tensors of a file or folder as they are stored."""
     if path.is_file():
         if is_gguf(path):
             raise _gguf_error().at(str(path))
@@ -139,7 +138,7 @@ def _gguf_error() -> FormatError:
 
 
 def _no_weights_error(folder: Path) -> FormatError:
-    """What is wrong with a folder that holds no safetensors weights."""
+    """The error for a folder that holds no safetensors weights."""
     if list(folder.glob("*.gguf")):
         return _gguf_error()
     pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
@@ -148,13 +147,13 @@ def _no_weights_error(folder: Path) -> FormatError:
 
 
 def _folder(folder: Path) -> dict[str, LazyArray] | None:
-    """The tensors of one model's folder; None where it holds none."""
+    """The tensors in the folder of one model; None if it holds none."""
     listing = weight_files(folder)
     return {key: t for file in listing.files for key, t in read_safetensors(file).tensors.items()} if listing else None
 
 
 def _components(folder: Path) -> dict[str, LazyArray]:
-    """The tensors of a diffusers pipeline, under the name of their component."""
+    """The tensors of a diffusers pipeline; their keys begin with the name of their component."""
     tensors: dict[str, LazyArray] = {}
     for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
         component_tensors = _folder(inner)

@@ -1,11 +1,11 @@
-"""float8 weights that have scales beside them, multiplied when they are read.
+"""float8 weights with scales beside them, which are multiplied when the weights are read.
 
 Keys of the scale of ``x.weight`` (transformers' finegrained_fp8 and fbgemm_fp8, DeepSeek, compressed-tensors):
 
-    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or one in all
-    x.weight_scale        one in all, one a row (out, 1), or one a block
+    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or a single one
+    x.weight_scale        a single one, one for each row (out, 1), or one for each block
 
-Despite its name the first is multiplied with, not divided by. A stack of experts has one more axis in front of both.
+Despite its name, the first is a factor and not a divisor. For a stack of experts both have one more axis in front.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,20 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 
 SCALES = ("_scale_inv", "_scale")
+# Scales of activations and of the key-value cache, which the weights do not depend on.
 BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
-BLOCK = (128, 128)
+BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
 
 Tensors = Mapping[str, LazyArray]
 
 
 def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
-    """Tensors with float8 weights multiplied by their scales, float32, the scales left out; and a note that says so.
+    """The tensors, with float8 weights multiplied by their scales to float32 and without the scales; and a note of it.
 
     Raises
     ------
     FormatError
-        A scale whose shape fits no rule.
+        The shape of a scale fits no rule.
     """
     scaled, block = _scale_keys(tensors), _block(config)
     if not scaled:
@@ -51,14 +52,14 @@ def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Ten
 @final
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What float8 weights are multiplied by.
+    """The factors of float8 weights.
 
     Attributes
     ----------
-    spread : mapping of str to LazyArray
-        Key of a weight → the factor of each of its numbers, float32, in its shape.
-    keys : tuple of str
-        Of the stored scales, and of what belongs to them: a checkpoint of plain floats has none of these.
+    spread
+        Key of a weight → the factor of each of its numbers, float32, in the shape of the weight.
+    keys
+        The keys of the stored scales and of other quantisation data, which a checkpoint of plain floats does not have.
     """
 
     spread: Mapping[str, LazyArray]
@@ -66,12 +67,12 @@ class Scales:
 
 
 def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
-    """The scales of all float8 weights that have one beside them.
+    """The scales of all float8 weights that have one.
 
     Raises
     ------
     FormatError
-        A scale whose shape fits no rule.
+        The shape of a scale fits no rule.
     """
     scaled, block = _scale_keys(tensors), _block(config)
     spread = {}
@@ -87,7 +88,7 @@ def _scale_keys(tensors: Tensors) -> dict[str, str]:
 
 
 def _keys_to_leave_out(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys of scales and of what belongs to them; none where no weight is scaled."""
+    """The keys of scales and of other quantisation data; none if no weight is scaled."""
     hidden = {*scaled.values()}
     return tuple(key for key in tensors if scaled and (key in hidden or key.rpartition(".")[2] in BESIDE))
 
@@ -100,16 +101,17 @@ def _ones(shape: tuple[int, ...]) -> LazyArray:
 
 
 def _is_float8(tensor: LazyArray) -> bool:
+    # E8M0 is a type of scales, not of weights.
     return tensor.dtype.name.startswith("float8") and "e8m0" not in tensor.dtype.name
 
 
 def _scale(key: str, tensors: Tensors) -> str:
-    """The key of a weight's scale; empty where it has none."""
+    """The key of a weight's scale; empty if it has none."""
     return next((key + end for end in SCALES if key + end in tensors), "")
 
 
 def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The block size that the configuration says."""
+    """The block size of the configuration, or the default."""
     section = (config or {}).get("quantization_config")
     size = section.get("weight_block_size") if isinstance(section, dict) else None
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
@@ -118,7 +120,7 @@ def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
 
 
 def _product(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> LazyArray:
-    """The weight, float32; rows can be read alone where the stored ones can."""
+    """A weight times its scale, float32; its rows can be read separately if the stored ones can."""
     steps = _steps(tensor.shape, scale.shape, block)
 
     def rows(start: int, stop: int) -> Array:
@@ -135,12 +137,14 @@ def _floats(scale: LazyArray) -> Array:
 
 
 def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
-    """How many numbers of the weight share a scale along each axis; empty where one scale serves all."""
+    """How many numbers along each axis share a scale; empty if all numbers share one."""
     if all(n == 1 for n in scale):
         return ()
-    if len(scale) == 1 and scale == shape[:1]:
+    if len(scale) == 1 and scale == shape[:1]:  # one scale for each row, stored without the axes of length 1
         scale = (scale[0], *(1,) * (len(shape) - 1))
     if len(scale) == len(shape):
+        # Blocks are two-dimensional: the axes in front of the last two (experts) have their own scales. An axis with
+        # one scale shares it, and an axis with as many scales as numbers is not in blocks.
         sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
         steps = tuple(
             max(1, n) if count == 1 else 1 if count == n else size
@@ -155,7 +159,7 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
 
 
 def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
-    """Rows of the weight from ``start``, float32."""
+    """Some rows of the weight times their scales, float32; ``start`` is the number of the first row."""
     product = array.astype(np.float32)
     if not steps:
         product *= scale.reshape(())

@@ -1,4 +1,4 @@
-"""The files of a base model: its shards, their indices, and what lies beside them."""
+"""The files of a base model: its shards, their indices, and the files beside them."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
 
 CONFIG = "config.json"
+# Endings of files that hold weights, also in forms that are not read here.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
-LEFT_OUT = (".git", ".cache", ".locks")  # what a download leaves beside a model
+LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside a model
 
 
 @final
@@ -27,12 +28,11 @@ class Shard:
     name : str
         Its path within the model's folder, with ``/``.
     prefix : str
-        What its keys begin with among the model's: the component of a pipeline and a dot.
-    stored : Stored
+        The component of a pipeline and a dot, which its keys get among the keys of the model.
     header : bytes
-        Its length and JSON, as they stand in the file: another writer may order and space them otherwise.
+        Its length and JSON as they are in the file. Another writer may use another order and other spaces.
     offsets : mapping of str to int
-        Where the numbers of each key begin, counted from the end of the header.
+        The position of the numbers of each key, counted from the end of the header.
     """
 
     name: str
@@ -45,15 +45,14 @@ class Shard:
 @final
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The JSON that says which shard holds which tensor.
+    """The JSON file that says which shard holds which tensor.
 
     Attributes
     ----------
-    name : str
+    name
         Its path within the model's folder.
-    prefix : str
-        As that of its shards.
-    content : dict
+    prefix
+        The prefix of its shards.
     """
 
     name: str
@@ -64,16 +63,14 @@ class Index:
 @final
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files that make a model.
+    """The files of a model.
 
     Attributes
     ----------
-    root : Path
-        Its folder, or its one file.
-    shards : tuple of Shard
-    indices : tuple of Index
-    left_out : tuple of str
-        Files that hold the same weights in another form, which a changed copy must not carry on.
+    root
+        Its folder, or its only file.
+    left_out
+        Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
     """
 
     root: Path
@@ -83,16 +80,16 @@ class ModelFiles:
 
     @property
     def tensors(self) -> dict[str, LazyArray]:
-        """Every tensor by key, as it is stored."""
+        """Every tensor by its key in the model, as it is stored."""
         return {shard.prefix + key: t for shard in self.shards for key, t in shard.stored.tensors.items()}
 
     def check_copyable(self) -> None:
-        """Refuse a folder with something that a copy cannot hold, before any work is done.
+        """Refuse a folder with something that cannot be copied, before any work is done.
 
         Raises
         ------
         FormatError
-            A pipe or a device, or a link to nothing, lies beside the weights.
+            A pipe, a device or a link to nothing lies beside the weights.
         """
         for name in self.companions if self.root.is_dir() else ():
             path = self.root / name
@@ -101,7 +98,7 @@ class ModelFiles:
                 raise FormatError(f"{name} {what}", fix="remove it, or restore the file").at(str(self.root))
 
     def check_unchanged(self) -> None:
-        """Refuse a model that was written to since it was opened: what was read would be of two models.
+        """Refuse a model that was written to since it was opened, because the tensors could then be of two models.
 
         Raises
         ------
@@ -114,13 +111,13 @@ class ModelFiles:
 
     @property
     def companions(self) -> list[str]:
-        """Files beside the weights: configuration, tokenizer, code."""
+        """The files beside the weights: configuration, tokenizer, code."""
         weights = {*(s.name for s in self.shards), *(i.name for i in self.indices), *self.left_out}
         return [name for name in _walk(self.root) if name not in weights]
 
 
 def model_files(root: Path) -> ModelFiles:
-    """The files of the model at ``root``, a folder or one safetensors file, headers read.
+    """The files of the model at ``root``, a folder or one safetensors file. Only headers are read.
 
     Raises
     ------
@@ -132,6 +129,7 @@ def model_files(root: Path) -> ModelFiles:
     if not root.is_dir():
         raise OptionError(f"{root}: no such file or folder", fix="check the path")
     with place(root):
+        # A folder without weights of its own may be a pipeline, whose components are folders in it.
         parts = [_in_folder(root, root)]
         if not parts[0][0]:
             parts = [_in_folder(root, p) for p in sorted(root.iterdir()) if p.is_dir() and p.name not in LEFT_OUT]
@@ -161,12 +159,12 @@ def _shard(path: Path, name: str, prefix: str) -> Shard:
 
 
 def offsets_of(header: bytes) -> dict[str, int]:
-    """Where the numbers of each key begin, as the JSON of a header that was checked says it."""
+    """The position of the numbers of each key, by the JSON of a header that was checked before."""
     return {key: entry["data_offsets"][0] for key, entry in json.loads(header).items() if key != "__metadata__"}
 
 
 def _walk(root: Path) -> list[str]:
-    """Every file under a folder, by its path with ``/``."""
+    """The path of every file under a folder, relative and with ``/``."""
     inside = folders(root, follow=True, without=LEFT_OUT.__contains__)
     return sorted((folder / name).relative_to(root).as_posix() for folder, names in inside for name in names)
 

@@ -1,4 +1,4 @@
-"""A changed copy of a model: shard by shard, in the layout of the original, whole or not there."""
+"""Writing a changed copy of a model in the layout of the original. The copy appears complete or not at all."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.records.merged import check_replaceable
 
-HURRY = 1 << 24  # bytes after which the disk is told to begin: waiting for it at the end takes 0.07 s, not 0.35
+HURRY = 1 << 24  # bytes after which the disk is told to begin, which shortens the wait at the end from 0.35 to 0.07 s
 _DAMAGED = "the undo file is damaged: use another copy"
 _ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 
@@ -37,14 +37,14 @@ Step = Callable[[int], None]
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One tensor of the copy that is not a copy: what it will be."""
+    """The dtype and shape of a tensor of the copy that differs from the original."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """The bytes of the tensor in the file."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -66,49 +66,48 @@ def write_model(
     threads: int = 1,
     step: Step | None = None,
 ) -> None:
-    """A copy of a model in which some tensors are others.
+    """Write a copy of a model in which some tensors are changed.
 
     Parameters
     ----------
     files : ModelFiles
-        Never written to.
+        The files of the original, which are only read.
     target : Path
-        A folder; a file where the model is one. It appears complete or not at all.
+        A folder, or a file if the model is a file. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model has not is added to the last shard of its component.
+        By key. A key that the model does not have is added to the last shard of its component.
     fill : callable
-        Takes the key of a change, gives its rows in order, each block in the dtype of the change. Called in threads,
-        one tensor in each.
+        Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
+        threads, each for one tensor.
     watch : callable or None
-        Sees the rows of every tensor that is copied, in order: its key and each block.
+        Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
-        Keys that the copy is to lack.
+        Keys that the copy leaves out.
     headers : mapping of str to bytes, or None
-        The whole header of some shards, length and JSON, as it is to stand there: it says which tensors they hold.
+        The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
-        What other files of the folder are to hold instead.
+        New contents of other files of the folder.
     without : collection of str
-        Other files that do not come along.
+        Other files that are not copied.
     names : mapping of str to str, or None
-        Other files that come along under another name.
+        Other files that are copied under a new name.
     write_beside : callable or None
         Writes further files into the folder before it takes its place.
     inputs : collection of (str, Path)
-        What is read, in words and where, the model itself first: the target is none of it, holds none and lies in
-        none.
+        What is read, in words and as a path, the model itself first. The target must not overlap with any of them.
     overwrite : bool
-        Let the copy take the place of what stands at ``target``: by two renames, so that one of the two is whole.
+        Let the copy replace an existing target. Two renames do so, and one of the two is complete at every moment.
     threads : int
-        Tensors worked on at a time.
+        The number of tensors that are processed at a time.
     step : callable or None
-        Told the bytes of every block when it is written, in the thread that wrote it: `copy_bytes` in all.
+        Called with the bytes of every block that is written, in the thread that wrote it; `copy_bytes` in all.
 
     Raises
     ------
     OptionError
-        The target exists, or is not apart from the inputs, or holds files that would be lost.
+        The target exists, or overlaps with an input, or holds files that would be lost.
     FormatError
-        The disk refuses.
+        The disk reports an error.
     """
     with place(target), disk():
         tidy(target)
@@ -131,29 +130,30 @@ def write_model(
             )
             opened.callback(os.close, fd)
             jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
+        # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
         if write_beside:
             write_beside(part)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:
-    """Bytes of all tensors of a copy, those that it is to lack among them."""
+    """The bytes of all tensors of the original and the changes, also of those that the copy leaves out."""
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
 
 
 def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
-    """Other files that come along, and their names in the copy."""
+    """The other files that are copied, and their names in the copy."""
     return {name: names.get(name, name) for name in files.companions if name not in without}
 
 
 def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
-    """Every file of the copy."""
+    """The names of all files of the copy."""
     weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
     return weights | {*_new_names(files, without, names).values()}
 
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
-    """Everything that is not weights under its new name, links followed."""
+    """Copy all files other than weights under their new names; links are followed."""
     for name in (*names.values(), *(shard.name for shard in files.shards)):
         path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
     for name, new in names.items():
@@ -165,9 +165,9 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
-    """The index with the keys that came and went, and the size that changed; as it was where nothing did.
+    """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
-    Some indices name tensors that no shard holds: these stay, and take no bytes.
+    Some indices name tensors that no shard holds. These stay in the index and count no bytes.
     """
     tensors = files.tensors
     old = index.content["weight_map"]
@@ -181,27 +181,28 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     all_keys = {*tensors, *changes}
     size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
     if names == old and size == sum(tensors[key].nbytes for name in old if (key := index.prefix + name) in tensors):
-        return (files.root / index.name).read_bytes().decode("utf-8")  # the ends of its lines too
+        # `read_text` would change the line ends of Windows.
+        return (files.root / index.name).read_bytes().decode("utf-8")
     old_metadata = index.content.get("metadata")
     metadata = {**(old_metadata if isinstance(old_metadata, dict) else {}), "total_size": size}
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
 def _shard_for(key: str, files: ModelFiles) -> Shard:
-    """Where a tensor goes that the model has not: the last shard of its component."""
+    """The shard for a tensor that the model does not have: the last one of its component."""
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
 
 
 def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
-    """What a tensor of the copy will be."""
+    """The dtype and shape of a tensor of the copy."""
     return changes[key] if key in changes else Change(tensors[key].dtype, tensors[key].shape)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """How one shard of the copy differs from its original."""
+    """The differences between one shard of the copy and its original."""
 
     changes: Mapping[str, Change]
     dropped: Collection[str]
@@ -211,19 +212,19 @@ class _Outline:
 @final
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One tensor to be written at its place."""
+    """One tensor that is written at a position of a file."""
 
     key: str
     file: int
     offset: int
     nbytes: int
-    source: LazyArray | None  # to be copied; None: to be filled
+    source: LazyArray | None  # the tensor that is copied; None for a change
 
 
 def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterator[_Job]:
-    """The file of a shard at its full size with its header, and the work left to do in it.
+    """Give a shard's file its full size and its header, and return the tensors that are still to be written.
 
-    The header stays byte for byte where no tensor changes its dtype, its shape or its place.
+    The header stays byte for byte the same if no tensor changes its dtype, its shape or its shard.
     """
     tensors, changes = files.tensors, outline.changes
     header: bytes
@@ -239,10 +240,12 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         if not _have_same_layout(specs, shard.stored.tensors):
             header = header_bytes({key: _placeholder(spec) for key, spec in specs.items()}, shard.stored.metadata)
             offsets = offsets_of(header[8:])
+    # A header that the caller gives comes from an undo file, which may belong to another model.
     for key, spec in specs.items():
         full_key = shard.prefix + key
         if not (full_key in changes or full_key in tensors) or _spec(full_key, tensors, changes) != spec:
             raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
+    # With the full size set first, threads can write tensors at their positions in any order.
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
     for key, spec in specs.items():
@@ -253,7 +256,7 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
 
 
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
-    """What a header says of its tensors, and where the numbers of each begin."""
+    """The tensors that a header describes, and the position of the numbers of each."""
     try:
         entries = json.loads(header[8:])
         specs = {
@@ -274,28 +277,28 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
 
 
 def _have_same_layout(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether the tensors are those that were there, of the same dtypes and shapes."""
+    """Whether the keys, dtypes and shapes of two sets of tensors are the same."""
     return set(specs) == set(tensors) and all(
         (spec.dtype, spec.shape) == (tensors[key].dtype, tensors[key].shape) for key, spec in specs.items()
     )
 
 
 def _placeholder(spec: Change) -> LazyArray:
-    """Something of this dtype and shape, for the header."""
+    """An array of this dtype and shape without content, from which a header is made."""
     return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is done with every tensor, and who is told."""
+    """The callbacks of `write_model`, and the writing of one tensor."""
 
     fill: Fill
     watch: Watch | None
     step: Step | None
 
     def do(self, job: _Job, stop: Event) -> None:
-        """One tensor, unless somebody says stop."""
+        """Write one tensor, unless ``stop`` is set."""
         offset = job.offset
         for block in self.fill(job.key) if job.source is None else pieces(job.source):
             if stop.is_set():
@@ -312,7 +315,7 @@ class _Work:
 
 
 def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
-    """Do all jobs; the first error stops every thread and is raised here."""
+    """Do all jobs in several threads. The first error stops every thread and is raised here."""
     queue: SimpleQueue[_Job] = SimpleQueue()
     for job in jobs:
         queue.put(job)
@@ -324,7 +327,7 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
                 doing.do(queue.get_nowait(), stop)
             except Empty:
                 return
-            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
                 errors.append(error)
                 stop.set()
 
@@ -332,12 +335,12 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
     try:
         for _ in range(threads - 1):
             thread = Thread(target=work, daemon=True)
-            thread.start()  # fails where memory is at its end: those that run are waited for all the same
+            thread.start()  # this fails without memory for a stack; the threads that run are then joined below
             workers.append(thread)
         work()
         for thread in workers:
             thread.join()
-    finally:  # an interrupt while waiting
+    finally:  # also after an interrupt while waiting: no thread may write after the files are removed
         stop.set()
         for thread in workers:
             thread.join()
@@ -346,7 +349,7 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """All of the data, at its place."""
+    """Write all of the data at a position; one call of the system may write only a part."""
     view = memoryview(data)
     while len(view):
         count = os.pwrite(fd, view, offset)
@@ -354,7 +357,8 @@ def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _start_writeback(fd: int, offset: int, count: int) -> None:
-    """Let the disk begin with what was written up to here, every so many bytes; nobody waits for it."""
+    """Tell the disk to begin writing whenever another `HURRY` bytes of the file are complete, without waiting."""
+    # DONTNEED starts the writeback of the range on Linux.
     first, last = offset // HURRY * HURRY, (offset + count) // HURRY * HURRY
     if first < last and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, first, last - first, os.POSIX_FADV_DONTNEED)

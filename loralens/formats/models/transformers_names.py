@@ -1,8 +1,8 @@
-"""Names in memory: what transformers 5 calls the modules of a model that it stores under other names.
+"""Names of modules in transformers 5, for models whose checkpoints use other names.
 
-An adapter that was extracted from checkpoints has the names of their files. PEFT looks for modules in memory, and of
-what it does not find there it loads nothing, without an error. It joins single experts by itself in the families of
-Mixtral and Qwen2-MoE alone. The names are those of ``conversion_mapping.py`` in transformers 5.24.
+An adapter that was extracted from checkpoints has the names of their files. PEFT looks for the names of the modules in
+memory, and it silently leaves out what it does not find. PEFT joins single experts by itself only in the families of
+Mixtral and Qwen2-MoE. The names are those of ``conversion_mapping.py`` in transformers 5.24.
 """
 
 import re
@@ -46,7 +46,7 @@ _GRANITE: Rules = (
     (r"\.block_sparse_moe\.output_linear(\[|$)", r".block_sparse_moe.experts.down_proj\1"),
     (r"\.block_sparse_moe\.router\.layer$", ".block_sparse_moe.router"),
 )
-IN_MEMORY: Mapping[str, Rules] = {  # model type → expressions and what stands for them
+IN_MEMORY: Mapping[str, Rules] = {  # model type → regular expressions and their replacements, applied in order
     **dict.fromkeys(
         ("vit", "deit", "beit", "vit_mae", "vit_msn", "ijepa", "vivit", "audio-spectrogram-transformer"), _VIT
     ),
@@ -58,19 +58,19 @@ IN_MEMORY: Mapping[str, Rules] = {  # model type → expressions and what stands
     "phimoe": _PHIMOE,
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
 }  # fmt: skip
-JOINED = ("phimoe", "jamba", "lfm2_moe")  # whose single experts PEFT does not join
+JOINED = ("phimoe", "jamba", "lfm2_moe")  # model types with single experts in files that PEFT does not join
 _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
 _SWIGLU = ".mlp.weights_in"
 
 
 def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter of a stored model under the names that its modules have in transformers 5, where these are others.
+    """Rename the modules of an adapter from the names in checkpoints to those in the memory of transformers 5.
 
     Parameters
     ----------
     adapter : Adapter
     config : mapping or None
-        The model's config.json, which says its type.
+        The content of the model's config.json, which has the model type.
     """
     kind = str((config or {}).get("model_type"))
     rules = IN_MEMORY.get(kind, ())
@@ -86,7 +86,7 @@ def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
 
 
 def _rename_extras(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
-    """Tensors that belong to modules without a pair, under their keys with the names of memory."""
+    """Extras with the names of memory in their keys."""
     renamed: dict[str, Extra] = {}
     for key, extra in extras.items():
         name = _apply_rules(extra.module, rules)
@@ -95,7 +95,7 @@ def _rename_extras(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra
 
 
 def _rename_saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
-    """The configuration with the names of memory for the modules that are saved in full."""
+    """The configuration with the names of memory in ``modules_to_save``."""
     saved = (config or {}).get("modules_to_save")
     if config is None or not isinstance(saved, list):
         return config
@@ -109,12 +109,12 @@ def _apply_rules(name: str, rules: Rules) -> str:
 
 
 def _count(config: Mapping[str, Any] | None) -> int:
-    """How many experts the configuration says; 0 where it says none."""
+    """The number of experts in the configuration; 0 if it has none."""
     return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
 
 
 def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
-    """DINOv2 with SwiGLU: one stored matrix is two modules, which share A."""
+    """Split the stored matrix ``weights_in`` of DINOv2 with SwiGLU into two modules, which share A."""
     for name, module in modules.items():
         if not name.endswith(_SWIGLU):
             yield name, module
@@ -127,7 +127,7 @@ def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]
 
 
 def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
-    """Single experts as the stacks of memory: gate and up below each other, missing ones as updates of 0."""
+    """Join single experts to the stacks in memory, with gate above up; a missing expert gets an update of 0."""
     stacks: dict[str, dict[int, dict[str, Update]]] = {}
     joined: dict[str, Update] = {}
     for name, module in modules.items():
@@ -141,6 +141,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
     for stack, experts in stacks.items():
         parts = ("down_proj",) if stack.endswith("down_proj") else ("gate_proj", "up_proj")
         shape = next(module.shape for parts_of_expert in experts.values() for module in parts_of_expert.values())
+        # All experts of a stack need one rank: that of the one with most columns.
         rank = max(sum(module.rank for module in parts_of_expert.values()) for parts_of_expert in experts.values())
         for e in range(max(count, max(experts) + 1)):
             joined[f"{stack}[{e}]"] = _stack_pairs(experts.get(e, {}), parts, shape, rank)
@@ -148,7 +149,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
 
 
 def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
-    """One pair of several that stand below each other: B in blocks, A below A, their scales in B."""
+    """Join pairs whose updates are stacked by rows: B is block-diagonal with the scales in it, A is stacked."""
     out, in_ = shape
 
     def B() -> Array:

@@ -1,4 +1,4 @@
-"""SVDs of base weights, kept on disk under a hash of what they are the SVD of."""
+"""A cache of the SVDs of base weights on disk, under a hash of the weight."""
 
 import os
 import re
@@ -19,27 +19,27 @@ from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
 from loralens.linalg.rank_update import Decomposed
 
-VERSION = "loralens SVD 1"  # of what an entry holds and how it was computed
+VERSION = "loralens SVD 1"  # of the content of an entry and of its computation; it is part of the hash
 SUFFIX = ".svd.safetensors"
 LIMIT = "20GB"
-HEADER = 4096  # bytes that an entry takes besides its numbers, at most
+HEADER = 4096  # the bytes of an entry besides its numbers, at most
 
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
 def default_folder() -> Path:
-    """Where SVDs are kept unless the user says otherwise: ``$XDG_CACHE_HOME/loralens``, else ``~/.cache/loralens``."""
+    """The folder of the cache by default: ``$XDG_CACHE_HOME/loralens``, else ``~/.cache/loralens``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loralens"
 
 
 def size_of(text: str) -> int:
-    """Bytes of a size as people write it: ``20GB`` (10⁹), ``20GiB`` (2³⁰), ``500M``, ``0``.
+    """The bytes of a size as people write it: ``20GB`` (10⁹), ``20GiB`` (2³⁰), ``500M``, ``0``.
 
     Raises
     ------
     OptionError
-        It is no size.
+        The text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match or not isfinite(float(match[1])):
@@ -49,7 +49,7 @@ def size_of(text: str) -> int:
 
 
 def digest(weight: Weight) -> str:
-    """SHA-256 of the numbers of a weight, its dtype, shape and orientation; read a block of rows at a time."""
+    """SHA-256 of the numbers, dtype, shape and orientation of a weight, which is read a block of rows at a time."""
     stored = weight.stored
     hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
     for _, block in weight.blocks():
@@ -58,24 +58,25 @@ def digest(weight: Weight) -> str:
 
 
 def nbytes(weight: Weight) -> int:
-    """Bytes that the SVD of a weight takes on disk, its header aside."""
+    """The bytes that the SVD of a weight takes on disk, without its header."""
     out, in_ = weight.shape
+    # U (out, k) and V (in, k) are float32, the singular values float64.
     return min(out, in_) * (4 * (out + in_) + 8)
 
 
 @final
 class SvdCache:
-    """A folder of SVDs, one file each, that are dropped in the order of their last use when it grows over its limit.
+    """A folder of SVDs, one in each file. Those used longest ago are removed when the folder grows over its limit.
 
-    Entries that were read or written through this object stay: where all weights of a base do not fit, dropping the
-    first to make room for the last would leave nothing for the next run.
+    Entries that were read or written through this object are never removed. If the SVDs of a base do not all fit,
+    removing the first ones to make room for the last ones would leave nothing that the next run could use.
 
     Parameters
     ----------
     folder : Path
-        Made when something is written. Files that are no entries are left alone.
+        It is made when something is written. Files that are not entries are left alone.
     limit : int
-        Bytes.
+        The largest size of the folder in bytes.
     """
 
     __slots__ = ("_used", "folder", "limit")
@@ -88,7 +89,7 @@ class SvdCache:
         return self._file(key).is_file()
 
     def read(self, key: str, shape: tuple[int, int]) -> Decomposed | None:
-        """The SVD of a weight of this shape, kept under a key; None where there is none, or a damaged one."""
+        """The SVD of a weight of this shape under a key; None if there is none or it is damaged."""
         file = self._file(key)
         if not file.is_file():
             return None
@@ -99,13 +100,14 @@ class SvdCache:
             return None
         if not _is_thin_svd(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
-        with suppress(OSError):  # a cache that may only be read is still a cache
+        # The time of the file is that of its last use. In a cache that is read-only, it stays as it is.
+        with suppress(OSError):
             os.utime(file)
         self._used.add(file.name)
         return svd
 
     def write(self, key: str, svd: Decomposed) -> bool:
-        """Keep an SVD; false where there is no room for it beside what this run has used.
+        """Store an SVD; returns false if there is no room for it beside the entries that this run has used.
 
         Raises
         ------
@@ -122,7 +124,8 @@ class SvdCache:
             raise FormatError(
                 f"{self.folder}: cannot be made: {error.strerror}", fix="choose another folder with --cache DIR"
             ) from error
-        tidy_folder(self.folder, _ENTRY.fullmatch)  # another run may never come to the entry of one that was killed
+        # Remains of killed runs are removed here, because no other run may ever write the same entry.
+        tidy_folder(self.folder, _ENTRY.fullmatch)
         tensors = {name: LazyArray.of(part) for name, part in svd._asdict().items()}
         write_safetensors(Stored(tensors, {"crc32": _checksum(svd), "loralens": VERSION}), file)
         self._used.add(file.name)
@@ -132,10 +135,10 @@ class SvdCache:
         return self.folder / f"{key}{SUFFIX}"
 
     def _make_room(self, room: int, *, besides: str) -> bool:
-        """Drop the entries used longest ago until the others take at most ``room``; whether that can be done."""
+        """Remove the entries used longest ago until the others take at most ``room`` bytes; false if that cannot be."""
         entries = []
         for file in self.folder.glob(f"*{SUFFIX}"):
-            with suppress(OSError):  # another process may drop entries too
+            with suppress(OSError):  # another process may remove entries at the same time
                 if _ENTRY.fullmatch(file.name) and file.name != besides:
                     state = file.stat()
                     entries.append((state.st_mtime_ns, state.st_size, file))
@@ -153,7 +156,7 @@ class SvdCache:
 
 
 def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
-    """Whether arrays are the thin SVD of a weight of this shape: the checksum is of their bytes alone."""
+    """Whether the arrays can be the thin SVD of a weight of this shape, which the checksum does not tell."""
     out, in_ = shape
     k = min(shape)
     due = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
@@ -165,7 +168,10 @@ def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
 
 
 def _checksum(svd: Decomposed) -> str:
-    """CRC-32 of the numbers of an entry: it tells damage, at 3 GB/s; the name tells whose SVD it is."""
+    """CRC-32 of the numbers of an entry.
+
+    It detects damage and takes little time (3 GB/s). That the SVD is the right one follows from the name of the file.
+    """
     value = 0
     for part in svd:
         value = crc32(np.ascontiguousarray(part).view(np.uint8).data, value)

@@ -1,8 +1,8 @@
-"""Moments on disk: one small safetensors file.
+"""Reading and writing moments, which are stored in one small safetensors file.
 
-``<module>.K`` (r, r) and, where the out side was measured, ``<module>.G`` (r, r), float64. The one metadata key
-``loralens.moments`` holds JSON: ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by module,
-``unmeasured`` and ``source``.
+It holds ``<module>.K`` (r, r) and, if the out side was measured, ``<module>.G`` (r, r), float64. The only metadata key,
+``loralens.moments``, holds a JSON object with ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by
+module, ``unmeasured`` and ``source``.
 """
 
 import json
@@ -23,21 +23,22 @@ from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
 VERSION = 1
-LARGEST = 1e150  # of an entry: its square is a number still
-ROUNDING = 1e-4  # of the largest entry: how far K may be from symmetric, and an eigenvalue below 0
+LARGEST = 1e150  # of an entry: products of two such entries, as an eigenvalue routine makes them, stay finite
+# Relative to the largest entry: how far K may be from symmetric, and how far below 0 an eigenvalue may be.
+ROUNDING = 1e-4
 _AGAIN = "measure them again: loralens calibrate"
 
 
 def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Write moments to a safetensors file, whole or not at all; same moments, same bytes.
+    """Write moments to a safetensors file, which appears complete or not at all. Equal moments give equal bytes.
 
     Raises
     ------
     OptionError
-        The name does not end in ``.safetensors``, its folder does not exist, or the file does and ``overwrite`` is
-        false, or it holds something else than moments.
+        The name does not end in ``.safetensors``, its folder does not exist, or the file exists and ``overwrite`` is
+        false or it holds something else than moments.
     FormatError
-        It cannot be written.
+        The file cannot be written.
     """
     path = Path(path)
     check_target(path, overwrite=overwrite)
@@ -58,7 +59,7 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where moments cannot be written, before the work is done."""
+    """Refuse a path where moments cannot be written, before they are measured."""
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
     check_parent(path)
@@ -69,7 +70,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def _holds_moments(path: Path) -> bool:
-    """Whether a file may be replaced by moments: an adapter or a base model may not."""
+    """Whether a file holds moments, so that ``overwrite`` may replace it; an adapter or a base model may not."""
     try:
         return KEY in (read_safetensors(path).metadata or {})
     except FormatError:
@@ -77,14 +78,14 @@ def _holds_moments(path: Path) -> bool:
 
 
 def load_moments(path: str | PathLike[str]) -> Moments:
-    """The moments in a file.
+    """Read the moments in a file.
 
     Raises
     ------
     OptionError
-        Nothing is there.
+        There is no such file.
     FormatError
-        The file holds no moments, or damaged ones.
+        The file holds no moments, or they are damaged.
     """
     path = existing(Path(path))
     stored = read_safetensors(path)
@@ -104,7 +105,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
 
 
 def _record(stored: Stored) -> dict[str, Any]:
-    """The record in the metadata, every field of its type."""
+    """The record in the metadata, whose fields are checked for their types."""
     if KEY not in (stored.metadata or {}):
         raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
     try:
@@ -137,7 +138,7 @@ def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, La
 
 
 def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
-    """Second moments, a symmetric float64 matrix without an eigenvalue below 0; None where there is none of the key."""
+    """The matrix of second moments under a key, checked to be symmetric and positive semidefinite; None if missing."""
     if key not in tensors:
         return None
     tensor = tensors[key]

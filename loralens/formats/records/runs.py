@@ -1,7 +1,7 @@
-"""Training runs on disk: their checkpoints in order of steps, and the losses that were logged on the way.
+"""Reading training runs of several programs: checkpoints in order of their steps, and the logged losses.
 
-A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and transformers' Trainer leave them, or
-with ``NNNNNNN_adapters.safetensors`` files, as mlx-lm does; or a list of adapters, each named by hand.
+A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and transformers' Trainer write them, or
+with ``NNNNNNN_adapters.safetensors`` files of mlx-lm, or a list of adapters.
 """
 
 import json
@@ -18,9 +18,10 @@ from loralens.formats.files.location import adapter_file, existing
 from loralens.formats.files.number import finite
 
 STATE = "trainer_state.json"
-LOG = "log.jsonl"  # of loralens train
+LOG = "log.jsonl"  # the log of loralens train
 _TRAINER = re.compile(r"checkpoint-(\d+)")
 _MLX = re.compile(r"(\d+)_adapters\.safetensors")
+# Fifteen digits are more than any run has, and fewer than a float64 or a 64-bit integer can hold.
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
 
 
@@ -31,11 +32,11 @@ class Checkpoint:
 
     Attributes
     ----------
-    path : Path
-        What `loralens.formats.load` takes.
-    step : int or None
-        Optimizer step: ``global_step`` of the trainer_state.json beside it, else the number in its name, or in that of
-        the only file of mlx-lm in it; None where none says.
+    path
+        A path for `loralens.formats.load`.
+    step
+        The optimiser's step: ``global_step`` of the trainer_state.json beside it, else the number in its name or in the
+        name of the only file of mlx-lm in it; None if none of these says.
     """
 
     path: Path
@@ -45,7 +46,7 @@ class Checkpoint:
 @final
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A logged loss and the step it was logged at."""
+    """A logged loss and its step."""
 
     value: float
     step: int
@@ -54,9 +55,10 @@ class Loss:
 @final
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Checkpoints in order of steps, those without a step last, as given; and the losses on the way, by step.
+    """The checkpoints of a run in order of steps, and its losses.
 
-    ``source`` is the file that the losses come from: the trainer_state.json of the latest step, or the log of the run.
+    Checkpoints without a step come last, in the given order. ``source`` is the file of the losses: the
+    trainer_state.json of the latest step, or the log of the run.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -66,19 +68,19 @@ class Run:
 
     @property
     def ordered(self) -> bool:
-        """Whether all checkpoints have a step: without it there is no order, and nothing to conclude from one."""
+        """Whether all checkpoints have a step. Otherwise they have no order, and no conclusion can be drawn from it."""
         return all(checkpoint.step is not None for checkpoint in self.checkpoints)
 
 
 def run_of(paths: Sequence[Path]) -> Run:
-    """The run that these paths are: one folder with checkpoints in it, or the adapters themselves.
+    """Read a run from its folder, or from the paths of its adapters.
 
     Raises
     ------
     OptionError
-        Nothing is there, fewer than two checkpoints, or two of one step.
+        A path does not exist, or there are fewer than two checkpoints, or two of the same step.
     FormatError
-        A trainer_state.json that cannot be read.
+        A trainer_state.json cannot be read.
     """
     paths = [existing(path) for path in paths]
     members = _members(paths[0]) if len(paths) == 1 else list(paths)
@@ -103,14 +105,14 @@ def run_of(paths: Sequence[Path]) -> Run:
 
 
 def nearest(losses: Iterable[Loss], step: int | None) -> Loss | None:
-    """The loss logged nearest to ``step``, the earlier of two; None where nothing was logged or no step is known."""
+    """The loss nearest to ``step``, the earlier one of two; None if there are no losses or no step."""
     if step is None:
         return None
     return min(losses, key=lambda loss: (abs(loss.step - step), loss.step), default=None)
 
 
 def _members(folder: Path) -> list[Path]:
-    """The checkpoints in a folder: Trainer's, else mlx-lm's."""
+    """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())
@@ -131,7 +133,7 @@ def _state(path: Path) -> Mapping[str, Any] | None:
 
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
-    """The lines of our own log, as Trainer would have them; one that is cut short is left out."""
+    """The lines of our own log with the keys of Trainer; lines that are cut off are left out."""
     entries: list[Mapping[str, Any]] = []
     for line in path.read_bytes().splitlines():
         try:
@@ -155,7 +157,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
 
 
 def _only_adapter(path: Path) -> str:
-    """The name of the file that a folder is read from; empty where that is no question, or has no answer."""
+    """The name of the adapter file in a folder; empty if the path is no folder, or holds none or several."""
     if not path.is_dir():
         return ""
     with suppress(LoraLensError):
@@ -164,12 +166,12 @@ def _only_adapter(path: Path) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    """A step; None where it is none, or one that no run reaches and float64 need not hold."""
+    """The value if it can be a step, a whole number that fits into 64 bits; otherwise None."""
     return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
-    """Two checkpoints of one step have no order."""
+    """Refuse two checkpoints of the same step, because they have no order."""
     paths: dict[int, Path] = {}
     for checkpoint in checkpoints:
         if checkpoint.step is not None and checkpoint.step in paths:
@@ -182,7 +184,7 @@ def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
 
 
 def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[Loss, ...]:
-    """Finite losses by step; of one step the last."""
+    """The finite losses in order of steps; of several for one step, the last."""
     values = {
         step: value
         for entry in entries

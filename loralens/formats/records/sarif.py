@@ -1,4 +1,4 @@
-"""SARIF 2.1.0: findings in the form that code hosts show beside the files of a change."""
+"""Writing findings as SARIF 2.1.0, which code hosts show beside the files of a change."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Record = Mapping[str, str | None]  # level, code, adapter, module, evidence, fix
 
 
 def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -> str:
-    """The text of a SARIF log: same findings, same bytes.
+    """The text of a SARIF log. Equal findings give equal texts.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
         ``level`` (error, warning or note: SARIF's own words), ``code``, ``evidence``, ``fix``, ``adapter`` (the path of
         the file) and ``module`` or None.
     rules : mapping of str to str
-        Code → what it means. A code that is missing here becomes a rule that says its name.
+        Code → its meaning. A code that is missing here becomes a rule with its name only.
     root : Path
-        The folder that paths are made relative to: that of the repository.
+        The folder of the repository, to which paths are made relative.
     """
     codes = sorted({str(one["code"]) for one in findings})
     index = {code: i for i, code in enumerate(codes)}
@@ -54,12 +54,12 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
 
 
 def check_place(path: Path) -> None:
-    """Refuse a place where no log can be written, before the work.
+    """Refuse a path where no log can be written, before the checks run.
 
     Raises
     ------
     OptionError
-        Its folder does not exist, or it is a folder itself, or a file that holds something else than such a log.
+        Its folder does not exist, or the path is a folder, or a file with something else than such a log.
     """
     check_parent(path)
     if path.is_dir():
@@ -69,7 +69,7 @@ def check_place(path: Path) -> None:
 
 
 def _holds_log(path: Path) -> bool:
-    """Whether a file may be replaced by a log: another one, or nothing; an adapter or its configuration may not."""
+    """Whether a file is empty or such a log, so that it may be replaced; an adapter or its configuration may not."""
     try:
         return path.stat().st_size == 0 or {"version", "runs"} <= read_json(path).keys()
     except (FormatError, OSError):
@@ -77,7 +77,7 @@ def _holds_log(path: Path) -> bool:
 
 
 def write_sarif(text: str, path: Path) -> None:
-    """Write a log, whole or not at all; one that stands there is replaced, as every run of a CI job makes it anew."""
+    """Write a log, complete or not at all. An old log is replaced without asking: every CI job writes it anew."""
     with replacing(path) as stream:
         stream.write(text.encode("utf-8"))
 
@@ -110,7 +110,7 @@ def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, 
 
 
 def _uri(path: str, root: Path) -> str:
-    """A relative reference, slashes forward, what a URI cannot hold quoted."""
+    """The path as a relative URI reference: with ``/``, and quoted where a URI demands it."""
     file = Path(path)
     if file.is_absolute() and file.anchor == root.anchor:
         file = Path(relpath(file, root))

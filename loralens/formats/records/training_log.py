@@ -1,4 +1,4 @@
-"""The log of a training run of our own, read again: losses by step, and evaluations in their order."""
+"""Reading the log of ``loralens train``: losses by step, and evaluations in order."""
 
 import json
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from loralens.formats.files.number import finite
 @final
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a log says.
+    """The losses and evaluations in a log.
 
     Attributes
     ----------
-    losses : mapping of int to float or None
-        Step → its loss before the update; None where it had none.
-    evaluations : tuple of (int, mapping of str to float or None)
-        Steps done, and the measures.
+    losses
+        Step → the loss before its update; None if the log holds no finite number.
+    evaluations
+        The number of steps before each evaluation, and its measures.
     """
 
     losses: Mapping[int, float | None]
@@ -27,7 +27,7 @@ class History:
 
 
 def history(path: Path) -> History:
-    """The history in a log of ours; lines that a kill has cut short are left out."""
+    """Read a log; lines that were cut off when a run was killed are left out."""
     losses: dict[int, float | None] = {}
     evaluations: list[tuple[int, Mapping[str, float | None]]] = []
     for entry in _entries(path):

@@ -1,11 +1,11 @@
-"""ComfyUI's generic names: one file of ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
+"""Reading ComfyUI's generic names: ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
 
-``X`` is the path in the checkpoint that ComfyUI loads; text encoders stand under ``text_encoders.``. Trainers write the
-same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi), and
-ComfyUI reads diffusers' own names too: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor`` put
-before an attention's projections (``unet.….attn1.processor.to_out``), which is undone here.
+``X`` is the path in the checkpoint that ComfyUI loads; text encoders are under ``text_encoders.``. Trainers write the
+same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi).
+ComfyUI also reads the names of diffusers: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor``
+before the projections of an attention (``unet.….attn1.processor.to_out``), which the reader removes.
 
-The scale is α/r, and 1 where a module has no α. What is not a pair:
+The scale is α/r, and 1 if a module has no α. Other tensors of a module:
 
 ==================  ==========================================================  ===============================
 leaf                what ComfyUI does with it                                   role here
@@ -36,7 +36,7 @@ from loralens.formats.files.container import Stored
 NAME = "comfyui"
 STORED = ("A", "B", "alpha")  # the parts of one module
 ROLES = {"diff": "diff", "diff_b": "diff_b", "set_weight": "saved", "reshape_weight": "shape", "magnitude": "magnitude"}
-KOHYA = ("lora_", "lycoris_")  # names with underscores for dots, which are kohya's dialect
+KOHYA = ("lora_", "lycoris_")  # prefixes of kohya's dialect, whose names have underscores for dots
 
 _OWN = ("diffusion_model.", "text_encoders.")
 _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
@@ -59,7 +59,7 @@ _NOTICES = (
 
 
 def raw(key: str) -> Leaf | None:
-    """The parts of a key, its name as the file has it; None for a key that is none of these."""
+    """The name in the file and the part of a key; None for a key that ComfyUI does not know."""
     half = _UP_DOWN.match(key) or _A_B.match(key)
     if half:
         return Leaf(half["name"], _PARTS.get(half["half"], half["half"]))
@@ -68,13 +68,13 @@ def raw(key: str) -> Leaf | None:
 
 
 def leaf(key: str) -> Leaf | None:
-    """The parts of a key, its name the canonical one."""
+    """The canonical name and the part of a key; None for a key that ComfyUI does not know."""
     parts = raw(key)
     return parts and Leaf(canonical(parts.name), parts.part)
 
 
 def canonical(name: str) -> str:
-    """A name without what ComfyUI puts into diffusers' names of attention projections."""
+    """A name of diffusers without the ``.processor`` that ComfyUI expects before attention projections."""
     if not name.startswith("unet."):
         return name
     ended = f"{name}.0" if name.endswith(".processor.to_out") else name
@@ -83,6 +83,7 @@ def canonical(name: str) -> str:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is ComfyUI's: ``lora_down`` under dotted names, or ``lora_A`` under its own prefixes."""
+    # Files of LyCORIS may have these names too. diffusers' metadata say that the file is diffusers'.
     keys = stored.tensors
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
@@ -102,7 +103,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, an α that is no number.
+        One half of a pair is missing, factors do not fit together, or an α is not a number.
     """
     modules, extra = gather(
         stored.tensors,
@@ -128,7 +129,7 @@ def _module(parts: Parts) -> LowRank:
 
 
 def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
-    """What stands beside the pair of a module, or under a name without one."""
+    """The extras of a module, or of a name that has no pair."""
     loose = {part: held for part, held in parts.items() if module is None or part not in STORED}
     roles = {part: ROLES.get(part, "other") for part in loose}
     if "dora_scale" in loose and module:
@@ -140,7 +141,7 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
 
 
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
-    """What else ComfyUI does with such a file, and tensors that were not understood."""
+    """Findings about what else ComfyUI does with such a file, and about tensors of unknown meaning."""
     findings = []
     for role, code, text in _NOTICES:
         keys = [key for key, item in extra.items() if item.role == role]

@@ -1,9 +1,9 @@
-"""Writing ComfyUI's names: what was read and not changed as it was, the rest as ``lora_up``, ``lora_down``, ``alpha``.
+"""Writing ComfyUI's names: unchanged modules as they were read, others as ``lora_up``, ``lora_down`` and ``alpha``.
 
-Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components, which stand
-before the names of a component alone. ``unet.`` names get the ``.processor`` that it expects, CLIP's layers the
-``text_model.``, T5 the name it has there, and all others ``diffusion_model.`` before them. Names that ComfyUI would
-ignore are refused.
+Names that ComfyUI knows are kept: those under ``diffusion_model.``, ``text_encoders.`` and the components of diffusers.
+Names of a single component get the component before them. ``unet.`` names get the ``.processor`` that ComfyUI expects,
+layers of CLIP get ``text_model.``, T5 gets its name in ComfyUI, and all other names get ``diffusion_model.`` before
+them. Names that ComfyUI would ignore are refused.
 """
 
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ from loralens.formats.files.container import Stored
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
 T5 = "text_encoders.t5xxl.transformer."
-FLUX_T5 = "text_encoder_2.encoder.block."  # a pipeline's second encoder is CLIP G but for FLUX
+FLUX_T5 = "text_encoder_2.encoder.block."  # the second encoder of a pipeline is T5 in FLUX, and CLIP G elsewhere
 
 
 def write(adapter: Adapter) -> Stored:
-    """The adapter under ComfyUI's names; α is float32, of dimension 0.
+    """The adapter under ComfyUI's names. α is a float32 tensor without axes.
 
     Raises
     ------
     FormatError, MismatchError, ShapeError
-        Names without dots, names that ComfyUI does not have, a weight of a kind that ComfyUI adds nothing to, extras
-        that have no place, a scale that float32 cannot hold, an update that has no pair.
+        A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt weights of a kind, the file cannot hold an
+        extra, float32 cannot hold a scale, or an update is no pair.
     """
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -58,7 +58,7 @@ def write(adapter: Adapter) -> Stored:
 
 
 def _file(name: str, parts: Parts) -> str:
-    """What the file calls a module: as it did, where it was read from such a file."""
+    """The name of a module in the file; its old one if it was read from such a file."""
     if parts:
         stored_leaf = raw(parts["A"][0])
         assert stored_leaf
@@ -79,7 +79,7 @@ def _file(name: str, parts: Parts) -> str:
 
 
 def _comfyui_name(name: str) -> str:
-    """What ComfyUI calls a module of a pipeline."""
+    """ComfyUI's name for a module of a pipeline."""
     if name.startswith(("text_encoder_3.", FLUX_T5)):
         return T5 + name.partition(".")[2]
     if name.startswith("unet."):
@@ -102,9 +102,10 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """What rides along beside its module; from another dialect, the bias of B, and DoRA by input.
+    """The extras: unchanged in ComfyUI's own dialect; of others the bias of B, and magnitudes of DoRA by input.
 
-    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
+    Δbias = scale · bias is a ``diff_b``. DoRA by output cannot be written: there ComfyUI divides by ‖W‖, and other
+    software by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
         return to_keep(

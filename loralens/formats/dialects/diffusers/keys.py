@@ -1,4 +1,4 @@
-"""The keys of a diffusers file, taken apart: four generations of names for the two halves of a pair.
+"""Parsing the keys of a diffusers file, which has had four generations of names for the halves of a pair.
 
 ==========  ===================================================================  ==========================
 style       key                                                                  module
@@ -10,9 +10,9 @@ processor   ``X.processor.to_q_lora.down.weight``, ``…to_out_lora…``        
 processor   ``text_encoder.X.to_q_lora.down.weight``                             ``text_encoder.X.q_proj``
 ==========  ===================================================================  ==========================
 
-A bias on B stands beside them under the same names: ``lora_B.bias``, ``lora.up.bias``, ``to_q_lora.up.bias``.
+A bias of B has the same names: ``lora_B.bias``, ``lora.up.bias``, ``to_q_lora.up.bias``.
 
-Attention processors without a component belong to the UNet: when they were saved so, nothing else had any.
+Attention processors without a component belong to the UNet, because at that time only the UNet had them.
 """
 
 import re
@@ -44,12 +44,12 @@ _LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)
 
 
 def style(key: str) -> str | None:
-    """Which generation's half of a pair a key is; None for any other key."""
+    """The generation of names that a half of a pair is from; None for any other key."""
     return next((name for name, regex in _STYLES.items() if regex.match(key)), None)
 
 
 def leaf(key: str) -> Leaf | None:
-    """The module, by its canonical name, and the part of a key; None for a key that is none of these."""
+    """The canonical name of the module and the part of a key; None for a key that diffusers does not write."""
     for name, regex in _STYLES.items():
         match = regex.match(key)
         if match:
@@ -62,7 +62,7 @@ def leaf(key: str) -> Leaf | None:
 
 
 def _style_beside(key: str) -> str:
-    """The generation of the pair that an α, a magnitude or a bias stands beside, as far as its own key tells."""
+    """The generation of the pair that an α, a magnitude or a bias belongs to, as far as its own key tells."""
     stem = key.removesuffix(".alpha").removesuffix(".up.bias")
     if stem == key:
         return "peft"
@@ -72,13 +72,13 @@ def _style_beside(key: str) -> str:
 
 
 def component(name: str) -> str:
-    """The part of the pipeline that a module belongs to; empty where its name does not say."""
+    """The component of the pipeline that a module belongs to; empty if its name does not say."""
     first, dot, _ = name.partition(".")
     return first if dot and first in COMPONENTS else ""
 
 
 def _module(path: str, written: str) -> str:
-    """The canonical name of a path stored in this style."""
+    """The canonical name of a path that is stored in the style ``written``."""
     if written not in ("layer", "processor"):
         return path
     path = path.replace(".processor.", ".")
@@ -95,7 +95,7 @@ def _module(path: str, written: str) -> str:
 
 
 def fits(keys: Iterable[str], *, declared: bool) -> bool:
-    """Whether keys are diffusers', by the style of their pairs; ``declared`` says that the header names the dialect."""
+    """Whether the style of all pairs is one of diffusers; ``declared`` says that the header names the dialect."""
     styles = {key: found for key in keys if (found := style(key))}
     return bool(styles) and all(_fits(key, found, declared=declared) for key, found in styles.items())
 

@@ -1,14 +1,14 @@
-"""diffusers and its kin: ``pytorch_lora_weights.safetensors``, one file for the UNet or transformer and text encoders.
+"""Reading diffusers: ``pytorch_lora_weights.safetensors``, one file for the UNet or transformer and the text encoders.
 
-Names keep their component: ``unet.down_blocks.0.….attn1.to_q``, ``transformer.…``, ``text_encoder.…``; see
-`diffusers_keys` for the generations of keys. What a model (not a pipeline) saved has no component, and stays so.
+Names keep their component: ``unet.down_blocks.0.….attn1.to_q``, ``transformer.…``, ``text_encoder.…``. The module
+`keys` describes the generations of keys. The names in a file that a model and not a pipeline saved have no component.
 
-The scale is what the header's ``lora_adapter_metadata`` says for the component (see `diffusers_metadata`). Without it,
-α/r where a module has an ``alpha`` tensor, else 1, which is how diffusers reads such files whatever they were trained
-with. ai-toolkit writes the same files, with the α of its training folded into the factors.
+The scale comes from ``lora_adapter_metadata`` in the header (see the module `metadata`). Without this entry it is α/r
+if a module has a tensor ``alpha``, and otherwise 1: diffusers reads such files in this way, whatever they were trained
+with. ai-toolkit writes the same files with the α of its training folded into the factors.
 
-What is not half of a pair: DoRA's ``lora_magnitude_vector`` (ai-toolkit: ``magnitude``), one number an output, a bias
-of B, and tensors of other kinds, such as the norms of a control LoRA.
+Tensors that are not half of a pair are the ``lora_magnitude_vector`` of DoRA (in ai-toolkit ``magnitude``), one number
+for each output, a bias of B, and others such as the norms of a control LoRA.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,16 +24,16 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, gather, halves, o
 from loralens.formats.files.container import Stored
 
 NAME = "diffusers"
-DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as PEFT, which diffusers builds on
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as in PEFT, which diffusers uses
 STORED = (*HALVES, "alpha")  # the parts of one module
-_FOREIGN = ("base_model.model.",)
+_FOREIGN = ("base_model.model.",)  # PEFT's own prefix
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is diffusers': by the style of its pairs and their components, or by what its header says.
+    """Whether a file is diffusers': by the style of its pairs and their components, or by its header.
 
-    Pairs ``lora_A.weight`` need a component before them or the header's word, and a PEFT configuration beside them
-    makes them PEFT's where there is no such word.
+    Pairs with ``lora_A.weight`` need a component before them, or an entry of diffusers in the header. Without such an
+    entry, a PEFT configuration beside them makes them PEFT's.
     """
     declared = KEY in (stored.metadata or {})
     peft = (
@@ -52,7 +52,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a header or an α that makes no sense.
+        One half of a pair is missing, factors do not fit together, or the header or an α is not valid.
     """
     configs = Configs.of(stored.metadata)
     modules, extra = gather(
@@ -93,13 +93,13 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
 
 
 def _companions(name: str, parts: Parts, *, paired: bool) -> dict[str, Extra]:
-    """What stands beside the pair of a module, or under a name without one."""
+    """The extras of a module, or of a name that has no pair."""
     loose = {part: held for part, held in parts.items() if not paired or part not in STORED}
     return {key: Extra(part if paired else "other", name, tensor) for part, (key, tensor) in loose.items()}
 
 
 def _about_ranks(modules: Mapping[str, Update]) -> list[Finding]:
-    """Where the header's r is not the tensor's: diffusers cannot load such a file."""
+    """Findings about ranks in the header that differ from the tensors; diffusers cannot load such a file."""
     text = "{}: the header says r = {} and the factors have rank {}"
     fix = f"correct {KEY}: the scale depends on it"
     return [
@@ -110,7 +110,7 @@ def _about_ranks(modules: Mapping[str, Update]) -> list[Finding]:
 
 
 def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Finding]:
-    """Where both the header and a tensor say α: the header wins."""
+    """A finding about modules with an α both in the header, which is used, and as a tensor."""
     both = [
         name
         for name, module in modules.items()
@@ -125,7 +125,7 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
 
 
 def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
-    """DoRA, and tensors that belong to no pair."""
+    """Findings about DoRA, and about tensors that belong to no pair."""
     roles: dict[str, list[str]] = {}
     for key, extra in extras:
         roles.setdefault(extra.role, []).append(key)
@@ -143,7 +143,7 @@ def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
 
 
 def _about_config(stored: Stored) -> list[Finding]:
-    """A configuration in the folder, which these files do not have."""
+    """A finding about a configuration beside the file, which files of diffusers do not have."""
     if stored.config is None:
         return []
     text = "adapter_config.json beside the file is not read: a diffusers file says its scale itself"

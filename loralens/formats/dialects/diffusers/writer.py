@@ -1,11 +1,11 @@
-"""Writing diffusers: as it was read while that still says the adapter, else anew in the style of PEFT.
+"""Writing diffusers: the tensors that were read if they still describe the adapter, otherwise the style of PEFT.
 
-Anew means ``<name>.lora_A.weight`` and ``lora_B.weight``, and, where a scale is not 1 or ranks differ, a header that
-says r and α of every component. Then all components stand in it: diffusers builds an empty configuration for one that
-it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
+That style has ``<name>.lora_A.weight`` and ``lora_B.weight``. If a scale is not 1 or ranks differ, the header gets r
+and α of every component. It then has all components, because diffusers makes an empty configuration for a missing one.
+α is never written as a tensor besides, because diffusers refuses a file with both.
 
-Names of one component alone, from another dialect, get the component before them, without which a pipeline loads
-nothing.
+Names of a single component from another dialect get the component before them, because a pipeline loads nothing
+without it.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.writer import companions, most_common, pattern, whole
 from loralens.formats.files.container import Stored
 
-KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
-_FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
+KINDS = ("linear", "conv", "merged", "embedding")  # the kinds of weights in such files
+_FLAT = ("lora_", "lycoris_")  # prefixes of kohya's names, which have underscores for dots
 _ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
-_SAME = 1e-15  # relative: (α/r)·r is α to the last bit or the one before
+_SAME = 1e-15  # relative; (α/r)·r differs from α in the last bits at most
 
 Fields = dict[str, dict[str, Any]]  # component → LoraConfig
 
@@ -42,8 +42,7 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError
-        A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
-        that has no pair.
+        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is no pair.
     """
     unchanged = _stored_file(adapter)
     if unchanged is not None:
@@ -63,7 +62,7 @@ def write(adapter: Adapter) -> Stored:
 
 
 def _names(adapter: Adapter) -> dict[str, str]:
-    """The names in the pipeline of modules that are called otherwise."""
+    """Names in the adapter → names in the pipeline, where the two differ."""
     names = {}
     for name in adapter:
         with place(name):
@@ -75,13 +74,14 @@ def _names(adapter: Adapter) -> dict[str, str]:
 
 
 def _stored_file(adapter: Adapter) -> Stored | None:
-    """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
+    """The tensors that the adapter was read from, without removed modules; None if they no longer describe it."""
     if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
         return None
     tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     for module in adapter.modules.values():
         tensors.update(module.origin.tensors if module.origin else {})
     stored = Stored(tensors, adapter.metadata, adapter.config)
+    # The header lists targets, which would still name the removed modules.
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
     back = read(stored)
@@ -94,7 +94,7 @@ def _agrees(reread: Update, module: Update) -> bool:
 
 
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
-    """The two halves of a module under its canonical name."""
+    """The two halves of a module under keys of its canonical name."""
     kind = module.layout.kind
     if kind not in KINDS:
         what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
@@ -111,14 +111,14 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _stored_pair(module: Update) -> tuple[LazyArray, LazyArray] | None:
-    """B and A as a diffusers file has them, where the module was read from one."""
+    """B and A as they were stored, if the module was read from a diffusers file."""
     parts = stood(module, NAME, leaf)
     prefix = "embedding_" if module.layout.kind == "embedding" else ""
     return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
+    """The extras: unchanged in diffusers' own dialect; of others the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
         return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors = companions(adapter, "a diffusers file")
@@ -127,13 +127,13 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
 
 
 def _key(key: str, extra: Extra) -> str:
-    """The key of an extra while it names its module, else one of the same ending that does."""
+    """The key of an extra if it names its module, else a key with the same ending and the module's present name."""
     parts = leaf(key)
     return key if parts is None or parts.name == extra.module else f"{extra.module}.{_ENDINGS[parts.part]}"
 
 
 def _check_dora(adapter: Adapter) -> None:
-    """PEFT, which diffusers builds on, makes all modules of a component DoRA, or none."""
+    """Refuse a component in which only some modules are DoRA: PEFT, which diffusers uses, makes all so or none."""
     dora = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
     mixed = {component(name) for name in dora} & {component(name) for name in adapter if name not in dora}
     if mixed:
@@ -145,7 +145,7 @@ def _check_dora(adapter: Adapter) -> None:
 
 
 def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
-    """The tensors under a header that says rank and scale, where they do not say themselves."""
+    """The tensors, with ranks and scales in the header if the tensors alone do not tell them."""
     own = adapter.format == NAME
     plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
     ranks: dict[str, set[int]] = {}
@@ -159,7 +159,7 @@ def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
 
 
 def _fields(adapter: Adapter) -> Fields:
-    """The configuration of each component: what its file said, brought up to date."""
+    """The configuration of each component, with ranks, scales and targets as they are now."""
     old = Configs.of(adapter.metadata if adapter.format == NAME else None)
     members: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
@@ -175,7 +175,7 @@ def _fields(adapter: Adapter) -> Fields:
 def _update_config(
     old: Mapping[str, Any] | None, part: str, modules: Mapping[str, Update], adapter: Adapter
 ) -> dict[str, Any]:
-    """One component's configuration with ranks, alphas and targets that fit its modules."""
+    """The configuration of one component with ranks, alphas and targets that fit its modules."""
     config = PeftConfig(old or {})
     paths = _paths(modules, part)
     ranks = {path: module.rank for path, module in paths.items()}
@@ -203,10 +203,10 @@ def _update_config(
 
 
 def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
-    """Modules by their path in the configuration, good with and without the ``text_model`` around CLIP's layers.
+    """Modules by their path in the configuration, which fits with and without ``text_model`` around CLIP's layers.
 
-    Recent transformers have that part no more; diffusers takes it off the keys of a file, not off its configuration.
-    PEFT matches by the end of a path, so the shorter one fits both.
+    Recent versions of transformers have no ``text_model``. diffusers removes it from the keys of a file, but not from
+    its configuration. PEFT compares the end of a path, so the shorter path fits both.
     """
     full = {name.removeprefix(f"{part}.") if part else name: module for name, module in modules.items()}
     short = {path.removeprefix("text_model."): module for path, module in full.items()}
@@ -214,7 +214,7 @@ def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
 
 
 def _check(stored: Stored, adapter: Adapter) -> None:
-    """Refuse to write what would be read as something else."""
+    """Refuse to write a file that would be read as another adapter."""
     try:
         back: Mapping[str, Update] = read(stored).modules if detect(stored) else {}
     except LoraLensError:

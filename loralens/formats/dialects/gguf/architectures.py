@@ -1,4 +1,4 @@
-"""The architectures of llama.cpp whose names and rows are known here, and what a base's config.json says of them."""
+"""llama.cpp's architectures: their names, the weights of their models, and whether rows of q and k are permuted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))
 _SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
-_TIED = ("model.embed_tokens",)  # and nothing else: the head is the embedding
+_TIED = ("model.embed_tokens",)  # no lm_head: in these families the head is the embedding
 _MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3)))
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What llama.cpp calls a family of models, and what Hugging Face's of that family call their weights.
+    """A family of models in llama.cpp, and the names of their weights in Hugging Face's models.
 
     Attributes
     ----------
-    name : str
+    name
         ``general.architecture`` of the base's GGUF file.
-    classes, types : tuple of str
-        ``architectures`` and ``model_type`` in config.json.
-    permuted : bool
-        The rows of q and k stand in another order.
-    block : str
-        Path of a block, its number left out.
-    kinds : tuple of str
-        Weights of a block; ``{e}`` is the number of an expert.
-    outside : tuple of str
-        Weights outside the blocks.
+    classes, types
+        The values of ``architectures`` and ``model_type`` in config.json.
+    permuted
+        Whether the rows of q and k have another order in llama.cpp's files.
+    block
+        The path of a block, with ``{bid}`` for its number.
+    kinds
+        The weights of a block; ``{e}`` is the number of an expert.
+    outside
+        The weights outside the blocks.
     """
 
     name: str
@@ -98,14 +98,14 @@ ARCHITECTURES = (
 
 
 class Heads(NamedTuple):
-    """Attention heads of q, and of k and v."""
+    """The numbers of attention heads of q, and of k and v."""
 
     q: int
     kv: int
 
 
 def architecture(name: object) -> Architecture | None:
-    """The architecture of a name of llama.cpp's, or a class or model type of Hugging Face's."""
+    """The architecture for a name in llama.cpp, or for a class or model type of Hugging Face."""
     for family in ARCHITECTURES:
         if name == family.name or name in family.classes or name in family.types:
             return family
@@ -113,7 +113,7 @@ def architecture(name: object) -> Architecture | None:
 
 
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
-    """The architecture that a base's config.json says."""
+    """The architecture of a base by its config.json."""
     text = text_config(config)
     candidates = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
     candidates = candidates or [
@@ -123,12 +123,12 @@ def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
 
 
 def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's configuration") -> Heads | None:
-    """The numbers of heads that a base's config.json says; None where it says none.
+    """The numbers of heads in a base's config.json; None if it has none.
 
     Raises
     ------
     OptionError
-        They are no positive numbers.
+        They are not positive whole numbers.
     """
     text = text_config(config)
     q = text.get("num_attention_heads", text.get("n_heads"))
@@ -145,7 +145,7 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
 
 
 def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The part about text of a configuration; the whole of most."""
+    """The part of a configuration about text; most configurations have no such part, and are returned whole."""
     text = (config or {}).get("text_config")
     return text if isinstance(text, Mapping) else config or {}
 

@@ -1,8 +1,8 @@
-"""Module names as GGUF has them, and back.
+"""Converting module names to the tensor names of GGUF and back.
 
-The names come from the ``gguf`` package's own tables. They map many spellings of all model families to one tensor, so
-backwards they are ambiguous: `gguf_architectures` lists the names that an architecture's Hugging Face models really
-have.
+The tensor names come from the tables of the package ``gguf``. These map many spellings of all model families to one
+tensor, so they are ambiguous in the other direction. For that, `loralens.formats.dialects.gguf.architectures` lists the
+names that the models of an architecture have in Hugging Face's library.
 """
 
 import re
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from loralens.formats.dialects.gguf.architectures import Architecture
 
-_WRAPPERS = (  # what llama.cpp's converter does to names before it looks them up
+_WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks names up
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
-MOST_PARTS = 16  # of a name; those of the tables have at most eight
+MOST_PARTS = 16  # of a name: those of the tables have at most eight, and the search takes time with their square
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
 )
@@ -24,14 +24,14 @@ _MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
 
 
 class Place(NamedTuple):
-    """Where a module stands in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
+    """The place of a module in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
 
     tensor: str
     expert: int | None
 
 
 def place_of(module: str, arch: str) -> Place | None:
-    """Where a module stands in a GGUF file; None where the architecture has no tensor for it."""
+    """The place of a module in a GGUF file; None if the architecture has no tensor for it."""
     match = _EXPERT.match(module)
     if not match:
         tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
@@ -51,6 +51,7 @@ def _tensor(module: str, arch: str) -> str | None:
         path = (new + module[len(old) :]).split(".")
         if len(path) > MOST_PARTS:
             continue
+        # The number of the block may be any numeric part of the path, or the name may have none.
         for i, part in [(0, ""), *enumerate(path)]:
             if part and not part.isdecimal():
                 continue
@@ -62,9 +63,9 @@ def _tensor(module: str, arch: str) -> str | None:
 
 @cache
 def _spellings(arch: str) -> Mapping[str, str]:
-    """Every spelling of a weight's name → its tensor's name, ``{bid}`` for the number of the block.
+    """Every spelling of a weight's name → the name of its tensor, with ``{bid}`` for the number of the block.
 
-    From the tables of the ``gguf`` package, but not its `TensorNameMap`: to make one changes the tables of the class.
+    This reads the tables of the package ``gguf`` directly, because making a `TensorNameMap` changes those of the class.
     """
     from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
     from gguf.tensor_mapping import TensorNameMap as Tables
@@ -82,7 +83,7 @@ def _spellings(arch: str) -> Mapping[str, str]:
 
 
 def module_of(tensor: str, arch: Architecture | None, expert: int | None = None) -> str | None:
-    """The Hugging Face name of a tensor; None where its architecture has none, or several."""
+    """The Hugging Face name of a tensor; None if its architecture has none or several."""
     if arch is None:
         return None
     block = _BLOCK.match(tensor)
@@ -94,7 +95,7 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
 
 @cache
 def _modules(arch: Architecture) -> Mapping[str, str]:
-    """Tensor names → patterns of the module names that an architecture lists."""
+    """Tensor names → patterns of the only module names that an architecture lists for them."""
     patterns = [*arch.outside, *(arch.block + kind for kind in arch.kinds)]
     names: dict[str, list[str]] = {}
     for pattern in patterns:

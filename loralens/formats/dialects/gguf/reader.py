@@ -1,15 +1,15 @@
-"""GGUF adapters: what llama.cpp loads with ``--lora``.
+"""Reading GGUF adapters, which llama.cpp loads with ``--lora``.
 
 =============  ======================================  =====================================================
 kind           stored (shapes as NumPy has them)       here
 =============  ======================================  =====================================================
 linear         lora_a (r, in), lora_b (out, r)         the same; rows of q and k in Hugging Face's order
 token_embd     lora_a (vocab, r), lora_b (dim, r)      A (r, vocab): out = dim, in = vocab
-experts        lora_a (E, r, in), lora_b (E, out, r)   one module an expert
+experts        lora_a (E, r, in), lora_b (E, out, r)   one module for each expert
 =============  ======================================  =====================================================
 
-One α is there for the whole file: the scale of a module is α/r, or 1 where α is 0 or missing (llama.cpp
-src/llama-adapter.h, ``get_scale``).
+There is one α for the whole file. The scale of a module is α/r, or 1 if α is 0 or missing (``get_scale`` in llama.cpp's
+src/llama-adapter.h).
 """
 
 import re
@@ -33,29 +33,29 @@ from loralens.formats.files.gguf import values as gguf_values
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
 HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)  # α is float32 in llama.cpp
 EMBEDDING = "token_embd"
-STACK = "_exps"  # how the tensors of experts end
+STACK = "_exps"  # the end of the names of expert stacks
 
 _LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
 _HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is a GGUF adapter: its own key-values say so."""
+    """Whether a file is a GGUF adapter by its key-values."""
     return stored.plain.get("general.type") == "adapter" and stored.plain.get("adapter.type") == "lora"
 
 
 def read(stored: Stored) -> Adapter:
     """The adapter of a GGUF file.
 
-    ``stored.config`` may be the config.json of the base: it says how many heads the rows of q and k belong to. A file
-    that loralens wrote says so itself.
+    ``stored.config`` may be the config.json of the base, which has the numbers of heads that the order of the rows of q
+    and k depends on. A file that loralens wrote has these numbers itself.
 
     Raises
     ------
     FormatError, ShapeError, MismatchError
-        A pair with one half missing, factors that do not multiply, a base that is another.
+        One half of a pair is missing, factors do not fit together, or the base has another architecture.
     """
     plain = gguf_values.plain(stored.metadata) if stored.metadata else dict(stored.plain)
     base = base_of(stored.config)
@@ -75,10 +75,10 @@ def read(stored: Stored) -> Adapter:
 
 
 def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
-    """``adapter`` with rows of q and k in Hugging Face's order by the head counts that ``other`` knows, for one base.
+    """``adapter`` with the rows of q and k in Hugging Face's order, by the numbers of heads of ``other``.
 
-    As it is where its rows are in order already, or ``other`` is no GGUF file of the same architecture, or says no
-    head counts either.
+    Both must be for the same base. The adapter is returned unchanged if its rows are in order already, or if ``other``
+    is no GGUF file of the same architecture or does not have the numbers of heads either.
     """
     if not (turned(adapter) and other.format == NAME):
         return adapter
@@ -94,12 +94,12 @@ def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
 
 
 def turned(adapter: Adapter) -> bool:
-    """Whether rows of q and k stand in llama.cpp's order, because nothing says how many heads they belong to."""
+    """Whether the rows of q and k are in llama.cpp's order, because the numbers of heads are unknown."""
     return any(finding.code == "rows-permuted" for finding in adapter.findings)
 
 
 def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A configuration, if it is one of a base model: PEFT's may lie beside the file, and says nothing here."""
+    """The configuration if it is one of a base model; None if it is PEFT's, which may lie beside the file."""
     return config if config and "peft_type" not in config and heads_of(config) else None
 
 
@@ -116,12 +116,12 @@ def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> A
 
 
 def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
-    """The numbers of heads: as loralens wrote them into the file, else as the base says.
+    """The numbers of heads that loralens wrote into the file, else those of the base.
 
     Raises
     ------
     OptionError
-        They are no positive numbers.
+        They are not positive whole numbers.
     """
     if HEADS in plain:
         fields = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
@@ -151,7 +151,7 @@ def _leaf(key: str) -> Leaf | None:
 def _modules(
     tensor: str, parts: Parts, arch: Architecture | None, heads: Heads | None, alpha: float
 ) -> Iterator[tuple[str, LowRank]]:
-    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    """The modules that one stored pair holds: one module, or the experts of a stack."""
     B, A = halves(parts)
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
@@ -189,14 +189,14 @@ def _experts(
 
 
 def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
-    """What is no half of a pair: a norm trained in full, as mergekit extracts them, or nothing that is known."""
+    """A tensor that is not half of a pair: a norm trained in full, as mergekit extracts them, or an unknown tensor."""
     name = key.removesuffix(".weight")
     role = "saved" if name.endswith("_norm") and tensor.dtype in (np.float32, np.float16) else "other"
     return Extra(role, gguf_names.module_of(name, arch) or name, tensor)
 
 
 def _base_model(plain: Mapping[str, Any]) -> str | None:
-    """The Hub id of the base where the file says its address, else the name that it says."""
+    """The Hub id of the base if the file has its address, else the name in the file."""
     url = plain.get("general.base_model.0.repo_url")
     match = _HUB.match(url) if isinstance(url, str) else None
     return match["name"] if match else plain_text(plain.get("general.base_model.0.name"))
@@ -229,7 +229,7 @@ def _findings(
 
 
 def _stays_permuted(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
-    """Whether the rows of a tensor stay in llama.cpp's order, as far as is known."""
+    """Whether the rows of a tensor stay in llama.cpp's order; assumed if the architecture is unknown."""
     return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
 
 

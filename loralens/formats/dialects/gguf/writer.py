@@ -1,8 +1,8 @@
-"""Writing GGUF adapters: llama.cpp's names and rows, and the one α that a file has.
+"""Writing GGUF adapters with llama.cpp's names, order of rows, and single α.
 
-Where α/r gives the scale of every module for one α, that α is written. Else (rsLoRA, ``alpha_pattern``, mixed scales,
-a scale of 0) each scale goes into B and α is 0, which llama.cpp takes as scale 1. B is then float32, rounded once: each
-entry of ΔW is off by at most 2⁻²⁴ of Σ|B||A|, and a scale of a power of two costs nothing.
+If one α gives the scale of every module by α/r, it is written. Otherwise (rsLoRA, ``alpha_pattern``, mixed scales, a
+scale of 0) each scale is multiplied into B, and α is 0, which means scale 1 in llama.cpp. B is then float32 and rounded
+once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale that is a power of two causes no error.
 """
 
 from collections.abc import Mapping
@@ -45,8 +45,8 @@ from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.values import Value
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-CLOSE = 1e-6  # relative: α as float32 says the scale
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # the fields of config.json for their number
+CLOSE = 1e-6  # relative; rounding α to float32 changes it by up to 6e-8
 DROP = "leave this module out: loralens drop --modules"
 
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
@@ -55,20 +55,20 @@ Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expe
 @final
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What the file will be for.
+    """The base model that the file is for.
 
     Attributes
     ----------
-    arch : str
+    arch
         llama.cpp's name of the architecture.
-    family : Architecture or None
-        What is known here of it.
-    heads : Heads or None
-        Of the base, where the rows of q and k stand in another order in llama.cpp's files.
-    metadata : mapping or None
-        Of the GGUF file that the adapter was read from, and still is for.
-    config : mapping or None
-        The base's config.json.
+    family
+        The entry of the architecture in `ARCHITECTURES`, if it has one.
+    heads
+        The heads of the base, if the rows of q and k have another order in llama.cpp's files.
+    metadata
+        The metadata of the GGUF file that the adapter was read from, if it is written for the same architecture.
+    config
+        The content of the base's config.json.
     """
 
     arch: str
@@ -85,16 +85,16 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     ----------
     adapter : Adapter
     arch : str, optional
-        llama.cpp's name of the base's architecture, or Hugging Face's class; what ``base_config`` says by default.
+        llama.cpp's name of the base's architecture, or Hugging Face's class; by default that of ``base_config``.
     base_config : mapping, optional
-        The base's config.json: its architecture, and its numbers of heads.
+        The content of the base's config.json, with its architecture and its numbers of heads.
 
     Raises
     ------
     OptionError
-        Nothing says the architecture, or the numbers of heads where they are needed, or two things say different ones.
+        The architecture is unknown or contradictory, or the numbers of heads are needed and unknown.
     FormatError, ShapeError
-        What a GGUF adapter has no place for, by name.
+        A GGUF adapter cannot hold something, which the message names.
     """
     target = _target(adapter, arch, base_config)
     if target.metadata is None:
@@ -135,7 +135,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
 
 
 def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
-    """The architecture that the options say."""
+    """The architecture that the options name, checked for contradictions."""
     named, of_base = architecture(arch), architecture_of(config)
     choices = ", ".join(found.name for found in ARCHITECTURES)
     if arch is not None and named is None:
@@ -152,7 +152,7 @@ def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) 
 
 
 def _stacks(adapter: Adapter, target: _Target) -> Stacks:
-    """Modules by the tensor they belong to."""
+    """Modules by the tensor that they belong to."""
     stacks: dict[str, dict[int | None, str]] = {}
     for name, module in adapter.items():
         with place(name):
@@ -167,7 +167,8 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
 
 def _place(name: str, target: _Target) -> Place:
     spot = gguf_names.place_of(name, target.arch)
-    if spot is None and target.metadata is not None:  # as it was read, of an architecture that nobody knows
+    # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
+    if spot is None and target.metadata is not None:
         spot = Place(*(expert(name) or (name, None)))
     if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
         raise head_is_tied()
@@ -177,7 +178,7 @@ def _place(name: str, target: _Target) -> Place:
 
 
 def _check(spot: Place, module: Update, target: _Target) -> None:
-    """Refuse what llama.cpp has no form for."""
+    """Refuse a kind of weight or a dtype that llama.cpp cannot use."""
     kind = module.layout.kind
     if kind == "conv":
         raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
@@ -191,13 +192,13 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
 
 
 def _has_tied_head(target: _Target) -> bool:
-    """Whether the base has no head but its embedding: as its configuration says, else as all of its family have it."""
+    """Whether the head of the base is its embedding, by its configuration or else by its family."""
     tied = (target.config or {}).get("tie_word_embeddings")
     return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
 
 
 def head_is_tied() -> FormatError:
-    """What is wrong with a pair for a head that is the embedding."""
+    """The error for a pair of a head that is tied to the embedding."""
     return FormatError(
         "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
         fix=f"{DROP}; or merge it into the base, which gives the head a weight of its own, and convert that model",
@@ -205,7 +206,7 @@ def head_is_tied() -> FormatError:
 
 
 def _alpha(adapter: Adapter, target: _Target) -> float:
-    """The one α that gives every scale by α/r; 0 where there is none, and each scale has to go into its B."""
+    """The α that gives every scale by α/r; 0 if there is none, so that each scale has to be multiplied into B."""
     modules = adapter.modules.values()
     unscaled = all(module.scale == 1 for module in modules)
     if target.metadata is not None and unscaled and not gguf_values.plain(target.metadata).get(ALPHA):
@@ -222,7 +223,7 @@ def _float32(number: float) -> float:
 
 
 def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
-    """The numbers of heads, where rows have to be reordered."""
+    """The numbers of heads if rows have to be permuted; otherwise None."""
     turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
     if not turned or target.family is None or not target.family.permuted:
         return None
@@ -238,7 +239,7 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
 def _tensors(
     tensor: str, modules: Mapping[int | None, Update], target: _Target, alpha: float, heads: Heads | None
 ) -> Mapping[str, LazyArray]:
-    """lora_a and lora_b of one tensor."""
+    """The tensors lora_a and lora_b for one tensor of the base."""
     keys = f"{tensor}.weight.lora_a", f"{tensor}.weight.lora_b"
     if target.metadata is not None and _is_as_read(tensor, modules, alpha):
         origin = next(iter(modules.values())).origin
@@ -255,7 +256,7 @@ def _tensors(
 
 
 def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
-    """Whether the tensors that were read are still right as they stand."""
+    """Whether the stored tensors still hold all modules of a tensor, at the scale that the file's α gives."""
     first = next(iter(modules.values())).origin
     return (
         first is not None
@@ -268,7 +269,7 @@ def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float)
 
 
 def _fold_scale(module: Update, alpha: float) -> LazyArray:
-    """B as the file has it: with the scale in it, float32, where the file's α says nothing."""
+    """B for the file: times the scale and in float32 if the file's α does not give the scale."""
     B, scale = module.factors[0], module.scale
     if alpha or scale == 1:
         return B
@@ -285,7 +286,7 @@ def _fold_scale(module: Update, alpha: float) -> LazyArray:
 
 
 def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) -> tuple[LazyArray, LazyArray]:
-    """The experts of a stack as A (E, r, in) and B (E, out, r)."""
+    """The experts of a stack as lora_a (E, r, in) and lora_b (E, out, r)."""
     ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
     count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
@@ -302,14 +303,14 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
 
 
 def _experts(modules: list[Update], target: _Target) -> int:
-    """How many experts the stack has: as the base says, or the file they were read from, or all that are here."""
+    """The number of experts in the stack: of the base, else of the file that they were read from, else all given."""
     count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
     shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
     return max((len(modules), *shares)) if count is None else count
 
 
 def _join(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
-    """Matrices of one shape, one behind the other, in the dtype that holds them all."""
+    """Stack matrices of one shape, in their dtype, or in float32 if their dtypes differ."""
     dtypes = {part.dtype for part in parts}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     return LazyArray(
@@ -318,7 +319,7 @@ def _join(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
 
 
 def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | None) -> dict[str, str]:
-    """The key-values: as they were read but for an α that changed, or those of a new file."""
+    """The key-values: those of the file that was read with the new α, or those of a new file."""
     values: dict[str, Value] = {}
     if target.metadata is None:
         identity = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
@@ -337,7 +338,7 @@ def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | No
 
 
 def _names(stacks: Stacks, arch: Architecture | None) -> dict[str, str]:
-    """What `gguf.read` will call modules → their names here, where the two differ."""
+    """The names that the reader will give to modules → their names here, where they differ."""
     names = {}
     for tensor, modules in stacks.items():
         for number, name in modules.items():

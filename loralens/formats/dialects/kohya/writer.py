@@ -1,4 +1,4 @@
-"""Writing kohya: what was read from a kohya file as it was, all else under names that kohya's software reads."""
+"""Writing kohya's dialect: unchanged modules as they were read, others under names that kohya's software reads."""
 
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -16,8 +16,10 @@ from loralens.formats.dialects.kohya.reader import NAME, PREFIXES, canonical, ra
 from loralens.formats.dialects.pairs import Parts, pack, stood
 from loralens.formats.files.container import Stored
 
-KINDS = ("linear", "conv", "merged")  # of weights that kohya's software adapts
-COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is a pipeline's second (FLUX)
+KINDS = ("linear", "conv", "merged")  # the kinds of weights that kohya's software adapts
+# The beginning of a name in a pipeline → the prefix in the file; the first that fits is used. T5 is the third encoder
+# for kohya's software, also where it is the second one of the pipeline (FLUX).
+COMPONENTS = (
     ("unet.", "lora_unet_"),
     ("transformer.", "lora_transformer_"),
     ("diffusion_model.", "lora_unet_"),
@@ -25,26 +27,26 @@ COMPONENTS = (  # the first that fits; T5 is the third encoder even where it is 
     ("text_encoder_3.", "lora_te3_"),
     ("text_encoder_2.", "lora_te2_"),
 )
-NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # beside these, the first encoder has a number too
+NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # with these, the first encoder is lora_te1_
 Components = tuple[tuple[str, str], ...]
-HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are wrong after a change
 
 
 def write(adapter: Adapter) -> Stored:
     """The adapter as kohya's software stores it.
 
-    Names are put behind a prefix and their dots become underscores; what was read from a kohya file keeps its keys,
-    and its tensors where nothing changed. The layers of CLIP stand under ``text_model``, where kohya's software and
-    ComfyUI look for them, whatever transformers calls them. α is one float32; a scale of 0, which no α can say, goes
-    into lora_up.
+    Names get a prefix, and their dots become underscores. A module that was read from a kohya file keeps its keys, and
+    its tensors if nothing changed. The layers of CLIP are under ``text_model``, where kohya's software and ComfyUI look
+    for them, whatever their names are in transformers. α is a float32. No α stands for a scale of 0, so then lora_up is
+    zero.
 
     Raises
     ------
     FormatError
-        Two modules get one name, a text encoder's name that does not say which encoder, a weight of a kind that kohya's
-        software does not adapt, extras it cannot hold, or a scale that float32 cannot hold.
+        Two modules would get one name, the name of a layer does not say which text encoder it belongs to, kohya's
+        software does not adapt a kind of weight, the file cannot hold an extra, or float32 cannot hold a scale.
     ShapeError, MismatchError
-        A changed grouped convolution; an update that has no pair.
+        A grouped convolution was changed, or an update is no pair.
     """
     components = _components(adapter)
     files = _files(adapter, components)
@@ -59,13 +61,13 @@ def write(adapter: Adapter) -> Stored:
 
 
 def _components(adapter: Adapter) -> Components:
-    """What stands in the file for the component of a pipeline that a name begins with."""
+    """The prefixes for the components of a pipeline; that of the first text encoder depends on the other modules."""
     first = "lora_te1_" if any(in_pipeline(name).startswith(NUMBERED) for name in adapter) else "lora_te_"
     return (*COMPONENTS, ("text_encoder.", first))
 
 
 def _files(adapter: Adapter, components: Components) -> dict[str, str]:
-    """What the file calls each module."""
+    """The name of each module in the file."""
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
     for name, module in adapter.items():
@@ -79,7 +81,7 @@ def _files(adapter: Adapter, components: Components) -> dict[str, str]:
 
 
 def _file(name: str, parts: Parts, components: Components) -> str:
-    """What the file calls a module: as it did, where it was read from such a file."""
+    """The name of a module in the file; its old one if it was read from such a file."""
     if parts:
         stored_leaf = raw(parts["A"][0])
         assert stored_leaf
@@ -93,12 +95,12 @@ def _file(name: str, parts: Parts, components: Components) -> str:
 
 
 def _parts(module: Update) -> Parts:
-    """Part → key and tensor, as they stood in the kohya file; empty where the module is new, or of another dialect."""
+    """The parts of a module in the kohya file that it was read from; none if it was not read from one."""
     return stood(module, NAME, raw)
 
 
 def _is_as_read(module: Update) -> bool:
-    """Whether the stored tensors still say all of the module, its scale included."""
+    """Whether the stored tensors still describe the module, including its scale."""
     parts = _parts(module)
     return bool(parts) and scaling(parts, module.rank).value == module.scale
 
@@ -120,12 +122,15 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _alpha(module: Update) -> np.float32:
-    """α as the file holds it: α = r where the scale is 0 and in lora_up, since kohya's software reads an α of 0 so."""
+    """The α of a module in the file.
+
+    For a scale of 0 it is r, because kohya's software reads an α of 0 as r; lora_up is zero then.
+    """
     return alpha.written(module) if module.scale else np.float32(module.rank)
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) -> dict[str, LazyArray]:
-    """What rides along beside its module; from another dialect, the magnitudes of DoRA."""
+    """The extras: unchanged in kohya's own dialect; of others the magnitudes of DoRA."""
     if adapter.format == NAME:
         return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _file(name, {}, components))
     tensors: dict[str, LazyArray] = {}
@@ -141,7 +146,7 @@ def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) 
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
-    """The header it came with while that is true; rank and α brought up to date, and no stale hash, after a change."""
+    """The metadata of the header; after a change with the new rank and α, and without the hashes of the old tensors."""
     modules = adapter.modules.values()
     if adapter.format == NAME and all(map(_is_as_read, modules)):
         return adapter.metadata
@@ -158,6 +163,6 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
 
 
 def _common_value(values: Iterable[str]) -> str:
-    """The value that all share, or sd-scripts' word for several."""
+    """The value that all share, or "Dynamic", which sd-scripts writes for several values."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else "Dynamic"

@@ -1,14 +1,15 @@
-"""LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under LitGPT's own module names.
+"""Reading LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under its own module names.
 
-Query, key and value are one weight, [q; k; v] in its rows; any of them may be adapted. Then A (k·r, in) holds k blocks
-of r rows, and B the rows of the adapted parts one behind the other, of different heights where heads share keys::
+Query, key and value are one weight with the rows [q; k; v], and any of the three may be adapted. Then A (k·r, in) holds
+k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different heights if
+heads share keys and values::
 
     attn.qkv    rows in the order q, k, v
-    attn.attn   LitGPT before 0.5: where not all three are adapted, rows go to q, k, v of each group of heads in turn
+    attn.attn   LitGPT before 0.5: if not all three are adapted, rows go to q, k, v of each group of heads in turn
 
-Which parts, and how high, is in the recipe (hyperparameters.yaml, model_config.yaml), not in the file: an
-``adapter_config.json`` beside it may say it, with LitGPT's own words: lora_query, lora_key, lora_value (or
-``enable_lora``), n_head, n_query_groups, head_size. The same file may say lora_alpha.
+Which parts are adapted and how high they are is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml), not in
+the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key, lora_value
+(or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a fused weight of which nothing says the parts.
+        One half of a pair is missing, factors do not fit together, or the adapted parts of a fused weight are unknown.
     """
     groups, unpaired = group(stored.tensors, leaf)
     modules: dict[str, Update] = {}
@@ -66,7 +67,7 @@ def read(stored: Stored) -> Adapter:
 
 
 def _flags(stored: Stored) -> dict[str, Any]:
-    """What the configuration or the pickle says, with ``enable_lora`` as a list of three where it is said at all."""
+    """The fields of the configuration or the pickle, with ``enable_lora`` as a list of three flags, or None."""
     fields = {**stored.plain, **(stored.config or {})}
     enabled, _ = enabled_slices(stored)
     if enabled is None and any(flag in fields for flag in _FLAGS):
@@ -90,7 +91,7 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
 
 
 def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
-    """Which of query, key and value are adapted."""
+    """Whether query, key and value are adapted, each."""
     count, over = divmod(A.shape[0], B.shape[1])
     if over or not 1 <= count <= 3:
         raise ShapeError(f"lora_A {A.shape} is not one to three blocks of rank {B.shape[1]}", fix=SAVE_AGAIN)
@@ -105,13 +106,13 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> lis
 def _sizes(
     B: LazyArray, A: LazyArray, enabled: list[bool], config: Mapping[str, Any], proj: Parts | None
 ) -> tuple[int, int, int]:
-    """Rows of query, key and value in the base weight."""
+    """The numbers of rows of query, key and value in the base weight."""
     heads, height = _count(config, "n_head"), B.shape[0]
     if heads:
         size = _count(config, "head_size") or A.shape[1] // heads
         query, other = size * heads, size * (_count(config, "n_query_groups") or heads)
     elif all(enabled) and proj and "A" in proj and proj["A"][1].ndim == 2:
-        query = proj["A"][1].shape[1]  # the output projection reads what the query's heads give
+        query = proj["A"][1].shape[1]  # the inputs of the output projection are the outputs of the query's heads
         other = (height - query) // 2
     else:
         raise FormatError("the heights of query, key and value are not in the file", fix=_SAY)
@@ -130,13 +131,13 @@ def _count(config: Mapping[str, Any], name: str) -> int | None:
 
 
 def _contiguous_rows(sizes: tuple[int, int, int]) -> list[Array]:
-    """Row numbers of query, key and value, one behind the other."""
+    """The row numbers of query, key and value if they follow each other."""
     ends = np.cumsum(sizes)
     return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
-    """Row numbers of query, key and value where each group of heads holds its own of all three."""
+    """The row numbers of query, key and value if each group of heads has its own rows of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
     if groups is None or sizes[0] % groups or sizes[1] % groups:
         raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
@@ -147,7 +148,7 @@ def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) ->
 
 
 def _spread(B: LazyArray, width: int, enabled: list[bool], rows: list[Array]) -> LazyArray:
-    """B (rows of the adapted parts, r) → (out, k·r): part i in the i-th block of columns, zeros elsewhere."""
+    """Spread B (rows of the adapted parts, r) to (out, k·r): part i in the i-th block of columns, zeros elsewhere."""
     adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
     out, rank = sum(map(len, rows)), B.shape[1]
 

@@ -1,4 +1,4 @@
-"""microsoft/loralib, the LoRA paper's own package: a state dict of ``<module>.lora_A`` and ``<module>.lora_B``.
+"""Reading microsoft/loralib: a state dict of ``<module>.lora_A`` and ``<module>.lora_B``.
 
 =============  =============================================  ====================================================
 layer          stored                                         here
@@ -9,12 +9,12 @@ MergedLinear   A (k·r, in), B (out·k/n, r): k of n slices     one module, B bl
 Conv2d         A (k·r, in·k), B (out·k, k·r), k the kernel    A repeated k times on a diagonal: see below
 =============  =============================================  ====================================================
 
-Neither α nor r is stored, nor ``enable_lora``, which says what slices a MergedLinear adapts: that is taken from a
-configuration ``{"enable_lora": [true, false, true]}`` beside the file.
+The file has neither α nor r, nor ``enable_lora``, which says which slices a MergedLinear adapts. The latter is taken
+from a configuration ``{"enable_lora": [true, false, true]}`` beside the file.
 
-Conv2d adds ``(B @ A).view(out, in, k, k)``. Row o of that, flat, is the k rows o·k … of B·A one behind the other, so
-ΔW (out, in·k²) = B.reshape(out, k·(k·r)) · diag(A, …, A), of rank k²·r. A file without the convolution's own weight
-does not say that a module is one; it is then read as linear. (Conv1d and Conv3d of loralib 0.1.2 fail in that view.)
+Conv2d adds ``(B @ A).view(out, in, k, k)``. Row o of this, flattened, consists of the k rows o·k … of B·A, so
+ΔW (out, in·k²) = B.reshape(out, k·(k·r)) · diag(A, …, A), of rank k²·r. A file without the weight of a convolution does
+not show that the module is one, and it is then read as linear. (Conv1d and Conv3d of loralib 0.1.2 fail in that view.)
 """
 
 import re
@@ -43,13 +43,13 @@ _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])$")
 
 
 def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"]) if half else None
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is loralib's: ``lora_A`` and ``lora_B`` with nothing behind, under no other program's names."""
+    """Whether a file is loralib's: its keys end in ``lora_A`` and ``lora_B``, and its names are of no other program."""
     names = [found.name for found in map(leaf, stored.tensors) if found]
     return (
         bool(names)
@@ -65,8 +65,8 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, fused projections of which nothing says which are
-        adapted.
+        One half of a pair is missing, factors do not fit together, or it is unknown which slices of fused projections
+        are adapted.
     """
     enabled, config = enabled_slices(stored)
     groups, unpaired = group(stored.tensors, leaf)
@@ -89,12 +89,12 @@ def read(stored: Stored) -> Adapter:
 
 
 def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any] | None]:
-    """``enable_lora`` of a configuration or of the values in the pickle, and the configuration that says it.
+    """``enable_lora`` of the configuration or of the values in the pickle, and a configuration that contains it.
 
     Raises
     ------
     FormatError
-        It is no list of true and false with at least one true.
+        It is not a list of true and false with at least one true.
     """
     source = stored.config if stored.config and ENABLED in stored.config else stored.plain
     if ENABLED not in source:
@@ -123,14 +123,14 @@ def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled:
 
 
 def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
-    """``embedding`` or ``linear``: by the base weight where the file has it and it tells, else by the name."""
+    """``embedding`` or ``linear``: by the base weight if the file has it and it is not square, else by the name."""
     if weight is not None and shape[0] != shape[1] and weight.shape in (shape, shape[::-1]):
         return "linear" if weight.shape == shape else "embedding"
     return "embedding" if embeddings.named(name) else "linear"
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:
-    """MergedLinear: A (k·r, in), B (k·o, r) → B (n·o, k·r), zero rows where nothing is adapted."""
+    """B (n·o, k·r) of a MergedLinear with A (k·r, in) and B (k·o, r); the rows of slices without an update are zero."""
     if enabled is None:
         what = f"lora_A {A.shape} and lora_B {B.shape} are fused projections, and the file does not say which of them"
         fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
@@ -143,7 +143,7 @@ def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tu
 
 
 def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[LazyArray, LazyArray, Layout]:
-    """Conv2d: A (k·r, in·k), B (out·k, k·r) → A (k²·r, in·k²), B (out, k²·r)."""
+    """The factors of a Conv2d: A (k·r, in·k) and B (out·k, k·r) become A (k²·r, in·k²) and B (out, k²·r)."""
     out, channels, k, other = weight
     width = A.shape[0]
     if k != other or not k or B.shape != (out * k, width) or A.shape[1] != channels * k or width % k:

@@ -1,4 +1,4 @@
-"""Apple's mlx-lm: ``adapters.safetensors`` beside ``adapter_config.json``.
+"""Reading Apple's mlx-lm: ``adapters.safetensors`` beside ``adapter_config.json``.
 
 ===========  ==========================================  ===================================================
 kind         stored                                      here
@@ -11,8 +11,8 @@ DoRA         m (out,) of a linear layer,                 ``magnitude`` (the outp
              m (vocab,) of an embedding                  ``magnitude_in``: one number a row of the table
 ===========  ==========================================  ===================================================
 
-The scale is ``lora_parameters.scale`` as it stands. It is no α/r, and nothing in the weights' file tells it: a bare
-file has an unknown scale. An ``alpha`` beside it is ignored by mlx-lm, which left it in its defaults until April 2025
+The scale is ``lora_parameters.scale`` itself and not α/r. The file of the weights does not contain it, so without a
+configuration the scale is unknown. mlx-lm ignores an ``alpha`` beside it, which was among its defaults until April 2025
 (mlx-lm pull request 65).
 """
 
@@ -33,28 +33,28 @@ from loralens.formats.files.container import Stored, plain_text
 from loralens.formats.files.number import finite
 
 NAME = "mlx"
-DORA = {"linear": "norms", "embedding": "norms_in"}  # mlx-lm: one length a row of the stored weight
+DORA = {"linear": "norms", "embedding": "norms_in"}  # in mlx-lm there is one length for each row of the stored weight
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
 
 
 def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"].upper()) if half else None
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is mlx-lm's: bare ``lora_a`` and ``lora_b`` in its orientation, or beside its configuration.
+    """Whether a file is mlx-lm's: it has ``lora_a`` and ``lora_b`` in its orientation, or beside its configuration.
 
-    Whole weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
+    Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
     groups, _ = group(stored.tensors, leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
         return full and bool(stored.tensors) and all(_PLAIN.match(key) for key in stored.tensors)
-    if any(name.endswith(".weight") for name in groups):  # llama.cpp's
+    if any(name.endswith(".weight") for name in groups):  # the names of llama.cpp
         return False
     return is_ours(stored.config) or all(_fits(parts) for parts in groups.values())
 
@@ -65,13 +65,13 @@ def is_ours(config: Mapping[str, Any] | None) -> bool:
 
 
 def parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The ``lora_parameters`` of a configuration; empty where it has none."""
+    """The ``lora_parameters`` of a configuration; empty if it has none."""
     section = (config or {}).get("lora_parameters")
     return section if isinstance(section, dict) else {}
 
 
 def said_scale(config: Mapping[str, Any] | None) -> float | None:
-    """The scale that a configuration says; None where it says none.
+    """The scale in a configuration; None if it has none.
 
     Raises
     ------
@@ -92,7 +92,8 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        Full fine-tuning, a pair with one half missing, factors that do not multiply, a scale that is no number.
+        The file is of full fine-tuning, one half of a pair is missing, factors do not fit together, or the scale is not
+        a number.
     """
     groups, unpaired = group(stored.tensors, leaf)
     if not groups:
@@ -125,7 +126,7 @@ def read(stored: Stored) -> Adapter:
 
 
 def _fits(parts: Parts) -> bool:
-    """Whether a pair has mlx-lm's orientation; a half alone has any."""
+    """Whether a pair can have mlx-lm's orientation; true for a half without the other."""
     if not {"A", "B"} <= set(parts):
         return True
     a, b = parts["A"][1].shape, parts["B"][1].shape
@@ -138,7 +139,7 @@ Factors = tuple[str, LazyArray, LazyArray, Layout, Origin]
 
 
 def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
-    """Name, B (out, r) and A (r, in) of the modules that one stored pair stands for: one, or the experts of a stack."""
+    """The name and the factors of the modules that one stored pair holds: one module, or the experts of a stack."""
     b, a = halves(parts)
     if not _fits(parts) or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} do not multiply as mlx-lm has them", fix=SAVE_AGAIN)
@@ -155,7 +156,7 @@ def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
 
 
 def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
-    """``embedding`` or ``linear``: by the axis of a DoRA magnitude where that tells, else by the name."""
+    """``embedding`` or ``linear``: by the size of a DoRA magnitude if that is conclusive, else by the name."""
     out, in_ = shape
     if m is not None and out != in_ and m.size in shape:
         return "embedding" if m.size == in_ else "linear"
@@ -163,7 +164,7 @@ def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
 
 
 def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
-    """A DoRA magnitude, or a tensor of no known role."""
+    """A DoRA magnitude, or a tensor without a known role."""
     name, _, last = key.rpartition(".")
     module = modules.get(name) if last == "m" else None
     if module is None:

@@ -1,8 +1,8 @@
-"""Writing mlx-lm: an untouched module as it was read, a changed one transposed back, and a configuration beside them.
+"""Writing mlx-lm: unchanged modules as they were read, others transposed, and a configuration beside them.
 
-mlx-lm has one rank and one scale for all modules. Modules of another scale than the most common one get the ratio
-into their lora_b: exactly where it is a power of two, else rounded once to float32. Of several ranks it loads none,
-so these are refused.
+mlx-lm has one rank and one scale for all modules. The lora_b of a module with another scale than the most common one is
+multiplied by the ratio: exactly if it is a power of two, otherwise rounded once to float32. Several ranks are refused,
+because mlx-lm cannot load them.
 """
 
 from collections import Counter
@@ -26,22 +26,23 @@ from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_who
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "embedding", "experts", "merged")
-_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))  # with exponents to spare
+# dtypes whose range of exponents is large enough for a power of two to be multiplied in exactly; float16's is not.
+_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
 def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> Stored:
     """The adapter as mlx-lm stores it.
 
-    ``base_config``, the base's config.json, has told `loralens.formats.dialects.experts` by now what its experts are
-    called.
+    ``base_config``, the content of the base's config.json, is not used here: by its help
+    `loralens.formats.dialects.experts` has already renamed the experts.
 
     Raises
     ------
     FormatError
-        A kind of weight that mlx-lm does not adapt, extras it cannot hold, DoRA on some modules only.
+        mlx-lm does not adapt a kind of weight, or cannot hold an extra, or only some modules are DoRA.
     ShapeError, MismatchError
-        Several ranks; experts missing; an update that has no pair.
+        Modules have several ranks, experts are missing, or an update is no pair.
     """
     del base_config
     stacks = by_pair(adapter)
@@ -72,19 +73,19 @@ def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[
 
 
 def _ratio(modules: Mapping[str, Update], scale: float) -> float:
-    """By what lora_b has to be multiplied under this scale of the whole file."""
+    """The factor for lora_b, if ``scale`` is that of the whole file."""
     scales = {module.scale for module in modules.values()}
     if len(scales) > 1:
         raise ShapeError("the experts of this stack differ in scale, and mlx-lm holds one", fix="give them one scale")
     own = scales.pop()
-    return 1.0 if own == scale else own / scale
+    return 1.0 if own == scale else own / scale  # both may be 0
 
 
 def _times(b: LazyArray, ratio: float) -> LazyArray:
-    """``ratio`` · b: in the dtype of b where that is exact, else rounded once to float32."""
+    """``ratio`` · b in the dtype of b if that is exact; otherwise in float32, rounded once."""
     if ratio == 1:
         return b
-    exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE
+    exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE  # the mantissa of a power of two is 0.5
     dtype = b.dtype if exact else np.dtype(np.float32)
 
     def product(array: Array) -> Array:
@@ -94,7 +95,7 @@ def _times(b: LazyArray, ratio: float) -> LazyArray:
 
 
 def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
-    """lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
+    """The tensors lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
     check_whole(modules, "mlx-lm")
@@ -105,7 +106,7 @@ def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along; from another dialect, DoRA magnitudes as ``m``."""
+    """The extras: unchanged in mlx-lm's own dialect; of others the DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors: dict[str, LazyArray] = {}
@@ -126,7 +127,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
 
 
 def _rows(module: Update) -> int:
-    """Rows of the weight as mlx-lm stores it."""
+    """The number of rows of a weight as mlx-lm stores it."""
     out, in_ = module.shape
     return in_ if module.layout.kind == "embedding" else out
 
@@ -138,9 +139,9 @@ def _flat(tensor: LazyArray, size: int) -> LazyArray:
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None, float]:
-    """The configuration, and the scale it says: the one it came with while that still says the truth.
+    """The configuration and its scale: the old one if it still describes the adapter, otherwise a new one.
 
-    Where nothing said a scale, nothing says one afterwards: it stays unknown.
+    If the scale was unknown, the new configuration has none, and it stays unknown.
     """
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
@@ -164,7 +165,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
 
 
 def _one_rank(modules: Iterable[Update]) -> int:
-    """The rank that all modules have; 8, mlx-lm's default, where there are none."""
+    """The rank of all modules; 8, mlx-lm's default, if there are no modules."""
     ranks = {module.rank for module in modules}
     if len(ranks) > 1:
         what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
@@ -173,13 +174,16 @@ def _one_rank(modules: Iterable[Update]) -> int:
 
 
 def _most_common(scales: Iterable[float]) -> float:
-    """The scale of most modules; not 0, by which no other can be divided."""
+    """The scale of most modules other than 0, because the other scales are divided by it."""
     counts = Counter(scale for scale in scales if scale)
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
 def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
-    """A configuration with which mlx-lm makes these modules; it leaves at 0 whatever else it makes by these keys."""
+    """A configuration with which mlx-lm makes these modules.
+
+    It may make more modules by the same keys. Their lora_b stays 0, so they change nothing.
+    """
     dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
     dropout = fields_of(adapter).get("lora_dropout", 0.0)
     keys = sorted({_key(name) for name in stacks})
@@ -192,6 +196,6 @@ def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
 
 
 def _key(name: str) -> str:
-    """What mlx-lm calls a module: its path within its block, or the whole one outside any."""
+    """mlx-lm's key for a module: its path within its block, or its full path outside of blocks."""
     position = block(name)
     return name.removeprefix(f"{position.stack}.{position.number}.") if position else name

@@ -1,7 +1,7 @@
-"""Fields of PEFT's configuration that other dialects have no place for, on their way there and back.
+"""Fields of PEFT's configuration that survive a conversion to another dialect and back.
 
-``task_type``, dropout and which modules are meant mean nothing to kohya or llama.cpp, and everything to whoever goes on
-training the adapter in PEFT. `record` writes them into what is converted, and PEFT's writer takes them back.
+``task_type``, dropout and targets mean nothing to kohya's software or llama.cpp, but they are needed to continue
+training in PEFT. `loralens.formats.dialects.record` stores them in converted files, and PEFT's writer uses them again.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ def _is_layers(value: Any) -> bool:
     return all(type(layer) is int and 0 <= layer < 2**31 for layer in layers)
 
 
-# Those that say which modules PEFT adapts: true only while these are the modules of the file.
+# Fields that say which modules PEFT adapts. They are valid only as long as the file has the same modules.
 TARGETS: Mapping[str, Callable[[Any], bool]] = {
     "target_modules": _is_target,
     "exclude_modules": _is_target,
@@ -52,14 +52,14 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def fields_of(adapter: Adapter) -> Mapping[str, Any]:
-    """The fields that an adapter has to carry: of its own configuration where it is PEFT's, else what it was told."""
+    """The fields that have to be stored with an adapter: of its own PEFT configuration, else those it was read with."""
     own = as_lora(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
     fields = sound(own)
     return {name: value for name, value in fields.items() if not (adapter.narrowed and name in TARGETS)}
 
 
 def sound(fields: Any) -> dict[str, Any]:
-    """Those of some fields that are known here and whose values make sense; a field that says nothing is left out."""
+    """The known fields with valid values; fields that are null are left out."""
     if not isinstance(fields, Mapping):
         return {}
     return {name: fields[name] for name, fits in _FIELDS.items() if fields.get(name) is not None and fits(fields[name])}

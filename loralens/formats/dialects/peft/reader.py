@@ -1,6 +1,6 @@
-"""Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
+"""Reading Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
 
-Canonical form of each kind of pair (ΔW is (out, in) throughout):
+The canonical form of each kind of pair (ΔW is always (out, in)):
 
 ===========  =======================================  ==================================================
 kind         stored                                   here
@@ -8,11 +8,11 @@ kind         stored                                   here
 linear       A (r, in), B (out, r)                    the same; GPT-2's Conv1D too (``transposed`` hint)
 conv         A (r, in, k…), B (out, r/groups, 1…)     A (r, in·k…), B (out, r), block-diagonal if grouped
 embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = vocab
-experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
+experts      A (E·r, in), B (out, r·E) interleaved    one module for each expert, ``name[e]``
 merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diagonal (out, k·r)
 ===========  =======================================  ==================================================
 
-AdaLoRA, LoHa and LoKr of PEFT are in `peft_types`.
+`loralens.formats.dialects.peft.types` reads PEFT's AdaLoRA, LoHa and LoKr.
 """
 
 from collections import defaultdict
@@ -35,15 +35,16 @@ from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names,
 from loralens.formats.files.container import FLOATS, Stored, plain_text
 
 NAME = "peft"
-DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # kinds that PEFT can adapt so, one length an output
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
 
-Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
+Halves = dict[str, tuple[str, LazyArray]]  # "A", "B" or, for KaSA, "diagonal" → key and tensor
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is PEFT's: pairs under ``base_model.model.``, or its configuration beside what it says."""
-    if "lora_adapter_metadata" in (stored.metadata or {}):  # diffusers', beside a configuration that strayed there
+    """Whether a file is PEFT's: it has pairs under ``base_model.model.``, or pairs beside PEFT's configuration."""
+    # diffusers writes this entry. A PEFT configuration beside such a file belongs to another adapter.
+    if "lora_adapter_metadata" in (stored.metadata or {}):
         return False
     if peft_types.type_of(stored) != peft_types.PLAIN:
         return True
@@ -58,7 +59,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a configuration that makes no sense.
+        One half of a pair is missing, factors do not fit together, or the configuration is not valid.
     """
     names = adapter_names(stored.tensors)
     if len(names) > 1:
@@ -100,9 +101,10 @@ def read(stored: Stored) -> Adapter:
 def _plain(
     tensors: Mapping[str, LazyArray], config: PeftConfig | None
 ) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
-    """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
+    """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
     pairs, unpaired = _group(tensors)
-    recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
+    # A base that stores experts one by one needs both stacks of a layer in turn, so two of them are kept in memory.
+    recent = Recent(2)
     modules: dict[str, Update] = {}
     findings: list[Finding] = []
     for path in pairs:
@@ -136,7 +138,7 @@ def _about_out_proj(name: str) -> Finding:
 
 
 def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
-    """Pairs by stored path, and every other tensor by key."""
+    """Pairs by their stored path, and every other tensor by its key."""
     pairs: dict[str, Halves] = defaultdict(dict)
     unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
@@ -159,7 +161,7 @@ def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[st
 def _modules(
     path: str, pairs: Mapping[str, Halves], config: PeftConfig | None, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
-    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    """The modules that one stored pair holds: one module, or the experts of a stack."""
     halves = pairs[path]
     for half, other in (("A", "B"), ("B", "A")):
         if half not in halves:
@@ -180,14 +182,14 @@ def _modules(
     scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in pairs:
-        name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
+        name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
     module = _module(name, halves, config, scaling, origin)
     twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
 def _target(path: str, pairs: Mapping[str, Halves]) -> str:
-    """The module that PEFT was told to adapt: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
+    """The module that was a target of PEFT: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
     owner = path.removesuffix(f".{OUT_PROJ}")
     return module_path(owner if owner in pairs else path)
 
@@ -210,7 +212,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
-    """Old PEFT's MergedLinear: A (k·r, in), B (k·o, r, 1) → B (n·o, k·r), zero rows where nothing is adapted."""
+    """B (n·o, k·r) of old PEFT's MergedLinear with A (k·r, in) and B (k·o, r, 1); rows without an update are zero."""
     if config is None:
         raise FormatError(
             "lora_B has three dimensions, so which slices are adapted is in the configuration only",
@@ -226,14 +228,14 @@ def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tup
 
 
 def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
-    """KaSA: B · diag(d), float64."""
+    """B · diag(d) of KaSA, in float64."""
     if diagonal.shape != (B.shape[1],):
         raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
     return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
 
 
 def _about_rank(name: str, module: LowRank) -> list[Finding]:
-    """A finding where the configuration's r is not the tensor's."""
+    """A finding if r of the configuration differs from the rank of the tensors."""
     configured, width = module.scaling.rank, module.rank // module.layout.blocks
     if configured is None or configured == width:
         return []
@@ -248,7 +250,7 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
 
 
 def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
-    """Where ``target_modules`` and the file disagree about which modules are adapted."""
+    """Findings about differences between ``target_modules`` and the modules in the file."""
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
         for target in config.unmatched_targets(paths)
@@ -265,7 +267,7 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
 def _extra(
     key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
 ) -> Extra:
-    """The role of a tensor that is not half of a pair, and the module it belongs to."""
+    """A tensor that is not half of a pair, with its role and its module."""
     parts = leaf(key)
     if parts:
         return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
@@ -285,7 +287,7 @@ def _extra(
 
 
 def _plain_copy(key: str) -> str:
-    """The key without the part that old PEFT put into its duplicates of saved modules."""
+    """The key without the part that old versions of PEFT inserted into their copies of saved modules."""
     return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
 
 
@@ -294,5 +296,5 @@ def _without_copies(path: str) -> str:
 
 
 def _names(saved: str, path: str) -> bool:
-    """Whether ``path`` or something around it ends in the ``modules_to_save`` entry ``saved``, as PEFT matches it."""
+    """Whether the entry ``saved`` of ``modules_to_save`` covers ``path`` or a module around it, as in PEFT."""
     return f"{saved}." in f"{path}."

@@ -1,4 +1,4 @@
-"""PEFT's other updates that are sums: AdaLoRA, LoHa and LoKr, in files and configurations of its own.
+"""Reading AdaLoRA, LoHa and LoKr of PEFT, which have files and configurations of their own.
 
 ========  ======================================================  ==================================================
 type      stored under ``base_model.model.``                      ΔW, (out, in)
@@ -8,14 +8,14 @@ LOHA      hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b, t1, t2      alpha/r · (w1
 LOKR      lokr_w1 or _a·_b, lokr_w2 or _a·_b or _a, t2, _b        alpha/r · kron(w1, w2)
 ========  ======================================================  ==================================================
 
-AdaLoRA: ranknum is ``init_r``, the rank before any was pruned; old files hold it as a tensor. ``lora_alpha`` of 0 or
-less counts as ``init_r``. ``rank_pattern`` holds for each module what remained of its ``init_r`` directions, as a list
-of true and false; a file has these directions alone. A module of which none remained has no update.
+AdaLoRA: ranknum is ``init_r``, the rank before pruning; old files hold it as a tensor. A ``lora_alpha`` of 0 or less
+counts as ``init_r``. ``rank_pattern`` says for each module which of its ``init_r`` directions remained, as a list of
+true and false. A file contains only these directions. A module without remaining directions has no update.
 
-LoHa and LoKr: the algebra is that of LyCORIS, the scale is not. It is alpha/r of the configuration, for full factors of
-LoKr too. PEFT 0.21.2 lays out LoKr's product of a full w2 (b, d, k) of a Conv1d otherwise than LyCORIS: the Kronecker
-product is of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). So they are trained and merged,
-and so they are read.
+LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha/r of the configuration, also for full
+factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: the
+Kronecker product is that of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). PEFT trains and
+merges it so, and it is read so here.
 """
 
 import re
@@ -39,17 +39,17 @@ from loralens.formats.files.container import FLOATS, Stored
 
 PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
-EPSILON = 1e-5  # beside ranknum in PEFT's code
+EPSILON = 1e-5  # added to ranknum in PEFT's code
 
 _ADALORA = re.compile(r"^(?P<path>.+)\.(?P<part>lora_[ABE]|ranknum)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?$")
 _LOHA = re.compile(r"^(?P<path>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12])(?:\.(?P<adapter>[^.]+))?$")
 _LOKR = re.compile(r"^(?P<path>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2)(?:\.(?P<adapter>[^.]+))?$")
 _LEAVES = {"ADALORA": _ADALORA, "LOHA": _LOHA, "LOKR": _LOKR}
-_OWN = {"ADALORA": "lora_E", "LOHA": "hada_", "LOKR": "lokr_"}  # how parts begin that no other type has
+_OWN = {"ADALORA": "lora_E", "LOHA": "hada_", "LOKR": "lokr_"}  # the beginning of parts that only one type has
 
 TYPES = (PLAIN, *_LEAVES)
 
-# Fields that only the configuration of the type has.
+# Fields that only the configuration of one type has, and that mean nothing for a plain LoRA.
 _FIELDS = {
     "ADALORA": ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
     "LOHA": ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
@@ -61,21 +61,21 @@ _FIELDS = {
 
 
 class Read(NamedTuple):
-    """The modules of a file, every other tensor by its key, and what there is to say."""
+    """The modules of a file, every other tensor by its key, and the findings."""
 
     modules: Mapping[str, Update]
     unpaired: Mapping[str, LazyArray]
     findings: list[Finding]
-    pruned: list[str]  # modules that are left out, because nothing of them remained
+    pruned: list[str]  # modules without remaining directions, which are left out
 
 
 def type_of(stored: Stored) -> str:
-    """The ``peft_type`` of a file, by its configuration and its keys; ``LORA`` for all that is none of the others.
+    """The ``peft_type`` of a file by its configuration and its keys; ``LORA`` if it is none of the other types.
 
     Raises
     ------
     FormatError
-        The configuration says another type than the tensors have.
+        The configuration names another type than the tensors have.
     """
     declared = (stored.config or {}).get("peft_type")
     own = {kind: _first_own(stored, kind) for kind in _LEAVES}
@@ -93,14 +93,14 @@ def type_of(stored: Stored) -> str:
 
 
 def origin_format(kind: str) -> str:
-    """The dialect that modules of a type were read in, so that no writer takes their tensors for pairs."""
+    """The dialect in the origin of modules of a type, which keeps writers from taking their tensors for pairs."""
     return f"peft-{kind.lower()}"
 
 
 def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` themselves if it is one.
+    """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` itself if it is one.
 
-    Of AdaLoRA α belongs to ``init_r``, and the masks of directions are left out: the tensors are pruned already.
+    For AdaLoRA, α belongs to ``init_r``. Its masks of directions are left out, because the tensors are already pruned.
     """
     kind = fields.get("peft_type")
     if kind not in _FIELDS:
@@ -119,7 +119,7 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit together, masks that make no sense.
+        Tensors are missing or do not fit together, or masks are not valid.
     """
     groups, unpaired = group(stored.tensors, lambda key: _leaf(key, kind))
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
@@ -146,7 +146,7 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
 
 
 def _first_own(stored: Stored, kind: str) -> str | None:
-    """The first key under PEFT's prefix that only files of a type have."""
+    """The first key under PEFT's prefix that only files of this type have."""
     own = _OWN[kind]
     return next((key for key in stored.tensors if own in key and key.startswith(PREFIX) and _leaf(key, kind)), None)
 
@@ -157,7 +157,7 @@ def _leaf(key: str, kind: str) -> Leaf | None:
 
 
 def _check(parts: Parts, *, empty: bool) -> None:
-    """Refuse tensors that are not floating point, or hold no numbers where none may be ``empty``."""
+    """Refuse tensors that are not floating point, or (unless ``empty``) that hold no numbers."""
     for key, tensor in parts.values():
         if tensor.dtype not in FLOATS:
             raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
@@ -167,7 +167,7 @@ def _check(parts: Parts, *, empty: bool) -> None:
 
 
 def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
-    """B · diag(E) · A, with E in A: rounded to float32 once, as PEFT computes it from float32 tensors."""
+    """B · diag(E) · A with E multiplied into A, which is rounded to float32 once, as PEFT computes it."""
     for part in ("lora_A", "lora_B", "lora_E"):
         if part not in parts:
             key, tensor = next(iter(parts.values()))
@@ -192,7 +192,7 @@ def _times(rows: Array, E: LazyArray) -> Array:
 
 
 def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, float]:
-    """lora_alpha/(ranknum + 1e-5); unknown where no configuration says α."""
+    """The scale lora_alpha/(ranknum + 1e-5); unknown without a configuration."""
     if config is None:
         return Scaling("unknown"), 1.0
     terms = config.scaling("")
@@ -207,7 +207,7 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
 
 
 def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
-    """``rank_pattern`` of AdaLoRA: module → which of its directions remained."""
+    """``rank_pattern`` of AdaLoRA: module → whether each of its directions remained."""
     pattern = fields.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise FormatError("rank_pattern is not a mapping", fix=RESTORE)
@@ -220,7 +220,7 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
 
 
 def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> Update:
-    """LoHa or LoKr of one module."""
+    """The update of one module of LoHa or LoKr."""
     from loralens.formats.dialects import lycoris
 
     scaling = config.scaling(name) if config else Scaling("unknown")
@@ -239,7 +239,7 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> U
 
 
 def _conv1d(parts: Parts, scaling: Scaling) -> Update:
-    """LoKr's full w2 (b, d, k) of a Conv1d, its numbers in the order that PEFT gives them."""
+    """The update of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order."""
     from loralens.formats.dialects import lycoris
 
     first, _ = lycoris.side(parts, 1)

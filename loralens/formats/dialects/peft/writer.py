@@ -1,10 +1,10 @@
-"""Writing PEFT: an untouched module as it was read, a changed one anew, and a configuration that says so.
+"""Writing PEFT: unchanged modules as they were read, others anew, and a configuration that fits them.
 
 AdaLoRA, LoHa and LoKr become plain LoRA: pairs, and a configuration of type LORA with the same targets.
 
-PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches; up to 0.14
-only a literal path does. So patterns hold full literal paths, longest first, with regex characters escaped only
-where a path has other ones than dots.
+PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches, and up to 0.14
+only a literal path matches. So patterns are written with full literal paths, the longest first. Characters are escaped
+only in a path that has special ones other than dots.
 """
 
 import re
@@ -37,7 +37,7 @@ from loralens.formats.files.container import Stored
 _PLAIN = re.compile(r"^[\w.-]+$")
 
 DORA = ("magnitude", "norms")
-PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
+PARAMETERS = ("experts", "parameter")  # kinds of layout for which PEFT wraps the parameter and not the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
 
@@ -48,9 +48,9 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     ShapeError
-        The experts of a stack have different ranks, or a changed module cannot be laid out as PEFT has it.
+        The experts of a stack have different ranks, or PEFT has no layout for a changed module.
     FormatError
-        PEFT would build another base weight for the changed adapter, or would not read back what it says.
+        PEFT would change the base weight differently for the changed adapter, or the file would be read differently.
     """
     stacks = _fold_attentions(by_pair(adapter))
     changed = not all(as_read(modules, NAME) for modules in stacks.values())
@@ -60,7 +60,7 @@ def write(adapter: Adapter) -> Stored:
         with place(name):
             tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
     tensors.update(_extras(adapter))
-    if changed:  # one dialect of keys throughout
+    if changed:  # old keys may have other forms than new ones, and one file should not mix them
         tensors = {canonical(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
@@ -73,7 +73,7 @@ def _kind(modules: Mapping[str, Update]) -> str:
 
 
 def _check(stored: Stored, written: Mapping[str, Update]) -> None:
-    """Refuse to write what would be read as something else."""
+    """Refuse to write a file that would be read as another adapter."""
     back = read(stored)
     for name in sorted(set(written) ^ set(back), key=natural_key):
         what = "cannot be told from its neighbours" if name in written else "would appear"
@@ -81,6 +81,7 @@ def _check(stored: Stored, written: Mapping[str, Update]) -> None:
     for name, module in written.items():
         reread = back[name]
         same = reread.shape == module.shape and reread.rank == module.rank
+        # (α/r)·r differs from α in the last bits at most.
         if not same or not isclose(reread.scale, module.scale, rel_tol=1e-15):
             raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
 
@@ -105,14 +106,14 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
 
 
 def _attention(name: str, stacks: Stacks) -> str | None:
-    """The nn.MultiheadAttention that a module belongs to: PEFT adapts both its projections, with one r and one α."""
+    """The nn.MultiheadAttention that a module belongs to; PEFT adapts both its projections with one r and one α."""
     parent, _, last = name.rpartition(".")
     both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys()
     return parent if both and last in ("in_proj_weight", "out_proj") else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
+    """The extras: unchanged in PEFT's own dialect, those of others under PEFT's keys."""
     if adapter.format == NAME:
         stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
         return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
@@ -129,12 +130,12 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
 
 
 def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
-    """The magnitudes of DoRA and the biases of B that come from another dialect, by module and leaf as PEFT has them.
+    """The magnitudes of DoRA and the biases of B of another dialect, under the module's name and PEFT's leaf.
 
     Raises
     ------
     FormatError, ShapeError
-        Extras of other roles, for which ``title`` has no place; two of one module; one that does not fit its module.
+        ``title`` cannot hold extras of other roles, two of them would have one key, or one does not fit its module.
     """
     tensors: dict[str, LazyArray] = {}
     for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
@@ -151,7 +152,7 @@ def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
 
 
 def _own_extra(extra: Extra, adapter: Adapter) -> LazyArray:
-    """An extra of PEFT's own; but the diagonal of KaSA is part of a changed B already."""
+    """The tensor of an extra; ones for the diagonal of KaSA if the module changed, because B then contains it."""
     module = adapter.modules.get(extra.module)
     if extra.role != "diagonal" or module is None or module.origin:
         return extra.tensor
@@ -164,7 +165,7 @@ def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArra
 
 
 def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
-    """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
+    """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
     check_whole(modules, "PEFT")
@@ -182,7 +183,7 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
 
 
 def _stored_path(name: str, stacks: Stacks) -> str:
-    """The stored path of a stack: under one ``base_layer`` for each parameter of its module registered after it."""
+    """The stored path of a stack, with one ``base_layer`` for each parameter of its module that is registered later."""
     module, _, parameter = name.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
     siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
@@ -191,7 +192,7 @@ def _stored_path(name: str, stacks: Stacks) -> str:
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
-    """The configuration it came with while that still says the truth, else one brought up to date."""
+    """The old configuration if it still describes the adapter, otherwise one that does."""
     old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
         module.scaling.rule == "unknown" and _stated_scale(name, module, stacks)[0] == 1
@@ -203,7 +204,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     if old is None:
         return _update_fields(_new_config(adapter), stacks)
     if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
-        old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
+        old = {**old, "use_dora": False}  # the magnitudes were left out, and PEFT would make new ones from the base
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
@@ -231,20 +232,20 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
 
 
 def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
-    """Where PEFT looks up r and α for a parameter."""
+    """The path by which PEFT looks up r and α of a module or parameter."""
     return _attention(name, stacks) or config.path(name)
 
 
 def _stated_scale(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
-    """The scale that a file says of a module: half of it where PEFT adds the update twice."""
+    """The scale of a module in the file, which is half of its own if PEFT adds the update twice."""
     twice = name.endswith(".out_proj") and _attention(name, stacks)
     return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
 
 
 def _fold_attentions(stacks: Stacks) -> Stacks:
-    """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
+    """Give each out_proj of an nn.MultiheadAttention the scale that PEFT uses for it, and fold the ratio into its B.
 
-    PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
+    PEFT up to 0.21.2 adds this update twice, so that scale is twice the scale of the attention's own pair.
     """
     new_stacks = dict(stacks)
     for name, modules in stacks.items():
@@ -268,15 +269,15 @@ def _times(factor: float, B: Array) -> Array:
 
 
 def _width(module: Update) -> int:
-    """The r that a configuration says for a module: one slice's for fused projections read as they are."""
+    """The r of a module in the configuration; for fused projections that were read, the rank of one slice."""
     fused = module.layout.kind == "merged" and module.origin is not None
     return module.rank // module.layout.groups if fused else module.rank
 
 
 def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
-    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was.
+    """``fields`` with ranks, alphas and targets that fit the modules; all other fields are unchanged.
 
-    ``exact``: targets by pattern would make PEFT adapt modules that are not there.
+    With ``exact``, every module is named as a target, because the old targets would make PEFT adapt removed modules.
     """
     terms = _terms(PeftConfig(fields), stacks)
     rank = most_common(r for r, _ in terms.values())
@@ -310,19 +311,20 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
 
 
 def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
-    """``target_modules`` and ``target_parameters`` that name every module in full, and nothing else."""
+    """``target_modules`` and ``target_parameters`` with the full path of every module, and nothing else."""
     parameters = [p for p in terms if (_kind(stacks[p]) in PARAMETERS if p in stacks else p.endswith(".weight"))]
     modules = [path for path in terms if path not in set(parameters)]
     return {"target_modules": modules, "target_parameters": parameters or None}
 
 
 def _new_config(adapter: Adapter) -> dict[str, Any]:
-    """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
+    """A configuration for an adapter of another dialect, with the fields of an earlier PEFT configuration if any."""
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
     upright = bool(stacks) and not any(layout.transposed for layout in stacks)
     return {
-        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),  # from which on stacks are so
+        # The reader takes the orientation of stacks from the version.
+        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": adapter.base_model,
@@ -338,18 +340,19 @@ def _new_config(adapter: Adapter) -> dict[str, Any]:
 
 
 def most_common(values: Iterable[Any]) -> Any:
-    """The value that most modules have; where there are none, PEFT's default, which is the same for r and α."""
+    """The value of most modules; without modules PEFT's default, which is the same for r and α."""
     counts = Counter(values)
     return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
 
 
 def whole(alpha: float) -> float | int:
-    """A whole number written as one, as people write α."""
+    """The number as an int if it is whole, because α is usually written so."""
+    # Above 2⁵³ not every whole number is a float64.
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
 def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
+    """The full paths whose values differ from the default, longest first, and the paths that their keys match too."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]
     paths.sort(key=lambda path: (-len(path), natural_key(path)))

@@ -1,24 +1,25 @@
-"""loralens's own dialect for modules in few bits: ``adapter_quantised.safetensors``, one file that says everything.
+"""Reading loralens-q, the dialect for modules in few bits: ``adapter_quantised.safetensors``, one file with everything.
 
-One uint8 tensor ``<module>.q`` a module, laid out as `loralens.core.quantised` says, every tensor that is no half of a
-pair under ``extra/<its key>`` as it was, and in the header metadata, under ``loralens-q``, a JSON object:
+It has one uint8 tensor ``<module>.q`` for each module, whose layout is described in `loralens.core.quantised`, and
+every tensor that is not half of a pair, unchanged, under ``extra/<its key>``. In the header metadata, under
+``loralens-q``, there is a JSON object:
 
 ============  ==========================================================================================
 version       1
 source        the dialect that the adapter came from
-base_model    what it was trained on, or null
+base_model    the model that it was trained on, or null
 modules       name → [out, in, directions, number of its scaling, number of its layout]
-scalings      [scale, rule, alpha, rank, where that was found] of each kind that occurs
+scalings      [scale, rule, alpha, rank, origin of the scale] of each kind that occurs
 layouts       [kind, kernel, groups, transposed] of each kind that occurs
 extra         key → [role, module, parameter]
-findings      [level, code, text, fix] of each thing that the reader of the source noticed
+findings      [level, code, text, fix] of each finding of the source's reader
 config        the configuration beside the source's file, or null
 metadata      the source's header metadata, or null
-narrowed      whether modules were taken out since the configuration was written
+narrowed      whether modules were removed since the configuration was written
 ============  ==========================================================================================
 
-Converted, the adapter is again one of its source's dialect, with configuration, metadata and extras; its factors are
-float32.
+Converting the file gives an adapter of its source's dialect again, with configuration, metadata and extras. Its factors
+are float32.
 """
 
 import json
@@ -42,7 +43,7 @@ _BROKEN = "the file is damaged: download or save it again"
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is loralens's own: its metadata say so."""
+    """Whether a file is loralens-q by its metadata."""
     return NAME in (stored.metadata or {})
 
 
@@ -52,7 +53,7 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError
-        The description does not fit the tensors, or is damaged, or of a version to come.
+        The description does not fit the tensors, is damaged, or is of a newer version.
     """
     fields = description(stored.metadata)
     if fields.get("version") != VERSION:
@@ -94,7 +95,7 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     Raises
     ------
     FormatError
-        There is none.
+        The metadata have none.
     """
     try:
         fields = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
@@ -106,9 +107,9 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def expanded(adapter: Adapter) -> Adapter:
-    """The adapter in the dialect it came from before it was ``loralens-q``, its factors float32, bound to no file.
+    """The adapter in the dialect of its source, with float32 factors and without a connection to its file.
 
-    One that was made in this dialect and never written has no description to say another.
+    An adapter that was made in loralens-q and never written has no description, so its dialect stays.
     """
     modules = {name: module.without_origin() for name, module in adapter.items()}
     if not detect(Stored({}, adapter.metadata)):
@@ -166,7 +167,7 @@ def _finding(entry: Any) -> Finding:
 
 
 def _check(sound: bool) -> None:
-    """Let `read` say that a part of the description is not as it is written."""
+    """Raise a ValueError, which `read` reports as damage, if a part of the description is not valid."""
     if not sound:
         raise ValueError
 

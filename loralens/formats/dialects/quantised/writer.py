@@ -1,4 +1,4 @@
-"""Writing ``loralens-q``: modules that are in few bits already as they are, others rounded while they are written."""
+"""Writing ``loralens-q``: modules in few bits are copied, and others are quantised while they are written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,15 +28,15 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     ----------
     adapter : Adapter
     bits : int or mapping of str to sequence of int
-        Of modules that are not in whole numbers yet: of every direction, or by module of each leading direction,
-        largest first. Their factors are read and rounded when their bytes are.
+        For modules that are not quantised yet: the bits of every direction, or by module the bits of each leading
+        direction, the largest first. The factors are read and quantised when the bytes of the module are needed.
 
     Raises
     ------
     OptionError
-        Bits outside 2 to 16, of more directions than there are, or of a module that is none.
+        Bits are outside of 2 to 16, or there are more of them than directions, or a module does not exist.
     MismatchError
-        A module that is no pair (LoKr, LoHa, a full difference).
+        A module is no pair (LoKr, LoHa, a full difference).
     """
     if not isinstance(bits, int):
         for name in sorted(set(bits) - set(adapter)):
@@ -74,7 +74,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
 
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
-    """How many directions a module is stored in, and the bytes that hold them."""
+    """The number of directions that are stored of a module, and their bytes."""
     if module.origin and module.origin.format == NAME:
         (data,) = module.origin.tensors.values()
         return module.rank, data
@@ -89,14 +89,14 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
 
 
 def _number(kind: Kind, kinds: list[Kind]) -> int:
-    """The place of ``kind`` among the known ones, to which it is added where it is new."""
+    """The index of ``kind`` in the list ``kinds``, to which it is added if it is new."""
     if kind not in kinds:
         kinds.append(kind)
     return kinds.index(kind)
 
 
 def _resolve_kinds(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with every kind at its place, in whatever order the kinds were listed."""
+    """A description with kinds in place of their numbers, so that descriptions with other numbers can be compared."""
     modules = {
         name: [*head, fields["scalings"][scaling], fields["layouts"][layout]]
         for name, (*head, scaling, layout) in fields["modules"].items()
@@ -105,7 +105,7 @@ def _resolve_kinds(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """``value`` as JSON gives it back: lists for tuples, plain mappings."""
+    """``value`` as it would be read from JSON: with lists for tuples, and plain dicts."""
     if isinstance(value, Mapping):
         return {key: _to_json(inner) for key, inner in value.items()}
     return [_to_json(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,10 +1,10 @@
-"""GGUF files: read by ourselves, every count and offset checked; written through the reference implementation.
+"""GGUF files: read by our own code, which checks every count and offset, and written by the reference implementation.
 
-``gguf.GGUFReader`` maps a file and trusts it, so a damaged one ends in an error of NumPy's, or kills the process.
+``gguf.GGUFReader`` maps a file and trusts it, so a damaged file ends in an error of NumPy or kills the process.
 
 Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: ``GGUF``, u32 version, u64 number of
 tensors, u64 number of key-values, the key-values, for each tensor its name, axes (innermost first), type and offset;
-then the numbers, each tensor on a multiple of ``general.alignment``.
+then the numbers. Each tensor begins at a multiple of ``general.alignment``.
 """
 
 from math import prod
@@ -23,11 +23,11 @@ from loralens.formats.files.gguf.header import BROKEN, Header
 from loralens.formats.files.gguf.values import CODES, Value
 from loralens.formats.files.replacing import replacing
 
-ALIGNMENT = 32  # where the file does not say
-MOST_ALIGNMENT = 1 << 16
+ALIGNMENT = 32  # GGUF's default
+MOST_ALIGNMENT = 1 << 16  # beyond this, a small file could claim any amount of padding
 MOST_AXES = 4  # ggml's limit
 
-DTYPES = {
+DTYPES = {  # ggml's number of a type → dtype
     0: np.dtype(np.float32), 1: np.dtype(np.float16), 24: np.dtype(np.int8), 25: np.dtype(np.int16),
     26: np.dtype(np.int32), 27: np.dtype(np.int64), 28: np.dtype(np.float64), 30: np.dtype(ml_dtypes.bfloat16),
 }  # fmt: skip
@@ -37,7 +37,7 @@ BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
 
 
 class _Info(NamedTuple):
-    """What the header says of a tensor; ``shape`` as NumPy has it, ``begin`` from the first number on."""
+    """The header's entry of a tensor; ``shape`` in NumPy's order, ``begin`` counted from the start of the numbers."""
 
     shape: tuple[int, ...]
     kind: int
@@ -46,14 +46,15 @@ class _Info(NamedTuple):
 
 
 def read_gguf(path: Path) -> Stored:
-    """The tensors and key-values of a GGUF adapter, every offset checked, no number read yet.
+    """Read the header of a GGUF adapter and check every offset; no number is read yet.
 
-    Key-values stand in ``metadata`` as `gguf_values` writes them, and in ``plain`` by their own key.
+    The key-values are in ``metadata`` as text (see `loralens.formats.files.gguf.values`), and in ``plain`` by their own
+    keys.
 
     Raises
     ------
     FormatError
-        Whatever is wrong with the file, or a GGUF file that is no adapter.
+        The file is damaged, or it is no adapter.
     """
     with place(path):
         file = OpenFile(path)
@@ -64,7 +65,7 @@ def read_gguf(path: Path) -> Stored:
         check_adapter(plain)
         infos = _infos(header, tensors)
         alignment = _alignment(key_values.get("general.alignment"))
-        start = -(-header.at // alignment) * alignment
+        start = -(-header.at // alignment) * alignment  # rounded up
         _check_coverage(infos, start, file.size, alignment)
         arrays = {name: _array(file, start, info) for name, info in infos.items()}
         metadata = dict(gguf_values.to_text(key, value) for key, value in key_values.items())
@@ -72,7 +73,7 @@ def read_gguf(path: Path) -> Stored:
 
 
 def check_adapter(plain: dict[str, Any]) -> None:
-    """Refuse a GGUF file that is no LoRA adapter, by the name of what it is."""
+    """Refuse a GGUF file that is no LoRA adapter; the message says what it is instead."""
     kind, adapter = plain.get("general.type"), plain.get("adapter.type")
     if kind == "adapter" and adapter == "lora":
         return
@@ -128,7 +129,7 @@ def _type(kind: int) -> str:
 
 
 def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: int) -> None:
-    """Tensors lie one behind the other, each on a multiple of the alignment, up to the end of the file."""
+    """Refuse tensors that are not stored one after the other, each at the next multiple of the alignment."""
     end, before = 0, "the header"
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if info.begin != -(-end // alignment) * alignment:
@@ -138,6 +139,7 @@ def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: i
             raise FormatError(
                 f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=BROKEN
             )
+    # Writers may pad the last tensor too, so less than one alignment may follow it.
     trailing = size - start - end
     if trailing >= alignment:
         raise FormatError(f"{trailing:,} bytes follow {before}", fix=BROKEN)
@@ -151,29 +153,29 @@ def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
 
 
 def _dequantise(blocks: LazyArray, shape: tuple[int, ...]) -> LazyArray:
-    """Q8_0 as float32: each of 32 numbers times the float16 scale of its block."""
+    """Q8_0 as float32: each of the 32 numbers of a block times the block's float16 scale."""
 
     def numbers(array: Array) -> Array:
-        with np.errstate(invalid="ignore"):  # inf · 0, in a damaged file
+        with np.errstate(invalid="ignore"):  # a damaged file may hold an infinite scale, and inf · 0 is NaN
             scaled = array["numbers"] * array["scale"].astype(np.float32)[..., None]
         return np.asarray(scaled.reshape(*array.shape[:-1], 32 * array.shape[-1]), np.float32)
 
     def rows(first: int, last: int) -> Array:
         return numbers(blocks.rows(first, last).read())
 
-    rowwise = rows if len(shape) > 1 else None  # a block of one dimension is no row
+    rowwise = rows if len(shape) > 1 else None  # the "rows" of a vector would be blocks of 32 of its numbers
     return LazyArray(lambda: numbers(blocks.read()), shape=shape, dtype=np.float32, rows=rowwise)
 
 
 def write_gguf(stored: Stored, path: Path) -> None:
-    """Write the tensors and metadata of a GGUF adapter, one tensor at a time; same input, same bytes.
+    """Write the tensors and metadata of a GGUF adapter, one tensor at a time; the same input gives the same bytes.
 
-    Before it takes its place, the file is opened by the reference implementation of the format.
+    Before the file takes its place, the reference implementation of the format opens it as a check.
 
     Raises
     ------
     FormatError
-        A dtype, or a value in the metadata, that GGUF has no place for.
+        GGUF cannot hold a dtype, or a value in the metadata.
     """
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     for key, value in values.items():
@@ -202,7 +204,8 @@ def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
     architecture = values.get("general.architecture", Value("str", array=False, value="")).value
-    writer = GGUFWriter(None, architecture if isinstance(architecture, str) else "")  # puts it first
+    # The writer puts the architecture first by itself, so the loop below leaves it out.
+    writer = GGUFWriter(None, architecture if isinstance(architecture, str) else "")
     writer.data_alignment = _alignment(values.get("general.alignment"))
     for key, value in values.items():
         if key not in writer.kv_data[0]:

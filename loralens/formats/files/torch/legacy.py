@@ -1,4 +1,4 @@
-"""Legacy: the container of ``torch.save`` before torch 1.6, five pickles and then the storages, one after the other."""
+"""The container of ``torch.save`` before torch 1.6: five pickles, followed by the storages."""
 
 import struct
 from io import BytesIO
@@ -8,14 +8,15 @@ from loralens.formats.files.container import OpenFile
 from loralens.formats.files.torch.tensor import SAVE_AGAIN, Span, Storage
 from loralens.formats.files.torch.unpickler import MOST_BYTES, unpickle
 
+# The magic number and the version of the protocol in torch/serialization.py.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 _COUNT = struct.Struct("<q")  # elements, before the bytes of each storage
 
 
 def load(file: OpenFile) -> tuple[object, dict[str, Span]]:
-    """The pickled object of ``file``, and where its storages lie."""
-    head = BytesIO(file.read(0, min(file.size, MOST_BYTES)))  # never more, whatever a length in it claims
+    """The pickled object of ``file``, and the places of its storages."""
+    head = BytesIO(file.read(0, min(file.size, MOST_BYTES)))  # no more is read, whatever a length in it claims
     _check_head(head)
     state, storages = unpickle(head)
     keys, _ = unpickle(head)

@@ -1,4 +1,4 @@
-"""Names: what a torch pickle may name, and what each name means here. Nothing is imported or looked up by name."""
+"""The classes and functions that a torch pickle may name, and their meaning. Nothing is imported by its name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _STORAGES = {
 @final
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of a class or function, and nothing but its name."""
+    """The name of a class or function in a pickle, which is never resolved."""
 
     module: str
     name: str
@@ -45,18 +45,19 @@ TENSOR_DTYPES: dict[Name, np.dtype[Any]] = {Name("torch", name): dtype for name,
 
 
 def odd(what: str) -> Any:
-    """Refuse something that torch writes, in a form that it does not."""
+    """Refuse a pickle that makes something in another way than torch."""
     raise FormatError(f"its pickle makes {what} in a way torch does not", fix=CONVERT)
 
 
 def _integer(value: object) -> int:
-    return value if type(value) is int else odd("a number")  # not a bool
+    return value if type(value) is int else odd("a number")  # isinstance would accept a bool
 
 
 def _integers(value: object) -> tuple[int, ...]:
     return tuple(map(_integer, value)) if isinstance(value, tuple) else odd("a size")
 
 
+# In the functions below, unpacking the wrong number of arguments raises a ValueError, which the unpickler refuses.
 def _ordered_dict(*args: object) -> object:
     return {} if not args else odd("an OrderedDict")
 

@@ -1,17 +1,18 @@
-"""Pickle: the state dict in a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file of torch, read without running any of it.
+"""Reading the state dict in a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file of torch without running any code in it.
 
-A pickle is a program, and ``torch.load`` or ``pickle.load`` run it: such a file can do whatever its reader may do.
-What is trusted here, and why:
+A pickle is a program. ``torch.load`` and ``pickle.load`` run it, so such a file can do whatever the user who loads it
+may do. This reader gives the following guarantees:
 
-- **Nothing in the file is run.** `torch_unpickler` interprets 31 harmless opcodes; a name in the file is compared with
-  a literal table and never imported. Neither torch nor the ``pickle`` module takes part.
-- **No number in the file is believed.** Lengths, memo numbers, storage sizes, offsets, sizes and strides are checked
-  against the bytes there are; no array is larger than the file, no pickle larger than 16 MiB.
-- **The containers** (`torch_zip`, `torch_legacy`) hold plain bytes at fixed places. Compressed zip entries are refused.
-- **The values of the tensors are not checked**: torch's own checksums are optional, and a flipped bit in a weight is
+- **Nothing in the file is run.** The module `unpickler` interprets 31 harmless opcodes. A name in the file is compared
+  with a literal table and never imported. Neither torch nor the module ``pickle`` is used.
+- **No number in the file is trusted.** Lengths, memo numbers, storage sizes, offsets, shapes and strides are checked
+  against the size of the file. No array is larger than the file, and no pickle is larger than 16 MiB.
+- **The containers** (the modules `zip` and `legacy`) hold plain bytes at fixed places. Compressed zip entries are
+  refused.
+- **The values of the tensors are not checked.** torch's own checksums are optional, and a weight with a flipped bit is
   still a weight.
 
-What comes out is tensors and plain values; anything else is a FormatError that names it.
+The result is tensors and plain values; anything else raises a FormatError that names it.
 """
 
 from pathlib import Path
@@ -29,10 +30,10 @@ _ONLY_TENSORS = "load it with torch where nothing can be harmed and save only th
 
 
 def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | list[Plain]]]:
-    """The tensors of a torch pickle, and the plain values beside them.
+    """Read the tensors of a torch pickle, and the plain values beside them.
 
-    A file that holds its tensors one level down, as ``{"state_dict": {...}, "epoch": 3}`` does, is unwrapped: the plain
-    values of both levels are returned together. The device a tensor was saved on plays no part.
+    A file that holds its tensors one level down, such as ``{"state_dict": {...}, "epoch": 3}``, is unwrapped: the plain
+    values of both levels are returned together. The device that a tensor was saved on does not matter.
 
     Parameters
     ----------
@@ -41,14 +42,14 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
     Returns
     -------
     tensors : dict of LazyArray
-        In the order of the file; each is read from the file when it is asked for.
-    rest : dict
+        In the order of the file; each is read from the file when it is needed.
+    plain_values : dict
         Numbers, strings, booleans, None, and lists of those (a tuple or torch.Size becomes a list).
 
     Raises
     ------
     FormatError
-        For a file that is damaged, that would run anything, or that holds something else.
+        The file is damaged, or would run code, or holds something else.
     """
     with place(path):
         if not path.is_file():
@@ -67,7 +68,7 @@ def _array(storages: Storages, key: str, tensor: Tensor) -> LazyArray:
 
 
 def _unwrap(state: object) -> dict[str, Any]:
-    """``state``, or the one dict in it that holds tensors with the plain values around it."""
+    """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
     if not isinstance(state, dict):
         raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
     inner = [key for key, value in state.items() if isinstance(value, dict) and _has_tensors(value)]

@@ -1,4 +1,4 @@
-"""Tensor: what a torch pickle says of one tensor, and the array it stands for, checked before a byte is read."""
+"""The tensors that a torch pickle describes, checked before a byte of their numbers is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class Span(NamedTuple):
-    """Where the bytes of a storage lie in the file."""
+    """The place of a storage in the file."""
 
     start: int
     nbytes: int
@@ -47,7 +47,7 @@ class Span(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A named run of numbers somewhere in the file, as the pickle describes it."""
+    """A named block of numbers in the file, as the pickle describes it."""
 
     key: str
     dtype: np.dtype[Any]
@@ -57,9 +57,9 @@ class Storage:
 @final
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A view of a storage, as the pickle describes it: nothing is checked until `Storages.array` is asked for it.
+    """A view of a storage, as the pickle describes it. `Storages.array` checks it.
 
-    ``offset`` and ``strides`` count elements of ``dtype``, as torch does.
+    ``offset`` and ``strides`` are in elements of ``dtype``, as in torch.
     """
 
     storage: Storage
@@ -70,7 +70,7 @@ class Tensor:
 
     @property
     def reach(self) -> int:
-        """Elements from the first to one past the last: what has to be read."""
+        """The number of elements from the first to the last one of the view, which have to be read."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
@@ -79,24 +79,25 @@ class Tensor:
 @final
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """The storages of an open file: the key of each, and where its bytes lie."""
+    """The storages of an open file and their places."""
 
     file: OpenFile
     spans: Mapping[str, Span]
 
     def array(self, tensor: Tensor) -> LazyArray:
-        """The array that ``tensor`` describes, read when it is asked for.
+        """The array that ``tensor`` describes, which is read when it is needed.
 
         Raises
         ------
         FormatError
-            Unless its storage is in the file and every element of it in its storage.
+            Its storage is not in the file, or an element lies outside of its storage.
         """
         span = self._span(tensor.storage)
         _check_axes(tensor)
         _check_inside(tensor)
         self._check_size(tensor)
         start = span.start + tensor.offset * tensor.dtype.itemsize
+        # A bool is read as a byte first, because a byte other than 0 and 1 is no valid NumPy bool.
         if _is_contiguous(tensor) and tensor.dtype != np.bool_:
             return self.file.array(start, tensor.shape, tensor.dtype)
         return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
@@ -110,22 +111,23 @@ class Storages:
         return span
 
     def _check_size(self, tensor: Tensor) -> None:
-        # A stride of 0 repeats numbers: without this, four bytes could ask for any amount of memory.
+        # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
         if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
             fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
             raise FormatError("it asks for more memory than the whole file takes", fix=fix)
 
     def _strided(self, tensor: Tensor, start: int) -> Array:
         raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
-        numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)  # NumPy must not see a bool of 2
+        numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)
         if not numbers.size:
             return numbers.reshape(tensor.shape)
+        # The stride of an axis of length 1 is never used and may be anything, so it becomes 0.
         steps = [step * tensor.dtype.itemsize * (n > 1) for n, step in zip(tensor.shape, tensor.strides, strict=True)]
         return as_strided(numbers, tensor.shape, steps).copy()
 
 
 def _is_contiguous(tensor: Tensor) -> bool:
-    """Whether the elements lie one behind the other in C order."""
+    """Whether the elements are stored one after the other in C order."""
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
     axes = zip(tensor.shape, tensor.strides, steps, strict=True)
     return 0 in tensor.shape or all(n == 1 or stride == step for n, stride, step in axes)

@@ -1,19 +1,19 @@
-"""Unpickler: reads the pickles that ``torch.save`` writes, without torch and without the ``pickle`` module.
+"""An unpickler for what ``torch.save`` writes, without torch and without the module ``pickle``.
 
-A pickle is a program for a small stack machine. This is that machine with every dangerous instruction left out:
+A pickle is a program for a small stack machine. This module is that machine without its dangerous instructions:
 
-- It knows the 31 opcodes that ``torch.save`` writes at protocol 2, its default. Any other is refused by name.
-- A name (opcode GLOBAL) is never looked up anywhere. It stays a `Name`, a pair of words, and it must be in the table
-  `NAMES` of `torch_names`.
-- "Calling" (opcode REDUCE) means one of the five functions in `CALLS` of `torch_names`, which check their arguments and
-  return a dict, a tuple or a `Tensor`. BUILD, which sets attributes, is accepted on a dict and does nothing.
-- An opcode allocates no more than the bytes it was read from (times a constant): lengths are checked against what is
-  left, and memo numbers must be given out in order.
+- It knows the 31 opcodes that ``torch.save`` writes at protocol 2, its default. Any other opcode is refused by name.
+- A name (opcode GLOBAL) is never looked up. It stays a `Name`, a pair of words, and must be in the table `NAMES` of the
+  module `names`.
+- A call (opcode REDUCE) means one of the five functions in `CALLS` of the module `names`. They check their arguments
+  and return a dict, a tuple or a `Tensor`. BUILD, which sets attributes, is accepted for a dict and does nothing.
+- An opcode allocates no more than a constant times the bytes it was read from: lengths are checked against the bytes
+  that are left, and memo numbers must be given out in order.
 - Keys of dicts are strings.
 
-``pickle.Unpickler`` with a ``find_class`` of its own would not do. In CPython 3.11, nine bytes (a memo number of
-2³⁰) make it allocate 16 GB, a tuple nested 400,000 deep as a key of a dict crashes the process, and BUILD can change
-``__defaults__`` of any function that ``find_class`` returns.
+A ``pickle.Unpickler`` with its own ``find_class`` would not be safe. In CPython 3.11, nine bytes (a memo number of
+2³⁰) make it allocate 16 GB, a tuple nested 400,000 levels deep as a key of a dict crashes the process, and BUILD can
+change ``__defaults__`` of any function that ``find_class`` returns.
 """
 
 import pickletools
@@ -31,21 +31,22 @@ MOST_BYTES = 1 << 24  # of one pickle: 16 MiB describe more than 100,000 tensors
 
 
 def unpickle(stream: BytesIO) -> tuple[object, dict[str, Storage]]:
-    """The object that the pickle at the head of ``stream`` describes, and the storages it names.
+    """The object that the pickle at the start of ``stream`` describes, and the storages that it names.
 
-    ``stream`` is left after the pickle. The object is made of dict, list, tuple, str, int, float, bool, None,
+    ``stream`` is then at the end of the pickle. The object consists of dict, list, tuple, str, int, float, bool, None,
     `Name`, `Storage` and `Tensor`.
     """
     machine = _Machine(stream)
     try:
         return machine.run(), machine.storages
-    except (IndexError, KeyError, ValueError, struct.error) as error:  # empty stack, no such memo, bad text, short
+    # An empty stack, an unknown memo number, text that is not UTF-8, and a number that is cut off.
+    except (IndexError, KeyError, ValueError, struct.error) as error:
         raise FormatError("its pickle is damaged", fix=SAVE_AGAIN) from error
 
 
 @final
 class _Machine:
-    """The stack, the marked stacks below it, the memo, and the bytes still to come."""
+    """The state of the stack machine: the stack, the stacks below each mark, the memo, and the remaining bytes."""
 
     def __init__(self, stream: BytesIO) -> None:
         self.stream = stream
@@ -55,7 +56,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> object:
-        """What is left on the stack at STOP."""
+        """Run up to the opcode STOP; returns the one object that is then on the stack."""
         while (code := self.take(1)) != b".":
             if code not in OPCODES:
                 _refuse(code)
@@ -64,23 +65,24 @@ class _Machine:
         return result
 
     def take(self, count: int) -> bytes:
-        """The next bytes, all of them; a BytesIO allocates no more than it has."""
+        """Take the next ``count`` bytes."""
+        # A BytesIO allocates no more than it holds, whatever ``count`` is.
         taken = self.stream.read(count)
         if len(taken) != count:
             raise FormatError("its pickle ends in the middle", fix=SAVE_AGAIN)
         return taken
 
     def number(self, layout: str) -> Any:
-        """The next number, as `struct` lays it out."""
+        """Take the next number; ``layout`` is its format in the module struct."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        """The text up to the next end of line."""
+        """Take the text up to the next end of line."""
         line = self.stream.readline()
         return line[:-1].decode("ascii") if line.endswith(b"\n") else odd("a name")
 
     def pop_to_mark(self) -> list[Any]:
-        """Everything above the last mark, which is taken off."""
+        """Remove the last mark and everything above it, and return what was above."""
         above, self.stack = self.stack, self.below.pop()
         return above
 
@@ -99,7 +101,7 @@ def _protocol(machine: _Machine) -> None:
 
 def _push(make: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
     def push(machine: _Machine) -> None:
-        value = make(machine)  # first: it may take another stack
+        value = make(machine)  # before the stack is looked up: TUPLE exchanges it
         machine.stack.append(value)
 
     return push
@@ -121,7 +123,7 @@ def _mark(machine: _Machine) -> None:
 def _tuple_of(count: int) -> Callable[[_Machine], None]:
     def pack(machine: _Machine) -> None:
         cut = len(machine.stack) - count
-        if cut < 0:
+        if cut < 0:  # a negative index would count from the end
             raise IndexError(cut)
         machine.stack[cut:] = [tuple(machine.stack[cut:])]
 
@@ -182,7 +184,8 @@ def _call(machine: _Machine) -> None:
 
 
 def _build(machine: _Machine) -> None:
-    machine.stack.pop()  # an OrderedDict's _metadata: versions of torch modules, of no meaning here
+    # The argument is the _metadata of an OrderedDict: versions of torch's modules, which do not matter here.
+    machine.stack.pop()
     if not isinstance(machine.stack[-1], dict):
         odd("attributes")
 
