@@ -26,7 +26,6 @@ os.environ.update(quiet())  # before torch is there
 
 import loralens
 from loralens.arithmetic.methods import METHODS
-from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 
 STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # ρ, tried for every method
@@ -81,7 +80,7 @@ class Set:
     def combined(self, method: str, rank: int) -> Adapter:
         """All of them as one of a rank, of norm 1, without classifiers."""
         combined = loralens.combine(self.adapters, method=method, take="none").adapter
-        cut = truncate(combined, loralens.Rule("rank", rank)).adapter
+        cut = loralens.compress(combined, rank=rank).adapter
         return cut * (1 / norm(cut))
 
     def headed(self, adapter: Adapter, task: str) -> Adapter:

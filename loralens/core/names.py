@@ -115,11 +115,12 @@ def is_expert_alone(name: str) -> bool:
     return bool(_EXPERT_ALONE.search(name))
 
 
-def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
-    """The names that match any of ``globs``; all of them where no glob is given.
+def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
+    """The names that match any of ``globs``, or the one; all of them where no glob is given.
 
     A glob is held against the whole name and against the kind, so ``q_proj`` means ``*.q_proj``, and ``q_*`` all
-    kinds that begin with q_. Brackets are literal, as expert numbers are written with them.
+    kinds that begin with q_. Brackets are literal, as expert numbers are written with them. One glob need not stand in
+    a list.
 
     Raises
     ------
@@ -129,6 +130,7 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
         There are so many names and globs that it would take minutes.
     """
     names = list(names)
+    globs = [globs] if isinstance(globs, str) else globs
     if not globs:
         return names
     called: dict[str, set[str]] = {}

@@ -11,7 +11,7 @@ from loralens.analysis.checks.base import Landing
 from loralens.analysis.checks.patient import Patient
 from loralens.analysis.groups import total
 from loralens.analysis.spectrum import Spectrum
-from loralens.compression.curve import Point, curve
+from loralens.compression.curve import Point, rank_curve
 from loralens.compression.loss import losses, total_error
 from loralens.compression.plan import Plan
 from loralens.core.adapter import Adapter
@@ -174,7 +174,7 @@ def subject(
         try:
             with place(patient.path):
                 kept = Plan.of(whole, modules=list(spectra), moments=moments, threads=threads, step=step)
-                points = curve(kept, size=dialect.size, one_rank=dialect.one_rank)
+                points = rank_curve(kept, size=dialect.size, one_rank=dialect.one_rank)
                 if moments is not None:
                     plain = _plain(adapter, kept, _recommended(points), one_rank=dialect.one_rank)
                 plan, without = kept, ""

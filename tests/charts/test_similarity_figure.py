@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loralens.charts.heat_map import CHANCE, colour_top, ticks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -13,7 +14,6 @@ import loralens
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.charts.figure import DPI, save
-from loralens.charts.heat_map import CHANCE, colour_top, draw_phi, ticks
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
 from loralens.errors import OptionError
@@ -73,22 +73,6 @@ def test_rows_are_directions_of_the_first_and_the_first_is_on_top():
     axes = next(axes for axes in figure.axes if axes.get_title().startswith("q_proj"))
     assert (axes.get_xlim(), axes.get_ylim()) == ((0.5, 5.5), (3.5, 0.5))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("j", "i")
-
-
-@pytest.mark.parametrize(("shape", "raster"), [((3, 5), False), ((1, 1), False), ((32, 32), False), ((25, 41), True)])
-def test_the_cell_of_a_pair_lies_around_its_two_numbers(shape, raster):
-    phi, axes = np.random.default_rng(0).random(shape), Figure().add_subplot()
-    draw_phi(axes, phi, 0.7)
-    (mesh,) = axes.collections
-    corners = mesh.get_coordinates()
-    for i in range(shape[0] + 1):
-        for j in range(shape[1] + 1):
-            assert tuple(corners[i, j]) == (j + 0.5, i + 0.5)  # the cell of φ(1, 1) from 0.5 to 1.5 on both sides
-    np.testing.assert_array_equal(mesh.get_array(), phi)
-    assert mesh.get_clim() == (0, 0.7)
-    assert (axes.get_xlim(), axes.get_ylim()) == ((0.5, shape[1] + 0.5), (shape[0] + 0.5, 0.5))
-    assert (axes.get_xticks().tolist(), axes.get_yticks().tolist()) == (ticks(shape[1]), ticks(shape[0]))
-    assert bool(mesh.get_rasterized()) == raster  # of very many cells an SVG holds a picture
 
 
 def test_of_many_blocks_four_are_shown_as_in_the_paper_and_all_at_a_glance():

@@ -65,6 +65,10 @@ def of(stored: Stored, file: Path) -> Record | None:
     if is_pickle(file):
         record_file = file.with_name(f"{RECORD}.json")
         return read_json(record_file) if record_file.is_file() else None
+    return _in_metadata(stored)
+
+
+def _in_metadata(stored: Stored) -> Record | None:
     try:
         parsed = json.loads((stored.metadata or {}).get(RECORD, "null"))
     except (ValueError, RecursionError):
@@ -108,6 +112,11 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     base = adapter.base_model or plain_text(record.get("base_model"))
     fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
+
+
+def applied(adapter: Adapter, stored: Stored) -> Adapter:
+    """``adapter``, which a dialect read from ``stored``, with the names and scales of the record in its metadata."""
+    return apply(adapter, _in_metadata(stored))
 
 
 def _fields(record: Record, complete: bool) -> dict[str, Any]:

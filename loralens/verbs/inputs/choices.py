@@ -37,3 +37,9 @@ def numpy_dtype(name: str | None) -> np.dtype[Any] | None:
     if name not in FLOAT_TYPES:
         return None
     return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else FLOAT_TYPES[name])
+
+
+def check_at_least(name: str, value: float | None, least: int) -> None:
+    """Refuse a value of the option ``name`` below ``least``; None is an option that was not given."""
+    if value is not None and not value >= least:
+        raise OptionError(f"{name} {value!r} is not possible", fix=f"give {least} or more")

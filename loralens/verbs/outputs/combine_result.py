@@ -10,7 +10,7 @@ from loralens.arithmetic.combine import Combination
 from loralens.arithmetic.quality import Share, Total
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Recipe
-from loralens.tables.numbers import fixed, percent, shape, size
+from loralens.tables.numbers import exact_size, fixed, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.rounding import Rounding
@@ -145,7 +145,7 @@ class CombineResult(Tabular):
             lines.append(str(self.rounding))
         lines.append(f"parameters  {self.adapter.parameters:,}")
         if self.size is not None:
-            lines.append(f"file        {size(self.size)} ({self.size:,} bytes)")
+            lines.append(f"file        {exact_size(self.size)}")
         place = f" {self.target.output}" if self.target.output else ""
         verb = "wrote" if self.output else "would write"
         return [*lines, f"{verb}{place}: {self.format}, {len(self.adapter)} modules"]
