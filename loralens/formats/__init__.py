@@ -77,8 +77,8 @@ def _dialect(module: str, title: str, *, writer: str = "", files: Files | None =
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
 GGUF, QUANTISED = "gguf", "loralens-q"
 
-# `detect` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart, and a
-# file that two of them claim is refused. It is the order in which help texts and messages list the formats.
+# `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
+# and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.
 FORMATS: tuple[Format, ...] = (
     _dialect("peft.reader", "Hugging Face PEFT", writer="peft.writer", files=PEFT),
     _dialect("gguf.reader", "GGUF adapter (llama.cpp)", writer="gguf.writer", files=Files("adapter.gguf")),
@@ -191,12 +191,12 @@ def _read_config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, A
 
 def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
     """The adapter, with the names and scales of the record that loralens wrote if it converted the file."""
-    # A pickle has no metadata: its record is a file of its own, which `record.of` looks for.
+    # A pickle has no metadata: its record is a file of its own, which `record.read_record` looks for.
     if RECORD not in (stored.metadata or {}) and not is_pickle(file):
         return _read_dialect(stored, name)
     from loralens.formats.dialects import record
 
-    conversion = record.of(stored, file)
+    conversion = record.read_record(stored, file)
     # The dialect that the user names comes first. A record may name one that this version does not have.
     form = name or record.format_of(conversion)
     return record.apply(_read_dialect(stored, form if form in {f.name for f in FORMATS} else None), conversion)
@@ -242,7 +242,7 @@ def _read_dialect(stored: Stored, name: str | None) -> Adapter:
             raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
         return adapter
     _check_type(stored.config)
-    adapter = detect(stored).read(stored)
+    adapter = detect_format(stored).read(stored)
     _check_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
 
@@ -265,7 +265,7 @@ def _check_type(config: Mapping[str, Any] | None) -> None:
     )
 
 
-def detect(stored: Stored) -> Format:
+def detect_format(stored: Stored) -> Format:
     """The dialect that the content of a file is of.
 
     PEFT is asked first and alone: its prefix, or its configuration beside its keys, is unambiguous.
@@ -358,11 +358,13 @@ def save(
 
     target = Path(path)
     with place(target):
-        stored, files = stored_as(adapter, format, **options)
+        stored, files = encode_adapter(adapter, format, **options)
     write_files(stored, target, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
-def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> tuple[Stored, Files]:
+def encode_adapter(
+    adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]
+) -> tuple[Stored, Files]:
     """The tensors and header that `save` would write, and the files that they go to; no number is computed yet.
 
     Parameters and errors are those of `save`.
@@ -379,14 +381,14 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[Wri
     if name not in (GGUF, QUANTISED):
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
-        from loralens.formats.dialects.quantised.reader import expanded
+        from loralens.formats.dialects.quantised.reader import expand
 
-        adapter = expanded(adapter)
+        adapter = expand(adapter)
     # After the expansion, which gives the adapter the dialect of its source: for that one the experts need no change.
     if adapter.format != name:
-        from loralens.formats.dialects.experts import as_in
+        from loralens.formats.dialects.experts import fit_experts
 
-        adapter = as_in(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+        adapter = fit_experts(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
         raise OptionError(

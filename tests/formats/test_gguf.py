@@ -57,7 +57,7 @@ def adapter(modules=None, **rest):
 def stored(tensors, metadata=None, **rest):
     metadata = KINDS if metadata is None else metadata
     lazy = {key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}
-    return Stored(lazy, metadata, plain=gguf_values.plain(metadata), **rest)
+    return Stored(lazy, metadata, plain=gguf_values.plain_values(metadata), **rest)
 
 
 def pair(tensor="blk.0.attn_v", *, out=16, in_=6, r=2, dtype=np.float32):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import isclose, isfinite
+from typing import Any
 
 import numpy as np
 
@@ -12,18 +13,19 @@ from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
 from loralens.formats.files.container import FLOATS
+from loralens.formats.files.json_text import finite_number
 
 MISSING = "no alpha in the file: scale 1"
 
 
-def scaling(parts: Parts, rank: int) -> Scaling:
+def stored_scaling(parts: Parts, rank: int) -> Scaling:
     """α/r by the tensor ``alpha`` of a module; scale 1 if it has none."""
     if "alpha" not in parts:
         return Scaling("given", origin=MISSING)
-    return Scaling("alpha/r", number(*parts["alpha"]), rank, "alpha in the file")
+    return Scaling("alpha/r", single_number(*parts["alpha"]), rank, "alpha in the file")
 
 
-def number(key: str, tensor: LazyArray) -> float:
+def single_number(key: str, tensor: LazyArray) -> float:
     """The number in a stored tensor, which must hold a single finite one."""
     if tensor.size != 1:
         raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
@@ -35,7 +37,7 @@ def number(key: str, tensor: LazyArray) -> float:
     return value
 
 
-def written(module: Update) -> np.float32:
+def alpha_for_file(module: Update) -> np.float32:
     """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
@@ -52,7 +54,7 @@ def written(module: Update) -> np.float32:
     return alpha
 
 
-def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
+def alpha_findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
     """Findings about modules without an α: whether a scale of 1 is assumed or certain.
 
     ai-toolkit folds α into the factors and writes none, so there it is certain.
@@ -68,3 +70,21 @@ def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) 
     if missing and "ai-toolkit" in (metadata or {}).get("software", ""):
         return [Finding("note", "alpha-folded", "made by ai-toolkit, whose factors hold α already: the scale is 1")]
     return []
+
+
+def alpha_unknown(title: str) -> Finding:
+    """The finding for a file without an α, of a dialect that stores none."""
+    text = f"{title} stores no α with its weights, so the scale is unknown and taken as 1"
+    return Finding("warning", "alpha-unknown", text, "give --alpha (the scale is then α/r) or --scale")
+
+
+def config_scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
+    """α/r by ``lora_alpha`` of the configuration; ``r`` is the name of its field for the rank.
+
+    A configuration with another rank belongs to another file, so the scale is then unknown.
+    """
+    fields = config or {}
+    alpha = finite_number(fields.get("lora_alpha"))
+    if alpha is None or fields.get(r, rank) != rank:
+        return Scaling("unknown", rank=rank)
+    return Scaling("alpha/r", alpha, rank, "adapter_config.json")

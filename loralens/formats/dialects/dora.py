@@ -13,7 +13,7 @@ CODE = "dora-magnitudes-missing"
 NOTHING = LazyArray.of(np.zeros(0, np.float32))  # the tensor of an extra for which the file has no numbers
 
 
-def unstored(
+def missing_magnitudes(
     modules: Mapping[str, Update], extra: Mapping[str, Extra], roles: Mapping[str, str], key: Callable[[str], str]
 ) -> dict[str, Extra]:
     """Extras with the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
@@ -35,7 +35,7 @@ def unstored(
     }
 
 
-def finding(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
+def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
     """The warning about missing magnitudes, if there are any."""
     missing = [one.module for one in extra.values() if one.role in NORMS]
     if not missing:

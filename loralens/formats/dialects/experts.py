@@ -19,7 +19,7 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.gguf.architectures import architecture, text_config
 from loralens.formats.dialects.gguf.reader import ARCHITECTURE
-from loralens.formats.files.gguf.values import plain
+from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
 STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers
@@ -55,7 +55,7 @@ MLX: Mapping[str, Names] = {  # model type → names, as in mlx-lm of November 2
 }  # fmt: skip
 
 
-def as_in(
+def fit_experts(
     dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> Adapter:
     """An adapter of another dialect with the experts split and named as in ``dialect``.
@@ -75,10 +75,10 @@ def as_in(
         Nothing says what the dialect needs to know about the base.
     """
     if dialect == "gguf":
-        return taken_apart(adapter, base_config or _config_of(arch))
+        return split_stacks(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        return named_for_mlx(adapter, base_config or _config_of(_gguf_architecture(adapter)))
-    return named_alone(adapter) if dialect == "peft" else adapter
+        return name_for_mlx(adapter, base_config or _config_of(_gguf_architecture(adapter)))
+    return name_single_experts(adapter) if dialect == "peft" else adapter
 
 
 def _config_of(arch: str | None) -> Mapping[str, Any] | None:
@@ -93,7 +93,7 @@ def _config_of(arch: str | None) -> Mapping[str, Any] | None:
 
 def _gguf_architecture(adapter: Adapter) -> str | None:
     """The architecture that a GGUF file names."""
-    arch = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+    arch = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
     return arch if isinstance(arch, str) else None
 
 
@@ -103,7 +103,7 @@ def model_type(config: Mapping[str, Any] | None) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     """The adapter with every stack of gate and up split into one of each, and all stacks as updates (out, in).
 
     Parameters
@@ -200,7 +200,7 @@ def _rows(rows: slice) -> Callable[[Array], Array]:
     return lambda array: array[rows]
 
 
-def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     """The adapter with mlx-lm's names for the experts and the router of its base.
 
     Raises
@@ -222,7 +222,7 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
             fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)),
         )
     names = MLX[kind]
-    adapter = _rename_routers(taken_apart(adapter, config), names)
+    adapter = _rename_routers(split_stacks(adapter, config), names)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
         match = _STACKED.match(name) or _ALONE.match(name)
@@ -244,7 +244,7 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
     return adapter.renamed({name: f"{r['path']}.{names.owner}.{names.router}" for name, r in routers.items()})
 
 
-def named_alone(adapter: Adapter) -> Adapter:
+def name_single_experts(adapter: Adapter) -> Adapter:
     """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
     modules: dict[str, Update] = {}
     old = {new: old for old, new in EXPERT_PARTS.items()}

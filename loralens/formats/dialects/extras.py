@@ -12,7 +12,7 @@ from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
 
-def to_translate(adapter: Adapter, roles: Collection[str], title: str) -> Mapping[str, Extra]:
+def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Mapping[str, Extra]:
     """The extras of an adapter from another dialect, after a check that ``title`` can hold all their roles.
 
     Raises
@@ -36,7 +36,7 @@ def to_translate(adapter: Adapter, roles: Collection[str], title: str) -> Mappin
     return adapter.extra
 
 
-def to_keep(
+def keep_extras(
     adapter: Adapter,
     files: Mapping[str, str],
     *,
@@ -74,11 +74,11 @@ def to_keep(
         if stem and not as_read:
             file = files.get(extra.module) or named(extra.module)
             key = key if canonical(stem) == canonical(file) else file + key[len(stem) :]
-        add(tensors, {key: extra.tensor})
+        add_tensors(tensors, {key: extra.tensor})
     return tensors
 
 
-def owner(adapter: Adapter, extra: Extra) -> Update:
+def owning_module(adapter: Adapter, extra: Extra) -> Update:
     """The module that an extra belongs to.
 
     Raises
@@ -108,7 +108,7 @@ def check_size(tensor: LazyArray, channels: int) -> None:
         raise ShapeError(f"{tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
 
 
-def add(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:
+def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:
     """Add tensors to those of a file; two with the same key are refused."""
     for key, tensor in additions.items():
         if key in tensors:

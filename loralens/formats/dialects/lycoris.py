@@ -32,7 +32,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects.kohya import reader as kohya
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, others
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, unpaired_extras
 from loralens.formats.dialects.products import hadamard, kronecker, tucker
 from loralens.formats.files.container import FLOATS, Stored
 
@@ -58,12 +58,12 @@ FOREIGN = {  # a part that identifies an algorithm → its name, and why it has 
 }
 
 
-def leaf(key: str) -> Leaf | None:
+def lycoris_leaf(key: str) -> Leaf | None:
     """The module and the part of a key; a doubled prefix is removed from the name."""
     half, other = _HALF.match(key), _LEAF.match(key)
     if half:
-        return Leaf(kohya.canonical(half["name"]), half["half"])
-    return Leaf(kohya.canonical(other["name"]), other["part"]) if other else kohya.leaf(key)
+        return Leaf(kohya.undouble_prefix(half["name"]), half["half"])
+    return Leaf(kohya.undouble_prefix(other["name"]), other["part"]) if other else kohya.kohya_leaf(key)
 
 
 def detect(stored: Stored) -> bool:
@@ -82,7 +82,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         Tensors are missing or do not fit together, or nothing in the file is an update by a sum.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, lycoris_leaf)
     modules: dict[str, Update] = {}
     extra: dict[str, Extra] = {}
     foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
@@ -92,7 +92,7 @@ def read(stored: Stored) -> Adapter:
             if algorithm:
                 modules[name] = algorithm.read(parts)
             extra.update(_companions(name, parts, modules.get(name), algorithm))
-    extra |= others(unpaired)
+    extra |= unpaired_extras(unpaired)
     if not modules:
         raise _no_update_error(foreign)
     return Adapter(
@@ -108,10 +108,10 @@ def read(stored: Stored) -> Adapter:
 
 def _locon(parts: Parts) -> Update:
     if "mid" not in parts:
-        return kohya.plain(parts, NAME)
+        return kohya.read_pair(parts, NAME)
     up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
     update = tucker(core, _flat(up), _flat(down))
-    return update_of(parts, update, kohya.scaling(parts, down.shape[0]), core.shape[2:])
+    return update_of(parts, update, kohya.kohya_scaling(parts, down.shape[0]), core.shape[2:])
 
 
 def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
@@ -150,13 +150,13 @@ def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None
 
 def _loha(parts: Parts) -> Update:
     product, kernel, rank = loha(parts)
-    return update_of(parts, product, kohya.scaling(parts, rank), kernel)
+    return update_of(parts, product, kohya.kohya_scaling(parts, rank), kernel)
 
 
 def _lokr(parts: Parts) -> Update:
     product, kernel, rank = lokr(parts)
     full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
-    return update_of(parts, product, full if rank is None else kohya.scaling(parts, rank), kernel)
+    return update_of(parts, product, full if rank is None else kohya.kohya_scaling(parts, rank), kernel)
 
 
 def _full(parts: Parts) -> Update:
@@ -245,7 +245,7 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
 def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
     """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
     used = (*algorithm.parts, "alpha") if algorithm else ()
-    extra = kohya.companions(name, parts, module, used)
+    extra = kohya.kohya_extras(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
     if not algorithm and "diff" in parts:
         roles[parts["diff"][0]] = ("diff", "weight")

@@ -1,5 +1,6 @@
 """Pairs as most dialects store them: two tensors under one name, as factors of a linear layer or convolution."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,7 +75,7 @@ def gather(
             if module is not None:
                 modules[name] = module
             extra.update(companions(name, parts, module))
-    return modules, extra | others(unpaired)
+    return modules, extra | unpaired_extras(unpaired)
 
 
 def unfold(
@@ -99,7 +100,7 @@ def unfold(
     return unfolded
 
 
-def others(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
+def unpaired_extras(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
     """Tensors without a known role as extras of the modules that their keys name."""
     return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
@@ -185,7 +186,7 @@ def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Lay
     return B.map(spread, shape=(rows * len(enabled), width)), Layout("merged", groups=count)
 
 
-def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
+def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
     """B and A as the factors of a linear layer or a convolution are stored; the inverse of `pair`.
 
     Raises
@@ -220,8 +221,16 @@ def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Orig
     return Origin(form, dict(parts[part] for part in used if part in parts))
 
 
-def stood(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+def stored_parts(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
     """The parts that a module was read from, if that was a file of the dialect ``form``; otherwise none."""
     if module.origin is None or module.origin.format != form:
         return {}
     return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := leaf(key))}
+
+
+_NAMED = re.compile(r"(^|\.)(wte|wpe|\w*embed(ding|dings|_tokens|_in|_out)?|embed_\w+)$")
+
+
+def is_embedding_name(name: str) -> bool:
+    """Whether a module is an embedding by its name: ``embed_tokens``, ``wte``, ``word_embeddings`` …"""
+    return bool(_NAMED.search(name))

@@ -20,7 +20,7 @@ NAME = "plain"
 _HALF = re.compile(r"^w_(?P<half>[ab])_(?P<number>[0-9]+)$")
 
 
-def leaf(key: str) -> Leaf | None:
+def plain_leaf(key: str) -> Leaf | None:
     """The module and half that a key says; None for any other key."""
     half = _HALF.match(key)
     return Leaf(f"w_{half['number']}", half["half"].upper()) if half else None
@@ -28,7 +28,7 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is nothing but plain pairs."""
-    return bool(stored.tensors) and all(leaf(key) for key in stored.tensors)
+    return bool(stored.tensors) and all(plain_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -39,7 +39,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, or factors do not fit together.
     """
-    groups, _ = group(stored.tensors, leaf)
+    groups, _ = group(stored.tensors, plain_leaf)
     scaling = Scaling("given", origin=MISSING)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():

@@ -18,10 +18,10 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
-from loralens.formats.dialects.peft.fields import TARGETS, fields_of, sound
-from loralens.formats.files.container import RECORD, Stored, harmless, json_text, plain_text, read_json
+from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
+from loralens.formats.files.container import RECORD, Stored, read_json
+from loralens.formats.files.json_text import finite_number, is_safe_text, json_text, plain_text
 from loralens.formats.files.location import is_pickle
-from loralens.formats.files.number import finite
 from loralens.version import __version__
 
 AGREE = 1e-6  # relative; α is stored as float32, which rounds it by up to 6e-8
@@ -47,7 +47,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         "source": adapter.format,
         "base_model": adapter.base_model,
         "modules": modules,
-        **({"peft": dict(fields)} if (fields := fields_of(adapter)) else {}),
+        **({"peft": dict(fields)} if (fields := carried_fields(adapter)) else {}),
     }
     text = json_text(record)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
@@ -57,7 +57,7 @@ def _scale_was_folded(module: Update, written: Update) -> bool:
     return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
-def of(stored: Stored, file: Path) -> Record | None:
+def read_record(stored: Stored, file: Path) -> Record | None:
     """The record in the metadata of a file, or in ``loralens.json`` beside a pickle.
 
     None if there is none, or if it is damaged: the adapter can be read without it.
@@ -114,14 +114,14 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
 
 
-def applied(adapter: Adapter, stored: Stored) -> Adapter:
+def apply_stored(adapter: Adapter, stored: Stored) -> Adapter:
     """``adapter``, which a dialect read from ``stored``, with the names and scales of the record in its metadata."""
     return apply(adapter, _in_metadata(stored))
 
 
 def _fields(record: Record, complete: bool) -> dict[str, Any]:
     """The fields of PEFT's configuration in a record; the targets only if the modules of the file are unchanged."""
-    return {name: value for name, value in sound(record.get("peft")).items() if complete or name not in TARGETS}
+    return {name: value for name, value in valid_fields(record.get("peft")).items() if complete or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
@@ -141,11 +141,11 @@ def _is_valid(module: Any) -> bool:
     rule, alpha, rank = scaling["rule"], scaling["alpha"], scaling["rank"]
     return (
         plain_text(module.get("name")) is not None
-        and finite(module.get("scale")) is not None
+        and finite_number(module.get("scale")) is not None
         and rule in get_args(Rule)
-        and (alpha is None or finite(alpha) is not None)
+        and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
-        and harmless(scaling["origin"])
+        and is_safe_text(scaling["origin"])
     )
 
 

@@ -21,7 +21,7 @@ _HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]+):(?P<half>up|down)$")
 _EMBEDDING = "<embed>"
 
 
-def leaf(key: str) -> Leaf | None:
+def safeloras_leaf(key: str) -> Leaf | None:
     """The module and half that a key says; None for any other key."""
     half = _HALF.match(key)
     if half is None:
@@ -32,7 +32,7 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is a safeloras: keys of a model, a number and a half."""
-    return any(leaf(key) for key in stored.tensors)
+    return any(safeloras_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -43,7 +43,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or two keys have the same number.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, safeloras_leaf)
     scaling = Scaling("given", origin="safeloras have scale 1")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():

@@ -8,8 +8,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.formats import WriterOptions, stored_as
-from loralens.formats.files.container import Files, Stored, aligned, header_parts
+from loralens.formats import WriterOptions, encode_adapter
+from loralens.formats.files.container import Files, Stored, header_parts, sort_by_width
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
 from loralens.formats.files.torch.writer import pickle_bytes
@@ -20,7 +20,7 @@ def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[Wri
 
     The configuration beside it is not counted. Parameters and errors are those of `save`.
     """
-    return stored_size(*stored_as(adapter, format, **options))
+    return stored_size(*encode_adapter(adapter, format, **options))
 
 
 def stored_size(stored: Stored, files: Files) -> int:
@@ -30,7 +30,7 @@ def stored_size(stored: Stored, files: Files) -> int:
         return _gguf(stored)
     if suffix == ".bin":
         return _pickle(stored.tensors)
-    tensors = aligned(stored.tensors)
+    tensors = sort_by_width(stored.tensors)
     return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -49,7 +49,7 @@ def _gguf(stored: Stored) -> int:
     alignment = ALIGNMENT if stored_alignment is None else int(stored_alignment.value)
     # 24: magic (4), version (4) and two counts (8 each). A name has its length (8) before it. The entry of a tensor has
     # its number of axes (4), the axes (8 each), its type (4) and its offset (8).
-    header = 24 + sum(8 + len(key.encode()) + gguf_values.size(value) for key, value in values.items())
+    header = 24 + sum(8 + len(key.encode()) + gguf_values.value_size(value) for key, value in values.items())
     header += sum(8 + len(key.encode()) + 4 + 8 * tensor.ndim + 12 for key, tensor in stored.tensors.items())
     parts = [header, *(tensor.nbytes for tensor in stored.tensors.values())]
     return sum(-(-part // alignment) * alignment for part in parts)

@@ -10,7 +10,7 @@ from loralens.errors import ShapeError
 Stacks = Mapping[str, Mapping[str, Update]]
 
 
-def by_pair(adapter: Adapter) -> Stacks:
+def group_by_pair(adapter: Adapter) -> Stacks:
     """Modules by the name of the weight that they adapt; the experts of a stack are in one group, in their order."""
     stacks: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
@@ -18,7 +18,7 @@ def by_pair(adapter: Adapter) -> Stacks:
     return stacks
 
 
-def as_read(modules: Mapping[str, Update], form: str) -> bool:
+def is_as_read(modules: Mapping[str, Update], form: str) -> bool:
     """Whether all modules of a stored pair of the dialect ``form`` are there and unchanged, apart from their scales."""
     origins = [module.origin for module in modules.values()]
     first = origins[0]
@@ -30,7 +30,7 @@ def as_read(modules: Mapping[str, Update], form: str) -> bool:
     )
 
 
-def check_whole(modules: Mapping[str, Update], holder: str) -> None:
+def check_complete(modules: Mapping[str, Update], holder: str) -> None:
     """Refuse a stack whose experts do not fit into one pair of tensors.
 
     Raises

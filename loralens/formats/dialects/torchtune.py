@@ -20,7 +20,7 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown, scaling
+from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, matrices, origin_of, unfold
 from loralens.formats.files.container import Stored
 
@@ -31,7 +31,7 @@ _EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab
 _ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
 
 
-def leaf(key: str) -> Leaf | None:
+def torchtune_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
     half = _HALF.match(key)
     if half:
@@ -42,7 +42,7 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file has keys of torchtune: halves in lower case with ``.weight``, or those of its expert stacks."""
-    return any(leaf(key) for key in stored.tensors)
+    return any(torchtune_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -53,7 +53,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, or factors do not fit together.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, torchtune_leaf)
     modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
     extra = {}
     for key, tensor in unpaired.items():
@@ -75,7 +75,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
         B, A = matrices(parts, names=("lora_b", "lora_a"))
-        module_scaling = scaling(config, A.shape[0], r="r")
+        module_scaling = config_scaling(config, A.shape[0], r="r")
         yield name, LowRank(B, A, module_scaling.value, scaling=module_scaling, origin=origin_of(NAME, parts))
         return
     b, a = halves(parts, B="B3", A="A3")
@@ -83,7 +83,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
     (count, in_, rank), out = a.shape, b.shape[2]
     origin = Origin(NAME, origin_of(NAME, parts, ("A3", "B3")).tensors, share=count)
-    module_scaling = scaling(config, rank, r="r")
+    module_scaling = config_scaling(config, rank, r="r")
     for e in range(count):
         B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
         yield (

@@ -25,7 +25,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, others, pair
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, pair, unpaired_extras
 from loralens.formats.files.container import Stored
 
 NAME = "xlabs"
@@ -47,7 +47,7 @@ _WEIGHTS = {
 _PARTS = {"down": "A", "up": "B"}
 
 
-def leaf(key: str) -> Leaf | None:
+def xlabs_leaf(key: str) -> Leaf | None:
     """The weight and the half that a key names; None for a key that XLabs' processors do not have."""
     match = _HALF.match(key)
     if not match:
@@ -59,7 +59,7 @@ def leaf(key: str) -> Leaf | None:
 def detect(stored: Stored) -> bool:
     """Whether a file has pairs of XLabs' processors and no other pairs."""
     half_keys = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
-    return bool(half_keys) and all(map(leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
+    return bool(half_keys) and all(map(xlabs_leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -70,14 +70,14 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, or factors do not fit together.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, xlabs_leaf)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, groups)
     return Adapter(
         modules=modules,
-        extra=others(unpaired),
+        extra=unpaired_extras(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from loralens.errors import OptionError, place
-from loralens.formats.files.location import adapter_file, config_beside, existing
+from loralens.formats.files.location import adapter_file, config_beside, existing_path
 
 Input = tuple[str, Path]  # what it is in words, such as "the base", and its path
 _FIX = "choose a target outside: what is read is never written to"
@@ -14,7 +14,7 @@ _FIX = "choose a target outside: what is read is never written to"
 def adapter_inputs(path: str) -> Iterator[Input]:
     """The paths that belong to an adapter: the given one, the weights' file, and the configuration beside it."""
     what = f"the adapter {path}"
-    yield what, existing(Path(path))
+    yield what, existing_path(Path(path))
     file = adapter_file(Path(path))
     yield what, file
     config = config_beside(file)

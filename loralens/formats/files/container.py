@@ -10,7 +10,6 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,12 +22,12 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import UNPRINTABLE, FormatError, place
+from loralens.errors import FormatError, place
+from loralens.formats.files.json_text import check_printable, encodable, parse_object
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
-NAME_LIMIT = 4096  # characters; far more than any module path, and little enough to be shown in a message
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
@@ -57,7 +56,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
 _BROKEN = "the file is damaged, or no safetensors file: download or save it again"
@@ -212,58 +210,13 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
-    return _json_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
-
-
-def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{what}is not a JSON object", fix=fix)
-    return value
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build the mapping of a JSON object for `json.loads`, which would silently keep the last of two equal names.
-
-    Names must be printable, because messages show them.
-    """
-    mapping: dict[str, Any] = {}
-    for key, value in pairs:
-        check_printable(key)
-        if key in mapping:
-            raise FormatError(f"{key} appears twice", fix="take one of them out, or save the file again")
-        mapping[key] = value
-    return mapping
-
-
-def check_printable(name: str) -> None:
-    """Refuse a name that could move the cursor of a terminal, hide text, or fill the screen."""
-    if len(name) > NAME_LIMIT:
-        raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
-    if not harmless(name):
-        raise FormatError(f"the name {name[:80]!a} holds control characters", fix="rename it: no tool writes these")
-
-
-def harmless(value: Any) -> bool:
-    """Whether a value is text that can be shown: it neither moves the cursor of a terminal nor hides other text."""
-    if not isinstance(value, str):
-        return False
-    # Nearly all text is printable, and isprintable is much faster than the regular expression.
-    return value.isprintable() or not UNPRINTABLE.search(value)
-
-
-def plain_text(value: Any) -> str | None:
-    """A value that is only shown to people, such as the name of the base; None if it is no text that can be shown."""
-    return value if harmless(value) and 0 < len(value) <= NAME_LIMIT else None
+    return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
 
 
 def _metadata(entry: Any) -> dict[str, str] | None:
     if entry is None:
         return None
-    if not isinstance(entry, dict) or not all(isinstance(v, str) and not _SURROGATE.search(v) for v in entry.values()):
+    if not isinstance(entry, dict) or not all(isinstance(v, str) and encodable(v) for v in entry.values()):
         raise FormatError("__metadata__ is not a mapping of text to text", fix="save the file with text as metadata")
     return entry
 
@@ -323,25 +276,7 @@ def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
         if file.size > HEADER_LIMIT:
             raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
         # Editors of Windows put a byte order mark before the text, which "utf-8-sig" skips.
-        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
-def dumps(value: Any) -> str:
-    """JSON as loralens writes it everywhere: indented by two spaces, in the order of the keys, and not only ASCII."""
-    return json_text(value, indent=2) + "\n"
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that can be encoded as UTF-8: a lone surrogate (a byte of a path that is not UTF-8) becomes an escape."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    # Nearly no text has a surrogate, and encoding one would make two more copies of a text that may be long.
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return parse_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
@@ -369,21 +304,21 @@ def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
     return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
 
 
-def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+def sort_by_width(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
     """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time."""
-    tensors = aligned(tensors)
+    tensors = sort_by_width(tensors)
     yield from header_parts(tensors, metadata)
     for tensor in tensors.values():
-        for rows in pieces(tensor):
+        for rows in tensor_pieces(tensor):
             yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
-def pieces(tensor: LazyArray) -> Iterator[Array]:
+def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
     """The numbers of a tensor in order, about one MiB at a time if its rows can be read separately."""
     if not tensor.streams or not tensor.size:
         yield tensor.read()

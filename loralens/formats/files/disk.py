@@ -1,6 +1,7 @@
 """Disk access: errors of the system as messages, checks of targets, and flushing to the disk."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from loralens.errors import FormatError, OptionError
 
 
 @contextmanager
-def disk(path: Path | None = None) -> Iterator[None]:
+def disk_errors(path: Path | None = None) -> Iterator[None]:
     """Turn an OSError of the block into a FormatError, which names ``path`` if it is given."""
     try:
         yield
@@ -67,3 +68,20 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a path where no folder can be made. The folder of the trial is removed at once.
+
+    Raises
+    ------
+    OptionError
+        The path is a link to nothing.
+    FormatError
+        No folder can be made in the nearest existing folder above the path.
+    """
+    if path.is_symlink() and not path.exists():
+        raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
+    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    with disk_errors(path), tempfile.TemporaryDirectory(prefix=".trial-", dir=ancestor):
+        pass

@@ -94,7 +94,7 @@ def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
             if not abandoned:
                 continue
             if end == "pair":
-                put_back(path, target)
+                restore_pair(path, target)
             elif end == "old" and not os.path.lexists(target):
                 path.rename(target)
             else:
@@ -162,7 +162,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def put_back(pair: Path, weights: Path) -> None:
+def restore_pair(pair: Path, weights: Path) -> None:
     """Restore weights that were moved aside and not replaced, after the files beside them."""
     # The weights come last: until then there is no adapter, so nothing can be loaded with another's configuration.
     if os.path.lexists(pair / weights.name) and not os.path.lexists(weights):

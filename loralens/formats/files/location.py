@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.packages import could_name, installed, model_folder
+from loralens.formats.files.packages import is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
@@ -30,7 +30,7 @@ def adapter_file(path: Path) -> Path:
     FormatError
         The folder holds no adapter file or several, or the file is a Git-LFS pointer, a web page, or too short.
     """
-    path = existing(path)
+    path = existing_path(path)
     with _report_os_errors(path):
         file = _file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
@@ -50,7 +50,7 @@ def _report_os_errors(path: Path) -> Iterator[None]:
         raise FormatError(what, fix="check the path and its permissions") from error
 
 
-def existing(path: Path) -> Path:
+def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
     For a Hub id it is the folder of the snapshot, for a package the folder of its model.
@@ -95,13 +95,13 @@ def _package_folder(name: str) -> Path | None:
 def _package_problem(name: str) -> str:
     if not _names_package(name):
         return ""
-    if installed(name):
+    if is_installed(name):
         return f", and the installed package {name} holds no transformers model"
     return ", and no package of this name is installed"
 
 
 def _names_package(name: str) -> bool:
-    return could_name(name) and Path(name).suffix not in SUFFIXES
+    return is_package_name(name) and Path(name).suffix not in SUFFIXES
 
 
 def _cache_snapshot(name: str) -> Path | None:

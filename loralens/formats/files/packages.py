@@ -14,12 +14,12 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
-def could_name(text: str) -> bool:
+def is_package_name(text: str) -> bool:
     """Whether a text can be the name of a package: letters and digits, with dots, dashes and underscores between."""
     return _NAME.fullmatch(text) is not None
 
 
-def installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Whether a package of this name is installed. Its case, and ``-``, ``_`` or ``.`` in it, make no difference."""
     return _distribution(name) is not None
 
@@ -42,7 +42,7 @@ def model_folder(name: str) -> Path | None:
     return folders[0] if folders else None
 
 
-def packaged(name: str, file: str) -> Path | None:
+def package_file(name: str, file: str) -> Path | None:
     """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
     distribution = _distribution(name)
     path = Path(str(distribution.locate_file(file))) if distribution else None
@@ -53,7 +53,7 @@ def _distribution(name: str) -> "Distribution | None":
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return distribution(name) if could_name(name) else None
+        return distribution(name) if is_package_name(name) else None
     except PackageNotFoundError:
         return None
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Self, final
 
 from loralens.errors import place
-from loralens.formats.files.disk import disk, flush, sync, sync_folder
-from loralens.formats.files.leftovers import COMPANIONS, NONE, put_back, reserve, tidy
+from loralens.formats.files.disk import disk_errors, flush, sync, sync_folder
+from loralens.formats.files.leftovers import COMPANIONS, NONE, reserve, restore_pair, tidy
 
 
 @final
@@ -43,8 +43,8 @@ class Staging:
 
     @contextmanager
     def put(self, path: Path) -> Iterator[BinaryIO]:
-        """Give a stream for the file that will be at ``path``. Errors are those of `replacing`."""
-        with place(path), disk():
+        """Give a stream for the file that will be at ``path``. Errors are those of `atomic_file`."""
+        with place(path), disk_errors():
             tidy(path)
             part = self._stack.enter_context(reserve(path))
             with part.open("wb") as stream:
@@ -56,12 +56,12 @@ class Staging:
         """Move every file to its place, the weights last; files at ``absent`` are removed."""
         weights = self._weights
         companions = {path: part for path, part in self._parts.items() if path != weights}
-        with place(weights), disk(), ExitStack() as stack:
+        with place(weights), disk_errors(), ExitStack() as stack:
             if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
                 # If anything below fails, this restores the old files. Otherwise it finds the new weights and only
                 # removes the old ones.
-                stack.callback(put_back, pair, weights)
+                stack.callback(restore_pair, pair, weights)
                 _remember([*companions, *absent], pair)
                 weights.rename(pair / weights.name)
             for path, part in companions.items():

@@ -6,18 +6,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.files.appearing import ImmovableError, appearing, why_immovable
-from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks, dumps
-from loralens.formats.files.disk import check_parent, check_room, disk
+from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
+from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
+from loralens.formats.files.disk import check_parent, check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.replacing import Put, replacing
 from loralens.formats.files.staging import Staging
 from loralens.formats.files.torch.writer import pickle_bytes
 
 
-def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> None:
+def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
     """Write tensors and metadata, one tensor at a time; the same input gives the same bytes.
 
     Before the file takes its place, the reference implementation of the format opens it as a check. ``put`` gives the
@@ -73,20 +73,20 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     """
     if folder.name in ("", ".."):
         folder = Path(os.path.realpath(folder))  # hidden names are derived from its name
-    with place(folder), disk():
+    with place(folder), disk_errors():
         tidy(folder)
         tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
     if not _check_folder(folder, files, overwrite=overwrite):
-        with place(folder), disk():
+        with place(folder), disk_errors():
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
+        with atomic_path(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
     companions = _companion_files(stored, files)
     if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *companions}
         with suppress(ImmovableError):
-            with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
+            with atomic_path(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
                 _write_together(stored, part / files.weights, files)
             return
     _write_together(stored, folder / files.weights, files)
@@ -111,7 +111,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
         One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
     for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
-        with place(target), disk():
+        with place(target), disk_errors():
             tidy(target)
     _check_file(stored, path, files, overwrite=overwrite)
     _write_together(stored, path, files)
@@ -149,7 +149,7 @@ def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) ->
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:
-    with place(path), disk():
+    with place(path), disk_errors():
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
@@ -190,7 +190,7 @@ def _writer(path: Path) -> Callable[[Stored, Path], None]:
     return write_pickle if path.suffix == ".bin" else write_safetensors
 
 
-def write_pickle(stored: Stored, path: Path, *, put: Put = replacing) -> None:
+def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
     """Write a torch pickle without torch."""
     with put(path) as stream:
         for chunk in pickle_bytes(stored.tensors):

@@ -18,7 +18,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddi
 BLOCK = 1 << 22  # numbers compared at a time, so that memory does not grow with the vocabulary
 
 
-def without_copies(
+def drop_copies(
     adapter: Adapter, base: Mapping[str, LazyArray], rename: Callable[[str], str]
 ) -> tuple[Adapter, list[str]]:
     """The adapter without full tensors that equal those of the base, and the keys that were left out.

@@ -11,9 +11,9 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.location import existing, is_gguf, snapshot
+from loralens.formats.files.location import existing_path, is_gguf, snapshot
 from loralens.formats.files.shards import weight_files
-from loralens.formats.models.float8 import dequantised, scales_of
+from loralens.formats.models.float8 import dequantise, scales_of
 from loralens.formats.models.quantised_bases import check_numbers, check_shapes
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
@@ -59,11 +59,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised, so
         that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
     """
-    path = resolved(path)
+    path = resolve_path(path)
     stored, config = _read_tensors(path), model_config(path)
     with place(path):
         check_numbers(stored, config)
-        tensors, notes = dequantised(stored, config)
+        tensors, notes = dequantise(stored, config)
         spread = scales_of(stored, config).spread if notes else {}
     return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
 
@@ -81,7 +81,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     OptionError, FormatError
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
-    path = resolved(path)
+    path = resolve_path(path)
     stored = _read_tensors(path)
     with place(path):
         check_shapes(stored, model_config(path))
@@ -90,7 +90,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def model_config(path: Path) -> dict[str, Any] | None:
     """The content of ``config.json`` in the folder of a base model; None if there is none."""
-    folder = resolved(path)
+    folder = resolve_path(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
 
@@ -100,9 +100,9 @@ def stores_conv1d(path: Path) -> bool:
     return (model_config(path) or {}).get("model_type") in CONV1D
 
 
-def resolved(path: Path) -> Path:
+def resolve_path(path: Path) -> Path:
     """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
-    path = existing(path)
+    path = existing_path(path)
     if not (path / "snapshots").is_dir():
         return path
     chosen = snapshot(path)

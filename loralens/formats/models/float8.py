@@ -26,7 +26,7 @@ BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
 Tensors = Mapping[str, LazyArray]
 
 
-def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
+def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
     """The tensors, with float8 weights multiplied by their scales to float32 and without the scales; and a note of it.
 
     Raises
@@ -51,7 +51,7 @@ def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Ten
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scales:
+class Float8Scales:
     """The factors of float8 weights.
 
     Attributes
@@ -66,7 +66,7 @@ class Scales:
     keys: tuple[str, ...]
 
 
-def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
+def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Scales:
     """The scales of all float8 weights that have one.
 
     Raises
@@ -79,7 +79,7 @@ def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
     for key, scale in scaled.items():
         with place(key):
             spread[key] = _product(_ones(tensors[key].shape), tensors[scale], block)
-    return Scales(spread, _keys_to_leave_out(tensors, scaled))
+    return Float8Scales(spread, _keys_to_leave_out(tensors, scaled))
 
 
 def _scale_keys(tensors: Tensors) -> dict[str, str]:

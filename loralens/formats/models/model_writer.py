@@ -17,9 +17,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.files.apart import Input
-from loralens.formats.files.appearing import appearing, check_space, check_target
-from loralens.formats.files.container import DTYPES, dumps, header_bytes, pieces
-from loralens.formats.files.disk import disk
+from loralens.formats.files.atomic import atomic_path, check_space, check_write_target
+from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
+from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
@@ -109,13 +110,13 @@ def write_model(
     FormatError
         The disk reports an error.
     """
-    with place(target), disk():
+    with place(target), disk_errors():
         tidy(target)
         known_inputs = inputs or [("the base", files.root)]
-        check_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        check_write_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
         if target.is_dir():
             check_replaceable(target, _file_names(files, without, names or {}))
-    with appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
+    with atomic_path(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
             _copy_others(files, part, _new_names(files, without, names or {}))
             for index in files.indices:
@@ -300,7 +301,7 @@ class _Work:
     def do(self, job: _Job, stop: Event) -> None:
         """Write one tensor, unless ``stop`` is set."""
         offset = job.offset
-        for block in self.fill(job.key) if job.source is None else pieces(job.source):
+        for block in self.fill(job.key) if job.source is None else tensor_pieces(job.source):
             if stop.is_set():
                 return
             if self.watch and job.source is not None:

@@ -63,7 +63,7 @@ _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w
 _SWIGLU = ".mlp.weights_in"
 
 
-def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     """Rename the modules of an adapter from the names in checkpoints to those in the memory of transformers 5.
 
     Parameters

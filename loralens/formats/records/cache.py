@@ -31,7 +31,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loralens"
 
 
-def digest(weight: Weight) -> str:
+def weight_digest(weight: Weight) -> str:
     """SHA-256 of the numbers, dtype, shape and orientation of a weight, which is read a block of rows at a time."""
     stored = weight.stored
     hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
@@ -40,7 +40,7 @@ def digest(weight: Weight) -> str:
     return hasher.hexdigest()
 
 
-def nbytes(weight: Weight) -> int:
+def svd_bytes(weight: Weight) -> int:
     """The bytes that the SVD of a weight takes on disk, without its header."""
     out, in_ = weight.shape
     # U (out, k) and V (in, k) are float32, the singular values float64.

@@ -13,7 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
-from loralens.formats.files.gguf.header import Header, counts, values
+from loralens.formats.files.gguf.header import Header, read_counts, read_values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
@@ -25,8 +25,8 @@ Status = Literal["adapter", "unreadable", "other"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The result of `examine` for one path.
+class FolderEntry:
+    """The result of `examine_file` for one path.
 
     Attributes
     ----------
@@ -103,18 +103,18 @@ def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
         yield folder
 
 
-def examine(path: Path, *, allow_pickle: bool = False, once: bool = False) -> Found:
+def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) -> FolderEntry:
     """Find out what a candidate is by its header; numbers are read only of pickles. It raises no LoraLensError."""
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError:
         size = 0
     try:
-        return Found(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
+        return FolderEntry(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
     except LoraLensError as error:
         status: Status = "other" if _is_model(path) else "unreadable"
         reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what
-        return Found(path, None, size, status, reason, "" if status == "other" else error.fix)
+        return FolderEntry(path, None, size, status, reason, "" if status == "other" else error.fix)
 
 
 def _is_model(path: Path) -> bool:
@@ -134,7 +134,7 @@ def _gguf_type(path: Path) -> object:
     """The value of ``general.type`` in a GGUF file; None if the header cannot be read or, as in old files, lacks it."""
     with suppress(LoraLensError):
         header = Header(OpenFile(path))
-        for key, value in values(header, counts(header)[1]):
+        for key, value in read_values(header, read_counts(header)[1]):
             if key == "general.type":
                 return value.value
     return None

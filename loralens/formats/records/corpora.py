@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.packages import installed, packaged
+from loralens.formats.files.packages import is_installed, package_file
 
 HELD_OUT = 640  # texts for the final accuracy, as in all four tasks
 VALIDATION = 640  # texts for choosing a learning rate
@@ -141,9 +141,9 @@ def read_corpus(name: str) -> Split:
 
 def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
     """The rows of one file of a task, with single spaces between words."""
-    path = packaged(corpus.package, file)
+    path = package_file(corpus.package, file)
     if path is None:
-        what = f"has no {file}" if installed(corpus.package) else "is not installed"
+        what = f"has no {file}" if is_installed(corpus.package) else "is not installed"
         raise OptionError(f"the texts of {corpus.name} are in the package {corpus.package}, which {what}", fix=INSTALL)
     with place(path):
         for text, label in corpus.read(path):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from loralens.errors import place
-from loralens.formats.files.disk import disk, sync_folder
+from loralens.formats.files.disk import disk_errors, sync_folder
 from loralens.formats.files.hold import lock
 from loralens.formats.files.leftovers import claim, remove, tidy
 
@@ -21,7 +21,7 @@ _KEPT = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<model>[0-9]+)\.kept", 
 
 
 @contextmanager
-def keeping(files: Sequence[Path], model: Path) -> Iterator[None]:
+def keep_files(files: Sequence[Path], model: Path) -> Iterator[None]:
     """Keep the files of the model at ``model`` for a block that replaces them and then the model.
 
     Afterwards the old files are removed; if the model was not replaced, they are restored.
@@ -39,8 +39,8 @@ def _back_up(file: Path, model: Path) -> Iterator[None]:
         yield
         return
     hidden = file.with_name(f".{file.name}.{os.getpid()}.{number}.kept")
-    with place(file), disk():
-        remove(hidden)  # one of an earlier process with the same id; `settle` has dealt with its content
+    with place(file), disk_errors():
+        remove(hidden)  # one of an earlier process with the same id; `restore_kept` has dealt with its content
         try:
             os.link(file, hidden)
         except OSError:  # the disk has no hard links
@@ -55,7 +55,7 @@ def _back_up(file: Path, model: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def settle(file: Path, model: Path) -> None:
+def restore_kept(file: Path, model: Path) -> None:
     """Restore what a killed run kept of ``file`` if its model was not replaced; otherwise remove it."""
     for hidden, pid, number in _leftovers(file):
         with claim(hidden, pid) as abandoned:
@@ -65,7 +65,7 @@ def settle(file: Path, model: Path) -> None:
 
 
 def _finish_backup(hidden: Path, file: Path, *, stands: bool) -> None:
-    with place(file), disk():
+    with place(file), disk_errors():
         if stands and not (file.exists() and file.samefile(hidden)):
             hidden.replace(file)
         else:

@@ -18,7 +18,7 @@ from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.disk import check_parent
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
@@ -41,7 +41,7 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
         The file cannot be written.
     """
     path = Path(path)
-    check_target(path, overwrite=overwrite)
+    check_moments_target(path, overwrite=overwrite)
     tensors = {}
     for name, moment in moments.items():
         tensors[f"{name}.K"] = LazyArray.of(np.ascontiguousarray(moment.K, np.float64))
@@ -58,7 +58,7 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
     write_safetensors(Stored(tensors, {KEY: json.dumps(record, ensure_ascii=True)}), path)
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
+def check_moments_target(path: Path, *, overwrite: bool) -> None:
     """Refuse a path where moments cannot be written, before they are measured."""
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
@@ -87,7 +87,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
     FormatError
         The file holds no moments, or they are damaged.
     """
-    path = existing(Path(path))
+    path = existing_path(Path(path))
     stored = read_safetensors(path)
     with place(path):
         record = _record(stored)

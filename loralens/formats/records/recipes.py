@@ -25,7 +25,8 @@ from pathlib import Path
 
 from loralens.core.recipe import Recipe
 from loralens.errors import FormatError, place
-from loralens.formats.files.container import OpenFile, Stored, json_text, read_safetensors
+from loralens.formats.files.container import OpenFile, Stored, read_safetensors
+from loralens.formats.files.json_text import json_text
 from loralens.formats.files.location import adapter_file
 
 KEY = "loralens_recipe"  # the key of the recipe in the metadata
@@ -87,7 +88,7 @@ def _recipe(content: object) -> Recipe:
     return Recipe.of(content)
 
 
-def stamped(stored: Stored, recipe: Recipe) -> Stored:
+def stamp_recipe(stored: Stored, recipe: Recipe) -> Stored:
     """Add the recipe to the metadata of ``stored``."""
     text = json_text(recipe.record())
     return replace(stored, metadata={**(stored.metadata or {}), KEY: text})

@@ -14,8 +14,8 @@ from typing import Any, final
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json
-from loralens.formats.files.location import adapter_file, existing
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.files.location import adapter_file, existing_path
 
 STATE = "trainer_state.json"
 LOG = "log.jsonl"  # the log of loralens train
@@ -27,7 +27,7 @@ _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECA
 
 @final
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class RunCheckpoint:
     """One adapter of a run.
 
     Attributes
@@ -45,7 +45,7 @@ class Checkpoint:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LoggedLoss:
     """A logged loss and its step."""
 
     value: float
@@ -61,9 +61,9 @@ class Run:
     trainer_state.json of the latest step, or the log of the run.
     """
 
-    checkpoints: tuple[Checkpoint, ...]
-    train: tuple[Loss, ...] = ()
-    evaluation: tuple[Loss, ...] = ()
+    checkpoints: tuple[RunCheckpoint, ...]
+    train: tuple[LoggedLoss, ...] = ()
+    evaluation: tuple[LoggedLoss, ...] = ()
     source: Path | None = None
 
     @property
@@ -72,7 +72,7 @@ class Run:
         return all(checkpoint.step is not None for checkpoint in self.checkpoints)
 
 
-def run_of(paths: Sequence[Path]) -> Run:
+def read_run(paths: Sequence[Path]) -> Run:
     """Read a run from its folder, or from the paths of its adapters.
 
     Raises
@@ -82,7 +82,7 @@ def run_of(paths: Sequence[Path]) -> Run:
     FormatError
         A trainer_state.json cannot be read.
     """
-    paths = [existing(path) for path in paths]
+    paths = [existing_path(path) for path in paths]
     members = _members(paths[0]) if len(paths) == 1 else list(paths)
     if len(members) < 2:
         raise OptionError(
@@ -90,7 +90,7 @@ def run_of(paths: Sequence[Path]) -> Run:
             fix="give a folder with checkpoint-N folders in it, or two or more adapters",
         )
     states = {path: state for path in [*paths, *members] if (state := _state(path))}
-    checkpoints = [Checkpoint(path, _step(path, states)) for path in members]
+    checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
     ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
     if not states:
@@ -104,7 +104,7 @@ def run_of(paths: Sequence[Path]) -> Run:
     return Run(tuple(ordered), _losses(entries, "loss"), _losses(entries, "eval_loss"), _state_file(latest))
 
 
-def nearest(losses: Iterable[Loss], step: int | None) -> Loss | None:
+def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss | None:
     """The loss nearest to ``step``, the earlier one of two; None if there are no losses or no step."""
     if step is None:
         return None
@@ -170,7 +170,7 @@ def _whole(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 2**63 else None
 
 
-def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
+def _check_steps(checkpoints: Iterable[RunCheckpoint]) -> None:
     """Refuse two checkpoints of the same step, because they have no order."""
     paths: dict[int, Path] = {}
     for checkpoint in checkpoints:
@@ -183,11 +183,11 @@ def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
             paths[checkpoint.step] = checkpoint.path
 
 
-def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[Loss, ...]:
+def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[LoggedLoss, ...]:
     """The finite losses in order of steps; of several for one step, the last."""
     values = {
         step: value
         for entry in entries
-        if (step := _whole(entry.get("step"))) is not None and (value := finite(entry.get(name))) is not None
+        if (step := _whole(entry.get("step"))) is not None and (value := finite_number(entry.get(name))) is not None
     }
-    return tuple(Loss(value, step) for step, value in sorted(values.items()))
+    return tuple(LoggedLoss(value, step) for step, value in sorted(values.items()))

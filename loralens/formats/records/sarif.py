@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files.container import dumps, read_json
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_parent
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.json_text import dumps
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -53,7 +54,7 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
     return dumps(log)
 
 
-def check_place(path: Path) -> None:
+def check_log_target(path: Path) -> None:
     """Refuse a path where no log can be written, before the checks run.
 
     Raises
@@ -78,7 +79,7 @@ def _holds_log(path: Path) -> bool:
 
 def write_sarif(text: str, path: Path) -> None:
     """Write a log, complete or not at all. An old log is replaced without asking: every CI job writes it anew."""
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         stream.write(text.encode("utf-8"))
 
 

@@ -28,13 +28,12 @@ from loralens.core.names import some
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats import save
-from loralens.formats.files.appearing import move_aside
+from loralens.formats.files.atomic import atomic_file, move_aside
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
-from loralens.formats.files.disk import check_room, disk
+from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.replacing import replacing
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # the key in the metadata of a state
@@ -79,10 +78,10 @@ class Training:
             The target or an unfinished run of that name exists and ``overwrite`` is false, or it is not a run of
             loralens, or another process is writing there.
         """
-        with place(self.target), disk():
+        with place(self.target), disk_errors():
             tidy(self.target)  # restores a target that a killed run had moved aside
         self.check(overwrite=overwrite)
-        with place(self.folder), disk():
+        with place(self.folder), disk_errors():
             # The lock is on the folder itself, so it is taken before the old one is removed, and again for the new one.
             if self.folder.exists():
                 self._hold.take(self.folder)
@@ -119,7 +118,7 @@ class Training:
             raise OptionError(f"{self.folder}: is in the way, and holds no training run", fix="choose another target")
         check_room(self.target)
 
-    def go_on(self, run: Mapping[str, Any]) -> State | None:
+    def resume(self, run: Mapping[str, Any]) -> State | None:
         """Resume an unfinished run: returns its state, and removes from the log what came after it.
 
         None if no state had been saved yet, so that the run begins anew.
@@ -153,7 +152,7 @@ class Training:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
-        with disk(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
+        with disk_errors(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def save(self, state: State) -> None:
@@ -176,11 +175,11 @@ class Training:
         OptionError
             The target was created by somebody else meanwhile. The finished run stays in its folder.
         """
-        with place(self.folder), disk():
+        with place(self.folder), disk_errors():
             # A run that was killed here has left the same adapter already.
             (self.folder / NAMES[0]).unlink(missing_ok=True)
         save(adapter, self.folder, overwrite=True)
-        with place(self.target), disk():
+        with place(self.target), disk_errors():
             tidy(self.target)
             if os.path.lexists(self.target) and not read_json(self.folder / RUN).get(REPLACES):
                 raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
@@ -203,7 +202,7 @@ class Training:
         return sorted((int(step), path) for step, path in folders if step.isdecimal())
 
     @property
-    def saved(self) -> bool:
+    def has_state(self) -> bool:
         """Whether there is a state from which the run can be resumed."""
         return (self.folder / STATE).exists()
 
@@ -244,7 +243,7 @@ class Training:
                 shutil.rmtree(snapshot, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
-        with replacing(self.folder / name) as file:
+        with atomic_file(self.folder / name) as file:
             file.write(text.encode())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import finite_number
 
 
 @final
@@ -33,9 +33,9 @@ def history(path: Path) -> History:
     for entry in _entries(path):
         step, measures = entry["step"], entry.get("evaluation")
         if "loss" in entry:
-            losses[step] = finite(entry["loss"])
+            losses[step] = finite_number(entry["loss"])
         if isinstance(measures, dict):
-            evaluations.append((step, {name: finite(value) for name, value in measures.items()}))
+            evaluations.append((step, {name: finite_number(value) for name, value in measures.items()}))
     return History(losses, tuple(evaluations))
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import Stored, json_text, read_safetensors
+from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens_undo"

@@ -11,10 +11,10 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import resolved
+from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
-from loralens.formats.records.kept import settle
+from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
@@ -54,8 +54,8 @@ class UnmergeRun:
         )  # of a model that is one file
         outside = undo or undo_beside
         if outside:
-            settle(outside, merged)
-        root = resolved(merged)
+            restore_kept(outside, merged)
+        root = resolve_path(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)

@@ -29,7 +29,7 @@ from loralens.errors import ShapeError
 from loralens.formats.dialects import alpha
 from loralens.formats.dialects.diffusers.keys import LYCORIS
 from loralens.formats.dialects.diffusers.metadata import KEY
-from loralens.formats.dialects.kohya.reader import axis
+from loralens.formats.dialects.kohya.reader import magnitude_role
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
 from loralens.formats.files.container import Stored
 
@@ -58,7 +58,7 @@ _NOTICES = (
 )
 
 
-def raw(key: str) -> Leaf | None:
+def parse_comfyui_key(key: str) -> Leaf | None:
     """The name in the file and the part of a key; None for a key that ComfyUI does not know."""
     half = _UP_DOWN.match(key) or _A_B.match(key)
     if half:
@@ -67,13 +67,13 @@ def raw(key: str) -> Leaf | None:
     return Leaf(other["name"], other["part"]) if other else None
 
 
-def leaf(key: str) -> Leaf | None:
+def comfyui_leaf(key: str) -> Leaf | None:
     """The canonical name and the part of a key; None for a key that ComfyUI does not know."""
-    parts = raw(key)
-    return parts and Leaf(canonical(parts.name), parts.part)
+    parts = parse_comfyui_key(key)
+    return parts and Leaf(remove_processor(parts.name), parts.part)
 
 
-def canonical(name: str) -> str:
+def remove_processor(name: str) -> str:
     """A name of diffusers without the ``.processor`` that ComfyUI expects before attention projections."""
     if not name.startswith("unet."):
         return name
@@ -107,7 +107,7 @@ def read(stored: Stored) -> Adapter:
     """
     modules, extra = gather(
         stored.tensors,
-        leaf,
+        comfyui_leaf,
         update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
         companions=_companions,
     )
@@ -117,7 +117,7 @@ def read(stored: Stored) -> Adapter:
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(alpha.findings(modules, stored.metadata) + _about_extras(extra, modules)),
+        findings=tuple(alpha.alpha_findings(modules, stored.metadata) + _about_extras(extra, modules)),
     )
 
 
@@ -125,7 +125,7 @@ def _module(parts: Parts) -> LowRank:
     B, A = halves(parts)
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=alpha.scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
+    return pair(B, A, scaling=alpha.stored_scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
 
 
 def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
@@ -133,7 +133,7 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
     loose = {part: held for part, held in parts.items() if module is None or part not in STORED}
     roles = {part: ROLES.get(part, "other") for part in loose}
     if "dora_scale" in loose and module:
-        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+        roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
     return {
         key: Extra(roles[part], name, tensor, "bias" if part == "diff_b" else "weight")
         for part, (key, tensor) in loose.items()

@@ -17,9 +17,16 @@ from loralens.core.naming.image_names import comfyui_has, comfyui_unet, in_pipel
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.dialects import alpha
-from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, canonical, raw
-from loralens.formats.dialects.extras import add, check_encoder, check_size, owner, to_keep, to_translate
-from loralens.formats.dialects.pairs import Parts, pack, stood
+from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, parse_comfyui_key, remove_processor
+from loralens.formats.dialects.extras import (
+    add_tensors,
+    check_encoder,
+    check_size,
+    keep_extras,
+    owning_module,
+    translatable_extras,
+)
+from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
@@ -42,25 +49,25 @@ def write(adapter: Adapter) -> Stored:
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
-            files[name] = _file(name, stood(module, NAME, raw))
+            files[name] = _file(name, stored_parts(module, NAME, parse_comfyui_key))
             owner = owners.setdefault(files[name], name)
             if owner != name:
                 raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
             tensors.update(_tensors(files[name], module))
-    add(tensors, _extras(adapter, files))
+    add_tensors(tensors, _extras(adapter, files))
     own = adapter.format == NAME
     return Stored(
         dict(sorted(tensors.items())),
         adapter.metadata if own else {"format": "pt"},
         adapter.config if own else None,
-        names={canonical(file): name for name, file in files.items() if canonical(file) != name},
+        names={remove_processor(file): name for name, file in files.items() if remove_processor(file) != name},
     )
 
 
 def _file(name: str, parts: Parts) -> str:
     """The name of a module in the file; its old one if it was read from such a file."""
     if parts:
-        stored_leaf = raw(parts["A"][0])
+        stored_leaf = parse_comfyui_key(parts["A"][0])
         assert stored_leaf
         return stored_leaf.name
     if name.startswith(KOHYA):
@@ -88,16 +95,16 @@ def _comfyui_name(name: str) -> str:
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    parts = stood(module, NAME, raw)
-    if parts and module.origin and alpha.scaling(parts, module.rank).value == module.scale:
+    parts = stored_parts(module, NAME, parse_comfyui_key)
+    if parts and module.origin and alpha.stored_scaling(parts, module.rank).value == module.scale:
         return module.origin.tensors
     if module.layout.kind not in KINDS:
         what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    alpha_tensor = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
+    alpha_tensor = {f"{file}.alpha": LazyArray.of(np.array(alpha.alpha_for_file(module)))}
     if parts:
         return dict((parts["A"], parts["B"])) | alpha_tensor
-    B, A = pack(module)
+    B, A = pack_pair(module)
     return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | alpha_tensor
 
 
@@ -108,20 +115,24 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
     software by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
-        return to_keep(
-            adapter, files, leaf=raw, canonical=canonical, named=lambda name: _comfyui_name(in_pipeline(name))
+        return keep_extras(
+            adapter,
+            files,
+            leaf=parse_comfyui_key,
+            canonical=remove_processor,
+            named=lambda name: _comfyui_name(in_pipeline(name)),
         )
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
+    for key, extra in translatable_extras(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):
-            module, file = owner(adapter, extra), files[extra.module]
+            module, file = owning_module(adapter, extra), files[extra.module]
             out, kernel = module.shape[0], module.layout.kernel
             channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
             check_size(extra.tensor, channels)
             if extra.role == "lora_bias":
-                add(tensors, {f"{file}.diff_b": _scale_tensor(extra.tensor.reshape(out), module.scale)})
+                add_tensors(tensors, {f"{file}.diff_b": _scale_tensor(extra.tensor.reshape(out), module.scale)})
             else:
-                add(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
+                add_tensors(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
     return tensors
 
 

@@ -48,7 +48,7 @@ def style(key: str) -> str | None:
     return next((name for name, regex in _STYLES.items() if regex.match(key)), None)
 
 
-def leaf(key: str) -> Leaf | None:
+def diffusers_leaf(key: str) -> Leaf | None:
     """The canonical name of the module and the part of a key; None for a key that diffusers does not write."""
     for name, regex in _STYLES.items():
         match = regex.match(key)
@@ -94,7 +94,7 @@ def _module(path: str, written: str) -> str:
     return f"{head}.{(_IN_TEXT_ENCODER if in_text_encoder else _IN_UNET).get(last, last)}"
 
 
-def fits(keys: Iterable[str], *, declared: bool) -> bool:
+def are_diffusers_keys(keys: Iterable[str], *, declared: bool) -> bool:
     """Whether the style of all pairs is one of diffusers; ``declared`` says that the header names the dialect."""
     styles = {key: found for key in keys if (found := style(key))}
     return bool(styles) and all(_fits(key, found, declared=declared) for key, found in styles.items())

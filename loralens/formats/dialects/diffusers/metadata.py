@@ -13,8 +13,8 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.files.container import check_printable
 from loralens.formats.files.expressions import Allowance
+from loralens.formats.files.json_text import check_printable
 
 KEY = "lora_adapter_metadata"
 _FIX = "save the adapter again, or take this entry out of the header: diffusers then takes scale 1"
@@ -91,7 +91,7 @@ def _object(text: str | None) -> dict[str, Any]:
     return value
 
 
-def dumps(fields: Mapping[str, Mapping[str, Any]]) -> str:
+def dump_configs(fields: Mapping[str, Mapping[str, Any]]) -> str:
     """The fields of all components as diffusers writes them, except that patterns keep their order.
 
     diffusers sorts the keys of patterns too, but PEFT takes the first key that matches.

@@ -18,7 +18,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.formats.dialects import alpha, dora
-from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, fits, leaf
+from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, are_diffusers_keys, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
 from loralens.formats.files.container import Stored
@@ -43,7 +43,7 @@ def detect(stored: Stored) -> bool:
     )
     foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
     down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
-    return not (peft or foreign or down) and fits(stored.tensors, declared=declared)
+    return not (peft or foreign or down) and are_diffusers_keys(stored.tensors, declared=declared)
 
 
 def read(stored: Stored) -> Adapter:
@@ -57,18 +57,22 @@ def read(stored: Stored) -> Adapter:
     configs = Configs.of(stored.metadata)
     modules, extra = gather(
         stored.tensors,
-        leaf,
+        diffusers_leaf,
         update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
         companions=lambda name, parts, update: _companions(name, parts, paired=update is not None),
     )
     bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
-    extra = {**extra, **dora.unstored(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
-    findings = [*_about_ranks(modules), *_about_alphas(modules, configs), *alpha.findings(modules, stored.metadata)]
+    extra = {**extra, **dora.missing_magnitudes(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
+    findings = [
+        *_about_ranks(modules),
+        *_about_alphas(modules, configs),
+        *alpha.alpha_findings(modules, stored.metadata),
+    ]
     findings += [
         *configs.findings(),
         *_about_extras(extra.items()),
         *_about_config(stored),
-        *dora.finding(extra, software="diffusers"),
+        *dora.magnitude_findings(extra, software="diffusers"),
     ]
     return Adapter(
         modules=modules,
@@ -85,7 +89,7 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
     B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
-    scaling = configs.scaling(name) or alpha.scaling(parts, A.shape[0])
+    scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
     origin = origin_of(NAME, parts, STORED)
     if prefix:
         return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)

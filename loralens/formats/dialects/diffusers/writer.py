@@ -19,13 +19,13 @@ from loralens.core.lazy import LazyArray
 from loralens.core.naming.image_names import in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, MismatchError, place
-from loralens.formats.dialects.diffusers.keys import component, leaf
-from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dumps
+from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
+from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dump_configs
 from loralens.formats.dialects.diffusers.reader import NAME, detect, read
-from loralens.formats.dialects.extras import add, check_encoder
-from loralens.formats.dialects.pairs import pack, stood
+from loralens.formats.dialects.extras import add_tensors, check_encoder
+from loralens.formats.dialects.pairs import pack_pair, stored_parts
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.writer import companions, most_common, pattern, whole
+from loralens.formats.dialects.peft.writer import integer_if_whole, literal_pattern, most_common, translate_companions
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged", "embedding")  # the kinds of weights in such files
@@ -55,7 +55,7 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_pair(name, module))
-    add(tensors, _extras(adapter))
+    add_tensors(tensors, _extras(adapter))
     stored = _add_header(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return replace(stored, names={new: name for name, new in names.items()})
@@ -104,7 +104,7 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
             "this is a name with underscores for dots, and diffusers would load nothing under it",
             fix="give --base, so that the names become those of the base model",
         )
-    B, A = _stored_pair(module) or pack(module)
+    B, A = _stored_pair(module) or pack_pair(module)
     if kind == "embedding":
         return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
     return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
@@ -112,7 +112,7 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
 
 def _stored_pair(module: Update) -> tuple[LazyArray, LazyArray] | None:
     """B and A as they were stored, if the module was read from a diffusers file."""
-    parts = stood(module, NAME, leaf)
+    parts = stored_parts(module, NAME, diffusers_leaf)
     prefix = "embedding_" if module.layout.kind == "embedding" else ""
     return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
 
@@ -121,14 +121,14 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """The extras: unchanged in diffusers' own dialect; of others the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
         return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
-    tensors = companions(adapter, "a diffusers file")
+    tensors = translate_companions(adapter, "a diffusers file")
     _check_dora(adapter)
     return tensors
 
 
 def _key(key: str, extra: Extra) -> str:
     """The key of an extra if it names its module, else a key with the same ending and the module's present name."""
-    parts = leaf(key)
+    parts = diffusers_leaf(key)
     return key if parts is None or parts.name == extra.module else f"{extra.module}.{_ENDINGS[parts.part]}"
 
 
@@ -155,7 +155,7 @@ def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
     header = plain.metadata or {}
     if uniform and KEY not in header and detect(plain):
         return plain
-    return replace(plain, metadata={**header, KEY: dumps(_fields(adapter))})
+    return replace(plain, metadata={**header, KEY: dump_configs(_fields(adapter))})
 
 
 def _fields(adapter: Adapter) -> Fields:
@@ -193,9 +193,9 @@ def _update_config(
     fields.update(old or {})
     fields.update(
         r=rank,
-        lora_alpha=whole(alpha),
-        rank_pattern=pattern(ranks, rank),
-        alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
+        lora_alpha=integer_if_whole(alpha),
+        rank_pattern=literal_pattern(ranks, rank),
+        alpha_pattern=literal_pattern({path: integer_if_whole(value) for path, value in alphas.items()}, alpha),
     )
     if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(paths):
         fields["target_modules"] = list(paths)

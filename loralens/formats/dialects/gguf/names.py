@@ -23,24 +23,24 @@ _BLOCK = re.compile(r"^blk\.(\d{1,9})\.(.+)$")
 _MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """The place of a module in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
 
     tensor: str
     expert: int | None
 
 
-def place_of(module: str, arch: str) -> Place | None:
+def place_of(module: str, arch: str) -> TensorPlace | None:
     """The place of a module in a GGUF file; None if the architecture has no tensor for it."""
     match = _EXPERT.match(module)
     if not match:
         tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
-        return None if tensor is None or tensor.endswith("_exps") else Place(tensor, None)
+        return None if tensor is None or tensor.endswith("_exps") else TensorPlace(tensor, None)
     path = match["stack"] or f"{match['path']}.{match['part']}"
     tensor = _tensor(path, arch) or _tensor(_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)
     if tensor is None or not tensor.endswith("_exps"):
         return None
-    return Place(tensor, int(match["number"] or match["item"]))
+    return TensorPlace(tensor, int(match["number"] or match["item"]))
 
 
 def _tensor(module: str, arch: str) -> str | None:

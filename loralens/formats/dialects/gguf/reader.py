@@ -27,8 +27,9 @@ from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import Architecture, Heads, architecture, architecture_of, heads_of
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
-from loralens.formats.files.container import Stored, plain_text
+from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
+from loralens.formats.files.json_text import plain_text
 
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
@@ -57,10 +58,10 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError, MismatchError
         One half of a pair is missing, factors do not fit together, or the base has another architecture.
     """
-    plain = gguf_values.plain(stored.metadata) if stored.metadata else dict(stored.plain)
-    base = base_of(stored.config)
+    plain = gguf_values.plain_values(stored.metadata) if stored.metadata else dict(stored.plain)
+    base = base_model_config(stored.config)
     arch = _architecture(plain, base)
-    heads = heads_said(plain, base) if arch and arch.permuted else None
+    heads = stated_heads(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
     pairs, unpaired = group(stored.tensors, _leaf)
     return Adapter(
@@ -74,16 +75,16 @@ def read(stored: Stored) -> Adapter:
     )
 
 
-def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
+def restore_rows(adapter: Adapter, other: Adapter) -> Adapter:
     """``adapter`` with the rows of q and k in Hugging Face's order, by the numbers of heads of ``other``.
 
     Both must be for the same base. The adapter is returned unchanged if its rows are in order already, or if ``other``
     is no GGUF file of the same architecture or does not have the numbers of heads either.
     """
-    if not (turned(adapter) and other.format == NAME):
+    if not (has_permuted_rows(adapter) and other.format == NAME):
         return adapter
-    values, other_values = (gguf_values.plain(one.metadata) for one in (adapter, other))
-    heads = heads_said(other_values, other.config)
+    values, other_values = (gguf_values.plain_values(one.metadata) for one in (adapter, other))
+    heads = stated_heads(other_values, other.config)
     if heads is None or values.get(ARCHITECTURE) != other_values.get(ARCHITECTURE):
         return adapter
     tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
@@ -93,12 +94,12 @@ def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
     return read(Stored(tensors, adapter.metadata, config))
 
 
-def turned(adapter: Adapter) -> bool:
+def has_permuted_rows(adapter: Adapter) -> bool:
     """Whether the rows of q and k are in llama.cpp's order, because the numbers of heads are unknown."""
     return any(finding.code == "rows-permuted" for finding in adapter.findings)
 
 
-def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def base_model_config(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The configuration if it is one of a base model; None if it is PEFT's, which may lie beside the file."""
     return config if config and "peft_type" not in config and heads_of(config) else None
 
@@ -115,7 +116,7 @@ def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> A
     return arch
 
 
-def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
+def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
     """The numbers of heads that loralens wrote into the file, else those of the base.
 
     Raises

@@ -18,7 +18,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.errors import FormatError, OptionError, ShapeError, place
-from loralens.formats.dialects.extras import to_translate
+from loralens.formats.dialects.extras import translatable_extras
 from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import (
@@ -29,7 +29,7 @@ from loralens.formats.dialects.gguf.architectures import (
     architecture_of,
     text_config,
 )
-from loralens.formats.dialects.gguf.names import Place
+from loralens.formats.dialects.gguf.names import TensorPlace
 from loralens.formats.dialects.gguf.reader import (
     ALPHA,
     ARCHITECTURE,
@@ -37,8 +37,8 @@ from loralens.formats.dialects.gguf.reader import (
     HEADS,
     HEADS_KV,
     NAME,
-    base_of,
-    heads_said,
+    base_model_config,
+    stated_heads,
 )
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
@@ -98,7 +98,7 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     """
     target = _target(adapter, arch, base_config)
     if target.metadata is None:
-        to_translate(adapter, (), "a GGUF adapter")
+        translatable_extras(adapter, (), "a GGUF adapter")
     stacks = _stacks(adapter, target)
     alpha = _alpha(adapter, target)
     heads = _required_heads(stacks, target)
@@ -111,18 +111,18 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
         tensors.update((key, extra.tensor) for key, extra in adapter.extra.items())
     metadata = _metadata(adapter, target, alpha, heads)
     names = _names(stacks, target.family)
-    return Stored(tensors, metadata, target.config, plain=gguf_values.plain(metadata), names=names)
+    return Stored(tensors, metadata, target.config, plain=gguf_values.plain_values(metadata), names=names)
 
 
 def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None) -> _Target:
     requested = _requested_architecture(arch, config)
     if adapter.format == NAME:
-        plain = gguf_values.plain(adapter.metadata)
+        plain = gguf_values.plain_values(adapter.metadata)
         own = plain.get(ARCHITECTURE)
         if requested is None or requested.name == own:
             family = architecture(own) if isinstance(own, str) else None
             family = family if family and family.name == own else None
-            heads = heads_said(plain, adapter.config) if family and family.permuted else None
+            heads = stated_heads(plain, adapter.config) if family and family.permuted else None
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
         raise OptionError(
@@ -130,7 +130,11 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
             fix="give --arch (llama, qwen2 …) or the base's folder with --base",
         )
     return _Target(
-        requested.name, requested, heads_said({}, base_of(config)) if requested.permuted else None, None, config
+        requested.name,
+        requested,
+        stated_heads({}, base_model_config(config)) if requested.permuted else None,
+        None,
+        config,
     )
 
 
@@ -165,19 +169,19 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
     return stacks
 
 
-def _place(name: str, target: _Target) -> Place:
+def _place(name: str, target: _Target) -> TensorPlace:
     spot = gguf_names.place_of(name, target.arch)
     # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
     if spot is None and target.metadata is not None:
-        spot = Place(*(expert(name) or (name, None)))
+        spot = TensorPlace(*(expert(name) or (name, None)))
     if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
-        raise head_is_tied()
+        raise tied_head_error()
     if spot is None:
         raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=DROP)
     return spot
 
 
-def _check(spot: Place, module: Update, target: _Target) -> None:
+def _check(spot: TensorPlace, module: Update, target: _Target) -> None:
     """Refuse a kind of weight or a dtype that llama.cpp cannot use."""
     kind = module.layout.kind
     if kind == "conv":
@@ -185,7 +189,7 @@ def _check(spot: Place, module: Update, target: _Target) -> None:
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
         raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=DROP)
     if spot.tensor == "output" and _has_tied_head(target):
-        raise head_is_tied()
+        raise tied_head_error()
     for factor in module.factors:
         if factor.dtype not in DTYPES:
             raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
@@ -197,7 +201,7 @@ def _has_tied_head(target: _Target) -> bool:
     return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
 
 
-def head_is_tied() -> FormatError:
+def tied_head_error() -> FormatError:
     """The error for a pair of a head that is tied to the embedding."""
     return FormatError(
         "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
@@ -209,7 +213,7 @@ def _alpha(adapter: Adapter, target: _Target) -> float:
     """The α that gives every scale by α/r; 0 if there is none, so that each scale has to be multiplied into B."""
     modules = adapter.modules.values()
     unscaled = all(module.scale == 1 for module in modules)
-    if target.metadata is not None and unscaled and not gguf_values.plain(target.metadata).get(ALPHA):
+    if target.metadata is not None and unscaled and not gguf_values.plain_values(target.metadata).get(ALPHA):
         return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
     rounded = {_float32(alpha) for alpha in exact}
@@ -331,7 +335,7 @@ def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | No
             values[HEADS] = Value("u32", array=False, value=heads.q)
             values[HEADS_KV] = Value("u32", array=False, value=heads.kv)
     carried = dict(target.metadata or {})
-    if target.metadata is None or gguf_values.plain(carried).get(ALPHA, 0.0) != alpha:
+    if target.metadata is None or gguf_values.plain_values(carried).get(ALPHA, 0.0) != alpha:
         carried = {key: text for key, text in carried.items() if gguf_values.from_text(key, text)[0] != ALPHA}
         values[ALPHA] = Value("f32", array=False, value=alpha)
     return {**carried, **dict(gguf_values.to_text(key, value) for key, value in values.items())}

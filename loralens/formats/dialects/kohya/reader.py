@@ -27,9 +27,10 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
-from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.alpha import single_number
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
-from loralens.formats.files.container import Stored, plain_text
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import plain_text
 
 NAME = "kohya"
 PREFIXES = ("lora_", "lycoris_")
@@ -44,7 +45,7 @@ _LYCORIS = re.compile(
 )
 
 
-def raw(key: str) -> Leaf | None:
+def parse_kohya_key(key: str) -> Leaf | None:
     """The name in the file and the part of a key; None for a key that kohya's software does not write."""
     half = _HALF.match(key)
     if half:
@@ -53,20 +54,20 @@ def raw(key: str) -> Leaf | None:
     return Leaf(other["name"], other["part"]) if other else None
 
 
-def leaf(key: str) -> Leaf | None:
+def kohya_leaf(key: str) -> Leaf | None:
     """The name and the part of a key, where a doubled prefix is removed from the name."""
-    parts = raw(key)
-    return parts and Leaf(canonical(parts.name), parts.part)
+    parts = parse_kohya_key(key)
+    return parts and Leaf(undouble_prefix(parts.name), parts.part)
 
 
-def canonical(name: str) -> str:
+def undouble_prefix(name: str) -> str:
     """A name in which the prefix, which some converters write twice, occurs once."""
     return f"lora_unet_{name.removeprefix(_DOUBLED)}" if name.startswith(_DOUBLED) else name
 
 
 def detect(stored: Stored) -> bool:
     """Whether a file is kohya's: it has pairs under kohya's prefixes, and no leaf that only LyCORIS writes."""
-    names = [found.name for found in map(raw, stored.tensors) if found and found.part in "AB"]
+    names = [found.name for found in map(parse_kohya_key, stored.tensors) if found and found.part in "AB"]
     return (
         bool(names)
         and all(name.startswith(PREFIXES) for name in names)
@@ -84,9 +85,9 @@ def read(stored: Stored) -> Adapter:
     """
     modules, extra = gather(
         stored.tensors,
-        leaf,
-        update=lambda _, parts: plain(parts, NAME) if "A" in parts or "B" in parts else None,
-        companions=companions,
+        kohya_leaf,
+        update=lambda _, parts: read_pair(parts, NAME) if "A" in parts or "B" in parts else None,
+        companions=kohya_extras,
     )
     return Adapter(
         modules=modules,
@@ -99,34 +100,34 @@ def read(stored: Stored) -> Adapter:
     )
 
 
-def plain(parts: Parts, form: str) -> LowRank:
+def read_pair(parts: Parts, form: str) -> LowRank:
     """The update of lora_up and lora_down, for a linear layer or for a convolution whose lora_up is 1 × 1."""
     B, A = halves(parts)
     if A.ndim < 2 or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.size or not B.size:
         raise ShapeError(f"lora_up {B.shape} and lora_down {A.shape} do not fit together", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
+    return pair(B, A, scaling=kohya_scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
 
 
-def scaling(parts: Parts, rank: int) -> Scaling:
+def kohya_scaling(parts: Parts, rank: int) -> Scaling:
     """α/r by the alpha of a module; 1 if it has none or if it is 0."""
     if "alpha" not in parts:
         return Scaling("alpha/r", rank, rank, "no alpha in the file: α = r")
-    alpha = number(*parts["alpha"])
+    alpha = single_number(*parts["alpha"])
     if alpha == 0:
         return Scaling("alpha/r", rank, rank, "alpha 0 in the file: α = r")
     return Scaling("alpha/r", alpha, rank, "alpha in the file")
 
 
-def companions(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
+def kohya_extras(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
     """The extras of a module, or of a name that has no update."""
     loose = {part: held for part, held in parts.items() if module is None or part not in used}
     roles = dict.fromkeys(loose, "other")
     if "dora_scale" in loose and module:
-        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+        roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
     return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
 
 
-def axis(tensor: LazyArray, module: Update) -> str:
+def magnitude_role(tensor: LazyArray, module: Update) -> str:
     """The role of a dora_scale, by its axis: one number for each output, (out, 1…), or for each input, (1, in…)."""
     (out, in_), kernel = module.shape, prod(module.layout.kernel)
     if tensor.size == out and tensor.shape[:1] == (out,):

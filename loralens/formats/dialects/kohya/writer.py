@@ -11,9 +11,16 @@ from loralens.core.naming.image_names import in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, place
 from loralens.formats.dialects import alpha
-from loralens.formats.dialects.extras import add, check_encoder, check_size, owner, to_keep, to_translate
-from loralens.formats.dialects.kohya.reader import NAME, PREFIXES, canonical, raw, scaling
-from loralens.formats.dialects.pairs import Parts, pack, stood
+from loralens.formats.dialects.extras import (
+    add_tensors,
+    check_encoder,
+    check_size,
+    keep_extras,
+    owning_module,
+    translatable_extras,
+)
+from loralens.formats.dialects.kohya.reader import NAME, PREFIXES, kohya_scaling, parse_kohya_key, undouble_prefix
+from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged")  # the kinds of weights that kohya's software adapts
@@ -54,8 +61,8 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_tensors(files[name], module))
-    add(tensors, _extras(adapter, files, components))
-    names = {canonical(file): name for name, file in files.items() if canonical(file) != name}
+    add_tensors(tensors, _extras(adapter, files, components))
+    names = {undouble_prefix(file): name for name, file in files.items() if undouble_prefix(file) != name}
     config = adapter.config if adapter.format == NAME else None
     return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
 
@@ -73,9 +80,9 @@ def _files(adapter: Adapter, components: Components) -> dict[str, str]:
     for name, module in adapter.items():
         with place(name):
             files[name] = _file(name, _parts(module), components)
-        owner = owners.setdefault(canonical(files[name]), name)
+        owner = owners.setdefault(undouble_prefix(files[name]), name)
         if owner != name:
-            what = f"{owner} and {name} would both be called {canonical(files[name])}"
+            what = f"{owner} and {name} would both be called {undouble_prefix(files[name])}"
             raise FormatError(what, fix="leave one of them out with --modules")
     return files
 
@@ -83,7 +90,7 @@ def _files(adapter: Adapter, components: Components) -> dict[str, str]:
 def _file(name: str, parts: Parts, components: Components) -> str:
     """The name of a module in the file; its old one if it was read from such a file."""
     if parts:
-        stored_leaf = raw(parts["A"][0])
+        stored_leaf = parse_kohya_key(parts["A"][0])
         assert stored_leaf
         return stored_leaf.name
     if name.startswith(PREFIXES):
@@ -96,13 +103,13 @@ def _file(name: str, parts: Parts, components: Components) -> str:
 
 def _parts(module: Update) -> Parts:
     """The parts of a module in the kohya file that it was read from; none if it was not read from one."""
-    return stood(module, NAME, raw)
+    return stored_parts(module, NAME, parse_kohya_key)
 
 
 def _is_as_read(module: Update) -> bool:
     """Whether the stored tensors still describe the module, including its scale."""
     parts = _parts(module)
-    return bool(parts) and scaling(parts, module.rank).value == module.scale
+    return bool(parts) and kohya_scaling(parts, module.rank).value == module.scale
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
@@ -113,7 +120,7 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
         what = f"kohya's software adapts linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     parts = _parts(module)
-    B, A = (parts["B"][1], parts["A"][1]) if parts else pack(module)
+    B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
     if module.scale == 0:
         B = B.map(np.zeros_like, shape=B.shape)
     keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
@@ -126,22 +133,28 @@ def _alpha(module: Update) -> np.float32:
 
     For a scale of 0 it is r, because kohya's software reads an α of 0 as r; lora_up is zero then.
     """
-    return alpha.written(module) if module.scale else np.float32(module.rank)
+    return alpha.alpha_for_file(module) if module.scale else np.float32(module.rank)
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) -> dict[str, LazyArray]:
     """The extras: unchanged in kohya's own dialect; of others the magnitudes of DoRA."""
     if adapter.format == NAME:
-        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _file(name, {}, components))
+        return keep_extras(
+            adapter,
+            files,
+            leaf=parse_kohya_key,
+            canonical=undouble_prefix,
+            named=lambda name: _file(name, {}, components),
+        )
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
+    for key, extra in translatable_extras(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
         with place(key):
-            module, out = owner(adapter, extra), extra.role == "magnitude"
+            module, out = owning_module(adapter, extra), extra.role == "magnitude"
             channels = module.shape[0] if out else module.shape[1] // prod(module.layout.kernel)
             check_size(extra.tensor, channels)
             ones = (1 for _ in module.layout.kernel)
             shape = (channels, 1, *ones) if out else (1, channels, *ones)
-            add(tensors, {f"{files[extra.module]}.dora_scale": extra.tensor.reshape(*shape)})
+            add_tensors(tensors, {f"{files[extra.module]}.dora_scale": extra.tensor.reshape(*shape)})
     return tensors
 
 

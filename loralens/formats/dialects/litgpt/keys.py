@@ -9,7 +9,7 @@ _OURS = re.compile(
 _FUSED = re.compile(r"\.attn\.(attn|qkv)$")
 
 
-def fits(names: Iterable[str]) -> bool:
+def are_litgpt_names(names: Iterable[str]) -> bool:
     """Whether all modules have names of LitGPT, and at least one is in a block."""
     names = list(names)
     other_names = [name for name in names if not _OURS.match(name)]

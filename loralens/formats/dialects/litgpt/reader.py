@@ -22,10 +22,10 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown, scaling
-from loralens.formats.dialects.litgpt.keys import fits, is_fused
-from loralens.formats.dialects.loralib.reader import enabled_slices, leaf
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, others
+from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
+from loralens.formats.dialects.litgpt.keys import are_litgpt_names, is_fused
+from loralens.formats.dialects.loralib.reader import enabled_slices, loralib_leaf
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, unpaired_extras
 from loralens.formats.files.container import Stored
 
 NAME = "litgpt"
@@ -38,7 +38,7 @@ _SAY = (
 
 def detect(stored: Stored) -> bool:
     """Whether a file is LitGPT's: loralib's leaves under LitGPT's module names."""
-    return fits(found.name for found in map(leaf, stored.tensors) if found)
+    return are_litgpt_names(found.name for found in map(loralib_leaf, stored.tensors) if found)
 
 
 def read(stored: Stored) -> Adapter:
@@ -49,7 +49,7 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or the adapted parts of a fused weight are unknown.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, loralib_leaf)
     modules: dict[str, Update] = {}
     config = _flags(stored)
     for name, parts in groups.items():
@@ -58,7 +58,7 @@ def read(stored: Stored) -> Adapter:
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
     return Adapter(
         modules=modules,
-        extra=others(unpaired),
+        extra=unpaired_extras(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
@@ -86,7 +86,7 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved_rows(sizes, config) if old else _contiguous_rows(sizes)
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
-    module_scaling = scaling(config, A.shape[0] // layout.blocks, r="lora_r")
+    module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
 

@@ -29,11 +29,10 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects import embeddings
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown
-from loralens.formats.dialects.diffusers.keys import fits as is_diffusers
+from loralens.formats.dialects.alpha import alpha_unknown
+from loralens.formats.dialects.diffusers.keys import are_diffusers_keys as is_diffusers
 from loralens.formats.dialects.litgpt import keys as litgpt_keys
-from loralens.formats.dialects.pairs import Leaf, Parts, group, matrices, origin_of, unpack_merged
+from loralens.formats.dialects.pairs import Leaf, Parts, group, is_embedding_name, matrices, origin_of, unpack_merged
 from loralens.formats.files.container import Stored
 
 NAME = "loralib"
@@ -42,7 +41,7 @@ ENABLED = "enable_lora"
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])$")
 
 
-def leaf(key: str) -> Leaf | None:
+def loralib_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"]) if half else None
@@ -50,10 +49,10 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is loralib's: its keys end in ``lora_A`` and ``lora_B``, and its names are of no other program."""
-    names = [found.name for found in map(leaf, stored.tensors) if found]
+    names = [found.name for found in map(loralib_leaf, stored.tensors) if found]
     return (
         bool(names)
-        and not litgpt_keys.fits(names)
+        and not litgpt_keys.are_litgpt_names(names)
         and not any(name.startswith(("diffusion_model.", "text_encoders.")) for name in names)
         and not is_diffusers(stored.tensors, declared="lora_adapter_metadata" in (stored.metadata or {}))
     )
@@ -69,7 +68,7 @@ def read(stored: Stored) -> Adapter:
         are adapted.
     """
     enabled, config = enabled_slices(stored)
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, loralib_leaf)
     middle = next((key for key in unpaired if key.endswith(".lora_E")), None)
     if middle:
         what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
@@ -126,7 +125,7 @@ def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
     """``embedding`` or ``linear``: by the base weight if the file has it and it is not square, else by the name."""
     if weight is not None and shape[0] != shape[1] and weight.shape in (shape, shape[::-1]):
         return "linear" if weight.shape == shape else "embedding"
-    return "embedding" if embeddings.named(name) else "linear"
+    return "embedding" if is_embedding_name(name) else "linear"
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:

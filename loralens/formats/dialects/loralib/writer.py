@@ -8,7 +8,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add, to_translate
+from loralens.formats.dialects.extras import add_tensors, translatable_extras
 from loralens.formats.dialects.loralib.reader import ENABLED, NAME
 from loralens.formats.files.container import Stored
 
@@ -35,8 +35,8 @@ def write(adapter: Adapter) -> Stored:
     if adapter.format == NAME:
         tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
         return Stored(tensors, adapter.metadata, adapter.config)
-    for extra in to_translate(adapter, ("bias",), "loralib").values():
-        add(tensors, {f"{extra.module}.bias": extra.tensor})
+    for extra in translatable_extras(adapter, ("bias",), "loralib").values():
+        add_tensors(tensors, {f"{extra.module}.bias": extra.tensor})
     return Stored(dict(sorted(tensors.items())))
 
 

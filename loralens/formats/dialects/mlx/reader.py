@@ -26,11 +26,11 @@ from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import dora, embeddings
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
-from loralens.formats.dialects.peft.fields import sound
-from loralens.formats.files.container import Stored, plain_text
-from loralens.formats.files.number import finite
+from loralens.formats.dialects import dora
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, is_embedding_name, origin_of, unfold
+from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import finite_number, plain_text
 
 NAME = "mlx"
 DORA = {"linear": "norms", "embedding": "norms_in"}  # in mlx-lm there is one length for each row of the stored weight
@@ -39,7 +39,7 @@ _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
 
 
-def leaf(key: str) -> Leaf | None:
+def mlx_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"].upper()) if half else None
@@ -50,27 +50,27 @@ def detect(stored: Stored) -> bool:
 
     Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
-    groups, _ = group(stored.tensors, leaf)
+    groups, _ = group(stored.tensors, mlx_leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
         return full and bool(stored.tensors) and all(_PLAIN.match(key) for key in stored.tensors)
     if any(name.endswith(".weight") for name in groups):  # the names of llama.cpp
         return False
-    return is_ours(stored.config) or all(_fits(parts) for parts in groups.values())
+    return is_mlx_config(stored.config) or all(_fits(parts) for parts in groups.values())
 
 
-def is_ours(config: Mapping[str, Any] | None) -> bool:
+def is_mlx_config(config: Mapping[str, Any] | None) -> bool:
     """Whether a configuration is mlx-lm's."""
     return config is not None and ("fine_tune_type" in config or "lora_parameters" in config)
 
 
-def parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def lora_parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The ``lora_parameters`` of a configuration; empty if it has none."""
     section = (config or {}).get("lora_parameters")
     return section if isinstance(section, dict) else {}
 
 
-def said_scale(config: Mapping[str, Any] | None) -> float | None:
+def stated_scale(config: Mapping[str, Any] | None) -> float | None:
     """The scale in a configuration; None if it has none.
 
     Raises
@@ -78,10 +78,10 @@ def said_scale(config: Mapping[str, Any] | None) -> float | None:
     FormatError
         It is not a finite number.
     """
-    scale = parameters(config).get("scale")
+    scale = lora_parameters(config).get("scale")
     if scale is None:
         return None
-    if finite(scale) is None:
+    if finite_number(scale) is None:
         raise FormatError("lora_parameters.scale is not a finite number", fix="correct it in adapter_config.json")
     return float(scale)
 
@@ -95,11 +95,11 @@ def read(stored: Stored) -> Adapter:
         The file is of full fine-tuning, one half of a pair is missing, factors do not fit together, or the scale is not
         a number.
     """
-    groups, unpaired = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, mlx_leaf)
     if not groups:
         what = "fine_tune_type full: the file holds whole weights, not a LoRA"
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
-    scale = said_scale(stored.config)
+    scale = stated_scale(stored.config)
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
 
     def build(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
@@ -112,7 +112,7 @@ def read(stored: Stored) -> Adapter:
     modules = unfold(groups, build)
     extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
     if (stored.config or {}).get("fine_tune_type") == "dora":
-        extra |= dora.unstored(modules, extra, DORA, lambda name: f"{name}.m")
+        extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{name}.m")
     return Adapter(
         modules=modules,
         extra=extra,
@@ -120,8 +120,8 @@ def read(stored: Stored) -> Adapter:
         metadata=stored.metadata,
         format=NAME,
         base_model=plain_text((stored.config or {}).get("model")),
-        findings=(*_findings(stored.config, scale, modules), *dora.finding(extra, software="mlx-lm")),
-        peft_fields=sound({"lora_dropout": parameters(stored.config).get("dropout")}),
+        findings=(*_findings(stored.config, scale, modules), *dora.magnitude_findings(extra, software="mlx-lm")),
+        peft_fields=valid_fields({"lora_dropout": lora_parameters(stored.config).get("dropout")}),
     )
 
 
@@ -160,7 +160,7 @@ def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
     out, in_ = shape
     if m is not None and out != in_ and m.size in shape:
         return "embedding" if m.size == in_ else "linear"
-    return "embedding" if embeddings.named(name) else "linear"
+    return "embedding" if is_embedding_name(name) else "linear"
 
 
 def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
@@ -177,10 +177,14 @@ def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
 
 
 def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Mapping[str, Update]) -> list[Finding]:
-    section, ranks = parameters(config), sorted({module.rank for module in modules.values()})
+    section, ranks = lora_parameters(config), sorted({module.rank for module in modules.values()})
     findings = []
     if scale is None:
-        reason = "lora_parameters in adapter_config.json holds no scale" if is_ours(config) else "the file stands alone"
+        reason = (
+            "lora_parameters in adapter_config.json holds no scale"
+            if is_mlx_config(config)
+            else "the file stands alone"
+        )
         text = f"{reason}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
         fix = "put the adapter_config.json of the training beside the file, or give --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))

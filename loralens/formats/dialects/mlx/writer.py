@@ -19,10 +19,10 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add, to_translate
-from loralens.formats.dialects.mlx.reader import NAME, is_ours, parameters, said_scale
-from loralens.formats.dialects.peft.fields import fields_of
-from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.dialects.extras import add_tensors, translatable_extras
+from loralens.formats.dialects.mlx.reader import NAME, is_mlx_config, lora_parameters, stated_scale
+from loralens.formats.dialects.peft.fields import carried_fields
+from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "embedding", "experts", "merged")
@@ -45,7 +45,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
         Modules have several ranks, experts are missing, or an update is no pair.
     """
     del base_config
-    stacks = by_pair(adapter)
+    stacks = group_by_pair(adapter)
     config, scale = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -60,7 +60,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
 def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     ratio = _ratio(modules, scale)
-    if as_read(modules, NAME) and ratio == 1:
+    if is_as_read(modules, NAME) and ratio == 1:
         assert first.origin
         return first.origin.tensors
     if first.layout.kind not in KINDS:
@@ -98,7 +98,7 @@ def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
     """The tensors lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    check_whole(modules, "mlx-lm")
+    check_complete(modules, "mlx-lm")
     (out, in_), rank = first.shape, first.rank
     b = LazyArray(lambda: np.stack([m.B for m in experts]), shape=(count, out, rank), dtype=first.dtype)
     dtype = first.factors[1].dtype
@@ -110,7 +110,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
+    for key, extra in translatable_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
         module = adapter.modules.get(extra.module)
         if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
             raise FormatError(
@@ -118,7 +118,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
                 fix="convert with --drop-extra to leave it out",
             )
         with place(key):
-            add(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+            add_tensors(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
     lacking = [name for name in adapter if f"{name}.m" not in tensors]
     if tensors and lacking:
         what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
@@ -145,22 +145,22 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     """
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
-    stated = said_scale(old)
+    stated = stated_scale(old)
     unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
-    untouched = all(as_read(stack, NAME) for stack in stacks.values())
+    untouched = all(is_as_read(stack, NAME) for stack in stacks.values())
     if untouched and unsaid:
         return old, 1.0
     if untouched and stated is not None and all(module.scale == stated for module in modules):
         return old, stated
     rank = _one_rank(modules)
     if unsaid:
-        if old is not None and "rank" in parameters(old):
-            old = {**old, "lora_parameters": {**parameters(old), "rank": rank}}
+        if old is not None and "rank" in lora_parameters(old):
+            old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
         return old, 1.0
     scale = _most_common(module.scale for module in modules)
-    base = dict(old) if old is not None and is_ours(old) else _new_config(adapter, stacks)
-    base["lora_parameters"] = {**parameters(base), "rank": rank, "scale": scale}
+    base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
+    base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
     return base, scale
 
 
@@ -185,7 +185,7 @@ def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
     It may make more modules by the same keys. Their lora_b stays 0, so they change nothing.
     """
     dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
-    dropout = fields_of(adapter).get("lora_dropout", 0.0)
+    dropout = carried_fields(adapter).get("lora_dropout", 0.0)
     keys = sorted({_key(name) for name in stacks})
     return {
         "fine_tune_type": "dora" if dora else "lora",

@@ -12,9 +12,8 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
-from loralens.formats.files.container import check_printable
 from loralens.formats.files.expressions import Allowance, Expression
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -94,7 +93,7 @@ class PeftConfig:
             if type(rank) is not int or not 0 < rank < 2**31:
                 raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
-            if finite(alpha) is None:
+            if finite_number(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
         object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
         object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))

@@ -27,7 +27,7 @@ GROUPED = "grouped_by_expert"
 SWAPPED = (0, 19)  # the first version of PEFT in which (E, out, in) is the rule
 
 
-def parameter(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | None:
+def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | None:
     """The path of the parameter that a stored pair adapts; None if it adapts the weight of a module.
 
     ``target_parameters`` holds paths or ends of paths. An end may be only the parameter's own name, which then fits
@@ -52,11 +52,11 @@ def parameter(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | 
             f"which of {', '.join(names)} is the outer one depends on the model's code, and the file does not say",
             fix="train or save one parameter at a time, or report the model so that its order can be added",
         )
-    outermost_first = sorted(names, key=registered, reverse=True)
+    outermost_first = sorted(names, key=registration_order, reverse=True)
     return f"{module}.{outermost_first[depths.index(depth(path))]}"
 
 
-def registered(name: str) -> int:
+def registration_order(name: str) -> int:
     """The position of a parameter among those of its module, in the order in which models register them."""
     return REGISTERED.index(name) if name in REGISTERED else 0
 
@@ -67,7 +67,7 @@ def _inside(module: str, target: str) -> str | None:
     return name if owner and (module == owner or module.endswith(f".{owner}")) else None
 
 
-def modules(
+def expert_modules(
     name: str, B: LazyArray, A: LazyArray, *, config: PeftConfig, origin: Origin, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
     """The modules of a stored pair: ``name[e]`` for each expert, or one module for a 2-D parameter."""

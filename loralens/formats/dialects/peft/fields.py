@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from loralens.core.adapter import Adapter
-from loralens.formats.dialects.peft.types import as_lora
-from loralens.formats.files.container import NAME_LIMIT, plain_text
-from loralens.formats.files.number import finite
+from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.files.json_text import NAME_LIMIT, finite_number, plain_text
 
 
 def _is_text(value: Any) -> bool:
@@ -26,7 +25,7 @@ def _is_target(value: Any) -> bool:
 
 
 def _is_share(value: Any) -> bool:
-    number = finite(value)
+    number = finite_number(value)
     return number is not None and 0 <= number <= 1
 
 
@@ -51,14 +50,14 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def fields_of(adapter: Adapter) -> Mapping[str, Any]:
+def carried_fields(adapter: Adapter) -> Mapping[str, Any]:
     """The fields that have to be stored with an adapter: of its own PEFT configuration, else those it was read with."""
-    own = as_lora(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
-    fields = sound(own)
+    own = lora_fields(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
+    fields = valid_fields(own)
     return {name: value for name, value in fields.items() if not (adapter.narrowed and name in TARGETS)}
 
 
-def sound(fields: Any) -> dict[str, Any]:
+def valid_fields(fields: Any) -> dict[str, Any]:
     """The known fields with valid values; fields that are null are left out."""
     if not isinstance(fields, Mapping):
         return {}

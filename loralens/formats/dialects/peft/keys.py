@@ -31,7 +31,7 @@ _WRITTEN = {
 }
 
 
-class Leaf(NamedTuple):
+class PeftKey(NamedTuple):
     """A key of a pair or of a tensor that belongs to one.
 
     ``path`` is the stored one without ``base_model.model.``, ``adapter`` the name of the adapter if the key has it.
@@ -45,25 +45,25 @@ class Leaf(NamedTuple):
 
 # Reading, checking and writing parse every key several times; 16,384 keys are those of a large adapter.
 @lru_cache(maxsize=1 << 14)
-def leaf(key: str) -> Leaf | None:
+def parse_peft_key(key: str) -> PeftKey | None:
     """The parts of a key; None for a key that PEFT's LoRA layers do not write."""
     for role, regex in _LEAVES.items():
         match = regex.match(key)
         if match:
             parts = match.groupdict()
-            return Leaf(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
+            return PeftKey(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
     return None
 
 
-def canonical(key: str) -> str:
+def canonical_key(key: str) -> str:
     """A key in PEFT's own form: with its prefix and without the name of the adapter."""
-    parts = leaf(key)
+    parts = parse_peft_key(key)
     return key if parts is None else f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
 
 
 def is_pair(key: str) -> bool:
     """Whether a key is half of a PEFT pair."""
-    parts = leaf(key)
+    parts = parse_peft_key(key)
     return parts is not None and parts.role in ("pair", "embedding")
 
 
@@ -85,4 +85,4 @@ def depth(path: str) -> int:
 
 def adapter_names(keys: Iterable[str]) -> set[str]:
     """The names of adapters in the keys of pairs."""
-    return {found.adapter for found in map(leaf, keys) if found and found.role in ("pair", "embedding")}
+    return {found.adapter for found in map(parse_peft_key, keys) if found and found.role in ("pair", "embedding")}

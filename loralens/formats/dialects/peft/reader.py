@@ -31,8 +31,9 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN, unpack_conv, unpack_merg
 from loralens.formats.dialects.peft import experts as peft_experts
 from loralens.formats.dialects.peft import types as peft_types
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
-from loralens.formats.files.container import FLOATS, Stored, plain_text
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, module_path, parse_peft_key
+from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.json_text import plain_text
 
 NAME = "peft"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
@@ -65,7 +66,7 @@ def read(stored: Stored) -> Adapter:
     if len(names) > 1:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
-    config = None if stored.config is None else PeftConfig(peft_types.as_lora(stored.config))
+    config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
@@ -75,14 +76,14 @@ def read(stored: Stored) -> Adapter:
     if kind == peft_types.PLAIN:
         modules, unpaired, paths, about = _plain(stored.tensors, config)
     else:
-        modules, unpaired, about, pruned = peft_types.read(stored, kind, config)
+        modules, unpaired, about, pruned = peft_types.read_other_type(stored, kind, config)
         paths = {*modules, *pruned}
     findings += about
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in unpaired.items()}
     if config:
         if config.fields.get("use_dora"):
-            extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
-        missing = dora.finding(extra, software="PEFT")
+            extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
+        missing = dora.magnitude_findings(extra, software="PEFT")
         bent = any(one.role == "magnitude" for one in extra.values())
         findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
         findings += _unmatched(config, paths, modules)
@@ -142,7 +143,7 @@ def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[st
     pairs: dict[str, Halves] = defaultdict(dict)
     unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
-        parts = leaf(key)
+        parts = parse_peft_key(key)
         if parts and parts.role in ("pair", "embedding"):
             if parts.half in pairs[parts.path]:
                 raise FormatError(f"{key} is one of two lora_{parts.half} of this module", fix=SAVE_AGAIN)
@@ -152,7 +153,7 @@ def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[st
         else:
             unpaired[key] = tensor
     for key, tensor in unpaired.items():
-        parts = leaf(key)
+        parts = parse_peft_key(key)
         if parts and parts.role == "diagonal" and parts.path in pairs:
             pairs[parts.path]["diagonal"] = (key, tensor)
     return dict(pairs), unpaired
@@ -175,9 +176,9 @@ def _modules(
             what, fix = f"{key} {tensor.shape} holds no numbers", "save it again; under DeepSpeed ZeRO-3, gather first"
             raise ShapeError(what, fix=fix)
     origin = Origin(NAME, {key_a: A, key_b: B})
-    parameter = peft_experts.parameter(path, pairs, config) if config else None
+    parameter = peft_experts.parameter_path(path, pairs, config) if config else None
     if parameter and config:
-        yield from peft_experts.modules(parameter, B, A, config=config, origin=origin, recent=recent)
+        yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
     scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
     name = module_path(path)
@@ -268,7 +269,7 @@ def _extra(
     key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
 ) -> Extra:
     """A tensor that is not half of a pair, with its role and its module."""
-    parts = leaf(key)
+    parts = parse_peft_key(key)
     if parts:
         return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")

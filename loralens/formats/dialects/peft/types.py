@@ -30,7 +30,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.alpha import single_number
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
@@ -97,7 +97,7 @@ def origin_format(kind: str) -> str:
     return f"peft-{kind.lower()}"
 
 
-def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` itself if it is one.
 
     For AdaLoRA, α belongs to ``init_r``. Its masks of directions are left out, because the tensors are already pruned.
@@ -113,7 +113,7 @@ def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**lora, **common, "peft_type": PLAIN, "lora_alpha": fields.get("alpha", 8)}
 
 
-def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
+def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     """The modules of a file of another type than LORA.
 
     Raises
@@ -198,7 +198,7 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
     terms = config.scaling("")
     assert terms.alpha is not None
     assert terms.rank is not None
-    ranknum = number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
+    ranknum = single_number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
     if ranknum <= 0:
         raise FormatError(f"{parts['ranknum'][0]} is {ranknum:g}, not above 0", fix=SAVE_AGAIN)
     alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)

@@ -24,14 +24,14 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add, check_size, owner, to_translate
-from loralens.formats.dialects.pairs import pack
+from loralens.formats.dialects.extras import add_tensors, check_size, owning_module, translatable_extras
+from loralens.formats.dialects.pairs import pack_pair
 from loralens.formats.dialects.peft.config import DEFAULT_RANK, Endings, PeftConfig
-from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registered
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical
+from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registration_order
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key
 from loralens.formats.dialects.peft.reader import NAME, read
-from loralens.formats.dialects.peft.types import as_lora
-from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
 _PLAIN = re.compile(r"^[\w.-]+$")
@@ -52,8 +52,8 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         PEFT would change the base weight differently for the changed adapter, or the file would be read differently.
     """
-    stacks = _fold_attentions(by_pair(adapter))
-    changed = not all(as_read(modules, NAME) for modules in stacks.values())
+    stacks = _fold_attentions(group_by_pair(adapter))
+    changed = not all(is_as_read(modules, NAME) for modules in stacks.values())
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -61,7 +61,7 @@ def write(adapter: Adapter) -> Stored:
             tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
     tensors.update(_extras(adapter))
     if changed:  # old keys may have other forms than new ones, and one file should not mix them
-        tensors = {canonical(key): tensor for key, tensor in tensors.items()}
+        tensors = {canonical_key(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
     _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
@@ -88,13 +88,13 @@ def _check(stored: Stored, written: Mapping[str, Update]) -> None:
 
 def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
-    if as_read(modules, NAME):
+    if is_as_read(modules, NAME):
         assert first.origin
         return first.origin.tensors
     if first.layout.kind == "experts":
         B, A = _stack(modules, grouped=grouped)
         return dict(_pair(_stored_path(name, stacks), B, A))
-    B, A = pack(first)
+    B, A = pack_pair(first)
     if first.layout.kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
@@ -117,7 +117,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     if adapter.format == NAME:
         stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
         return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
-    extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+    extras = {f"{PREFIX}{key}": tensor for key, tensor in translate_companions(adapter, "PEFT").items()}
     bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
     plain = [name for name in adapter if bent and name not in bent]
     if plain:
@@ -129,7 +129,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     return extras
 
 
-def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
+def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
     """The magnitudes of DoRA and the biases of B of another dialect, under the module's name and PEFT's leaf.
 
     Raises
@@ -138,16 +138,16 @@ def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
         ``title`` cannot hold extras of other roles, two of them would have one key, or one does not fit its module.
     """
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
+    for key, extra in translatable_extras(adapter, ("magnitude", "lora_bias"), title).items():
         with place(key):
-            module = owner(adapter, extra)
+            module = owning_module(adapter, extra)
             out, ones = module.shape[0], (1 for _ in module.layout.kernel)
             check_size(extra.tensor, out)
             if extra.role == "lora_bias":
-                add(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
+                add_tensors(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
             else:
                 shape = (1, out, *ones) if module.layout.kernel else (out,)
-                add(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
+                add_tensors(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
     return tensors
 
 
@@ -168,7 +168,7 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
     """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    check_whole(modules, "PEFT")
+    check_complete(modules, "PEFT")
 
     def join_B() -> Array:
         stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)
@@ -187,13 +187,13 @@ def _stored_path(name: str, stacks: Stacks) -> str:
     module, _, parameter = name.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
     siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
-    order = sorted(siblings, key=registered, reverse=True)
+    order = sorted(siblings, key=registration_order, reverse=True)
     return ".".join([module, *["base_layer"] * order.index(parameter)])
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The old configuration if it still describes the adapter, otherwise one that does."""
-    old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
+    old = lora_fields(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
         module.scaling.rule == "unknown" and _stated_scale(name, module, stacks)[0] == 1
         for name, modules in stacks.items()
@@ -285,9 +285,9 @@ def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = F
     updated = dict(fields)
     updated.update(
         r=rank,
-        lora_alpha=whole(alpha),
-        rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
-        alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
+        lora_alpha=integer_if_whole(alpha),
+        rank_pattern=literal_pattern({path: r for path, (r, _) in terms.items()}, rank),
+        alpha_pattern=literal_pattern({path: integer_if_whole(a) for path, (_, a) in terms.items()}, alpha),
     )
     if exact or PeftConfig(updated).unmatched_modules(terms):
         updated.update(_targets(stacks, terms))
@@ -345,13 +345,13 @@ def most_common(values: Iterable[Any]) -> Any:
     return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
 
 
-def whole(alpha: float) -> float | int:
+def integer_if_whole(alpha: float) -> float | int:
     """The number as an int if it is whole, because α is usually written so."""
     # Above 2⁵³ not every whole number is a float64.
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
-def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+def literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """The full paths whose values differ from the default, longest first, and the paths that their keys match too."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]

@@ -32,9 +32,9 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
-from loralens.formats.dialects.peft.fields import sound
-from loralens.formats.files.container import Stored, harmless, plain_text, unique_keys
-from loralens.formats.files.number import finite
+from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import finite_number, is_safe_text, plain_text, unique_keys
 
 VERSION = 1
 EXTRA = "extra/"
@@ -67,7 +67,7 @@ def read(stored: Stored) -> Adapter:
         texts = fields["metadata"]
         _check(texts is None or all(isinstance(text, str) for text in texts.values()))
         _check(fields["config"] is None or isinstance(fields["config"], dict))
-        _check(harmless(fields["source"]))
+        _check(is_safe_text(fields["source"]))
         _check(isinstance(fields["narrowed"], bool))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
@@ -85,7 +85,7 @@ def read(stored: Stored) -> Adapter:
         base_model=plain_text(fields.get("base_model")),
         findings=findings,
         narrowed=fields["narrowed"],
-        peft_fields=sound(fields.get("peft")),
+        peft_fields=valid_fields(fields.get("peft")),
     )
 
 
@@ -106,7 +106,7 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return fields
 
 
-def expanded(adapter: Adapter) -> Adapter:
+def expand(adapter: Adapter) -> Adapter:
     """The adapter in the dialect of its source, with float32 factors and without a connection to its file.
 
     An adapter that was made in loralens-q and never written has no description, so its dialect stays.
@@ -144,8 +144,8 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
     scale, rule, alpha, rank, origin = entry
-    _check(finite(scale) is not None and (alpha is None or finite(alpha) is not None))
-    _check(rule in get_args(Rule) and harmless(origin))
+    _check(finite_number(scale) is not None and (alpha is None or finite_number(alpha) is not None))
+    _check(rule in get_args(Rule) and is_safe_text(origin))
     _check(rank is None or (type(rank) is int and rank > 0))
     return float(scale), Scaling(rule, alpha, rank, origin)
 
@@ -154,7 +154,11 @@ def _layout(entry: Any) -> Layout:
     kind, kernel, groups, transposed, *order = entry
     rows = order[0] if order else ""
     _check(
-        len(order) < 2 and harmless(kind) and harmless(rows) and type(groups) is int and isinstance(transposed, bool)
+        len(order) < 2
+        and is_safe_text(kind)
+        and is_safe_text(rows)
+        and type(groups) is int
+        and isinstance(transposed, bool)
     )
     _check(all(type(k) is int for k in kernel))
     return Layout(kind, tuple(kernel), groups, transposed, rows)
@@ -162,7 +166,7 @@ def _layout(entry: Any) -> Layout:
 
 def _finding(entry: Any) -> Finding:
     level, code, text, fix = entry
-    _check(level in get_args(Level) and all(map(harmless, (code, text, fix))))
+    _check(level in get_args(Level) and all(map(is_safe_text, (code, text, fix))))
     return Finding(level, code, text, fix)
 
 
@@ -173,7 +177,7 @@ def _check(sound: bool) -> None:
 
 
 def _extra(stored: Stored, key: str, entry: Any) -> Extra:
-    if not (isinstance(entry, list) and len(entry) == 3 and all(map(harmless, entry))):
+    if not (isinstance(entry, list) and len(entry) == 3 and all(map(is_safe_text, entry))):
         raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
     role, module, parameter = entry
     return Extra(role, module, stored.tensors[EXTRA + key], parameter)

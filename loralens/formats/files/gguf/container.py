@@ -16,12 +16,13 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.files.container import OpenFile, Stored, check_printable
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import OpenFile, Stored
 from loralens.formats.files.gguf import header as gguf_header
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.header import BROKEN, Header
 from loralens.formats.files.gguf.values import CODES, Value
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.json_text import check_printable
 
 ALIGNMENT = 32  # GGUF's default
 MOST_ALIGNMENT = 1 << 16  # beyond this, a small file could claim any amount of padding
@@ -59,8 +60,8 @@ def read_gguf(path: Path) -> Stored:
     with place(path):
         file = OpenFile(path)
         header = Header(file)
-        tensors, values = gguf_header.counts(header)
-        key_values = dict(gguf_header.values(header, values))
+        tensors, values = gguf_header.read_counts(header)
+        key_values = dict(gguf_header.read_values(header, values))
         plain = {key: value.value for key, value in key_values.items()}
         check_adapter(plain)
         infos = _infos(header, tensors)
@@ -186,7 +187,7 @@ def write_gguf(stored: Stored, path: Path) -> None:
         check_printable(key)
         if tensor.dtype not in TYPES:
             raise FormatError(f"{key}: GGUF has no {tensor.dtype}", fix="convert it to float32")
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         _write(stored, values, Path(stream.name))
         _check_readable(stored, stream.name)
 

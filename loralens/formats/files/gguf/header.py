@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any, final
 
 from loralens.errors import FormatError, place
-from loralens.formats.files.container import HEADER_LIMIT, NAME_LIMIT, OpenFile, check_printable
+from loralens.formats.files.container import HEADER_LIMIT, OpenFile
 from loralens.formats.files.gguf.values import ARRAY, CODES, SCALARS, TEXT, Value
+from loralens.formats.files.json_text import NAME_LIMIT, check_printable
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -69,7 +70,7 @@ class Header:
         return name
 
 
-def counts(header: Header) -> tuple[int, int]:
+def read_counts(header: Header) -> tuple[int, int]:
     """Read the numbers of tensors and key-values that the file claims."""
     if header.take(4) != MAGIC:
         raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
@@ -88,7 +89,7 @@ def counts(header: Header) -> tuple[int, int]:
     return tensors, values
 
 
-def values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
+def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
     """Read the key-values in the order of the file."""
     keys = set()
     for _ in range(count):

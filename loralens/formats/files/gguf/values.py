@@ -87,13 +87,13 @@ def _fits(kind: str, item: Any) -> bool:
     return True
 
 
-def plain(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def plain_values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """The values of metadata by their key in the file, without their types."""
     values = (from_text(key, text) for key, text in (metadata or {}).items())
     return {key: value.value for key, value in values}
 
 
-def size(value: Value) -> int:
+def value_size(value: Value) -> int:
     """The bytes of a value in the file: its type and its content, without the key."""
     # A text has its length (8) before it; an array has the type of its items (4) and their number (8).
     items = value.value if value.array else [value.value]

@@ -5,7 +5,7 @@ from io import BytesIO
 
 from loralens.errors import FormatError
 from loralens.formats.files.container import OpenFile
-from loralens.formats.files.torch.tensor import SAVE_AGAIN, Span, Storage
+from loralens.formats.files.torch.tensor import SAVE_AGAIN, Span, TorchStorage
 from loralens.formats.files.torch.unpickler import MOST_BYTES, unpickle
 
 # The magic number and the version of the protocol in torch/serialization.py.
@@ -14,7 +14,7 @@ _VERSION = 1001
 _COUNT = struct.Struct("<q")  # elements, before the bytes of each storage
 
 
-def load(file: OpenFile) -> tuple[object, dict[str, Span]]:
+def load_legacy(file: OpenFile) -> tuple[object, dict[str, Span]]:
     """The pickled object of ``file``, and the places of its storages."""
     head = BytesIO(file.read(0, min(file.size, MOST_BYTES)))  # no more is read, whatever a length in it claims
     _check_head(head)
@@ -33,7 +33,7 @@ def _check_head(head: BytesIO) -> None:
         raise FormatError("its numbers are big-endian", fix="save it again on a little-endian machine")
 
 
-def _spans(file: OpenFile, start: int, storages: list[Storage]) -> dict[str, Span]:
+def _spans(file: OpenFile, start: int, storages: list[TorchStorage]) -> dict[str, Span]:
     spans = {}
     for storage in storages:
         span = Span(start + _COUNT.size, _count(file, start) * storage.dtype.itemsize)

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from loralens.errors import FormatError
-from loralens.formats.files.torch.tensor import DTYPES, Storage, Tensor
+from loralens.formats.files.torch.tensor import DTYPES, TorchStorage, TorchTensor
 
 CONVERT = "ask for a safetensors file, or convert it with torch where nothing can be harmed and save only the tensors"
 
@@ -44,22 +44,22 @@ STORAGE_DTYPES: dict[Name, np.dtype[Any]] = {
 TENSOR_DTYPES: dict[Name, np.dtype[Any]] = {Name("torch", name): dtype for name, dtype in DTYPES.items()}
 
 
-def odd(what: str) -> Any:
+def refuse_unusual(what: str) -> Any:
     """Refuse a pickle that makes something in another way than torch."""
     raise FormatError(f"its pickle makes {what} in a way torch does not", fix=CONVERT)
 
 
 def _integer(value: object) -> int:
-    return value if type(value) is int else odd("a number")  # isinstance would accept a bool
+    return value if type(value) is int else refuse_unusual("a number")  # isinstance would accept a bool
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    return tuple(map(_integer, value)) if isinstance(value, tuple) else odd("a size")
+    return tuple(map(_integer, value)) if isinstance(value, tuple) else refuse_unusual("a size")
 
 
 # In the functions below, unpacking the wrong number of arguments raises a ValueError, which the unpickler refuses.
 def _ordered_dict(*args: object) -> object:
-    return {} if not args else odd("an OrderedDict")
+    return {} if not args else refuse_unusual("an OrderedDict")
 
 
 def _size(*args: object) -> object:
@@ -69,21 +69,26 @@ def _size(*args: object) -> object:
 
 def _parameter(*args: object) -> object:
     data, _requires_grad, _hooks = args
-    return data if isinstance(data, Tensor) else odd("a Parameter")
+    return data if isinstance(data, TorchTensor) else refuse_unusual("a Parameter")
 
 
 def _tensor(*args: object) -> object:
     storage, offset, size, strides, _requires_grad, _hooks, *metadata = args
-    if not isinstance(storage, Storage) or any(metadata):
-        return odd("a tensor")
-    return Tensor(storage, storage.dtype, _integer(offset), _integers(size), _integers(strides))
+    if not isinstance(storage, TorchStorage) or any(metadata):
+        return refuse_unusual("a tensor")
+    return TorchTensor(storage, storage.dtype, _integer(offset), _integers(size), _integers(strides))
 
 
 def _tensor_with_dtype(*args: object) -> object:
     storage, offset, size, strides, _requires_grad, _hooks, dtype, *metadata = args
-    if not isinstance(storage, Storage) or not isinstance(dtype, Name) or dtype not in TENSOR_DTYPES or any(metadata):
-        return odd("a tensor")
-    return Tensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
+    if (
+        not isinstance(storage, TorchStorage)
+        or not isinstance(dtype, Name)
+        or dtype not in TENSOR_DTYPES
+        or any(metadata)
+    ):
+        return refuse_unusual("a tensor")
+    return TorchTensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
 
 
 CALLS: dict[Name, Callable[..., object]] = {

@@ -23,7 +23,7 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.container import OpenFile
 from loralens.formats.files.torch import legacy as torch_legacy
 from loralens.formats.files.torch import zip as torch_zip
-from loralens.formats.files.torch.tensor import Storages, Tensor
+from loralens.formats.files.torch.tensor import Storages, TorchTensor
 
 Plain: TypeAlias = bool | int | float | str | None
 _ONLY_TENSORS = "load it with torch where nothing can be harmed and save only the state dict of the adapter"
@@ -55,14 +55,14 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
         if not path.is_file():
             raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
         file = OpenFile(path)
-        container = torch_zip if file.read(0, min(4, file.size)) == torch_zip.MAGIC else torch_legacy
-        state, spans = container.load(file)
+        is_zip = file.read(0, min(4, file.size)) == torch_zip.MAGIC
+        state, spans = torch_zip.load_zip(file) if is_zip else torch_legacy.load_legacy(file)
         tensors, plain_values = _split(_unwrap(state))
         storages = Storages(file, spans)
         return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, plain_values
 
 
-def _array(storages: Storages, key: str, tensor: Tensor) -> LazyArray:
+def _array(storages: Storages, key: str, tensor: TorchTensor) -> LazyArray:
     with place(key):
         return storages.array(tensor)
 
@@ -85,11 +85,11 @@ def _unwrap(state: object) -> dict[str, Any]:
 
 
 def _has_tensors(state: dict[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in state.values())
+    return any(isinstance(value, TorchTensor) for value in state.values())
 
 
-def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Plain | list[Plain]]]:
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+def _split(state: dict[str, Any]) -> tuple[dict[str, TorchTensor], dict[str, Plain | list[Plain]]]:
+    tensors = {key: value for key, value in state.items() if isinstance(value, TorchTensor)}
     return tensors, {key: _plain_or_list(key, value) for key, value in state.items() if key not in tensors}
 
 

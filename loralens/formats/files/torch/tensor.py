@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Storage:
+class TorchStorage:
     """A named block of numbers in the file, as the pickle describes it."""
 
     key: str
@@ -56,13 +56,13 @@ class Storage:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TorchTensor:
     """A view of a storage, as the pickle describes it. `Storages.array` checks it.
 
     ``offset`` and ``strides`` are in elements of ``dtype``, as in torch.
     """
 
-    storage: Storage
+    storage: TorchStorage
     dtype: np.dtype[Any]
     offset: int
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ class Storages:
     file: OpenFile
     spans: Mapping[str, Span]
 
-    def array(self, tensor: Tensor) -> LazyArray:
+    def array(self, tensor: TorchTensor) -> LazyArray:
         """The array that ``tensor`` describes, which is read when it is needed.
 
         Raises
@@ -102,7 +102,7 @@ class Storages:
             return self.file.array(start, tensor.shape, tensor.dtype)
         return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
 
-    def _span(self, storage: Storage) -> Span:
+    def _span(self, storage: TorchStorage) -> Span:
         span = self.spans.get(storage.key)
         if span is None:
             raise FormatError(f"its storage {storage.key[:40]!a} is not in the file", fix=SAVE_AGAIN)
@@ -110,13 +110,13 @@ class Storages:
             raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
         return span
 
-    def _check_size(self, tensor: Tensor) -> None:
+    def _check_size(self, tensor: TorchTensor) -> None:
         # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
         if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
             fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
             raise FormatError("it asks for more memory than the whole file takes", fix=fix)
 
-    def _strided(self, tensor: Tensor, start: int) -> Array:
+    def _strided(self, tensor: TorchTensor, start: int) -> Array:
         raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
         numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)
         if not numbers.size:
@@ -126,14 +126,14 @@ class Storages:
         return as_strided(numbers, tensor.shape, steps).copy()
 
 
-def _is_contiguous(tensor: Tensor) -> bool:
+def _is_contiguous(tensor: TorchTensor) -> bool:
     """Whether the elements are stored one after the other in C order."""
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
     axes = zip(tensor.shape, tensor.strides, steps, strict=True)
     return 0 in tensor.shape or all(n == 1 or stride == step for n, stride, step in axes)
 
 
-def _check_axes(tensor: Tensor) -> None:
+def _check_axes(tensor: TorchTensor) -> None:
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides) or len(shape) > MOST_AXES:
         raise FormatError(f"it has {len(shape)} sizes and {len(strides)} strides", fix=SAVE_AGAIN)
@@ -143,7 +143,7 @@ def _check_axes(tensor: Tensor) -> None:
         raise FormatError("its sizes are too big for any array", fix=SAVE_AGAIN)
 
 
-def _check_inside(tensor: Tensor) -> None:
+def _check_inside(tensor: TorchTensor) -> None:
     capacity = tensor.storage.nbytes // tensor.dtype.itemsize
     if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > capacity:
         raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)

@@ -6,7 +6,7 @@ A pickle is a program for a small stack machine. This module is that machine wit
 - A name (opcode GLOBAL) is never looked up. It stays a `Name`, a pair of words, and must be in the table `NAMES` of the
   module `names`.
 - A call (opcode REDUCE) means one of the five functions in `CALLS` of the module `names`. They check their arguments
-  and return a dict, a tuple or a `Tensor`. BUILD, which sets attributes, is accepted for a dict and does nothing.
+  and return a dict, a tuple or a `TorchTensor`. BUILD, which sets attributes, is accepted for a dict and does nothing.
 - An opcode allocates no more than a constant times the bytes it was read from: lengths are checked against the bytes
   that are left, and memo numbers must be given out in order.
 - Keys of dicts are strings.
@@ -23,18 +23,18 @@ from io import BytesIO
 from typing import Any, cast, final
 
 from loralens.errors import FormatError
-from loralens.formats.files.container import check_printable
-from loralens.formats.files.torch.names import CALLS, CONVERT, NAMES, STORAGE_DTYPES, Name, odd
-from loralens.formats.files.torch.tensor import SAVE_AGAIN, Storage
+from loralens.formats.files.json_text import check_printable
+from loralens.formats.files.torch.names import CALLS, CONVERT, NAMES, STORAGE_DTYPES, Name, refuse_unusual
+from loralens.formats.files.torch.tensor import SAVE_AGAIN, TorchStorage
 
 MOST_BYTES = 1 << 24  # of one pickle: 16 MiB describe more than 100,000 tensors
 
 
-def unpickle(stream: BytesIO) -> tuple[object, dict[str, Storage]]:
+def unpickle(stream: BytesIO) -> tuple[object, dict[str, TorchStorage]]:
     """The object that the pickle at the start of ``stream`` describes, and the storages that it names.
 
     ``stream`` is then at the end of the pickle. The object consists of dict, list, tuple, str, int, float, bool, None,
-    `Name`, `Storage` and `Tensor`.
+    `Name`, `TorchStorage` and `TorchTensor`.
     """
     machine = _Machine(stream)
     try:
@@ -53,7 +53,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: list[Any] = []
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, TorchStorage] = {}
 
     def run(self) -> object:
         """Run up to the opcode STOP; returns the one object that is then on the stack."""
@@ -79,7 +79,7 @@ class _Machine:
     def line(self) -> str:
         """Take the text up to the next end of line."""
         line = self.stream.readline()
-        return line[:-1].decode("ascii") if line.endswith(b"\n") else odd("a name")
+        return line[:-1].decode("ascii") if line.endswith(b"\n") else refuse_unusual("a name")
 
     def pop_to_mark(self) -> list[Any]:
         """Remove the last mark and everything above it, and return what was above."""
@@ -133,7 +133,7 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
 def _put(layout: str) -> Callable[[_Machine], None]:
     def put(machine: _Machine) -> None:
         if machine.number(layout) != len(machine.memo):
-            odd("a note to itself")
+            refuse_unusual("a note to itself")
         machine.memo.append(machine.stack[-1])
 
     return put
@@ -142,14 +142,14 @@ def _put(layout: str) -> Callable[[_Machine], None]:
 def _extend(machine: _Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if not isinstance(target, list):
-        odd("a list")
+        refuse_unusual("a list")
     target.extend(items)
 
 
 def _update(machine: _Machine, items: list[Any]) -> None:
     target, keys = machine.stack[-1], items[::2]
     if not isinstance(target, dict) or len(items) % 2:
-        odd("a dict")
+        refuse_unusual("a dict")
     for key in keys:
         _check_key(key)
     target.update(zip(keys, items[1::2], strict=True))
@@ -176,27 +176,27 @@ def _name(machine: _Machine) -> Name:
 def _call(machine: _Machine) -> None:
     args, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, Name) or function not in CALLS or not isinstance(args, tuple):
-        odd("a call")
+        refuse_unusual("a call")
     try:
         machine.stack.append(CALLS[function](*args))
     except ValueError:  # too few or too many arguments
-        odd(str(function))
+        refuse_unusual(str(function))
 
 
 def _build(machine: _Machine) -> None:
     # The argument is the _metadata of an OrderedDict: versions of torch's modules, which do not matter here.
     machine.stack.pop()
     if not isinstance(machine.stack[-1], dict):
-        odd("attributes")
+        refuse_unusual("attributes")
 
 
-def _storage(machine: _Machine) -> Storage:
+def _storage(machine: _Machine) -> TorchStorage:
     match machine.stack.pop():
         case ("storage", Name() as kind, str(key), _, int(count), *view) if kind in STORAGE_DTYPES and not any(view):
             dtype = STORAGE_DTYPES[kind]
-            return machine.storages.setdefault(key, Storage(key, dtype, count * dtype.itemsize))
+            return machine.storages.setdefault(key, TorchStorage(key, dtype, count * dtype.itemsize))
         case _:
-            return cast(Storage, odd("a storage"))
+            return cast(TorchStorage, refuse_unusual("a storage"))
 
 
 OPCODES: dict[bytes, Callable[[_Machine], None]] = {

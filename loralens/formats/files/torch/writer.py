@@ -18,7 +18,7 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files.container import check_printable
+from loralens.formats.files.json_text import check_printable
 from loralens.formats.files.torch.names import STORAGE_DTYPES, TENSOR_DTYPES, Name
 
 ROOT = "archive"

@@ -18,7 +18,7 @@ _LOCAL = struct.Struct("<4s22xHH")  # magic number, length of the name, length o
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # bits of an entry's flags
 
 
-def load(file: OpenFile) -> tuple[object, dict[str, Span]]:
+def load_zip(file: OpenFile) -> tuple[object, dict[str, Span]]:
     """The pickled object of ``file``, and the places of its storages.
 
     Compressed entries are refused, so no entry is larger than the file.

@@ -8,16 +8,16 @@ fails. The next run removes what a killed one left behind.
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.apart import Input, check_apart
-from loralens.formats.files.disk import check_parent, disk, sync, sync_folder
+from loralens.formats.files.disk import check_parent, disk_errors, flush, sync, sync_folder
 from loralens.formats.files.hold import lock
-from loralens.formats.files.leftovers import hidden_path, remove, reserve
-from loralens.formats.files.others import bring_others
+from loralens.formats.files.leftovers import hidden_path, remove, reserve, tidy
 
 # What a rename fails with where the target is a mount point (EBUSY, EXDEV), or lies in a folder that may not be written
 # to or that is sticky and belongs to another user (EACCES, EPERM).
@@ -28,7 +28,7 @@ class ImmovableError(Exception):
     """The old file or folder at a target cannot be renamed; it is unchanged."""
 
 
-def check_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
+def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
     """Refuse a target that exists or cannot be replaced, or that overlaps with an input.
 
     Raises
@@ -85,7 +85,9 @@ def check_space(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collection[str] | None = None) -> Iterator[Path]:
+def atomic_path(
+    target: Path, *, folder: bool, overwrite: bool, without: Collection[str] | None = None
+) -> Iterator[Path]:
     """Give a path to write to, which takes the place of ``target`` when the block succeeds and is removed otherwise.
 
     Parameters
@@ -125,7 +127,7 @@ def appearing(target: Path, *, folder: bool, overwrite: bool, without: Collectio
         except OSError as error:
             if without is not None and error.errno in _IMMOVABLE:
                 raise ImmovableError from error
-            with disk():
+            with disk_errors():
                 raise
 
 
@@ -160,3 +162,53 @@ def move_aside(target: Path) -> Iterator[Path | None]:
             old.rename(target)
         if descriptor is not None:
             os.close(descriptor)
+
+
+Put = Callable[[Path], AbstractContextManager[BinaryIO]]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
+
+    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. What killed runs
+    left of the same file is removed.
+    """
+    with place(path), disk_errors():
+        tidy(path)
+        with reserve(path) as part:
+            with part.open("wb") as stream:
+                yield stream
+                flush(stream)
+            part.replace(path)
+
+
+def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
+    """Add every file of ``old`` to ``new`` that is not there yet, except those named in ``without``.
+
+    ``old`` is not changed. Links stay links; relative ones keep their meaning if both folders have the same parent.
+    """
+    for source in sorted(old.iterdir()):
+        target = new / source.name
+        if source.name in without:
+            continue
+        if source.is_dir() and not source.is_symlink():
+            created = not os.path.lexists(target)
+            if created:
+                target.mkdir()
+            bring_others(source, target)
+            if created:  # last, because adding files to the folder changes its time
+                shutil.copystat(source, target)
+        elif not os.path.lexists(target):
+            _bring(source, target)
+
+
+def _bring(source: Path, target: Path) -> None:
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+        return
+    # A hard link takes no room and no time for large files. Some disks have none, and none leads to another disk.
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
