@@ -57,6 +57,7 @@ class Format:
 
     def read(self, stored: Stored) -> Adapter:
         """Read the adapter from a file of this dialect."""
+        # Modules are loaded by name, so the type of the result is not known to a type checker.
         adapter = import_module(self.module).read(stored)
         assert isinstance(adapter, Adapter)
         return adapter
@@ -74,6 +75,7 @@ def _dialect(module: str, title: str, *, writer: str = "", files: Files | None =
     return Format(name, title, room + module, room + writer if writer else "", files, silent)
 
 
+# A loralib file is a plain state dict, so most have no configuration beside them.
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
 GGUF, QUANTISED = "gguf", "loralens-q"
 
@@ -217,6 +219,7 @@ def _read_stored(file: Path) -> Stored:
         from loralens.formats.files.gguf.container import read_gguf
 
         return read_gguf(file)
+    # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
     if not is_pickle(file):
         return read_safetensors(file)
     from loralens.formats.files.torch.pickle import read_pickle
@@ -308,6 +311,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
         return module.rescaled(scaling.value, scaling)
 
     rescaled = adapter.map(rescale)
+    # A scale that the file states is not overruled. It may be given again, as long as it is the same.
     for name, module in adapter.items():
         if module.scaling.stated and rescaled[name].scale != module.scale:
             raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
@@ -389,6 +393,7 @@ def encode_adapter(
         from loralens.formats.dialects.experts import fit_experts
 
         adapter = fit_experts(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+    # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
         raise OptionError(

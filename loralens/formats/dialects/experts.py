@@ -24,9 +24,13 @@ from loralens.formats.files.gguf.values import plain_values
 FUSED = "gate_up_proj"
 STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers
 _ALTERNATE = ("gpt_oss",)  # model types in which rows of gate and up alternate
+# The mixture is a module of its layer: mlp in most models, block_sparse_moe in Mixtral, feed_forward in Jamba.
 _LAYER = r"^(?P<path>.+)\.(?P<owner>mlp|block_sparse_moe|feed_forward)\."
+# One expert of a stack, of transformers (experts) or of mlx-lm (switch_mlp): ….mlp.experts.gate_proj[3]
 _STACKED = re.compile(_LAYER + r"(?:experts|switch_mlp)\.(?P<part>\w+)\[(?P<number>\d{1,9})\]$")
+# A single expert, as in checkpoints: ….mlp.experts.3.gate_proj
 _ALONE = re.compile(_LAYER + r"experts\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
+# One expert of a stack of mlx-lm.
 _SWITCH = re.compile(_LAYER + r"switch_mlp\.(?P<part>\w+)\[(?P<number>\d{1,9})\]$")
 _ROUTER = re.compile(_LAYER + r"(?:gate|router|router\.layer)$")
 
@@ -208,6 +212,7 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     OptionError
         It adapts experts, and nothing says of which model, or the names of that model are not known here.
     """
+    # An adapter without experts needs no names of a model; only a router may have another name.
     if not any(module.layout.kind == "experts" or is_expert_alone(name) for name, module in adapter.items()):
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
@@ -229,6 +234,7 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
         if match:
             part = EXPERT_PARTS.get(match["part"], match["part"])
             name = f"{match['path']}.{names.owner}.{names.stacks}.{part}[{match['number']}]"
+            # A single expert was a linear layer and becomes a part of a stack.
             if is_expert_alone(match[0]):
                 B, A = module.factors
                 module = LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("experts"))
@@ -247,6 +253,7 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 def name_single_experts(adapter: Adapter) -> Adapter:
     """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
     modules: dict[str, Update] = {}
+    # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
     for name, module in adapter.items():
         match = _SWITCH.match(name)

@@ -38,6 +38,7 @@ from loralens.formats.files.container import FLOATS, Stored
 
 NAME = "lycoris"
 
+# All leaves of LyCORIS apart from LoCon's, which end like a pair.
 _LEAF = re.compile(
     r"^(?P<name>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff|diff_b|w_norm|b_norm"
     r"|[ab][12]\.weight|bm\.weight|on_input|oft_blocks|rescale|[pq]_layer\.weight|lambda_layer"
@@ -47,7 +48,9 @@ _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
 # Leaves that only LyCORIS writes, and leaves that ComfyUI's dialect has under its own dotted names too.
 _OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
 _FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
+# Beginnings of names in LyCORIS files. PEFT has the same leaves for LoHa and LoKr under its own prefix.
 _NAMES = (*kohya.PREFIXES, "diffusion_model.", "transformer.", "unet.", "text_encoder")
+# Differences of norms and biases are added to the base's own, so they have the roles of full differences.
 _ROLES = {"diff_b": ("diff_b", "bias"), "b_norm": ("diff_b", "bias"), "w_norm": ("diff", "weight")}
 FOREIGN = {  # a part that identifies an algorithm → its name, and why it has no ΔW of its own
     "a1.weight": "GLoRA, whose update is a product with the base weight",
@@ -155,6 +158,7 @@ def _loha(parts: Parts) -> Update:
 
 def _lokr(parts: Parts) -> Update:
     product, kernel, rank = lokr(parts)
+    # Without a factored side there is no r, and LyCORIS then ignores α.
     full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
     return update_of(parts, product, full if rank is None else kohya.kohya_scaling(parts, rank), kernel)
 
@@ -173,6 +177,7 @@ class Algorithm(NamedTuple):
     read: Callable[[Parts], Update]
 
 
+# The parts decide which algorithm it is: a module that has parts of two of them is refused.
 ALGORITHMS = (
     Algorithm(("A", "B", "mid"), _locon),
     Algorithm(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), _loha),
@@ -187,6 +192,7 @@ def _algorithm(parts: Parts) -> Algorithm | None:
     if len(algorithms) > 1:
         keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in algorithms)
         raise FormatError(f"holds several updates of one weight: {keys}", fix="leave all but one out of the file")
+    # The difference of a norm is a vector, which is an extra and no update of a matrix.
     if algorithms and algorithms[0].read is _full and parts["diff"][1].ndim < 2:
         return None
     return algorithms[0] if algorithms else None
@@ -279,6 +285,7 @@ def _findings(
     if added:
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
         yield Finding("note", "bias-differences", text)
+    # What is left out changes the result, so every algorithm that is not read is named.
     for part, count in foreign.items():
         # The residual is a part of the same update, so the rest of it alone is wrong. Other algorithms stand beside it.
         level: Level = "error" if part == "bias_indices" else "warning"

@@ -113,6 +113,7 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
     FormatError
         One of them is missing, or is not floating point.
     """
+    # Both orders, so that the message names the half that is there.
     for half, other in ((A, B), (B, A)):
         if half not in parts:
             key, tensor = parts[other]
@@ -153,6 +154,7 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     is grouped.
     """
     rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    # B must be r/groups wide, and the groups must divide its rows.
     if (
         not rank
         or B.ndim != A.ndim
@@ -198,6 +200,7 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
     if module.layout.kind != "conv":
         return B, A
     kernel = module.layout.kernel
+    # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:
         raise ShapeError(
             "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",

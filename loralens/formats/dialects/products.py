@@ -74,6 +74,7 @@ def _split(factor: LowRank | Dense) -> tuple[LazyArray, LazyArray]:
         return factor.factors
     matrix = factor.array.reshape(*factor.shape)
     identity = LazyArray.of(np.eye(factor.rank))
+    # The identity is on the smaller side, where it is of the size of the factor's rank.
     return (matrix, identity) if factor.shape[1] == factor.rank else (identity, matrix)
 
 

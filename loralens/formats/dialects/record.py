@@ -35,10 +35,12 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     ``back`` is the result of reading ``stored`` again. If a writer folded a scale into the factors, the scale of the
     file differs from that of the adapter, and the record has the scale of the file.
     """
+    # The record is looked up by the names in the file, which the writer may have had to change.
     canonical = {name: name for name in adapter} | {new: file for file, new in stored.names.items()}
     modules = {}
     for name, module in adapter.items():
         file = canonical[name]
+        # The record says what the factors of the file need, not what the adapter had.
         true = back[file] if file in back and _scale_was_folded(module, back[file]) else module
         modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
     record = {
@@ -86,6 +88,7 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     """``adapter`` with the names and scales of a record, as far as the file still agrees with the record."""
     record = record or {}
     modules = _modules(record, adapter)
+    # A record that cannot be used at all does not change anything.
     if not modules:
         return adapter
     named: dict[str, Update] = {}
@@ -96,6 +99,7 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
             named[file] = module
             continue
         scale = float(entry["scale"])
+        # A dialect that stores no scale cannot disagree, so the record counts.
         if module.scaling.rule != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
             doubts.append(entry["name"])
         else:

@@ -17,6 +17,7 @@ from loralens.formats.files.container import Stored
 
 NAME = "safeloras"
 
+# unet:12:up, text_encoder:0:down
 _HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]+):(?P<half>up|down)$")
 _EMBEDDING = "<embed>"
 
@@ -63,6 +64,7 @@ def read(stored: Stored) -> Adapter:
 
 
 def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
+    # The header has an entry for each learned token, whose key is the token itself.
     flagged = (stored.metadata or {}).get(key) == _EMBEDDING
     return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
 

@@ -22,6 +22,7 @@ def is_as_read(modules: Mapping[str, Update], form: str) -> bool:
     """Whether all modules of a stored pair of the dialect ``form`` are there and unchanged, apart from their scales."""
     origins = [module.origin for module in modules.values()]
     first = origins[0]
+    # One shared origin and as many modules as it had: nothing was removed, and nothing was changed.
     return (
         first is not None
         and first.format == form
@@ -44,6 +45,7 @@ def check_complete(modules: Mapping[str, Update], holder: str) -> None:
             f"the experts of this stack differ in rank or dtype, and {holder} holds one for all",
             fix="give them one rank (--uniform)",
         )
+    # They must be 0, 1, 2 … in order, and as many as the file that they came from had.
     numbers = [found.number for found in map(expert, modules) if found]
     shares = {module.origin.share for module in modules.values() if module.origin}
     if numbers != list(range(len(modules))) or shares - {len(modules)}:

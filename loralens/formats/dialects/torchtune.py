@@ -27,7 +27,9 @@ from loralens.formats.files.container import Stored
 NAME = "torchtune"
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])\.weight$")
+# torchtune's GroupedExperts, whose tensors have no `.weight`
 _EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab])$")
+# q and k of torchtune's own models
 _ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
 
 
@@ -58,6 +60,7 @@ def read(stored: Stored) -> Adapter:
     extra = {}
     for key, tensor in unpaired.items():
         name, _, last = key.rpartition(".")
+        # Its size is checked here, because any other tensor of this name is only carried along.
         is_magnitude = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
         extra[key] = Extra("magnitude" if is_magnitude else "other", name, tensor)
     return Adapter(

@@ -32,10 +32,12 @@ NAME = "xlabs"
 RATIO = 4  # the width of the MLP divided by that of the model, in FLUX.1
 MOST = 16  # the largest ratio that is accepted, so that a small file cannot ask for a huge matrix of zeros
 
+# double_blocks.0.processor.qkv_lora1.down.weight, perhaps under diffusion_model.
 _HALF = re.compile(
     r"^(?P<block>(?:diffusion_model\.)?(?:double_blocks|single_blocks)\.\d+)\.processor\."
     r"(?P<layer>(?:qkv|proj)_lora[12]?)\.(?P<half>down|up)\.weight$"
 )
+# kind of block and layer of the processor → weight of the block
 _WEIGHTS = {
     ("double_blocks", "qkv_lora1"): "img_attn.qkv",
     ("double_blocks", "qkv_lora2"): "txt_attn.qkv",
@@ -59,6 +61,7 @@ def xlabs_leaf(key: str) -> Leaf | None:
 def detect(stored: Stored) -> bool:
     """Whether a file has pairs of XLabs' processors and no other pairs."""
     half_keys = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
+    # A file that has other pairs, or LoRA of another style besides, is not XLabs' alone.
     return bool(half_keys) and all(map(xlabs_leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
 
 
@@ -106,6 +109,7 @@ def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
 
 def _pad(B: LazyArray, width: int, rows: int) -> LazyArray:
     """B (3·width, r) with rows of zeros below it."""
+    # The attention of FLUX is as wide as the model, so q, k and v have 3 · h rows.
     if B.shape[0] != 3 * width or not 0 <= rows <= MOST * width:
         what = f"B {B.shape} of q, k and v, and {rows} rows of an MLP, do not fit a model {width} wide"
         raise ShapeError(what, fix=SAVE_AGAIN)

@@ -14,6 +14,7 @@ _FIX = "choose a target outside: what is read is never written to"
 def adapter_inputs(path: str) -> Iterator[Input]:
     """The paths that belong to an adapter: the given one, the weights' file, and the configuration beside it."""
     what = f"the adapter {path}"
+    # A Hub id or a package is read in the cache or in site-packages, so the given text is not the path that counts.
     yield what, existing_path(Path(path))
     file = adapter_file(Path(path))
     yield what, file

@@ -43,6 +43,7 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
         what = next(iter(inputs))[0]
         raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
     check_parent(target)
+    # Else the error would come after hours, when the folder is to be renamed.
     if target.is_dir() and (why := why_immovable(target)):
         raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
 
@@ -57,6 +58,7 @@ def why_immovable(folder: Path) -> str | None:
         working_folder = Path.cwd().resolve()
         if real == working_folder or real in working_folder.parents:
             return "the current directory is in it"
+    # ismount compares the device with that of the parent, and a bound folder has the same one.
     if os.path.ismount(real) or _is_bound(real):
         return "a disk is mounted there"
     return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
@@ -119,6 +121,7 @@ def atomic_path(
                     shutil.copymode(target, part)
                     bring_others(target, part, without=without)
                     sync_folder(part)
+                # rename replaces files and empty folders only, so a folder has to make way.
                 with move_aside(target) if overwrite else nullcontext() as old:
                     part.rename(target)
                     sync_folder(target.parent)
@@ -143,6 +146,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
     OptionError
         Another run is using it.
     """
+    # exists() would follow a link to nothing, which has to be moved aside too.
     if not os.path.lexists(target):
         yield None
         return
@@ -156,6 +160,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
         target.rename(old)
         yield old
     finally:
+        # Something has taken the place, so the old one is no longer needed.
         if os.path.lexists(target):
             remove(old)
         elif os.path.lexists(old):
@@ -164,6 +169,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
             os.close(descriptor)
 
 
+# opens the file that will be at a path: `atomic_file`, or one of several by `Staging.put`
 Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 
@@ -199,6 +205,7 @@ def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
             bring_others(source, target)
             if created:  # last, because adding files to the folder changes its time
                 shutil.copystat(source, target)
+        # What the new folder has already is newer.
         elif not os.path.lexists(target):
             _bring(source, target)
 

@@ -31,6 +31,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
+# All dtypes of safetensors that NumPy has, with ml_dtypes for the others. Those of less than 8 bits are missing.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -84,6 +85,7 @@ class OpenFile:
             raise FormatError(
                 f"cannot be opened: {error.strerror}", fix="check the path and its permissions"
             ) from error
+        # A device or a pipe has no size, and its bytes are gone once they are read.
         if not S_ISREG(status.st_mode):
             raise FormatError("is no regular file", fix="give the adapter's file or folder")
         self.size = status.st_size
@@ -98,6 +100,7 @@ class OpenFile:
             Its size, its time or its inode has changed, or its path is now another file.
         """
         try:
+            # The open file, which may have been written to, and the path, which may be another file now.
             states = _state(os.fstat(self._fd)), _state(self.path.stat())
         except OSError:
             states = None
@@ -113,6 +116,7 @@ class OpenFile:
                 raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
             parts.append(part)
             start, count = start + len(part), count - len(part)
+        # Bytes of two versions must not be mixed: the header was checked for the first one only.
         if _state(os.fstat(self._fd)) != self._state:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -131,6 +135,7 @@ class OpenFile:
             data = self.read(start + first * dtype.itemsize, (last - first) * dtype.itemsize)
             return np.frombuffer(data, dtype)
 
+        # Rows can be read separately, because the numbers are contiguous.
         return LazyArray(lambda: numbers(0, prod(shape)).reshape(shape), shape=shape, dtype=dtype, numbers=numbers)
 
     def __del__(self) -> None:
@@ -208,6 +213,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, 8), "little")
+    # Before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
@@ -260,6 +266,7 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
                 f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated",
                 fix=_TRUNCATED,
             )
+    # The entry before the first tensor makes it begin at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"
@@ -295,6 +302,7 @@ def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
         span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        # Without metadata, the first tensor follows the brace directly.
         parts.append(f"{',' if len(parts) > 1 else ''}{encode(key)}:{encode(span)}".encode())
         begin = end
     parts.append(b"}")
@@ -323,6 +331,7 @@ def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
     if not tensor.streams or not tensor.size:
         yield tensor.read()
         return
+    # as many rows as fit into a piece, and at least one
     step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
     for start in range(0, tensor.shape[0], step):
         yield tensor.rows(start, min(start + step, tensor.shape[0])).read()

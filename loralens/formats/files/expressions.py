@@ -32,6 +32,7 @@ SIMPLER = "write it without nested repeats and optional parts, or list the modul
 
 # `re` takes these as plain characters, `regex` as a POSIX class or as approximate matching.
 _READ_OTHERWISE = re.compile(r"\[:|\{(?![0-9]*(?:,[0-9]*)?\})")
+# Nodes that match one letter or a position in one way. Names of operators in Python's parser.
 _PLAIN = frozenset({"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"})
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
 
@@ -110,6 +111,7 @@ class Expression:
         self._what = f"{field} {_short(key)}"
         self._allowance = allowance
         self._text = rf"(.*\.)?({key})$" if after_prefix else key
+        # Before the parser sees it, which takes time and memory with the length.
         if len(key) > LONGEST:
             raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
         with allowance.plain.running(self._what, fix=SIMPLER):

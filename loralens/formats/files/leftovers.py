@@ -26,6 +26,7 @@ from loralens.formats.files.hold import lock
 
 COMPANIONS = (CONFIG, f"{RECORD}.json")  # the files that may lie beside weights and belong to them
 NONE = ".none"  # the end of a name in a .pair, which says that there was no file of this name
+# A name may contain anything, also a line end, so DOTALL.
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<end>old|part|pair)", re.DOTALL)
 # Attempts to make a part. One fails only if another process tidies up at that very moment, which takes far less than
 # the half second of all attempts.
@@ -72,9 +73,11 @@ def _make(path: Path, *, folder: bool) -> int | None:
             descriptor = lock(path)
         except (FileExistsError, BlockingIOError):
             continue  # it belongs to another run, or another run is just removing it as abandoned
+        # Without locks, only the name protects the file.
         if descriptor is None and os.path.lexists(path):
             return None
         if descriptor is not None:
+            # Another process may have removed it before it was locked.
             if _is_at(path, descriptor):
                 return descriptor
             os.close(descriptor)
@@ -134,6 +137,7 @@ def claim(path: Path, pid: int) -> Iterator[bool]:
     except BlockingIOError:
         yield False
         return
+    # Without locks a process id in the name is all there is; it may belong to another process by now.
     if descriptor is None:
         yield os.path.lexists(path) and not _is_alive(pid)
         return

@@ -13,7 +13,9 @@ from loralens.formats.files.relative_name import is_relative_name
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+# `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+# org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
 _FIX = "check the path, or first download the Hub id or install the package that it names"
@@ -113,7 +115,9 @@ def _cache_snapshot(name: str) -> Path | None:
 
 def snapshot(folder: Path) -> Path | None:
     """The snapshot in a folder ``models--org--name`` of a cache: the one that ``main`` names, else the only one."""
+    # The layout of huggingface_hub's cache.
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    # refs/main holds the commit that the last download was of.
     if main.is_file():
         revision = main.read_text(errors="replace").strip()
         chosen = snapshots / revision if is_relative_name(revision) else None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the import takes a tenth of a second, which commands that g
     from importlib.metadata import Distribution
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+# the names that transformers gives to weights, whole or in shards
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
@@ -63,4 +64,5 @@ def _models(distribution: "Distribution") -> list[Path]:
     configured = {file.parent for file in files if file.name == "config.json"}
     weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
     folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)
+    # The record of an installation may name files that are no longer there.
     return [folder for folder in folders if (folder / "config.json").is_file()]

@@ -50,6 +50,7 @@ def weight_files(folder: Path) -> WeightFiles | None:
 def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
     """The file that matches; of several, the one with a model's usual name; None if none matches."""
     files = sorted(folder.glob(glob))
+    # A folder of diffusers may hold variants (fp16, EMA) beside the usual file.
     usual = [file for file in files if file.name.removesuffix(".index.json") in SINGLE]
     if len(files) > 1 and len(usual) != 1:
         raise FormatError(f"holds several {what}: {', '.join(file.name for file in files[:6])}", fix=fix)

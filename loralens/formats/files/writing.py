@@ -48,6 +48,7 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
             fix=f"give a folder, or a file ending in {suffix}",
         )
     if not dry_run:
+        # Only a file has the suffix of the format; a new folder may have any name.
         write = write_file if path.suffix == suffix else write_folder
         write(stored, path, files=files, overwrite=overwrite)
         return
@@ -83,6 +84,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
             _write_together(stored, part / files.weights, files)
         return
     companions = _companion_files(stored, files)
+    # A single file is replaced by one rename. Several are, too, if the folder that holds them can be renamed.
     if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *companions}
         with suppress(ImmovableError):

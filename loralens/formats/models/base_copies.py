@@ -14,6 +14,7 @@ from loralens.core.lazy import Array, LazyArray
 
 FULL = ("embedding", "saved", "copy", "bias", "other")  # roles of extras that replace a tensor of the base
 HEAD = ".lm_head"  # a base whose head is tied to the embedding does not store it
+# the names of embeddings in the families of transformers
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 BLOCK = 1 << 22  # numbers compared at a time, so that memory does not grow with the vocabulary
 
@@ -56,6 +57,7 @@ def _same(copy: LazyArray, own: LazyArray) -> bool:
     """Whether two tensors are equal after those of the base are rounded to the dtype of the copy."""
     if copy.shape != own.shape or not copy.size:
         return False
+    # rows whose numbers fill a block
     step = max(1, BLOCK * copy.shape[0] // copy.size)
     return all(_equal(_rows(copy, i, step), _rows(own, i, step)) for i in range(0, copy.shape[0], step))
 

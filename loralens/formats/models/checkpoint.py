@@ -18,6 +18,7 @@ from loralens.formats.models.quantised_bases import check_numbers, check_shapes
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+# files of weights that are not read, for a message that names one; transformers' own come first
 PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
 
@@ -60,6 +61,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
     """
     path = resolve_path(path)
+    # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), model_config(path)
     with place(path):
         check_numbers(stored, config)
@@ -123,6 +125,7 @@ def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
         return read_safetensors(path).tensors
     with place(path):
         tensors = _folder(path)
+        # A folder without weights may hold the components of a pipeline.
         if tensors is None:
             tensors = _components(path)
         if not tensors:

@@ -138,6 +138,7 @@ def _floats(scale: LazyArray) -> Array:
 
 def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     """How many numbers along each axis share a scale; empty if all numbers share one."""
+    # a single scale, with or without axes
     if all(n == 1 for n in scale):
         return ()
     if len(scale) == 1 and scale == shape[:1]:  # one scale for each row, stored without the axes of length 1
@@ -162,6 +163,7 @@ def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) ->
     """Some rows of the weight times their scales, float32; ``start`` is the number of the first row."""
     product = array.astype(np.float32)
     if not steps:
+        # In place, without a second copy of the weight.
         product *= scale.reshape(())
         return product
     scale = scale.reshape(*scale.shape, *(1,) * (len(steps) - scale.ndim))

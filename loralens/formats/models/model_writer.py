@@ -27,6 +27,7 @@ from loralens.formats.models.model_files import Index, ModelFiles, Shard, offset
 from loralens.formats.records.merged import check_replaceable
 
 HURRY = 1 << 24  # bytes after which the disk is told to begin, which shortens the wait at the end from 0.35 to 0.07 s
+# Only an undo file gives headers, so a bad header is a damage of that file.
 _DAMAGED = "the undo file is damaged: use another copy"
 _ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 
@@ -114,6 +115,7 @@ def write_model(
         tidy(target)
         known_inputs = inputs or [("the base", files.root)]
         check_write_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        # Files of others in the folder would be lost, whatever `overwrite` says.
         if target.is_dir():
             check_replaceable(target, _file_names(files, without, names or {}))
     with atomic_path(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
@@ -155,8 +157,10 @@ def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str,
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
     """Copy all files other than weights under their new names; links are followed."""
+    # Also the folders of shards, whose files are made later.
     for name in (*names.values(), *(shard.name for shard in files.shards)):
         path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
+    # copyfile follows links, so that the copy does not depend on a cache.
     for name, new in names.items():
         shutil.copyfile(files.root / name, path_to_write(part, new))
 
@@ -304,6 +308,7 @@ class _Work:
         for block in self.fill(job.key) if job.source is None else tensor_pieces(job.source):
             if stop.is_set():
                 return
+            # A changed tensor is known to the caller, who makes its rows.
             if self.watch and job.source is not None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data

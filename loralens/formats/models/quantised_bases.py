@@ -113,6 +113,7 @@ def _stated_method(config: Mapping[str, Any] | None) -> str:
 
 
 def _quantised_error(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
+    # The keys are the same, so only the configuration knows.
     name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
     source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""

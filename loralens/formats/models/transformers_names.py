@@ -59,6 +59,7 @@ IN_MEMORY: Mapping[str, Rules] = {  # model type → regular expressions and the
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
 }  # fmt: skip
 JOINED = ("phimoe", "jamba", "lfm2_moe")  # model types with single experts in files that PEFT does not join
+# a single expert of a checkpoint: ….experts.3.w1
 _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
 _SWIGLU = ".mlp.weights_in"
 
@@ -120,6 +121,7 @@ def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]
             yield name, module
             continue
         B, A = module.factors
+        # The gate comes first in weights_in.
         size = B.shape[0] // 2
         for i, part in enumerate(("gate_proj", "up_proj")):
             half = B.rows(i * size, (i + 1) * size)
@@ -136,6 +138,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
             joined[name] = module
             continue
         part = EXPERT_PARTS.get(single["part"], single["part"])
+        # transformers 5 holds gate and up of all experts in one parameter.
         joint = "down_proj" if part == "down_proj" else "gate_up_proj"
         stacks.setdefault(f"{single['stack']}.{joint}", {}).setdefault(int(single["number"]), {})[part] = module
     for stack, experts in stacks.items():

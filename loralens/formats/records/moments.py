@@ -65,6 +65,7 @@ def check_moments_target(path: Path, *, overwrite: bool) -> None:
     check_parent(path)
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
+    # --overwrite must not destroy an adapter whose name was given by mistake.
     if path.exists() and not _holds_moments(path):
         raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
 
@@ -113,6 +114,7 @@ def _record(stored: Stored) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"its record is not valid JSON ({error})", fix=_AGAIN) from error
     version = record.get("version") if isinstance(record, dict) else None
+    # A newer version may mean other numbers by the same keys.
     if version != VERSION:
         raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
     kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
@@ -150,6 +152,7 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     size = float(np.abs(array).max(initial=0.0))
     if size > LARGEST:
         raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs excite", fix=_AGAIN)
+    # eigvalsh returns the smallest eigenvalue first.
     lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
     if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
         raise FormatError(f"{key} is no matrix of second moments: not symmetric, or of negative ones", fix=_AGAIN)

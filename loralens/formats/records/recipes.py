@@ -47,6 +47,7 @@ def read_recipe(path: Path) -> Recipe:
         if path.suffix == ".toml":
             return _from_toml(path)
         file = adapter_file(path)
+        # Only safetensors files have metadata that a recipe is written to.
         if file.suffix != ".safetensors":
             raise FormatError("holds no recipe", fix="give a .toml file, or an adapter that loralens combined")
         text = (read_safetensors(file).metadata or {}).get(KEY)
@@ -65,6 +66,7 @@ def _from_toml(path: Path) -> Recipe:
         if file.size > LONGEST:
             raise FormatError(f"{file.size:,} bytes are too many for a recipe", fix="give the path of a recipe")
         text = file.read(0, file.size).decode("utf-8")
+        # Before tomllib sees it.
         if _DEEP.search(text):
             raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
         content = tomllib.loads(text)

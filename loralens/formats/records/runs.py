@@ -17,9 +17,11 @@ from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import adapter_file, existing_path
 
+# written by transformers' Trainer into every checkpoint
 STATE = "trainer_state.json"
 LOG = "log.jsonl"  # the log of loralens train
 _TRAINER = re.compile(r"checkpoint-(\d+)")
+# mlx-lm's numbered copies, which lie in one folder
 _MLX = re.compile(r"(\d+)_adapters\.safetensors")
 # Fifteen digits are more than any run has, and fewer than a float64 or a 64-bit integer can hold.
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
@@ -83,6 +85,7 @@ def read_run(paths: Sequence[Path]) -> Run:
         A trainer_state.json cannot be read.
     """
     paths = [existing_path(path) for path in paths]
+    # One path is the folder of a run; several are its adapters.
     members = _members(paths[0]) if len(paths) == 1 else list(paths)
     if len(members) < 2:
         raise OptionError(
@@ -93,11 +96,13 @@ def read_run(paths: Sequence[Path]) -> Run:
     checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
     ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
+    # Without Trainer's states, the steps come from names, and losses from our own log if there is one.
     if not states:
         log = paths[0] / LOG
         entries = _log(log) if len(paths) == 1 and log.is_file() else []
         losses = _losses(entries, "loss"), _losses(entries, "eval_loss")
         return Run(tuple(ordered), *losses, log) if any(losses) else Run(tuple(ordered))
+    # Every state has the whole history up to its step.
     latest = max(states, key=lambda path: _whole(states[path].get("global_step")) or 0)
     history = states[latest].get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []

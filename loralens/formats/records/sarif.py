@@ -113,6 +113,7 @@ def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, 
 def _uri(path: str, root: Path) -> str:
     """The path as a relative URI reference: with ``/``, and quoted where a URI demands it."""
     file = Path(path)
+    # There is no relative path between two drives of Windows.
     if file.is_absolute() and file.anchor == root.anchor:
         file = Path(relpath(file, root))
     return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()))

@@ -183,9 +183,11 @@ class Training:
             tidy(self.target)
             if os.path.lexists(self.target) and not read_json(self.folder / RUN).get(REPLACES):
                 raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
+            # Checked again: files may have been added while the run lasted.
             if strangers := _strangers(self.target):
                 what = f"holds what no training run wrote, and would be lost: {some(strangers)}"
                 raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
+            # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):
                 self.folder.rename(self.target)
             (self.target / STATE).unlink(missing_ok=True)
@@ -238,6 +240,7 @@ class Training:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             remaining = [line for line in lines if (at := _step(line)) is not None and at <= step]
             self._write(LOG, "".join(f"{line}\n" for line in remaining))
+        # They would be written again, and perhaps differ.
         for at, snapshot in self.snapshots:
             if at > step:
                 shutil.rmtree(snapshot, ignore_errors=True)

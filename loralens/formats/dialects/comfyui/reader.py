@@ -35,14 +35,18 @@ from loralens.formats.files.container import Stored
 
 NAME = "comfyui"
 STORED = ("A", "B", "alpha")  # the parts of one module
+# leaf → role, as in the table above; the role of a dora_scale depends on its axis.
 ROLES = {"diff": "diff", "diff_b": "diff_b", "set_weight": "saved", "reshape_weight": "shape", "magnitude": "magnitude"}
 KOHYA = ("lora_", "lycoris_")  # prefixes of kohya's dialect, whose names have underscores for dots
 
 _OWN = ("diffusion_model.", "text_encoders.")
+# x.lora_up.weight, and x.lora.up.weight of diffusers' older files.
 _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
+# x.lora_A.weight, x.lora_A.ADAPTER.weight, and x.lora_A without an ending (Mochi).
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
 _PARTS = {"up": "B", "down": "A"}
+# role, code and text of the warnings about extras, in the order in which they are shown
 _NOTICES = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
     ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
@@ -149,6 +153,7 @@ def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> 
             findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
     both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
+        # ComfyUI keeps one patch for each key, and the difference or the new weight replaces the pair.
         text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
         findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))
     return findings

@@ -30,7 +30,9 @@ from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
+# Beginnings of names that ComfyUI maps to the weights of its own models.
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
+# where ComfyUI has the T5 encoder of every model
 T5 = "text_encoders.t5xxl.transformer."
 FLUX_T5 = "text_encoder_2.encoder.block."  # the second encoder of a pipeline is T5 in FLUX, and CLIP G elsewhere
 
@@ -96,6 +98,7 @@ def _comfyui_name(name: str) -> str:
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
     parts = stored_parts(module, NAME, parse_comfyui_key)
+    # The stored tensors are only valid with the scale that their own alpha gives.
     if parts and module.origin and alpha.stored_scaling(parts, module.rank).value == module.scale:
         return module.origin.tensors
     if module.layout.kind not in KINDS:

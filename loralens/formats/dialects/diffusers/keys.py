@@ -21,9 +21,12 @@ from collections.abc import Iterable
 from loralens.formats.dialects.pairs import Leaf
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+# The parts of a pair. PEFT has names of its own for the factors of an embedding.
 HALVES = ("A", "B", "embedding_A", "embedding_B")
+# Leaves of LyCORIS, by which its files are told from diffusers' and ComfyUI's.
 LYCORIS = re.compile(r"\.(hada_\w+|lokr_\w+|oft_blocks|oft_diag|on_input|[ab][12]\.weight)$|[._]lora_mid\.weight$")
 
+# style → the keys of its halves. No key fits two of them.
 _STYLES = {
     "peft": re.compile(r"^(?P<path>.+)\.lora_(?P<half>[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight$"),
     "embedding": re.compile(r"^(?P<path>.+)\.lora_(?P<half>embedding_[AB])(?:\.[^.]+)?$"),
@@ -31,14 +34,17 @@ _STYLES = {
     "layer": re.compile(r"^(?P<path>.+)\.lora(?:_linear_layer)?\.(?P<half>down|up)\.weight$"),
     "processor": re.compile(r"^(?P<path>.+\.(?:to_(?:q|k|v|out)|add_[qkv]_proj))_lora\.(?P<half>down|up)\.weight$"),
 }
+# part → the keys of tensors beside a pair, in all styles
 _COMPANIONS = {
     "alpha": re.compile(r"^(?P<path>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.alpha$"),
     "magnitude": re.compile(r"^(?P<path>.+)\.(?:lora_magnitude_vector(?:\.weight)?|magnitude)$"),
     "lora_bias": re.compile(r"^(?P<path>.+?)(?:\.lora_B(?:\.[^.]+)?|\.lora(?:_linear_layer)?\.up|_lora\.up)\.bias$"),
 }
 _PARTS = {"down": "A", "up": "B"}
+# The names of the processor's projections in CLIP and in the UNet.
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _IN_UNET = {"to_out": "to_out.0"}
+# The parts of a UNet, with which its paths begin if they have no component.
 _UNET_ROOTS = ("down_blocks", "mid_block", "up_blocks")
 _LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
 
@@ -101,10 +107,12 @@ def are_diffusers_keys(keys: Iterable[str], *, declared: bool) -> bool:
 
 
 def _fits(key: str, key_style: str, *, declared: bool) -> bool:
+    # The old styles are written by diffusers alone, apart from these prefixes of other programs.
     if key_style in ("layer", "processor"):
         return not key.startswith(("diffusion_model.", "lora_", "lycoris_"))
     if declared:
         return True
+    # Without `.weight`, only Mochi's transformer is diffusers'; other files of this style are loralib's.
     if key_style == "bare":
         return key.startswith("transformer.") and not _LANGUAGE_MODEL.match(key)
     return bool(component(key)) and not _LANGUAGE_MODEL.match(key)

@@ -30,6 +30,7 @@ from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged", "embedding")  # the kinds of weights in such files
 _FLAT = ("lora_", "lycoris_")  # prefixes of kohya's names, which have underscores for dots
+# part → the end of its key in the style of PEFT
 _ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
 _SAME = 1e-15  # relative; (α/r)·r differs from α in the last bits at most
 
@@ -48,6 +49,7 @@ def write(adapter: Adapter) -> Stored:
     if unchanged is not None:
         return unchanged
     names: dict[str, str] = {}
+    # diffusers' own adapters keep their names, also those without a component.
     if adapter.format != NAME:
         names = _names(adapter)
         adapter = adapter.renamed(names)

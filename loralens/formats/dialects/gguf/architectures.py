@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from loralens.errors import OptionError
 
+# The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))

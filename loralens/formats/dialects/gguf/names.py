@@ -16,10 +16,12 @@ _WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks na
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
 MOST_PARTS = 16  # of a name: those of the tables have at most eight, and the search takes time with their square
+# A single expert (….experts.3.w1) or one of a stack (….experts.gate_proj[3]).
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
 )
 _BLOCK = re.compile(r"^blk\.(\d{1,9})\.(.+)$")
+# Mixtral's experts have this path in the tables of gguf for stacks: layers.N.feed_forward.experts.
 _MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
 
 
@@ -73,6 +75,7 @@ def _spellings(arch: str) -> Mapping[str, str]:
     number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == arch), None)
     if number is None:
         return {}
+    # A family may have spellings of its own, which overrule the common ones.
     own = Tables.arch_block_mappings_cfg.get(number, {})
     names: dict[str, str] = {}
     for table in (Tables.mappings_cfg, {**Tables.block_mappings_cfg, **own}):
@@ -88,6 +91,7 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
         return None
     block = _BLOCK.match(tensor)
     pattern = _modules(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
+    # A stack needs the number of an expert, and any other tensor must not have one.
     if pattern is None or ("{e}" in pattern) != (expert is not None):
         return None
     return pattern.format(bid=block[1] if block else "", e=expert)

@@ -33,12 +33,15 @@ from loralens.formats.files.json_text import plain_text
 
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
+# Keys of our own: llama.cpp ignores them, and a file that has them can be read without its base.
 HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
 LARGEST = float(np.finfo(np.float32).max)  # α is float32 in llama.cpp
+# llama.cpp's name of the token embedding
 EMBEDDING = "token_embd"
 STACK = "_exps"  # the end of the names of expert stacks
 
 _LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+# The address that llama.cpp's converter writes for the base.
 _HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
 
 
@@ -58,9 +61,11 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError, MismatchError
         One half of a pair is missing, factors do not fit together, or the base has another architecture.
     """
+    # An adapter that is read again (`restore_rows`) has metadata only.
     plain = gguf_values.plain_values(stored.metadata) if stored.metadata else dict(stored.plain)
     base = base_model_config(stored.config)
     arch = _architecture(plain, base)
+    # Other architectures keep Hugging Face's order of rows, whatever their heads are.
     heads = stated_heads(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
     pairs, unpaired = group(stored.tensors, _leaf)
@@ -133,12 +138,14 @@ def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> He
 def _alpha(plain: Mapping[str, Any]) -> float:
     alpha = plain.get(ALPHA, 0.0)
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
+    # llama.cpp reads a float32. Another number would be rounded there, and the scale would be another.
     if not number or float(np.float32(alpha)) != alpha:
         raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
     return float(alpha)
 
 
 def _scaling(alpha: float, rank: int) -> Scaling:
+    # get_scale of llama.cpp takes 0 as "no alpha".
     if alpha == 0:
         return Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
     return Scaling("alpha/r", alpha, rank, ALPHA)
@@ -163,6 +170,7 @@ def _modules(
         yield from _experts(tensor, B, A, arch, scaling, origin)
         return
     layout = Layout()
+    # llama.cpp looks rows of lora_a up by token, so the vocabulary is its first axis.
     if tensor == EMBEDDING:
         A, layout = A.T, Layout("embedding")
     if heads and gguf_rows.rotary(tensor):
@@ -184,6 +192,7 @@ def _experts(
     for e in range(count):
         listed = gguf_names.module_of(tensor, arch, e)
         B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
+        # A listed name is that of a single expert's own linear layer.
         layout = Layout("linear" if listed else "experts")
         name = listed or f"{tensor}[{e}]"
         yield name, LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)

@@ -13,6 +13,7 @@ from loralens.errors import MismatchError
 from loralens.formats.dialects.gguf.architectures import Heads
 
 OWNER = "llama.cpp"  # the name of the software with this order in messages
+# Only q and k are rotated, so only their rows are permuted.
 _ROTARY = re.compile(r"^blk\.\d+\.attn_([qk])$")
 
 

@@ -44,6 +44,7 @@ from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.values import Value
 
+# GGUF has float64 as well, but llama.cpp cannot multiply with it.
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # the fields of config.json for their number
 CLOSE = 1e-6  # relative; rounding α to float32 changes it by up to 6e-8
@@ -216,6 +217,7 @@ def _alpha(adapter: Adapter, target: _Target) -> float:
     if target.metadata is not None and unscaled and not gguf_values.plain_values(target.metadata).get(ALPHA):
         return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
+    # The exact values of α may differ in the last bits of a float64, and are one float32 all the same.
     rounded = {_float32(alpha) for alpha in exact}
     alpha = rounded.pop() if len(rounded) == 1 else 0.0
     return alpha if isfinite(alpha) and all(abs(alpha - one) <= CLOSE * abs(one) for one in exact) else 0.0
@@ -282,6 +284,7 @@ def _fold_scale(module: Update, alpha: float) -> LazyArray:
         wide = array.astype(np.float64)
         with np.errstate(over="ignore"):
             scaled = (scale * wide).astype(np.float32)
+        # An adapter that is infinite already is written as it is; only a new overflow is an error.
         if np.isfinite(wide).all() and not np.isfinite(scaled).all():
             raise FormatError(f"the scale {scale:g} does not go into B: float32 overflows", fix="scale it down first")
         return scaled
@@ -299,6 +302,7 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
             fix="leave the stack out: loralens drop --modules",
         )
     first, Bs = ordered[0], [_fold_scale(module, alpha) for module in ordered]
+    # One tensor holds all experts, so they need one shape and one rank.
     if len({(module.shape, module.rank) for module in ordered}) > 1:
         raise ShapeError("the experts of this stack differ in rank", fix="give them one rank (--uniform)")
     return _join([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _join(
@@ -335,6 +339,7 @@ def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | No
             values[HEADS] = Value("u32", array=False, value=heads.q)
             values[HEADS_KV] = Value("u32", array=False, value=heads.kv)
     carried = dict(target.metadata or {})
+    # α is the only value that a change of the adapter changes.
     if target.metadata is None or gguf_values.plain_values(carried).get(ALPHA, 0.0) != alpha:
         carried = {key: text for key, text in carried.items() if gguf_values.from_text(key, text)[0] != ALPHA}
         values[ALPHA] = Value("f32", array=False, value=alpha)

@@ -33,12 +33,15 @@ from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
 
 NAME = "kohya"
+# The beginnings of all prefixes in the table above.
 PREFIXES = ("lora_", "lycoris_")
 STORED = ("A", "B", "alpha")  # the parts of one module
 
+# The leaf follows a dot, or in some files an underscore.
 _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>up|down)\.weight$")
 _OTHER = re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$")
 _DOUBLED = "lora_unet_unet_"
+# Leaves of LyCORIS: a file with one of them is read by that dialect, which has kohya's pairs too.
 _LYCORIS = re.compile(
     r"\.(hada_.+|lokr_.+|oft_blocks|on_input|lambda_layer|[ab][12]\.weight|diff|diff_b|[wb]_norm|bias_(indices|values))$"
     r"|[._]lora_mid\.weight$"
@@ -167,6 +170,7 @@ def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
     scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
     if scaled:
         text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
+        # Programs agree about magnitudes by input; by output they divide by different norms.
         by_output = any(one.role == "magnitude" for one in extra.values())  # by input ComfyUI and LyCORIS agree
         fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if by_output else ""
         findings.append(Finding("note", "dora", text, fix))

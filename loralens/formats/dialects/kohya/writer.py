@@ -120,7 +120,9 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
         what = f"kohya's software adapts linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     parts = _parts(module)
+    # Only the scale of a module that still has its tensors has changed.
     B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
+    # An α of 0 means α = r for kohya's software, so the scale of 0 goes into the factor.
     if module.scale == 0:
         B = B.map(np.zeros_like, shape=B.shape)
     keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
@@ -170,6 +172,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     }
     if adapter.format != NAME:
         return {"ss_network_module": "networks.lora", **summary}
+    # A kohya file without metadata stays one.
     if adapter.metadata is None:
         return None
     return {key: summary.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}

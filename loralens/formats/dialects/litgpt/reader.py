@@ -29,6 +29,7 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, 
 from loralens.formats.files.container import Stored
 
 NAME = "litgpt"
+# LitGPT's own names, in the order of the rows.
 _FLAGS = ("lora_query", "lora_key", "lora_value")
 _SAY = (
     'put an adapter_config.json beside the file: {"lora_query": true, "lora_key": false, "lora_value": true, '
@@ -83,6 +84,7 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
     if is_fused(name):
         enabled = _adapted_parts(B, A, config)
         sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"))
+        # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved_rows(sizes, config) if old else _contiguous_rows(sizes)
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
@@ -95,6 +97,7 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> lis
     count, over = divmod(A.shape[0], B.shape[1])
     if over or not 1 <= count <= 3:
         raise ShapeError(f"lora_A {A.shape} is not one to three blocks of rank {B.shape[1]}", fix=SAVE_AGAIN)
+    # Three blocks leave no choice; of one or two only a configuration tells which they are.
     enabled = config["enable_lora"] or ([True] * 3 if count == 3 else None)
     if enabled is None:
         raise FormatError(f"{count} of query, key and value are adapted, and the file does not say which", fix=_SAY)
@@ -113,6 +116,7 @@ def _sizes(
         query, other = size * heads, size * (_count(config, "n_query_groups") or heads)
     elif all(enabled) and proj and "A" in proj and proj["A"][1].ndim == 2:
         query = proj["A"][1].shape[1]  # the inputs of the output projection are the outputs of the query's heads
+        # Key and value have the same height.
         other = (height - query) // 2
     else:
         raise FormatError("the heights of query, key and value are not in the file", fix=_SAY)
@@ -139,6 +143,7 @@ def _contiguous_rows(sizes: tuple[int, int, int]) -> list[Array]:
 def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
     """The row numbers of query, key and value if each group of heads has its own rows of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
+    # Without n_query_groups every head is a group of its own.
     if groups is None or sizes[0] % groups or sizes[1] % groups:
         raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
     heights = [size // groups for size in sizes]

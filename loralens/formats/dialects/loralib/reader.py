@@ -69,6 +69,7 @@ def read(stored: Stored) -> Adapter:
     """
     enabled, config = enabled_slices(stored)
     groups, unpaired = group(stored.tensors, loralib_leaf)
+    # AdaLoRA has the leaves of loralib and a diagonal between them, without which ΔW would be wrong.
     middle = next((key for key in unpaired if key.endswith(".lora_E")), None)
     if middle:
         what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
@@ -109,10 +110,12 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
 def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
     B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, rank = origin_of(NAME, parts), A.shape[0]
+    # loralib's Conv2d keeps its convolution in a member called conv.
     weight = unpaired.get(f"{name}.conv.weight")
     if weight is not None and weight.ndim == 4:
         B, A, layout = _unpack_conv(B, A, weight.shape)
         rank //= layout.kernel[0]
+    # With one enabled slice, the shapes fit a linear layer; only the configuration shows the fused one.
     elif A.shape[0] != B.shape[1] or (enabled and len(enabled) > 1 and sum(enabled) == 1):
         B, layout = _unpack_merged(B, A, enabled)
         rank //= layout.groups
@@ -162,6 +165,7 @@ def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modul
     inner = name.removesuffix(".conv")
     if name in modules or inner in modules:
         return Extra("bias" if last == "bias" else "other", inner if inner in modules else name, tensor, last)
+    # loralib stores trained biases alone. A bias beside its weight belongs to a layer trained in full.
     if last == "bias" and f"{name}.weight" not in unpaired:
         return Extra("bias", name, tensor, last)
     return Extra("saved" if last in ("weight", "bias") else "other", name, tensor, last)

@@ -36,6 +36,7 @@ NAME = "mlx"
 DORA = {"linear": "norms", "embedding": "norms_in"}  # in mlx-lm there is one length for each row of the stored weight
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+# Keys of full fine-tuning: weights of any module, also quantised ones, and nothing of LoRA.
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
 
 
@@ -50,6 +51,7 @@ def detect(stored: Stored) -> bool:
 
     Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
+    # torchtune's halves end in `.weight` and are no leaves here.
     groups, _ = group(stored.tensors, mlx_leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
@@ -111,6 +113,7 @@ def read(stored: Stored) -> Adapter:
 
     modules = unfold(groups, build)
     extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
+    # Without this field the file is a plain LoRA, and has no magnitudes that could be missing.
     if (stored.config or {}).get("fine_tune_type") == "dora":
         extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{name}.m")
     return Adapter(
@@ -170,6 +173,7 @@ def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
     if module is None:
         return Extra("other", name, tensor)
     out, in_ = module.shape
+    # mlx-lm normalises the rows of the stored weight, and an embedding stores its vocabulary as rows.
     role, size = ("magnitude_in", in_) if module.layout.kind == "embedding" else ("magnitude", out)
     if tensor.shape != (size,):
         raise ShapeError(f"{key} {tensor.shape} is not one number for each of {size} rows", fix=SAVE_AGAIN)

@@ -25,9 +25,11 @@ from loralens.formats.dialects.peft.fields import carried_fields
 from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
+# the kinds of weights that mlx-lm can adapt
 KINDS = ("linear", "embedding", "experts", "merged")
 # dtypes whose range of exponents is large enough for a power of two to be multiplied in exactly; float16's is not.
 _WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+# kind of layout → the role of a magnitude along the rows of the stored weight
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
@@ -149,6 +151,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
     untouched = all(is_as_read(stack, NAME) for stack in stacks.values())
+    # Nothing that the old configuration says has changed.
     if untouched and unsaid:
         return old, 1.0
     if untouched and stated is not None and all(module.scale == stated for module in modules):

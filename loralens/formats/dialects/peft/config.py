@@ -17,6 +17,7 @@ from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
+# Fields that change how numbers are read. A value such as "false" would count as true.
 FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 
 # Initialisations with which PEFT changes the base weight, at every load again.
@@ -89,12 +90,14 @@ class PeftConfig:
 
     def __post_init__(self) -> None:
         ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
+        # Ranks beyond 2³¹ have no tensor, and bool is a subclass of int.
         for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *ranks.items()]:
             if type(rank) is not int or not 0 < rank < 2**31:
                 raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite_number(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
+        # The class is frozen, so derived fields are set in this way.
         object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
         object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
         for name in FLAGS:
@@ -197,6 +200,7 @@ class PeftConfig:
         """Whether ``target_modules`` covers a module."""
         if self._expression is None:
             return self._listed.cover(path)
+        # Which layers of the base are linear is not known here, so "all-linear" covers every module.
         return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:

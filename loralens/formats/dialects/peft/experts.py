@@ -22,7 +22,9 @@ from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import depth, module_path
 
+# The order in which the models of transformers define these parameters.
 REGISTERED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
+# Unsloth's name for B expert by expert
 GROUPED = "grouped_by_expert"
 SWAPPED = (0, 19)  # the first version of PEFT in which (E, out, in) is the rule
 
@@ -41,6 +43,7 @@ def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> s
     names = names or [target for target in targets if "." not in target]
     if not names:
         return None
+    # The depth of a pair is its place in the order, so the names must be as many as the depths.
     depths = sorted(depth(other) for other in pairs if module_path(other) == module)
     if len(names) != len(depths):
         raise FormatError(
@@ -98,6 +101,7 @@ def expert_modules(
 
 def _are_transposed(config: PeftConfig) -> bool:
     """Whether the PEFT that saved the adapter treats every stack as (E, in, out)."""
+    # Only two parts of the version count; development versions have more.
     version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.fields.get("peft_version")))
     return version is None or (int(version[1]), int(version[2])) < SWAPPED
 

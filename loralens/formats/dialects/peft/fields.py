@@ -42,6 +42,7 @@ TARGETS: Mapping[str, Callable[[Any], bool]] = {
     "layers_pattern": _is_target,
     "target_parameters": _is_texts,
 }
+# field → check of its value. The values come from a file, and go into a configuration that PEFT reads.
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "task_type": _is_text,
     "lora_dropout": _is_share,

@@ -12,7 +12,9 @@ from typing import NamedTuple
 PREFIX = "base_model.model."
 OUT_PROJ = "base_layer.out_proj"  # within an adapted nn.MultiheadAttention
 
+# The adapter's name in a leaf. It must not take `weight` or `bias`, which end the key.
 _NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+# role → the keys of its tensors
 _LEAVES = {
     "pair": re.compile(rf"^(?P<path>.+?)\.lora_(?P<half>[AB]){_NAME}\.weight$"),
     "embedding": re.compile(rf"^(?P<path>.+?)\.lora_embedding_(?P<half>[AB]){_NAME}$"),
@@ -22,6 +24,7 @@ _LEAVES = {
 }
 
 
+# role → the leaf that PEFT writes, with a place for the half
 _WRITTEN = {
     "pair": "lora_{}.weight",
     "embedding": "lora_embedding_{}",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from loralens.formats.files.expressions import SIMPLER, Allowance, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
+# Keys in which only dots are special. A backslash before punctuation makes it literal.
 _LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
 
@@ -91,6 +92,7 @@ class Pattern:
 
     def _literal_places(self, path: str) -> Iterator[int]:
         for (anchored, length, dots), keys in self._literal.items():
+            # PEFT's expression ends in `$` and begins after a dot or at the start.
             begin = len(path) - length
             if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
                 tail = list(path[begin:])

@@ -84,6 +84,7 @@ def read(stored: Stored) -> Adapter:
         if config.fields.get("use_dora"):
             extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
         missing = dora.magnitude_findings(extra, software="PEFT")
+        # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
         bent = any(one.role == "magnitude" for one in extra.values())
         findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
         findings += _unmatched(config, paths, modules)
@@ -185,6 +186,7 @@ def _modules(
     if f"{path}.{OUT_PROJ}" in pairs:
         name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
     module = _module(name, halves, config, scaling, origin)
+    # PEFT wraps the attention and its out_proj, and both wrappers add the update of out_proj.
     twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
@@ -273,6 +275,7 @@ def _extra(
     if parts:
         return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
+    # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
     plain = _plain_copy(key)

@@ -41,6 +41,7 @@ PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
 EPSILON = 1e-5  # added to ranknum in PEFT's code
 
+# Leaves of the three types. An adapter's name may follow, as in PEFT's pairs.
 _ADALORA = re.compile(r"^(?P<path>.+)\.(?P<part>lora_[ABE]|ranknum)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?$")
 _LOHA = re.compile(r"^(?P<path>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12])(?:\.(?P<adapter>[^.]+))?$")
 _LOKR = re.compile(r"^(?P<path>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2)(?:\.(?P<adapter>[^.]+))?$")
@@ -80,9 +81,11 @@ def type_of(stored: Stored) -> str:
     declared = (stored.config or {}).get("peft_type")
     own = {kind: _first_own(stored, kind) for kind in _LEAVES}
     holds = {kind: key for kind, key in own.items() if key}
+    # A pair counts only if nothing of another type is there: AdaLoRA has pairs as well.
     pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
     if pair:
         holds = {PLAIN: pair}
+    # The configuration is right if the tensors agree, and not needed if only they tell.
     if declared in (None, *holds):
         return str(declared or next(iter(holds), PLAIN))
     if holds and declared in TYPES:
@@ -105,6 +108,7 @@ def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     kind = fields.get("peft_type")
     if kind not in _FIELDS:
         return fields
+    # A plain LoRA does not have these fields.
     common = {name: value for name, value in fields.items() if name not in _FIELDS[kind]}
     if kind == "ADALORA":
         rank = fields.get("init_r", DEFAULT_INIT_RANK)
@@ -201,6 +205,7 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
     ranknum = single_number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
     if ranknum <= 0:
         raise FormatError(f"{parts['ranknum'][0]} is {ranknum:g}, not above 0", fix=SAVE_AGAIN)
+    # As in PEFT's update_layer of AdaLoRA.
     alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)
     origin = f"AdaLoRA: lora_alpha/(ranknum + 1e-5) = {alpha:g}/({ranknum:g} + 1e-5)"
     return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)

@@ -34,8 +34,10 @@ from loralens.formats.dialects.peft.types import lora_fields
 from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
+# Paths that are regular expressions as they are, if a dot may match any letter.
 _PLAIN = re.compile(r"^[\w.-]+$")
 
+# roles of extras that a DoRA adapter has
 DORA = ("magnitude", "norms")
 PARAMETERS = ("experts", "parameter")  # kinds of layout for which PEFT wraps the parameter and not the module
 
@@ -54,6 +56,7 @@ def write(adapter: Adapter) -> Stored:
     """
     stacks = _fold_attentions(group_by_pair(adapter))
     changed = not all(is_as_read(modules, NAME) for modules in stacks.values())
+    # The configuration comes first: it says how the stacks are laid out.
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -187,6 +190,7 @@ def _stored_path(name: str, stacks: Stacks) -> str:
     module, _, parameter = name.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
     siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
+    # The outermost parameter has the shortest path.
     order = sorted(siblings, key=registration_order, reverse=True)
     return ".".join([module, *["base_layer"] * order.index(parameter)])
 
@@ -255,6 +259,7 @@ def _fold_attentions(stacks: Stacks) -> Stacks:
         ((inner, module),) = modules.items()
         (owner,) = stacks[f"{attention}.in_proj_weight"].values()
         scale = 2 * owner.scale
+        # A scale of 0 cannot be reached by a factor, and only a pair has a B to fold into.
         if not scale or scale == module.scale or not isinstance(module, LowRank):
             continue
         B, A = module.factors

@@ -36,6 +36,7 @@ from loralens.formats.dialects.peft.fields import valid_fields
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, is_safe_text, plain_text, unique_keys
 
+# of the layout; a reader refuses any other
 VERSION = 1
 EXTRA = "extra/"
 
@@ -71,6 +72,7 @@ def read(stored: Stored) -> Adapter:
         _check(isinstance(fields["narrowed"], bool))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
+    # Before tensors are looked up: every key must be in the description, and the other way round.
     _check_keys(stored, entries, extras)
     modules = {}
     for name, entry in entries.items():

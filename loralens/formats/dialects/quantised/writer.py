@@ -52,6 +52,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
+    # A file that was loralens-q before keeps the source and the metadata of its first conversion.
     again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
     fields = {
         "version": VERSION,
@@ -68,6 +69,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
     metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
+    # If nothing changed, the text of the old description is kept, so that the file stays the same byte for byte.
     if again is None or _resolve_kinds(fields) != _resolve_kinds(again):
         metadata[NAME] = json.dumps(fields, separators=(",", ":"))
     return Stored(tensors, metadata)

@@ -89,6 +89,7 @@ def _alignment(stored: Value | None) -> int:
     if stored is None:
         return ALIGNMENT
     size = stored.value
+    # Written by anybody: a zero, a list or a text would end in an error of Python's.
     if (stored.kind, stored.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
         raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
     return int(size)
@@ -98,6 +99,7 @@ def _infos(header: Header, count: int) -> dict[str, _Info]:
     infos: dict[str, _Info] = {}
     for _ in range(count):
         name = header.name()
+        # The second one would silently replace the first.
         if name in infos:
             raise FormatError(f"{name} appears twice", fix=BROKEN)
         with place(name):
@@ -111,6 +113,7 @@ def _info(header: Header) -> _Info:
         raise FormatError(f"claims {axes:,} axes", fix=BROKEN)
     shape = tuple(header.number("Q") for _ in range(axes))[::-1]
     kind, begin = header.number("I"), header.number("Q")
+    # the only quantised type that llama.cpp's converter writes for adapters
     if kind == Q8_0:
         if not shape or shape[-1] % 32:
             raise FormatError(f"Q8_0 {shape} is not in blocks of 32", fix=BROKEN)
@@ -187,6 +190,7 @@ def write_gguf(stored: Stored, path: Path) -> None:
         check_printable(key)
         if tensor.dtype not in TYPES:
             raise FormatError(f"{key}: GGUF has no {tensor.dtype}", fix="convert it to float32")
+    # The reference writer opens the file by its name a second time.
     with atomic_file(path) as stream:
         _write(stored, values, Path(stream.name))
         _check_readable(stored, stream.name)

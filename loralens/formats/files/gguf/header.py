@@ -10,6 +10,7 @@ from loralens.formats.files.gguf.values import ARRAY, CODES, SCALARS, TEXT, Valu
 from loralens.formats.files.json_text import NAME_LIMIT, check_printable
 
 MAGIC = b"GGUF"
+# Version 1 had 32-bit counts and was never used for adapters; 3 only adds big-endian files.
 VERSIONS = (2, 3)
 MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens (aLoRA), but never a vocabulary
 CHUNK = 1 << 16  # bytes of the header that are read at a time, because most values are only a few bytes
@@ -39,6 +40,7 @@ class Header:
             raise FormatError(
                 f"the header needs {count:,} bytes at {self.at:,} and {max(self.remaining, 0):,} are left", fix=BROKEN
             )
+        # The bytes that are held do not reach far enough.
         if self.at + count > self._start + len(self._held):
             self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
             self._start = self.at

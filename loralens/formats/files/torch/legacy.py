@@ -20,12 +20,14 @@ def load_legacy(file: OpenFile) -> tuple[object, dict[str, Span]]:
     _check_head(head)
     state, storages = unpickle(head)
     keys, _ = unpickle(head)
+    # The order of the storages in the file is that of this list.
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise FormatError("its list of storages is not that of its tensors", fix=SAVE_AGAIN)
     return state, _spans(file, head.tell(), [storages[key] for key in keys])
 
 
 def _check_head(head: BytesIO) -> None:
+    # Protocol 2 begins with this byte. Anything else is a file of another program.
     if not head.getvalue().startswith(b"\x80") or unpickle(head)[0] != _MAGIC or unpickle(head)[0] != _VERSION:
         raise FormatError("it was not written by torch.save", fix="give a .bin, .pt, .pth or .ckpt file of torch")
     system, _ = unpickle(head)

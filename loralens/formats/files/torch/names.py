@@ -11,6 +11,7 @@ from loralens.formats.files.torch.tensor import DTYPES, TorchStorage, TorchTenso
 
 CONVERT = "ask for a safetensors file, or convert it with torch where nothing can be harmed and save only the tensors"
 
+# torch's class of a storage → dtype. Newer dtypes have no class and use UntypedStorage.
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -68,6 +69,7 @@ def _size(*args: object) -> object:
 
 
 def _parameter(*args: object) -> object:
+    # Gradients and hooks belong to training, and are not looked at.
     data, _requires_grad, _hooks = args
     return data if isinstance(data, TorchTensor) else refuse_unusual("a Parameter")
 

@@ -72,6 +72,7 @@ def _unwrap(state: object) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
     inner = [key for key, value in state.items() if isinstance(value, dict) and _has_tensors(value)]
+    # Tensors at the top decide, because a state dict may hold other dicts as values.
     if _has_tensors(state) or not inner:
         return state
     if len(inner) > 1:
@@ -79,6 +80,7 @@ def _unwrap(state: object) -> dict[str, Any]:
             f"it holds more than one state dict: {inner[0]}, {inner[1]}", fix="save the one you want alone"
         )
     around = {key: value for key, value in state.items() if key != inner[0]}
+    # One of the two values would be lost.
     if twice := around.keys() & state[inner[0]].keys():
         raise FormatError(f"it holds {min(twice)} inside and beside {inner[0]}", fix=_ONLY_TENSORS)
     return {**around, **state[inner[0]]}

@@ -18,6 +18,7 @@ from loralens.formats.files.container import OpenFile
 SAVE_AGAIN = "the file is incomplete or was tampered with: download or save it again"
 MOST_AXES = 64  # NumPy's limit
 
+# Big-endian files are refused, so all numbers are little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
@@ -106,6 +107,7 @@ class Storages:
         span = self.spans.get(storage.key)
         if span is None:
             raise FormatError(f"its storage {storage.key[:40]!a} is not in the file", fix=SAVE_AGAIN)
+        # Both are claims of the file: the pickle's and the container's.
         if span.nbytes < storage.nbytes or span.start + span.nbytes > self.file.size:
             raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
         return span

@@ -94,6 +94,7 @@ def _refuse(code: bytes) -> None:
 
 def _protocol(machine: _Machine) -> None:
     version = machine.number("<B")
+    # Later protocols have opcodes that are not in the table.
     if version != 2:
         fix = "load it with torch and save it again without pickle_protocol, or as safetensors"
         raise FormatError(f"its pickle has protocol {version}, torch.save writes 2", fix=fix)
@@ -132,6 +133,7 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
 
 def _put(layout: str) -> Callable[[_Machine], None]:
     def put(machine: _Machine) -> None:
+        # torch.save numbers its memo 0, 1, 2 …, so a list is enough and nothing is allocated by a large number.
         if machine.number(layout) != len(machine.memo):
             refuse_unusual("a note to itself")
         machine.memo.append(machine.stack[-1])
@@ -150,6 +152,7 @@ def _update(machine: _Machine, items: list[Any]) -> None:
     target, keys = machine.stack[-1], items[::2]
     if not isinstance(target, dict) or len(items) % 2:
         refuse_unusual("a dict")
+    # Before the update, which hashes the keys: a deeply nested tuple would crash the process.
     for key in keys:
         _check_key(key)
     target.update(zip(keys, items[1::2], strict=True))
@@ -199,6 +202,7 @@ def _storage(machine: _Machine) -> TorchStorage:
             return cast(TorchStorage, refuse_unusual("a storage"))
 
 
+# the opcodes that torch.save writes at protocol 2, and no others
 OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _protocol,  # PROTO
     b"N": _push(lambda _: None),  # NONE

@@ -21,11 +21,13 @@ from loralens.errors import FormatError
 from loralens.formats.files.json_text import check_printable
 from loralens.formats.files.torch.names import STORAGE_DTYPES, TENSOR_DTYPES, Name
 
+# torch's own name for the folder, when it does not know that of the file
 ROOT = "archive"
 ALIGN = 64  # as torch aligns storages
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold; a fixed one keeps the bytes the same
 _LOCAL = 30  # bytes of the local header of a zip entry before its name
 Memo = dict[bytes, int]
+# opcodes of pickle: REDUCE, TUPLE, MARK, STOP
 _CALL, _TUPLE, _MARK, _STOP = b"R", b"t", b"(", b"."
 
 _STORAGES = {dtype: name for name, dtype in STORAGE_DTYPES.items() if name.module == "torch"}
@@ -47,6 +49,7 @@ def pickle_bytes(tensors: Mapping[str, LazyArray]) -> Iterator[bytes | memoryvie
         for number, tensor in enumerate(tensors.values()):
             _add(archive, sink, f"data/{number}", _numbers(tensor))
             yield from sink.drain()
+        # torch's version of the container
         _add(archive, sink, "version", b"3\n")
     yield from sink.drain()
 
@@ -114,6 +117,7 @@ def _tensor(key: str, number: int, tensor: LazyArray, memo: Memo) -> bytes:
     plain = little in _STORAGES
     storage = _STORAGES[little] if plain else Name("torch.storage", "UntypedStorage")
     count = tensor.size if plain else tensor.nbytes
+    # Strides of C order, in elements.
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
     make = _once(_global(Name("torch._utils", "_rebuild_tensor_v2" if plain else "_rebuild_tensor_v3")), memo)
     kind = _once(_text("storage"), memo) + _once(_global(storage), memo)
@@ -146,6 +150,7 @@ def _ints(numbers: Any) -> bytes:
 
 
 def _int(number: int) -> bytes:
+    # The shortest opcode, as torch's pickler takes it.
     if number < 1 << 8:
         return b"K" + pack("<B", number)
     if number < 1 << 31:

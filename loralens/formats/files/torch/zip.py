@@ -39,6 +39,7 @@ def _entries(file: OpenFile) -> list[ZipInfo]:
             entries = archive.infolist()
     except _BROKEN as error:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN) from error
+    # Which of the two is read would depend on the program.
     if len({info.filename for info in entries}) != len(entries):
         raise FormatError("its zip archive holds two entries of one name", fix=CONVERT)
     return entries
@@ -72,6 +73,7 @@ def _span(file: OpenFile, info: ZipInfo) -> Span:
 def _lengths(file: OpenFile, info: ZipInfo) -> int:
     """The bytes of the name and the extra field before the data of an entry."""
     start, name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    # An offset is a claim of the archive's directory.
     if start < 0 or start + _LOCAL.size + len(name) > file.size:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
     header = file.read(start, _LOCAL.size + len(name))
