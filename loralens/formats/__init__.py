@@ -167,11 +167,13 @@ def load(
         What is wrong, where, and how to fix it.
     """
     _check_options(format, alpha, scale)
+    # A folder or a Hub id becomes the one file that it means, which every message then names.
     file = adapter_file(Path(path))
     config = _read_config(file, base)
     with place(file):
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
+        # Containers know nothing of configurations, which are files of their own.
         stored = replace(_read_stored(file), config=config)
         adapter = _rescale(_read_with_record(stored, file, format), alpha, scale)
         adapter = adapter.map(_count_once) if once else adapter
@@ -257,6 +259,7 @@ def _check_type(config: Mapping[str, Any] | None) -> None:
     """
     from loralens.formats.dialects.peft.types import TYPES
 
+    # Other programs have no such field in their configurations.
     kind = (config or {}).get("peft_type")
     if kind is None or kind in TYPES:
         return

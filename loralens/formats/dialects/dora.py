@@ -40,6 +40,7 @@ def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Fin
     missing = [one.module for one in extra.values() if one.role in NORMS]
     if not missing:
         return []
+    # A norm counts as missing, so the others are the magnitudes that are there.
     count = len(missing) + sum(one.role in MAGNITUDES and one.role not in NORMS for one in extra.values())
     text = (
         f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "

@@ -126,6 +126,7 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     if not stacks:
         return adapter
     kind = model_type(config)
+    # A stack of one part has no order of gate and up, so it needs no type of model.
     if kind is None and FUSED in stacks.values():
         raise OptionError(
             "the rows of gate and up stand below each other in most models and alternate in gpt-oss, and nothing says "
@@ -140,6 +141,7 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             continue
         with place(name):
             upright = _transpose(module) if turned else module
+            # down_proj is a stack of its own in every software.
             if stacks[name] == FUSED:
                 modules.update(_halves(name, upright, alternate=kind in _ALTERNATE))
             else:
@@ -193,6 +195,7 @@ def _halves(name: str, module: Update, *, alternate: bool) -> Iterator[tuple[str
     size = B.shape[0] // 2
     for i, part in enumerate(("gate_proj", "up_proj")):
         rows = slice(i, None, 2) if alternate else slice(i * size, (i + 1) * size)
+        # Contiguous rows can be read without the rest of B; alternating ones cannot.
         half = B.map(_rows(rows), shape=(size, B.shape[1])) if alternate else B.rows(i * size, (i + 1) * size)
         yield (
             name.replace(FUSED, part),

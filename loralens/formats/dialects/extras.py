@@ -21,6 +21,7 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
         It has extras of other roles. The message names them; they are never dropped silently.
     """
     norms = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
+    # The norms have to be computed from the base, which the caller does with --base.
     if norms:
         raise FormatError(
             f"the magnitudes of {len(norms)} DoRA modules are not in the file, {norms[0]} the first, and {title} does "
@@ -30,6 +31,7 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
     if lost:
         fix = "convert with --drop-extra to leave them out"
+        # PEFT saves embeddings with every resized vocabulary, whether they were trained or not.
         if any(extra.role == "embedding" for extra in adapter.extra.values()):
             fix += "; --base leaves out embeddings that PEFT saved though they are the base's"
         raise FormatError(f"{title} has no place for {some(lost)}", fix=fix)
@@ -70,6 +72,7 @@ def keep_extras(
     as_read = all(module.origin and module.origin.format == adapter.format for module in adapter.modules.values())
     for key, extra in adapter.extra.items():
         parts = leaf(key)
+        # A key of unknown form begins with its module, as the reader assumed, or names none.
         stem = parts.name if parts else extra.module if key.startswith(f"{extra.module}.") else ""
         if stem and not as_read:
             file = files.get(extra.module) or named(extra.module)

@@ -91,6 +91,7 @@ def read(stored: Stored) -> Adapter:
     foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
     for name, parts in groups.items():
         with place(name):
+            # Parts without an algorithm become extras.
             algorithm = _algorithm(parts)
             if algorithm:
                 modules[name] = algorithm.read(parts)
@@ -253,6 +254,7 @@ def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algor
     used = (*algorithm.parts, "alpha") if algorithm else ()
     extra = kohya.kohya_extras(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
+    # The difference of a norm, which `_algorithm` does not take.
     if not algorithm and "diff" in parts:
         roles[parts["diff"][0]] = ("diff", "weight")
     return {

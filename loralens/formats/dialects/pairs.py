@@ -48,6 +48,7 @@ def group(
             unpaired[key] = tensor
             continue
         parts = modules.setdefault(parsed.name, {})
+        # Two spellings of one key, such as a doubled prefix and a plain one.
         if parsed.part in parts:
             raise FormatError(f"{key} and {parts[parsed.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
         parts[parsed.part] = key, tensor
@@ -182,6 +183,7 @@ def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Lay
 
     def spread(array: Array) -> Array:
         full = np.zeros((len(enabled), rows, width), array.dtype)
+        # A boolean mask selects the enabled slices in their order.
         full[list(enabled)] = block_diagonal(array, count).reshape(count, rows, width)
         return full.reshape(-1, width)
 

@@ -36,6 +36,7 @@ def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
     """The product first ∘ second: B[:, (p, q)] = B₁[:, p] · B₂[:, q] and A[(p, q), :] = A₁[p, :] · A₂[q, :]."""
     if first.shape != second.shape:
         _no_fit(f"products {first.shape} and {second.shape}")
+    # The rank of a Hadamard product is at most the product of the ranks.
     (out, in_), rank = first.shape, first.rank * second.rank
     if not _narrow(rank, first.shape):
         return Hadamard(first, second)

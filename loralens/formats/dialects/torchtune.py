@@ -75,6 +75,7 @@ def read(stored: Stored) -> Adapter:
 
 def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Iterator[tuple[str, LowRank]]:
     if {"A", "B"} & set(parts):
+        # They would be the same module twice.
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
         B, A = matrices(parts, names=("lora_b", "lora_a"))
@@ -100,6 +101,7 @@ def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     if any(module.scaling.rule == "unknown" for module in modules.values()):
         findings.append(alpha_unknown("torchtune"))
     rotary = [name for name in modules if _ROTARY.search(name)]
+    # The update is right for torchtune's own weights, so this is a note and no error.
     if rotary:
         text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
         fix = "merge into torchtune's own weights, or let torchtune save a PEFT adapter"

@@ -90,6 +90,7 @@ def read(stored: Stored) -> Adapter:
 
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
     B, A = matrices(parts, names=("up", "down"))
+    # Only this weight is larger than what XLabs' processor adapts.
     if name.endswith(".linear1"):
         B = _pad(B, A.shape[1], _mlp(name, A.shape[1], groups))
     return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))

@@ -98,6 +98,7 @@ def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
                 continue
             if end == "pair":
                 restore_pair(path, target)
+            # If the target exists, the run was killed after its last rename, and the new one is complete.
             elif end == "old" and not os.path.lexists(target):
                 path.rename(target)
             else:

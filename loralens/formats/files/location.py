@@ -72,6 +72,7 @@ def existing_path(path: Path) -> Path:
         folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
             return folder
+    # The message says which of the three meanings were looked for.
     tried = ", and the local Hub cache has no snapshot of it" if hub else _package_problem(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 

@@ -69,6 +69,7 @@ def shard_names(content: Any, index: str) -> list[str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise FormatError(f"{index} has no weight_map", fix="download the index again")
     for name in set(names.values()):
+        # An index may come from anybody, and names files that are opened.
         if not is_relative_name(name) or "/" in name:
             raise FormatError(
                 f"{index} names {name!a:.100}, which is no plain file name", fix="download the index again"

@@ -173,6 +173,7 @@ def _companion_files(stored: Stored, files: Files) -> dict[str, bytes | None]:
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
     """Write weights and their companion files; none takes its place before all of them are complete."""
     companions = _companion_files(stored, files)
+    # A single file takes its place by one rename, without moving the old one aside.
     if not companions:
         _writer(path)(stored, path)
         return

@@ -38,6 +38,7 @@ def _digest(file: Path) -> bytes:
         with file.open("rb") as stream:
             size = file.stat().st_size
             hasher.update(size.to_bytes(8, "little"))
+            # The last block ends with the file.
             last = max(size - BLOCK, 0)
             for number in range(BLOCKS) if size > BLOCK * BLOCKS else range(-(-size // BLOCK)):
                 stream.seek(last * number // (BLOCKS - 1) if size > BLOCK * BLOCKS else number * BLOCK)

@@ -270,6 +270,7 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
             if key != "__metadata__"
         }
         position = 0
+        # Tensors must follow each other without gaps: the file is as long as their sum.
         for key in sorted(specs, key=lambda key: entries[key]["data_offsets"]):
             begin, position = position, position + specs[key].nbytes
             if entries[key]["data_offsets"] != [begin, position]:

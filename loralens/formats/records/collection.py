@@ -124,6 +124,7 @@ def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) 
 def _is_model(path: Path) -> bool:
     """Whether a file that is no adapter is a valid tensor file without an adapter's configuration beside it."""
     try:
+        # A pickle is not opened just to find out what it is.
         if path.is_dir() or (path.parent / CONFIG).exists() or is_pickle(path):
             return False
         if is_gguf(path):

@@ -149,6 +149,7 @@ def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
         raise OptionError(f"the texts of {corpus.name} are in the package {corpus.package}, which {what}", fix=INSTALL)
     with place(path):
         for text, label in corpus.read(path):
+            # Another version of the package may hold other texts.
             if label not in corpus.labels:
                 raise FormatError(f"label {label!r} is none of {', '.join(corpus.labels)}", fix=INSTALL)
             yield Row(" ".join(text.split()), label)

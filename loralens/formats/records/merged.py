@@ -42,6 +42,7 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
         The folder holds files that the new one does not have and no merge wrote. The message names them.
     """
     written = _files_written(target)
+    # A file with a new version in the new folder is replaced, and not lost.
     lost = [
         name
         for name, size in file_sizes(target).items()

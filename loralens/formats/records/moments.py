@@ -94,6 +94,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
         record = _record(stored)
         counts, traces = record["counts"], record["traces"]
         modules = {name: _moment(name, count, traces.get(name), stored.tensors) for name, count in counts.items()}
+        # A tensor without a count is of a file that was put together by hand or damaged.
         extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
         if extra:
             raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)

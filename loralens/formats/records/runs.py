@@ -146,6 +146,7 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
+            # Our log nests the measures, and Trainer's history has them flat.
             evaluation = entry.get("evaluation")
             measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
             entries.append({**entry, **measured})

@@ -31,6 +31,7 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
     root : Path
         The folder of the repository, to which paths are made relative.
     """
+    # Sorted, so that the log does not depend on the order of findings.
     codes = sorted({str(one["code"]) for one in findings})
     index = {code: i for i, code in enumerate(codes)}
     log = {

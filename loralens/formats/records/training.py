@@ -58,6 +58,7 @@ class Training:
     """
 
     def __init__(self, target: Path) -> None:
+        # Its hidden and unfinished names are made of its own name.
         if target.name in ("", ".."):
             raise OptionError(f"{target}: is no name for a run", fix="give a folder that is not there yet")
         if target.suffix in SUFFIXES:
@@ -93,6 +94,7 @@ class Training:
 
     def check(self, *, overwrite: bool) -> None:
         """Raise the errors that `begin` would raise, and change nothing."""
+        # Each of these cases has another remedy, so each has a message of its own.
         for folder in (self.target, self.folder):
             if folder.exists() and not folder.is_dir():
                 raise OptionError(f"{folder}: is a file, and a run is a folder", fix="choose another target")

@@ -34,6 +34,7 @@ def history(path: Path) -> History:
         step, measures = entry["step"], entry.get("evaluation")
         if "loss" in entry:
             losses[step] = finite_number(entry["loss"])
+        # Lines of steps have no evaluation.
         if isinstance(measures, dict):
             evaluations.append((step, {name: finite_number(value) for name, value in measures.items()}))
     return History(losses, tuple(evaluations))

@@ -82,6 +82,7 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
         text = (stored.metadata or {}).get(KEY)
         try:
             content = json.loads(text or "null")
+        # A safetensors file without our key is no undo file, and neither is one with a damaged value.
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):

@@ -52,6 +52,7 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             files[name] = _file(name, stored_parts(module, NAME, parse_comfyui_key))
+            # in_pipeline may map two names to one, such as a layer of CLIP with and without `text_model`.
             owner = owners.setdefault(files[name], name)
             if owner != name:
                 raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
@@ -59,6 +60,7 @@ def write(adapter: Adapter) -> Stored:
     add_tensors(tensors, _extras(adapter, files))
     own = adapter.format == NAME
     return Stored(
+        # sorted, so that the order of modules does not change the file
         dict(sorted(tensors.items())),
         adapter.metadata if own else {"format": "pt"},
         adapter.config if own else None,
@@ -72,6 +74,7 @@ def _file(name: str, parts: Parts) -> str:
         stored_leaf = parse_comfyui_key(parts["A"][0])
         assert stored_leaf
         return stored_leaf.name
+    # Dots cannot be restored without the names of the base.
     if name.startswith(KOHYA):
         raise MismatchError(
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
@@ -79,6 +82,7 @@ def _file(name: str, parts: Parts) -> str:
         )
     check_encoder(name)
     file = _comfyui_name(in_pipeline(name))
+    # ComfyUI only logs keys that it does not know, so the update would be lost without an error.
     if not comfyui_has(file):
         raise FormatError(
             f"ComfyUI has no weight of the name {file}, and would ignore it",
@@ -130,6 +134,7 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
         with place(key):
             module, file = owning_module(adapter, extra), files[extra.module]
             out, kernel = module.shape[0], module.layout.kernel
+            # A magnitude by input has one number for each input channel, whatever the kernel is.
             channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
             check_size(extra.tensor, channels)
             if extra.role == "lora_bias":

@@ -87,14 +87,17 @@ def _module(path: str, written: str) -> str:
     """The canonical name of a path that is stored in the style ``written``."""
     if written not in ("layer", "processor"):
         return path
+    # In the old style, the processor of an attention held the factors.
     path = path.replace(".processor.", ".")
     first = path.partition(".")[0]
+    # diffusers saved the first text encoder alone under CLIP's own names.
     if first == "text_model":
         path = f"text_encoder.{path}"
     elif first not in COMPONENTS and (written == "processor" or first in _UNET_ROOTS):
         path = f"unet.{path}"
     if written == "layer":
         return path
+    # The processor's names of projections are not those of the layers.
     head, _, last = path.rpartition(".")
     in_text_encoder = path.startswith("text_encoder")
     return f"{head}.{(_IN_TEXT_ENCODER if in_text_encoder else _IN_UNET).get(last, last)}"

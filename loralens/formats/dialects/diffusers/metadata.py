@@ -80,6 +80,7 @@ class Configs:
 
 
 def _object(text: str | None) -> dict[str, Any]:
+    # Most files have no such entry.
     if text is None:
         return {}
     try:

@@ -42,6 +42,7 @@ def detect(stored: Stored) -> bool:
         and any(".lora_A" in k for k in stored.tensors)
     )
     foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
+    # These leaves are kohya's and ComfyUI's.
     down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
     return not (peft or foreign or down) and are_diffusers_keys(stored.tensors, declared=declared)
 
@@ -68,6 +69,7 @@ def read(stored: Stored) -> Adapter:
         *_about_alphas(modules, configs),
         *alpha.alpha_findings(modules, stored.metadata),
     ]
+    # The warnings that concern the numbers come first, then those about everything else.
     findings += [
         *configs.findings(),
         *_about_extras(extra.items()),
@@ -91,6 +93,7 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
     scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
     origin = origin_of(NAME, parts, STORED)
+    # The factors of an embedding have no kernel, and are laid out as a matrix already.
     if prefix:
         return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
     return pair(B, A, scaling=scaling, origin=origin)
@@ -120,6 +123,7 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
         for name, module in modules.items()
         if configs.component(name) is not None
         and module.origin
+        # The tensor is ignored by the reader, but diffusers refuses the file.
         and any(k.endswith(".alpha") for k in module.origin.tensors)
     ]
     if not both:
@@ -134,6 +138,7 @@ def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
     for key, extra in extras:
         roles.setdefault(extra.role, []).append(key)
     findings = []
+    # The spectrum of ΔW alone is not that of the change of the weight, which the user should know.
     if "magnitude" in roles:
         text = (
             f"{len(roles['magnitude'])} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"

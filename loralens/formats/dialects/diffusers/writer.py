@@ -98,6 +98,7 @@ def _agrees(reread: Update, module: Update) -> bool:
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
     """The two halves of a module under keys of its canonical name."""
     kind = module.layout.kind
+    # Experts, for example, have no keys that diffusers reads.
     if kind not in KINDS:
         what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
@@ -150,6 +151,7 @@ def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
     """The tensors, with ranks and scales in the header if the tensors alone do not tell them."""
     own = adapter.format == NAME
     plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
+    # Without a header, diffusers applies every module at scale 1.
     ranks: dict[str, set[int]] = {}
     for name, module in adapter.items():
         ranks.setdefault(component(name), set()).add(module.rank)
@@ -166,6 +168,7 @@ def _fields(adapter: Adapter) -> Fields:
     members: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
         owner = old.component(name)
+        # A configuration without a component covers the modules of a single model.
         members.setdefault(component(name) if owner is None else owner, {})[name] = module
     fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
     for part, modules in members.items():
@@ -182,6 +185,7 @@ def _update_config(
     paths = _paths(modules, part)
     ranks = {path: module.rank for path, module in paths.items()}
     alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
+    # The change of the base depends on r, so a new r would be another base.
     if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
         what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
         raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
@@ -199,6 +203,7 @@ def _update_config(
         rank_pattern=literal_pattern(ranks, rank),
         alpha_pattern=literal_pattern({path: integer_if_whole(value) for path, value in alphas.items()}, alpha),
     )
+    # Targets that fit are kept: they may be a short expression.
     if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(paths):
         fields["target_modules"] = list(paths)
     return fields
@@ -222,6 +227,7 @@ def _check(stored: Stored, adapter: Adapter) -> None:
     except LoraLensError:
         back = {}
     strangers = sorted(set(adapter) ^ set(back))
+    # For example a name that begins like another program's.
     if strangers:
         what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
         raise FormatError(what, fix="rename the module")

@@ -132,10 +132,12 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
         They are not positive whole numbers.
     """
     text = text_config(config)
+    # n_heads and n_kv_heads are the names in OLMo's own configurations.
     q = text.get("num_attention_heads", text.get("n_heads"))
     if q is None:
         return None
     kv = text.get("num_key_value_heads", text.get("n_kv_heads"))
+    # Without grouped queries, every head has its own keys and values.
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
         raise OptionError(

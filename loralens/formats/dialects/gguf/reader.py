@@ -92,6 +92,7 @@ def restore_rows(adapter: Adapter, other: Adapter) -> Adapter:
     heads = stated_heads(other_values, other.config)
     if heads is None or values.get(ARCHITECTURE) != other_values.get(ARCHITECTURE):
         return adapter
+    # The stored tensors are read once more, as if the numbers of heads had been in the file.
     tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
     for module in adapter.modules.values():
         tensors |= module.origin.tensors if module.origin else {}
@@ -219,6 +220,7 @@ def _findings(
     heads: Heads | None,
     unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
+    # Their names can still be compared with each other, but not with those of a Hugging Face model.
     strange = [tensor for tensor in tensors if not _is_listed(tensor, arch)]
     if strange:
         text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
@@ -230,6 +232,7 @@ def _findings(
             "heads they belong to: norms and singular values are right, rows of B and of the update are not"
         )
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
+    # The update depends on the text, so no single weight has it.
     if "adapter.alora.invocation_tokens" in plain:
         yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
     norms = [key for key in unpaired if key.endswith("_norm.weight")]

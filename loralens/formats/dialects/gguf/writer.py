@@ -120,6 +120,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
     if adapter.format == NAME:
         plain = gguf_values.plain_values(adapter.metadata)
         own = plain.get(ARCHITECTURE)
+        # An adapter that was GGUF stays for its architecture, unless the user names another.
         if requested is None or requested.name == own:
             family = architecture(own) if isinstance(own, str) else None
             family = family if family and family.name == own else None
@@ -143,6 +144,7 @@ def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) 
     """The architecture that the options name, checked for contradictions."""
     named, of_base = architecture(arch), architecture_of(config)
     choices = ", ".join(found.name for found in ARCHITECTURES)
+    # A name that is not known gives no tensor names, and llama.cpp would load nothing.
     if arch is not None and named is None:
         raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {choices}")
     if named and of_base and named is not of_base:
@@ -164,6 +166,7 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
             spot = _place(name, target)
             _check(spot, module, target)
             modules = stacks.setdefault(spot.tensor, {})
+            # Several spellings of one weight have one tensor.
             if spot.expert in modules:
                 raise FormatError(f"has the place of {modules[spot.expert]} in a GGUF file", fix="keep one of them")
             modules[spot.expert] = name
@@ -185,6 +188,7 @@ def _place(name: str, target: _Target) -> TensorPlace:
 def _check(spot: TensorPlace, module: Update, target: _Target) -> None:
     """Refuse a kind of weight or a dtype that llama.cpp cannot use."""
     kind = module.layout.kind
+    # llama.cpp applies adapters to matrices only.
     if kind == "conv":
         raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
@@ -233,6 +237,7 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
     if not turned or target.family is None or not target.family.permuted:
         return None
+    # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
         raise OptionError(
             f"llama.cpp has the rows of {turned[0]} in another order, head by head, and nothing says how many heads "
@@ -251,6 +256,7 @@ def _tensors(
         origin = next(iter(modules.values())).origin
         assert origin
         return origin.tensors
+    # Keys of experts are numbers; None is a tensor that is no stack.
     if None not in modules:
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
@@ -269,6 +275,7 @@ def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float)
         and first.format == NAME
         and first.share == len(modules)
         and all(module.origin == first for module in modules.values())
+        # A renamed module belongs to another tensor.
         and all(key.startswith((f"{tensor}.weight.", f"{tensor}.lora_")) for key in first.tensors)
         and (alpha != 0 or all(module.scale == 1 for module in modules.values()))
     )

@@ -80,6 +80,7 @@ def _files(adapter: Adapter, components: Components) -> dict[str, str]:
     for name, module in adapter.items():
         with place(name):
             files[name] = _file(name, _parts(module), components)
+        # Dots and underscores become the same, so two names may collide.
         owner = owners.setdefault(undouble_prefix(files[name]), name)
         if owner != name:
             what = f"{owner} and {name} would both be called {undouble_prefix(files[name])}"
@@ -97,6 +98,7 @@ def _file(name: str, parts: Parts, components: Components) -> str:
         return name
     check_encoder(name)
     name = in_pipeline(name)
+    # Names without a component are those of a UNet or DiT, which most kohya files are for.
     start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
     return prefix + name[len(start) :].replace(".", "_")
 
@@ -155,6 +157,7 @@ def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) 
             channels = module.shape[0] if out else module.shape[1] // prod(module.layout.kernel)
             check_size(extra.tensor, channels)
             ones = (1 for _ in module.layout.kernel)
+            # These shapes broadcast over the weight.
             shape = (channels, 1, *ones) if out else (1, channels, *ones)
             add_tensors(tensors, {f"{files[extra.module]}.dora_scale": extra.tensor.reshape(*shape)})
     return tensors

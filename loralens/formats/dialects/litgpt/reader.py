@@ -56,6 +56,7 @@ def read(stored: Stored) -> Adapter:
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, config, groups)
+    # One finding for the file, because all its modules have the same source of α.
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
     return Adapter(
         modules=modules,
@@ -159,6 +160,7 @@ def _spread(B: LazyArray, width: int, enabled: list[bool], rows: list[Array]) ->
 
     def spread(array: Array) -> Array:
         full = np.zeros((out, width), array.dtype)
+        # B holds only the adapted parts, without gaps between them.
         start = 0
         for i, numbers in enumerate(adapted):
             full[numbers, i * rank : (i + 1) * rank] = array[start : start + len(numbers)]

@@ -100,6 +100,7 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
     if ENABLED not in source:
         return None, stored.config
     enabled = source[ENABLED]
+    # A configuration is written by hand, so anything may be there.
     if not isinstance(enabled, list) or not all(isinstance(one, bool) for one in enabled) or not any(enabled):
         raise FormatError(
             f"{ENABLED} is not a list of true and false", fix=f"write it as {ENABLED}: [true, false, true]"
@@ -133,6 +134,7 @@ def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
 
 def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:
     """B (n·o, k·r) of a MergedLinear with A (k·r, in) and B (k·o, r); the rows of slices without an update are zero."""
+    # The shapes do not tell which slices they are, and a wrong guess would be a wrong update.
     if enabled is None:
         what = f"lora_A {A.shape} and lora_B {B.shape} are fused projections, and the file does not say which of them"
         fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
@@ -148,6 +150,7 @@ def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[L
     """The factors of a Conv2d: A (k·r, in·k) and B (out·k, k·r) become A (k²·r, in·k²) and B (out, k²·r)."""
     out, channels, k, other = weight
     width = A.shape[0]
+    # loralib's kernels are square, and a grouped convolution has another B.
     if k != other or not k or B.shape != (out * k, width) or A.shape[1] != channels * k or width % k:
         what = f"lora_A {A.shape} and lora_B {B.shape} do not fit the convolution {weight}"
         raise ShapeError(what, fix="loralens reads loralib's Conv2d of one group")
@@ -174,6 +177,7 @@ def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modul
 def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) -> list[Finding]:
     findings = []
     bases = [name for name in modules if f"{name}.weight" in unpaired or f"{name}.conv.weight" in unpaired]
+    # In eval mode, loralib merges the update into the weight.
     if bases:
         text = f"holds base weights too, {bases[0]}'s among them; saved in eval mode they contain the update already"
         findings.append(Finding("warning", "base-included", text, "take the base model from its own source"))

@@ -32,6 +32,7 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_tensors(name, module, adapter))
+    # Base weights and heads that were in the file go with it again.
     if adapter.format == NAME:
         tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
         return Stored(tensors, adapter.metadata, adapter.config)
@@ -45,6 +46,7 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Mapping[str, LazyAr
         return module.origin.tensors
     B, A = module.factors
     kind = module.layout.kind
+    # Only a file that had the weight of the convolution can be read back.
     if kind == "conv" and adapter.format == NAME:
         B, A = _conv(module)
     elif kind not in KINDS:

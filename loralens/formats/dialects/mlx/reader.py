@@ -151,6 +151,7 @@ def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
         yield name, b.T, a.T, Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin
         return
     count, out, rank = b.shape
+    # All experts came from the same two tensors, which are written again if all are unchanged.
     shared = Origin(NAME, origin.tensors, share=count)
     for e in range(count):
         one_b = b.rows(e, e + 1).reshape(out, rank)
@@ -192,6 +193,7 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
         text = f"{reason}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
         fix = "put the adapter_config.json of the training beside the file, or give --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
+    # mlx-lm makes its layers by this rank, and then cannot load the tensors.
     if "rank" in section and ranks != [section["rank"]]:
         text = (
             f"lora_parameters says rank {ascii(section['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"

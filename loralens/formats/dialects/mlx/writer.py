@@ -48,6 +48,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
     """
     del base_config
     stacks = group_by_pair(adapter)
+    # The scale is one for the whole file, so it is chosen before any module is written.
     config, scale = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -121,6 +122,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
             )
         with place(key):
             add_tensors(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+    # mlx-lm makes either LoRA or DoRA layers, by one field of the configuration.
     lacking = [name for name in adapter if f"{name}.m" not in tensors]
     if tensors and lacking:
         what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"

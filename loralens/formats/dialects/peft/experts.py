@@ -76,12 +76,14 @@ def expert_modules(
     """The modules of a stored pair: ``name[e]`` for each expert, or one module for a 2-D parameter."""
     scaling = config.scaling(name)
     rank = config.rank(name)
+    # The number of experts is not stored: it follows from r and the rows of A.
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] % rank:
         raise ShapeError(
             f"lora_A {A.shape} and lora_B {B.shape} are no stack of experts of rank {rank}",
             fix="correct r or rank_pattern in adapter_config.json, or save the adapter again",
         )
     count = A.shape[0] // rank
+    # a parameter of two axes, which is no stack
     if count == 1:
         plain = name.removesuffix(".weight")
         layout = Layout("linear" if plain != name else "parameter")
@@ -89,6 +91,7 @@ def expert_modules(
         return
     shared = Origin(origin.format, origin.tensors, share=count)
     layout = Layout("experts", transposed=_are_transposed(config))
+    # Every expert needs some columns of B, which are scattered over the whole tensor.
     cached_B = recent.keep(B)
     for e in range(count):
         one_B = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))

@@ -146,6 +146,7 @@ def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[st
     for key, tensor in tensors.items():
         parts = parse_peft_key(key)
         if parts and parts.role in ("pair", "embedding"):
+            # A file of two adapters is refused before, so these are two spellings of one key.
             if parts.half in pairs[parts.path]:
                 raise FormatError(f"{key} is one of two lora_{parts.half} of this module", fix=SAVE_AGAIN)
             pairs[parts.path][parts.half] = (key, tensor)
@@ -199,6 +200,7 @@ def _target(path: str, pairs: Mapping[str, Halves]) -> str:
 
 def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
     A, B = halves["A"][1], halves["B"][1]
+    # The leaf tells an embedding from a linear layer; the shapes do not.
     if "embedding" in halves:
         layout = Layout("embedding")
     elif A.ndim == 2 and B.ndim == 3:
@@ -223,6 +225,7 @@ def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tup
         )
     enabled, (rows, rank, last) = config.enabled, B.shape
     count = sum(enabled)
+    # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1.
     if last != 1 or A.shape[0] != count * rank or rows % count:
         raise ShapeError(
             f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
@@ -259,6 +262,7 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
         for target in config.unmatched_targets(paths)
     ]
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    # Without targets, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
         text = (
             f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"

@@ -126,6 +126,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
         Tensors are missing or do not fit together, or masks are not valid.
     """
     groups, unpaired = group(stored.tensors, lambda key: _leaf(key, kind))
+    # rank_pattern has another meaning in every other type.
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
@@ -139,6 +140,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
             _check(parts, empty=kind == "ADALORA")
             if kind != "ADALORA":
                 modules[name] = _product(name, parts, kind, config)
+            # Pruned modules have tensors of no rows.
             elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
                 modules[name] = _adalora(parts, config, masks.get(name))
             else:
@@ -180,6 +182,7 @@ def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
         what = f"lora_A {A.shape}, lora_E {E.shape} and lora_B {B.shape} do not fit together"
         raise ShapeError(what, fix=SAVE_AGAIN)
+    # Else the file and the configuration are of different checkpoints.
     if mask is not None and sum(mask) != A.shape[0]:
         what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
@@ -220,6 +223,7 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     for key, mask in pattern.items():
         if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
             raise FormatError(f"rank_pattern {key!r:.80} is no list of true and false", fix=RESTORE)
+        # Its keys are those of the tensors lora_E, and not expressions.
         masks[module_path(key.partition(".lora_E")[0].removeprefix(PREFIX))] = mask
     return masks
 

@@ -101,6 +101,7 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
     if first.layout.kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
+    # Its two pairs have keys of their own: the attention itself, and out_proj under a base_layer.
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
     elif first.layout.kind == "parameter":
@@ -122,6 +123,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
         return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
     extras = {f"{PREFIX}{key}": tensor for key, tensor in translate_companions(adapter, "PEFT").items()}
     bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    # PEFT makes magnitudes for all modules from the base, and would find none in the file.
     plain = [name for name in adapter if bent and name not in bent]
     if plain:
         raise FormatError(
@@ -149,6 +151,7 @@ def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
             if extra.role == "lora_bias":
                 add_tensors(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
             else:
+                # The shapes of PEFT's parameters for convolutions and linear layers.
                 shape = (1, out, *ones) if module.layout.kernel else (out,)
                 add_tensors(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
     return tensors
@@ -225,6 +228,7 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
     new = []
     for name, modules in stacks.items():
         path = _path(name, config, stacks)
+        # What PEFT would use, against what the module has now.
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
             configured_rank = module.scaling.rank if module.origin else _width(module)
@@ -294,6 +298,7 @@ def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = F
         rank_pattern=literal_pattern({path: r for path, (r, _) in terms.items()}, rank),
         alpha_pattern=literal_pattern({path: integer_if_whole(a) for path, (_, a) in terms.items()}, alpha),
     )
+    # Targets that fit are kept, because people write them as short names.
     if exact or PeftConfig(updated).unmatched_modules(terms):
         updated.update(_targets(stacks, terms))
     return updated
@@ -307,6 +312,7 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
             rank = _width(module)
             scale, scaling = _stated_scale(name, module, stacks)
             rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
+            # All experts of a stack, and both projections of an attention, share one entry.
             if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
                 raise ShapeError(
                     f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",

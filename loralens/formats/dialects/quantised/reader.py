@@ -132,6 +132,7 @@ def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str,
 
 def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:
     well_formed = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
+    # Every number of the description is an index or a size, which a damaged file may have wrong.
     if not well_formed or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
         raise FormatError("its description is damaged", fix=_BROKEN)
     out, in_, rank, scaling, layout = entry
@@ -154,6 +155,7 @@ def _scaling(entry: Any) -> tuple[float, Scaling]:
 
 def _layout(entry: Any) -> Layout:
     kind, kernel, groups, transposed, *order = entry
+    # Files that were written before this field existed have four entries.
     rows = order[0] if order else ""
     _check(
         len(order) < 2

@@ -77,6 +77,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
     """The number of directions that are stored of a module, and their bytes."""
+    # Quantising once more would add a second error.
     if module.origin and module.origin.format == NAME:
         (data,) = module.origin.tensors.values()
         return module.rank, data

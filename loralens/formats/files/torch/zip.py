@@ -52,6 +52,7 @@ def _root(names: dict[str, Span]) -> str:
         raise FormatError(
             "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
         )
+    # torch.jit writes other archives, with code.
     if f"{root}/data.pkl" not in names:
         fix = "give a file written by torch.save; a model saved by torch.jit or a zipped folder is none"
         raise FormatError("it is a zip archive without data.pkl", fix=fix)
