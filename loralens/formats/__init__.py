@@ -109,21 +109,11 @@ FORMATS: tuple[Format, ...] = (
 
 
 class WriterOptions(TypedDict, total=False):
-    """Options of writing that only some dialects have; `WRITTEN_WITH` says which.
+    """Options of writing that only some dialects have; `WRITTEN_WITH` says which."""
 
-    Attributes
-    ----------
-    arch
-        GGUF: llama.cpp's name of the architecture.
-    base_config
-        GGUF and mlx: the content of the base model's ``config.json``.
-    bits
-        loralens-q: the bits of a stored number, for all directions of all modules or for each direction by module.
-    """
-
-    arch: str | None
-    base_config: Mapping[str, Any] | None
-    bits: int | Mapping[str, Sequence[int]]
+    arch: str | None  # llama.cpp's name of the architecture
+    base_config: Mapping[str, Any] | None  # the content of the base model's config.json
+    bits: int | Mapping[str, Sequence[int]]  # of a stored number: for all directions, or by module for each of them
 
 
 WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects
@@ -176,7 +166,8 @@ def load(
         # Containers know nothing of configurations, which are files of their own.
         stored = replace(_read_stored(file), config=config)
         adapter = _rescale(_read_with_record(stored, file, format), alpha, scale)
-        adapter = adapter.map(_count_once) if once else adapter
+        if once:
+            adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
@@ -321,11 +312,6 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     # The findings about α say that it was unknown or assumed, which is no longer so.
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
     return replace(rescaled, findings=findings)
-
-
-def _count_once(module: "Update") -> "Update":
-    """A module whose update PEFT adds twice, with the scale that it has when added once."""
-    return module.rescaled(module.scale / 2, module.scaling.once()) if module.scaling.twice else module
 
 
 def save(

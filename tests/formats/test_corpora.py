@@ -27,7 +27,7 @@ class Files:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        patch.setattr(corpora, "packaged", lambda _, file: self._path(file))
+        patch.setattr(corpora, "package_file", lambda _, file: self._path(file))
 
     def _path(self, file: str) -> Path | None:
         path = self.folder / Path(file).name

@@ -246,7 +246,7 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="a run is going on there"):
             refused()
     running.log({"step": 2})
-    assert running.saved
+    assert running.has_state
     running.release()
     assert other.resume(RUN) is not None
     with pytest.raises(OptionError, match="a run is going on there"):

@@ -27,8 +27,10 @@ def stored_scaling(parts: Parts, rank: int) -> Scaling:
 
 def single_number(key: str, tensor: LazyArray) -> float:
     """The number in a stored tensor, which must hold a single finite one."""
+    # Trainers store it with no axes or with one of length 1.
     if tensor.size != 1:
         raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
+    # A bool or a complex number would be converted without an error.
     if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
         raise FormatError(f"{key} is {tensor.dtype}, not a number", fix=SAVE_AGAIN)
     value = float(tensor.read().reshape(-1)[0])
@@ -45,6 +47,7 @@ def alpha_for_file(module: Update) -> np.float32:
     FormatError
         No float32 gives this scale at this rank.
     """
+    # The check below reports what float32 cannot hold.
     with np.errstate(all="ignore"):
         alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
     # Rounding to float32 changes α by at most 6e-8 of it; a larger difference is an overflow or an underflow.

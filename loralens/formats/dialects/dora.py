@@ -31,6 +31,7 @@ def missing_magnitudes(
     return {
         key(name): Extra(roles[module.layout.kind], name, NOTHING)
         for name, module in modules.items()
+        # A stack of experts, for example, is never DoRA in PEFT.
         if name not in with_magnitude and module.layout.kind in roles
     }
 

@@ -69,6 +69,7 @@ def keep_extras(
         Two extras would have the same key.
     """
     tensors: dict[str, LazyArray] = {}
+    # One renamed module is enough to check every key.
     as_read = all(module.origin and module.origin.format == adapter.format for module in adapter.modules.values())
     for key, extra in adapter.extra.items():
         parts = leaf(key)
@@ -96,6 +97,7 @@ def owning_module(adapter: Adapter, extra: Extra) -> Update:
 
 def check_encoder(name: str) -> None:
     """Refuse a layer of a text encoder whose name does not say which encoder of the pipeline it belongs to."""
+    # A pipeline may have three text encoders with layers of the same names.
     if lone_encoder((name,)):
         first = name.partition(".")[0]
         raise FormatError(

@@ -126,6 +126,7 @@ def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
     FormatError, ShapeError
         Tensors are missing or do not fit together.
     """
+    # A core without the other one leaves its factors without a meaning.
     if ("hada_t1" in parts) != ("hada_t2" in parts):
         raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
     (first, kernel), (second, other) = (_product(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
@@ -143,9 +144,11 @@ def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None
         Tensors are missing or do not fit together.
     """
     (first, window), (second, kernel) = side(parts, 1), side(parts, 2)
+    # LyCORIS gives the kernel to the second factor only.
     if prod(window) != 1:
         raise ShapeError(f"lokr_w1 has a kernel {window}, and only lokr_w2 may", fix=SAVE_AGAIN)
     ranks = {parts[key][1].shape[0] for key in ("lokr_w1_b", "lokr_w2_b") if key in parts}
+    # LyCORIS uses one r for both sides when it trains.
     if len(ranks) > 1:
         what = f"its factored sides have the inner dimensions {sorted(ranks)}, so α/r could be either"
         raise ShapeError(what, fix="save the adapter again from its training code")
@@ -206,6 +209,7 @@ def update_of(
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
     origin = origin_of(form, parts, [*stored, "alpha"])
+    # A product that is too wide for a pair stays in its own form.
     if not isinstance(product, LowRank):
         return Structured(product, scaling.value, scaling, layout, origin)
     B, A = product.factors
@@ -243,6 +247,7 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
     stem = f"lokr_w{number}"
     if stem not in parts:
         return _product(parts, stem, f"lokr_t{number}")
+    # Only one of them is used, and the file does not say which.
     if f"{stem}_a" in parts or f"{stem}_b" in parts:
         raise FormatError(f"{parts[stem][0]} is there in full and in factors", fix=SAVE_AGAIN)
     factor = _matrix(parts, stem)

@@ -136,6 +136,7 @@ def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyAr
         One of them is empty, or is not a matrix.
     """
     B, A = halves(parts)
+    # Whether the inner dimensions agree is checked where the pair is made.
     if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
         what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
         raise ShapeError(what, fix=SAVE_AGAIN)
@@ -144,6 +145,7 @@ def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyAr
 
 def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
     """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    # A linear factor has two axes, and a convolution has those of its kernel as well.
     B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
@@ -165,6 +167,7 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
         or B.shape[0] % (rank // width)
     ):
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
+    # B of a grouped convolution sees only the r/groups channels of its own group.
     groups = rank // width
     flat = B.reshape(B.shape[0], width)
     if groups > 1:
@@ -208,6 +211,7 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
             "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",
             fix="leave this module out with --modules",
         )
+    # The canonical A has the kernel in its columns.
     channels = A.shape[1] // prod(kernel)
     return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
 

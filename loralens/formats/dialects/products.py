@@ -19,6 +19,7 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN
 
 def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
     """ΔW[o, i, k…] = Σ up[o, p] · core[p, q, k…] · down[q, i], as B (out, p) and A (p, in · k…)."""
+    # The file may hold tensors of any shapes.
     if core.ndim < 2 or up.ndim != 2 or down.ndim != 2 or core.shape[:2] != (up.shape[1], down.shape[0]):
         _no_fit(f"core {core.shape} between {up.shape} and {down.shape}")
     p, q = core.shape[:2]
@@ -49,6 +50,7 @@ def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
 def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kronecker:
     """kron(first, second) = kron(B₁, B₂) · kron(A₁, A₂); a full factor is itself times an identity."""
     first, second = _exact(first), _exact(second)
+    # It knows the exact rank of the product.
     form = Kronecker(first, second)
     if not _narrow(form.rank, form.shape):
         return form

@@ -140,6 +140,7 @@ def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
 def _is_valid(module: Any) -> bool:
     """Whether an entry has all fields with values of the right types: finite numbers, and text that can be shown."""
     scaling = module.get("scaling") if isinstance(module, dict) else None
+    # Scaling(**scaling) would fail for a missing or an unknown field.
     if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
         return False
     rule, alpha, rank = scaling["rule"], scaling["alpha"], scaling["rank"]

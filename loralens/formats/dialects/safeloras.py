@@ -72,6 +72,7 @@ def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
 def _about_names(modules: dict[str, Update], stored: Stored) -> Finding:
     metadata = stored.metadata or {}
     models = sorted({name.partition(".")[0] for name in modules})
+    # The names come from the file, so they are escaped and cut.
     classes = ", ".join(f"{model}: {ascii(metadata.get(model, 'not said'))[1:-1][:80]}" for model in models)
     text = f"modules have numbers, not names: they count the layers inside these classes ({classes})"
     return Finding("note", "names-unknown", text, "merging needs the model's own order of layers")

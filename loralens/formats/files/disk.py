@@ -34,6 +34,7 @@ def check_room(path: Path) -> None:
     ancestor = next(folder for folder in path.absolute().parents if folder.exists())
     if not ancestor.is_dir():
         raise OptionError(f"{ancestor}: is a file, not a folder", fix="choose another target")
+    # Root may write anywhere, so for root this never refuses.
     if not os.access(ancestor, os.W_OK):
         raise OptionError(f"{ancestor}: may not be written to", fix="choose another target, or change its permissions")
 
@@ -80,6 +81,7 @@ def check_new_folder(path: Path) -> None:
     FormatError
         No folder can be made in the nearest existing folder above the path.
     """
+    # Making a folder at such a path would fail with a message about a file that exists.
     if path.is_symlink() and not path.exists():
         raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
     ancestor = next(folder for folder in path.absolute().parents if folder.exists())

@@ -40,6 +40,7 @@ def weight_files(folder: Path) -> WeightFiles | None:
         A shard is missing, the index is damaged, or it is not clear which of several indices or files is meant.
     """
     index = _usual(folder, "*.safetensors.index.json", "indices", fix="move away all but the one that is meant")
+    # An index decides, because a folder may hold shards of several models.
     if index:
         content = read_json(index)
         return WeightFiles(_shards(folder, index, content), index, content)

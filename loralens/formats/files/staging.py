@@ -57,6 +57,7 @@ class Staging:
         weights = self._weights
         companions = {path: part for path, part in self._parts.items() if path != weights}
         with place(weights), disk_errors(), ExitStack() as stack:
+            # Weights alone are replaced by one rename, which needs no preparation.
             if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
                 # If anything below fails, this restores the old files. Otherwise it finds the new weights and only
@@ -66,8 +67,10 @@ class Staging:
                 weights.rename(pair / weights.name)
             for path, part in companions.items():
                 part.replace(path)
+            # A configuration that the new adapter does not have would be read with it.
             for path in absent:
                 path.unlink(missing_ok=True)
+            # Last: from here on the new adapter can be loaded.
             self._parts[weights].replace(weights)
             sync_folder(weights.parent)
 

@@ -1,7 +1,7 @@
 """Writing the files of an adapter: they appear complete or not at all, and old ones are kept until then."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
     companions = _companion_files(stored, files)
     # A single file takes its place by one rename, without moving the old one aside.
     if not companions:
-        _writer(path)(stored, path)
+        {".gguf": write_gguf, ".bin": write_pickle}.get(path.suffix, write_safetensors)(stored, path)
         return
     with Staging(path) as staging:
         for name, content in companions.items():
@@ -185,12 +185,6 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
         write = write_pickle if path.suffix == ".bin" else write_safetensors
         write(stored, path, put=staging.put)
         staging.place(absent=[path.with_name(name) for name, content in companions.items() if content is None])
-
-
-def _writer(path: Path) -> Callable[[Stored, Path], None]:
-    if path.suffix == ".gguf":
-        return write_gguf
-    return write_pickle if path.suffix == ".bin" else write_safetensors
 
 
 def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:

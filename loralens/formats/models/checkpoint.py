@@ -120,6 +120,7 @@ def resolve_path(path: Path) -> Path:
 
 def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
     """The tensors of a file or folder as they are stored."""
+    # A single file has no index and no other shards.
     if path.is_file():
         if is_gguf(path):
             raise _gguf_error().at(str(path))
@@ -159,6 +160,7 @@ def _folder(folder: Path) -> dict[str, LazyArray] | None:
 def _components(folder: Path) -> dict[str, LazyArray]:
     """The tensors of a diffusers pipeline; their keys begin with the name of their component."""
     tensors: dict[str, LazyArray] = {}
+    # Sorted, so that keys have the same order on every disk.
     for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
         component_tensors = _folder(inner)
         tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (component_tensors or {}).items())

@@ -13,8 +13,9 @@ from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
 
 CONFIG = "config.json"
-# Endings of files that hold weights, also in forms that are not read here.
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
+# Endings of files that hold weights, also in forms that are not read here, and of their indices.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
+           ".bin.index.json", ".safetensors.index.json")  # fmt: skip
 LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside a model
 
 
@@ -138,7 +139,7 @@ def model_files(root: Path) -> ModelFiles:
             raise FormatError("holds no safetensors weights", fix="convert its weights to safetensors")
     indices = tuple(index for _, index in parts if index)
     used = {*(shard.name for shard in shards), *(index.name for index in indices)}
-    return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and _other_weights(n)))
+    return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS)))
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
@@ -153,6 +154,7 @@ def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
 def _shard(path: Path, name: str, prefix: str) -> Shard:
     stored = read_safetensors(path)
     assert stored.file
+    # The header is read once more as bytes, because parsing it loses its order of fields and its spaces.
     length = stored.file.read(0, 8)
     header = stored.file.read(8, int.from_bytes(length, "little"))
     return Shard(name, prefix, stored, length + header, offsets_of(header))
@@ -167,7 +169,3 @@ def _walk(root: Path) -> list[str]:
     """The path of every file under a folder, relative and with ``/``."""
     inside = folders(root, follow=True, without=LEFT_OUT.__contains__)
     return sorted((folder / name).relative_to(root).as_posix() for folder, names in inside for name in names)
-
-
-def _other_weights(name: str) -> bool:
-    return name.endswith(WEIGHTS) or name.endswith((".bin.index.json", ".safetensors.index.json"))

@@ -117,7 +117,8 @@ def write_model(
         check_write_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
         # Files of others in the folder would be lost, whatever `overwrite` says.
         if target.is_dir():
-            check_replaceable(target, _file_names(files, without, names or {}))
+            weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
+            check_replaceable(target, weights | {*_new_names(files, without, names or {}).values()})
     with atomic_path(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
             _copy_others(files, part, _new_names(files, without, names or {}))
@@ -147,12 +148,6 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
 def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
     """The other files that are copied, and their names in the copy."""
     return {name: names.get(name, name) for name in files.companions if name not in without}
-
-
-def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
-    """The names of all files of the copy."""
-    weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
-    return weights | {*_new_names(files, without, names).values()}
 
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Recognising quantised base models by the tensors that only they store. They are refused: their numbers are codes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -86,7 +86,7 @@ def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
 
 def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
     for quantisation in QUANTISATIONS:
-        if all(_any_ends(tensors, end) for end in quantisation.ends) and (
+        if all(any(key.endswith(end) for key in tensors) for end in quantisation.ends) and (
             not quantisation.codes
             or any(
                 key.endswith(quantisation.codes) and str(t.dtype) == quantisation.dtype for key, t in tensors.items()
@@ -99,10 +99,6 @@ def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantis
     ):
         return Quantisation(_stated_method(config) or "integer", (), shaped=True)
     return None
-
-
-def _any_ends(keys: Iterable[str], end: str) -> bool:
-    return any(key.endswith(end) for key in keys)
 
 
 def _stated_method(config: Mapping[str, Any] | None) -> str:

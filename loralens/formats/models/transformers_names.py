@@ -21,6 +21,7 @@ from loralens.formats.dialects.gguf.writer import EXPERTS
 
 Rules = tuple[tuple[str, str], ...]
 
+# Rules are applied one after the other, and later ones see the names that earlier ones made.
 _VIT: Rules = (
     (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
     (r"\.attention\.attention\.query$", ".attention.q_proj"),

@@ -76,8 +76,10 @@ def _walk(root: Path) -> Iterator[Path]:
     while waiting:
         start = waiting.popleft()
         # Such a link would lead through the whole disk, and back to root.
-        if start != root and _contains(os.path.realpath(start), home):
-            continue
+        if start != root:
+            real = os.path.realpath(start)
+            if os.path.commonpath([real, home]) == real:
+                continue
         for folder, files in folders(start, without=lambda name: name.startswith(".")):
             try:
                 status = folder.stat()
@@ -90,11 +92,6 @@ def _walk(root: Path) -> Iterator[Path]:
             links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])
-
-
-def _contains(folder: str, inside: str) -> bool:
-    """Whether ``folder`` is ``inside`` or contains it."""
-    return os.path.commonpath([folder, inside]) == folder
 
 
 def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:

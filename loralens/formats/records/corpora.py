@@ -134,6 +134,7 @@ def read_corpus(name: str) -> Split:
         raise OptionError(f"{name}: no such task", fix=f"give one of {', '.join(CORPORA)}")
     corpus = CORPORA[name]
     pools = [_deduplicate(_rows(corpus, file)) for file in corpus.files]
+    # The last file is the published test half, or the only file.
     test = _shuffle(corpus, pools[-1])
     training = test[HELD_OUT:]
     if len(pools) > 1:  # no text of the published test half is used for training, whether it is held out or not
@@ -209,6 +210,7 @@ def _columns(
         with path.open(encoding=encoding, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter)
             head = next(rows, [])
+            # A missing column is a ValueError, so the message is the same as for another table.
             columns = [head.index(name) for name in names]
             for row in islice(rows, under, None):
                 if any(row):

@@ -118,6 +118,7 @@ def _record(stored: Stored) -> dict[str, Any]:
     # A newer version may mean other numbers by the same keys.
     if version != VERSION:
         raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
+    # Every field is used without further checks by the callers.
     kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):

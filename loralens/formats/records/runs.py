@@ -4,7 +4,6 @@ A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and
 with ``NNNNNNN_adapters.safetensors`` files of mlx-lm, or a list of adapters.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import adapter_file, existing_path
+from loralens.formats.records.training_log import log_entries
 
 # written by transformers' Trainer into every checkpoint
 STATE = "trainer_state.json"
@@ -132,24 +132,20 @@ def _state_file(path: Path) -> Path:
 def _state(path: Path) -> Mapping[str, Any] | None:
     """The trainer_state.json in a folder, or beside a file that is the only adapter of its folder."""
     file = _state_file(path)
+    # Files of mlx-lm lie in one folder, so a state there belongs to none of them alone.
     if _MLX.fullmatch(path.name) or not file.is_file():
         return None
     return read_json(file)
 
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
-    """The lines of our own log with the keys of Trainer; lines that are cut off are left out."""
+    """The lines of our own log with the keys of Trainer."""
     entries: list[Mapping[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            # Our log nests the measures, and Trainer's history has them flat.
-            evaluation = entry.get("evaluation")
-            measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
-            entries.append({**entry, **measured})
+    for entry in log_entries(path):
+        # Our log nests the measures, and Trainer's history has them flat.
+        evaluation = entry.get("evaluation")
+        measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
+        entries.append({**entry, **measured})
     return entries
 
 
@@ -157,6 +153,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
     global_step = _whole(states.get(path, {}).get("global_step"))
     if global_step is not None:
         return global_step
+    # mlx-lm's number counts more than one in the name of a folder, which the user chose.
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return _whole(int(file[1])) if file else named[0] if named else None

@@ -100,6 +100,7 @@ def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, 
     module, fix, code = finding["module"], finding["fix"], str(finding["code"])
     text = (f"{module}: " if module else "") + str(finding["evidence"]) + (f"\nFix: {fix}" if fix else "")
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(str(finding["adapter"]), root)}}}
+    # A finding about the whole file has no module.
     if module:
         location["logicalLocations"] = [{"fullyQualifiedName": module, "kind": "module"}]
     return {

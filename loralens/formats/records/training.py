@@ -148,7 +148,8 @@ class Training:
                     f"holds another run: {differences}", fix="go on with the same options, or --overwrite it"
                 )
             state = self._state()
-        self._tidy()
+        for part in self.folder.glob(".*.part"):  # files that a killed run left incomplete
+            remove(part)
         self._cut(state.step if state else -1)
         return state
 
@@ -229,11 +230,6 @@ class Training:
             except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
-
-    def _tidy(self) -> None:
-        """Remove files that a killed run left incomplete."""
-        for part in self.folder.glob(".*.part"):
-            remove(part)
 
     def _cut(self, step: int) -> None:
         """Remove the lines of the log and the snapshots that came after a step."""

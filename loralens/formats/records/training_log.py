@@ -30,7 +30,7 @@ def history(path: Path) -> History:
     """Read a log; lines that were cut off when a run was killed are left out."""
     losses: dict[int, float | None] = {}
     evaluations: list[tuple[int, Mapping[str, float | None]]] = []
-    for entry in _entries(path):
+    for entry in log_entries(path):
         step, measures = entry["step"], entry.get("evaluation")
         if "loss" in entry:
             losses[step] = finite_number(entry["loss"])
@@ -40,7 +40,8 @@ def history(path: Path) -> History:
     return History(losses, tuple(evaluations))
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
+def log_entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that have a step; lines that were cut off when a run was killed are left out."""
     entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:

@@ -49,6 +49,7 @@ class Spool:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
             file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
         written = 0
+        # One call may write only a part.
         while written < len(data):
             written += os.pwrite(file, memoryview(data)[written:], start + written)
 

@@ -48,6 +48,7 @@ class Configs:
 
     def component(self, name: str) -> str | None:
         """The component whose configuration applies to a module; None if there is none."""
+        # The longest prefix that is a component decides.
         owner = name
         while self.by_component and owner:
             owner = owner.rpartition(".")[0]
@@ -60,6 +61,7 @@ class Configs:
         component = self.component(name)
         if component is None:
             return None
+        # PEFT's patterns are for the paths inside of the component's model.
         path = name.removeprefix(f"{component}.") if component else name
         scaling = self.by_component[component].scaling(path)
         return replace(scaling, origin=scaling.origin.replace("adapter_config.json", KEY))

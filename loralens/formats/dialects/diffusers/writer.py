@@ -87,12 +87,11 @@ def _stored_file(adapter: Adapter) -> Stored | None:
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
     back = read(stored)
-    same = set(back) == set(adapter) and all(_agrees(back[name], module) for name, module in adapter.items())
-    return stored if same else None
-
-
-def _agrees(reread: Update, module: Update) -> bool:
-    return (reread.shape, reread.rank, reread.scale) == (module.shape, module.rank, module.scale)
+    agrees = set(back) == set(adapter) and all(
+        (back[name].shape, back[name].rank, back[name].scale) == (module.shape, module.rank, module.scale)
+        for name, module in adapter.items()
+    )
+    return stored if agrees else None
 
 
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:

@@ -149,6 +149,7 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
 
 def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The part of a configuration about text; most configurations have no such part, and are returned whole."""
+    # Models with images have a configuration for each of their parts.
     text = (config or {}).get("text_config")
     return text if isinstance(text, Mapping) else config or {}
 

@@ -150,6 +150,7 @@ def base_model(stored: Stored) -> str | None:
 def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
     """Findings about scales that are not α/r of the file."""
     origins = {name: module.scaling.origin for name, module in modules.items()}
+    # The origin of a scale says why it is what it is, so the findings need no second look at the file.
     missing = [name for name, origin in origins.items() if origin.startswith("no alpha")]
     zero = [name for name, origin in origins.items() if origin.startswith("alpha 0")]
     findings = []

@@ -127,6 +127,7 @@ def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled:
 
 def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
     """``embedding`` or ``linear``: by the base weight if the file has it and it is not square, else by the name."""
+    # An embedding stores its weight as (vocab, dim), which is the transpose of the update.
     if weight is not None and shape[0] != shape[1] and weight.shape in (shape, shape[::-1]):
         return "linear" if weight.shape == shape else "embedding"
     return "embedding" if is_embedding_name(name) else "linear"

@@ -49,6 +49,7 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Mapping[str, LazyAr
     # Only a file that had the weight of the convolution can be read back.
     if kind == "conv" and adapter.format == NAME:
         B, A = _conv(module)
+    # The leaves are the same for every kind of layer.
     elif kind not in KINDS:
         what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
         raise FormatError(what, fix="leave it out with --modules, or choose another format")

@@ -133,6 +133,7 @@ def _fits(parts: Parts) -> bool:
     if not {"A", "B"} <= set(parts):
         return True
     a, b = parts["A"][1].shape, parts["B"][1].shape
+    # mlx-lm has had two layouts of lora_a for a stack: with an axis of experts, and with their rows in sequence.
     if len(b) == 3:
         return a[:2] == (b[0], b[2]) if len(a) == 3 else len(a) == 2 and a[0] == b[0] * b[2]
     return len(a) == len(b) == 2 and a[1] == b[0]
@@ -147,6 +148,7 @@ def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
     if not _fits(parts) or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} do not multiply as mlx-lm has them", fix=SAVE_AGAIN)
     origin = origin_of(NAME, parts)
+    # A pair of matrices is one module; three axes are a stack.
     if b.ndim == 2:
         yield name, b.T, a.T, Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin
         return
@@ -162,6 +164,7 @@ def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
 def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
     """``embedding`` or ``linear``: by the size of a DoRA magnitude if that is conclusive, else by the name."""
     out, in_ = shape
+    # The size of a magnitude tells the axis only if both axes differ.
     if m is not None and out != in_ and m.size in shape:
         return "embedding" if m.size == in_ else "linear"
     return "embedding" if is_embedding_name(name) else "linear"

@@ -46,6 +46,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
     ShapeError, MismatchError
         Modules have several ranks, experts are missing, or an update is no pair.
     """
+    # All writers get the options of the dialect; this one was used before.
     del base_config
     stacks = group_by_pair(adapter)
     # The scale is one for the whole file, so it is chosen before any module is written.
@@ -78,6 +79,7 @@ def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[
 def _ratio(modules: Mapping[str, Update], scale: float) -> float:
     """The factor for lora_b, if ``scale`` is that of the whole file."""
     scales = {module.scale for module in modules.values()}
+    # All experts are in one tensor, which has one scale.
     if len(scales) > 1:
         raise ShapeError("the experts of this stack differ in scale, and mlx-lm holds one", fix="give them one scale")
     own = scales.pop()
@@ -115,6 +117,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     tensors: dict[str, LazyArray] = {}
     for key, extra in translatable_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
         module = adapter.modules.get(extra.module)
+        # A convolution, for example, has no DoRA in mlx-lm.
         if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
             raise FormatError(
                 f"{key}: mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis",
@@ -164,6 +167,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
             old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
         return old, 1.0
     scale = _most_common(module.scale for module in modules)
+    # Other fields, such as the number of layers, are kept.
     base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
     base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
     return base, scale

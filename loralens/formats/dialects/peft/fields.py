@@ -30,6 +30,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_layers(value: Any) -> bool:
+    # PEFT takes a single number as well.
     layers = value if isinstance(value, list) else [value]
     return all(type(layer) is int and 0 <= layer < 2**31 for layer in layers)
 

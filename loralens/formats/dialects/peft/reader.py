@@ -47,6 +47,7 @@ def detect(stored: Stored) -> bool:
     # diffusers writes this entry. A PEFT configuration beside such a file belongs to another adapter.
     if "lora_adapter_metadata" in (stored.metadata or {}):
         return False
+    # The other types have tensors of their own under PEFT's prefix.
     if peft_types.type_of(stored) != peft_types.PLAIN:
         return True
     pairs = [key for key in stored.tensors if is_pair(key)]
@@ -67,6 +68,7 @@ def read(stored: Stored) -> Adapter:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
     config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
+    # Their blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
@@ -203,6 +205,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
     # The leaf tells an embedding from a linear layer; the shapes do not.
     if "embedding" in halves:
         layout = Layout("embedding")
+    # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
         B, layout = _unpack_merged(B, A, config)
     elif A.ndim > 2:
@@ -283,6 +286,7 @@ def _extra(
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
     plain = _plain_copy(key)
+    # Old PEFT saved a module twice: as it was, and as it was trained.
     if plain != key:
         return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor, parameter)
     if any(_names(saved, path) for saved in (config.saved if config else [])):
@@ -290,6 +294,7 @@ def _extra(
     if parameter == "bias":
         return Extra("bias", path, tensor, parameter)
     embedding = path in modules and modules[path].layout.kind == "embedding"
+    # A resized vocabulary saves both, whether they are adapted or not.
     embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
     return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
 

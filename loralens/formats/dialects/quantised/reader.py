@@ -57,6 +57,7 @@ def read(stored: Stored) -> Adapter:
         The description does not fit the tensors, is damaged, or is of a newer version.
     """
     fields = description(stored.metadata)
+    # Before anything else is looked up: a newer version may have other fields.
     if fields.get("version") != VERSION:
         what = f"is {NAME} of version {fields.get('version')!a:.20}, and this loralens knows {VERSION}"
         raise FormatError(what, fix="update loralens")
@@ -70,6 +71,7 @@ def read(stored: Stored) -> Adapter:
         _check(fields["config"] is None or isinstance(fields["config"], dict))
         _check(is_safe_text(fields["source"]))
         _check(isinstance(fields["narrowed"], bool))
+    # Every way in which a field can be missing or of another type.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
     # Before tensors are looked up: every key must be in the description, and the other way round.
@@ -124,6 +126,7 @@ def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str,
     expected = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
     if not modules:
         raise FormatError("holds no modules", fix=_BROKEN)
+    # Sorted, so that the message is the same each time.
     for key in sorted(expected - set(stored.tensors)):
         raise FormatError(f"{key} is missing", fix=_BROKEN)
     for key in sorted(set(stored.tensors) - expected):
@@ -136,6 +139,7 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
     if not well_formed or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
         raise FormatError("its description is damaged", fix=_BROKEN)
     out, in_, rank, scaling, layout = entry
+    # A small file must not ask for arrays that are larger than its update.
     if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
         raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
     key = f"{name}.{PART}"

@@ -38,6 +38,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     MismatchError
         A module is no pair (LoKr, LoHa, a full difference).
     """
+    # A name that does not exist would be ignored without an error.
     if not isinstance(bits, int):
         for name in sorted(set(bits) - set(adapter)):
             raise OptionError(f"bits for {name}, and there is no such module", fix="give the names of modules")
@@ -49,6 +50,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
             rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
         kind = astuple(module.layout)
+        # The order of rows is rarely another one, and older readers know four entries only.
         layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
@@ -81,6 +83,7 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
     if module.origin and module.origin.format == NAME:
         (data,) = module.origin.tensors.values()
         return module.rank, data
+    # Without the scale, which is stored in the description.
     pair = LowRank(*module.factors)
     direction_bits = directions(pair, bits)
 

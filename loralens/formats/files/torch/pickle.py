@@ -70,11 +70,12 @@ def _array(storages: Storages, key: str, tensor: TorchTensor) -> LazyArray:
 def _unwrap(state: object) -> dict[str, Any]:
     """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
     if not isinstance(state, dict):
-        raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
+        raise FormatError(f"it holds a {_kind(state)}, not a state dict", fix=_ONLY_TENSORS)
     inner = [key for key, value in state.items() if isinstance(value, dict) and _has_tensors(value)]
     # Tensors at the top decide, because a state dict may hold other dicts as values.
     if _has_tensors(state) or not inner:
         return state
+    # Keys of both could be the same.
     if len(inner) > 1:
         raise FormatError(
             f"it holds more than one state dict: {inner[0]}, {inner[1]}", fix="save the one you want alone"
@@ -104,5 +105,10 @@ def _plain_or_list(key: str, value: object) -> Plain | list[Plain]:
 def _plain_value(key: str, value: object) -> Plain:
     if value is None or isinstance(value, int | float | str):
         return value
-    what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"
+    what = f"{key} holds a {_kind(value)}: neither a tensor nor a plain value"
     raise FormatError(what, fix=_ONLY_TENSORS)
+
+
+def _kind(value: object) -> str:
+    """The type of a value in messages: users know a TorchTensor as a Tensor."""
+    return type(value).__name__.removeprefix("Torch")
