@@ -206,6 +206,7 @@ def update_of(
     parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
 ) -> Update:
     """An update with its scale and layout, and with the tensors of the dialect ``form`` that it was read from."""
+    # Flattened kernels are not seen here, so such a module is linear until its base is known.
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
     origin = origin_of(form, parts, [*stored, "alpha"])
@@ -223,6 +224,7 @@ def _matrix(parts: Parts, part: str) -> LazyArray:
     key, tensor = parts[part]
     if tensor.dtype not in FLOATS:
         raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    # Vectors of biases have leaves of their own.
     if tensor.ndim < 2 or not tensor.size:
         raise ShapeError(f"{key} {tensor.shape} is no matrix", fix=SAVE_AGAIN)
     return tensor
@@ -256,6 +258,7 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
 
 def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
     """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    # An α without an update is carried along, too.
     used = (*algorithm.parts, "alpha") if algorithm else ()
     extra = kohya.kohya_extras(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}

@@ -51,5 +51,6 @@ def _gguf(stored: Stored) -> int:
     # its number of axes (4), the axes (8 each), its type (4) and its offset (8).
     header = 24 + sum(8 + len(key.encode()) + gguf_values.value_size(value) for key, value in values.items())
     header += sum(8 + len(key.encode()) + 4 + 8 * tensor.ndim + 12 for key, tensor in stored.tensors.items())
+    # The header is padded as well.
     parts = [header, *(tensor.nbytes for tensor in stored.tensors.values())]
     return sum(-(-part // alignment) * alignment for part in parts)

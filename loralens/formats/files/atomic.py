@@ -113,6 +113,7 @@ def atomic_path(
     with place(target):
         target = Path(os.path.realpath(target)) if folder and target.is_symlink() else target.absolute()
         try:
+            # Beside the target, so that the rename stays on one disk.
             with reserve(target, folder=folder) as part:
                 yield part
                 sync(part)

@@ -89,6 +89,7 @@ class OpenFile:
         if not S_ISREG(status.st_mode):
             raise FormatError("is no regular file", fix="give the adapter's file or folder")
         self.size = status.st_size
+        # compared at every read
         self._state = _state(status)
 
     def check_unchanged(self) -> None:
@@ -210,6 +211,7 @@ Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
 
 
 def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
+    # the length of the header
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, 8), "little")
@@ -234,6 +236,7 @@ def _span(key: str, entry: Any) -> Span:
         shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
+        # A list, for example, could not be looked up in a mapping.
         if not isinstance(name, str):
             raise FormatError("dtype is not a name", fix=_BROKEN)
         if name not in DTYPES:

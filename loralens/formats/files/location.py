@@ -136,6 +136,7 @@ def _file_in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    # The only tensor file of a folder needs no usual name.
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name

@@ -29,6 +29,7 @@ def is_relative_name(name: object) -> TypeGuard[str]:
     except UnicodeEncodeError:  # a lone surrogate that does not stand for a byte of a path
         return False
     parts = name.split("/")
+    # A drive is checked on every system, so that a file is valid everywhere or nowhere.
     plain = all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in parts)
     return plain and max(lengths) <= LONGEST_NAME
 

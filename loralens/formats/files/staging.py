@@ -63,6 +63,7 @@ class Staging:
                 # If anything below fails, this restores the old files. Otherwise it finds the new weights and only
                 # removes the old ones.
                 stack.callback(restore_pair, pair, weights)
+                # The companions are replaced while the weights are away, so a killed run needs copies of them.
                 _remember([*companions, *absent], pair)
                 weights.rename(pair / weights.name)
             for path, part in companions.items():

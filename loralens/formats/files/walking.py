@@ -30,6 +30,7 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
             number = _number(folder) if follow else None
         except OSError:
             continue  # permissions do not allow reading it, or its path is too long for the system
+        # a link to a folder above, which would never end
         if number in ancestors:
             continue
         yield folder, sorted(files)

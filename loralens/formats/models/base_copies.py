@@ -55,6 +55,7 @@ def _keys(extra: Extra, base: Mapping[str, LazyArray], rename: Callable[[str], s
 
 def _same(copy: LazyArray, own: LazyArray) -> bool:
     """Whether two tensors are equal after those of the base are rounded to the dtype of the copy."""
+    # Numbers are read only if the shapes agree.
     if copy.shape != own.shape or not copy.size:
         return False
     # rows whose numbers fill a block

@@ -67,6 +67,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         check_numbers(stored, config)
         tensors, notes = dequantise(stored, config)
         spread = scales_of(stored, config).spread if notes else {}
+    # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
     return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
 
 

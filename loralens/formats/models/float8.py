@@ -166,8 +166,10 @@ def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) ->
         # In place, without a second copy of the weight.
         product *= scale.reshape(())
         return product
+    # A scale of one axis belongs to the rows.
     scale = scale.reshape(*scale.shape, *(1,) * (len(steps) - scale.ndim))
     scale = scale[np.arange(start, start + len(array)) // steps[0]]
+    # Repeated scales are cut to the weight, whose last block may be smaller.
     for axis, step in enumerate(steps[1:], start=1):
         if scale.shape[axis] > 1:
             scale = np.repeat(scale, step, axis=axis)[(slice(None),) * axis + (slice(array.shape[axis]),)]

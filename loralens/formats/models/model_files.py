@@ -143,6 +143,7 @@ def model_files(root: Path) -> ModelFiles:
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
+    # The names of a pipeline's tensors begin with its component, and the names of files with its folder.
     prefix, inside = ("", "") if folder == root else (f"{folder.name}.", f"{folder.name}/")
     listing = weight_files(folder)
     if listing is None:

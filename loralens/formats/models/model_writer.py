@@ -190,6 +190,7 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
 
 def _shard_for(key: str, files: ModelFiles) -> Shard:
     """The shard for a tensor that the model does not have: the last one of its component."""
+    # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
 
@@ -321,6 +322,7 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
     queue: SimpleQueue[_Job] = SimpleQueue()
     for job in jobs:
         queue.put(job)
+    # A list, because several threads may fail before the first error is seen.
     stop, errors = Event(), list[BaseException]()
 
     def work() -> None:

@@ -76,6 +76,7 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
     """
     kind = str((config or {}).get("model_type"))
     rules = IN_MEMORY.get(kind, ())
+    # Only names that differ, so that an adapter without any is returned as it is.
     new = {name: other for name in adapter if (other := _apply_rules(name, rules)) != name}
     if new:
         adapter = adapter.renamed(new)
@@ -139,6 +140,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
         if not single:
             joined[name] = module
             continue
+        # Mixtral's w1, w2 and w3 have names in the stacks.
         part = EXPERT_PARTS.get(single["part"], single["part"])
         # transformers 5 holds gate and up of all experts in one parameter.
         joint = "down_proj" if part == "down_proj" else "gate_up_proj"

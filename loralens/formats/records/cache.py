@@ -100,6 +100,7 @@ class SvdCache:
             The disk cannot be written.
         """
         file = self._file(key)
+        # the bytes that all other entries may take
         room = self.limit - sum(part.nbytes for part in svd) - HEADER
         # An old entry of the same key is replaced, so it does not count.
         if not self._make_room(room, besides=file.name):

@@ -215,6 +215,7 @@ def _columns(
             for row in islice(rows, under, None):
                 if any(row):
                     yield [row[column] for column in columns]
+    # A missing column, a short row, a file that cannot be read, and a field that is too long.
     except (ValueError, IndexError, OSError, csv.Error) as error:
         raise FormatError(f"is not the table that is known: {error}", fix=INSTALL) from error
 

@@ -39,6 +39,7 @@ def _back_up(file: Path, model: Path) -> Iterator[None]:
     if number is None or not file.is_file():
         yield
         return
+    # The inode is a part of the name, so no second file has to remember it.
     hidden = file.with_name(f".{file.name}.{os.getpid()}.{number}.kept")
     with place(file), disk_errors():
         remove(hidden)  # one of an earlier process with the same id; `restore_kept` has dealt with its content

@@ -85,6 +85,7 @@ def _from_toml(path: Path) -> Recipe:
 
 
 def _recipe(content: object) -> Recipe:
+    # JSON may be a list or a number.
     if not isinstance(content, dict):
         raise FormatError("its recipe is not a table", fix="write one as a .toml file")
     return Recipe.of(content)

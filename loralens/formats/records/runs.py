@@ -95,6 +95,7 @@ def read_run(paths: Sequence[Path]) -> Run:
     states = {path: state for path in [*paths, *members] if (state := _state(path))}
     checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
+    # Checkpoints without a step go last; sorted keeps their order.
     ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
     # Without Trainer's states, the steps come from names, and losses from our own log if there is one.
     if not states:
@@ -118,6 +119,7 @@ def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss |
 
 def _members(folder: Path) -> list[Path]:
     """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
+    # A single file is no run.
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())

@@ -98,6 +98,7 @@ def _rule(code: str, meaning: str) -> dict[str, Any]:
 
 def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, Any]:
     module, fix, code = finding["module"], finding["fix"], str(finding["code"])
+    # Code hosts show the message beside the file, so it has the module and the advice too.
     text = (f"{module}: " if module else "") + str(finding["evidence"]) + (f"\nFix: {fix}" if fix else "")
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(str(finding["adapter"]), root)}}}
     # A finding about the whole file has no module.

@@ -156,10 +156,12 @@ class Training:
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
         with disk_errors(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            # One line at a time, so a kill cuts off the last line at most.
             file.write(json.dumps(record) + "\n")
 
     def save(self, state: State) -> None:
         """Replace the state, completely or not at all."""
+        # Tensors are stored as such, and everything else as JSON in the metadata.
         record = {"step": state.step, "record": dict(state.record), "run": dict(state.run)}
         tensors = {name: LazyArray.of(array) for name, array in state.tensors.items()}
         write_safetensors(Stored(tensors, {KEY: json.dumps(record)}), self.folder / STATE)

@@ -127,6 +127,7 @@ def read(stored: Stored) -> Adapter:
 
 def _module(parts: Parts) -> LowRank:
     B, A = halves(parts)
+    # A vector could be neither factor.
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
     return pair(B, A, scaling=alpha.stored_scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))

@@ -91,6 +91,7 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
     B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
+    # The header comes first, as in diffusers.
     scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
     origin = origin_of(NAME, parts, STORED)
     # The factors of an embedding have no kernel, and are laid out as a matrix already.

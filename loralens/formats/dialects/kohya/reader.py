@@ -125,6 +125,7 @@ def kohya_extras(name: str, parts: Parts, module: Update | None, used: Iterable[
     """The extras of a module, or of a name that has no update."""
     loose = {part: held for part, held in parts.items() if module is None or part not in used}
     roles = dict.fromkeys(loose, "other")
+    # Without an update there are no axes to compare its shape with.
     if "dora_scale" in loose and module:
         roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
     return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}

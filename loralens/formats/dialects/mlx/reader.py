@@ -102,6 +102,7 @@ def read(stored: Stored) -> Adapter:
         what = "fine_tune_type full: the file holds whole weights, not a LoRA"
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
     scale = stated_scale(stored.config)
+    # An unknown scale counts as 1 in ΔW, and every result says that it is unknown.
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
 
     def build(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:

@@ -159,12 +159,14 @@ class PeftConfig:
     @property
     def saved(self) -> list[str]:
         """``modules_to_save`` and the heads of the task: the modules that were trained in full."""
+        # null and an empty list mean the same.
         names = list(self.fields.get("modules_to_save") or [])
         return names + HEADS.get(str(self.fields.get("task_type")), [])
 
     @property
     def changed_base(self) -> str | None:
         """The setting with which PEFT changes the base weight at every load, by r and α; None for a plain LoRA."""
+        # Some names have a suffix (pissa_niter_16), and PEFT ignores the case of some of them.
         init = str(self.fields.get("init_lora_weights", "")).lower()
         if any(init == name or init.startswith(f"{name}_") for name in MUTATED_BASE):
             return f"init_lora_weights is {init!r}"

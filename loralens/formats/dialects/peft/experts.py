@@ -40,6 +40,7 @@ def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> s
     if not targets or config.targets(module):
         return None
     names = [name for name in (_inside(module, target) for target in targets) if name]
+    # A path that fits is more specific than a bare name.
     names = names or [target for target in targets if "." not in target]
     if not names:
         return None
@@ -94,6 +95,7 @@ def expert_modules(
     # Every expert needs some columns of B, which are scattered over the whole tensor.
     cached_B = recent.keep(B)
     for e in range(count):
+        # The columns of one expert are read when they are needed, from the copy of B in memory.
         one_B = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
         one_A = A.rows(e * rank, (e + 1) * rank)
         yield (

@@ -184,6 +184,7 @@ def _modules(
     if parameter and config:
         yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
+    # r and α of an out_proj are those of its attention.
     scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in pairs:
@@ -214,6 +215,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
         layout = Layout("parameter")
     else:
         layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    # After unpacking, so that the diagonal meets the columns of B (out, r).
     if "diagonal" in halves:
         B = _fold_diagonal(B, halves["diagonal"][1])
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)

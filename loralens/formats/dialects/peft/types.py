@@ -241,6 +241,7 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> U
         return _conv1d(parts, scaling)
     else:
         product, kernel, rank = lycoris.lokr(parts)
+    # LoKr with two full factors has no inner dimension that could disagree.
     if rank is not None and scaling.rank not in (None, rank):
         what = f"the configuration says r = {scaling.rank}, and the factors have {rank} inner dimensions"
         raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json: the scale depends on it")
@@ -251,6 +252,7 @@ def _conv1d(parts: Parts, scaling: Scaling) -> Update:
     """The update of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order."""
     from loralens.formats.dialects import lycoris
 
+    # The first factor is the same as in LyCORIS.
     first, _ = lycoris.side(parts, 1)
     (a, c), (b, d, k) = first.shape, parts["lokr_w2"][1].shape
 

@@ -279,6 +279,7 @@ def _times(factor: float, B: Array) -> Array:
 
 def _width(module: Update) -> int:
     """The r of a module in the configuration; for fused projections that were read, the rank of one slice."""
+    # A changed module is written as one pair of the full rank.
     fused = module.layout.kind == "merged" and module.origin is not None
     return module.rank // module.layout.groups if fused else module.rank
 
@@ -330,6 +331,7 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
 
 def _new_config(adapter: Adapter) -> dict[str, Any]:
     """A configuration for an adapter of another dialect, with the fields of an earlier PEFT configuration if any."""
+    # One module without rsLoRA is enough to write plain alphas.
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
     upright = bool(stacks) and not any(layout.transposed for layout in stacks)

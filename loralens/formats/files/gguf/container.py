@@ -75,6 +75,7 @@ def read_gguf(path: Path) -> Stored:
 
 def check_adapter(plain: dict[str, Any]) -> None:
     """Refuse a GGUF file that is no LoRA adapter; the message says what it is instead."""
+    # Both are required by llama.cpp.
     kind, adapter = plain.get("general.type"), plain.get("adapter.type")
     if kind == "adapter" and adapter == "lora":
         return
@@ -200,6 +201,7 @@ def _check_readable(stored: Stored, path: str) -> None:
     from gguf import GGUFReader
 
     try:
+        # Names alone: the numbers were written by the same package that reads them.
         assert {tensor.name for tensor in GGUFReader(path).tensors} == set(stored.tensors)
     except (ValueError, LookupError) as error:
         raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error
@@ -218,6 +220,7 @@ def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
             outer_type = GGUFValueType.ARRAY if value.array else kind
             writer.add_key_value(key, value.value, outer_type, sub_type=kind if value.array else None)
     for key, tensor in stored.tensors.items():
+        # The header comes before all numbers, and holds the offset of every tensor.
         writer.add_tensor_info(
             key, tensor.shape, tensor.dtype, tensor.nbytes, raw_dtype=GGMLQuantizationType(TYPES[tensor.dtype])
         )

@@ -25,6 +25,7 @@ def load_zip(file: OpenFile) -> tuple[object, dict[str, Span]]:
     """
     spans = {info.filename: _span(file, info) for info in _entries(file)}
     root = _root(spans)
+    # Older files have no such entry.
     order = spans.get(f"{root}/byteorder")
     if order and _bytes(file, order) != b"little":
         raise FormatError("its numbers are big-endian", fix="save it again on a little-endian machine")
