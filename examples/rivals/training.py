@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 import loralens
 from loralens.core.attached import still
 from loralens.errors import DivergenceError
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
 from loralens.training.feed import shuffled
@@ -34,7 +34,7 @@ def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
     from transformers import AutoTokenizer
 
     found = getattr(read_corpus(corpus), part)
-    tokenizer = AutoTokenizer.from_pretrained(existing(Path(model)), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(existing_path(Path(model)), local_files_only=True)
     return encoded(tokenizer, [e.text for e in found], length=length, labels=[e.label for e in found])
 
 

@@ -16,7 +16,7 @@ from loralens.errors import OptionError, place
 from loralens.formats import QUANTISED, load, save
 from loralens.formats.dialects.sizes import file_size
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
-from loralens.formats.models.transformers_names import in_memory
+from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.extraction import Extracted, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
@@ -219,7 +219,7 @@ def extract(
 
     def renamed(adapter: Adapter) -> Adapter:
         """The adapter under the names that its readers look for: PEFT looks for modules in memory."""
-        return in_memory(adapter, tuned_config) if to == "peft" else adapter
+        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
 
     _check_noise(rule, after, tuned)
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)

@@ -11,7 +11,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, place
-from loralens.formats.models.checkpoint import model_config, resolved, weights
+from loralens.formats.models.checkpoint import model_config, resolve_path, weights
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare
@@ -183,7 +183,7 @@ def verify(
     check_choice("rounding", rounding, get_args(Mode))
     compute_device = Device.of(device)  # what is wrong with it is said before the work
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))
+    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolve_path(Path(merged)))
     stored = merged_tie.shown(files.tensors)
     base_tensors = weights(Path(base))
     copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing

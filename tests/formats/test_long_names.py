@@ -11,7 +11,8 @@ from loralens.core.names import natural_key
 from loralens.core.naming.matching import match
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.files.container import Stored, json_text
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
 from loralens.merging.extraction.differences import compare
 from tests.formats.blobs import limits

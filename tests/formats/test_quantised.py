@@ -197,8 +197,8 @@ def test_every_dialect_goes_in_is_told_apart_and_comes_back(case: str, tmp_path:
     assert [form.name for form in FORMATS if form.detect(there)] == [NAME]
     back = loralens.load(tmp_path / "q.safetensors")
     assert relative(source, back) <= 2e-4
-    expanded = quantised.expanded(back)
-    origin = source if source.format != NAME else quantised.expanded(source)
+    expanded = quantised.expand(back)
+    origin = source if source.format != NAME else quantised.expand(source)
     assert (expanded.format, expanded.config, expanded.metadata) == (origin.format, origin.config, origin.metadata)
     assert list(expanded.extra) == list(source.extra)
 

@@ -12,8 +12,9 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.names import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
-from loralens.formats.files.container import dumps, read_json
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
+from loralens.formats.files.container import read_json
+from loralens.formats.files.json_text import dumps
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.merging.plan import Plan
@@ -149,7 +150,7 @@ def read_merge_inputs(
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
     open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
-    files, config = model_files(resolved(path)), model_config(path) or {}
+    files, config = model_files(resolve_path(path)), model_config(path) or {}
     with place(base):
         scales = scales_of(files.tensors, config)
     try:

@@ -26,10 +26,10 @@ from loralens.core.together import names_together, together, widened
 from loralens.core.vector import with_modules
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.records.recipes import stamped
+from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
@@ -311,5 +311,5 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
 
 def _stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
     """What is written: the adapter, with the recipe in the metadata where there is any."""
-    stored, files = stored_as(adapter, form.name, **form.writer_options)
-    return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files
+    stored, files = encode_adapter(adapter, form.name, **form.writer_options)
+    return (stamp_recipe(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

@@ -14,10 +14,10 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
-from loralens.formats.files.container import dumps
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.json_text import dumps
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
-from loralens.formats.records.kept import keeping, settle
+from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
@@ -96,7 +96,7 @@ class MergeRun:
         files.check_copyable()
         outside = [file for file in (undo, certificate) if file and _within(file, output) is None]
         for file in outside:
-            settle(file, output)
+            restore_kept(file, output)
         if undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
         if certificate:
@@ -111,13 +111,13 @@ class MergeRun:
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
-                with replacing(_in_part(certificate, output, part)) as stream:
+                with atomic_file(_in_part(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
-        ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         changes = self._changes()
         total = copy_bytes(files.tensors, changes)
-        with Spool(output.absolute().parent) as spool, keeping(outside, output), progress("merging", total) as step:
+        with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_model(
                 files,
@@ -128,7 +128,7 @@ class MergeRun:
                 dropped=self.inputs.plan.dropped,
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
-                beside=write_beside,
+                write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
                 threads=THREADS,

@@ -11,10 +11,10 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import resolved
+from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
-from loralens.formats.records.kept import settle
+from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
@@ -54,8 +54,8 @@ class UnmergeRun:
         )  # of a model that is one file
         outside = undo or undo_beside
         if outside:
-            settle(outside, merged)
-        root = resolved(merged)
+            restore_kept(outside, merged)
+        root = resolve_path(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)
@@ -89,7 +89,7 @@ class UnmergeRun:
         if not self.files.root.is_dir():
             return
         indices = {index.name for index in self.files.indices}
-        changeable = indices | ({CONFIG} & set(self.files.others))
+        changeable = indices | ({CONFIG} & set(self.files.companions))
         for name, text in self.undo.texts.items():
             if name not in changeable or not isinstance(text, str):
                 raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
@@ -130,8 +130,8 @@ class UnmergeRun:
                 headers=dict(zip(names, map(_header, undo.headers.values()), strict=True)),
                 texts=undo.texts if folder else {},
                 without=(NAME, CERTIFICATE),
-                names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
-                beside=self._check,
+                names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                write_beside=self._check,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=THREADS,
