@@ -83,7 +83,7 @@ def directions(module: LowRank, bits: int | Sequence[int]) -> list[int]:
     kept = [b for b in each if b]
     if not kept or len(each) > most or not all(FEWEST <= b <= MOST for b in kept) or each[: len(kept)] != kept:
         raise OptionError(
-            f"{bits} are no bits of at most {most} directions, largest first",
+            f"{bits} are not the bit widths of at most {most} directions, largest first",
             fix=f"give {FEWEST} to {MOST} to each direction that is kept",
         )
     return kept

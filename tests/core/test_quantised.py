@@ -106,7 +106,7 @@ def test_an_update_of_nothing_stays_nothing() -> None:
 def test_bits_that_are_none(bits: int | list[int]) -> None:
     pair = LowRank(np.ones((5, 3)), np.ones((3, 7)))
     for call in (directions, quantised):
-        with pytest.raises(OptionError, match="are no bits of at most 3 directions"):
+        with pytest.raises(OptionError, match="are not the bit widths of at most 3 directions"):
             call(pair, bits)
 
 
