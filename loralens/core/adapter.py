@@ -112,6 +112,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}
+        # Read-only views: an adapter is frozen, and several results may share it.
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
@@ -133,6 +134,7 @@ class Adapter:
             return self.modules[list(self.modules)[key]]
         if key in self.modules:
             return self.modules[key]
+        # An exact name wins over a glob, because names may have brackets.
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
@@ -160,8 +162,8 @@ class Adapter:
 
     def without(self, names: Collection[str]) -> Self:
         """The same adapter, these modules left out."""
-        kept = {name: module for name, module in self.items() if name not in names}
-        return replace(self, modules=kept, narrowed=self.narrowed or len(kept) < len(self))
+        modules = {name: module for name, module in self.items() if name not in names}
+        return replace(self, modules=modules, narrowed=self.narrowed or len(modules) < len(self))
 
     def renamed(self, names: Mapping[str, str]) -> Self:
         """The same adapter with modules, and what belongs to them, under other names; the rest keeps its own.
@@ -172,17 +174,19 @@ class Adapter:
             Two modules would have one name, or two stored tensors one key.
         """
         new = {name: names.get(name, name) for name in self.modules}
+        # Two modules under one name would silently become one.
         if len(set(new.values())) < len(new):
             twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
             raise OptionError(f"two modules would be called {twice}", fix="choose other names")
         extra: dict[str, Extra] = {}
-        for key, one in self.extra.items():
-            name = names.get(one.module, one.module)
-            renamed = _renamed_key(key, one.module, name)
+        for key, tensor in self.extra.items():
+            name = names.get(tensor.module, tensor.module)
+            renamed = _renamed_key(key, tensor.module, name)
             if renamed in extra:
                 raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")
-            extra[renamed] = replace(one, module=name)
+            extra[renamed] = replace(tensor, module=name)
         changed = any(new[name] != name for name in new)
+        # The stored tensors have the old names, so they cannot be written back as they were.
         modules = {new[name]: module.without_origin() if changed else module for name, module in self.items()}
         return replace(self, modules=modules, extra=extra)
 
@@ -192,7 +196,7 @@ class Adapter:
 
     def __add__(self, other: "Adapter") -> "Adapter":
         """The exact sum of both updates, module by module."""
-        return _sum((self, 1.0), (other, 1.0)) if isinstance(other, Adapter) else NotImplemented
+        return _weighted_sum((self, 1.0), (other, 1.0)) if isinstance(other, Adapter) else NotImplemented
 
     def __radd__(self, other: object) -> "Adapter":
         """0 + a is a, so that `sum` of adapters works."""
@@ -200,21 +204,21 @@ class Adapter:
 
     def __sub__(self, other: "Adapter") -> "Adapter":
         """The exact difference of both updates; a − a is 0."""
-        return _sum((self, 1.0), (other, -1.0)) if isinstance(other, Adapter) else NotImplemented
+        return _weighted_sum((self, 1.0), (other, -1.0)) if isinstance(other, Adapter) else NotImplemented
 
     def __neg__(self) -> "Adapter":
         """The update with its sign changed, its factors untouched."""
-        return _sum((self, -1.0))
+        return _weighted_sum((self, -1.0))
 
     def __mul__(self, strength: float) -> "Adapter":
         """The update so many times, its factors untouched."""
-        return _sum((self, strength)) if isinstance(strength, int | float) else NotImplemented
+        return _weighted_sum((self, strength)) if isinstance(strength, int | float) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> "Adapter":
         """The update divided by a number."""
-        return _sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
+        return _weighted_sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
 
     @property
     def parameters(self) -> int:
@@ -236,7 +240,7 @@ class Adapter:
 
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()})
-        return f"Adapter({self.format}, {len(self)} modules, rank {_span(ranks)}, {self.parameters:,} parameters)"
+        return f"Adapter({self.format}, {len(self)} modules, rank {_rank_range(ranks)}, {self.parameters:,} parameters)"
 
 
 MODULES_SHOWN = 20  # in a notebook
@@ -249,7 +253,7 @@ MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
 )
 
 
-def _sum(*terms: tuple[Adapter, float]) -> Adapter:
+def _weighted_sum(*terms: tuple[Adapter, float]) -> Adapter:
     from loralens.core.vector import weighted_sum  # which stands on this file
 
     return weighted_sum(terms)
@@ -261,5 +265,5 @@ def _renamed_key(key: str, old: str, new: str) -> str:
     return f"{head}.{new}.{tail}"[1:-1] if named and old else key
 
 
-def _span(ranks: list[int]) -> str:
+def _rank_range(ranks: list[int]) -> str:
     return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"

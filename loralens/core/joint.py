@@ -83,19 +83,23 @@ class Joint:
         -----
         [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once: O((out + in)·(Σr)²), and nothing of size out × in.
         """
-        given = [update for update in updates if update is not None]
-        if len({update.shape for update in given}) > 1:
-            shapes = ", ".join(str(update.shape) for update in given)
+        present_updates = [update for update in updates if update is not None]
+        if len({update.shape for update in present_updates}) > 1:
+            shapes = ", ".join(str(update.shape) for update in present_updates)
             raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
-        factors = [(update.B, update.A) for update in given]
+        factors = [(update.B, update.A) for update in present_updates]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
-        left, right = map(measure, stacks)
-        D = _lengths(left, right) * np.repeat([update.scale for update in given], [A.shape[0] for _, A in factors])
+        factor_B, factor_A = map(measure, stacks)
+        D = _direction_lengths(factor_B, factor_A) * np.repeat(
+            [update.scale for update in present_updates], [A.shape[0] for _, A in factors]
+        )
         w = np.asarray(strengths, dtype=np.float64)
+        # Raises if norms of a combination would leave float64, before anything is computed.
         in_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
+        # Rank indices of length 0 have no direction for the bases.
         alive = np.flatnonzero(D)
-        X_B, T_B, R_B = implicit(left, alive)
-        X_A, T_A, R_A = implicit(right, alive)
+        X_B, T_B, R_B = implicit(factor_B, alive)
+        X_A, T_A, R_A = implicit(factor_A, alive)
         owner = np.repeat([t for t, update in enumerate(updates) if update is not None], [len(A) for _, A in factors])
         cores = np.zeros((len(updates), len(R_B), len(R_A)))
         for t in set(owner[alive].tolist()):
@@ -103,7 +107,8 @@ class Joint:
             cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
-        floors = EPS * np.maximum(max(given[0].shape) * tops, BACKWARD * lengths)
+        # The larger of the usual threshold of a rank and the error of a product that cancels.
+        floors = EPS * np.maximum(max(present_updates[0].shape) * tops, BACKWARD * lengths)
         pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
         plain = X_B is stacks[0], X_A is stacks[1]
         return cls(pairs, w, Basis(X_B, T_B), Basis(X_A, T_A), cores, floors, plain)
@@ -144,13 +149,13 @@ class Joint:
     def lifted(self, M: Floats | Core) -> "Lift":
         """The update Q_B M Q_Aᵀ at any rank, its factors not made yet; what is below ``floor`` is left out."""
         U, s, Vh = self.decomposed(M)
-        given = [update for update in self.updates if update is not None]
+        present_updates = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
         sides = (
-            _side(self.left, U * root, self.plain[0], lambda: [update.B for update in given]),
-            _side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in given]),
+            _lifted_side(self.left, U * root, self.plain[0], lambda: [update.B for update in present_updates]),
+            _lifted_side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in present_updates]),
         )
-        return Lift(s, *sides, self.dtype, given[0].layout)
+        return Lift(s, *sides, self.dtype, present_updates[0].layout)
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
@@ -159,24 +164,28 @@ class Joint:
     @property
     def dtype(self) -> "np.dtype[Any]":
         """The dtype of a combination: the one that all factors have, else float32."""
-        found = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
-        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+        dtypes = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
     """Factors of n rows each as one; in float64 where their dtypes differ."""
     if len(parts) == 1:
         return parts[0]
+    # In float64 every factor keeps its numbers exactly.
     if len({part.dtype for part in parts}) > 1:
         parts = [part.astype(np.float64) for part in parts]
+    # Column-major parts are joined in that order, which copies along the memory.
     if all(part.strides[0] < part.strides[1] for part in parts):
         return np.vstack([part.T for part in parts]).T
     return np.hstack(list(parts))
 
 
-def _lengths(left: Measured, right: Measured) -> Floats:
+def _direction_lengths(factor_B: Measured, factor_A: Measured) -> Floats:
     """‖b_k‖‖a_k‖."""
-    return np.asarray(np.ldexp(left.norms * right.norms, left.exponents + right.exponents), dtype=np.float64)
+    return np.asarray(
+        np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents), dtype=np.float64
+    )
 
 
 @final
@@ -193,9 +202,9 @@ class Side:
         """The first ``rank`` columns, rounded once to ``dtype``; those that there are not are 0."""
         M = np.zeros((len(self.M), rank))
         M[:, : self.M.shape[1]] = self.M[:, :rank]
-        return LazyArray(lambda: self._made(M, dtype), shape=(self.n, rank), dtype=dtype)
+        return LazyArray(lambda: self._compute(M, dtype), shape=(self.n, rank), dtype=dtype)
 
-    def _made(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
+    def _compute(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
         if self.rows is None:
             return times(self.source(), M, dtype)
         with np.errstate(over="ignore"):
@@ -231,11 +240,12 @@ class Lift:
         return replace(self, out=replace(self.out, rows=rows))
 
 
-def _side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
+def _lifted_side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
     """The columns Q @ M of a basis: of the factors themselves where they span it, else made now."""
     if not M.shape[1]:
         return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
+    # The factors are read again when needed, so no tall array stays in memory.
     if plain:
         return Side(basis.n, lambda: _side_by_side(parts()), basis.T @ M)
-    made = times(basis.X, basis.T @ M, np.dtype(np.float64))
-    return Side(basis.n, lambda: made, np.eye(M.shape[1]))
+    columns = times(basis.X, basis.T @ M, np.dtype(np.float64))
+    return Side(basis.n, lambda: columns, np.eye(M.shape[1]))

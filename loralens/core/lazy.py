@@ -48,6 +48,7 @@ class LazyArray:
         self._rows = rows
         self._numbers = numbers
         if numbers and shape:
+            # Rows are consecutive numbers in C order.
             self._rows = _rows_of(numbers, shape[1:])
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
@@ -75,6 +76,7 @@ class LazyArray:
     def read(self) -> Array:
         """The array, read or computed now."""
         array = self._read()
+        # A wrong shape here is a bug of a reader, and would show up far away from its cause.
         assert array.shape == self.shape, (array.shape, self.shape)
         assert array.dtype == self.dtype, (array.dtype, self.dtype)
         return array
@@ -109,6 +111,7 @@ class LazyArray:
         Rows can still be read alone where single numbers can, as in a file, or where the first dimension stays.
         """
         assert prod(shape) == self.size, (shape, self.shape)
+        # Rows of another first dimension are other rows; only single numbers can then still be read alone.
         rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
         return LazyArray(
             lambda: self.read().reshape(shape),
@@ -204,13 +207,13 @@ class Recent:
         """``array``, read once while it is among the last ones read."""
 
         def read() -> Array:
-            others = tuple(held for held in self._held if held[0] is not array)
-            known = next((held for held in self._held if held[0] is array), None)
-            if known is None:
-                others = others[max(0, len(others) - self._count + 1) :]  # before one more is read
-                self._held = others
-                known = array, array.read()
-            self._held = (*others, known)
-            return known[1]
+            earlier = tuple(held for held in self._held if held[0] is not array)
+            hit = next((held for held in self._held if held[0] is array), None)
+            if hit is None:
+                earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
+                self._held = earlier
+                hit = array, array.read()
+            self._held = (*earlier, hit)
+            return hit[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

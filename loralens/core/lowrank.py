@@ -14,6 +14,7 @@ from loralens.errors import FormatError, ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
+# Its square is 1e280, so 1e28 of them can be added before float64 overflows.
 LARGEST = 1e140  # singular value of ΔW: the squares of all of a model's, added up, stay in float64
 
 
@@ -112,6 +113,7 @@ def in_float64(scale: float, s: Array) -> Array:
         They are so large that norms of ΔW leave float64.
     """
     top = float(s[0]) if len(s) else 0.0
+    # `not <=` also refuses NaN.
     if not scale * top <= LARGEST:
         raise FormatError(
             "ΔW is too large for float64, which has to hold sums of its squares: its scale is "
@@ -176,8 +178,8 @@ class LowRank:
         raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        more = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
-        return more, (self._B, self._A, self.scale)
+        rebuild = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
+        return rebuild, (self._B, self._A, self.scale)
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"LowRank is frozen: {name} stays")

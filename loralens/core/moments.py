@@ -58,9 +58,10 @@ class Moments:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Read-only views in natural order, because a frozen object must not change through its mappings.
         for name in ("modules", "unmeasured"):
-            given: Mapping[str, Any] = getattr(self, name)
-            ordered = {key: given[key] for key in sorted(given, key=natural_key)}
+            values: Mapping[str, Any] = getattr(self, name)
+            ordered = {key: values[key] for key in sorted(values, key=natural_key)}
             object.__setattr__(self, name, MappingProxyType(ordered))
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
 

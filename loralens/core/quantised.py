@@ -62,10 +62,10 @@ def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """
-    wanted = directions(module, bits)
-    data = as_bytes(quantise_product(module.B, module.A, np.array(wanted)))
+    widths = directions(module, bits)
+    data = as_bytes(quantise_product(module.B, module.A, np.array(widths)))
     return from_bytes(
-        LazyArray.of(data), module.shape, rank=len(wanted), scale=module.scale, scaling=module.scaling,
+        LazyArray.of(data), module.shape, rank=len(widths), scale=module.scale, scaling=module.scaling,
         layout=module.layout, key=PART,
     )  # fmt: skip
 
@@ -79,39 +79,45 @@ def directions(module: LowRank, bits: int | Sequence[int]) -> list[int]:
         As `quantised`.
     """
     most = min(module.rank, *module.shape)
-    each = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
-    kept = [b for b in each if b]
-    if not kept or len(each) > most or not all(FEWEST <= b <= MOST for b in kept) or each[: len(kept)] != kept:
+    widths = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
+    nonzero = [b for b in widths if b]
+    if (
+        not nonzero
+        or len(widths) > most
+        or not all(FEWEST <= b <= MOST for b in nonzero)
+        or widths[: len(nonzero)] != nonzero
+    ):
         raise OptionError(
             f"{bits} are not the bit widths of at most {most} directions, largest first",
             fix=f"give {FEWEST} to {MOST} to each direction that is kept",
         )
-    return kept
+    return nonzero
 
 
-def as_bytes(found: Quantised) -> Bytes:
+def as_bytes(product: Quantised) -> Bytes:
     """The bytes that hold a product in whole numbers, uint8, one dimension."""
-    scales = np.stack([found.out_scales, found.in_scales]).astype("<f4")
+    scales = np.stack([product.out_scales, product.in_scales]).astype("<f4")
     parts = [
-        found.bits,
+        product.bits,
         scales.view(np.uint8).ravel(),
-        _packed(found.Q_B.T, found.bits),
-        _packed(found.Q_A, found.bits),
+        _pack_lines(product.Q_B.T, product.bits),
+        _pack_lines(product.Q_A, product.bits),
     ]
     return np.concatenate(parts)
 
 
-def _packed(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
+def _pack_lines(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
     """The bytes of lines (k, count), one line after the other."""
     starts = np.cumsum([0, *(packed_length(lines.shape[1], int(b)) for b in bits)])
     data = np.empty(starts[-1], np.uint8)
+    # Directions of equal width are packed together, which is much faster than one by one.
     for run in _runs(bits):
         data[starts[run.start] : starts[run.stop]] = pack(lines[run], int(bits[run.start])).ravel()
     return data
 
 
-def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
-    """The lines that `_packed` made ``data`` of, int16, shape (k, count)."""
+def _unpack_lines(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
+    """The lines that `_pack_lines` made ``data`` of, int16, shape (k, count)."""
     starts = np.cumsum([0, *(packed_length(count, int(b)) for b in bits)])
     lines = np.empty((bits.size, count), np.int16)
     for run in _runs(bits):
@@ -144,8 +150,10 @@ def from_bytes(
         They are not bytes of a module of this shape and rank.
     """
     out, in_ = shape
+    # The size is checked first, so that a hostile rank cannot make a huge array.
     if data.dtype != np.uint8 or data.ndim != 1 or not 0 < HEAD * rank <= data.size:
         raise FormatError(f"{key}: {data.dtype} {data.shape} holds no {rank} directions", fix=_DAMAGED)
+    # Only this is read at once; it gives the positions of all other parts.
     bits = data.rows(0, rank).read()
     if not ((bits >= FEWEST) & (bits <= MOST)).all():
         raise FormatError(f"{key}: a direction of {bits.max()} or {bits.min()} bits", fix=_DAMAGED)
@@ -156,11 +164,11 @@ def from_bytes(
 
     def side(scales: int, start: int, stop: int, count: int) -> Array:
         """The scales at this byte, times the numbers in these: (k, count), float32."""
-        numbers = _unpacked(data.rows(start, stop).read(), bits, count)
-        found = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
-        if not np.isfinite(found).all():
+        numbers = _unpack_lines(data.rows(start, stop).read(), bits, count)
+        factors = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
+        if not np.isfinite(factors).all():
             raise FormatError(f"{key}: a scale is NaN or Inf", fix=_DAMAGED)
-        return numbers.astype(np.float32) * found[:, None]
+        return numbers.astype(np.float32) * factors[:, None]
 
     B = LazyArray(lambda: side(rank, HEAD * rank, middle, out).T, shape=(out, rank), dtype=np.float32)
     A = LazyArray(lambda: side(5 * rank, middle, size, in_), shape=(rank, in_), dtype=np.float32)

@@ -75,6 +75,7 @@ class Rule:
         if self.name == "energy":
             return energy_rank(s, self.value)
         if self.name == "error":
+            # Relative to σ_1, so that squares neither over- nor underflow.
             tails = ((s / s[0]) ** 2)[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept
             return max(1, int(np.count_nonzero(tails > self.value**2 * (1 + 2 * EPS) * tails[0])))
         assert self.name == "sv-ratio", self.name
@@ -146,32 +147,35 @@ def allocate(items: Sequence[Item], capacity: int) -> list[int]:
     uniform, optimal where all costs are equal, and nowhere further from the optimum than one direction saves: up to
     the first direction that does not fit, greedy is the linear relaxation.
     """
-    candidates = [_filled(items, uniform(items, 0), capacity)]
+    candidates = [_fill(items, uniform(items, 0), capacity)]
+    # Greedy alone may be caught by a large direction early on; a uniform choice protects against that.
     for rank in range(_highest(items), 0, -1):
         chosen = uniform(items, rank)
         if cost_of(items, chosen) <= capacity:  # a higher one that fits saves more than any lower one
-            candidates.append(_filled(items, chosen, capacity))
+            candidates.append(_fill(items, chosen, capacity))
             break
     return max(candidates, key=lambda chosen: gain_of(items, chosen))  # the first of equals: greedy
 
 
-def _filled(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
+def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     """``start`` and, by gain per cost, every direction that still fits; those that save nothing are left out."""
     chosen = list(start)
-    left = capacity - cost_of(items, chosen)
+    remaining = capacity - cost_of(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
     which = np.repeat(np.arange(len(items)), [one.size for one in open_])
     worth = np.concatenate([*open_, np.zeros(0)])
     ended: set[int] = set()
     for j in np.argsort(-worth, kind="stable"):
         i = int(which[j])
+        # Sorted: all that follow save nothing either.
         if worth[j] <= 0:
             break
-        if i in ended or items[i].cost > left:
+        # A later direction of the item must not be taken without this one.
+        if i in ended or items[i].cost > remaining:
             ended.add(i)
             continue
         chosen[i] += 1
-        left -= items[i].cost
+        remaining -= items[i].cost
     return chosen
 
 
@@ -207,6 +211,7 @@ def within(
     if one_rank:
         return _highest_uniform(items, budget, size)
     most = uniform(items, _highest(items))
+    # Everything fits, so nothing has to be chosen.
     if size(most) <= budget:
         return most
     capacity, chosen = budget - needed + cost_of(items, least), least
@@ -216,8 +221,9 @@ def within(
         if excess <= 0:
             chosen = trial
             break
+        # The size is nearly linear, so subtracting the excess converges in a few rounds.
         capacity -= excess
-    return _topped_up(items, chosen, budget, size)
+    return _top_up(items, chosen, budget, size)
 
 
 def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
@@ -229,22 +235,25 @@ def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen]
     return uniform(items, low)
 
 
-def _topped_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
+def _top_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
     """``chosen`` and single directions more, by gain per cost, while the exact size allows it."""
-    left = budget - size(chosen)
+    remaining = budget - size(chosen)
     ended: set[int] = set()
     while True:
         worth = {
             i: item.gains[rank] / item.cost
             for i, (item, rank) in enumerate(zip(items, chosen, strict=True))
-            if i not in ended and rank < min(item.most, item.gains.size) and item.cost <= left and item.gains[rank] > 0
+            if i not in ended
+            and rank < min(item.most, item.gains.size)
+            and item.cost <= remaining
+            and item.gains[rank] > 0
         }
         if not worth:
             return chosen
         best = max(worth, key=worth.__getitem__)
-        more = [rank + (i == best) for i, rank in enumerate(chosen)]
-        if size(more) <= budget:
-            chosen, left = more, budget - size(more)
+        trial = [rank + (i == best) for i, rank in enumerate(chosen)]
+        if size(trial) <= budget:
+            chosen, remaining = trial, budget - size(trial)
         else:
             ended.add(best)
 
@@ -295,16 +304,19 @@ def ranks(
     items = _items(spectra, costs, shared or {}, weights or {}, floors, tops)
     if rule.budget:
         exact = size or (lambda chosen: sum(costs[name] * rank for name, rank in chosen.items()))
-        chosen = within(items, int(rule.value), lambda c: exact(_named(items, c)), one_rank=one_rank, unit=rule.name)
-        return _named(items, chosen, order=spectra)
-    wanted = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
+        chosen = within(
+            items, int(rule.value), lambda c: exact(_by_module(items, c)), one_rank=one_rank, unit=rule.name
+        )
+        return _by_module(items, chosen, order=spectra)
+    needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
     if one_rank:
-        wanted = [max(wanted, default=0)] * len(items)
-    return _named(items, [item.clipped(rank) for item, rank in zip(items, wanted, strict=True)], order=spectra)
+        needed = [max(needed, default=0)] * len(items)
+    return _by_module(items, [item.clipped(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
 
 
 def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
     """Module name → σ² of its directions, in units of the largest of all: nothing over- or underflows that counts."""
+    # One unit for all modules, since their energies are compared.
     top = max((float(s[0]) for s in spectra.values() if s.size), default=0.0)
     return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
 
@@ -331,10 +343,10 @@ def _items(
     return items
 
 
-def _named(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
+def _by_module(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
     """Module name → its rank, in the order of the items or in another."""
-    found = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
-    return found if order is None else {name: found[name] for name in order}
+    rank_of = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
+    return rank_of if order is None else {name: rank_of[name] for name in order}
 
 
 def shared_ranks(modules: Updates) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Scaling:
 
     def alpha_for(self, scale: float, rank: int, rule: Rule) -> float:
         """The α from which a reader gets ``scale`` at ``rank`` under ``rule``: the one once read, if it still does."""
+        # The α that was read is written again to the bit; a computed one may differ in the last place.
         if self.alpha is not None and self.rule == rule and self.rank == rank and self.value == scale:
             return self.alpha
         return alpha_of(scale, rank, rule)

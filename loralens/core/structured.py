@@ -79,6 +79,7 @@ class Kronecker:
     def singular_values(self) -> Array:
         """σᵢ(first)·σⱼ(second), largest first."""
         products = np.outer(self.first.singular_values(), self.second.singular_values()).ravel()
+        # Factors of lower rank have fewer products; the other singular values are 0.
         s = np.zeros(min(self.shape))
         s[: products.size] = np.sort(products)[::-1]
         return s
@@ -114,7 +115,7 @@ class Hadamard:
 
     def singular_values(self) -> Array:
         """Of the dense matrix: an entrywise product has no shorter way."""
-        return _singular_values(self.dense())
+        return _dense_singular_values(self.dense())
 
 
 @final
@@ -146,7 +147,7 @@ class Dense:
 
     def singular_values(self) -> Array:
         """Of the dense matrix."""
-        return _singular_values(self.dense())
+        return _dense_singular_values(self.dense())
 
 
 @final
@@ -185,6 +186,7 @@ class Structured:
     @property
     def parameters(self) -> int:
         """Numbers stored for this module."""
+        # Without a file the dense matrix is what would be stored.
         return self.origin.parameters if self.origin else prod(self.shape)
 
     @property
@@ -258,7 +260,7 @@ class Structured:
         self._no_pair()
 
 
-def _singular_values(matrix: Array) -> Array:
+def _dense_singular_values(matrix: Array) -> Array:
     """Largest first, float64; FormatError where the matrix holds NaN or Inf."""
     return np.asarray(np.linalg.svd(finite(matrix), compute_uv=False))
 

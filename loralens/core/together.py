@@ -45,25 +45,26 @@ def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[s
     """Module name → what every adapter calls it, None where it does not have it; see `together`."""
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
-        found = same_modules(names, adapter)
-        if not found:
+        same_names = same_modules(names, adapter)
+        # No common module at all is nearly always a mistake in the choice of adapters.
+        if not same_names:
             raise _no_common(adapters, labels, t)
         for name, own in names.items():
-            own.append(found.get(name))
-        known = set(found.values())
-        names |= {name: [*[None] * t, name] for name in adapter if name not in known}
+            own.append(same_names.get(name))
+        matched = set(same_names.values())
+        names |= {name: [*[None] * t, name] for name in adapter if name not in matched}
     return {name: tuple(own) for name, own in names.items()}
 
 
 def _no_common(adapters: Sequence[Adapter], labels: Sequence[str], t: int) -> MismatchError:
-    here, there = (f"{labels[i]} has {_listed(adapters[i])}" for i in (0, t))
+    first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
     return MismatchError(
-        f"no module in common: {here}; {there}",
+        f"no module in common: {first}; {second}",
         fix="give adapters of one base model; loralens convert --base DIR puts names right",
     )
 
 
-def _listed(adapter: Adapter) -> str:
+def _describe(adapter: Adapter) -> str:
     """The kinds of an adapter, and its first names, in words."""
     kinds = list(dict.fromkeys(map(kind, adapter)))
     shown = ", ".join(kinds[:LISTED]) + (" …" if len(kinds) > LISTED else "")
@@ -73,9 +74,9 @@ def _listed(adapter: Adapter) -> str:
 def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
     shapes = {update.shape: label for update, label in zip(row, labels, strict=True) if update is not None}
     if len(shapes) > 1:
-        (one, here), (other, there), *_ = shapes.items()
+        (shape, holder), (other_shape, other_holder), *_ = shapes.items()
         raise ShapeError(
-            f"{name} is {one[0]} × {one[1]} in {here} and {other[0]} × {other[1]} in {there}: two base models",
+            f"{name} is {shape[0]} × {shape[1]} in {holder} and {other_shape[0]} × {other_shape[1]} in {other_holder}: two base models",
             fix="give adapters of one base model",
         )
 
@@ -117,19 +118,20 @@ def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -
     return module if w == 1 else module.rescaled(w * module.scale, COMBINED)
 
 
-def keepable(rows: Mapping[str, Row], found: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
+def keepable(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
     """Those of ``found`` that may stay: where modules share one rank and scale, only if all of them do."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
-    broken = {group for name, group in groups.items() if found.get(name) is None}
-    broken |= _uneven(groups, found)
-    return {name: module for name, module in found.items() if module and groups.get(name) not in broken}
+    broken = {group for name, group in groups.items() if candidates.get(name) is None}
+    # Files store one rank and one α for such a group.
+    broken |= _groups_that_differ(groups, candidates)
+    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
 
 
-def _uneven(groups: Mapping[str, str], found: Mapping[str, LowRank | None]) -> set[str]:
+def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowRank | None]) -> set[str]:
     """Groups whose members differ in rank or scale."""
     terms: dict[str, set[tuple[int, float]]] = {}
     for name, group in groups.items():
-        module = found.get(name)
+        module = candidates.get(name)
         if module is not None:
             terms.setdefault(group, set()).add((module.rank, module.scale))
     return {group for group, each in terms.items() if len(each) > 1}
@@ -148,7 +150,7 @@ def widened(module: Update, rank: int) -> Update:
     """The module with zeros beside its factors up to this rank: the same update. One that is no pair stays."""
     if module.rank >= rank or not isinstance(module, LowRank):
         return module
-    (out, in_), more, (B, A) = module.shape, rank - module.rank, module.factors
-    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, more))), shape=(out, rank))
-    tall = A.map(lambda X: np.pad(X, ((0, more), (0, 0))), shape=(rank, in_))
+    (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors
+    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
+    tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))
     return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)

@@ -12,13 +12,13 @@ from loralens.core.together import checked, keepable, kept, one_rank_a_stack, to
 from loralens.errors import OptionError, place
 
 
-def assembled(first: Adapter, modules: Mapping[str, Update], rest: Carried) -> Adapter:
+def assembled(first: Adapter, modules: Mapping[str, Update], extras: Carried) -> Adapter:
     """The adapter of these modules, with the dialect, the metadata and the base of ``first``.
 
     Modules that can only have one rank together, such as the experts of a stack, get that of the widest.
     """
-    extra = {key: one for key, one in rest.extra.items() if one.role not in BOUND or one.module in modules}
-    return replace(with_modules(first, modules), extra=extra, config=rest.config)
+    extra = {key: one for key, one in extras.extra.items() if one.role not in BOUND or one.module in modules}
+    return replace(with_modules(first, modules), extra=extra, config=extras.config)
 
 
 def with_modules(adapter: Adapter, modules: Mapping[str, Update]) -> Adapter:
@@ -47,14 +47,16 @@ def weighted_sum(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
     for w in strengths:
         if not isfinite(w):
             raise OptionError(f"a weight is {w}", fix="give finite numbers")
+    # Adapters from operators have no names of their own for messages.
     labels = [f"adapter {t}" for t in range(1, len(terms) + 1)]
     rows = together(adapters, labels)
     modules: dict[str, Update] = {**keepable(rows, {name: kept(row, strengths) for name, row in rows.items()})}
-    rest = carried(adapters, lambda t, _: strengths[t], labels=labels, factors_stay=len(modules) == len(rows))
+    extras = carried(adapters, lambda t, _: strengths[t], labels=labels, factors_stay=len(modules) == len(rows))
     for name, row in rows.items():
         if name not in modules:
             checked(name, row, labels)
             with place(name):
                 joint = Joint.of(row, strengths)
+                # Loaded, because the joint space is made anew at every read otherwise.
                 modules[name] = joint.lift(joint.total()).load()
-    return assembled(adapters[0], modules, rest)
+    return assembled(adapters[0], modules, extras)

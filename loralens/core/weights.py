@@ -17,6 +17,7 @@ from loralens.core.naming.storage import Place, interleaved
 from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 
+# Large enough that the overhead of a read does not matter.
 BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
 
 
@@ -91,10 +92,10 @@ class Weight:
         """
         count, width = self.stored.shape
         step = max(1, numbers // max(1, width))
-        whole = None if self.stored.streams else self.stored.read()
+        tensor = None if self.stored.streams else self.stored.read()
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
-            yield part, self.stored.rows(part.start, part.stop).read() if whole is None else whole[part]
+            yield part, self.stored.rows(part.start, part.stop).read() if tensor is None else tensor[part]
 
     def lengths(self, *, by_input: bool = False) -> NDArray[np.float64]:
         """‖W‖ for every output, or input: the magnitude of a DoRA module before it is trained.
@@ -164,21 +165,25 @@ def weights_of(
     """
     check_rows(modules)
     shapes = {key: tensor.shape for key, tensor in base.items()}
-    found = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
-    weights = {name: _weight(name, modules[name], key, found, base) for name, key in found.keys.items()}
-    lying = {name: _lies(modules[name], weight) for name, weight in weights.items()}
+    name_match = match({name: m.shape for name, m in modules.items()}, shapes, allow_missing=allow_missing)
+    weights = {
+        name: _locate_weight(name, modules[name], key, name_match, base) for name, key in name_match.keys.items()
+    }
+    lying = {name: _is_transposed(modules[name], weight) for name, weight in weights.items()}
+    # One linear weight that only fits transposed shows how the whole base stores them.
     habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
     stacks = {lies for name, lies in lying.items() if modules[name].layout.kind == "experts"} - {None}
 
     def transposed(name: str, weight: Weight) -> bool:
         lies, layout = lying[name], modules[name].layout
         if lies is None and layout.kind == "experts":
+            # A bias of the experts is a sign of gpt-oss, whose stacks are (in, out).
             own = layout.transposed or f"{weight.key}_bias" in base  # gpt-oss
             return stacks == {True} if len(stacks) == 1 else own
         return layout.transposed or (habit and layout.kind == "linear") if lies is None else lies
 
     return Weights(
-        {name: replace(weight, transposed=transposed(name, weight)) for name, weight in weights.items()}, found
+        {name: replace(weight, transposed=transposed(name, weight)) for name, weight in weights.items()}, name_match
     )
 
 
@@ -190,6 +195,7 @@ def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
     MismatchError
         An update that is no pair cannot be cut.
     """
+    # The piece is the whole weight.
     if not weight.scattered:
         return module
     if not isinstance(module, LowRank):
@@ -204,31 +210,32 @@ def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
         B = B.rows(rows.start, rows.stop)
     else:
         A = A.map(lambda array: array[:, rows], shape=(A.shape[0], piece.rows))
-        B = B if piece.columns is None else _among(B, piece.columns, piece.width)
+        B = B if piece.columns is None else _pad_outputs(B, piece.columns, piece.width)
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
-def _among(B: LazyArray, columns: slice, width: int) -> LazyArray:
+def _pad_outputs(B: LazyArray, columns: slice, width: int) -> LazyArray:
     """B with rows of zeros for the outputs of the stored tensor that are not the module's."""
 
     def put(array: Array) -> Array:
-        whole = np.zeros((width, array.shape[1]), array.dtype)
-        whole[columns] = array
-        return whole
+        padded = np.zeros((width, array.shape[1]), array.dtype)
+        padded[columns] = array
+        return padded
 
     return B.map(put, shape=(width, B.shape[1]))
 
 
-def _weight(name: str, module: Update, key: str, found: Match, base: Mapping[str, LazyArray]) -> Weight:
+def _locate_weight(name: str, module: Update, key: str, name_match: Match, base: Mapping[str, LazyArray]) -> Weight:
     """The weight of one module, its orientation not yet known."""
-    places = found.places.get(name)
+    places = name_match.places.get(name)
     if places is None:
-        shape, stored = base[key].shape, _flat(name, module, base[key])
-        one, (rows, width) = expert(name), stored.shape
+        shape, stored = base[key].shape, _as_matrix(name, module, base[key])
+        number, (rows, width) = expert(name), stored.shape
+        # A 3-D tensor of a convolution is flattened instead.
         stack = len(shape) == 3 and stored.shape != (shape[0], prod(shape[1:]))
-        start = one.number * rows if one and stack else 0
+        start = number.number * rows if number and stack else 0
         return Weight(key, stored, False, (Piece(key, start, 0, rows, width, stack),))
-    matrices = [_matrix(name, place, base[place.key]) for place in places]
+    matrices = [_stored_matrix(name, place, base[place.key]) for place in places]
     at = 0
     pieces = []
     for place, matrix in zip(places, matrices, strict=True):
@@ -238,10 +245,12 @@ def _weight(name: str, module: Update, key: str, found: Match, base: Mapping[str
     first = pieces[0]
     if places[0].parts == 1:
         return Weight(key, below(matrices), False, tuple(pieces), scattered=len(pieces) > 1)
-    return _part(places[0], matrices[0], first, module, base)
+    return _partial_weight(places[0], matrices[0], first, module, base)
 
 
-def _part(place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]) -> Weight:
+def _partial_weight(
+    place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]
+) -> Weight:
     """The weight that is some of the outputs of one stored matrix."""
     alternate = interleaved(place.key, base)
     axis = part_axes(module.shape, matrix.shape, place.parts, alternate=alternate)[0]
@@ -255,7 +264,7 @@ def _part(place: Place, matrix: LazyArray, piece: Piece, module: Update, base: M
     return Weight(place.key, some, True, (piece._replace(columns=columns),), scattered=True)
 
 
-def _matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
+def _stored_matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
     """A stored matrix, of a stack the one with that number."""
     if place.number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
@@ -264,14 +273,15 @@ def _matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
     return tensor.rows(place.number, place.number + 1).reshape(*tensor.shape[1:])
 
 
-def merged_dtype(stored: np.dtype[Any], wanted: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
+def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
     """The dtype of a tensor in a merged model: ``wanted``, of floats of 16 bits and more, and of float8 under scales.
 
     All others, and all where None is wanted, keep their own.
     """
-    if wanted is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
+    # Integers and packed bits are no weights that can be rounded; float8 without scales has no other form.
+    if requested is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
         return stored
-    return np.dtype(wanted)
+    return np.dtype(requested)
 
 
 def check_rows(modules: Updates) -> None:
@@ -310,18 +320,18 @@ def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:
             return None
         return Layout("conv", kernel=shape[2:])
 
-    found = {name: layout(name, module) for name, module in adapter.items()}
-    modules = {name: module.with_layout(new) for name, module in adapter.items() if (new := found[name])}
+    layouts = {name: layout(name, module) for name, module in adapter.items()}
+    modules = {name: module.with_layout(new) for name, module in adapter.items() if (new := layouts[name])}
     return replace(adapter, modules={**adapter.modules, **modules}) if modules else adapter
 
 
-def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:
+def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The 2-D array of one module: its expert of a stack, a kernel flattened."""
-    one, shape = expert(name), tensor.shape
-    if one and len(shape) == 3:
-        if one.number >= shape[0]:
+    number, shape = expert(name), tensor.shape
+    if number and len(shape) == 3:
+        if number.number >= shape[0]:
             raise MismatchError(f"{name}: the base has {shape[0]} experts", fix="give the base it was trained on")
-        return tensor.rows(one.number, one.number + 1).reshape(*shape[1:])
+        return tensor.rows(number.number, number.number + 1).reshape(*shape[1:])
     if len(shape) == 2:
         return tensor
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
@@ -329,13 +339,14 @@ def _flat(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     return tensor.reshape(shape[0], prod(shape[1:]))
 
 
-def _lies(module: Update, weight: Weight) -> bool | None:
+def _is_transposed(module: Update, weight: Weight) -> bool | None:
     """Whether a stored weight is (in, out); None where its shape does not tell."""
     stored = weight.stored.shape
     if weight.transposed:
         return True  # some of its columns are the outputs
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
+    # A square weight fits both ways.
     if module.shape[0] == module.shape[1]:
         return None
     return stored != module.shape

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.lowrank import Layout
-from loralens.core.ranks import Item, Rule, _topped_up, allocate, cost_of, gain_of, ranks, shared_ranks, uniform, within
+from loralens.core.ranks import Item, Rule, _top_up, allocate, cost_of, gain_of, ranks, shared_ranks, uniform, within
 from loralens.errors import OptionError
 from tests import reference
 from tests.strategies import spectra
@@ -157,9 +157,9 @@ def test_what_is_left_over_goes_to_the_most_gain_per_cost():
     def size(chosen):
         return cost_of(items, chosen) + (6 if chosen[0] else 0)
 
-    assert _topped_up(items, [0, 0, 0], 4, size) == [0, 0, 4]  # 2, 1.9, 1.8, 1.7 for 1 each; 1.5 for each of 2
-    assert _topped_up(items, [0, 0, 0], 8, size) == [0, 2, 4]  # the budget to the last unit; 9/5 does not fit
-    assert _topped_up(items, [0, 0, 0], 13, size) == [1, 0, 2]
+    assert _top_up(items, [0, 0, 0], 4, size) == [0, 0, 4]  # 2, 1.9, 1.8, 1.7 for 1 each; 1.5 for each of 2
+    assert _top_up(items, [0, 0, 0], 8, size) == [0, 2, 4]  # the budget to the last unit; 9/5 does not fit
+    assert _top_up(items, [0, 0, 0], 13, size) == [1, 0, 2]
 
 
 def test_a_budget_counts_energy():

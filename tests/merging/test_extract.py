@@ -94,7 +94,7 @@ def test_directions_are_looked_at_until_the_rule_is_sure():
     T = full(rng, 700, 560, 0.97).astype(np.float32)
     difference = compare(lazy({"a.q.weight": W}), lazy({"a.q.weight": T})).matrices["a.q"]
     found = triplets("a.q", difference, Rule("energy", 0.9))
-    assert not found.whole
+    assert not found.is_complete
     assert found.count == 64
     s = np.linalg.svd(T.astype(np.float64), compute_uv=False)
     padded = found.spectrum()
@@ -382,7 +382,7 @@ def test_errors():
         extract_adapter(lazy(base), lazy({"x.weight": base["blocks.0.q.weight"]}), Rule("rank", 1))
     with pytest.raises(OptionError, match="no module matches"):
         extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1), modules=["k"])
-    with pytest.raises(OptionError, match="share of nothing"):
+    with pytest.raises(OptionError, match="share of the parameters"):
         extract_adapter(lazy(base), lazy(tuned), Rule("parameters", 0.5))
     with pytest.raises(OptionError, match="too few"):
         extract_adapter(lazy(base), lazy(tuned), Rule("bytes", 10))

@@ -71,7 +71,7 @@ def test_terms_add_up():
 
 
 def test_shapes_that_differ_and_numbers_that_are_none_are_refused():
-    with pytest.raises(ShapeError, match="updates of shapes"):
+    with pytest.raises(ShapeError, match="the updates have the shapes"):
         update_rows([(1.0, pair(1, 4, 5)), (1.0, pair(1, 5, 4))], slices=1)
     broken = Dense(LazyArray.of(np.full((3, 2), np.nan, np.float32)))
     with pytest.raises(FormatError, match="NaN or Inf"):

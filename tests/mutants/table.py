@@ -283,7 +283,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "Attachment._hook", "output + found.outside(z)", "output - found.outside(z)", ("tests/core/test_attached.py",)
     ),
-    Mutant("_same", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
+    Mutant("_same_full_tensors", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
     Mutant(
         "_unchanged",
         "all(strength(0, name) == 1 for name in adapter)",
@@ -291,7 +291,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_combine.py",),
     ),
     Mutant(
-        "_weighted",
+        "_weighted_difference",
         "any(one.tensor.shape != first.shape for _, one in terms)",
         "all(one.tensor.shape != first.shape for _, one in terms)",
         ("tests/arithmetic/test_combine.py",),
@@ -311,7 +311,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_lowrank.py",),
     ),
     Mutant("block", 'joint == "."', 'joint != "."', ("tests/core/test_names.py",)),
-    Mutant("_unpacked", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
+    Mutant("_unpack_lines", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
     Mutant(
         "Item.clipped",
         "min(max(rank, self.least), self.most)",
@@ -319,7 +319,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_ranks.py",),
     ),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
-    Mutant("_topped_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
+    Mutant("_top_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
@@ -329,8 +329,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "checked", 'update.layout.kind == "conv"', 'update.layout.kind != "conv"', ("tests/arithmetic/test_combine.py",)
     ),
-    Mutant("_flat", "len(shape) == 2", "len(shape) != 2", ("tests/core/test_weights.py",)),
-    Mutant("_lies", "stored[0] == stored[1]", "stored[0] != stored[1]", ("tests/core/test_weights.py",)),
+    Mutant("_as_matrix", "len(shape) == 2", "len(shape) != 2", ("tests/core/test_weights.py",)),
+    Mutant("_is_transposed", "stored[0] == stored[1]", "stored[0] != stored[1]", ("tests/core/test_weights.py",)),
     Mutant(
         "check_rows", "if turned:", "if not turned and modules.keys() == {None}:", ("tests/cli/test_llama_rows.py",)
     ),
@@ -466,7 +466,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("linear_cka_chance", "_unit(s2) ** 2", "_unit(s2) * 2", ("tests/linalg/test_subspace.py",)),
     Mutant("phi_map", "G * G", "G / G", ("tests/linalg/test_subspace.py",)),
     # merge
-    Mutant("_matrices", "not _floats(theirs)", "_floats(theirs)", ("tests/merging/test_extract.py",)),
+    Mutant("_matrices", "not _is_floating(theirs)", "_is_floating(theirs)", ("tests/merging/test_extract.py",)),
     Mutant(
         "perhaps_grouped",
         'difference.layout.kind == "conv"',
@@ -494,10 +494,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merging/test_record.py",),
     ),
     Mutant("FidelitySums.fidelity", "sqrt(inside) / norm", "sqrt(inside) * norm", ("tests/merging/test_record.py",)),
-    Mutant("head_fields", "len(found) != 1", "len(found) == 1", ("tests/merging/test_heads.py",)),
-    Mutant("_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merging/test_extract.py",)),
+    Mutant("head_fields", "len(head_keys) != 1", "len(head_keys) == 1", ("tests/merging/test_heads.py",)),
+    Mutant("_collect_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merging/test_extract.py",)),
     Mutant(
-        "_small",
+        "_is_norm",
         'key.rpartition(".")[0] == module',
         'key.rpartition(".")[0] != module',
         ("tests/merging/test_extract.py",),
@@ -505,7 +505,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merging/test_apply.py",)),
     Mutant("drawn_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
     Mutant(
-        "PatchReader.block", "_ordered(r[here]) + units", "_ordered(r[here]) - units", ("tests/merging/test_patch.py",)
+        "PatchReader.block", "_to_ordinals(r[positions]) + units", "_to_ordinals(r[positions]) - units", ("tests/merging/test_patch.py",)
     ),
     Mutant(
         "PatchWriter.block",
@@ -519,16 +519,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._sum + sums[ends] + self.count - np.arange(ends.size)",
         ("tests/merging/test_patch.py",),
     ),
-    Mutant("_spread", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merging/test_patch.py",)),
-    Mutant("_check", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
+    Mutant("_encode_gaps", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merging/test_patch.py",)),
+    Mutant("_check_mergeable", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
     Mutant(
-        "_unit",
+        "_larger_ulp",
         "np.maximum(np.abs(w), np.abs(d))",
         "np.minimum(np.abs(w), np.abs(d))",
         ("tests/merging/test_prediction.py",),
     ),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
-    Mutant("_mean", "sum(one for _, one in known)", "max(one for _, one in known)", ("tests/merging/test_record.py",)),
+    Mutant("_mean", "sum(one for _, one in weighted)", "max(one for _, one in weighted)", ("tests/merging/test_record.py",)),
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merging/test_record.py",)),
     Mutant(
         "Switchboard.verify",

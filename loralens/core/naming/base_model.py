@@ -38,6 +38,7 @@ SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge"
 TUNED = {"it", "instruct", "instruction", "chat"}
 FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
 SHOWN = 4  # groups of adapters that a message lists
+# Names come from files; the expressions are applied to the end of a longer one.
 LONGEST = 300  # letters of a name that are looked at
 LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
 
@@ -72,8 +73,10 @@ class BaseModel:
             next((size for key in keys if type(size := sizes.get(key)) is int), None)
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
         )
-        known = config.get("_name_or_path")
-        return cls(name or "", (known,) if isinstance(known, str) and known else (), vocabulary, hidden)
+        config_name = config.get("_name_or_path")
+        return cls(
+            name or "", (config_name,) if isinstance(config_name, str) and config_name else (), vocabulary, hidden
+        )
 
 
 def contradiction(first: BaseModel, second: BaseModel) -> str:
@@ -81,17 +84,18 @@ def contradiction(first: BaseModel, second: BaseModel) -> str:
 
     Names that are spellings of one name end the matter, as vocabularies of copies differ by tokens that were added.
     """
-    names = [(one, two) for one in (first.name, *first.also) for two in (second.name, *second.also)]
-    if any(one and two and _core(one) == _core(two) for one, two in names):
+    names = [(value, other_value) for value in (first.name, *first.also) for other_value in (second.name, *second.also)]
+    if any(value and other_value and _core_name(value) == _core_name(other_value) for value, other_value in names):
         return ""
-    if first.name and second.name and _differ(first.name, second.name):
+    # Names come first, as their message says more than two numbers do.
+    if first.name and second.name and _names_differ(first.name, second.name):
         return "their names are of two models"
-    for what, one, two in (
+    for what, value, other_value in (
         ("hidden sizes", first.hidden, second.hidden),
         ("vocabularies", first.vocabulary, second.vocabulary),
     ):
-        if one is not None and two is not None and one != two:
-            return f"their {what} are {one:,} and {two:,}"
+        if value is not None and other_value is not None and value != other_value:
+            return f"their {what} are {value:,} and {other_value:,}"
     return ""
 
 
@@ -101,9 +105,9 @@ def shape_contradiction(first: Adapter, second: Adapter) -> str:
     Only modules inside of blocks tell: heads and embeddings have the size of a task or of a tokenizer.
     """
     for name, other in same_modules(first, second).items():
-        one, two = first[name].shape, second[other].shape
-        if block(name) and one != two:
-            return f"{name} is {one[0]} × {one[1]} in one and {two[0]} × {two[1]} in the other"
+        shape, other_shape = first[name].shape, second[other].shape
+        if block(name) and shape != other_shape:
+            return f"{name} is {shape[0]} × {shape[1]} in one and {other_shape[0]} × {other_shape[1]} in the other"
     return ""
 
 
@@ -145,62 +149,65 @@ def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[B
     return ""
 
 
-def _last(name: str) -> str:
+def _model_part(name: str) -> str:
     """The part of a path or Hub id that names the model, small letters."""
     name = name[-LONGEST:]
     cached = _CACHED.search(name)
     return (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
 
 
-def _core(name: str) -> str:
+def _core_name(name: str) -> str:
     """A name without its organisation, what copies add, and all that is no letter or digit."""
     return "".join(_tokens(name))
 
 
 def _tokens(name: str) -> list[str]:
     """The words and numbers of a name."""
-    core = _last(name)
+    core = _model_part(name)
+    # Copies of copies add several endings: Q4_K_M-GGUF, 4bit-MLX.
     while (shorter := _COPY.sub("", core)) != core and shorter:
         core = shorter
     return _TOKEN.findall(_ORGANISATION.sub("", core))
 
 
-def _differ(first: str, second: str) -> bool:
+def _names_differ(first: str, second: str) -> bool:
     """Whether two names, which are no spellings of one, are of two models for certain."""
-    one, two = set(_tokens(first)), set(_tokens(second))
-    families = one & FAMILIES, two & FAMILIES
+    tokens_first, tokens_second = set(_tokens(first)), set(_tokens(second))
+    families = tokens_first & FAMILIES, tokens_second & FAMILIES
+    # Two known families without a common one: different models wherever the names come from.
     if all(families) and not families[0] & families[1]:
         return True
     if _is_hub_id(first) and _is_hub_id(second):
-        return not _versions_apart(one, two)
+        return not _versions_apart(tokens_first, tokens_second)
     if not all(families):
         return False  # a folder may be called anything
-    counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (one, two))
-    here, there = _numbers(first), _numbers(second)
-    pairs = [(one & CASINGS, two & CASINGS), (one & SIZES, two & SIZES), counts]
-    pairs += [(here[word], there[word]) for word in here.keys() & there.keys()]
+    counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (tokens_first, tokens_second))
+    numbers_first, numbers_second = _numbers_by_word(first), _numbers_by_word(second)
+    pairs = [(tokens_first & CASINGS, tokens_second & CASINGS), (tokens_first & SIZES, tokens_second & SIZES), counts]
+    pairs += [(numbers_first[word], numbers_second[word]) for word in numbers_first.keys() & numbers_second.keys()]
     if any(a and b and not a & b for a, b in pairs):
         return True
+    # A folder's name may leave out size and tuning, so their absence proves nothing.
     if _is_path(first) or _is_path(second):
         return False
-    apart = one ^ two
-    return bool(apart) and apart <= SIZES | TUNED and len(one & two) >= LEAST
+    differing = tokens_first ^ tokens_second
+    return bool(differing) and differing <= SIZES | TUNED and len(tokens_first & tokens_second) >= LEAST
 
 
-def _numbers(name: str) -> dict[str, set[str]]:
+def _numbers_by_word(name: str) -> dict[str, set[str]]:
     """Plain numbers by the word before them: versions of a family, counts of layers (L6), versions of a model (v2)."""
     tokens = _tokens(name)
-    found: dict[str, set[str]] = {}
+    numbers: dict[str, set[str]] = {}
     for word, number in pairwise(tokens):
         if number[-1].isdigit() and not word[0].isdigit():
-            found.setdefault(word, set()).add(number)
-    return found
+            numbers.setdefault(word, set()).add(number)
+    return numbers
 
 
-def _versions_apart(one: set[str], two: set[str]) -> bool:
+def _versions_apart(first: set[str], second: set[str]) -> bool:
     """Whether one name says the other and a version besides: Mistral-7B and Mistral-7B-v0.1."""
-    apart = one ^ two
-    return (one <= two or two <= one) and all(word == "v" or word[-1].isdigit() for word in apart)
+    differing = first ^ second
+    return (first <= second or second <= first) and all(word == "v" or word[-1].isdigit() for word in differing)
 
 
 def _is_path(name: str) -> bool:

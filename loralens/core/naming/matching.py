@@ -96,20 +96,21 @@ def match(
     """
     best = Match({}, "")
     for edit, rename in _edits(modules, base):
-        keys = {name: _weight(rename(name), shape, base) for name, shape in modules.items()}
-        found = Match({name: key for name, key in keys.items() if key}, edit, rename)
-        if len(found.keys) == len(modules):
-            return found
-        best = max(best, found, key=lambda one: len(one.keys))
+        keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
+        candidate = Match({name: key for name, key in keys.items() if key}, edit, rename)
+        # The first edit that fits all modules wins: edits are ordered from the least to the most change.
+        if len(candidate.keys) == len(modules):
+            return candidate
+        best = max(best, candidate, key=lambda option: len(option.keys))
     for stored in _by_storage(modules, base, storage or Storage(base)):
-        best = max(best, stored, key=lambda one: len(one.keys))
+        best = max(best, stored, key=lambda option: len(option.keys))
         if len(stored.keys) == len(modules):
             return stored
     by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
-    best = max(best, by_form, key=lambda one: len(one.keys))
+    best = max(best, by_form, key=lambda option: len(option.keys))
     if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
         return best
-    raise _no_match(modules, base, best)
+    raise _no_match_error(modules, base, best)
 
 
 def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[str, Rename]]:
@@ -120,7 +121,7 @@ def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[
     for count in range(1, len(shared) + 1):
         lead = ".".join(shared[:count]) + "."
         yield f"dropping {lead!r}", lambda name, lead=lead: name.removeprefix(lead)  # type: ignore[misc]
-    for lead in _leads(names, base):
+    for lead in _prefixes(names, base):
         yield f"adding {lead!r}", lambda name, lead=lead: lead + name  # type: ignore[misc]
 
 
@@ -129,23 +130,24 @@ def _shared_parts(names: list[str]) -> list[str]:
     paths = [name.split(".", MOST_DROPPED)[:-1] for name in names]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
+        # The first part in which names differ belongs to the modules themselves.
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
     return shared
 
 
-def _leads(names: list[str], base: Mapping[str, Shape]) -> list[str]:
+def _prefixes(names: list[str], base: Mapping[str, Shape]) -> list[str]:
     """Prefixes under which the first module stands in the base, shortest first; `MOST_LEADS` at most."""
     if not names:
         return []
     first = weight_name(names[0])
     ends = (f".{first}.weight", f".{first}")
-    found = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
-    return sorted(found, key=lambda lead: (len(lead), natural_key(lead)))[:MOST_LEADS]
+    prefixes = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
+    return sorted(prefixes, key=lambda lead: (len(lead), natural_key(lead)))[:MOST_LEADS]
 
 
-def _weight(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
+def _weight_key(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
     """The base's key of a module's weight, if its shape fits."""
     plain = weight_name(name)
     for key in (f"{plain}.weight", plain):
@@ -161,34 +163,36 @@ def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
     """
     out, in_ = update
     flat = (weight[0], prod(weight[1:])) if weight else ()
-    one = weight[1:] if len(weight) == 3 and (expert or weight[0] == 1) else ()
-    return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, one) if candidate)
+    single = weight[1:] if len(weight) == 3 and (expert or weight[0] == 1) else ()
+    # Both orientations are accepted here; `weights_of` decides between them.
+    return any(candidate in ((out, in_), (in_, out)) for candidate in (weight, flat, single) if candidate)
 
 
 def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape], storage: Storage) -> Iterable[Match]:
     """Matches by slots, under each edit of their names."""
-    wanted = {name: slots(name) for name in modules}
-    for edit, rename in _edits((slot.name for own in wanted.values() for slot in own), storage.names):
+    slots_of_module = {name: slots(name) for name in modules}
+    for edit, rename in _edits((slot.name for own in slots_of_module.values() for slot in own), storage.names):
 
         def places(name: str, rename: Rename = rename) -> tuple[Place, ...]:
             return storage.places([Slot(rename(slot.name), slot.expert) for slot in slots(name)])
 
         def home(name: str, places: Callable[[str], tuple[Place, ...]] = places) -> str:
-            found = places(name)
-            whole = len(found) == 1 and found[0].parts == 1
-            return found[0].key.removesuffix(".weight") if whole else name
+            module_places = places(name)
+            is_whole = len(module_places) == 1 and module_places[0].parts == 1
+            return module_places[0].key.removesuffix(".weight") if is_whole else name
 
         keys: dict[str, str] = {}
         parts: dict[str, tuple[Place, ...]] = {}
         for name, shape in modules.items():
-            key = _weight(name, shape, base)
-            found = () if key else places(name)
+            key = _weight_key(name, shape, base)
+            module_places = () if key else places(name)
             if key:
                 keys[name] = key
-            elif found and _holds(shape, found, base):
-                keys[name] = found[0].key
-                if len(found) > 1 or found[0].parts > 1 or found[0].number != _number(name):
-                    parts[name] = found
+            elif module_places and _fits_places(shape, module_places, base):
+                first = module_places[0]
+                keys[name] = first.key
+                if len(module_places) > 1 or first.parts > 1 or first.number != _number(name):
+                    parts[name] = module_places
         yield Match(keys, " and ".join(filter(None, (_AS_STORED, edit))), home, parts)
 
 
@@ -197,19 +201,20 @@ def _number(name: str) -> int | None:
     return stacked.number if stacked else None
 
 
-def _holds(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
+def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
     """Whether ΔW (out, in) is an update of what lies in these places."""
     first = places[0]
     shapes = [base[place.key] if place.number is None else base[place.key][1:] for place in places]
     if len(places) == 1 and first.parts == 1:
         return fits(update, shapes[0], expert=False)
+    # Only matrices can be put below each other or divided.
     if any(len(shape) != 2 for shape in shapes):
         return False
     if len(places) == 1:
         return bool(part_axes(update, shapes[0], first.parts, alternate=interleaved(first.key, base)))
     rows, widths = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
-    whole = all(place.parts == 1 for place in places)
-    return whole and len(widths) == 1 and (rows, *widths) in (update, update[::-1])
+    are_whole = all(place.parts == 1 for place in places)
+    return are_whole and len(widths) == 1 and (rows, *widths) in (update, update[::-1])
 
 
 def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> list[int]:
@@ -229,7 +234,7 @@ def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> l
 def _form_reader(base: Iterable[str]) -> Rename:
     """From a name to the one module of the base that has one of its forms."""
     names = {key.rpartition(".")[0] for key in base}
-    alone = [(form, _alone(names, form)) for form in _FORMS]
+    alone = [(form, _unique_forms(names, form)) for form in _FORMS]
 
     def rename(name: str) -> str:
         likely = (same.get(form(name)) for form, same in alone)
@@ -238,7 +243,7 @@ def _form_reader(base: Iterable[str]) -> Rename:
     return rename
 
 
-def _alone(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
+def _unique_forms(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
     """Form → the name that has it, where no other of ``names`` has it too."""
     forms: dict[Form, list[str]] = {}
     for name in names:
@@ -253,14 +258,21 @@ def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     others are left out. Layers of two text encoders are never the same.
     """
     first, second = list(first), set(second)
-    found = {name: name for name in first if name in second}
+    pairs = {name: name for name in first if name in second}
     forms: Forms = (*_STATED, inner_form, slots)
     for form in forms:
-        if len(found) == len(first):
+        if len(pairs) == len(first):
             break
-        here, there = _alone(set(first) - found.keys(), form), _alone(second - {*found.values()}, form)
-        found |= {name: there[same] for same, name in here.items() if same in there and may_be_same(name, there[same])}
-    return {name: found[name] for name in first if name in found}
+        first_by_form, second_by_form = (
+            _unique_forms(set(first) - pairs.keys(), form),
+            _unique_forms(second - {*pairs.values()}, form),
+        )
+        pairs |= {
+            name: second_by_form[same]
+            for same, name in first_by_form.items()
+            if same in second_by_form and may_be_same(name, second_by_form[same])
+        }
+    return {name: pairs[name] for name in first if name in pairs}
 
 
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
@@ -268,7 +280,7 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
 
     A base that is one text encoder alone is no two of an adapter: what two of them find is left out.
     """
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for form in _FORMS:
         forms: dict[Hashable, list[str]] = {}
         for key in base:
@@ -278,14 +290,15 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
             keys = [key for key in forms.get(form(plain), []) if may_be_same(plain, key)]
             keys = [key for key in keys if fits(shape, base[key], expert=plain != name)]
             if len(keys) == 1:
-                found.setdefault(name, keys[0])
+                matches.setdefault(name, keys[0])
     encoders: dict[str, set[int]] = {}
-    for name, key in found.items():
+    for name, key in matches.items():
         encoders.setdefault(key, set()).add(encoder(name))
-    return {name: key for name, key in found.items() if len(encoders[key]) == 1}
+    # Two encoders of the adapter cannot both be the one encoder of this base.
+    return {name: key for name, key in matches.items() if len(encoders[key]) == 1}
 
 
-def _no_match(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:
+def _no_match_error(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:
     """The error that says which modules find no weight under the edit that finds most."""
     missing = [name for name in modules if name not in best.keys]
     renames = [best.rename, *(rename for _, rename in _edits(modules, base)), _form_reader(base)]

@@ -9,6 +9,7 @@ _ENCODER = re.compile(  # what says that a module lies in a text encoder, and in
     r"|text_encoders\.(?P<comfyui>clip_[lhg]|t5xxl)\.transformer\.)"
 )
 _COMFYUI = {"clip_g": 2}  # clip_l, and clip_h of Stable Diffusion 2, are the first
+# More names than any model has; a bound, because names come from files.
 CACHED = 1 << 16  # names; matching reads those of a base several times
 _T5 = re.compile(r"^encoder[._]block[._]\d+[._]layer[._]")
 _PREFIXES = (
@@ -37,6 +38,7 @@ def encoder(name: str) -> int:
     if not stated or _T5.match(name[stated.end() :]):
         return 0
     if stated["comfyui"]:
+        # An encoder of another name counts as the first.
         return _COMFYUI.get(stated["comfyui"], 1)
     return int(stated["kohya"] or stated["diffusers"] or 1)
 
@@ -45,6 +47,7 @@ def encoder(name: str) -> int:
 def inner_form(name: str) -> str:
     """The normal form without the number of a text encoder."""
     stated = _ENCODER.match(name)
+    # Longer prefixes stand before their own beginnings in `_PREFIXES`.
     prefix = stated[0] if stated else next((one for one in _PREFIXES if name.startswith(one)), "")
     return re.sub(r"[./]", "_", name[len(prefix) :])
 

@@ -32,7 +32,7 @@ RENAMED = (  # expression → what stands for it in every spelling; applied in t
     (r"\.mlp\.output_linear$", ".mlp.experts.down_proj"),
     # ViT and the models built like it, DINOv2, Swin.
     (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
-    (r"\.attention\.(?:attention|self)\.(query|key|value)$", lambda found: f".attention.{found[1][0]}_proj"),
+    (r"\.attention\.(?:attention|self)\.(query|key|value)$", lambda parts: f".attention.{parts[1][0]}_proj"),
     (r"\.attention\.output\.dense$", ".attention.o_proj"),
     (r"\.intermediate\.dense$", ".mlp.fc1"),
     (r"\.output\.dense$", ".mlp.fc2"),
@@ -73,6 +73,7 @@ class Place(NamedTuple):
     parts: int = 1
 
 
+# Large checkpoints with separate experts have tens of thousands of tensors, and each name is read several times.
 @lru_cache(maxsize=1 << 17)
 def slots(name: str) -> tuple[Slot, ...]:
     """The matrices that a module, or a tensor without its ``.weight``, stands for, in the order of its outputs."""
@@ -107,22 +108,23 @@ class Storage:
         self._base = base
         self._places: dict[Slot, list[Place]] = {}
         for key in base:
-            found = slots(key.removesuffix(".weight"))
-            for part, slot in enumerate(found):
-                self._places.setdefault(slot, []).append(Place(key, None, part, len(found)))
+            tensor_slots = slots(key.removesuffix(".weight"))
+            for part, slot in enumerate(tensor_slots):
+                self._places.setdefault(slot, []).append(Place(key, None, part, len(tensor_slots)))
 
     @property
     def names(self) -> Mapping[str, Shape]:
         """The name of every slot → the shape of a tensor that holds it."""
         return {slot.name: self._base[places[0].key] for slot, places in self._places.items()}
 
-    def places(self, wanted: Sequence[Slot]) -> tuple[Place, ...]:
+    def places(self, module_slots: Sequence[Slot]) -> tuple[Place, ...]:
         """Where these slots of one module are stored; empty where one is not, or could be several."""
-        found = [self._place(slot) for slot in wanted]
-        places = tuple(place for place in found if place is not None)
-        if len(places) < len(wanted):
+        slot_places = [self._place(slot) for slot in module_slots]
+        places = tuple(place for place in slot_places if place is not None)
+        if len(places) < len(module_slots):
             return ()
         first = places[0]
+        # All parts of one tensor in their order are the tensor itself.
         if [(p.key, p.number, p.part, p.parts) for p in places] == [
             (first.key, first.number, part, len(places)) for part in range(len(places))
         ]:
@@ -130,11 +132,12 @@ class Storage:
         return places
 
     def _place(self, slot: Slot) -> Place | None:
-        here = self._places.get(slot, [])
-        if not here and slot.expert is not None:  # of a stack, whose name says no number
+        candidates = self._places.get(slot, [])
+        if not candidates and slot.expert is not None:  # of a stack, whose name says no number
             stacks = self._places.get(Slot(slot.name), [])
-            here = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
-        return here[0] if len(here) == 1 else None
+            candidates = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
+        # Two candidates: the name does not decide between them, so it matches none.
+        return candidates[0] if len(candidates) == 1 else None
 
 
 def interleaved(key: str, base: Iterable[str]) -> bool:

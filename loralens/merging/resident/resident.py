@@ -1,7 +1,6 @@
-"""One resident weight merged in memory, and the base back from it bit for bit.
+"""Merging one weight in memory, and restoring its base bit for bit.
 
-The same D, rounding and patch as `loralens merge` and `unmerge`, so a weight that is switched to a task has the bits
-that the merged file would have.
+D, rounding and patch are those of `loralens merge` and `unmerge`, so the weight has the same bits as a merged file.
 """
 
 from dataclasses import dataclass, replace
@@ -18,25 +17,24 @@ from loralens.merging.plan import TensorPlan
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import taken_away
 
-Task = tuple[tuple[str, float], ...]  # adapters and how strongly they count; empty for the base
+Task = tuple[tuple[str, float], ...]  # names of adapters and their weights; empty for the base
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What gives a weight of the base back.
+    """Everything that is needed to restore the base of a merged weight.
 
     Attributes
     ----------
     task : Task
-        What is merged into it.
-    plan : TensorPlan
+        The task that is merged into the weight.
     gains : dict of int to Gain
-        DoRA's, by the first row of their slab.
+        DoRA's gains by the first row of their slab.
     patch : Blob or None
-        Against W' − D.
+        The patch relative to W' − D.
     copy : array or None
-        The weight itself, where the adapter does not add to it but replaces it.
+        The weight of the base itself, if the adapter replaces it.
     """
 
     task: Task
@@ -47,7 +45,7 @@ class Merged:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the patch and of the gains."""
+        """Bytes of the patch and the gains."""
         return (self.patch.nbytes if self.patch else 0) + sum(gain.values.nbytes for gain in self.gains.values())
 
     @property
@@ -57,14 +55,14 @@ class Merged:
 
 
 def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
-    """W' = round(W + D) in a new array of the shape of W, and what undoes it.
+    """W' = round(W + D) in a new array with the shape of W, and the `Merged` that restores W.
 
     Parameters
     ----------
     W : array
-        The weight of the base; only read.
+        The weight of the base, which is not modified.
     plan : TensorPlan
-        Its result has the shape and dtype of W.
+        Its result must have the shape and dtype of W.
     task : Task
     """
     merge = prepare(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
@@ -74,17 +72,18 @@ def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
         result[block.start : block.stop] = block.merged
         if not replaced:
             writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
+    # A patch against unrelated numbers would be as large as the weight.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
     return result.reshape(W.shape), Merged(task, plan, merge.gains, patch, copy)
 
 
 def restored(W: Array, undo: Merged) -> Array:
-    """The weight of the base, from the merged one; an array of its own, not to be written into.
+    """Restore the weight of the base from the merged one. The array must not be modified.
 
     Raises
     ------
     FormatError
-        The patch does not fit: the weight was changed since.
+        The patch does not fit, because the weight was changed after the merge.
     """
     if undo.copy is not None:
         return undo.copy
