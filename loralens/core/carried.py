@@ -73,7 +73,9 @@ def carried(
     # Only then do the tensors that depend on the factors still fit them.
     alone = factors_stay and len(adapters) == 1
     for t, adapter in enumerate(adapters):
-        _check_plain(adapter, labels[t], alone=alone, unchanged=alone and _unchanged(adapter, strength))
+        _check_plain(
+            adapter, labels[t], alone=alone, unchanged=alone and all(strength(0, name) == 1 for name in adapter)
+        )
     holder, notes = _find_holder(adapters, labels, take)
     full = {} if holder is None or holder == NONE else _of_role(adapters[holder], FULL)
     extra = full | _sum_differences(adapters, strength, labels)
@@ -91,11 +93,6 @@ def carried(
 def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
     """The extras of some roles."""
     return {key: one for key, one in adapter.extra.items() if one.role in roles}
-
-
-def _unchanged(adapter: Adapter, strength: StrengthOf) -> bool:
-    """Whether the only adapter counts once in every module."""
-    return all(strength(0, name) == 1 for name in adapter)
 
 
 def _check_plain(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) -> None:

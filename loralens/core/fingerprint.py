@@ -50,7 +50,7 @@ def _hash_module(name: str, update: Update) -> bytes:
 
 
 def _round_by_scale(matrix: Array, scale: float) -> Array:
-    """A float64 matrix multiplied by the scale and divided by it again, which rounds it twice; unchanged for scale 0."""
+    """A float64 matrix multiplied by the scale and divided by it, which rounds it twice; unchanged for scale 0."""
     return (scale * matrix) / scale if scale else matrix
 
 

@@ -1,4 +1,4 @@
-"""The modules of several adapters brought together under the names of the first."""
+"""Matching the modules of several adapters, under the names of the first."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,14 +15,13 @@ from loralens.core.structured import Update
 from loralens.errors import MismatchError, ShapeError, place
 
 Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
-LISTED = 4  # names of an adapter that a message holds
+LISTED = 4  # most kinds of an adapter that a message names
 
 
 def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
-    """Module name → the module of every adapter.
+    """Module name → the modules of all adapters, None where an adapter does not have it.
 
-    By the names of the first adapter, for modules that it lacks by those of the first that has them; names are matched
-    exactly, else by normal form.
+    The names are those of the first adapter that has the module. Names are matched exactly, or else by normal form.
 
     Raises
     ------
@@ -42,13 +41,17 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
 
 
 def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
-    """Module name → what every adapter calls it, None where it does not have it; see `together`."""
+    """Module name → its names in all adapters, None where an adapter does not have it (see `together`)."""
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
         same_names = same_modules(names, adapter)
         # No common module at all is nearly always a mistake in the choice of adapters.
         if not same_names:
-            raise _no_common(adapters, labels, t)
+            first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
+            raise MismatchError(
+                f"no module in common: {first}; {second}",
+                fix="give adapters of one base model; loralens convert --base DIR puts names right",
+            )
         for name, own in names.items():
             own.append(same_names.get(name))
         matched = set(same_names.values())
@@ -56,16 +59,8 @@ def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[s
     return {name: tuple(own) for name, own in names.items()}
 
 
-def _no_common(adapters: Sequence[Adapter], labels: Sequence[str], t: int) -> MismatchError:
-    first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
-    return MismatchError(
-        f"no module in common: {first}; {second}",
-        fix="give adapters of one base model; loralens convert --base DIR puts names right",
-    )
-
-
 def _describe(adapter: Adapter) -> str:
-    """The kinds of an adapter, and its first names, in words."""
+    """The number of modules of an adapter, its kinds and its first name, as text."""
     kinds = list(dict.fromkeys(map(kind, adapter)))
     shown = ", ".join(kinds[:LISTED]) + (" …" if len(kinds) > LISTED else "")
     return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
@@ -76,13 +71,14 @@ def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]
     if len(shapes) > 1:
         (shape, holder), (other_shape, other_holder), *_ = shapes.items()
         raise ShapeError(
-            f"{name} is {shape[0]} × {shape[1]} in {holder} and {other_shape[0]} × {other_shape[1]} in {other_holder}: two base models",
+            f"{name} is {shape[0]} × {shape[1]} in {holder} and "
+            f"{other_shape[0]} × {other_shape[1]} in {other_holder}: two base models",
             fix="give adapters of one base model",
         )
 
 
 def checked(name: str, row: Row, labels: Sequence[str]) -> None:
-    """Refuse updates that have no factors to combine, or whose factors would not stay what the format needs."""
+    """Refuse updates without factors, and updates whose combination the format cannot store."""
     for update, label in zip(row, labels, strict=True):
         if update is None:
             continue
@@ -103,9 +99,9 @@ def checked(name: str, row: Row, labels: Sequence[str]) -> None:
 
 
 def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
-    """The one module that counts in a sum, its factors untouched under another scale; None where several do, or none.
+    """The only module with a weight in a sum, with its own factors and another scale; None if there is not exactly one.
 
-    Also None where its factors are not of ``dtype``, or it is no pair.
+    It is also None if its factors do not have ``dtype``, or if it is not a pair.
     """
     alone = [(update, w) for update, w in zip(row, strengths, strict=True) if update is not None and w]
     if len(alone) != 1:
@@ -128,7 +124,7 @@ def keepable(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) 
 
 
 def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowRank | None]) -> set[str]:
-    """Groups whose members differ in rank or scale."""
+    """The groups whose members differ in rank or scale."""
     terms: dict[str, set[tuple[int, float]]] = {}
     for name, group in groups.items():
         module = candidates.get(name)
@@ -138,7 +134,7 @@ def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowR
 
 
 def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
-    """The modules, those that can only have one rank together widened to the largest of them, by zeros."""
+    """The modules, where those that must have the same rank are padded with zeros to the largest rank among them."""
     groups = shared_ranks(modules)
     widest: dict[str, int] = {}
     for name, group in groups.items():
@@ -147,7 +143,7 @@ def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
 
 
 def widened(module: Update, rank: int) -> Update:
-    """The module with zeros beside its factors up to this rank: the same update. One that is no pair stays."""
+    """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
     if module.rank >= rank or not isinstance(module, LowRank):
         return module
     (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors

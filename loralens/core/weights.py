@@ -1,4 +1,4 @@
-"""Weight: the base weight that a module adapts, in the orientation (out, in) of its update."""
+"""`Weight`: the weight of the base that a module adapts, in the orientation (out, in) of its update."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 
 # Large enough that the overhead of a read does not matter.
-BLOCK = 1 << 20  # numbers of a weight that are read at a time: 4 MiB in float32
+BLOCK = 1 << 20  # numbers of a weight in one read, 4 MiB in float32
 
 
 class Piece(NamedTuple):
@@ -27,16 +27,16 @@ class Piece(NamedTuple):
     Attributes
     ----------
     key : str
-        Of the stored tensor, which is looked at as a matrix: of a stack of ``experts`` as all of them below each other.
+        The key of the stored tensor, which is treated as a matrix. The matrices of a stack of ``experts`` lie below
+        each other.
     start : int
-        The first of its rows.
+        The first row in the tensor.
     at, rows : int
-        The first of as many rows of `Weight.stored`.
-    experts : bool
+        The first row in `Weight.stored`, and the number of rows.
     columns : slice or None
-        Which columns of the tensor they have; None: all.
+        The columns of the tensor that belong to the weight; None for all.
     width : int
-        How many columns the tensor has.
+        Number of columns of the tensor.
     """
 
     key: str
@@ -51,21 +51,21 @@ class Piece(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """The weight W (out, in) of the base that one module adapts; its numbers stay in the file until they are read.
+    """The weight W (out, in) of the base that one module adapts. Its numbers are read on demand.
 
     Attributes
     ----------
     key : str
-        Of the stored tensor in the base checkpoint; of the first, where W lies in several.
+        The key of the stored tensor in the base checkpoint, or of the first tensor if W is in several.
     stored : LazyArray, 2-D
-        As the base holds it: a convolution flattened to (out, in·k…), one expert of a stack alone, what lies in several
-        tensors put together.
+        W in the stored orientation. A convolution is flattened to (out, in·k…), an expert of a stack is separate, and
+        the parts of a weight in several tensors are joined.
     transposed : bool
-        Whether ``stored`` is (in, out): GPT-2's Conv1D, embeddings, some expert stacks.
+        Whether ``stored`` is (in, out), as for GPT-2's Conv1D, embeddings and some stacks of experts.
     pieces : tuple of Piece
-        Where the rows of ``stored`` lie in the base.
+        The location of the rows of ``stored`` in the base.
     scattered : bool
-        Whether W is no whole matrix of the base, but lies in several, or is part of one.
+        Whether W is not a whole matrix of the base, but is in several tensors or part of one.
     """
 
     key: str
@@ -81,14 +81,14 @@ class Weight:
         return (columns, rows) if self.transposed else (rows, columns)
 
     def read(self) -> Array:
-        """W, shape (out, in), in the dtype of the base; read now and not kept."""
+        """Read W, shape (out, in), in the dtype of the base; it is not kept."""
         array = self.stored.read()
         return array.T if self.transposed else array
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """``stored``, some rows at a time, with their slice: rows are of the out side, of the in side if transposed.
+        """Yield blocks of rows of ``stored`` with their slice. Rows are outputs, or inputs if ``transposed``.
 
-        Where single rows cannot be read the tensor is read once and held.
+        If single rows cannot be read, the tensor is read once and kept until the end.
         """
         count, width = self.stored.shape
         step = max(1, numbers // max(1, width))
@@ -98,14 +98,14 @@ class Weight:
             yield part, self.stored.rows(part.start, part.stop).read() if tensor is None else tensor[part]
 
     def lengths(self, *, by_input: bool = False) -> NDArray[np.float64]:
-        """‖W‖ for every output, or input: the magnitude of a DoRA module before it is trained.
+        """The norms of W for every output or input, which are the magnitude of a DoRA module before training.
 
-        Float64, shape (out,) or (in,); rounded to the dtype of 16-bit weights, else to float32, as PEFT makes it.
+        float64, shape (out,) or (in,). They are rounded to the dtype of 16-bit weights, else to float32, as in PEFT.
         """
         squares = np.zeros(self.shape[1 if by_input else 0])
         for part, block in self.blocks():
             W = block.astype(np.float64)
-            if by_input == self.transposed:  # one number a row of the block
+            if by_input == self.transposed:  # one number for each row of the block
                 squares[part] = np.einsum("ij,ij->i", W, W)
             else:
                 squares += np.einsum("ij,ij->j", W, W)
@@ -127,7 +127,7 @@ class Weights:
     ----------
     modules : mapping of str to Weight
     match : Match
-        How the names were matched, to be said.
+        How the names were matched, for messages.
     """
 
     modules: Mapping[str, Weight]
@@ -137,16 +137,16 @@ class Weights:
 def weights_of(
     modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool = False, allow_missing: bool = False
 ) -> Weights:
-    """The weight of the base for every module.
+    """Find the weight of the base for every module.
 
     Parameters
     ----------
     modules : mapping of str to LowRank or Structured
-        Of an adapter: all, or those of interest.
+        All modules of an adapter, or some of them.
     base : mapping of str to LazyArray
         Key → tensor of the base checkpoint.
     conv1d : bool
-        The base is of a kind (GPT-2) whose linear weights are stored (in, out).
+        Whether the base stores linear weights as (in, out), as GPT-2 does.
     allow_missing : bool
         Leave out modules that have no weight in the base.
 
@@ -155,13 +155,13 @@ def weights_of(
     MismatchError
         A module has no weight in the base, or one of another shape.
     FormatError
-        The rows of a module are in an order that is not the base's.
+        The rows of a module are not in the order of the base.
 
     Notes
     -----
-    The orientation is decided by the shapes. A square weight tells nothing: it follows what the file says of it, the
-    kind of the base, or the other linear weights of the adapter. A square expert follows the other stacks of the
-    adapter first, as PEFT has one rule for all of them that depends on the model and on PEFT's version.
+    The shapes decide the orientation. For a square weight it is that of the file, that of the type of the base
+    (``conv1d``), or that of the other linear weights of the adapter. A square expert first follows the other stacks of
+    the adapter, because PEFT has one rule for all stacks, which depends on the model and on the version of PEFT.
     """
     check_rows(modules)
     shapes = {key: tensor.shape for key, tensor in base.items()}
@@ -188,12 +188,12 @@ def weights_of(
 
 
 def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
-    """The update of the stored rows that are one piece of a weight, as an update of rows of that tensor.
+    """The part of an update that belongs to one piece of a weight, as an update of rows of the stored tensor.
 
     Raises
     ------
     MismatchError
-        An update that is no pair cannot be cut.
+        The weight is in parts, and the update is not a pair and cannot be divided.
     """
     # The piece is the whole weight.
     if not weight.scattered:
@@ -215,7 +215,7 @@ def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
 
 
 def _pad_outputs(B: LazyArray, columns: slice, width: int) -> LazyArray:
-    """B with rows of zeros for the outputs of the stored tensor that are not the module's."""
+    """B with rows of zeros added for the outputs of the stored tensor that do not belong to the module."""
 
     def put(array: Array) -> Array:
         padded = np.zeros((width, array.shape[1]), array.dtype)
@@ -226,7 +226,7 @@ def _pad_outputs(B: LazyArray, columns: slice, width: int) -> LazyArray:
 
 
 def _locate_weight(name: str, module: Update, key: str, name_match: Match, base: Mapping[str, LazyArray]) -> Weight:
-    """The weight of one module, its orientation not yet known."""
+    """The weight of one module, with the orientation still to be decided."""
     places = name_match.places.get(name)
     if places is None:
         shape, stored = base[key].shape, _as_matrix(name, module, base[key])
@@ -251,7 +251,7 @@ def _locate_weight(name: str, module: Update, key: str, name_match: Match, base:
 def _partial_weight(
     place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]
 ) -> Weight:
-    """The weight that is some of the outputs of one stored matrix."""
+    """The weight of a module that is a part of the outputs of one stored matrix."""
     alternate = interleaved(place.key, base)
     axis = part_axes(module.shape, matrix.shape, place.parts, alternate=alternate)[0]
     size = matrix.shape[axis] // place.parts
@@ -265,7 +265,7 @@ def _partial_weight(
 
 
 def _stored_matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
-    """A stored matrix, of a stack the one with that number."""
+    """The stored matrix of a place, which is one of a stack if the place has a number."""
     if place.number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
     if place.number >= tensor.shape[0]:
@@ -285,12 +285,12 @@ def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: 
 
 
 def check_rows(modules: Updates) -> None:
-    """Refuse modules whose rows are not in the order of the base's: their updates would go to other rows of W.
+    """Refuse modules whose rows are not in the order of the base, since their updates would change other rows of W.
 
     Raises
     ------
     FormatError
-        The head counts that the order follows from were not known when the file was read.
+        The numbers of heads, on which the order depends, were unknown when the file was read.
     """
     turned = [name for name, module in modules.items() if module.layout.rows]
     if turned:
@@ -302,9 +302,9 @@ def check_rows(modules: Updates) -> None:
 
 
 def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:
-    """``adapter`` with the kernels of the convolutions that it adapts, as the base stores them.
+    """``adapter`` with the layouts of convolutions corrected to the kernels that the base stores.
 
-    Some files hold the factors of a convolution flat, or with another kernel of the same size.
+    Some files store the factors of a convolution flat, or with another kernel of the same size.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:
 
 
 def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
-    """The 2-D array of one module: its expert of a stack, a kernel flattened."""
+    """The stored tensor as the matrix of one module: an expert of a stack, or a kernel that is flattened."""
     number, shape = expert(name), tensor.shape
     if number and len(shape) == 3:
         if number.number >= shape[0]:
@@ -340,10 +340,10 @@ def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
 
 
 def _is_transposed(module: Update, weight: Weight) -> bool | None:
-    """Whether a stored weight is (in, out); None where its shape does not tell."""
+    """Whether a stored weight is (in, out); None if its shape does not decide."""
     stored = weight.stored.shape
     if weight.transposed:
-        return True  # some of its columns are the outputs
+        return True  # a part of its columns are the outputs
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
     # A square weight fits both ways.

@@ -70,7 +70,7 @@ def test_values_that_make_no_sense(name, value):
 
 
 def test_a_rule_that_there_is_not_names_those_that_there_are():
-    with pytest.raises(OptionError, match="'ranks' is no rule") as caught:
+    with pytest.raises(OptionError, match="'ranks' is not a rule") as caught:
         Rule("ranks", 4)
     assert "choose one of rank, energy, error, sv-ratio, parameters, bytes" in caught.value.fix
 

@@ -281,11 +281,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # core
     Mutant(
-        "Attachment._hook", "output + found.outside(z)", "output - found.outside(z)", ("tests/core/test_attached.py",)
+        "Attachment._hook", "output + steps_of_pair.outside(z)", "output - steps_of_pair.outside(z)", ("tests/core/test_attached.py",)
     ),
     Mutant("_same_full_tensors", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
     Mutant(
-        "_unchanged",
+        "carried",
         "all(strength(0, name) == 1 for name in adapter)",
         "any(strength(0, name) == 1 for name in adapter)",
         ("tests/arithmetic/test_combine.py",),

@@ -1,7 +1,7 @@
-"""Base models as adapters, folders and configurations call them, and whether two of them can be one model.
+"""Names and sizes of base models, and whether two of them can belong to the same model.
 
-Names are spelled in many ways: with and without the organisation, as a path, in another case, with what a quantised or
-converted copy adds. Two names are said to be of different models only where no spelling explains the difference.
+Names are spelled in many ways: with or without the organisation, as a path, in another case, with the additions of
+quantised or converted copies. Two names count as different models only if no spelling explains the difference.
 """
 
 import re
@@ -14,7 +14,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.names import block, some
 from loralens.core.naming.matching import same_modules
 
-# What copies of one model in another precision or format have behind its name.
+# Endings of the names of copies in another precision or format.
 _COPY = re.compile(
     r"[-_. ](hf|bnb|gguf|ggml|gptq|awq|exl2|mlx|unsloth|dynamic|safetensors|ckpt|fp32|fp16|bf16|fp8|fp4|nf4|f32|f16|"
     r"int8|int4|[2-8]bit|w\d+a\d+|i?q\d\w*)$"
@@ -25,7 +25,7 @@ _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)  # a folder of 
 _TOKEN = re.compile(r"\d+(?:\.\d+)*[a-z]*|[^\W\d_]+")
 _COUNT = re.compile(r"\d+(?:\.\d+)*[bm]")  # of parameters
 
-# Families whose models are never each other's: names of two of them are of two models, wherever they come from.
+# Families of models. Names of two different families belong to two models, wherever the names come from.
 FAMILIES = {
     "albert", "bart", "bert", "bloom", "clip", "codegen", "cogvideo", "command", "deberta", "deepseek", "dinov",
     "distilbert", "distilgpt", "electra", "esm", "falcon", "flux", "gemma", "glm", "gpt", "gptj", "granite",
@@ -37,7 +37,7 @@ CASINGS = {"cased", "uncased"}
 SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge", "giant"}
 TUNED = {"it", "instruct", "instruction", "chat"}
 FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
-SHOWN = 4  # groups of adapters that a message lists
+SHOWN = 4  # most groups of adapters that a message lists
 # Names come from files; the expressions are applied to the end of a longer one.
 LONGEST = 300  # letters of a name that are looked at
 LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
@@ -46,16 +46,17 @@ LEAST = 2  # tokens that names share before a size or a tuning in one alone tell
 @final
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What is said of a base model.
+    """The name and sizes of a base model, as far as they are known.
 
     Attributes
     ----------
     name : str
-        As it is called; empty where nobody calls it anything.
+        The name, or empty if it is unknown.
     also : tuple of str
-        Other names that it goes by, such as the one in its configuration: they can agree with a name, never contradict.
+        Other names of the model, such as the one in its configuration. They can agree with a name, but a difference
+        proves nothing.
     vocabulary, hidden : int or None
-        ``vocab_size`` and ``hidden_size``, where its configuration is known.
+        ``vocab_size`` and ``hidden_size``, if the configuration is known.
     """
 
     name: str
@@ -65,7 +66,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, name: str | None, config: Mapping[str, Any] | None = None) -> "BaseModel":
-        """The model of a name and, where it is at hand, of its ``config.json``."""
+        """The model with this name and, if it is known, this ``config.json``."""
         config = config or {}
         text = config.get("text_config")
         sizes = {**config, **(text if isinstance(text, Mapping) else {})}
@@ -80,9 +81,9 @@ class BaseModel:
 
 
 def contradiction(first: BaseModel, second: BaseModel) -> str:
-    """What shows that these are two models, in words; empty where they may be one.
+    """The reason why these are two models, in words; empty if they may be the same model.
 
-    Names that are spellings of one name end the matter, as vocabularies of copies differ by tokens that were added.
+    If their names are spellings of one name, sizes are not compared, because copies may have additional tokens.
     """
     names = [(value, other_value) for value in (first.name, *first.also) for other_value in (second.name, *second.also)]
     if any(value and other_value and _core_name(value) == _core_name(other_value) for value, other_value in names):
@@ -100,9 +101,9 @@ def contradiction(first: BaseModel, second: BaseModel) -> str:
 
 
 def shape_contradiction(first: Adapter, second: Adapter) -> str:
-    """A module of both whose weights in the two bases have different sizes, in words; empty where there is none.
+    """A module whose weight has different sizes in the bases of two adapters, in words; empty if there is none.
 
-    Only modules inside of blocks tell: heads and embeddings have the size of a task or of a tokenizer.
+    Only modules inside of blocks are compared, because the size of heads and embeddings depends on task and tokenizer.
     """
     for name, other in same_modules(first, second).items():
         shape, other_shape = first[name].shape, second[other].shape
@@ -112,7 +113,7 @@ def shape_contradiction(first: Adapter, second: Adapter) -> str:
 
 
 def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
-    """Places of the models, those together that nothing tells from the first of their group; unnamed ones left out."""
+    """Indices of the models in groups. Models of a group do not contradict its first; unknown models are left out."""
     groups: list[list[int]] = []
     for i, model in enumerate(models):
         if not (model.name or model.hidden or model.vocabulary):
@@ -126,15 +127,15 @@ def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
 
 
 def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
-    """What shows that adapters are of several bases, in words; empty where nothing does.
+    """The reason why adapters belong to several base models, in words; empty if there is none.
 
     Parameters
     ----------
     labels : sequence of str
-        What the adapters are called.
+        Names of the adapters for the message.
     adapters : sequence of Adapter
     models : sequence of BaseModel
-        The base that each names.
+        The base model that each adapter names.
     """
     groups = grouped(models)
     if len(groups) > 1:
@@ -150,14 +151,14 @@ def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[B
 
 
 def _model_part(name: str) -> str:
-    """The part of a path or Hub id that names the model, small letters."""
+    """The part of a path or Hub id that names the model, in lower case."""
     name = name[-LONGEST:]
     cached = _CACHED.search(name)
     return (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
 
 
 def _core_name(name: str) -> str:
-    """A name without its organisation, what copies add, and all that is no letter or digit."""
+    """A name without its organisation, without endings of copies, and without punctuation."""
     return "".join(_tokens(name))
 
 
@@ -171,7 +172,7 @@ def _tokens(name: str) -> list[str]:
 
 
 def _names_differ(first: str, second: str) -> bool:
-    """Whether two names, which are no spellings of one, are of two models for certain."""
+    """Whether two names certainly belong to two models; they are known not to be spellings of one name."""
     tokens_first, tokens_second = set(_tokens(first)), set(_tokens(second))
     families = tokens_first & FAMILIES, tokens_second & FAMILIES
     # Two known families without a common one: different models wherever the names come from.
@@ -195,7 +196,7 @@ def _names_differ(first: str, second: str) -> bool:
 
 
 def _numbers_by_word(name: str) -> dict[str, set[str]]:
-    """Plain numbers by the word before them: versions of a family, counts of layers (L6), versions of a model (v2)."""
+    """Numbers by the word before them: versions of a family, numbers of layers (L6), versions of a model (v2)."""
     tokens = _tokens(name)
     numbers: dict[str, set[str]] = {}
     for word, number in pairwise(tokens):
@@ -205,18 +206,18 @@ def _numbers_by_word(name: str) -> dict[str, set[str]]:
 
 
 def _versions_apart(first: set[str], second: set[str]) -> bool:
-    """Whether one name says the other and a version besides: Mistral-7B and Mistral-7B-v0.1."""
+    """Whether one name is the other with a version added: Mistral-7B and Mistral-7B-v0.1."""
     differing = first ^ second
     return (first <= second or second <= first) and all(word == "v" or word[-1].isdigit() for word in differing)
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is that of a folder, which may leave out what its model is called besides."""
+    """Whether a name is the path of a folder, which may have only a part of the name of its model."""
     return not _is_hub_id(name) and bool(re.search(r"[/\\]", name))
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether a name is an organisation and a model, and not a path of two folders as far as can be told."""
+    """Whether a name is probably a Hub id (organisation and model), not a path of two folders."""
     name = name[-LONGEST:]
     if _CACHED.search(name):
         return True

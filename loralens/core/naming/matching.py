@@ -1,12 +1,12 @@
-"""Names of an adapter's modules against the names of a base model's weights.
+"""Matching the names of an adapter's modules with the names of a base model's weights.
 
-Tried in this order, and accepted only if every module finds exactly one weight of a fitting shape:
+Methods are tried in this order. One is accepted only if every module finds exactly one weight with a fitting shape:
 
 1. the names as they are;
-2. one edit common to all modules: leading parts dropped, or a prefix found in the base put before them;
-3. the names under which the base is stored, where these are not those of its modules, and experts that are stored
-   one by one or all together (`loralens.core.naming.storage`), with one edit as above;
-4. the normal form, in which kohya's underscores and dots are the same: ``lora_unet_a_b_0_c`` is ``a.b.0.c``, and
+2. one edit of all names: leading parts are dropped, or a prefix that occurs in the base is added;
+3. the names under which the base is stored, if they differ from those of its modules, including experts that are
+   stored one by one or all together (`loralens.core.naming.storage`), with one edit as in 2;
+4. the normal form, in which kohya's underscores are equal to dots: ``lora_unet_a_b_0_c`` is ``a.b.0.c``, and
    ``lora_te2_`` is ``text_encoder_2.``.
 """
 
@@ -25,33 +25,33 @@ __all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
 Rename = Callable[[str], str]
 Form = TypeVar("Form", bound=Hashable)
 Forms = tuple[Callable[[str], Hashable], ...]
-MOST_DROPPED = 16  # leading parts; prefixes of the field's formats have at most four
-MOST_LEADS = 64  # prefixes of the base that are tried; real ones have one or two
-_STATED: Forms = (  # ways to read a name along with the text encoder that it states
+MOST_DROPPED = 16  # most leading parts to drop; prefixes of known formats have at most four
+MOST_LEADS = 64  # most prefixes of the base to try; real bases have one or two
+_STATED: Forms = (  # forms of a name that include the text encoder that it states
     lambda name: (encoder(name), inner_form(name)),
     lambda name: (number := encoder(name), bare_form(name) if number else inner_form(name)),
 )
-_FORMS: Forms = (*_STATED, inner_form, bare_form)  # the last two where one name states none: a base of one encoder
+_FORMS: Forms = (*_STATED, inner_form, bare_form)  # the last two are for a base that is one encoder and states none
 _AS_STORED = "reading names as the base is stored"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which weight of the base each module adapts.
+    """The weight of the base that each module adapts.
 
     Attributes
     ----------
     keys : mapping of str to str
-        Module name → key of the weight in the base checkpoint; of the first one, where it lies in several.
+        Module name → key of the weight in the base checkpoint, or of the first tensor if the weight is in several.
     edit : str
-        What was done to the names, in words; empty where nothing was.
+        The edit of the names, in words; empty if there was none.
     rename : callable
-        The name in the base of any other module that the adapter speaks of: the same edit; where names were read by
-        their normal form, the one name in the base of that form, else the name as it is.
+        Gives the name in the base of any other module that the adapter mentions. It applies the same edit. If names
+        were matched by their normal form, it returns the only name in the base of that form, or else the name itself.
     places : mapping of str to tuple of Place
-        Of the modules whose weight is no whole stored tensor of that name: what of which tensors it is, in the order
-        of its outputs.
+        For modules whose weight is not a whole stored tensor of that name: the places of its parts, in the order of the
+        outputs.
     """
 
     keys: Mapping[str, str]
@@ -61,7 +61,7 @@ class Match:
 
     @property
     def by_storage(self) -> bool:
-        """Whether the base is stored under other names, or in other pieces, than its modules have."""
+        """Whether the base is stored with other names or another division than its modules."""
         return self.edit.startswith(_AS_STORED)
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ def match(
     allow_missing: bool = False,
     storage: Storage | None = None,
 ) -> Match:
-    """Which weight of the base each module adapts.
+    """Find the weight of the base that each module adapts.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ def match(
     base : mapping of str to tuple of int
         Key → shape of every tensor of the base checkpoint.
     allow_missing : bool
-        Leave out modules without a weight: the edit that finds most of them is taken. One at least must be found.
+        Leave out modules without a weight. The edit that finds most modules is used, and at least one must be found.
     storage : Storage, optional
-        Of the base, for one that is matched many times.
+        The `Storage` of the base, if the base is matched many times.
 
     Raises
     ------
     MismatchError
-        Some module finds no weight, or several; the message holds the nearest names.
+        A module matches no weight or several. The message contains the nearest names.
     """
     best = Match({}, "")
     for edit, rename in _edits(modules, base):
@@ -126,7 +126,7 @@ def _edits(modules: Iterable[str], base: Mapping[str, Shape]) -> Iterable[tuple[
 
 
 def _shared_parts(names: list[str]) -> list[str]:
-    """Leading dotted parts common to all names, the last part of each left alone; `MOST_DROPPED` at most."""
+    """The leading dotted parts that all names share, at most `MOST_DROPPED`; the last part of a name never counts."""
     paths = [name.split(".", MOST_DROPPED)[:-1] for name in names]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
@@ -138,7 +138,7 @@ def _shared_parts(names: list[str]) -> list[str]:
 
 
 def _prefixes(names: list[str], base: Mapping[str, Shape]) -> list[str]:
-    """Prefixes under which the first module stands in the base, shortest first; `MOST_LEADS` at most."""
+    """The prefixes with which the first module occurs in the base, shortest first; at most `MOST_LEADS`."""
     if not names:
         return []
     first = weight_name(names[0])
@@ -148,7 +148,7 @@ def _prefixes(names: list[str], base: Mapping[str, Shape]) -> list[str]:
 
 
 def _weight_key(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
-    """The base's key of a module's weight, if its shape fits."""
+    """The key of a module's weight in the base, if the shape fits."""
     plain = weight_name(name)
     for key in (f"{plain}.weight", plain):
         if key in base and fits(shape, base[key], expert=plain != name):
@@ -157,9 +157,9 @@ def _weight_key(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | Non
 
 
 def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
-    """Whether ΔW (out, in) is an update of a stored weight: itself, transposed, a convolution, or a matrix of a stack.
+    """Whether ΔW (out, in) fits a stored weight: as it is, transposed, as a convolution, or as a matrix of a stack.
 
-    Of a stack of several it is that only as an ``expert``, which has a number in its name.
+    In a stack of several matrices it fits only as an ``expert``, which has a number in its name.
     """
     out, in_ = update
     flat = (weight[0], prod(weight[1:])) if weight else ()
@@ -202,7 +202,7 @@ def _number(name: str) -> int | None:
 
 
 def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
-    """Whether ΔW (out, in) is an update of what lies in these places."""
+    """Whether the shape (out, in) of ΔW fits the stored parts in these places."""
     first = places[0]
     shapes = [base[place.key] if place.number is None else base[place.key][1:] for place in places]
     if len(places) == 1 and first.parts == 1:
@@ -218,9 +218,9 @@ def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Sh
 
 
 def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> list[int]:
-    """Along which axes of a stored matrix its outputs may lie, if ΔW (out, in) is an update of one part of them.
+    """The axes of a stored matrix that may be its outputs, if ΔW (out, in) is an update of one part of the outputs.
 
-    The likelier first. Of parts that ``alternate`` it is known that they lie along the columns.
+    The more likely axis comes first. Parts that ``alternate`` are always along the columns.
     """
     rows, columns = matrix
     axes = []
@@ -232,7 +232,7 @@ def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> l
 
 
 def _form_reader(base: Iterable[str]) -> Rename:
-    """From a name to the one module of the base that has one of its forms."""
+    """A function that maps a name to the only module of the base that shares one of its forms."""
     names = {key.rpartition(".")[0] for key in base}
     alone = [(form, _unique_forms(names, form)) for form in _FORMS]
 
@@ -244,7 +244,7 @@ def _form_reader(base: Iterable[str]) -> Rename:
 
 
 def _unique_forms(names: Iterable[str], form: Callable[[str], Form]) -> dict[Form, str]:
-    """Form → the name that has it, where no other of ``names`` has it too."""
+    """Form → the name that has it, for forms that only one of ``names`` has."""
     forms: dict[Form, list[str]] = {}
     for name in names:
         forms.setdefault(form(name), []).append(name)
@@ -252,10 +252,10 @@ def _unique_forms(names: Iterable[str], form: Callable[[str], Form]) -> dict[For
 
 
 def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
-    """Names of the first adapter → names that the second has for the same modules.
+    """Names of the first adapter → names of the same modules in the second, in the order of ``first``.
 
-    By name, else by normal form, else by slots, where one name of either side has them; in the order of ``first``. The
-    others are left out. Layers of two text encoders are never the same.
+    Modules are matched by name, then by normal form, then by slots, if only one name of each side has them. Modules
+    without a counterpart are left out. Layers of different text encoders are never the same.
     """
     first, second = list(first), set(second)
     pairs = {name: name for name in first if name in second}
@@ -276,9 +276,10 @@ def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
 
 
 def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> dict[str, str]:
-    """Keys by each of the forms, of the modules that find exactly one.
+    """The keys of modules that match exactly one weight by one of the forms.
 
-    A base that is one text encoder alone is no two of an adapter: what two of them find is left out.
+    A base that is a single text encoder cannot be two encoders of an adapter. Keys that modules of two encoders match
+    are left out.
     """
     matches: dict[str, str] = {}
     for form in _FORMS:
@@ -299,7 +300,7 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
 
 
 def _no_match_error(modules: Mapping[str, Shape], base: Mapping[str, Shape], best: Match) -> MismatchError:
-    """The error that says which modules find no weight under the edit that finds most."""
+    """The error that names modules without a weight under the edit that matches most."""
     missing = [name for name in modules if name not in best.keys]
     renames = [best.rename, *(rename for _, rename in _edits(modules, base)), _form_reader(base)]
     name = missing[0]

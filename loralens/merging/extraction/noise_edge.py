@@ -8,8 +8,8 @@ Both formulas assume white noise. Rounding noise is independent between entries,
 of a row of large weights therefore looks like a direction of its own: with these formulas, 11 and 9 directions were
 kept in two of twelve real merges of rank 8. Since τ is λ(β)/(1+√β) times the largest singular value of white noise,
 that value is computed here from noise drawn with the variances of the entries (parallel analysis, Horn 1965). The
-median rule is meaningful only for a difference of full rank, as full fine-tuning gives it. The singular values of a merged
-pair have no bulk from which a median could be taken.
+median rule is meaningful only for a difference of full rank, as full fine-tuning gives it. The singular values of a
+merged pair have no bulk from which a median could be taken.
 """
 
 from functools import lru_cache
