@@ -105,7 +105,7 @@ class Origin:
 
 
 def in_float64(scale: float, s: Array) -> Array:
-    """scale · s, the singular values of ΔW, after a check that norms of ΔW stay within float64.
+    """Scale · s, the singular values of ΔW, after a check that norms of ΔW stay within float64.
 
     Raises
     ------

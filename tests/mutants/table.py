@@ -281,9 +281,17 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # core
     Mutant(
-        "Attachment._hook", "output + steps_of_pair.outside(z)", "output - steps_of_pair.outside(z)", ("tests/core/test_attached.py",)
+        "Attachment._hook",
+        "output + steps_of_pair.outside(z)",
+        "output - steps_of_pair.outside(z)",
+        ("tests/core/test_attached.py",),
     ),
-    Mutant("_same_full_tensors", "set(other) == set(first)", "set(other) != set(first)", ("tests/arithmetic/test_combine.py",)),
+    Mutant(
+        "_same_full_tensors",
+        "set(other) == set(first)",
+        "set(other) != set(first)",
+        ("tests/arithmetic/test_combine.py",),
+    ),
     Mutant(
         "carried",
         "all(strength(0, name) == 1 for name in adapter)",
@@ -447,7 +455,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/linalg/test_rank_update.py",),
     ),
     Mutant("_coordinates", "inside + correction", "inside - correction", ("tests/linalg/test_rank_update.py",)),
-    Mutant("_controlled_mean", "control - control.mean()", "control + control.mean()", ("tests/linalg/test_rounding.py",)),
+    Mutant(
+        "_controlled_mean", "control - control.mean()", "control + control.mean()", ("tests/linalg/test_rounding.py",)
+    ),
     Mutant("sampled_rounding", "mean_square == 0", "mean_square != 0", ("tests/linalg/test_rounding.py",)),
     Mutant(
         "survivors",
@@ -505,7 +515,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merging/test_apply.py",)),
     Mutant("drawn_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
     Mutant(
-        "PatchReader.block", "_to_ordinals(r[positions]) + units", "_to_ordinals(r[positions]) - units", ("tests/merging/test_patch.py",)
+        "PatchReader.block",
+        "_to_ordinals(r[positions]) + units",
+        "_to_ordinals(r[positions]) - units",
+        ("tests/merging/test_patch.py",),
     ),
     Mutant(
         "PatchWriter.block",
@@ -528,7 +541,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merging/test_prediction.py",),
     ),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
-    Mutant("_mean", "sum(one for _, one in weighted)", "max(one for _, one in weighted)", ("tests/merging/test_record.py",)),
+    Mutant(
+        "_mean", "sum(one for _, one in weighted)", "max(one for _, one in weighted)", ("tests/merging/test_record.py",)
+    ),
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merging/test_record.py",)),
     Mutant(
         "Switchboard.verify",
