@@ -42,7 +42,6 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/usage.py --check
-	$(BIN)/python docs/rooms.py --check
 
 # docs/_build/html; a broken link or reference fails.
 docs: $(READY)

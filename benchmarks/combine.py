@@ -36,7 +36,7 @@ import json, sys, time, warnings
 warnings.simplefilter("ignore")
 import numpy as np, torch
 from peft import LoraConfig, get_peft_model
-from loralens.arithmetic.combine import combine
+from loralens.arithmetic.combine import combine_adapters
 from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
@@ -55,7 +55,7 @@ def adapter(name):
     })
 pair = [(adapter("one"), 0.7), (adapter("two"), 0.3)]
 def ours():
-    return truncate(combine(pair).adapter, Rule("rank", 16)).adapter
+    return truncate(combine_adapters(pair).adapter, Rule("rank", 16)).adapter
 ours()
 start = time.perf_counter()
 result = ours()
@@ -69,7 +69,7 @@ for n in SHAPES:
     mine = result[n].dense()
     far = max(far, float(np.linalg.norm(mine - theirs) / np.linalg.norm(mine)))
 start = time.perf_counter()
-truncate(combine(pair, method="ties", density=0.2, whole=0).adapter, Rule("rank", 16))
+truncate(combine_adapters(pair, method="ties", density=0.2, whole=0).adapter, Rule("rank", 16))
 loralens_ties = time.perf_counter() - start
 start = time.perf_counter()
 model.add_weighted_adapter(["one", "two"], [0.7, 0.3], "ties", combination_type="ties_svd", svd_rank=16, density=0.2)

@@ -63,9 +63,10 @@ def process(*arguments: str, module: str = "benchmarks.train") -> dict[str, Any]
 def setting(targets: str) -> "Setting":
     """MiniLM with a head for the topics of Reuters R8."""
     from benchmarks.train_sides import Setting
-    from loralens.cli.models import Loaded, load_headed
     from loralens.training.feed import shuffled
     from loralens.training.tasks import encoded, task_named
+    from loralens.verbs.inputs.loaded import Loaded
+    from loralens.verbs.inputs.models import load_headed
 
     folder, split, task = model_folder(PACKAGES[0]), read_corpus("reuters-r8"), task_named("classification")
 

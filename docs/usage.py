@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import click
 
@@ -59,10 +58,7 @@ def arguments(function: object) -> Iterator[str]:
     """``name`` or ``name=default`` for every argument of a function."""
     assert callable(function)
     for name, parameter in signature(function).parameters.items():
-        if parameter.kind is Parameter.VAR_KEYWORD:
-            (options,) = get_args(get_type_hints(function)[name])
-            yield from (f"{option}=…" for option in options.__annotations__)
-        elif parameter.kind is Parameter.VAR_POSITIONAL:
+        if parameter.kind is Parameter.VAR_POSITIONAL:
             yield f"*{name}"
         else:
             yield name if parameter.default is Parameter.empty else f"{name}={parameter.default!r}"

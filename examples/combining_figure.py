@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from loralens.charts.figure import save, settle, styled
+from loralens.charts.figure import save
+from loralens.charts.mpl import settle, styled
 
 if TYPE_CHECKING:
     from combining_study import Plan

@@ -79,8 +79,8 @@ class Set:
 
     def combined(self, method: str, rank: int) -> Adapter:
         """All of them as one of a rank, of norm 1, without classifiers."""
-        found = loralens.combine([(adapter, 1.0) for adapter in self.adapters], method=method, take="none").adapter
-        cut = loralens.truncate(found, loralens.Rule("rank", rank)).adapter
+        combined = loralens.combine(self.adapters, method=method, take="none").adapter
+        cut = loralens.compress(combined, rank=rank).adapter
         return cut * (1 / norm(cut))
 
     def headed(self, adapter: Adapter, task: str) -> Adapter:
@@ -91,7 +91,7 @@ class Set:
 
 def norm(adapter: Adapter) -> float:
     """‖ΔW‖ of a whole adapter."""
-    return sqrt(sum(one.frobenius**2 for one in loralens.spectrum(adapter).values()))
+    return sqrt(sum(one.frobenius**2 for one in loralens.spectrum(adapter).only.values()))
 
 
 def judged(plan: Plan, one: Set, adapter: Adapter, part: str, limit: int) -> dict[str, float]:

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from paper_page import page
 
 import loralens
+from loralens.analysis import compare_subspaces
 from loralens.charts.amplification import amplification_figure
-from loralens.charts.figure import save, settle, styled
+from loralens.charts.figure import save
+from loralens.charts.mpl import settle, styled
 from loralens.charts.similarity import similarity_figure
-from loralens.cli.options import base_weights
+from loralens.charts.spec import Figure as Chart
 
 if TYPE_CHECKING:
     from paper_section7 import Study
@@ -163,24 +165,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _ranks_picture(study: "Study") -> Figure:
+def _ranks_picture(study: "Study") -> Chart:
     task = study.plan.tasks[0]
     first, second = study.adapter(task, study.small), study.adapter(task, study.large)
-    found = loralens.similarity(first, second, modules=["*layer.0.*", "*layer.3.*", "*layer.5.*"])
+    found = compare_subspaces(first, second, modules=["*layer.0.*", "*layer.3.*", "*layer.5.*"])
     return similarity_figure(found, labels=(f"r={study.small}", f"r={study.large}"))
 
 
-def _seeds_picture(study: "Study") -> Figure:
+def _seeds_picture(study: "Study") -> Chart:
     task = study.plan.tasks[0]
     first, second = (study.adapter(task, study.large, seed) for seed in study.plan.seeds[:2])
-    return similarity_figure(loralens.similarity(first, second), labels=("seed 0", "seed 1"))
+    return similarity_figure(compare_subspaces(first, second), labels=("seed 0", "seed 1"))
 
 
-def _amplification_picture(study: "Study") -> Figure:
+def _amplification_picture(study: "Study") -> Chart:
     adapter = study.adapter(study.plan.tasks[0], study.small)
-    weights = base_weights(MODEL, adapter.modules).modules
     title = f"{study.plan.tasks[0]}, r = {study.small}"
-    return amplification_figure(loralens.amplification(adapter, weights), title=title)
+    return amplification_figure(loralens.amplify(adapter, base=MODEL), title=title)
 
 
 def _truncated_picture(study: "Study") -> Figure:
@@ -202,7 +203,7 @@ def _truncated_picture(study: "Study") -> Figure:
     return settle(figure)
 
 
-PICTURES: dict[str, Callable[["Study"], Figure]] = {
+PICTURES: dict[str, Callable[["Study"], Figure | Chart]] = {
     "ranks": _ranks_picture,
     "seeds": _seeds_picture,
     "amplification": _amplification_picture,

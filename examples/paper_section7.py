@@ -23,8 +23,7 @@ from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, asked, judge, make, qui
 os.environ.update(quiet())  # before torch is there
 
 import loralens
-from loralens.cli.options import base_weights
-from loralens.compression.loss import total_error
+from loralens.analysis import compare_subspaces
 from loralens.core.adapter import Adapter
 
 KINDS = ("query", "value")
@@ -127,8 +126,7 @@ class Study:
         for task in self.plan.tasks:
             for rank in self.plan.ranks:
                 adapter = self.adapter(task, rank)
-                weights = base_weights(MODEL, adapter.modules).modules
-                rows = loralens.amplification(adapter, weights)
+                rows = loralens.amplify(adapter, base=MODEL)
                 for kind in KINDS:
                     kept = [one.rows[-1] for name, one in rows.items() if name.endswith(kind)]
                     found[f"{task} r={rank} {kind}"] = {
@@ -143,11 +141,11 @@ class Study:
             judged = judge(task, self.plan.held_out, threads=os.cpu_count() or 1)
             adapter = self.adapter(task, self.large)
             ranks = [k for k in (1, 2, 4, 8, 16, 32) if k < self.large]
-            cut = {k: loralens.truncate(adapter, loralens.Rule("rank", k)) for k in ranks}
+            cut = {k: loralens.compress(adapter, rank=k) for k in ranks}
             found[task] = {
                 "whole": judged.accuracy(adapter),
                 "cut": {str(k): judged.accuracy(one.adapter) for k, one in cut.items()},
-                "error": {str(k): total_error(one.losses) for k, one in cut.items()},
+                "error": {str(k): one.relative_error for k, one in cut.items()},
             }
         return found
 
@@ -156,7 +154,7 @@ def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
     """Medians over the modules of each kind: φ(1, 1), φ(4, 4) and φ of all, on both sides, of ΔW and of A."""
     found: dict[str, Any] = {}
     for label, of, side in (("in", "update", "in"), ("out", "update", "out"), ("A", "A", "in")):
-        comparison = loralens.similarity(first, second, of=of, side=side)  # type: ignore[arg-type]
+        comparison = compare_subspaces(first, second, of=of, side=side)  # type: ignore[arg-type]
         for kind in KINDS:
             overlaps = [one.overlap for name, one in comparison.items() if name.endswith(kind)]
             k1, k2 = overlaps[0].phi.shape

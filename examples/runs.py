@@ -111,9 +111,9 @@ class Judge:
     """
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
-        from loralens.cli.models import load_headed
         from loralens.formats.records.corpora import read_corpus
         from loralens.training.tasks import encoded, task_named
+        from loralens.verbs.inputs.models import load_headed
 
         split = read_corpus(task)
         loaded = load_headed(
@@ -175,11 +175,11 @@ def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
     """Accuracy on the validation texts for every learning rate, r = 8."""
     import torch
 
-    from loralens.cli.models import load_headed
     from loralens.formats.records.corpora import read_corpus
     from loralens.training import Course, Watch, fit
     from loralens.training.feed import shuffled
     from loralens.training.tasks import encoded, task_named
+    from loralens.verbs.inputs.models import load_headed
 
     classification = task_named("classification")
     torch.set_num_threads(1)

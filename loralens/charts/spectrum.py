@@ -1,40 +1,36 @@
-"""Spectra drawn kind by kind, over a map of the effective rank of every block and kind."""
+"""Spectra: singular values kind by kind, the energy in the first directions, and maps of effective rank and energy."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure, SubFigure
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.effective_rank import rank_colours, rank_map
-from loralens.charts.figure import fit, settle, styled
-from loralens.charts.panels import counts, kind_panels
-from loralens.charts.sheet import OUTSIDE, Sheet, across, block_order, height, heights, lay_out, thin, width
-from loralens.core.lazy import Array
-from loralens.core.names import block
+from loralens.charts.axes import direction_axis, line_chart
+from loralens.charts.grid import Grid, all_blocks, gather_kinds, mean
+from loralens.charts.names import NAME, fit, thin
+from loralens.charts.spec import Band, Figure, Heat, Limits, Line, Lines, Scale
+from loralens.core.names import kind
 from loralens.errors import OptionError
+from loralens.linalg.factor import Floats
+from loralens.tables.numbers import number, percent
 
 PANELS = 24  # of one figure
 ADAPTERS = 12  # of one figure
-LINES = 256  # of one panel; beyond, one mean line a block
+LINES = 128  # of one panel; beyond, one mean line a block
+FEW = 8  # lines that do not hide each other, and directions whose points are drawn
+GOLDEN = 0.618  # multiples of it mix evenly, so that late blocks do not hide early ones
+TITLE = 80  # letters of the name of an adapter over its charts
+SERIES = 8  # colours of kinds; more kinds have dashed, then dotted lines
 
-GOLDEN = 0.618  # multiples of it mix evenly, so late blocks do not hide early ones
-NOTE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-
-Limits = tuple[float, float] | None
+Spectra = Mapping[str, Spectrum]
 
 
-def spectrum_figure(spectra: Mapping[str, Mapping[str, Spectrum]]) -> Figure:
+def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     """The spectra of one or more adapters by kind, and the effective rank of every block and kind.
 
-    One band an adapter. Above: a panel for each kind, σᵢ against i, a line for each module in the colour of its
-    block; a line ends where σᵢ is zero to rounding. Below: the effective rank, a row for each kind and a column for
-    each block, as the mean over the non-zero modules of the cell. All bands share the limits of σ and the colours.
+    For every adapter a panel for each kind, σᵢ against i, a line for each module in the colour of its block; a line
+    ends where σᵢ is zero to rounding. Below, the effective rank, a row for each kind and a column for each block, as
+    the mean over the non-zero modules of the cell. All adapters share the limits of σ and the colours.
 
     Parameters
     ----------
@@ -46,7 +42,7 @@ def spectrum_figure(spectra: Mapping[str, Mapping[str, Spectrum]]) -> Figure:
     -------
     Figure
         At most 24 panels and 12 adapters. The kinds of least energy share a panel where there are more; the titles
-        say so. A panel of more than 256 modules shows the mean σᵢ of every block instead.
+        say so. A panel of more than 128 modules shows the mean σᵢ of every block instead.
 
     Raises
     ------
@@ -56,22 +52,32 @@ def spectrum_figure(spectra: Mapping[str, Mapping[str, Spectrum]]) -> Figure:
     if not spectra:
         raise OptionError("no adapter to draw", fix="give at least one")
     shown = dict(list(spectra.items())[:ADAPTERS])
-    blocks = sorted({b for names in shown.values() for name in names if (b := block(name))}, key=block_order)
-    sheets = [lay_out(label, one, blocks, max(1, PANELS // len(shown))) for label, one in shown.items()]
-    with styled():
-        figure = Figure(figsize=(width(sheets), sum(map(height, sheets))), layout="constrained")
-        bands = figure.subfigures(len(sheets), 1, squeeze=False, height_ratios=[height(s) for s in sheets])[:, 0]
-        limits, colours = _limits(sheets), rank_colours(sheets)
-        for band, sheet in zip(bands, sheets, strict=True):
-            _draw(band, sheet, limits, colours)
-        if len(shown) < len(spectra):
-            figure.suptitle(f"{len(shown)} of {len(spectra)} adapters; {len(spectra) - len(shown)} left out")
-    return settle(figure)
+    blocks = all_blocks(name for modules in shown.values() for name in modules)
+    most = max(1, PANELS // len(shown))
+    limits, scale = singular_value_limits(shown.values()), effective_rank_scale(shown.values())
+    bands = []
+    for label, modules in shown.items():
+        grid = Grid.of(modules, {name: one.frobenius**2 for name, one in modules.items()}, most=most, blocks=blocks)
+        bands += _bands(label, modules, grid, limits, scale)
+    left_out = len(spectra) - len(shown)
+    title = f"{len(shown)} of {len(spectra)} adapters; {left_out} left out" if left_out else ""
+    return Figure(title, bands)
 
 
-def _limits(sheets: Iterable[Sheet]) -> Limits:
+def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scale: Scale) -> list[Band]:
+    title = fit(label, TITLE)
+    if not modules:
+        return [Band([], f"{title}: no modules")]
+    if grid.gathered:
+        kinds = len(grid.kinds) - 1 + grid.gathered
+        title += f": {grid.gathered} of {kinds} kinds, those of least energy, share a panel"
+    panels = singular_value_panels(modules, grid, limits)
+    return [Band(panels, title, grid.ramp), Band([effective_rank_map(modules, grid, scale)])]
+
+
+def singular_value_limits(spectra: Iterable[Spectra]) -> Limits | None:
     """Limits of σ: a little more than all that is not zero to rounding; None where all is."""
-    drawn = [s for sheet in sheets for one in sheet.spectra if (s := _solid(one)).size]
+    drawn = [s for modules in spectra for one in modules.values() if (s := nonzero(one)).size]
     if not drawn:
         return None
     low, high = min(float(s[-1]) for s in drawn), max(float(s[0]) for s in drawn)
@@ -79,96 +85,175 @@ def _limits(sheets: Iterable[Sheet]) -> Limits:
     return low / margin, high * margin
 
 
-def _solid(one: Spectrum) -> Array:
+def nonzero(spectrum: Spectrum) -> Floats:
     """The singular values that are not zero to rounding."""
-    return one.s[: one.numerical_rank]
+    return np.asarray(spectrum.s[: spectrum.numerical_rank], dtype=np.float64)
 
 
-def _draw(band: SubFigure, sheet: Sheet, limits: Limits, colours: tuple[float, float]) -> None:
-    """One adapter: its panels over its map."""
-    top, bottom = band.subfigures(2, 1, squeeze=False, height_ratios=heights(sheet))[:, 0]
-    top.suptitle(_title(sheet), parse_math=False)
-    if not sheet.spectra:
-        return
-    _panels(top, sheet, limits)
-    rank_map(bottom, sheet, colours)
+def singular_value_panels(
+    spectra: Spectra, grid: Grid, limits: Limits | None, numbers: Mapping[str, int] | None = None
+) -> list[Lines]:
+    """A panel for each kind: σᵢ of every module against i, on one scale.
 
-
-def _title(sheet: Sheet) -> str:
-    if not sheet.cells:
-        return f"{fit(sheet.label, 80)}\nno modules"
-    kinds = len(sheet.rows) - 1 + sheet.gathered
-    note = f"\n{sheet.gathered} of {kinds} kinds, those of least energy, share a panel" if sheet.gathered else ""
-    return fit(sheet.label, 80) + note
-
-
-def _panels(part: SubFigure, sheet: Sheet, limits: Limits) -> None:
-    """A panel for each kind, with one bar for the colours of all."""
-    panels = kind_panels(part, sheet.rows, across(sheet), lambda axes, row: _lines(axes, sheet, row))
-    panels[0].set(yscale="log", ylim=limits or (0.1, 1))
-    if not limits:
-        panels[0].set_yticks([])
-        panels[0].minorticks_off()
-    _directions(part, panels[0], sheet)
-    part.supylabel("singular value σᵢ of ΔW", fontsize="medium")
-    if sheet.places > 1:
-        _block_bar(part, panels, sheet)
-
-
-def _directions(part: SubFigure, axes: Axes, sheet: Sheet) -> None:
-    """The x axis that all panels share: i, or the place of the block where there is one direction only."""
-    if sheet.flat:
-        axes.set(xticks=[], xlim=(-0.5, len(sheet.columns) - 0.5))
-        part.supxlabel("block, in the order of the map (one direction a module)", fontsize="medium")
-        return
-    most = max(one.s.size for one in sheet.spectra)
-    axes.set(xlim=(1 - 0.04 * most, 1.04 * most), xticks=counts(most))
-    ends = any(one.numerical_rank < one.s.size for one in sheet.spectra if one.spectral > 0)
-    note = " (a line ends where σᵢ is zero to rounding)" if ends else ""
-    part.supxlabel(f"direction i{note}", fontsize="medium")
-
-
-def _lines(axes: Axes, sheet: Sheet, row: int) -> None:
-    """The spectra of one kind, and in words what they do not show."""
-    cells, colours = sheet.row(row), sheet.colours
-    modules = [one for _, members in cells for one in members]
-    many, zero = len(modules) > LINES, sum(one.spectral == 0 for one in modules)
-    for column, members in cells:
-        outside = sheet.columns[column] is None
-        for s in [_mean(members)] if many else map(_solid, members):
-            axes.plot(
-                [column] if sheet.flat else np.arange(1, s.size + 1),
-                s,
-                color=OUTSIDE if outside else colours[column],
-                linestyle="--" if outside else "-",
-                linewidth=0.8 if len(modules) <= 40 else 0.5,
-                marker="." if s.size <= 8 else "",
-                markersize=3,
-                zorder=2 + column * GOLDEN % 1,
-            )
-    notes = [
-        *(["grey: outside any block"] if zero < len(modules) and sheet.columns[cells[-1][0]] is None else []),
-        *(["mean of each block's modules"] if many else []),
-        *([f"{zero} of {len(modules)} modules are zero" if zero < len(modules) else "all zero"] if zero else []),
+    Against the block instead, where no module has a second direction. ``numbers`` are those of modules on a page.
+    """
+    most = max((one.s.size for one in spectra.values()), default=1)
+    flat = most < 2
+    if flat:
+        shown = thin(grid.blocks, 6)
+        x_range: Limits = (-0.5, len(grid.blocks) - 0.5)
+        x_ticks = [(float(j), grid.columns[j]) for j in shown if len(grid.columns[j]) <= 8]
+    else:
+        x_range, x_ticks = direction_axis(most)
+    return [
+        line_chart(
+            fit(name, NAME),
+            _lines(spectra, grid, row, numbers or {}, flat=flat),
+            grid.across or "module" if flat else "direction i",
+            "σᵢ of ΔW",
+            log=True,
+            x_range=x_range,
+            y_range=limits or (0.1, 1.0),
+            x_ticks=x_ticks,
+            note=_note(spectra, grid, row),
+        )
+        for row, name in enumerate(grid.kinds)
     ]
-    axes.text(0.04, 0.05, "\n".join(notes), transform=axes.transAxes, fontsize=6.5, va="bottom", bbox=NOTE)
 
 
-def _mean(members: Sequence[Spectrum]) -> Array:
+def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *, flat: bool) -> list[Line]:
+    cells = grid.row(row)
+    if len(cells) > FEW:
+        cells.sort(key=lambda cell: cell[0] * GOLDEN % 1)
+    lines = []
+    for column, names in cells:
+        alive = [name for name in names if spectra[name].numerical_rank]
+        if _crowded(grid, row) and len(alive) > 1:
+            label = f"mean of {len(alive)} modules of block {grid.columns[column]}"
+            curves = [(label, _mean([nonzero(spectra[name]) for name in alive]), alive)]
+        else:
+            curves = [(name, nonzero(spectra[name]), [name]) for name in alive]
+        for label, s, members in curves:
+            x = [column] if flat else range(1, s.size + 1)
+            tagged = [numbers[name] for name in members] if numbers else ()
+            outside = grid.blocks[column] is None
+            marker = "dot" if s.size <= FEW else ""
+            lines.append(Line(label, x, s.tolist(), grid.ink(column), tagged, marker, dashed=outside))  # type: ignore[arg-type]
+    return lines
+
+
+def _crowded(grid: Grid, row: int) -> bool:
+    return sum(len(names) for _, names in grid.row(row)) > LINES
+
+
+def _mean(curves: Sequence[Floats]) -> Floats:
     """Mean σᵢ of the non-zero modules, one that is too short counted as zero."""
-    solid = [s for one in members if (s := _solid(one)).size]
-    total = np.zeros(max((s.size for s in solid), default=0))
-    for s in solid:
+    total = np.zeros(max(s.size for s in curves))
+    for s in curves:
         total[: s.size] += s
-    return total / max(len(solid), 1)
+    return total / len(curves)
 
 
-def _block_bar(part: SubFigure, panels: Sequence[Axes], sheet: Sheet) -> None:
-    count = sheet.places
-    scale = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(sheet.colours))
-    aspect = 20 * ceil(len(sheet.rows) / across(sheet))
-    bar = part.colorbar(scale, ax=panels, label=sheet.noun, aspect=aspect, pad=0.01)
-    bar.ax.yaxis.label.set_parse_math(False)
-    ticks = thin(sheet.columns[:count], 8)
-    bar.set_ticks(ticks, labels=[sheet.names[j] for j in ticks], parse_math=False)
-    bar.ax.minorticks_off()
+def _note(spectra: Spectra, grid: Grid, row: int) -> str:
+    """What the lines of a panel do not show."""
+    cells = grid.row(row)
+    names = [name for _, members in cells for name in members]
+    zero = sum(spectra[name].spectral == 0 for name in names)
+    if zero == len(names):
+        return ""
+    notes = [
+        "dashed: outside any block" if grid.blocks[cells[-1][0]] is None and len(grid.blocks) > 1 else "",
+        "mean of each block's modules" if _crowded(grid, row) else "",
+        f"{zero} of {len(names)} modules are zero" if zero else "",
+    ]
+    return "\n".join(filter(None, notes))
+
+
+def effective_rank_scale(spectra: Iterable[Spectra]) -> Scale:
+    """The colours of effective ranks: those that occur, over no less than a quarter of the nominal rank."""
+    every = [one for modules in spectra for one in modules.values()]
+    values = [one.effective_rank for one in every if one.spectral > 0] or [1.0]
+    ranks = sorted({one.rank for one in every}) or [1]
+    nominal = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    margin = max(0.0, max(ranks[-1] / 4, 1) - (max(values) - min(values))) / 2
+    low, high = max(min(values) - margin, 1.0), max(values) + margin
+    return Scale(low, high, f"effective rank (of r = {nominal})", form=".2f")
+
+
+def effective_rank_map(
+    spectra: Spectra, grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None, title: str = ""
+) -> Heat:
+    """Effective rank of every block and kind, the mean over the non-zero modules of a cell."""
+    values = {name: one.effective_rank for name, one in spectra.items() if one.spectral > 0}
+
+    def tip(name: str) -> str:
+        s = spectra[name]
+        return f"{name}: effective rank {s.effective_rank:.2f} of r = {s.rank}, stable rank {s.stable_rank:.2f}"
+
+    zeros = [name for name in spectra if name not in values]
+    note = f"a cell: the mean of its modules, up to {grid.fullest}" if grid.fullest > 1 else ""
+    return grid.heat(title, values, scale, numbers=numbers, gather=mean, tip=tip, zeros=zeros, note=note)
+
+
+def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
+    """The share of Σσ² in the first k directions of every module, a line a kind.
+
+    ``weights``: module name → its part of the energy, by which the kinds are chosen that have a line of their own.
+    """
+    kinds, place_of, _ = gather_kinds(spectra, weights)
+    members: list[list[Spectrum]] = [[] for _ in kinds]
+    for name, one in spectra.items():
+        members[place_of[kind(name)]].append(one)
+    lines = [
+        Line(
+            fit(name, NAME),
+            range(len(curve)),
+            curve,
+            ("series", k % SERIES),
+            dashed=SERIES <= k < 2 * SERIES,
+            dotted=k >= 2 * SERIES,
+        )
+        for k, name in enumerate(kinds)
+        if (curve := energy_curve(members[k]))
+    ]
+    if len(lines) > 1:
+        whole = energy_curve(list(spectra.values()))
+        lines.append(Line("all modules", range(len(whole)), whole, ("quiet", 0), dashed=True))
+    return line_chart(
+        "", lines, "directions kept of every module", "share of energy", y_range=(0.0, 1.0),
+        levels={"99 %": 0.99, "90 %": 0.9}, legend=True,
+    )  # fmt: skip
+
+
+def energy_curve(members: Sequence[Spectrum]) -> list[float]:
+    """The share of energy in the first k directions of each, for k = 0 … r; nothing where all is 0."""
+    most = max((spectrum.s.size for spectrum in members), default=0)
+    energy = np.zeros(most + 1)
+    unit = max((spectrum.spectral for spectrum in members), default=0.0)
+    if not unit:
+        return []
+    for spectrum in members:
+        energy[1 : spectrum.s.size + 1] += (spectrum.s / unit) ** 2
+    return [float(share) for share in energy.cumsum() / energy.sum()]
+
+
+def energy_scale(grids: Iterable[Grid], shares: Iterable[Mapping[str, float]]) -> Scale:
+    """The colours of shares of energy, from 0 to the largest of any cell."""
+    pairs = zip(grids, shares, strict=True)
+    tops = [sum(of[name] for name in names) for grid, of in pairs for names in grid.cells.values()]
+    return Scale(0.0, max(tops, default=0.0) or 1.0, "share of the adapter's energy", form=".2%")
+
+
+def energy_map(
+    spectra: Spectra, shares: Mapping[str, float], grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None
+) -> Heat:
+    """The part of ‖ΔW‖² that lies in every block and kind; marked is the share of each, were it spread evenly."""
+    even = 1 / max(len(spectra), 1)
+    level = even if grid.fullest == 1 and even < scale.high else None
+    colours = Scale(0.0, scale.high, scale.label, chance=level, form=scale.form)
+
+    def tip(name: str) -> str:
+        return f"{name}: {percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"
+
+    values = shares if any(shares.values()) else {}
+    return grid.heat("", values, colours, numbers=numbers, gather=sum, tip=tip)

@@ -1,128 +1,107 @@
-"""One run over its steps: size, rank, direction and loss, one panel each."""
+"""One run over its steps: size, direction, effective rank and loss."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
-from math import ceil
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from math import ceil, isfinite, nan
 
 from loralens.analysis.trajectory import SETTLED, Trajectory
-from loralens.charts.figure import fit, settle, styled
-from loralens.core.lazy import Array
+from loralens.charts.axes import line_chart
+from loralens.charts.names import fit
+from loralens.charts.spec import Band, Figure, Line, Lines
 
-INK, SECOND, THIRD = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind eyes
-NAMES = 16  # checkpoints without steps that are named on the axis
+NAMES = 8  # checkpoints without steps that are named on the axis
+DOTS = 30  # logged losses up to which each has its point
+TOP = 1.1  # times the largest value, where an axis ends
+
+Losses = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def trajectory_figure(
-    found: Trajectory,
-    steps: Sequence[int | None],
-    losses: Mapping[str, Sequence[tuple[int, float]]],
-    names: Sequence[str],
-) -> Figure:
-    """Norm and step length, effective rank, direction against the last checkpoint, and the losses, over the steps.
+def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]) -> Figure:
+    """Norm and step length, direction against the last checkpoint, effective rank, and the losses, over the steps.
 
     Parameters
     ----------
-    found : Trajectory
+    run : Trajectory
     steps : sequence of int or None
         Of the checkpoints. Where one is missing, checkpoints stand at equal distances under their names.
     losses : mapping of str to sequence of (int, float)
         Name of a loss → step and value; drawn where all steps are known.
     names : sequence of str
         Of the checkpoints.
-
-    Returns
-    -------
-    Figure
     """
+    title = f"trajectory: {len(steps)} checkpoints, {fit(names[0], 30)} to {fit(names[-1], 30)}"
+    return Figure(title, [Band(trajectory_charts(run, steps, losses, names), columns=2)])
+
+
+def trajectory_charts(
+    run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]
+) -> list[Lines]:
+    """The charts of that figure."""
     known = [step for step in steps if step is not None]
     timed = len(known) == len(steps)
-    x = np.array(known if timed else range(len(steps)), dtype=float)
-    panels = [_norms, _ranks, _directions]
-    drawn = {name: points for name, points in losses.items() if points} if timed else {}
-    with styled():
-        figure = Figure(figsize=(8.5, 5.6), layout="constrained")
-        figure.suptitle(
-            f"trajectory: {len(x)} checkpoints, {fit(names[0], 30)} to {fit(names[-1], 30)}", parse_math=False
+    x: Sequence[float] = known if timed else range(len(steps))
+    every = ceil(len(names) / NAMES)
+    ticks = None if timed else [(float(i), fit(names[i], 12)) for i in range(0, len(names), every)]
+    label = "step" if timed else "checkpoint (not all say their step)"
+    points = run.points
+    moved = [point.length if point.length is not None else nan for point in points]
+    norms, ranks = [point.frobenius for point in points], [point.effective_rank for point in points]
+    cosines = [point.cosine for point in points]
+    low = min([0.0, *(cosine for cosine in cosines if isfinite(cosine))])
+    return [
+        line_chart(
+            "size of the update",
+            [
+                Line("‖ΔW‖ here", x, norms, ("series", 0), marker="dot"),
+                Line("moved since the one before", x, moved, ("series", 1), marker="square", dashed=True),
+            ],
+            label, "Frobenius norm", y_range=(0.0, _top([*norms, *moved])), x_ticks=ticks, legend=True,
+        ),
+        line_chart(
+            "direction, against the last",
+            [
+                Line("cosine of ΔW", x, cosines, ("series", 0), marker="dot"),
+                Line("φ, out side", x, [point.phi["out"] for point in points], ("series", 1), marker="square"),
+                Line("φ, in side", x, [point.phi["in"] for point in points], ("series", 2), marker="triangle"),
+            ],
+            label, "cosine, φ", y_range=(low - 0.03, 1.03), x_ticks=ticks, levels=_levels(run), legend=True,
+        ),
+        line_chart(
+            "effective rank",
+            [Line("mean over modules", x, ranks, ("series", 0), marker="dot")],
+            label, "directions", y_range=(0.0, _top(ranks)), x_ticks=ticks,
+        ),
+        _losses(losses if timed else {}, "no losses logged" if timed else "not drawn: some steps are unknown"),
+    ]  # fmt: skip
+
+
+def _top(values: Sequence[float]) -> float:
+    return TOP * max((value for value in values if isfinite(value)), default=0.0) or 1.0
+
+
+def _levels(run: Trajectory) -> dict[str, float]:
+    """What chance gives of φ, and from where on a direction counts as settled."""
+    chance = {f"chance, {side}": value for side, value in run.chance.items() if isfinite(value)}
+    if len(set(chance.values())) == 1:
+        chance = {"chance": next(iter(chance.values()))}
+    return {**chance, f"settled ({SETTLED})": SETTLED}
+
+
+def _losses(losses: Losses, without: str) -> Lines:
+    """The losses over their steps, or in words why there are none."""
+    drawn = {name: logged for name, logged in losses.items() if logged}
+    lines = [
+        Line(
+            name,
+            [step for step, _ in logged],
+            [value for _, value in logged],
+            ("series", k % 8),
+            marker="dot" if len(logged) < DOTS else "",
         )
-        axes = figure.subplots(2, 2, sharex=True)
-        for panel, where in zip(panels, axes.flat, strict=False):
-            panel(where, found, x)
-        _losses(axes[1, 1], drawn, "no losses logged" if timed else "not drawn: some steps are unknown")
-        for where in axes.flat:
-            where.grid(visible=True, color="0.9", linewidth=0.5)
-            where.margins(x=0.03)
-        for where in axes[1]:
-            _steps(where, x, names, timed=timed)
-    return settle(figure)
-
-
-def _norms(axes: Axes, found: Trajectory, x: Array) -> None:
-    points = found.points
-    axes.plot(x, [one.frobenius for one in points], marker="o", markersize=4, color=INK, label="‖ΔW‖ here")
-    moved = [one.length if one.length is not None else np.nan for one in points]
-    axes.plot(x, moved, marker="s", markersize=4, color=SECOND, linestyle="--", label="moved since the one before")
-    axes.set_title("size of the update")
-    axes.set_ylabel("Frobenius norm")
-    _from_zero(axes, [*(one.frobenius for one in points), *moved])
-    axes.legend(frameon=False, fontsize=7)
-
-
-def _ranks(axes: Axes, found: Trajectory, x: Array) -> None:
-    axes.plot(x, [one.effective_rank for one in found.points], marker="o", markersize=4, color=INK)
-    axes.set_title("effective rank, mean over modules")
-    axes.set_ylabel("effective rank (directions)")
-    _from_zero(axes, [one.effective_rank for one in found.points])
-
-
-def _from_zero(axes: Axes, values: Sequence[float]) -> None:
-    """A y axis from 0 to a little above the largest finite value."""
-    top = max((value for value in values if np.isfinite(value)), default=0.0)
-    axes.set_ylim(0, 1.12 * top or 1)
-
-
-def _directions(axes: Axes, found: Trajectory, x: Array) -> None:
-    points = found.points
-    for label, values, colour, marker in (
-        ("cosine of ΔW", [one.cosine for one in points], INK, "o"),
-        ("φ, out side", [one.phi["out"] for one in points], SECOND, "s"),
-        ("φ, in side", [one.phi["in"] for one in points], THIRD, "^"),
-    ):
-        axes.plot(x, values, marker=marker, markersize=4, color=colour, label=label)
-    if found.chance["out"] == found.chance["in"]:
-        axes.axhline(found.chance["in"], color="0.3", linestyle=":", linewidth=1, label="φ by chance")
-    else:
-        axes.axhline(found.chance["out"], color=SECOND, linestyle=":", linewidth=1, label="φ by chance, out")
-        axes.axhline(found.chance["in"], color=THIRD, linestyle=":", linewidth=1, label="φ by chance, in")
-    axes.axhline(SETTLED, color="0.6", linewidth=0.7, label=f"settled ({SETTLED})")
-    low = min([0.0, *(one.cosine for one in points if np.isfinite(one.cosine))])
-    axes.set_ylim(low - 0.03, 1.03)
-    axes.set_title("direction, against the last checkpoint")
-    axes.set_ylabel("cosine, φ (0 to 1)")
-    axes.legend(frameon=True, framealpha=0.8, edgecolor="none", fontsize=6.5, ncols=2, loc="best")
-
-
-def _losses(axes: Axes, losses: Mapping[str, Sequence[tuple[int, float]]], without: str) -> None:
-    axes.set_title("loss, as logged")
-    if not losses:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, without, transform=axes.transAxes, ha="center", va="center", color="0.4")
-        return
-    for (name, points), colour in zip(losses.items(), cycle((INK, SECOND, THIRD)), strict=False):
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, linewidth=1, marker="." if len(points) < 30 else "", label=name)
-    axes.set_ylabel("loss")
-    axes.legend(frameon=False, fontsize=7)
-
-
-def _steps(axes: Axes, x: Array, names: Sequence[str], *, timed: bool) -> None:
-    """Name the x axis: steps, or the checkpoints one by one where some have none."""
-    if timed:
-        axes.set_xlabel("step")
-        return
-    shown = range(0, len(names), ceil(len(names) / NAMES))
-    axes.set_xticks(x[list(shown)], [fit(names[i], 24) for i in shown], rotation=30, ha="right", parse_math=False)
-    axes.set_xlabel("checkpoint (not all of them say their step)")
+        for k, (name, logged) in enumerate(drawn.items())
+    ]
+    values = [value for line in lines for value in line.y if isfinite(value)]
+    margin = 0.05 * (max(values) - min(values)) or 0.5 if values else 0.0
+    span = (min(values) - margin, max(values) + margin) if values else (0.0, 1.0)
+    return line_chart(
+        "loss, as logged", lines, "step", "loss", y_range=span, legend=True, note="" if lines else without
+    )

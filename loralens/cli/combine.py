@@ -1,12 +1,32 @@
-"""``loralens combine``: several adapters as one."""
+"""``loralens combine``: options in, the verb called, its result shown."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import click
 
+from loralens.arithmetic.method import SPACES, Space
 from loralens.cli import compress_rule, options
-from loralens.cli.combine_recipe import Setting, given_beside, recipe_of, writing
+from loralens.cli.combine_options import DROP_DEAD, take, writing
+from loralens.cli.show import Rows, show
+from loralens.verbs.combine import combine
+from loralens.verbs.outputs.writing import RulesWritingAndReading
+
+
+class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
+    """``NAME=VALUE``: a number that a method is told."""
+
+    name = "setting"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Its name and number; ``inf`` is one."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, number = str(value).partition("=")
+        try:
+            return name.strip(), float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is no number", param, ctx)
 
 
 @click.command("combine")
@@ -15,34 +35,61 @@ from loralens.cli.combine_recipe import Setting, given_beside, recipe_of, writin
     "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Follow a recipe: .toml, or an adapter."
 )
 @click.option("--method", metavar="NAME", help="How; a wrong name lists all. [default: sum, exact]")
-@click.option("--lambda", "lam", type=float, callback=options.finite, metavar="X", help="Strength of the result.")
+@click.option(
+    "--strength", "--lambda", type=float, callback=options.finite, metavar="X", help="λ, the strength of the result."
+)
 @click.option("--density", type=float, callback=options.finite, metavar="D", help="Part of the entries that is kept.")
-@click.option("--set", "settings", type=Setting(), multiple=True, metavar="NAME=X", help="What else a method is told.")
+@click.option(
+    "--settings",
+    "--set",
+    type=Setting(),
+    multiple=True,
+    metavar="NAME=X",
+    help="What else a method is told. Repeatable.",
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of methods that draw random numbers.")
-@click.option("--space", type=click.Choice(["full", "knots", "core"]), help="Where an elementwise method acts.")
+@click.option("--space", type=click.Choice(SPACES), help="Where an elementwise method acts.")
 @options.MODULES
-@click.option("--take", metavar="ADAPTER", help="Whose heads and biases stand where several have some; or none.")
-@click.option("--drop-dead", is_flag=True, help="Leave out modules that come out as 0.")
+@take("several")
+@DROP_DEAD
 @compress_rule.rules
 @click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
 @writing
-def command(adapters: tuple[str, ...], recipe: Path | None, **given: Any) -> None:
+def command(
+    adapters: tuple[str, ...],
+    recipe: Path | None,
+    method: str | None,
+    strength: float | None,
+    density: float | None,
+    settings: tuple[tuple[str, float], ...],
+    seed: int | None,
+    space: Space | None,
+    modules: tuple[str, ...],
+    take: str | None,
+    drop_dead: bool,
+    uniform: bool,
+    rows: Rows,
+    **files: Unpack[RulesWritingAndReading],
+) -> None:
     """Write several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
     ADAPTER:0.7 counts 0.7 times, ADAPTER:-1 is taken away. The sum is exact, with its true rank; --rank, --energy,
     --size and the others then cut it down, optimally. Names, dialect and layout are the first adapter's. The recipe
     goes into the metadata of OUT, and --recipe OUT follows it again.
     """
-    from loralens.cli.combine_run import follow
-
-    if recipe:
-        beside = [*given_beside(given), *(["ADAPTER"] if adapters else [])]
-        if beside:
-            raise click.UsageError(f"{', '.join(beside)} and --recipe exclude each other: the recipe says it all")
-        from loralens.formats.records.recipes import read_recipe
-
-        follow(read_recipe(recipe), given)
-        return
-    if not adapters:
-        raise click.UsageError("give at least one ADAPTER, or --recipe")
-    follow(recipe_of(adapters, given), given)
+    result = combine(
+        *map(options.weighted, adapters),
+        recipe=recipe,
+        method=method,
+        strength=strength,
+        density=density,
+        settings=settings,
+        seed=seed,
+        space=space,
+        modules=modules,
+        take=take,
+        drop_dead=drop_dead,
+        uniform=uniform,
+        **files,
+    )
+    show(result, rows)

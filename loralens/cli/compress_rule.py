@@ -1,29 +1,11 @@
-"""What ranks and budgets look like on a command line."""
+"""Options that say how ranks are chosen: the rules, what a budget protects, what real inputs excite."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from loralens.core.ranks import Rule
-from loralens.tables.numbers import parse_size
-from loralens.verbs.outputs.rules import RULES as NAMES
-from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule, spoken
-
-__all__ = ["ACTIVATIONS", "NAMES", "PROTECT", "Size", "rank_notes", "rule_of", "rules", "rules_given", "spoken"]
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
-    """Bytes: ``512KiB``, ``20MB`` (powers of 1000 without an i), or a plain number."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Whole bytes."""
-        del param, ctx
-        return value if isinstance(value, int) else parse_size(str(value))
 
 
 _RULES = (
@@ -49,7 +31,7 @@ _RULES = (
         metavar="N",
         help="One budget for the whole adapter: a part (0.5), or a count.",
     ),
-    click.option("--size", type=Size(), metavar="BYTES", help="The same, as bytes of the file: 20MB, 512KiB."),
+    click.option("--size", metavar="BYTES", help="The same, as bytes of the file: 20MB, 512KiB."),
 )
 
 PROTECT = click.option(
@@ -70,16 +52,3 @@ def rules(function: F) -> F:
     for option in reversed(_RULES):
         function = option(function)
     return function
-
-
-def rules_given(given: Mapping[str, Any]) -> dict[str, float]:
-    """Option of `rules` → its value, of those that were given; until combine and extract are functions."""
-    options = {name: given[name] for name in NAMES if given[name] is not None}
-    for name, value in options.items():
-        optional_rule(**{name: value})  # which checks it
-    return options
-
-
-def rule_of(given: Mapping[str, Any]) -> Rule:
-    """The one rule that was given; until extract is a function."""
-    return rank_rule(**{name: given[name] for name in NAMES})

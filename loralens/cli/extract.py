@@ -5,7 +5,7 @@ from typing import Unpack, get_args
 
 import click
 
-from loralens.cli import compress_rule, options, target
+from loralens.cli import compress_rule, options
 from loralens.cli.show import Rows, show
 from loralens.verbs.extract import FORMATS, Noise, extract
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
@@ -57,7 +57,7 @@ def command(
     only where --modules asks for them ('*' for all). Norms, biases and new heads ride along in full. Whatever differs
     and is not in the adapter is named. Names are those of --tuned; for PEFT those that transformers 5 has in memory.
     """
-    target.require(output, dry_run=dry_run)
+    options.require_output(output, dry_run=dry_run)
     result = extract(
         base,
         tuned,

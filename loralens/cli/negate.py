@@ -1,23 +1,23 @@
-"""``loralens negate``: an adapter with its sign changed."""
+"""``loralens negate``: options in, the verb called, its result shown."""
 
-from typing import Any
+from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_recipe import strength, writing
+from loralens.cli.combine_options import writing
+from loralens.cli.show import Rows, show
+from loralens.verbs.negate import negate
+from loralens.verbs.outputs.writing import WritingAndReading
 
 
 @click.command("negate")
 @click.argument("adapter")
 @options.MODULES
 @writing
-def command(adapter: str, modules: tuple[str, ...], **given: Any) -> None:
+def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
     """Write ADAPTER with the sign of ΔW changed; with --modules only there, the others as they are.
 
     The factors stay, to the bit: the scale changes its sign.
     """
-    from loralens.cli.combine_run import follow
-    from loralens.core.recipe import Ingredient, Recipe
-
-    follow(Recipe((Ingredient(adapter, strength(-1.0, modules, 1.0)),)), given)
+    show(negate(adapter, modules=modules, **files), rows)

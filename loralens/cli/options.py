@@ -1,37 +1,19 @@
 """Options that several commands share."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable
 from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from loralens.cli.bases import warn_of_base
 from loralens.cli.show import Rows
-from loralens.cli.terminal import say
-from loralens.core.shell import typed
-from loralens.verbs.inputs.choices import FLOAT_TYPES, numpy_dtype
-
-if TYPE_CHECKING:  # keeps numpy out of --help
-    from matplotlib.figure import Figure
-
-    from loralens.core.adapter import Adapter
-    from loralens.core.structured import Updates
-    from loralens.core.weights import Weights
-    from loralens.formats.models.checkpoint import Checkpoint
-
-ROUNDINGS = ("nearest", "stochastic", "feedback")  # of W + ΔW
-DTYPES, dtype_of = FLOAT_TYPES, numpy_dtype  # of --dtype, for commands that are no functions yet
-
-# Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
-DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
+from loralens.formats.files.location import existing
 
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 F = TypeVar("F", bound=Callable[..., Any])
-Held = TypeVar("Held")  # tensors, or their shapes
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -55,7 +37,13 @@ _READING = (
     ALLOW_PICKLE,
     ONCE,
 )
-READING = ("format", "alpha", "scale", "allow_pickle", "once")  # what `reading` gives, for `load`
+
+
+def require_output(output: Path | None, *, dry_run: bool) -> None:
+    """Refuse to work for a target that was not given, as wrong usage."""
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+
 
 ALLOW_LOSS = click.option("--allow-loss", is_flag=True, help="Write even where rounding costs a module more than 1 %.")
 MODULES = click.option(
@@ -83,83 +71,6 @@ def reading(function: F) -> F:
     return function
 
 
-def as_typed(given: Mapping[str, Any]) -> str:
-    """The options of `reading` that were given, as a user types them, to be repeated in another command."""
-    words: list[str] = []
-    for name, value in given.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return typed(*words)
-
-
-def read_adapter(
-    path: str, given: Mapping[str, Any], *, base: str | Path | None = None, whole: bool = False
-) -> "Adapter":
-    """The adapter at ``path``, read beside the base or model that the command was given; its findings go to stderr.
-
-    ``whole``: the command applies all that the adapter carries, DoRA's magnitudes and full differences too, so that no
-    finding is true that says what is left out of ΔW.
-    """
-    from loralens.core.carried import magnitudes
-    from loralens.formats import load
-
-    adapter = load(path, base=base, **given)
-    if base is not None:
-        warn_of_base(path, adapter, base)
-    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else ()
-    warn(path, adapter, but=applied)
-    return adapter
-
-
-def load_if_unknown(path: str, given: Mapping[str, Any]) -> "Adapter":
-    """The adapter at ``path``; --alpha and --scale count only where it does not say its own."""
-    from loralens.formats import load
-
-    adapter = load(path, **{**given, "alpha": None, "scale": None})
-    stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(path, **given)
-
-
-def warn(path: str, adapter: "Adapter", *, but: Container[str] = ()) -> None:
-    """What the reader found, on stderr, ``but`` findings of these codes."""
-    for finding in (one for one in adapter.findings if one.code not in but):
-        say(f"{finding.level}: {path}: {finding.text}", err=True)
-        if finding.fix:
-            say(f"  fix: {finding.fix}", err=True)
-
-
-def opened(path: str) -> "Checkpoint":
-    """The checkpoint at ``path``, what its reader found said on stderr."""
-    from loralens.formats.models.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(Path(path))
-    for note in checkpoint.notes:
-        say(f"{note.level}: {path}: {note.text}", err=True)
-    return checkpoint
-
-
-def shown(stored: Mapping[str, Held], base: str) -> Mapping[str, Held]:
-    """Tensors or shapes of the base at ``base``, with those of a head that it does not store: its embedding's."""
-    from loralens.formats.models.checkpoint import model_config
-    from loralens.merging.ties import find_ties
-
-    return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
-
-
-def base_weights(base: str, modules: "Updates") -> "Weights":
-    """The weights of the base at ``base`` that these modules adapt; errors say the base.
-
-    A head that the base does not store, as it shares the embedding's weight, has that.
-    """
-    from loralens.core.weights import weights_of
-    from loralens.errors import place
-    from loralens.formats.models.checkpoint import stores_conv1d
-
-    checkpoint = opened(base)
-    with place(base):
-        return weights_of(modules, shown(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
-
-
 def rows(
     *, csv: str = "", plot: str = "", json: str = "Machine-readable, everything."
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -182,7 +93,9 @@ def rows(
 
         decorated: Callable[..., None] = gathered
         if plot:
-            decorated = _plot_option(plot)(decorated)
+            decorated = click.option(
+                "--plot", type=click.Path(path_type=Path), callback=_drawable, metavar="FILE", help=plot
+            )(decorated)
         if csv:
             decorated = click.option("--csv", "as_csv", is_flag=True, help=csv)(decorated)
         return click.option("--json", "as_json", is_flag=True, help=json)(decorated)
@@ -194,32 +107,14 @@ def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     """Refuse a file that no figure can be written to, before any work."""
     del ctx, param
     if value:
-        from loralens.charts.figure import check_suffix
+        from loralens.charts.figure import check_suffix  # with the renderers, which few commands need
 
         check_suffix(value)
     return value
 
 
-def _plot_option(text: str) -> Callable[[F], F]:
-    """The option of every command that draws a figure; ``text`` is its help."""
-    return click.option("--plot", type=click.Path(path_type=Path), callback=_drawable, metavar="FILE", help=text)
-
-
-plot = _plot_option
-
-
-def draw(figure: "Figure", file: Path) -> None:
-    """Write a figure, and say so on stderr."""
-    from loralens.charts.figure import save
-
-    save(figure, file)
-    say(f"wrote {file}", err=True)
-
-
 def weighted(text: str) -> tuple[str, float]:
     """``ADAPTER:0.7`` taken apart: what follows the last colon is a weight if it is a number and the rest exists."""
-    from loralens.formats.files.location import existing
-
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0

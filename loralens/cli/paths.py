@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import CompletionItem
 
-PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "evaluation"}
+PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
 
 
 class Place(click.types.StringParamType):

@@ -1,11 +1,14 @@
-"""``loralens scale``: an adapter at another strength."""
+"""``loralens scale``: options in, the verb called, its result shown."""
 
-from typing import Any
+from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_recipe import strength, writing
+from loralens.cli.combine_options import writing
+from loralens.cli.show import Rows, show
+from loralens.verbs.outputs.writing import WritingAndReading
+from loralens.verbs.scale import scale
 
 
 @click.command("scale")
@@ -13,12 +16,9 @@ from loralens.cli.combine_recipe import strength, writing
 @click.option("--by", type=float, required=True, callback=options.finite, metavar="X", help="ΔW becomes X·ΔW.")
 @options.MODULES
 @writing
-def command(adapter: str, by: float, modules: tuple[str, ...], **given: Any) -> None:
+def command(adapter: str, by: float, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
     """Write ADAPTER with X·ΔW; with --modules only there, the others as they are.
 
     The factors stay, to the bit: only the scale changes. --by 0 makes zeros.
     """
-    from loralens.cli.combine_run import follow
-    from loralens.core.recipe import Ingredient, Recipe
-
-    follow(Recipe((Ingredient(adapter, strength(by, modules, 1.0)),)), given)
+    show(scale(adapter, by, modules=modules, **files), rows)

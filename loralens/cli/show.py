@@ -2,17 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import click
 
 from loralens.cli.terminal import raw, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
-from loralens.tables.text import lay_out
+from loralens.tables.text import lay_out, wrap
 from loralens.version import __version__
 
 
@@ -25,9 +26,22 @@ class Rows:
     plot: Path | None = None
 
 
+@runtime_checkable
+class InPieces(Protocol):
+    """A result whose JSON may be too large to be held: it gives the text piece by piece."""
+
+    def json_pieces(self) -> Iterator[str]:
+        """The text of the whole object, its version included."""
+        ...
+
+
 def show(result: Tabular, rows: Rows) -> None:
     """Print a result, and draw it where a file for its figure was named."""
-    if rows.as_json:
+    if rows.as_json and isinstance(result, InPieces):
+        for piece in result.json_pieces():
+            click.echo(piece, nl=False)
+        click.echo()
+    elif rows.as_json:
         show_json(result.record())  # type: ignore[attr-defined]  # every result has one
     elif rows.as_csv:
         click.echo(result.to_csv(), nl=False)
@@ -50,26 +64,27 @@ def show_tables(*tables: Table[Any]) -> None:
         if not table.rows:
             continue
         layout = lay_out(table, width)
-        _styled(layout.title, fg="cyan", bold=True)
-        _styled(layout.heading, bold=True)
+        _styled(layout.title, width, fg="cyan", bold=True)
+        _styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if layout.note:
-            _styled(layout.note, dim=True)
+            _styled(layout.note, width, dim=True)
         click.echo()
 
 
-def _styled(text: str, **style: Any) -> None:
-    """One line in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
-    click.secho(text, file=raw(sys.stdout), **style)
+def _styled(text: str, width: int | None, **style: Any) -> None:
+    """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
+    for line in [text] if width is None else wrap(text, width):
+        click.secho(line, file=raw(sys.stdout), **style)
 
 
 def draw(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
-    from loralens.charts.figure import save  # matplotlib takes half a second
-    from loralens.verbs.plot import plot
+    from loralens.charts.figure import save
+    from loralens.verbs.plot import figure_of
 
-    save(plot(result), file)
+    save(figure_of(result), file)
     wrote(file)
 
 

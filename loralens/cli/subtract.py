@@ -1,27 +1,34 @@
-"""``loralens subtract``: one adapter less another."""
+"""``loralens subtract``: options in, the verb called, its result shown."""
 
-from typing import Any
+from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_recipe import strength, writing
+from loralens.cli.combine_options import DROP_DEAD, take, writing
+from loralens.cli.show import Rows, show
+from loralens.verbs.outputs.writing import WritingAndReading
+from loralens.verbs.subtract import subtract
 
 
 @click.command("subtract")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @options.MODULES
-@click.option("--take", metavar="ADAPTER", help="Whose heads and biases stand where both have some; or none.")
-@click.option("--drop-dead", is_flag=True, help="Leave out modules that come out as 0.")
+@take("both")
+@DROP_DEAD
 @writing
-def command(first: str, second: str, modules: tuple[str, ...], take: str | None, drop_dead: bool, **given: Any) -> None:
+def command(
+    first: str,
+    second: str,
+    modules: tuple[str, ...],
+    take: str | None,
+    drop_dead: bool,
+    rows: Rows,
+    **files: Unpack[WritingAndReading],
+) -> None:
     """Write A − B, exact; with --modules B is taken away only there.
 
     What is equal in both comes out as exact zeros.
     """
-    from loralens.cli.combine_run import follow
-    from loralens.core.recipe import Ingredient, Recipe
-
-    pair = Ingredient(first), Ingredient(second, strength(-1.0, modules, 0.0))
-    follow(Recipe(pair, take=take, drop_dead=drop_dead), given)
+    show(subtract(first, second, modules=modules, take=take, drop_dead=drop_dead, **files), rows)

@@ -64,7 +64,7 @@ def ranks_shown(most: int) -> list[int]:
     return [*found, most] if most else []
 
 
-def curve(
+def rank_curve(
     plan: Plan,
     *,
     size: Size,

@@ -122,8 +122,8 @@ def is_expert_alone(name: str) -> bool:
     return bool(_EXPERT_ALONE.search(name))
 
 
-def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
-    """The names that match any of ``globs``, or all names if there are no globs.
+def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
+    """The names that match any of ``globs`` (one glob may be a plain string), or all names if there are no globs.
 
     A glob is compared with the whole name and with the kind. So ``q_proj`` means ``*.q_proj``, and ``q_*`` means all
     kinds that begin with q_. Brackets are literal, because expert numbers are written in brackets.
@@ -137,6 +137,7 @@ def select(names: Iterable[str], globs: Sequence[str]) -> list[str]:
     """
     # Names may be an iterator, and are gone through several times.
     names = list(names)
+    globs = [globs] if isinstance(globs, str) else globs
     if not globs:
         return names
     called: dict[str, set[str]] = {}

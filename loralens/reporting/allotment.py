@@ -1,6 +1,6 @@
-"""What a page needs to choose ranks by itself: the spectra of an adapter, and how large a file of any ranks will be.
+"""The stops of the sliders of a page, and how large a file of any ranks will be.
 
-The page repeats `loralens.core.ranks` on these numbers, so what its slider says is what `loralens compress` does.
+Every stop is computed here, by the rules by which `loralens compress` chooses; the page only shows it.
 """
 
 import json
@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from loralens.compression.plan import Plan, fused
+from loralens.compression.curve import Point
+from loralens.compression.loss import total_error
+from loralens.compression.plan import Plan, Size, fused
 from loralens.core.adapter import Adapter
-from loralens.core.ranks import shared_ranks
+from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
+
+STOPS = 32  # of a slider over sizes
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 Shapes = Sequence[tuple[int, ...]]
@@ -164,45 +168,80 @@ def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -
     return True
 
 
-def carried(plan: Plan, dialect: Dialect, *, names: Mapping[str, int], path: str, label: str) -> dict[str, Any]:
-    """What the page carries of one adapter.
+def size_by(form: Layout, plan: Plan, dialect: Dialect) -> Size:
+    """A function that gives the bytes of the file of an adapter that the plan makes, much sooner than its writer."""
+    first = {item: name for name, item in reversed(items(plan, dialect).items())}
+    names = [first[item] for item in range(len(first))]
+    return lambda adapter: form.size([adapter[name].rank for name in names])
 
-    ``items``: for each decision its modules by number on the page, their nonzero singular values, bytes and parameters
-    of one direction, and the most directions there are. ``file``: the `Layout`, or the bytes that a file has beside
-    its directions.
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One stop of a slider.
+
+    Attributes
+    ----------
+    value : int
+        What is asked for: a rank, or bytes of the file.
+    ranks : sequence of int
+        Of every module of the plan, in its order.
+    bytes : int
+        Of the file.
+    error : float
     """
-    of = {name: i for i, name in enumerate(plan.found)} if dialect.one_rank else items(plan, dialect)
-    groups: dict[int, list[str]] = {}
-    for name, i in of.items():
-        groups.setdefault(i, []).append(name)
-    form = layout(plan, dialect)
-    one = [_item(plan, members, names) for members in groups.values()]
-    return {
-        "label": label,
-        "path": path,
-        "one_rank": dialect.one_rank,
-        "items": one,
-        "most": max((plan.adapter[name].rank for name in plan.found), default=0),
-        "file": _file(form) if form else {"beside": _beside(plan, dialect, one)},
-    }
+
+    value: int
+    ranks: Sequence[int]
+    bytes: int
+    error: float
 
 
-def _item(plan: Plan, members: Sequence[str], names: Mapping[str, int]) -> dict[str, Any]:
-    pairs = [plan.adapter[name] for name in members]
-    values = [plan.found[name].s for name in members]
-    return {
-        "modules": [names[name] for name in members],
-        "s": [s.tolist() for s in values],
-        "bytes": sum(plan.direction_bytes(module) for module in pairs),
-        "parameters": sum(sum(module.shape) for module in pairs),
-        "width": max(module.rank for module in pairs),
-    }
+def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[Stop]:
+    """One rank for all modules, rising."""
+    stops = []
+    for point in sorted(points, key=lambda point: point.rank):
+        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
+    return stops
 
 
-def _file(form: Layout) -> dict[str, Any]:
-    return {"head": form.head, "tensors": [[one.entry, one.unit, one.item] for one in form.tensors]}
+def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: Layout | None) -> list[Stop]:
+    """The ranks that save most in files of rising size: those that ``loralens compress --size`` chooses.
 
+    Without a `Layout` the size of every trial would have to be asked of the writer, which takes too long: then the
+    budgets are those of the curve, and the ranks are about those of that command.
+    """
+    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.found}
+    of = items(plan, dialect)
+    first = {item: name for name, item in reversed(of.items())}
 
-def _beside(plan: Plan, dialect: Dialect, one: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes of a file that no chosen direction takes, as the file of all directions has them."""
-    return max(0, dialect.size(plan.adapter) - sum(int(item["bytes"]) * int(item["width"]) for item in one))
+    def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
+        return ranks(
+            {name: directions.s for name, directions in plan.found.items()},
+            costs,
+            Rule("bytes", budget),
+            shared=shared_ranks(plan.adapter.modules),
+            least=plan.least(drop_dead=False),
+            one_rank=dialect.one_rank,
+            widths={name: plan.adapter[name].rank for name in plan.found},
+            size=size,
+        )
+
+    stops: dict[int, Stop] = {}
+    if form is None:
+        for uniform, point in zip(rank_stops(plan, dialect, points), reversed(points), strict=True):
+            factors = sum(cost * rank for cost, rank in zip(costs.values(), uniform.ranks, strict=True))
+            cheapest = list(choose(factors, None).values())
+            stops[point.budget.bytes] = Stop(point.budget.bytes, cheapest, point.budget.bytes, point.budget.error)
+        return [stops[size] for size in sorted(stops)]
+
+    def size(chosen: Mapping[str, int]) -> int:
+        return form.size([chosen[first[item]] for item in range(len(first))])
+
+    low, high = (edge(point.uniform.bytes for point in points) for edge in (min, max))
+    for k in range(STOPS):
+        budget = low + round((high - low) * k / (STOPS - 1))
+        chosen = choose(budget, size)
+        stops[budget] = Stop(budget, list(chosen.values()), size(chosen), total_error(plan.losses(chosen)))
+    return list(stops.values())

@@ -1,23 +1,33 @@
 """The section of the base: what ΔW amplifies of W, what is new in W + ΔW, and what a merge would make of ΔW."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from loralens.analysis.base.amplification import FAR, Amplification, Kept, count_far
+from loralens.analysis.base.amplification import FAR, Amplification, count_far
 from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.checks.base import Landing
+from loralens.charts.amplification import amplification_maps, excess_scale, whole_rank, z_scale
+from loralens.charts.grid import Grid
+from loralens.charts.spec import Scale
 from loralens.core.carried import magnitudes
 from loralens.core.names import kind, natural_key
-from loralens.reporting.chart import Scale
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Table, Text
-from loralens.reporting.grid import Grid, mean
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import fixed, number, percent
+from loralens.tables.numbers import percent
+from loralens.tables.table import Column, Table
 
 WIDE = {"float32", "float64"}  # dtypes of weights in which an update arrives as it is
 Numbers = Mapping[str, int]
+Value = TypeVar("Value")
+
+
+class KindLanding(NamedTuple):
+    """One row: what the weights of a kind make of its updates."""
+
+    kind: str
+    landings: Sequence[Landing]
 
 
 class Scales(NamedTuple):
@@ -29,10 +39,10 @@ class Scales(NamedTuple):
     error: Scale
 
 
-def section(subjects: Sequence[Subject], numbers: Numbers, base: str) -> Section:
+def section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: ResultTables) -> Section:
     """All that the base says of every adapter."""
     scales = _scales(subjects)
-    columns = [(one.label, _parts(one, numbers, scales, i)) for i, one in enumerate(subjects)]
+    columns = [(one.label, _parts(one, numbers, scales, tables, i)) for i, one in enumerate(subjects)]
     if len(columns) == 1:
         columns = [("", [_in_two(columns[0][1])])]
     lead = (
@@ -43,7 +53,7 @@ def section(subjects: Sequence[Subject], numbers: Numbers, base: str) -> Section
     return Section("base", "Beside the base", lead, parts)
 
 
-def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]:
+def _parts(one: Subject, numbers: Numbers, scales: Scales, tables: ResultTables, i: int) -> list[Part]:
     parts: list[Part] = []
     if one.patient.strays:
         fewer = [name for name in one.patient.strays if name]
@@ -54,8 +64,8 @@ def _parts(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]
         told = f"The rows of {turned} modules are in another order than the base's, so these are left out here"
         parts.append(Text(f"{told}: see the findings.", warning=True))
     if one.beside:
-        parts += _amplified(one, one.beside.amplified, numbers, scales, i)
-        parts += _intruders(one, one.beside.intruders, numbers, scales, i)
+        parts += _amplified(one, one.beside.amplified, numbers, scales, tables, i)
+        parts += _intruders(one, one.beside.intruders, numbers, scales, tables, i)
         if one.beside.without:
             parts.append(Text(f"Intruder dimensions were not looked for: {one.beside.without}."))
     parts += _landings(one, numbers, scales, i)
@@ -73,95 +83,65 @@ def _in_two(parts: Sequence[Part]) -> Beside:
     return Beside([("", list(parts[:middle])), ("", list(parts[middle:]))])
 
 
-def whole(found: Mapping[str, Amplification]) -> dict[str, Kept]:
-    """The row of Table 7 at the whole rank, of modules that have one."""
-    return {name: one.kept(one.s.size) for name, one in found.items() if one.s.size and one.weight_norm}
-
-
 def _scales(subjects: Sequence[Subject]) -> Scales:
-    rows = [row for one in subjects if one.beside for row in whole(one.beside.amplified).values()]
-    far = max([abs(row.z) for row in rows if isfinite(row.z)] + [FAR])
-    excess = max([abs(row.excess - 1) for row in rows if isfinite(row.excess)] + [0.25])
+    rows = [row for one in subjects if one.beside for row in whole_rank(one.beside.amplified).values()]
     counts = [i.count for one in subjects if one.beside and one.beside.intruders for i in one.beside.intruders.values()]
     errors = [landing.rounding.error for one in subjects for landing in one.landings.values()]
     return Scales(
-        Scale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f"),
-        Scale(-excess, excess, "excess over random, less 1", diverging=True, chance=0.0, form="+.2f"),
+        z_scale(rows),
+        excess_scale(rows),
         Scale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
         Scale(0.0, max([*errors, 0.05]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
     )
 
 
 def _amplified(
-    one: Subject, found: Mapping[str, Amplification], numbers: Numbers, scales: Scales, i: int
+    one: Subject,
+    found: Mapping[str, Amplification],
+    numbers: Numbers,
+    scales: Scales,
+    tables: ResultTables,
+    i: int,
 ) -> list[Part]:
-    rows = whole(found)
+    rows = whole_rank(found)
     if not rows:
         return []
-    grid = Grid.of(rows)
-
-    def tip(name: str) -> str:
-        row = rows[name]
-        factors = f"excess over random {number(row.excess)}, z {fixed(row.z, 1, sign=True)}"
-        return f"{name}: ‖ΔW‖ {number(row.delta_norm)}, ‖UᵀWV‖ {number(row.projected_norm)}, " + (
-            f"amplification {number(row.amplification)}, {factors}"
-        )
-
-    z = grid.heat(
-        "z-score of ‖UᵀWV‖²", {n: r.z for n, r in rows.items()}, scales.z, numbers=numbers, gather=mean, tip=tip
-    )
-    excess = {name: row.excess - 1 for name, row in rows.items()}
+    maps = amplification_maps(rows, Grid.of(rows), scales.z, scales.excess, numbers)
     far, expected = count_far(list(rows.values()))
     return [
         Picture(
             f"amplification-{i + 1}",
             "What ΔW amplifies",
-            [
-                z,
-                grid.heat("excess of ‖UᵀWV‖ over random", excess, scales.excess, numbers=numbers, gather=mean, tip=tip),
-            ],
+            list(maps),
             "How much of W lies along the singular directions U, V of ΔW: ‖UᵀWV‖, beside what random directions would "
             f"catch. {far} of {len(rows)} modules are beyond {FAR:g} standard deviations, where chance gives "
             f"{expected:.2g}.",
-            "0 on both maps: directions that know nothing of W, whatever the amplification factor ‖ΔW‖/‖UᵀWV‖ is",
+            "z = 0 and an excess of 1: directions that know nothing of W, whatever ‖ΔW‖/‖UᵀWV‖ is",
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {one.label} amplifies; {far} of {len(rows)} modules are far from chance.",
         ),
-        _amplified_table(rows, numbers),
+        _by_kind(tables.amplification, rows, numbers),
     ]
 
 
-def _amplified_table(rows: Mapping[str, Kept], numbers: Numbers) -> Table:
-    def line(name: str, members: Sequence[str]) -> Row:
-        kept = [rows[member] for member in members]
-        values = [median(getattr(row, what) for row in kept) for what in ("amplification", "excess", "z")]
-        far, expected = count_far(kept)
-        return Row(
-            [
-                Entry(name), Entry(str(len(kept)), len(kept)), Entry(number(values[0]), values[0]),
-                Entry(fixed(values[1], 3), values[1]), Entry(fixed(values[2], 2, sign=True), values[2]),
-                Entry(str(far), far), Entry(f"{expected:.2g}", expected),
-            ],
-            [numbers[member] for member in members],
-        )  # fmt: skip
-
-    columns = [
-        Column("kind", words=True), Column("modules"), Column("amplification", "median of ‖ΔW‖/‖UᵀWV‖"),
-        Column("excess", "median of ‖UᵀWV‖ over what random directions catch"), Column("z", "median"),
-        Column("far", f"modules with |z| > {FAR:g}"), Column("by chance", "how many of them chance gives"),
-    ]  # fmt: skip
-    return Table("Amplification by kind", columns, _by_kind(rows, line))
-
-
-def _by_kind(names: Mapping[str, object], line: Callable[[str, Sequence[str]], Row]) -> list[Row]:
+def _by_kind(
+    table: Callable[[Mapping[str, Sequence[Value]]], Table[Any]], values: Mapping[str, Value], numbers: Numbers
+) -> PageTable:
+    """A table of kinds, made of the values of their modules."""
     members: dict[str, list[str]] = {}
-    for name in names:
+    for name in sorted(values, key=lambda name: natural_key(kind(name))):
         members.setdefault(kind(name), []).append(name)
-    return [line(name, members[name]) for name in sorted(members, key=natural_key)]
+    rows = {label: [values[name] for name in names] for label, names in members.items()}
+    return PageTable(table(rows), [[numbers[name] for name in names] for names in members.values()])
 
 
 def _intruders(
-    one: Subject, found: Mapping[str, Intruders] | None, numbers: Numbers, scales: Scales, i: int
+    one: Subject,
+    found: Mapping[str, Intruders] | None,
+    numbers: Numbers,
+    scales: Scales,
+    tables: ResultTables,
+    i: int,
 ) -> list[Part]:
     if not found:
         return []
@@ -192,29 +172,8 @@ def _intruders(
             "Shuttleworth et al. 2024, Definition 3.1",
             f"Map of intruder dimensions of {one.label}: {count} of {looked} leading directions.",
         ),
-        *([_intruders_table(found, numbers)] if count else []),
+        *([_by_kind(tables.intruders, found, numbers)] if count else []),
     ]
-
-
-def _intruders_table(found: Mapping[str, Intruders], numbers: Numbers) -> Table:
-    def line(name: str, members: Sequence[str]) -> Row:
-        kept = [found[member] for member in members]
-        count, looked = sum(x.count for x in kept), sum(x.s.size for x in kept)
-        energy = sum(float((x.s**2).sum()) for x in kept)
-        share = sum(x.energy_share * float((x.s**2).sum()) for x in kept) / energy if energy else 0.0
-        return Row(
-            [
-                Entry(name), Entry(str(len(kept)), len(kept)), Entry(f"{count} of {looked}", count),
-                Entry(percent(share), share),
-            ],
-            [numbers[member] for member in members],
-        )  # fmt: skip
-
-    columns = [
-        Column("kind", words=True), Column("modules"), Column("intruders", "of the leading directions of W + ΔW"),
-        Column("energy", "their part of the energy of those directions"),
-    ]  # fmt: skip
-    return Table("Intruders by kind", columns, _by_kind(found, line))
 
 
 def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]:
@@ -247,27 +206,38 @@ def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Pa
             "rounding of W + ΔW to the nearest in the dtype of the base, as loralens merge does it",
             f"Map of predicted merge errors of {one.label}, up to {percent(found[worst].rounding.error)}.",
         ),
-        _landings_table(found, numbers),
+        _by_kind(_landings_table, found, numbers),
     ]
 
 
-def _landings_table(found: Mapping[str, Landing], numbers: Numbers) -> Table:
-    def line(name: str, members: Sequence[str]) -> Row:
-        kept = [found[member] for member in members]
-        error = max(x.rounding.error for x in kept)
-        gain = min(x.rounding.gain for x in kept)
-        unmoved, ratio = (median(values) for values in ([x.rounding.unmoved for x in kept], [x.ratio for x in kept]))
-        return Row(
-            [
-                Entry(name), Entry(str(len(kept)), len(kept)), Entry(percent(ratio), ratio),
-                Entry(percent(gain), gain), Entry(percent(error), error), Entry(percent(unmoved), unmoved),
-            ],
-            [numbers[member] for member in members],
-        )  # fmt: skip
+def _landings_table(kinds: Mapping[str, Sequence[Landing]]) -> Table[KindLanding]:
+    rows = [KindLanding(name, members) for name, members in kinds.items()]
+    return Table("Merge by kind", LANDING_COLUMNS, rows)
 
-    columns = [
-        Column("kind", words=True), Column("modules"), Column("‖ΔW‖/‖W‖", "median"),
-        Column("least strength", "⟨W'−W, ΔW⟩/‖ΔW‖² of the worst module"), Column("largest error"),
-        Column("unmoved", "median share of weights that keep their value"),
-    ]  # fmt: skip
-    return Table("Merge by kind", columns, _by_kind(found, line))
+
+LANDING_COLUMNS: tuple[Column[KindLanding], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left"),
+    Column("modules", lambda row: len(row.landings), "modules"),
+    Column(
+        "relative_norm",
+        lambda row: median(landing.ratio for landing in row.landings),
+        "‖ΔW‖/‖W‖",
+        percent,
+        about="median",
+    ),
+    Column(
+        "gain",
+        lambda row: min(landing.rounding.gain for landing in row.landings),
+        "least strength",
+        percent,
+        about="⟨W'−W, ΔW⟩/‖ΔW‖² of the worst module",
+    ),
+    Column("error", lambda row: max(landing.rounding.error for landing in row.landings), "largest error", percent),
+    Column(
+        "unmoved",
+        lambda row: median(landing.rounding.unmoved for landing in row.landings),
+        "unmoved",
+        percent,
+        about="median share of weights that keep their value",
+    ),
+)

@@ -11,6 +11,7 @@ from loralens.analysis.compare.interference import Interference, Meeting, interf
 from loralens.analysis.compare.pairwise import Pairwise, groups, leaves, pairwise
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
+from loralens.charts.pairwise import Tree, branches_of
 from loralens.core.threads import Step
 from loralens.errors import MismatchError
 from loralens.reporting.subject import Subject
@@ -29,6 +30,8 @@ class Company:
     energy : Interference
     order : sequence of int
         The adapters, near ones side by side.
+    tree : sequence of sequence of (float, float)
+        The branches over them.
     fights, agreements : sequence of Meeting
     compared : mapping of pair of int to Comparison
         The pairs whose φ(i, j) is drawn.
@@ -39,6 +42,7 @@ class Company:
     pairs: Pairwise
     energy: Interference
     order: Sequence[int]
+    tree: Tree
     fights: Sequence[Meeting]
     agreements: Sequence[Meeting]
     compared: Mapping[tuple[int, int], Comparison]
@@ -80,12 +84,13 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
         pairs = pairwise(adapters, labels=[one.path for one in subjects], threads=threads, step=step)
     except MismatchError:
         return None
-    _, order = leaves(pairs.cosine)
+    tree, order = branches_of(leaves(pairs.cosine)[0])
     alike = groups(pairs.shared_initialisation)
     return Company(
         pairs,
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
+        tree,
         meetings(pairs, fights=True),
         meetings(pairs, fights=False),
         {(s, t): _compared(subjects, pairs, s, t, threads) for s, t in _nearest(pairs)},

@@ -1,10 +1,12 @@
 """Report: what a page says, as plain data; the page, the Markdown and their tests read nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, final
 
-from loralens.reporting.chart import Chart
+from loralens.charts.spec import Chart, Key
+from loralens.tables.table import Column, Table
 
 
 @final
@@ -39,42 +41,38 @@ class Notices:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One cell of a table: its text, what it is sorted by (its text by default), and the share that a bar shows."""
+class PageTable:
+    """A table of a result, as it stands on a page.
 
-    text: str
-    sort: float | None = None
-    bar: float | None = None
+    Attributes
+    ----------
+    table : Table
+        Its columns with titles are shown.
+    modules : sequence of sequence of int
+        For every row the modules that it speaks of: the filter of the page hides rows whose modules it leaves out.
+        Without them no row is hidden.
+    folded : bool
+        Shown when asked for.
+    """
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A heading, what it means, and whether its cells are words."""
-
-    title: str
-    about: str = ""
-    words: bool = False
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Cells, and the modules they speak of: the filter of the page hides rows whose modules it leaves out."""
-
-    entries: Sequence[Entry]
-    modules: Sequence[int] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows under headings. ``folded``: shown when asked for."""
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
+    table: Table[Any]
+    modules: Sequence[Sequence[int]] = ()
     folded: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.table.title
+
+    @property
+    def columns(self) -> list[Column[Any]]:
+        """The columns that are shown."""
+        return self.table.shown
+
+    @property
+    def lines(self) -> Iterator[tuple[Any, Sequence[int]]]:
+        """Every row with its modules."""
+        return zip_longest(self.table.rows, self.modules, fillvalue=())
 
 
 @final
@@ -98,6 +96,8 @@ class Picture:
         What it shows, for those who do not see it.
     folded : bool
         Shown when asked for.
+    keys : sequence of Key
+        Colours that the charts share.
     """
 
     key: str
@@ -108,6 +108,7 @@ class Picture:
     source: str
     alt: str
     folded: bool = False
+    keys: Sequence[Key] = ()
 
 
 @final
@@ -131,7 +132,7 @@ class Beside:
     columns: Sequence[tuple[str, Sequence["Part"]]]
 
 
-Part = Text | Notices | Table | Picture | Slider | Beside
+Part = Text | Notices | PageTable | Picture | Slider | Beside
 
 
 @final
@@ -161,7 +162,7 @@ class Report:
     modules : sequence of str
         Names of all modules of all adapters: charts and rows refer to them by number.
     carried : sequence of mapping
-        For each slider, what the page needs to predict error and size (`loralens.reporting.allotment`).
+        For each slider its stops, in words and by their place on the curve (`loralens.reporting.ranks.slider`).
     record : mapping
         The same numbers for machines.
     """

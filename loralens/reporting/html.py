@@ -6,14 +6,15 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from importlib.resources import files
+from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, Any
 
+from loralens.charts.palette import classes, stylesheet
+from loralens.charts.spec import Chart, Heat, Key, Lines
+from loralens.charts.svg_lines import lines_svg
+from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import visible
-from loralens.reporting.chart import Chart, Heat, Lines, Overlaps, Scale
 from loralens.reporting.document import Report
-from loralens.reporting.palette import classes, stylesheet
-from loralens.reporting.svg_lines import lines_svg
-from loralens.reporting.svg_maps import bar_svg, heat_svg, overlaps_svg
 from loralens.version import __version__
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def _environment() -> "Environment":
             return _template(template), None, lambda: True
 
     found = Environment(loader=Ours(), autoescape=True, undefined=StrictUndefined)
-    found.filters |= {"drawn": _drawn, "colours": _colours, "kind": _kind}
-    found.filters |= {"plain": _plain, "ticked": _ticked, "dotted": _dotted}
-    found.tests |= {"overlaps": lambda one: isinstance(one, Overlaps), "lines": lambda one: isinstance(one, Lines)}
+    found.filters |= {"drawn": _drawn, "key": _key, "kind": _kind}
+    found.filters |= {"sortable": _sortable, "ticked": _ticked, "dotted": _dotted, "joined": _joined}
+    found.tests |= {"lines": lambda chart: isinstance(chart, Lines)}
     return found
 
 
@@ -112,19 +113,21 @@ def _drawn(chart: Chart, alt: str, count: int) -> "Markup":
     return Markup(text)  # noqa: S704  # escaped where it was made
 
 
-def _colours(scale: Scale) -> "Markup":
+def _key(key: Key) -> "Markup":
     from markupsafe import Markup
 
-    return Markup(bar_svg(scale))  # noqa: S704
+    return Markup(key_svg(key))  # noqa: S704  # escaped where it was made
 
 
 def _kind(part: object) -> str:
     return type(part).__name__
 
 
-def _plain(value: float | None) -> str:
-    """What a table is sorted by."""
-    return "" if value is None else repr(float(value))
+def _sortable(value: object) -> str:
+    """What a column is sorted by: its numbers; shapes and ranges by their products; what has no value by nothing."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
+    return repr(float(number)) if isfinite(number) else ""
 
 
 def _ticked(text: str) -> "Markup":
@@ -137,6 +140,11 @@ def _ticked(text: str) -> "Markup":
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
     )
+
+
+def _joined(text: str) -> str:
+    """Text in which no line ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text)
 
 
 def _dotted(text: str) -> "Markup":

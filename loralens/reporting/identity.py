@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.charts.figure import fit
+from loralens.charts.names import fit
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.core.naming.base_model import grouped
-from loralens.reporting.document import Column, Entry, Notice, Notices, Part, Row, Section, Table, Text
+from loralens.reporting.document import Notice, Notices, PageTable, Part, Section, Text
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import count, listed, number, size, span
+from loralens.tables.numbers import count, listed, number, size, span
+from loralens.tables.table import Column, Table
 
 SHOWN = 3  # modules whose evidence stands in the text
 LONG = 160  # letters of a base model's name
@@ -58,9 +59,9 @@ def identity(subjects: Sequence[Subject]) -> Section:
     """What each adapter is: a fact a row, an adapter a column."""
     facts = [_facts(one) for one in subjects]
     names = list(dict.fromkeys(name for one in facts for name in one))
-    rows = [Row([Entry(name), *(Entry(one.get(name, "")) for one in facts)]) for name in names]
-    columns = [Column("", words=True), *(Column(one.label, words=True) for one in subjects)]
-    parts: list[Part] = [Table("", columns, rows), *_bases(subjects)]
+    columns: list[Column[str]] = [Column("fact", lambda name: name, " ", align="left")]
+    columns += [_facts_column(one.label, own) for one, own in zip(subjects, facts, strict=True)]
+    parts: list[Part] = [PageTable(Table("", columns, names)), *_bases(subjects)]
     return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", parts)
 
 
@@ -75,6 +76,10 @@ def _bases(subjects: Sequence[Subject]) -> list[Part]:
     )
     told = "An update means something only beside its own base: what is compared below takes them for one base."
     return [Text(f"They name different base models ({said}). {told}", warning=True)]
+
+
+def _facts_column(label: str, facts: Mapping[str, str]) -> Column[str]:
+    return Column(label, lambda name: facts.get(name, ""), label or " ", align="left")
 
 
 def _facts(one: Subject) -> dict[str, str]:

@@ -6,23 +6,24 @@ from typing import Any
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.reporting import base as beside_base
 from loralens.reporting import identity, modules, ranks, run, spectra, summary, together
-from loralens.reporting.allotment import carried
 from loralens.reporting.company import Company, Course
 from loralens.reporting.document import Report
 from loralens.reporting.record import record
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import count, listed
+from loralens.tables.numbers import count, listed
 
 
-def report(
+def make_report(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
     *,
+    tables: ResultTables,
     company: Company | None = None,
     course: Course | None = None,
     base: str | None = None,
     command: str = "",
-    given: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
 ) -> Report:
     """The report of one adapter or several.
 
@@ -32,6 +33,8 @@ def report(
         One or more, each label different.
     findings : sequence of Diagnosis
         Of all of them, most serious first.
+    tables : ResultTables
+        How what was measured becomes tables.
     company : Company, optional
         Of two or more; None where none have anything in common.
     course : Course, optional
@@ -40,22 +43,21 @@ def report(
         What the base is called.
     command : str
         That makes the report, shown on top.
-    given : mapping, optional
+    choices : mapping, optional
         What else was asked for, for the record.
     """
     names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
     numbers = {name: i for i, name in enumerate(names)}
     said = summary.sentences(subjects, findings, company, course)
-    planned = [one for one in subjects if one.plan is not None and one.points]
     sections = [
         identity.health(subjects, findings, base),
         identity.identity(subjects),
-        *([run.section(subjects, course)] if course else []),
-        spectra.section(subjects, numbers),
-        ranks.section(subjects),
-        *([beside_base.section(subjects, numbers, base)] if base else []),
-        *([together.section(subjects, company, numbers)] if len(subjects) > 1 else []),
-        modules.section(subjects, numbers),
+        *([run.section(subjects, course, tables)] if course else []),
+        spectra.section(subjects, numbers, tables),
+        ranks.section(subjects, tables),
+        *([beside_base.section(subjects, numbers, base, tables)] if base else []),
+        *([together.section(subjects, company, numbers, tables)] if len(subjects) > 1 else []),
+        modules.section(subjects, numbers, tables),
     ]
     return Report(
         title=_title([one.label for one in subjects]),
@@ -63,23 +65,11 @@ def report(
         summary=said,
         sections=sections,
         modules=names,
-        carried=[
-            {
-                **carried(one.plan, one.dialect, names=numbers, path=one.path, label=one.label),
-                **_slider(one, subjects.index(one)),
-            }
-            for one in planned
-            if one.plan is not None
-        ],
-        record=record(subjects, findings, company, course, said, {"base": base, "command": command, **(given or {})}),
+        carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
+        record=record(
+            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(choices or {})}
+        ),
     )
-
-
-def _slider(one: Subject, i: int) -> dict[str, Any]:
-    """What else a slider says: where it starts, and the command it would be."""
-    best = one.recommended
-    start = best.rank if best else 1
-    return {"start": start, "command": ranks.command(one), "on_data": one.on_data, "picture": f"curve-{i + 1}"}
 
 
 def _title(labels: Sequence[str]) -> str:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
+from loralens.charts.figure import write
+from loralens.charts.spec import Band, Figure
 from loralens.errors import visible
-from loralens.reporting.document import Beside, Notices, Part, Picture, Report, Table, Text
+from loralens.reporting.document import Beside, Notices, PageTable, Part, Picture, Report, Text
 from loralens.version import __version__
 
 SPECIAL = "\\`*_{}[]<>#|~&"
@@ -27,14 +29,11 @@ def markdown(report: Report, folder: str) -> str:
 
 def pictures(report: Report) -> dict[str, bytes]:
     """File name → the PNG of every picture; the same bytes for the same report."""
-    from loralens.charts.figure import write
-    from loralens.reporting.drawing import drawn
-
     found = {}
     for part in _all(report):
         if isinstance(part, Picture) and part.charts:
             stream = BytesIO()
-            write(drawn(part), stream, "png")
+            write(Figure(part.title, [Band(part.charts, keys=part.keys)]), stream, "png")
             found[f"{part.key}.png"] = stream.getvalue()
     return found
 
@@ -56,7 +55,7 @@ def _part(part: Part, folder: str) -> list[str]:
         return [f"**{escaped(part.text)}**" if part.warning else escaped(part.text), ""]
     if isinstance(part, Notices):
         return _notices(part)
-    if isinstance(part, Table):
+    if isinstance(part, PageTable):
         return _table(part)
     if isinstance(part, Picture):
         return _picture(part, folder)
@@ -87,12 +86,12 @@ def _picture(part: Picture, folder: str) -> list[str]:
     return [f"![{escaped(part.alt)}]({folder}/{part.key}.png)", "", f"*{escaped(part.title)}.* {escaped(caption)}", ""]
 
 
-def _table(part: Table) -> list[str]:
-    if not part.rows:
+def _table(part: PageTable) -> list[str]:
+    if not part.table.rows:
         return []
     heads = [escaped(column.title) or " " for column in part.columns]
-    rules = [":--" if column.words else "--:" for column in part.columns]
-    rows = [[escaped(entry.text) for entry in row.entries] for row in part.rows]
+    rules = [":--" if column.align == "left" else "--:" for column in part.columns]
+    rows = [[escaped(column.cell(row)) for column in part.columns] for row in part.table.rows]
     title = [f"**{escaped(part.title)}**", ""] if part.title else []
     return [*title, *(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)), ""]
 

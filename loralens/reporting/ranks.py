@@ -1,18 +1,21 @@
 """The section of ranks: what every rank takes and loses, a slider over all choices, and a recommendation."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from loralens.charts.curve import curve_chart
 from loralens.compression.curve import Point
 from loralens.core.shell import quoted
-from loralens.reporting.chart import Line, Lines
-from loralens.reporting.document import Beside, Column, Entry, Part, Picture, Row, Section, Slider, Table, Text
+from loralens.reporting.allotment import Stop, budget_stops, rank_stops
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import LOSS, Subject
-from loralens.reporting.words import UNIT, count, fixed, listed, percent, size, span
+from loralens.tables.numbers import count, listed, percent, size, span, unit_of
 
-MEGA = 1e6
+OPEN = 16  # ranks up to which their table stands open
 
 
-def section(subjects: Sequence[Subject]) -> Section:
+def section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
     columns: list[tuple[str, Sequence[Part]]] = []
     sliders = 0
@@ -20,7 +23,7 @@ def section(subjects: Sequence[Subject]) -> Section:
         if one.plan is None or not one.points:
             columns.append((one.label, [Text(f"No ranks to choose: {one.without or 'every ΔW is 0'}.")]))
             continue
-        picture, table = _picture(one, i), _table(one)
+        picture, table = _picture(one, i), PageTable(tables.ranks(one), folded=len(one.points) > OPEN)
         both = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
         columns.append(
             (
@@ -105,25 +108,13 @@ def command(one: Subject) -> str:
 
 
 def _picture(one: Subject, i: int) -> Picture:
-    budget = "ranks where they save most, same size"
-    lines = [
-        Line(
-            word,
-            [getattr(point, name).bytes / MEGA for point in one.points],
-            [100 * getattr(point, name).error for point in one.points],
-            ("series", k),
-            dots=True,
-            dashed=name == "budget",
-        )
-        for k, (name, word) in enumerate((("uniform", "one rank everywhere"), ("budget", budget)))
-    ]
     best = one.recommended
     of = "of the output on the inputs given" if one.on_data else "of the whole update"
     return Picture(
         f"curve-{i + 1}",
         "Error against size",
-        [Lines("", lines, f"size of the {one.dialect.name} file (MB)", "error (%)", legend=True)],
-        f"Error {of} over the size of the file, a point a rank; the marker is where the slider stands.",
+        [curve_chart(one.points, on_data=one.on_data, dialect=one.dialect.name)],
+        f"Error {of} over the size of the file, a point a rank; the markers are where the sliders stand.",
         "r equal directions would give √(1 − k/r): at half the size an error of 71 %",
         "Eckart & Young 1936",
         f"Error against file size of {one.label}"
@@ -131,27 +122,41 @@ def _picture(one: Subject, i: int) -> Picture:
     )
 
 
-def _table(one: Subject) -> Table:
-    columns = [
-        Column("rank", "one for all modules"), Column("file"), Column("output kept" if one.on_data else "energy kept"),
-        Column("error"),
-        Column("error by budget", "ranks where they save most, at the same size"), Column("its ranks"),
-    ]  # fmt: skip
-    rows = [
-        Row(
-            [
-                Entry(str(p.rank), p.rank),
-                Entry(size(p.uniform.bytes), p.uniform.bytes),
-                Entry(percent(1 - p.uniform.error**2, 4), 1 - p.uniform.error**2, 1 - p.uniform.error**2),
-                Entry(_error(p.uniform.error), p.uniform.error),
-                Entry(_error(p.budget.error), p.budget.error),
-                Entry(span(p.budget.ranks), p.budget.ranks[1]),
-            ]
-        )
-        for p in one.points
-    ]
-    return Table("Every rank", columns, rows, folded=len(rows) > 16)
+def slider(one: Subject, i: int) -> dict[str, Any]:
+    """What the page carries of the sliders of an adapter: every stop in words, and its place on the curve."""
+    assert one.plan is not None
+    best, form = one.recommended, one.form
+    uniform, budget = (
+        rank_stops(one.plan, one.dialect, one.points),
+        budget_stops(one.plan, one.dialect, one.points, form),
+    )
+    start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
+    near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
+    whole = max(stop.bytes for stop in uniform)
+    _, step = unit_of(whole)
+    about = "" if form else "about "
+    return {
+        "command": command(one),
+        "picture": f"curve-{i + 1}",
+        "rank": {"start": start, "stops": [_stop(stop, str(stop.value), "rank", whole, step) for stop in uniform]},
+        "budget": {
+            "start": near,
+            "stops": [_stop(stop, size(stop.value), "size", whole, step, about) for stop in budget],
+        },
+    }
 
 
-def _error(error: float) -> str:
-    return f"{fixed(100 * error)}{UNIT}%"
+def _stop(stop: Stop, value: str, option: str, whole: int, step: int, about: str = "") -> dict[str, Any]:
+    """One stop as the page shows it; ``step`` bytes are one unit of the curve."""
+    several = "s" if min(stop.ranks) < max(stop.ranks) else ""
+    return {
+        "value": value,
+        "option": f"--{option} {stop.value}",
+        "error": about + percent(stop.error),
+        "kept": about + percent(1 - stop.error**2),
+        "bytes": about + size(stop.bytes),
+        "now": percent(stop.bytes / whole),
+        "ranks": f"rank{several} {span(stop.ranks)}",
+        "at": [stop.bytes / step, 100 * stop.error],
+        "chosen": list(stop.ranks),
+    }

@@ -1,22 +1,15 @@
 """The numbers of a report for machines: one JSON object, without NaN."""
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.compare.interference import Meeting
-from loralens.analysis.spectrum import Spectrum
-from loralens.linalg.factor import Floats
 from loralens.reporting.company import Company, Course
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
+from loralens.tables.numbers import known, matrix
 from loralens.version import __version__
-
-FRACTIONS = (0.9, 0.95, 0.99)
-MEASURES = (
-    "frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank", "effective_rank_energy",
-    "participation_ratio",
-)  # fmt: skip
 
 
 def record(
@@ -25,31 +18,22 @@ def record(
     company: Company | None,
     course: Course | None,
     summary: Sequence[str],
-    given: Mapping[str, Any],
+    tables: ResultTables,
+    choices: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole report; what has no value is None."""
     return {
         "loralens": __version__,
-        **given,
+        **choices,
         "summary": list(summary),
         "findings": [one.record() for one in findings],
-        "adapters": [_adapter(one) for one in subjects],
+        "adapters": [_adapter(one, tables) for one in subjects],
         "together": _company(company) if company else None,
         "run": _course(subjects, course) if course else None,
     }
 
 
-def known(value: float | None) -> float | None:
-    """A number that JSON has."""
-    return float(value) if value is not None and isfinite(value) else None
-
-
-def matrix(values: Floats) -> list[list[float | None]]:
-    """Rows of a matrix."""
-    return [[known(value) for value in row] for row in values.tolist()]
-
-
-def _adapter(one: Subject) -> dict[str, Any]:
+def _adapter(one: Subject, tables: ResultTables) -> dict[str, Any]:
     best = one.recommended
     chosen = one.patient.adapter.without([name for name in one.patient.adapter if name not in one.patient.readings])
     return {
@@ -58,7 +42,7 @@ def _adapter(one: Subject) -> dict[str, Any]:
         "format": one.patient.adapter.format,
         "base_model": one.patient.adapter.base_model,
         "left_out": list(one.sick),
-        "modules": [{"name": name, **_module(one, name, spectrum)} for name, spectrum in one.spectra.items()],
+        "modules": [{**record, **_against(one, record["name"])} for record in tables.modules(one).records()],
         "total": {
             "modules": len(chosen),
             "parameters": chosen.parameters,
@@ -80,19 +64,9 @@ def _choice(one: Any) -> dict[str, Any]:
     return {"ranks": list(one.ranks), "parameters": one.parameters, "bytes": one.bytes, "error": one.error}
 
 
-def _module(one: Subject, name: str, spectrum: Spectrum) -> dict[str, Any]:
-    module = one.adapter[name]
-    found: dict[str, Any] = {
-        "shape": list(spectrum.shape),
-        "rank": spectrum.rank,
-        "scale": module.scale,
-        "scale_source": str(module.scaling),
-        "dtype": str(module.dtype),
-        "singular_values": spectrum.s.tolist(),
-        **{measure: getattr(spectrum, measure) for measure in MEASURES},
-        "energy_share": one.shares[name],
-        "energy_rank": {str(fraction): spectrum.energy_rank(fraction) for fraction in FRACTIONS},
-    }
+def _against(one: Subject, name: str) -> dict[str, Any]:
+    """What the base makes of a module."""
+    found: dict[str, Any] = {}
     if one.beside and name in one.beside.amplified:
         amplified = one.beside.amplified[name]
         row = amplified.kept(amplified.s.size)

@@ -4,20 +4,26 @@ from collections.abc import Sequence
 from math import isfinite
 
 from loralens.analysis.trajectory import SETTLED
-from loralens.reporting.chart import Chart, Line, Lines
+from loralens.charts.trajectory import trajectory_charts
 from loralens.reporting.company import Course
-from loralens.reporting.document import Column, Entry, Picture, Row, Section, Table, Text
+from loralens.reporting.document import PageTable, Picture, Section, Text
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.reporting.words import fixed, number
+from loralens.tables.numbers import number
 
 STUCK = 0.9  # cosine of A with the last checkpoint from which φ of the in side shows the start
 
 
-def section(subjects: Sequence[Subject], course: Course) -> Section:
+def section(subjects: Sequence[Subject], course: Course, tables: ResultTables) -> Section:
     """The run, its steps across."""
-    labels = [subjects[i].label for i in course.order]
+    labels = [one.label for one in subjects]
     lead = "These are checkpoints of one run: they began from the same random A. Directions are compared with the last."
-    return Section("run", "The run", lead, [Text(sentence(course)), _picture(course), _table(labels, course)])
+    return Section(
+        "run",
+        "The run",
+        lead,
+        [Text(sentence(course)), _picture(course), PageTable(tables.checkpoints(labels, course))],
+    )
 
 
 def sentence(course: Course) -> str:
@@ -40,52 +46,10 @@ def sentence(course: Course) -> str:
 
 
 def _picture(course: Course) -> Picture:
-    found, x = course.found, list(course.steps)
+    found = course.found
     points = found.points
-    moved = [one.length if one.length is not None else float("nan") for one in points]
-    level = {f"chance, {side}": value for side, value in found.chance.items() if isfinite(value)}
-    if len(set(level.values())) == 1:
-        level = {"chance": next(iter(level.values()))}
-    charts: list[Chart] = [
-        Lines(
-            "size of the update",
-            [
-                Line("‖ΔW‖ here", x, [one.frobenius for one in points], ("series", 0), dots=True),
-                Line("moved since the one before", x, moved, ("series", 1), dots=True, dashed=True),
-            ],
-            "step",
-            "Frobenius norm",
-            y_range=(0.0, 1.1 * max([one.frobenius for one in points] + [v for v in moved if isfinite(v)] + [1e-12])),
-            legend=True,
-        ),
-        Lines(
-            "direction, against the last",
-            [
-                Line("cosine of ΔW", x, [one.cosine for one in points], ("series", 0), dots=True),
-                Line("φ, out side", x, [one.phi["out"] for one in points], ("series", 1), dots=True),
-                Line("φ, in side", x, [one.phi["in"] for one in points], ("series", 2), dots=True),
-            ],
-            "step",
-            "cosine, φ",
-            y_range=(min([0.0, *(one.cosine for one in points if isfinite(one.cosine))]), 1.0),
-            levels=level,
-            legend=True,
-        ),
-        Lines(
-            "effective rank",
-            [Line("mean over modules", x, [one.effective_rank for one in points], ("series", 0), dots=True)],
-            "step",
-            "directions",
-            y_range=(0.0, 1.1 * max([one.effective_rank for one in points] + [1.0])),
-        ),
-    ]
-    losses = [
-        Line(name, [s for s, _ in logged], [v for _, v in logged], ("series", k), dots=len(logged) < 30)
-        for k, (name, logged) in enumerate(course.losses.items())
-        if logged
-    ]
-    if losses:
-        charts.append(Lines("loss, as logged", losses, "step", "loss", legend=True))
+    charts = trajectory_charts(found, list(course.steps), course.losses, [])
+    charts = [chart for chart in charts if chart.lines]
     return Picture(
         "run",
         "From checkpoint to checkpoint",
@@ -93,29 +57,5 @@ def _picture(course: Course) -> Picture:
         "How far the update went, where to, and in how many directions; beside the loss where it was logged.",
         "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in found.chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
-        f"Curves over {len(x)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
+        f"Curves over {len(points)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
     )
-
-
-def _table(labels: Sequence[str], course: Course) -> Table:
-    def entry(value: float | None, places: int = 3) -> Entry:
-        known = value if value is not None and isfinite(value) else None
-        return Entry("" if value is None else fixed(known, places), known)
-
-    rows = [
-        Row(
-            [
-                Entry(label), Entry(str(step), step), Entry(number(p.frobenius), p.frobenius),
-                Entry("" if p.length is None else number(p.length), p.length), entry(p.effective_rank, 2),
-                entry(p.previous_cosine), entry(p.cosine), entry(p.phi["out"]), entry(p.phi["in"]),
-            ]
-        )
-        for label, step, p in zip(labels, course.steps, course.found.points, strict=True)
-    ]  # fmt: skip
-    columns = [
-        Column("checkpoint", words=True), Column("step"), Column("‖ΔW‖"),
-        Column("moved", "‖ΔW − ΔW of the one before‖"),
-        Column("effective rank", "mean over modules"), Column("cosine, previous"), Column("cosine, last"),
-        Column("φ out, last"), Column("φ in, last"),
-    ]  # fmt: skip
-    return Table("Checkpoints", columns, rows)

@@ -10,15 +10,17 @@ from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
 from loralens.analysis.groups import mean_effective_rank
+from loralens.charts.amplification import whole_rank
 from loralens.compression.curve import Point
 from loralens.core.names import kind
-from loralens.reporting.base import whole
 from loralens.reporting.company import Company, Course
 from loralens.reporting.ranks import advice
 from loralens.reporting.run import sentence
 from loralens.reporting.spectra import half
 from loralens.reporting.subject import LOSS, Subject
-from loralens.reporting.words import count, fixed, listed, percent, size, span
+from loralens.tables.numbers import count, fixed, listed, percent, size, span
+
+signed = fixed("+.3f")
 
 
 def sentences(
@@ -94,7 +96,7 @@ def _spared(one: Subject) -> Point | None:
 
 def _base(one: Subject) -> list[str]:
     said = []
-    rows = whole(one.beside.amplified) if one.beside else {}
+    rows = whole_rank(one.beside.amplified) if one.beside else {}
     if rows:
         far, expected = count_far(list(rows.values()))
         said.append(
@@ -135,8 +137,8 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
     if known:
         s, t = max(known, key=lambda pair: abs(known[pair]))
         z = float(pairs.cosine_z[s, t])
-        away = "more than 100" if abs(z) > 100 else fixed(abs(z), 1)
-        cosine = f"cosine {fixed(known[s, t], 3, sign=True)}, {away} standard deviations from chance"
+        away = "more than 100" if abs(z) > 100 else f"{abs(z):.1f}"
+        cosine = f"cosine {signed(known[s, t])}, {away} standard deviations from chance"
         if len(known) == 1:
             two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
             said.append(f"{two} have a {cosine}{_verdict(known[s, t], z, len(known))}.")
@@ -147,7 +149,7 @@ def _together(labels: Sequence[str], found: Company) -> list[str]:
         one = found.fights[0]
         names = f"{labels[one.first]} and {labels[one.second]}"
         said.append(
-            f"Where most is at stake {names} fight in {one.where}: cosine {fixed(one.cosine, 3, sign=True)} over "
+            f"Where most is at stake {names} fight in {one.where}: cosine {signed(one.cosine)} over "
             f"{count(one.modules, 'module')}."
         )
     else:

@@ -8,6 +8,7 @@ from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
 BLOCKS = " ▁▂▃▄▅▆▇█"
+SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
@@ -15,7 +16,9 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binar
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number to so many significant digits; a dash where there is none."""
-    return UNDEFINED if value is None or value != value else f"{value:.{digits}g}"
+    if value is None or value != value:
+        return UNDEFINED
+    return f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "−∞"
 
 
 def fixed(form: str) -> Callable[[float | None], str]:
@@ -33,11 +36,23 @@ def fixed(form: str) -> Callable[[float | None], str]:
     return text
 
 
-def percent(error: float | None) -> str:
-    """A share in percent to three significant digits; a small one as a power of ten, nothing where it is not known."""
-    if error is None:
+def percent(share: float | None, digits: int = 3) -> str:
+    """A share in percent to so many significant digits; a small one as a power of ten, nothing where it is not known.
+
+    What is less than the whole is never written as 100 %.
+    """
+    if share is None:
         return ""
-    return "0" if error == 0 else f"{100 * error:.3g} %" if error >= 1e-5 else f"{error:.1e}"
+    if not isfinite(share):
+        return number(share)
+    if share == 0:
+        return "0"
+    if share < SMALL_SHARE:
+        return f"{share:.1e}"
+    value = float(f"{100 * share:.{digits}g}")
+    if share < 1 and value >= 100:
+        return f"> 99.{'9' * max(digits - 2, 1)} %"
+    return f"{value:.6f}".rstrip("0").rstrip(".") + " %"
 
 
 def size(count: int) -> str:
@@ -50,6 +65,23 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def exact_size(count: int) -> str:
+    """``110.2 kB (110,184 bytes)``."""
+    return f"{size(count)} ({count:,} bytes)"
+
+
+def change(before: int, after: int, text: Callable[[int], str]) -> str:
+    """``120 → 60, 50.0% of it``, both numbers written by ``text``."""
+    share = f", {after / before:.1%} of it" if before else ""
+    return f"{text(before)} → {text(after)}{share}"
+
+
+def unit_of(largest: int) -> tuple[str, int]:
+    """The unit that numbers of bytes up to ``largest`` share on an axis, and how many bytes it has."""
+    power = max((k for k in range(1, len(UNITS) + 1) if largest >= 1000**k), default=0)
+    return (UNITS[power - 1] if power else "B"), 1000**power
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as people write it: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
 
@@ -60,12 +92,12 @@ def parse_size(text: str) -> int:
     """
     written = _SIZE.fullmatch(text.strip())
     if not written:
-        raise OptionError(f"{text!r} is no size", fix="write it like 20MB, 512KiB or 100000")
-    number = float(written["number"])
-    if not isfinite(number):
-        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+        raise OptionError(f"{text!r:.100} is no size", fix="write it like 20MB, 512KiB or 100000")
     base = 1024 if written["binary"] else 1000
-    return int(number * base ** " kmgt".index(written["power"].lower() or " "))
+    value = float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " ")
+    if not isfinite(value):
+        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+    return int(value)
 
 
 def count(of: int, noun: str) -> str:
@@ -101,3 +133,14 @@ def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
 def plain(value: object) -> str:
     """Any value as text: what is not defined is empty, what would move a cursor is escaped."""
     return "" if value is None else visible(str(value))
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def span(values: Sequence[int]) -> str:
+    """``8``, or ``4–16`` of several; a dash of none."""
+    low, high = min(values, default=None), max(values, default=None)
+    return UNDEFINED if low is None else str(low) if low == high else f"{low}–{high}"

@@ -6,7 +6,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from loralens.errors import visible
+from loralens.errors import OptionError, visible
 from loralens.tables.table import Column, Table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
 def csv_text(*tables: Table[Any]) -> str:
     """Tables of the same columns as CSV, under one heading."""
-    columns = _columns(tables[0])
+    columns = _first_columns(tables)
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([column.name for column in columns])
@@ -32,14 +32,14 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     """Tables of the same columns as one data frame of pandas, which has to be installed."""
     from pandas import DataFrame
 
-    columns = _columns(tables[0])
+    columns = _first_columns(tables)
     rows = [[column.value(row) for column in _columns(table)] for table in tables for row in table.rows]
     return DataFrame(rows, columns=[column.name for column in columns])
 
 
 def html(table: Table[Any]) -> str:
     """A table for a notebook; nothing in it is markup but ours."""
-    heads = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in table.shown)
+    heads = "".join(f"<th{_side(column)}{_about(column)}>{escape(column.title)}</th>" for column in table.shown)
     rows = "".join(
         "<tr>"
         + "".join(f"<td{_side(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
@@ -60,6 +60,13 @@ def latex(table: Table[Any]) -> str:
     return body + "\n" + r"\end{tabular}" + "\n"
 
 
+def _first_columns(tables: Sequence[Table[Any]]) -> Sequence[Column[Any]]:
+    """The columns of all tables, which are those of the first."""
+    if not tables:
+        raise OptionError("this result has no table", fix="take .record() for everything that it says")
+    return _columns(tables[0])
+
+
 def _columns(table: Table[Any]) -> Sequence[Column[Any]]:
     return [column for column in table.columns if column.csv]
 
@@ -71,6 +78,10 @@ def _csv_cell(value: object) -> object:
 
 def _side(column: Column[Any]) -> str:
     return ' style="text-align: left"' if column.align == "left" else ' style="text-align: right"'
+
+
+def _about(column: Column[Any]) -> str:
+    return f' title="{escape(column.about)}"' if column.about else ""
 
 
 def _latex(text: str) -> str:

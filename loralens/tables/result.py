@@ -40,8 +40,8 @@ class Tabular:
         return render.frame(*self.listing())
 
     def to_latex(self) -> str:
-        """The tables as ``tabular`` environments of LaTeX."""
-        return "\n".join(render.latex(table) for table in self.tables() if table.rows)
+        """The tables as ``tabular`` environments of LaTeX; of a result that speaks in sentences its listing."""
+        return "\n".join(render.latex(table) for table in self.tables() or self.listing() if table.rows)
 
     def _repr_html_(self) -> str:
-        return "".join(render.html(table) for table in self.tables() if table.rows)
+        return "".join(render.html(table) for table in self.tables() or self.listing() if table.rows)

@@ -1,12 +1,13 @@
 """Columns and tables: one declaration for people and for machines."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from loralens.tables.numbers import plain
 
 Row = TypeVar("Row")
+Outer = TypeVar("Outer")
 ALWAYS = 9  # the priority of columns that are never left out
 
 
@@ -31,6 +32,10 @@ class Column(Generic[Row]):
         Where a terminal is too narrow, columns of the lowest priority are left out first; `ALWAYS` never.
     json, csv : bool
         Whether JSON, and CSV and data frames, have the column.
+    about : str
+        What it is, where the heading does not say it: shown beside the heading on pages and in notebooks.
+    bar : bool
+        Its values are shares, in [0, 1], which pages show as bars too.
     """
 
     key: str | tuple[str, ...]
@@ -41,6 +46,8 @@ class Column(Generic[Row]):
     priority: int = 1
     json: bool = True
     csv: bool = True
+    about: str = ""
+    bar: bool = False
 
     @property
     def name(self) -> str:
@@ -50,6 +57,15 @@ class Column(Generic[Row]):
     def cell(self, row: Row) -> str:
         """What people read of a row."""
         return self.text(self.value(row))
+
+    def of(self, inner: Callable[[Outer], Row | None]) -> "Column[Outer]":
+        """The same column of rows that lead to a row of these; not defined where one leads to none."""
+
+        def value(outer: Outer) -> Any:
+            row = inner(outer)
+            return None if row is None else self.value(row)
+
+        return replace(cast("Column[Any]", self), value=value)
 
 
 @dataclass(frozen=True, slots=True)

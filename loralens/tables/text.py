@@ -6,6 +6,7 @@ left out, those of the lowest priority first, and named below the table.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -55,9 +56,9 @@ def lay_out(table: Table[Any], width: int | None = None) -> Layout:
             break
         kept.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
     heading = _line([_padded(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in kept])
+    fitting = {i: shorten_names(cells[i], fitted[i]) for i in kept}
     lines = [
-        _line([_padded(shorten(cells[i][row], fitted[i]), fitted[i], columns[i].align) for i in kept])
-        for row in range(len(table.rows))
+        _line([_padded(fitting[i][row], fitted[i], columns[i].align) for i in kept]) for row in range(len(table.rows))
     ]
     hidden = [columns[i].title for i in range(len(columns)) if i not in kept]
     note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
@@ -89,6 +90,25 @@ def _fit(kept: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[
     return widths
 
 
+def shorten_names(texts: Sequence[str], width: int) -> list[str]:
+    """The texts of one column, each in at most ``width`` columns of a terminal.
+
+    What all of them begin with says nothing in which they differ, so it is left out first, at a dot or a slash; what
+    all of them end with only where some would be shown alike.
+    """
+    if all(display_width(text) <= width for text in texts):
+        return list(texts)
+    shared = commonprefix(list(texts)) if len({*texts}) > 1 else ""  # noqa: RUF071 - of names, not only of paths
+    end = max(shared.rfind("."), shared.rfind("/")) + 1
+    begun = ["…" + text[end:] if end > 1 else text for text in texts]
+    shortened = [shorten(text, width) for text in begun]
+    if len({*shortened}) == len({*texts}):
+        return shortened
+    ending = commonprefix([text[::-1] for text in begun])  # noqa: RUF071 - as above
+    start = max(ending.rfind("."), ending.rfind("/")) + 1
+    return [shorten(text[: len(text) - start] + "…", width) for text in begun] if start > 1 else shortened
+
+
 def shorten(text: str, width: int) -> str:
     """``text`` in at most ``width`` columns of a terminal, its middle replaced by an ellipsis.
 
@@ -98,6 +118,18 @@ def shorten(text: str, width: int) -> str:
         return text
     tail = (2 * (width - 1) + 2) // 3
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` columns of a terminal, broken at spaces; longer words are shortened."""
+    lines = [""]
+    for word in (shorten(word, width) for word in text.split(" ")):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if display_width(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _prefix(text: str, width: int) -> str:

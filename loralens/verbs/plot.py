@@ -2,23 +2,82 @@
 
 from typing import TYPE_CHECKING
 
+from loralens.charts.amplification import amplification_figure
+from loralens.charts.curve import curve_figure
+from loralens.charts.mpl import draw
+from loralens.charts.pairwise import pairwise_figure
+from loralens.charts.similarity import similarity_figure
+from loralens.charts.similarity_nested import nesting_figure
+from loralens.charts.spec import Figure
+from loralens.charts.spectrum import spectrum_figure
+from loralens.charts.trajectory import trajectory_figure
 from loralens.errors import OptionError
+from loralens.verbs.amplify import AmplifyResult
+from loralens.verbs.compress import CompressResult
+from loralens.verbs.curve import CurveResult
+from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
+from loralens.verbs.outputs.nested_similarity import NestedSimilarity
+from loralens.verbs.outputs.pair_similarity import PairSimilarity
 from loralens.verbs.spectrum import SpectrumResult
+from loralens.verbs.trajectory import TrajectoryResult
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 
-def plot(result: object) -> "Figure":
+def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
     """The figure of what a verb returned, drawn by matplotlib.
+
+    Parameters
+    ----------
+    result : object
+        What a verb returned.
+    ax : matplotlib Axes, optional
+        Draw into these axes; only figures of one panel can be.
+
+    Returns
+    -------
+    matplotlib Figure
+        That of ``ax`` where it is given. No window is opened: save it with its ``savefig``.
+
+    Raises
+    ------
+    OptionError
+        A result that has no figure; a figure of several panels where ``ax`` is given.
+    """
+    return draw(figure_of(result), ax)
+
+
+def figure_of(result: object) -> Figure:
+    """The figure of a result as plain data: ``--plot`` draws it, and so does `plot`.
 
     Raises
     ------
     OptionError
         A result that has no figure.
     """
+    if isinstance(result, CurveResult):
+        return curve_figure(result.source, result.points, on_data=result.on_data)
+    if isinstance(result, CompressResult):
+        chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
+        points = result.trade_off()
+        return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
     if isinstance(result, SpectrumResult):
-        from loralens.charts.spectrum import spectrum_figure  # matplotlib takes half a second
-
         return spectrum_figure({adapter.path: adapter.spectra for adapter in result.adapters})
+    if isinstance(result, PairSimilarity):
+        return similarity_figure(result.comparison, labels=result.adapters, of=result.of)
+    if isinstance(result, NestedSimilarity):
+        return nesting_figure(result.groups, label=result.adapters[0], of=result.of, side=result.side)
+    if isinstance(result, CollectionSimilarity):
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, result.sides)
+    if isinstance(result, TrajectoryResult):
+        run = result.run
+        losses = {"loss": run.train, "eval loss": run.evaluation}
+        curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
+        steps = [checkpoint.step for checkpoint in run.checkpoints]
+        return trajectory_figure(result.trajectory, steps, curves, result.names)
+    if isinstance(result, AmplifyResult):
+        title = f"{result.path} on {result.base}"
+        return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")

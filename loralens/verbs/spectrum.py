@@ -129,7 +129,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 
 
 @dataclass(frozen=True, slots=True)
-class SpectrumResult(Tabular):
+class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     """The spectra of adapters.
 
     Of one adapter, ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a module, and iteration is over
@@ -172,8 +172,8 @@ class SpectrumResult(Tabular):
             for adapter in self.adapters
             for table in (
                 adapter.table,
-                _groups_table("kind", by_kind(adapter.spectra)),
-                _groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
+                groups_table("kind", by_kind(adapter.spectra)),
+                groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
                 Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
             )
         ]
@@ -282,7 +282,9 @@ def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleS
 
 def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
-    return Column(("energy_rank", f"{fraction:g}"), lambda row: row.spectrum.energy_rank(fraction), title, priority=4)
+    about = f"directions that hold {100 * fraction:.0f} % of the energy"
+    key = "energy_rank", f"{fraction:g}"
+    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
 
 
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
@@ -291,16 +293,16 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("shape", lambda row: list(row.spectrum.shape), "out × in", shape, csv=False, priority=3),
     Column("out", lambda row: row.spectrum.shape[0], json=False),
     Column("in", lambda row: row.spectrum.shape[1], json=False),
-    Column("rank", lambda row: row.spectrum.rank, "r", priority=7),
+    Column("rank", lambda row: row.spectrum.rank, "r", priority=7, about="nominal rank"),
     Column("scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2),
     Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
     Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
-    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8),
-    _measure_column("spectral", "σ₁", text=number, priority=5),
+    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="√Σσ²"),
+    _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
     _measure_column("nuclear"),
     _measure_column("numerical_rank"),
-    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5),
-    _measure_column("effective_rank", "effective", text=fixed(".2f"), priority=6),
+    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5, about="Σσ²/σ₁²"),
+    _measure_column("effective_rank", "effective", text=fixed(".2f"), priority=6, about="exp of the entropy of σ/Σσ"),
     _measure_column("effective_rank_energy"),
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
@@ -322,18 +324,30 @@ OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
     Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("quantity", lambda row: QUANTITIES[row.quantity], "quantity", align="left", priority=ALWAYS),
     Column("value", lambda row: row.value, "value", number),
-    Column("median", lambda row: row.typical, "median", number),
+    Column(
+        "median",
+        lambda row: row.typical,
+        "median",
+        number,
+        about="of the modules of its kind and shape that are nearest in depth",
+    ),
     Column(
         "ratio",
         lambda row: row.value / row.typical if row.typical > 0 else None,
         "ratio",
         lambda ratio: UNDEFINED if ratio is None else f"{ratio:.2f} ×",
     ),
-    Column("chance", lambda row: row.chance, "chance", partial(number, digits=1)),
+    Column(
+        "chance",
+        lambda row: row.chance,
+        "chance",
+        partial(number, digits=1),
+        about="of such a gap in a kind whose modules are exchangeable, at most",
+    ),
 )
 
 
-def _groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
+def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
     """Energies of kinds or blocks; blocks of one stack without its name."""
     stacks = {group.name.rpartition(".")[0] for group in groups if group.name != "outside"}
     short = what == "block" and len(stacks) == 1
@@ -347,10 +361,25 @@ def _groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             priority=ALWAYS,
         ),
         Column("modules", lambda row: row.modules, "modules"),
-        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3),
-        Column("energy", lambda row: row.share, "energy", lambda share: f"{share:.1%}", priority=3),
-        Column("effective_rank", lambda row: row.effective_rank, "effective", fixed(".2f"), priority=2),
-        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else ""),
+        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
+        Column(
+            "energy",
+            lambda row: row.share,
+            "energy",
+            lambda share: f"{share:.1%}",
+            priority=3,
+            about="part of the whole adapter's ‖ΔW‖²",
+            bar=True,
+        ),
+        Column(
+            "effective_rank",
+            lambda row: row.effective_rank,
+            "effective",
+            fixed(".2f"),
+            priority=2,
+            about="effective rank, mean over modules that are not 0",
+        ),
+        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules of ΔW = 0"),
         Column(
             "share",
             lambda row: row.share / largest if largest else 0.0,

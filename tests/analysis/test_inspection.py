@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.inspection import broken, inspect
+from loralens.analysis.inspection import broken, inspect_adapter
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
@@ -43,16 +43,16 @@ def test_forms_without_a_pair_are_read_like_pairs() -> None:
         "h": dead,
         "i": loralens.LowRank(spoilt(pair.B), pair.A),
     }
-    found = inspect(loralens.Adapter(modules=modules))
+    found = inspect_adapter(loralens.Adapter(modules=modules))
     assert found.zero == ["b", "c", "f", "h"]
     assert codes(found) == {
         "zero-update": "4 of 9 modules do nothing, their B or A is 0: b, c, f and 1 more",
         "non-finite": "2 hold NaN or Inf: d, i",
     }
-    chosen = inspect(loralens.Adapter(modules=modules), modules=["a", "g"])
+    chosen = inspect_adapter(loralens.Adapter(modules=modules), modules=["a", "g"])
     assert (list(chosen.modules), chosen.zero, chosen.findings) == (["a", "g"], [], [])
     with pytest.raises(OptionError, match="no module matches"):
-        inspect(loralens.Adapter(modules=modules), modules=["z"])
+        inspect_adapter(loralens.Adapter(modules=modules), modules=["z"])
 
 
 def test_tensors_beside_the_pairs_are_read_too() -> None:
@@ -61,7 +61,7 @@ def test_tensors_beside_the_pairs_are_read_too() -> None:
         "ids": Extra("other", "", LazyArray.of(np.array([1, 2]))),
     }
     pair = loralens.LowRank(np.ones((3, 1)), np.ones((1, 2)))
-    assert codes(inspect(loralens.Adapter(modules={"m": pair}, extra=extra))) == {
+    assert codes(inspect_adapter(loralens.Adapter(modules={"m": pair}, extra=extra))) == {
         "non-finite": "1 hold NaN or Inf: head"
     }
 
@@ -78,4 +78,4 @@ def test_integers_are_finite() -> None:
 
 def test_parameters_are_those_of_all_modules() -> None:
     modules = {f"m.{i}": loralens.LowRank(np.ones((3 + i, 2)), np.ones((2, 5))) for i in range(3)}
-    assert inspect(loralens.Adapter(modules=modules)).parameters == 2 * (3 + 5) + 2 * (4 + 5) + 2 * (5 + 5)
+    assert inspect_adapter(loralens.Adapter(modules=modules)).parameters == 2 * (3 + 5) + 2 * (4 + 5) + 2 * (5 + 5)

@@ -126,7 +126,7 @@ def test_plot_is_written(small: Path, base: Path, tmp_path: Path, suffix: str, t
         (["SMALL", "--base", "OTHER"], "have no weight in the base"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_1(
+def test_what_is_wrong_is_one_message_and_exit_2(
     small: Path, base: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     save_file({"other.weight": np.zeros((6, 4), np.float32)}, tmp_path / "model.safetensors")

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import loralens
-from loralens.cli import evaluate, progress
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
+from loralens.core.progress import displaying
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -105,11 +105,11 @@ def test_the_model_as_it_is(home: Path) -> None:
 def test_where_nothing_is_asked_there_is_no_measure(home: Path) -> None:
     asked = (*of(home, "llama"), "--length", 1)  # one token has none before it
     assert rows(*asked) == [{"path": None, "loss": None, "accuracy": None, "perplexity": None}]
-    assert good(*asked).stdout.splitlines()[-2].split()[-3:] == ["nan"] * 3
+    assert good(*asked).stdout.splitlines()[-2].split()[-3:] == ["–"] * 3
 
 
 def test_a_model_is_loaded_with_the_head_of_the_task(home: Path) -> None:
-    from loralens.cli.models import load_headed, load_model
+    from loralens.verbs.inputs.models import load_headed, load_model
 
     how: dict[str, Any] = {"device": "cpu", "dtype": "f32", "threads": 1}
     assert load_model(str(home / "classifier"), **how).head == "classifier"
@@ -206,8 +206,8 @@ def test_progress_counts_every_text_of_every_version(home: Path) -> None:
         told.append(total)
         yield told.append
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "progress", counting)
-        good(home / "l0", home / "l1", *of(home, "llama"), "--batch", 3)
+    with displaying(counting):
+        loralens.evaluate(
+            home / "l0", home / "l1", model=home / "llama", task="causal-lm", data=home / "d.jsonl", batch=3, threads=1
+        )
     assert told == [8, 3, 1, 3, 1]
-    assert progress.progress is not counting

@@ -10,7 +10,8 @@ import pytest
 
 import loralens
 from loralens.analysis.doctor import examined
-from loralens.cli.doctor import DTYPES, base_of
+from loralens.verbs.doctor import DTYPES
+from loralens.verbs.inputs.examination import open_base
 from tests import bases
 from tests.cli.command import Command
 
@@ -63,7 +64,7 @@ def merged(adapter: Path, base: object, dtype: str | None, rounding: str) -> dic
 def foretold(adapter: Path, base: object, dtype: str | None, rounding: str) -> dict[str, Any]:
     (patient,) = examined(
         {"a": loralens.load(adapter)},
-        base=base_of(str(base)),
+        base=open_base(base),
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )

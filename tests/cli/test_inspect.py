@@ -66,7 +66,7 @@ def test_rank_that_disagrees_is_shown_by_inspect_and_refused_by_spectrum(small: 
     assert shown.exit_code == 0
     assert "r = 3" in shown.stdout
     refused = run("spectrum", folder)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "r = 3" in refused.stderr
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from loralens.cli.causality import check_causal
-from loralens.cli.models import Loaded, load_headed
-from loralens.cli.texts import Text
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.training.tasks import Examples
+from loralens.verbs.inputs.causality import check_causal
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.models import load_headed
+from loralens.verbs.inputs.texts import Text
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 

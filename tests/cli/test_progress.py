@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from loralens import LowRank, save
 from loralens.cli.main import main
-from loralens.cli.models import Loaded
 from loralens.cli.progress import progress_bar
-from loralens.cli.texts import Text
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.texts import Text
 from tests import models
 from tests.bases import single, tensors
 from tests.conftest import small_adapter

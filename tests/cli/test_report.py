@@ -15,7 +15,7 @@ from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.formats.records.moments import save_moments
-from loralens.reporting.words import percent
+from loralens.tables.numbers import percent
 from tests.reporting.adapters import NAMES, drawn
 
 PNG = b"\x89PNG"
@@ -133,7 +133,7 @@ def test_intruders_can_be_left_out(first: Path, base: Path, tmp_path: Path) -> N
 def test_svds_that_would_take_long_are_not_taken_unasked(
     first: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loralens.cli.report.PATIENCE", 0.0)
+    monkeypatch.setattr("loralens.verbs.outputs.page.PATIENCE", 0.0)
     result = run(first, "--base", base, "-o", tmp_path / "x.html")
     assert result.exit_code == 0
     assert "no intruders: the SVD of 6 weights of the base would take about" in result.stderr
@@ -196,8 +196,8 @@ def test_an_adapter_with_nan_is_a_page_with_a_finding(first: Path, tmp_path: Pat
     ("args", "said"),
     [
         ([], "Missing option '-o'"),
-        (["--json", "--markdown"], "--markdown is written beside the page"),
-        (["-o", "x.html", "--intruders"], "give --base"),
+        (["--json", "--markdown"], "markdown is written beside the page"),
+        (["-o", "x.html", "--intruders"], "give base"),
     ],
 )
 def test_wrong_usage(first: Path, args: list[str], said: str) -> None:

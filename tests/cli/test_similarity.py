@@ -176,7 +176,7 @@ def test_three_are_compared_in_pairs(small: Path, other: Path) -> None:
         (["SMALL", "-m", QUERY, "--plot", "TMP/x.png"], "no two modules are of one width"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_1(
+def test_what_is_wrong_is_one_message_and_exit_2(
     small: Path, other: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     known = {"SMALL": str(small), "OTHER": str(other)}

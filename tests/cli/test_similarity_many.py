@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.similarity_many import labels
+from loralens.verbs.inputs.adapters import short_labels
 from tests.cli.command import Command
 
 N = 40
@@ -168,13 +168,13 @@ def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], 
 
 
 def test_labels_leave_out_the_folders_that_all_share() -> None:
-    assert labels(["/x/y/a", "/x/y/b", "/x/z/a"]) == ["y/a", "y/b", "z/a"]
-    assert labels(["/x/a/m", "/x/b/m"]) == ["a/m", "b/m"]
-    assert labels(["org/a", "org/a", "org/b"]) == ["a (1)", "a (2)", "b (3)"]
-    assert labels(["a", "a/b", "c"]) == ["a", "a/b", "c"]
+    assert short_labels(["/x/y/a", "/x/y/b", "/x/z/a"]) == ["y/a", "y/b", "z/a"]
+    assert short_labels(["/x/a/m", "/x/b/m"]) == ["a/m", "b/m"]
+    assert short_labels(["org/a", "org/a", "org/b"]) == ["a (1)", "a (2)", "b (3)"]
+    assert short_labels(["a", "a/b", "c"]) == ["a", "a/b", "c"]
 
 
-def test_no_module_in_common_is_exit_1(collection: list[Path], tmp_path: Path) -> None:
+def test_no_module_in_common_is_exit_2(collection: list[Path], tmp_path: Path) -> None:
     for i in range(3):
         module = adapter(0.1, 1)["layers.0.q"]
         loralens.save(loralens.Adapter(modules={f"model{i}.q": module}), tmp_path / f"m{i}")

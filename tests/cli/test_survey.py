@@ -11,11 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.survey import COLUMNS
+from loralens.verbs.survey import COLUMNS as DECLARED
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 run = Command("survey").run
+COLUMNS = tuple(column.name for column in DECLARED if column.csv)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_table(folder: Path) -> None:
     assert lines[0] == "FOLDER: 3 adapters, 1 of them different"
     rows = {line.split()[0]: " ".join(line.split()) for line in lines if line}
     fingerprint = json.loads(run("--json", folder).stdout)["adapters"][0]["fingerprint"][:12]
-    size = f"{(folder / 'a' / 'adapter_model.safetensors').stat().st_size / 1024:.1f} KiB"
+    size = f"{(folder / 'a' / 'adapter_model.safetensors').stat().st_size / 1000:.1f} kB"
     assert rows["a"] == f"a peft base 6 (1 zero) 2 4 120 {size} 9.695 1.79 {fingerprint}"
     assert rows["b/copy"].endswith(f"{fingerprint} = a")
     assert rows["c"].endswith("≈ a (ΔW differs by 0.003)")
@@ -71,7 +72,7 @@ def test_what_is_no_adapter_is_counted_and_added_up(count: int, tmp_path: Path) 
     lines = run(tmp_path).stdout.splitlines()
     files, hold = ("1 file", "holds") if count == 1 else (f"{count} files", "hold")
     listed = ", ".join(names[:3]) + (" …" if count > 3 else "")
-    assert lines[-1] == f"no adapters: {files} of {whole / 1024:.1f} KiB {hold} tensors and no LoRA pairs: {listed}"
+    assert lines[-1] == f"no adapters: {files} of {whole / 1000:.1f} kB {hold} tensors and no LoRA pairs: {listed}"
     pickles = "1 of them is a pickle" if count == 1 else f"{count} of them are pickles"
     assert f"{pickles}: give --allow-pickle" in lines
     assert f"{count} cannot be read" in lines

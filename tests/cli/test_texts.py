@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loralens.cli.texts import Text, read_texts
 from loralens.errors import FormatError, OptionError
+from loralens.verbs.inputs.texts import Text, read_texts
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:

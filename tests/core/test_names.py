@@ -150,6 +150,8 @@ NAMES = [
 def test_select(globs, chosen):
     assert select(NAMES, globs) == [NAMES[i] for i in chosen]
     assert select(iter(NAMES), globs) == [NAMES[i] for i in chosen]
+    if len(globs) == 1:
+        assert select(NAMES, globs[0]) == [NAMES[i] for i in chosen]
 
 
 @given(st.lists(st.sampled_from([*NAMES, *map(kind, NAMES), "*q*", "q_?roj", "*[1]", "[1]", "*"]), min_size=1))

@@ -10,8 +10,8 @@ from loralens.arithmetic.methods import METHODS
 from tests.conftest import ROOT
 
 
-def test_what_the_readme_says_of_the_side_of_a_alone(real: Path) -> None:
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+def test_what_the_page_of_the_paper_says_of_the_side_of_a_alone(real: Path) -> None:
+    text = " ".join((ROOT / "docs" / "paper.md").read_text("utf-8").split())
     assert "almost nothing" not in text
     told = r"φ\(1, 1\) is (0\.\d+) and (0\.\d+) on these two modules, and (0\.\d+) in the median of all (\d+)"
     words = re.search(told, text)
@@ -33,7 +33,7 @@ def test_a_dare_that_is_cut_back_to_a_rank_is_not_the_sum_on_average() -> None:
     total = sum(adapter["m"].dense() for adapter, _ in pair)
     gains = []
     for seed in range(12):
-        written = loralens.combine(pair, method="dare", density=0.1, lam=1.0, seed=seed).adapter["m"].dense()
+        written = loralens.combine(pair, method="dare", density=0.1, strength=1.0, seed=seed).adapter["m"].dense()
         gains.append(float((written * total).sum() / (total**2).sum()))
     mean, error = np.mean(gains), np.std(gains, ddof=1) / len(gains) ** 0.5
     assert mean < 1 - 3 * error

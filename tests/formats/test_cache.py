@@ -8,8 +8,8 @@ import pytest
 
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.errors import FormatError, OptionError
-from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes, size_of
+from loralens.errors import FormatError
+from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes
 from loralens.linalg.rank_update import decompose
 
 rng = np.random.default_rng(0)
@@ -161,17 +161,3 @@ def test_the_default_folder_is_the_users(monkeypatch, tmp_path: Path) -> None:
     assert default_folder() == tmp_path / "loralens"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_folder() == Path.home() / ".cache" / "loralens"
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("20GB", 20 * 10**9), ("20 GiB", 20 * 2**30), ("1.5k", 1500), ("500mb", 5 * 10**8), ("7", 7), ("0B", 0)],
-)
-def test_sizes_as_people_write_them(text: str, count: int) -> None:
-    assert size_of(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "GB", "20 apples", "-1GB", "1e9", "20GBB", "9" * 400 + "GB"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="is no size"):
-        size_of(text)

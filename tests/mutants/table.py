@@ -196,18 +196,26 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # cli
     Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
-    Mutant("command", "one.adapter == path", "one.adapter != path", ("tests/cli/test_doctor.py",)),
-    Mutant("_kinds_table", "not one.zero", "one.zero", ("tests/cli/test_similarity.py",)),
     Mutant(
-        "_modules_table",
-        "angles[(len(angles) - 1) // 2] + angles[len(angles) // 2]",
-        "angles[(len(angles) - 1) // 2] - angles[len(angles) // 2]",
-        ("tests/cli/test_similarity.py",),
+        "DoctorResult._on_adapter",
+        "finding.adapter == label",
+        "finding.adapter != label",
+        ("tests/cli/test_doctor.py",),
     ),
+    Mutant("_kinds", "not similarity.zero", "similarity.zero", ("tests/cli/test_similarity.py",)),
+    Mutant("_angle", "choose(angles)", "choose(angles[1:])", ("tests/cli/test_similarity.py",)),
     Mutant("Harmless.write", 'visible(text, keep="\\n\\t")', "text", ("tests/cli/test_terminal.py",)),
-    Mutant("_logged", "loss.step != step", "loss.step == step", ("tests/cli/test_trajectory.py",)),
     Mutant(
-        "_sentences", "not found.points[-1].frobenius", "found.points[-1].frobenius", ("tests/cli/test_trajectory.py",)
+        "_loss",
+        "loss.step != row.checkpoint.step",
+        "loss.step == row.checkpoint.step",
+        ("tests/cli/test_trajectory.py",),
+    ),
+    Mutant(
+        "TrajectoryResult.sentences",
+        "not rows[-1].point.frobenius",
+        "rows[-1].point.frobenius",
+        ("tests/cli/test_trajectory.py",),
     ),
     Mutant(
         "_show",

@@ -1,17 +1,22 @@
 """Adapters of known spectra that several tests of the report share."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 import loralens
+from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.doctor import examined
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.formats import stored_as
 from loralens.reporting.allotment import Dialect
+from loralens.reporting.document import Report
+from loralens.reporting.make import make_report
 from loralens.reporting.subject import Subject, subject
+from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
 
@@ -36,3 +41,8 @@ def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
 
 def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list[Subject]:
     return [subject(one, one.path, to or dialect()) for one in examined(adapters)]
+
+
+def report(subjects: Sequence[Subject], findings: Sequence[Diagnosis], **options: Any) -> Report:
+    """The report of subjects, with the tables that the verb gives it."""
+    return make_report(subjects, findings, tables=RESULT_TABLES, **options)

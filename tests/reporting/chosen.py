@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 import loralens
-from loralens.cli.report import _report
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
@@ -114,5 +113,5 @@ def chosen(folder: Path) -> tuple[Report, list[Chosen]]:
         moments[name] = Moment(Z.T @ Z / INPUTS, INPUTS)
     save_moments(Moments(modules=moments, fingerprint=fingerprint(read)), folder / "x.safetensors")
     given = [str(folder / "x.safetensors")]
-    report = _report([str(path) for path in paths], None, given, [], {}, intruders=None, spoken="x")
+    report = loralens.report(*paths, activations=given).document
     return report, [Chosen(paths[0], all_dense[0], None), Chosen(paths[1], all_dense[1], inputs)]

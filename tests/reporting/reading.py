@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from loralens.reporting.chart import Chart, Heat, Lines
-from loralens.reporting.document import Beside, Part, Picture, Report, Table, Text
+from loralens.charts.spec import Chart, Heat, Lines
+from loralens.reporting.document import Beside, PageTable, Part, Picture, Report, Text
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -23,25 +24,34 @@ def _flat(parts: Sequence[Part]) -> Iterator[Part]:
             yield part
 
 
-def tables(report: Report, section: str, title: str) -> list[Table]:
+def tables(report: Report, section: str, title: str) -> list[PageTable]:
     """The tables of a section whose title begins so, one for each adapter."""
     parts = parts_of(report, section)
-    return [part for part in parts if isinstance(part, Table) and part.title.startswith(title)]
+    return [part for part in parts if isinstance(part, PageTable) and part.title.startswith(title)]
 
 
-def rows(table: Table) -> dict[str, dict[str, str]]:
+def cells(table: PageTable) -> list[list[str]]:
+    """Every row as printed."""
+    return [[column.cell(row) for column in table.columns] for row in table.table.rows]
+
+
+def numbers_behind(table: PageTable) -> list[list[Any]]:
+    """Every row as the numbers behind what is printed."""
+    return [[column.value(row) for column in table.columns] for row in table.table.rows]
+
+
+def rows(table: PageTable) -> dict[str, dict[str, str]]:
     """First cell → heading → cell, as printed."""
     headings = [column.title for column in table.columns]
-    cells = [[entry.text for entry in row.entries] for row in table.rows]
-    return {line[0]: dict(zip(headings, line, strict=True)) for line in cells}
+    return {line[0]: dict(zip(headings, line, strict=True)) for line in cells(table)}
 
 
-def sorted_by(table: Table) -> dict[str, dict[str, float | None]]:
-    """First cell → heading → the number that a column is sorted by."""
+def sorted_by(table: PageTable) -> dict[str, dict[str, Any]]:
+    """First cell → heading → the value that a column is sorted by."""
     headings = [column.title for column in table.columns]
     return {
-        row.entries[0].text: dict(zip(headings, [entry.sort for entry in row.entries], strict=True))
-        for row in table.rows
+        line[0]: dict(zip(headings, behind, strict=True))
+        for line, behind in zip(cells(table), numbers_behind(table), strict=True)
     }
 
 

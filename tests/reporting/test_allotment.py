@@ -1,4 +1,4 @@
-"""What the page carries: the size of a file of any ranks, to the byte."""
+"""What the page carries: the size of a file of any ranks, to the byte, and every stop of its sliders."""
 
 import json
 from dataclasses import replace
@@ -6,11 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from loralens.compression.loss import total_error
 from loralens.compression.plan import Plan
 from loralens.core.lowrank import Layout as Kind
 from loralens.core.lowrank import LowRank
-from loralens.reporting.allotment import carried, items, layout
-from tests.reporting.adapters import NAMES, dialect, drawn
+from loralens.core.ranks import Rule
+from loralens.reporting.allotment import STOPS, budget_stops, items, layout, rank_stops
+from loralens.reporting.ranks import slider
+from loralens.tables.numbers import percent, size
+from tests.reporting.adapters import NAMES, dialect, drawn, measured
+
+ABOUT = ("error", "kept", "bytes", "now")
 
 
 @pytest.mark.parametrize("name", ["peft", "kohya", "comfyui"])
@@ -51,22 +57,65 @@ def test_experts_of_a_stack_are_one_item() -> None:
 
 
 @pytest.mark.parametrize("name", ["loralib", "diffusers"])
-def test_pickles_and_headers_that_say_ranks_follow_no_such_rule(name: str) -> None:
+def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_stops_of_the_curve(name: str) -> None:
     adapter = replace(drawn(), format=name)
-    plan, to = Plan.of(adapter), dialect(name)
-    assert layout(plan, to) is None
-    record = carried(plan, to, names={name: i for i, name in enumerate(adapter)}, path="p", label="l")
-    whole = record["file"]["beside"] + sum(item["bytes"] * item["width"] for item in record["items"])
-    assert whole == to.size(adapter)
+    (one,) = measured({"x": adapter}, dialect(name))
+    assert one.plan is not None
+    assert layout(one.plan, one.dialect) is None
+    stops = budget_stops(one.plan, one.dialect, one.points, None)
+    assert [stop.value for stop in stops] == sorted({point.budget.bytes for point in one.points})
+    assert stops[-1].bytes == one.dialect.size(adapter)
+    for stop in stops:
+        chosen = dict(zip(one.plan.found, stop.ranks, strict=True))
+        assert stop.error == total_error(one.plan.losses(chosen))
+        assert stop.bytes == one.dialect.size(one.plan.at(chosen))
+    carried = slider(one, 0)
+    about = {key: {stop[key].startswith("about ") for stop in carried["budget"]["stops"]} for key in ABOUT}
+    assert about == {"error": {True}, "kept": {True}, "bytes": {True}, "now": {False}}
+    assert not any(stop[key].startswith("about") for stop in carried["rank"]["stops"] for key in ABOUT)
 
 
-def test_what_is_carried_is_what_ranks_are_chosen_by() -> None:
-    adapter = drawn()
-    plan = Plan.of(adapter)
-    record = carried(plan, dialect(), names={name: 10 + i for i, name in enumerate(adapter)}, path="p", label="l")
-    assert [item["modules"] for item in record["items"]] == [[10 + i] for i in range(len(adapter))]
-    for item, (name, found) in zip(record["items"], plan.found.items(), strict=True):
-        assert item["s"] == [found.s.tolist()]
-        assert item["bytes"] == 4 * sum(adapter[name].shape)
-        assert item["parameters"] == sum(adapter[name].shape)
-    json.dumps(record, allow_nan=False)
+@pytest.mark.parametrize(("form", "one_rank"), [("peft", False), ("kohya", False), ("mlx", True)])
+def test_every_stop_is_what_compress_chooses(form: str, one_rank: bool) -> None:
+    (one,) = measured({"x": replace(drawn(3), format=form)}, dialect(form, one_rank=one_rank))
+    assert one.plan is not None
+    stops = budget_stops(one.plan, one.dialect, one.points, layout(one.plan, one.dialect))
+    assert len(stops) == STOPS
+    assert [stop.value for stop in stops] == sorted(stop.value for stop in stops)
+    assert (set(stops[0].ranks), stops[-1].bytes) == ({1}, one.dialect.size(one.adapter))
+    for stop in stops:
+        ranks = one.plan.ranks(Rule("bytes", stop.value), size=one.dialect.size, one_rank=one_rank)
+        assert stop.ranks == list(ranks.values())
+        assert stop.bytes == one.dialect.size(one.plan.at(ranks)) <= stop.value
+        assert stop.error == total_error(one.plan.losses(ranks))
+    for stop in rank_stops(one.plan, one.dialect, one.points):
+        ranks = one.plan.ranks(Rule("rank", stop.value), one_rank=one_rank)
+        assert stop.ranks == list(ranks.values())
+        assert stop.bytes == one.dialect.size(one.plan.at(ranks))
+        assert stop.error == total_error(one.plan.losses(ranks))
+
+
+def test_what_is_carried_says_the_numbers_of_its_stops_in_the_units_of_the_page() -> None:
+    (one,) = measured({"x": drawn()})
+    assert one.plan is not None
+    carried = slider(one, 2)
+    json.dumps(carried, allow_nan=False)
+    assert carried["picture"] == "curve-3"
+    best, whole = one.recommended, one.dialect.size(one.adapter)
+    assert best is not None
+    uniform, budget = carried["rank"], carried["budget"]
+    assert [stop["value"] for stop in uniform["stops"]] == ["1", "2", "3", "4", "5", "6"]
+    assert uniform["stops"][uniform["start"]] == {
+        "value": str(best.rank),
+        "option": f"--rank {best.rank}",
+        "error": percent(best.uniform.error),
+        "kept": percent(1 - best.uniform.error**2),
+        "bytes": size(best.uniform.bytes),
+        "now": percent(best.uniform.bytes / whole),
+        "ranks": f"rank {best.rank}",
+        "at": [best.uniform.bytes / 1000, 100 * best.uniform.error],
+        "chosen": [best.rank] * len(one.plan.found),
+    }
+    near = budget["stops"][budget["start"]]
+    assert int(near["option"].removeprefix("--size ")) >= best.uniform.bytes
+    assert near["value"] == size(int(near["option"].removeprefix("--size ")))

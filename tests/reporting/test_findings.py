@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.report import _report
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting.document import Notice, Notices, Report, Text
@@ -82,7 +81,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), folder / label)
         dense[label] = {n: scale * B.astype(np.float64) @ A.astype(np.float64) for n, (B, A) in factors[label].items()}
     paths = [str(folder / label) for label in factors]
-    report = _report(paths, str(folder / "base"), [], [], {}, intruders=False, spoken="x")
+    report = loralens.report(*paths, base=folder / "base", intruders=False).document
     (held,) = [part for part in parts_of(report, "findings") if isinstance(part, Notices)]
     notices = {(one.where.split(" · ")[0], one.code): one for one in held.notices}
     assert len(notices) == len(held.notices)
@@ -275,7 +274,7 @@ def test_several_modules_of_one_finding(tmp_path: Path) -> None:
         A = rng.standard_normal((4, 20)).astype(np.float32)
         modules[name] = LowRank(B, A, 1.0, scaling=Scaling("alpha/r", 4, 4))
     loralens.save(loralens.Adapter(modules=modules, base_model="tiny/base"), tmp_path / "a")
-    report = _report([str(tmp_path / "a")], None, [], [], {}, intruders=None, spoken="x")
+    report = loralens.report(tmp_path / "a").document
     (held,) = [part for part in parts_of(report, "findings") if isinstance(part, Notices)]
     (notice,) = [notice for notice in held.notices if notice.code == "dead-rows"]
     assert notice.where == "4 of 6 modules, all q_proj"

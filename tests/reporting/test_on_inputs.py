@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from loralens.reporting.document import Report, Slider
-from loralens.reporting.words import percent, size
+from loralens.tables.numbers import percent, size
 from tests.reporting.chosen import INPUTS, NAMES, RANK, Chosen, chosen, everywhere
 from tests.reporting.reading import lines_of, parts_of, picture, rows, sorted_by, tables, texts
 
@@ -28,11 +27,11 @@ def test_every_rank(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -
     for rank in range(1, RANK + 1):
         error, count = both[i].error(everywhere(rank)), both[i].bytes(everywhere(rank), tmp_path)
         values = behind[str(rank)]
-        assert values["file"] == count
+        assert values["peft file"] == count
         assert values["error"] == pytest.approx(error, **CLOSE)
         assert values[KEPT[i]] == pytest.approx(1 - error**2, **CLOSE)
         assert printed[str(rank)][KEPT[i]] == percent(values[KEPT[i]], 4)
-        assert curve[count / 1e6] == pytest.approx(100 * error, rel=1e-4, abs=1e-4)
+        assert curve[count / 1e3] == pytest.approx(100 * error, rel=1e-4, abs=1e-4)
     if i:  # the two errors are not to be confused
         assert abs(both[1].error(everywhere(2)) / both[1].error(everywhere(2), plain=True) - 1) > 0.1
 
@@ -53,30 +52,22 @@ def test_the_advice(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -
         f"Rank {best} of {RANK} for all modules keeps {percent(1 - error**2)} of {kept} ({measured}) in {size(small)}, "
         f"{percent(1 - small / whole)} less than now."
     ) in texts(report, "ranks")
-    assert report.carried[i]["start"] == best
+    assert report.carried[i]["rank"]["start"] + 1 == best
     assert f"rank {best} has an error of {percent(error)}" in picture(report, f"curve-{i + 1}").alt
     sliders = [part for part in parts_of(report, "ranks") if isinstance(part, Slider)]
     assert [(slider.label, slider.kept) for slider in sliders] == [("weights", KEPT[0]), ("inputs", KEPT[1])]
 
 
 @pytest.mark.parametrize("i", [0, 1])
-def test_what_the_slider_is_given(made: tuple[Report, list[Chosen]], i: int) -> None:
-    """Singular values of ΔW, or of ΔW L where L Lᵀ = E[x xᵀ]; bytes and parameters of one direction."""
+def test_what_the_slider_is_given(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -> None:
+    """Every rank with its bytes and its error: of ΔW, or of outputs on the inputs given."""
     report, both = made
     carried, one = report.carried[i], both[i]
-    assert (carried["label"], carried["path"]) == (one.path.name, str(one.path))
-    assert (carried["on_data"], carried["one_rank"], carried["most"]) == (bool(i), False, RANK)
     assert carried["command"].startswith(f"loralens compress {one.path} -o {one.path}-small")
     assert carried["command"].endswith(f" --activations {one.path.parent}/x.safetensors") == bool(i)
-    assert [item["modules"] for item in carried["items"]] == [[report.modules.index(name)] for name in NAMES]
-    for name, item in zip(NAMES, carried["items"], strict=True):
-        D = one.dense[name]
-        if one.inputs is not None:
-            D = D @ one.inputs[name].T / np.sqrt(INPUTS)
-        (s,) = item["s"]
-        assert s == pytest.approx(list(np.linalg.svd(D, compute_uv=False)[:RANK]), rel=1e-4, abs=1e-5)
-        assert (item["parameters"], item["bytes"], item["width"]) == (
-            sum(one.dense[name].shape),
-            4 * sum(one.dense[name].shape),
-            RANK,
-        )
+    assert [stop["value"] for stop in carried["rank"]["stops"]] == [str(rank) for rank in range(1, RANK + 1)]
+    for rank, stop in enumerate(carried["rank"]["stops"], start=1):
+        kilobytes, error = stop["at"]
+        assert kilobytes * 1000 == pytest.approx(one.bytes(everywhere(rank), tmp_path), abs=1e-6)
+        assert error == pytest.approx(100 * one.error(everywhere(rank)), rel=1e-4, abs=1e-4)
+        assert stop["chosen"] == [rank] * len(NAMES)

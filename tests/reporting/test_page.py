@@ -10,16 +10,16 @@ import pytest
 from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examined, findings
+from loralens.charts.spec import Lines
+from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.reporting.chart import Lines
 from loralens.reporting.company import company
-from loralens.reporting.document import Beside, Notice, Notices, Picture, Report, Section, Table, Text
+from loralens.reporting.document import Beside, Notice, Notices, PageTable, Picture, Report, Section, Text
 from loralens.reporting.html import carried_json, html
-from loralens.reporting.make import report
 from loralens.reporting.markdown import escaped, markdown
-from loralens.reporting.svg_lines import lines_svg
-from tests.reporting.adapters import NAMES, drawn, measured
+from tests.reporting.adapters import NAMES, drawn, measured, report
+from tests.reporting.reading import cells
 
 LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -167,9 +167,9 @@ def test_markdown_has_the_numbers_of_the_page() -> None:
     for section in one.sections:
         assert f"## {section.title}" in text
         for part in section.parts:
-            if isinstance(part, Table):
-                for row in part.rows:
-                    assert "| " + " | ".join(" ".join(entry.text.split()) for entry in row.entries) + " |" in text
+            if isinstance(part, PageTable):
+                for line in cells(part):
+                    assert "| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" in text
     assert "![Singular values of a" in text
     assert "(x_files/spectra-1.png)" in text
 
@@ -190,8 +190,8 @@ def keys(found: Report) -> set[str]:
     return {one.key for section in found.sections for one in pictures(section.parts)}
 
 
-def table(found: Report, key: str) -> Table:
-    return next(part for one in found.sections if one.key == key for part in one.parts if isinstance(part, Table))
+def table(found: Report, key: str) -> PageTable:
+    return next(part for one in found.sections if one.key == key for part in one.parts if isinstance(part, PageTable))
 
 
 def without(adapter: Adapter, name: str, value: float) -> Adapter:
@@ -217,7 +217,7 @@ def test_an_adapter_that_is_all_nan_still_has_its_findings() -> None:
         adapter = without(adapter, name, np.nan)
     found = made({"a": adapter})
     assert "Nothing could be measured" in " ".join(found.summary)
-    told = {row.entries[0].text: row.entries[1].text for row in table(found, "identity").rows}
+    told = dict(cells(table(found, "identity")))
     assert (told["modules"], told["‖ΔW‖"]) == ("6 modules, 6 left out", "–")
     total = found.record["adapters"][0]["total"]
     assert (total["modules"], total["frobenius"]) == (6, None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loralens.reporting.html import html
+from loralens.tables.numbers import size
 from tests.reporting.chosen import NAMES, RANK, Chosen, chosen, everywhere
 from tests.reporting.reading import number
 from tests.reporting.test_browser import browser as browser  # a fixture: found here by its name
@@ -15,8 +16,8 @@ from tests.reporting.test_browser import opened, pytestmark
 
 __all__ = ["pytestmark"]
 
-STOPS = 12  # of a budget, of thousands
-UNITS = {"B": 1, "kB": 1e3, "MB": 1e6}
+STOPS = 12  # of a budget, of 32
+KILO = 1000  # bytes of a unit of the curve
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +51,13 @@ def moved(page: Any, i: int, name: str, value: int) -> dict[str, str]:
     )
 
 
-def count_of(text: str) -> float:
-    """Bytes in words."""
-    value, unit = text.split("\u00a0")
-    return float(value) * UNITS[unit]
-
-
 def compare(told: dict[str, Any], one: Chosen, ranks: dict[str, int], folder: Path) -> None:
     """All that is said of one choice of ranks."""
     error, count = one.error(ranks), one.bytes(ranks, folder)
-    assert number(told["error"]) == pytest.approx(error, abs=6e-5)
-    assert number(told["kept"]) == pytest.approx(1 - error**2, abs=6e-5)
-    assert count_of(told["bytes"]) == pytest.approx(count, rel=6e-3)
-    assert number(told["now"]) == pytest.approx(count / one.bytes(everywhere(RANK), folder), abs=6e-5)
+    assert number(told["error"]) == pytest.approx(error, rel=6e-3, abs=1e-6)
+    assert number(told["kept"]) == pytest.approx(1 - error**2, rel=6e-3, abs=1e-6)
+    assert told["bytes"] == size(count)
+    assert number(told["now"]) == pytest.approx(count / one.bytes(everywhere(RANK), folder), rel=6e-3, abs=1e-6)
     low, high = min(ranks.values()), max(ranks.values())
     assert told["ranks"] == (f"rank {low}" if low == high else f"ranks {low}–{high}")
 
@@ -71,7 +66,7 @@ def compare(told: dict[str, Any], one: Chosen, ranks: dict[str, int], folder: Pa
 def test_every_stop_of_the_rank(page: Any, made: tuple[Path, list[Chosen]], i: int, tmp_path: Path) -> None:
     one = made[1][i]
     slider = page.locator(".slider").nth(i).locator("input.rank")
-    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("1", str(RANK))
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0", str(RANK - 1))
     (curve,) = page.evaluate(
         "(i) => [...document.querySelectorAll('#ranks .charts > svg')[i].querySelectorAll('g.line')]"
         ".filter((line) => line.dataset.n === 'one rank everywhere')"
@@ -80,14 +75,15 @@ def test_every_stop_of_the_rank(page: Any, made: tuple[Path, list[Chosen]], i: i
         i,
     )
     for rank in range(1, RANK + 1):
-        told = moved(page, i, "rank", rank)
+        told = moved(page, i, "rank", rank - 1)
         compare(told, one, everywhere(rank), tmp_path)
         assert told["value"] == str(rank)
         assert told["command"].endswith(f" --rank {rank}")
         assert [told["x"], told["y"]] == pytest.approx(curve[RANK - rank], abs=0.2)  # on the curve's own point
-        exact = page.evaluate(f"loralens.models[{i}].atRank({rank})")
-        assert exact["bytes"] == one.bytes(everywhere(rank), tmp_path)
-        assert exact["error"] == pytest.approx(one.error(everywhere(rank)), rel=1e-4, abs=1e-5)
+        carried = page.evaluate(f"loralens.carried.adapters[{i}].rank.stops[{rank - 1}]")
+        kilobytes, percent = carried["at"]
+        assert kilobytes * KILO == pytest.approx(one.bytes(everywhere(rank), tmp_path), abs=1e-6)
+        assert percent / 100 == pytest.approx(one.error(everywhere(rank)), rel=1e-4, abs=1e-5)
 
 
 def least_error(one: Chosen, capacity: int) -> float:
@@ -102,25 +98,32 @@ def least_error(one: Chosen, capacity: int) -> float:
 @pytest.mark.parametrize("i", [0, 1])
 def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int, tmp_path: Path) -> None:
     one = made[1][i]
-    slider = page.locator(".slider").nth(i).locator("input.budget")
-    least, most = (int(slider.get_attribute(end)) for end in ("min", "max"))
-    assert least == one.bytes(everywhere(1), tmp_path)
-    assert most == one.bytes(everywhere(RANK), tmp_path)
-    overhead = least - sum(4 * sum(D.shape) for D in one.dense.values())  # bytes beside the factors, to a few digits
+    stops = page.evaluate(f"loralens.carried.adapters[{i}].budget.stops")
+    budgets = [int(stop["option"].removeprefix("--size ")) for stop in stops]
+    assert page.locator(".slider").nth(i).locator("input.budget").get_attribute("max") == str(len(stops) - 1)
+    assert budgets[0] == one.bytes(everywhere(1), tmp_path)
+    assert budgets[-1] == one.bytes(everywhere(RANK), tmp_path)
+    overhead = budgets[0] - sum(4 * sum(D.shape) for D in one.dense.values())  # bytes beside the factors, nearly
     uneven = 0
-    for budget in np.linspace(least, most, STOPS).astype(int).tolist():
-        told, exact = moved(page, i, "budget", budget), page.evaluate(f"loralens.models[{i}].atBudget({budget})")
-        ranks = dict(zip(NAMES, exact["ranks"], strict=True))
+    for k in np.linspace(0, len(stops) - 1, STOPS).astype(int).tolist():
+        budget, (kilobytes, percent) = budgets[k], stops[k]["at"]
+        error, told = percent / 100, moved(page, i, "budget", k)
+        ranks = dict(zip(NAMES, stops[k]["chosen"], strict=True))
         compare(told, one, ranks, tmp_path)
-        assert count_of(told["value"]) == pytest.approx(budget, rel=6e-3)
+        assert told["value"] == size(budget)
         assert told["command"].endswith(f" --size {budget}")
-        assert exact["bytes"] == one.bytes(ranks, tmp_path) <= budget
-        assert exact["error"] == pytest.approx(one.error(ranks), rel=1e-4, abs=1e-5)
+        assert kilobytes * KILO == pytest.approx(one.bytes(ranks, tmp_path), abs=1e-6)
+        assert one.bytes(ranks, tmp_path) <= budget
+        assert error == pytest.approx(one.error(ranks), rel=1e-4, abs=1e-5)
         for name in NAMES:  # nothing more fits
             if ranks[name] < RANK:
                 assert one.bytes({**ranks, name: ranks[name] + 1}, tmp_path) > budget
         within = [rank for rank in range(1, RANK + 1) if one.bytes(everywhere(rank), tmp_path) <= budget]
-        assert exact["error"] <= one.error(everywhere(max(within))) * (1 + 1e-4) + 1e-5
-        assert exact["error"] <= 1.05 * least_error(one, budget - overhead) + 1e-5
+        assert error <= one.error(everywhere(max(within))) * (1 + 1e-4) + 1e-5
+        total = sum(one.energy(name, RANK) for name in NAMES)
+        more = [name for name in NAMES if ranks[name] < RANK]
+        next_ones = [one.energy(name, ranks[name] + 1) - one.energy(name, ranks[name]) for name in more]
+        best = least_error(one, budget - overhead)  # greedy is no further from it than one direction saves
+        assert error**2 <= best**2 + max(next_ones, default=0.0) / total + 1e-6
         uneven += len({*ranks.values()}) > 1
     assert uneven > STOPS / 2

@@ -14,10 +14,12 @@ from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of
 from loralens.reporting.base import section
 from loralens.reporting.company import company
-from loralens.reporting.document import Picture, Table
+from loralens.reporting.document import PageTable, Picture
 from loralens.reporting.subject import Beside, subject
 from loralens.reporting.summary import sentences
+from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests.reporting.adapters import dialect, measured
+from tests.reporting.reading import cells
 
 WIDTH, RANK = 48, 8
 
@@ -61,15 +63,15 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
     far, total, limit, expected = re.findall(r"In (\d+) of (\d+) .* \(beyond (\d) .* gives ([\d.]+)\)", text)[0]
     assert (int(far), int(total), int(limit)) == (count, len(sides), 3)
     assert float(expected) == pytest.approx(chance, abs=4 * (len(sides) * chance / 4000) ** 0.5 + 0.35 * chance)
-    parts = section([one], {name: i for i, name in enumerate(one.spectra)}, "the base").parts
+    parts = section([one], {name: i for i, name in enumerate(one.spectra)}, "the base", RESULT_TABLES).parts
     flat = [part for both in parts for _, column in both.columns for part in column]  # type: ignore[union-attr]
     (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
     assert (
         f"{count} of {len(sides)} modules are beyond 3 standard deviations, where chance gives {expected}"
         in picture.caption
     )
-    (table,) = [part for part in flat if isinstance(part, Table) and part.title == "Amplification by kind"]
-    assert [entry.text for entry in table.rows[0].entries][-2:] == [str(count), expected]
+    (table,) = [part for part in flat if isinstance(part, PageTable) and part.title == "Amplification by kind"]
+    assert cells(table)[0][-2:] == [str(count), expected]
 
 
 def test_what_a_merge_loses_is_the_median_and_the_worst() -> None:

@@ -1,5 +1,6 @@
 """Tables in the width of a terminal: names are shortened, columns left out and named, numbers never cut."""
 
+import itertools
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from loralens.tables.numbers import number, size
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.tables.text import display_width, lay_out, shorten
+from loralens.tables.text import display_width, lay_out, shorten, shorten_names, wrap
 
 Row = tuple[str, float, int]
 COLUMNS: tuple[Column[Row], ...] = (
@@ -59,8 +60,41 @@ def test_a_shortened_text_fits_and_keeps_both_ends(text: str, width: int) -> Non
         assert text.endswith(tail)
 
 
+def test_names_that_begin_alike_stay_different() -> None:
+    names = [f"bert.encoder.layer.{i}.attention.self.value" for i in range(12)]
+    short = shorten_names(names, 16)
+    assert len({*short}) == 12
+    assert all(len(name) <= 16 for name in short)
+    assert shorten_names(names, 60) == names
+    assert shorten_names(["x" * 40], 16) == [shorten("x" * 40, 16)]
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")]
 )
 def test_sizes_are_decimal(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=30), min_size=1), st.integers(5, 60))
+def test_a_wrapped_text_fits_and_has_all_its_words(words: list[str], width: int) -> None:
+    lines = wrap(" ".join(words), width)
+    assert all(display_width(line) <= width for line in lines)
+    assert " ".join(lines).split(" ") == [shorten(word, width) for word in words]
+    for line, following in itertools.pairwise(lines):  # no line ends where another word would fit
+        assert display_width(f"{line} {following.split(' ')[0]}") > width
+
+
+def test_a_column_of_rows_that_lead_to_others() -> None:
+    inner: Column[int] = Column("half", lambda value: value / 2, "half", number)
+    outer: Column[tuple[str, int | None]] = inner.of(lambda row: row[1])
+    table = Table("", [outer], [("a", 3), ("b", None)])
+    assert [outer.cell(row) for row in table.rows] == ["1.5", "–"]
+    assert table.records() == [{"half": 1.5}, {"half": None}]
+
+
+def test_names_that_begin_and_end_alike_stay_different() -> None:
+    names = [f"experiments-with-{which}/checkpoint-of-the-last-epoch" for which in ("first", "second", "third")]
+    assert shorten_names(names, 16) == ["exper…ith-first…", "exper…th-second…", "exper…ith-third…"]
+    assert shorten_names(names, 60) == names
+    assert shorten_names(["same", "same"], 3) == [shorten("same", 3)] * 2

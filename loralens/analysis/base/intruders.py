@@ -113,6 +113,20 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
                 _factors(adapter[name])
 
 
+def check_definition(*, top: int, threshold: float) -> None:
+    """Refuse a threshold or a number of directions with which nothing could be found.
+
+    Raises
+    ------
+    OptionError
+        It says what is possible.
+    """
+    if not 0 < threshold <= 1:
+        raise OptionError(f"the threshold is {threshold:g}", fix="a cosine is meant: above 0, at most 1")
+    if top < 1:
+        raise OptionError(f"the top {top} directions are none", fix="look at one at least")
+
+
 def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: float = THRESHOLD) -> Intruders:
     """The leading directions of W + ΔW, and which of them are intruders.
 
@@ -138,10 +152,7 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
     OptionError
         A threshold or a count that makes no sense.
     """
-    if not 0 < threshold <= 1:
-        raise OptionError(f"the threshold is {threshold:g}", fix="a cosine is meant: above 0, at most 1")
-    if top < 1:
-        raise OptionError(f"the top {top} directions are none", fix="look at one at least")
+    check_definition(top=top, threshold=threshold)
     seen = _seen(module, W)
     k = min(module.shape)
     found = leading_triplets(seen.matrix, min(top, k))

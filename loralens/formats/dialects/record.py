@@ -63,6 +63,10 @@ def of(stored: Stored, file: Path) -> Record | None:
     if is_pickle(file):
         beside = file.with_name(f"{RECORD}.json")
         return read_json(beside) if beside.is_file() else None
+    return _in_metadata(stored)
+
+
+def _in_metadata(stored: Stored) -> Record | None:
     try:
         said = json.loads((stored.metadata or {}).get(RECORD, "null"))
     except (ValueError, RecursionError):
@@ -104,6 +108,11 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     base = adapter.base_model or plain_text(record.get("base_model"))
     fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
+
+
+def applied(adapter: Adapter, stored: Stored) -> Adapter:
+    """``adapter``, which a dialect reads from ``stored``, with the names and scales of the record in its metadata."""
+    return apply(adapter, _in_metadata(stored))
 
 
 def _fields(record: Record, whole: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import os
 import re
 from contextlib import suppress
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import final
 from zlib import crc32
@@ -13,7 +12,7 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.errors import FormatError, OptionError
+from loralens.errors import FormatError
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
@@ -25,27 +24,11 @@ LIMIT = "20GB"
 HEADER = 4096  # bytes that an entry takes besides its numbers, at most
 
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
 def default_folder() -> Path:
     """Where SVDs are kept unless the user says otherwise: ``$XDG_CACHE_HOME/loralens``, else ``~/.cache/loralens``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loralens"
-
-
-def size_of(text: str) -> int:
-    """Bytes of a size as people write it: ``20GB`` (10⁹), ``20GiB`` (2³⁰), ``500M``, ``0``.
-
-    Raises
-    ------
-    OptionError
-        It is no size.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if not found or not isfinite(float(found[1])):
-        raise OptionError(f"{text!r:.100} is no size", fix="write it like 20GB, 500MiB or 0")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** " kmgt".index(found[2].lower() or " "))
 
 
 def digest(weight: Weight) -> str:

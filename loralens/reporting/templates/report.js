@@ -3,155 +3,15 @@
   const carried = JSON.parse(document.getElementById("carried").textContent);
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 
-  // The choice of ranks, as `loralens compress` makes it: directions by what they save for each byte.
-
-  const items = (adapter) => {
-    const values = adapter.items.flatMap((item) => item.s);
-    const top = Math.max(0, ...values.map((s) => (s.length ? s[0] : 0))) || 1;
-    return adapter.items.map((item) => {
-      const widest = Math.max(0, ...item.s.map((s) => s.length));
-      const gains = new Float64Array(widest);
-      for (const s of item.s) s.forEach((x, i) => { gains[i] += (x / top) * (x / top); });
-      return { gains, cost: item.bytes, least: 1, most: Math.max(1, adapter.one_rank ? item.width : widest), there: widest };
-    });
-  };
-  const clip = (item, rank) => Math.min(Math.max(rank, item.least), item.most);
-  const costOf = (its, chosen) => its.reduce((sum, item, i) => sum + item.cost * chosen[i], 0);
-  const gainOf = (its, chosen) => {
-    let sum = 0;
-    its.forEach((item, i) => { for (let k = 0; k < Math.min(chosen[i], item.gains.length); k++) sum += item.gains[k]; });
-    return sum;
-  };
-  const uniform = (its, rank) => its.map((item) => clip(item, rank));
-
-  const filled = (its, start, capacity) => {
-    const chosen = [...start];
-    let left = capacity - costOf(its, chosen);
-    const open = [];
-    its.forEach((item, i) => {
-      for (let k = chosen[i]; k < Math.min(item.most, item.gains.length); k++) open.push([item.gains[k] / item.cost, i]);
-    });
-    open.sort((a, b) => b[0] - a[0]);
-    const ended = new Set();
-    for (const [worth, i] of open) {
-      if (worth <= 0) break;
-      if (ended.has(i) || its[i].cost > left) { ended.add(i); continue; }
-      chosen[i] += 1;
-      left -= its[i].cost;
-    }
-    return chosen;
-  };
-
-  const allocate = (its, capacity) => {
-    const candidates = [filled(its, uniform(its, 0), capacity)];
-    for (let rank = Math.max(0, ...its.map((item) => item.most)); rank > 0; rank--) {
-      const chosen = uniform(its, rank);
-      if (costOf(its, chosen) <= capacity) { candidates.push(filled(its, chosen, capacity)); break; }
-    }
-    return candidates.reduce((best, one) => (gainOf(its, one) > gainOf(its, best) ? one : best));
-  };
-
-  const toppedUp = (its, start, budget, size) => {
-    let chosen = start;
-    let left = budget - size(chosen);
-    const ended = new Set();
-    for (;;) {
-      let best = -1;
-      its.forEach((item, i) => {
-        const next = chosen[i];
-        if (ended.has(i) || next >= Math.min(item.most, item.gains.length) || item.cost > left || !(item.gains[next] > 0)) return;
-        if (best < 0 || item.gains[next] / item.cost > its[best].gains[chosen[best]] / its[best].cost) best = i;
-      });
-      if (best < 0) return chosen;
-      const more = chosen.map((rank, i) => rank + (i === best ? 1 : 0));
-      if (size(more) <= budget) { chosen = more; left = budget - size(more); } else ended.add(best);
-    }
-  };
-
-  const within = (its, budget, size, oneRank) => {
-    const least = uniform(its, 0);
-    const needed = size(least);
-    const top = Math.max(0, ...its.map((item) => item.most));
-    if (oneRank) {
-      let low = 0, high = top;
-      while (low < high) {
-        const middle = Math.floor((low + high + 1) / 2);
-        if (size(uniform(its, middle)) <= budget) low = middle; else high = middle - 1;
-      }
-      return uniform(its, low);
-    }
-    const most = uniform(its, top);
-    if (size(most) <= budget) return most;
-    let chosen = least;
-    let capacity = budget - needed + costOf(its, least);
-    while (capacity > costOf(its, least)) {
-      const trial = allocate(its, capacity);
-      const excess = size(trial) - budget;
-      if (excess <= 0) { chosen = trial; break; }
-      capacity -= excess;
-    }
-    return toppedUp(its, chosen, budget, size);
-  };
-
-  // Bytes of the file: a header whose length hangs on the digits in it, and the numbers.
-  const sizeOf = (adapter) => (chosen) => {
-    const file = adapter.file;
-    if (!file.tensors) return file.beside + adapter.items.reduce((sum, item, i) => sum + item.bytes * chosen[i], 0);
-    let length = file.head, begin = 0;
-    for (const [entry, unit, item] of file.tensors) {
-      const rank = item < 0 ? 1 : chosen[item];
-      const end = begin + unit * rank;
-      length += entry + `${begin}${end}`.length + (item < 0 ? 0 : `${rank}`.length);
-      begin = end;
-    }
-    return 8 + length + ((8 - (length % 8)) % 8) + begin;
-  };
-
-  const errorOf = (adapter) => {
-    const values = adapter.items.flatMap((item, i) => item.s.map((s) => [s, i]));
-    const top = Math.max(0, ...values.map(([s]) => (s.length ? s[0] : 0))) || 1;
-    let whole = 0;
-    for (const [s] of values) for (const x of s) whole += (x / top) ** 2;
-    return (chosen) => {
-      let lost = 0;
-      for (const [s, i] of values) for (let k = s.length - 1; k >= chosen[i]; k--) lost += (s[k] / top) ** 2;
-      return whole ? Math.sqrt(lost / whole) : 0;
-    };
-  };
-
-  const models = carried.adapters.map((adapter) => {
-    const its = items(adapter), size = sizeOf(adapter), error = errorOf(adapter);
-    const say = (chosen) => ({ ranks: chosen, bytes: size(chosen), error: error(chosen) });
-    return {
-      least: size(uniform(its, 0)),
-      most: size(uniform(its, Math.max(0, ...its.map((item) => item.most)))),
-      atRank: (rank) => say(adapter.one_rank ? uniform(its, rank) : its.map((item) => clip(item, Math.min(rank, item.there)))),
-      atBudget: (budget) => say(within(its, budget, size, adapter.one_rank)),
-    };
-  });
-  window.loralens = { carried, models };
-
-  // Numbers in words.
-
-  const bytes = (count) => {
-    let value = count, unit = "B";
-    for (const bigger of ["kB", "MB", "GB"]) {
-      if (value < 1000) break;
-      value /= 1000; unit = bigger;
-    }
-    return unit === "B" ? `${value}\u00a0B` : `${value < 100 ? +value.toPrecision(3) : Math.round(value)}\u00a0${unit}`;
-  };
-  const percent = (share) => `${(100 * share).toFixed(2)}\u00a0%`;
-  const span = (ranks) => {
-    const low = Math.min(...ranks), high = Math.max(...ranks);
-    return low === high ? `rank ${low}` : `ranks ${low}–${high}`;
-  };
+  window.loralens = { carried };
 
   // Sliders.
 
-  const mark = (adapter, name, told) => {
+  // Every stop was computed by Python: the page shows its texts, and its place on the curve.
+
+  const mark = (adapter, name, [x, y]) => {
     const svg = document.querySelector(`#${adapter.picture} svg`);
-    if (!svg || !svg.dataset.frame) return;
+    if (!svg) return;
     const [left, top, width, height, x0, x1, y0, y1] = svg.dataset.frame.split(" ").map(Number);
     let dot = svg.querySelector(`.marker.${name}`);
     if (!dot) {
@@ -160,47 +20,29 @@
       dot.setAttribute("r", "5.5");
       svg.append(dot);
     }
-    dot.setAttribute("cx", left + (width * (told.bytes / 1e6 - x0)) / (x1 - x0));
-    dot.setAttribute("cy", top + height * (1 - (100 * told.error - y0) / (y1 - y0)));
+    dot.setAttribute("cx", left + (width * (x - x0)) / (x1 - x0));
+    dot.setAttribute("cy", top + height * (1 - (y - y0) / (y1 - y0)));
   };
 
   for (const panel of all(".slider")) {
-    const adapter = carried.adapters[+panel.dataset.adapter], model = models[+panel.dataset.adapter];
-    const [rank, budget] = ["rank", "budget"].map((name) => panel.querySelector(`input.${name}`));
-    const put = (name, key, text) => { panel.querySelector(`.${name} .${key}`).textContent = text; };
-    const show = (name, told) => {
-      const about = adapter.file.tensors ? "" : "about ", chosen = name === "budget" ? about : "";
-      put(name, "error", chosen + percent(told.error));
-      put(name, "kept", chosen + percent(1 - told.error ** 2));
-      put(name, "bytes", about + bytes(told.bytes));
-      put(name, "now", percent(told.bytes / model.most));
-      put(name, "ranks", span(told.ranks));
-      mark(adapter, name, told);
-    };
-    const command = (text) => { panel.querySelector("code").textContent = `${adapter.command} ${text}`; };
-    const byRank = () => {
-      show("rank", model.atRank(+rank.value));
-      put("rank", "value", rank.value);
-      command(`--rank ${rank.value}`);
-    };
-    const byBudget = () => {
-      show("budget", model.atBudget(+budget.value));
-      put("budget", "value", bytes(+budget.value));
-      command(`--size ${budget.value}`);
-    };
-    rank.max = adapter.most;
-    rank.value = adapter.start;
-    budget.min = model.least;
-    budget.max = model.most;
-    budget.value = model.atRank(adapter.start).bytes;
-    let due = 0;
-    rank.addEventListener("input", byRank);
-    budget.addEventListener("input", () => {
-      cancelAnimationFrame(due);
-      due = requestAnimationFrame(byBudget);
-    });
-    byBudget();
-    byRank();
+    const adapter = carried.adapters[+panel.dataset.adapter];
+    for (const name of ["budget", "rank"]) {
+      const { stops, start } = adapter[name];
+      const input = panel.querySelector(`input.${name}`);
+      const show = () => {
+        const stop = stops[+input.value];
+        for (const key of ["value", "error", "kept", "bytes", "now", "ranks"]) {
+          panel.querySelector(`.${name} .${key}`).textContent = stop[key];
+        }
+        input.setAttribute("aria-valuetext", stop.value);
+        panel.querySelector("code").textContent = `${adapter.command} ${stop.option}`;
+        mark(adapter, name, stop.at);
+      };
+      input.max = stops.length - 1;
+      input.value = start;
+      input.addEventListener("input", show);
+      show();
+    }
     panel.hidden = false;
   }
 

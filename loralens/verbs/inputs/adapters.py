@@ -71,6 +71,16 @@ def labels(adapters: Sequence[AdapterSource]) -> list[str]:
     ]
 
 
+def short_labels(paths: Sequence[str]) -> list[str]:
+    """The paths without the folders that all of them share; each different."""
+    parts = [Path(path).parts for path in paths]
+    shared = 0
+    while all(len(names) > shared + 1 for names in parts) and len({names[shared] for names in parts}) == 1:
+        shared += 1
+    short = [str(Path(*names[shared:])) for names in parts]
+    return short if len(set(short)) == len(short) else [f"{name} ({i})" for i, name in enumerate(short, start=1)]
+
+
 def read_adapter(
     source: AdapterSource,
     reading: Reading,
@@ -144,14 +154,15 @@ def stated_options(reading: Reading) -> dict[str, Any]:
     return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 
-def read_where_unknown(source: AdapterSource, reading: Reading) -> Adapter:
+def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
     """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
     if isinstance(source, Adapter):
+        stated_options(reading)  # which refuses what is no option
         return source
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
-    adapter = load(str(source), **unscaled)
+    adapter = load(str(source), base=base, **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(str(source), **reading)
+    return adapter if stated else load(str(source), base=base, **reading)
 
 
 def as_typed(reading: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
-"""Values of options that are one of a few words, and what the words for dtypes mean."""
+"""Values of options: which are possible, and what the words for dtypes mean."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from numbers import Real
 from typing import Any, Literal
 
 import ml_dtypes
@@ -19,8 +21,25 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise OptionError(f"{name} {value!r} is not possible", fix=f"choose one of {', '.join(words)}")
 
 
+def check_finite(name: str, value: object) -> None:
+    """Refuse a value of the option ``name`` that is no finite number."""
+    if not isinstance(value, Real) or not isfinite(value):
+        raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
+
+
+def module_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
+    """The globs of an option ``modules``, of which Python may give a single one as it is."""
+    return (modules,) if isinstance(modules, str) else tuple(modules)
+
+
 def numpy_dtype(name: str | None) -> np.dtype[Any] | None:
     """The dtype that an option ``dtype`` names; None where it was not given, or names none of `FLOAT_TYPES`."""
     if name not in FLOAT_TYPES:
         return None
     return np.dtype(ml_dtypes.bfloat16 if name == "bf16" else FLOAT_TYPES[name])
+
+
+def check_at_least(name: str, value: float | None, least: int) -> None:
+    """Refuse a value of the option ``name`` below ``least``; None is an option that was not given."""
+    if value is not None and not value >= least:
+        raise OptionError(f"{name} {value!r} is not possible", fix=f"give {least} or more")

@@ -1,9 +1,11 @@
 """Adapters with weights: ``(adapter, 0.7)`` or ``{adapter: 0.7}``; the shell writes ``ADAPTER:0.7``."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from numbers import Real
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from loralens.core.adapter import Adapter
@@ -75,9 +77,21 @@ def _pairs(source: Any) -> list[tuple[Any, Any]]:
         return list(source.items())
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
         return [source]
+    if isinstance(source, str):
+        _refuse_weight_of_shell(source)
     if isinstance(source, str | PathLike | Adapter) or not isinstance(source, Iterable):
         return [(source, 1.0)]
     return [pair for part in source for pair in _pairs(part)]
+
+
+def _refuse_weight_of_shell(source: str) -> None:
+    """Refuse ``"adapter:0.7"`` where there is an ``adapter``, and say how Python writes it."""
+    path, _, number = source.rpartition(":")
+    if not path or Path(source).exists() or not Path(path).exists():
+        return
+    with suppress(ValueError):
+        weight = float(number)
+        raise OptionError(f"{source} has a weight as the shell writes it", fix=f"give ({path!r}, {weight:g})")
 
 
 def _strength(weight: Any) -> Strength:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError
-from loralens.formats import GGUF, QUANTISED, load, save
+from loralens.formats import GGUF, QUANTISED, WriterOptions, load, save
 from loralens.formats.dialects.sizes import file_size
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import model_config
@@ -35,7 +35,7 @@ class Form:
     Attributes
     ----------
     name : str
-    options : mapping of str to object
+    options : WriterOptions
         Of the writer, but for ``bits``.
     base : path or None
         The base model, which reading GGUF needs.
@@ -44,7 +44,7 @@ class Form:
     """
 
     name: str
-    options: Mapping[str, Any]
+    options: WriterOptions
     base: str | PathLike[str] | None = None
     bits: Bits | None = None
 
@@ -87,9 +87,9 @@ class Form:
         return self.name == "mlx"
 
     @property
-    def writer_options(self) -> dict[str, Any]:
+    def writer_options(self) -> WriterOptions:
         """What its writer is given."""
-        return {**self.options, **({} if self.bits is None else {"bits": self.bits})}
+        return self.options if self.bits is None else {**self.options, "bits": self.bits}
 
     def check_target(self, target: Target, source: AdapterSource, *, others: Inputs | None = None) -> None:
         """Refuse a target that is not apart from source, base and others, or cannot be written, before any work."""
@@ -134,9 +134,9 @@ def check_known(adapter: Adapter, to: str) -> None:
         )
 
 
-def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None = None) -> dict[str, Any]:
+def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None = None) -> WriterOptions:
     """Options that only the writer of one dialect has."""
     if name not in (GGUF, "mlx"):
         return {}
-    config = {"base_config": model_config(Path(base)) if base else None}
-    return {"arch": arch, **config} if name == GGUF else config
+    config = model_config(Path(base)) if base else None
+    return {"arch": arch, "base_config": config} if name == GGUF else {"base_config": config}

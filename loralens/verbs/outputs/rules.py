@@ -1,7 +1,7 @@
 """How ranks are chosen: the rules of which a verb is given one, what a budget protects, and what it looks at."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite, nan
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -74,10 +74,13 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     ((name, value),) = given.items()
     if name == "size" and isinstance(value, str):
         value = parse_size(value)
-    if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
-        raise OptionError(f"{spoken(name)} {value!r} is no finite number", fix="give a finite number")
-    amount = float(value)
-    return Rule(RULES[name], int(amount) if name == "size" or amount.is_integer() else amount)
+    try:
+        amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+    except OverflowError:  # of an integer beyond all floats
+        amount = inf
+    if not isfinite(amount):
+        raise OptionError(f"{spoken(name)} {value!r:.100} is no finite number", fix="give a finite number")
+    return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
 
 def rank_rule(**options: Unpack[RankRules]) -> Rule:

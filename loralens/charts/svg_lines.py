@@ -1,0 +1,164 @@
+"""Charts of lines as SVG."""
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from math import cos, isfinite, log10, pi, sin
+from typing import NamedTuple
+
+from loralens.charts.layout import LINE, NOTE, Box, box, level_places, name_letters, slant
+from loralens.charts.names import fit
+from loralens.charts.palette import ink_class
+from loralens.charts.spec import Area, Limits, Line, Lines, Marker
+from loralens.charts.svg import modules, n, svg, upwards, words
+from loralens.tables.numbers import number
+
+TITLE = 30  # letters
+
+
+class Frame(NamedTuple):
+    """The plot area of a chart of lines, and what its axes span."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x: Limits
+    y: Limits
+    log: bool
+
+    def at(self, x: float, y: float) -> tuple[float, float] | None:
+        """The place of a point; None off a logarithmic axis."""
+        if not isfinite(y) or (self.log and y <= 0):
+            return None
+        low, high = (log10(v) for v in self.y) if self.log else self.y
+        value = log10(y) if self.log else y
+        return (
+            self.left + self.width * (x - self.x[0]) / (self.x[1] - self.x[0] or 1),
+            self.top + self.height * (1 - (value - low) / (high - low or 1)),
+        )
+
+
+def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
+    """Lines over axes, with ticks, levels and names."""
+    room = box(chart, alone=alone)
+    frame = Frame(room.left, room.top, room.across, room.down, chart.x.limits, chart.y.limits, chart.y.log)
+    middle = frame.left + frame.width / 2, frame.top + frame.height / 2
+    nothing = [words(chart.note or "all of it is 0", *middle, "small mid")]
+    parts = [
+        *(_area(area, frame) for area in chart.areas),
+        *_axes(chart, frame),
+        *(nothing if chart.empty else []),
+        *_levels(chart, frame),
+        *(_line(line, frame) for line in chart.lines),
+        *_note(chart, frame),
+        *_names(chart.named, room),
+    ]
+    hover = f' data-hover="{escape(chart.x.label)}"'
+    return svg(room.width, room.height, parts, alt or chart.title, f' class="lines"{hover}{_frame_data(frame)}')
+
+
+def _frame_data(frame: Frame) -> str:
+    """Where a script finds a place in a chart."""
+    numbers = (frame.left, frame.top, frame.width, frame.height, *frame.x, *frame.y)
+    return f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + ' data-log=""' * frame.log
+
+
+def _axes(chart: Lines, frame: Frame) -> Iterable[str]:
+    if chart.title:
+        yield words(fit(chart.title, TITLE), frame.left, 14, "head")
+    bottom = frame.top + frame.height
+    yield f'<path class="axis" d="M{n(frame.left)} {n(frame.top)}V{n(bottom)}H{n(frame.left + frame.width)}"/>'
+    for x, label in chart.x.ticks:
+        place = frame.at(x, frame.y[1])
+        if place:
+            yield f'<path class="tick" d="M{n(place[0])} {n(bottom)}v4"/>'
+            if slant(chart):
+                yield f'<text class="small end" transform="translate({n(place[0] + 3)} {n(bottom + 11)}) rotate(-40)">'
+                yield f"{escape(label)}</text>"
+            else:
+                yield words(label, place[0], bottom + 15, "num mid")
+    for y, label in chart.y.ticks:
+        place = frame.at(frame.x[0], y)
+        if place:
+            yield f'<path class="grid" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
+            yield words(label, frame.left - 5, place[1] + 3.5, "num end")
+    yield words(chart.x.label, frame.left + frame.width / 2, bottom + 30 + slant(chart), "label mid")
+    yield upwards(chart.y.label, 11, frame.top + frame.height / 2, "label mid")
+
+
+def _area(area: Area, frame: Frame) -> str:
+    ends = [(x, y) for x, y in zip(area.x, area.high, strict=True)]
+    ends += [(x, y) for x, y in zip(reversed(area.x), reversed(area.low), strict=True)]
+    places = [place for x, y in ends if (place := frame.at(x, y))]
+    return f'<path class="area" d="M{"L".join(f"{n(x)} {n(y)}" for x, y in places)}z"/>' if places else ""
+
+
+def _levels(chart: Lines, frame: Frame) -> Iterable[str]:
+    right, bottom = frame.left + frame.width, frame.top + frame.height
+    places = level_places(chart)
+    for name, value in chart.levels.items():
+        place = frame.at(frame.x[0], value)
+        if place and frame.top - 1 <= place[1] <= bottom + 1:
+            yield f'<path class="level" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
+            if place[1] < (frame.top + bottom) / 2:  # below it at the right, where curves that rise have passed it
+                yield words(name, right - 3, place[1] + 10, "num end")
+            else:
+                yield words(name, frame.left + places[name], place[1] - 3, "num")
+
+
+def _line(line: Line, frame: Frame) -> str:
+    labels = line.labels or [""] * len(line.x)
+    points = [(p, x, y, t) for x, y, t in zip(line.x, line.y, labels, strict=True) if (p := frame.at(x, y))]
+    if not points:
+        return ""
+    xs = [x for _, x, _, _ in points]
+    d = "M" + "L".join(f"{n(p[0])} {n(p[1])}" for p, *_ in points)
+    path = "" if line.unjoined else f'<path d="{d}"/>'
+    marks = "".join(mark(line.marker, *p) for p, *_ in points)
+    beside = "".join(words(text, p[0] + 4, p[1] - 4, "small") for p, _, _, text in points if text)
+    head = f'<g class="{_kind(line)} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}'
+    head += "" if xs == list(range(1, len(xs) + 1)) else _data("x", xs)
+    return f"{head}{_data('y', [y for _, _, y, _ in points])}>{path}{marks}{beside}</g>"
+
+
+def _kind(line: Line) -> str:
+    return "line dotted" if line.dotted else "line dashed" if line.dashed else "line"
+
+
+def mark(marker: Marker, x: float, y: float) -> str:
+    """The mark of a point."""
+    return MARKS[marker](x, y)
+
+
+def _star(x: float, y: float) -> str:
+    corners = [(6 if k % 2 == 0 else 2.6, k * pi / 5) for k in range(10)]
+    points = " ".join(f"{n(x + r * sin(a))},{n(y - r * cos(a))}" for r, a in corners)
+    return f'<polygon points="{points}"/>'
+
+
+MARKS: dict[Marker, Callable[[float, float], str]] = {
+    "": lambda _x, _y: "",
+    "dot": lambda x, y: f'<circle cx="{n(x)}" cy="{n(y)}" r="2.4"/>',
+    "square": lambda x, y: f'<rect x="{n(x - 2.2)}" y="{n(y - 2.2)}" width="4.4" height="4.4"/>',
+    "triangle": lambda x, y: f'<polygon points="{n(x)},{n(y - 3)} {n(x + 2.9)},{n(y + 2)} {n(x - 2.9)},{n(y + 2)}"/>',
+    "star": _star,
+}
+
+
+def _data(key: str, values: Sequence[float]) -> str:
+    return f' data-{key}="{" ".join(number(value) for value in values)}"'
+
+
+def _note(chart: Lines, frame: Frame) -> Iterable[str]:
+    lines = chart.note.split("\n") if chart.note and not chart.empty else []
+    bottom = frame.top + frame.height - 5
+    for k, line in enumerate(reversed(lines)):
+        yield words(line, frame.left + 6, bottom - NOTE * k, "small")
+
+
+def _names(lines: Sequence[Line], room: Box) -> Iterable[str]:
+    for i, line in enumerate(lines):
+        y = room.height - LINE * (len(lines) - i) + 4
+        path = "" if line.unjoined else f'<path d="M50 {n(y)}h22"/>'
+        yield f'<g class="{_kind(line)} {ink_class(line.ink)}">{path}{mark(line.marker, 61, y)}</g>'
+        yield words(fit(line.name, name_letters(room)), 80, y + 4, "label")

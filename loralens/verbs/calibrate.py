@@ -1,0 +1,239 @@
+"""``calibrate``: what real inputs excite in an adapter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from loralens.compression.calibration import measure_moments
+from loralens.compression.objective import label, next_token
+from loralens.core.adapter import Adapter
+from loralens.core.attached import Attachment
+from loralens.core.lowrank import LowRank
+from loralens.core.messages import warn
+from loralens.core.moments import Moments
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.errors import OptionError, place
+from loralens.formats.records.moments import check_target, save_moments
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.inputs.choices import FloatType, check_at_least
+from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
+from loralens.verbs.inputs.texts import Text, TextSource, read_texts, text_label
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateResult(Tabular):
+    """What real inputs excite in an adapter.
+
+    Attributes
+    ----------
+    adapter, model, data : str
+        What they are called: their paths, where they were read.
+    texts : int
+        How many texts there were.
+    cut : Cut
+        What was left out of the texts.
+    hooked : sequence of str
+        The modules that are measured.
+    moments : Moments or None
+        What `compress` and `curve` take as ``activations``; None in a dry run.
+    output : Path or None
+        Where they were written, or would be.
+    """
+
+    adapter: str
+    model: str
+    data: str
+    texts: int
+    cut: Cut
+    hooked: Sequence[str]
+    moments: Moments | None = None
+    output: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"CalibrateResult({len(self.hooked)} modules, {self.texts} texts)"
+
+    def listing(self) -> list[Table[str]]:
+        """The modules that were measured, or would be."""
+        columns = [NAME] if self.moments is None else [NAME, *_columns(self.moments)]
+        rows = list(self.hooked if self.moments is None else self.moments)
+        return [Table(f"{self.adapter} on {self.texts} texts of {self.data}", columns, rows)]
+
+    def sentences(self) -> list[str]:
+        """How much was measured, and where it was written."""
+        modules = f"moments of {len(self.hooked)} modules"
+        if self.moments is None:
+            what = f"{modules} on {self.texts} texts"
+            return [f"would write {self.output}: {what}" if self.output else f"would measure {what}"]
+        inputs = max((moment.count for _, moment in self.moments.items()), default=0)
+        measured = f"moments of {len(self.moments)} modules over {inputs:,} positions of {self.texts} texts"
+        return [f"wrote {self.output}: {measured}" if self.output else measured]
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the moments themselves as a JSON object."""
+        (table,) = self.listing()
+        common = {"cut": self.cut.record(), "modules": table.records()}
+        if self.moments is None:
+            return {"target": None, "texts": self.texts, **common}
+        return {
+            "target": None if self.output is None else str(self.output),
+            "fingerprint": self.moments.fingerprint,
+            "source": dict(self.moments.source),
+            **common,
+            "unreached": list(self.moments.unreached),
+            "unmeasured": dict(self.moments.unmeasured),
+        }
+
+
+NAME: Column[str] = Column("name", lambda name: name, "module", align="left", priority=ALWAYS)
+
+
+def _columns(moments: Moments) -> list[Column[str]]:
+    return [
+        Column("rank", lambda name: len(moments[name].K), "r", priority=7),
+        Column("count", lambda name: moments[name].count, "positions", "{:,}".format, priority=8),
+    ]
+
+
+def calibrate(
+    adapter: AdapterSource,
+    *,
+    model: ModelSource,
+    data: TextSource,
+    output: str | PathLike[str] | None = None,
+    limit: int | None = None,
+    batch: int = 16,
+    length: int = 256,
+    device: str = "auto",
+    dtype: FloatType = "f32",
+    threads: int | None = None,
+    out_side: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **reading: Unpack[Reading],
+) -> CalibrateResult:
+    """What real inputs excite in every module of an adapter: K = E[z zᵀ], z = A x.
+
+    The model runs with the adapter on, so x are the inputs that its modules will see. `compress` takes the moments as
+    ``activations``, and keeps what matters on such inputs. Some hundred texts like those of later use are enough.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    model : path or (model, tokenizer)
+        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
+        tokenizer, which is left as it was. A model of PEFT carries the adapter itself.
+    data : path or iterable
+        Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
+    output : path, optional
+        The ``.safetensors`` to write; without it the result holds the moments.
+    limit : int, optional
+        Only the first so many texts.
+    batch, length : int
+        Texts at a time, and tokens of a text.
+    device, dtype : str
+        Where the model of a folder is put, and what it computes in.
+    threads : int, optional
+        Of the CPU; all that the process may use, by default.
+    out_side : bool
+        Measure gradients at the outputs too: a loss and a backward pass.
+    overwrite : bool
+        Replace what is at ``output``, where that holds moments.
+    dry_run : bool
+        Check model, adapter and texts; run and write nothing.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An unknown device or dtype; no such file; a target that exists; ``out_side`` for a model without a loss; torch
+        is not installed.
+    FormatError
+        An adapter, a model or texts that cannot be read.
+    MismatchError
+        The adapter does not fit the model.
+    """
+    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
+        check_at_least(name, count, 1)
+    target = None if output is None else Path(output)
+    if target is not None:
+        check_target(target, overwrite=overwrite)
+    texts = read_texts(data, limit=limit)
+    (name,) = labels([adapter])
+    base = None if isinstance(model, tuple) else model
+    whole = read_adapter(adapter, reading, base=base, whole=True, label=name)
+    with restore_settings(model):
+        loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+        cut = count_cut(loaded, [text.text for text in texts], length=length)
+        cut.warn(text_label(data))
+        loss = _objective(loaded, texts) if out_side else None
+        hooked = _hooked(loaded, whole, name, model_label(model))
+        moments = None
+        if not dry_run:
+            with progress("running the model", len(texts)) as step:
+                batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
+                labelled = loss is not None and loaded.head == "classifier"
+                moments = measure_moments(
+                    loaded.model,
+                    _labelled(loaded, texts, batches, batch) if labelled else batches,
+                    adapter=whole,
+                    out_side=out_side,
+                    loss=loss,
+                    source={"texts": len(texts), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
+                )
+    if moments is not None:
+        if target is not None:
+            save_moments(moments, target, overwrite=overwrite)
+        _warn([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
+        _warn(moments.unreached, "were reached by no input")
+    return CalibrateResult(name, model_label(model), text_label(data), len(texts), cut, hooked, moments, target)
+
+
+def _hooked(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
+    """The modules that can be measured; a warning names what of the adapter the model has no place for."""
+    if hasattr(loaded.model, "peft_config"):  # which has the adapter on
+        return [module_name for module_name, module in adapter.items() if isinstance(module, LowRank)]
+    with place(model):
+        attachment = Attachment(loaded.model, adapter)
+    for key, why in attachment.left_out.items():
+        warn(f"{name}: {key} is not applied ({why})")
+    return attachment.hooked
+
+
+def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
+    """The loss of the model's head."""
+    if loaded.head == "causal":
+        return next_token
+    if loaded.head == "classifier" and all(text.label is not None for text in texts):
+        return label
+    needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
+    raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
+
+
+def _labelled(
+    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
+) -> Iterator[dict[str, Any]]:
+    """Batches with the numbers of their labels."""
+    import torch
+
+    config: Any = loaded.model.config
+    names = {name: number for number, name in config.id2label.items()}
+    numbers = names | {str(number): number for number in range(config.num_labels)}
+    for i, inputs in enumerate(batches):
+        part = [str(text.label) for text in texts[i * size : (i + 1) * size]]
+        unknown = [name for name in part if name not in numbers]
+        if unknown:
+            raise OptionError(f"the model knows no label {unknown[0]!r}", fix=f"use its own: {', '.join(names)}")
+        yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
+
+
+def _warn(names: Sequence[str], what: str) -> None:
+    if names:
+        warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")

@@ -1,0 +1,190 @@
+"""``curve``: what every rank would take and lose, before anything is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike, cpu_count
+from typing import Any, Unpack
+
+from loralens.compression.curve import Point, rank_curve, ranks_shown
+from loralens.compression.plan import Plan
+from loralens.compression.protection import Protection
+from loralens.core.adapter import Adapter
+from loralens.core.moments import Moments
+from loralens.core.progress import progress
+from loralens.core.quantised import direction_bytes
+from loralens.core.structured import Structured
+from loralens.errors import place
+from loralens.formats import QUANTISED
+from loralens.tables.numbers import percent, size
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
+from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, Form, TargetFormat
+from loralens.verbs.outputs.rules import read_moments, read_protection
+
+
+@dataclass(frozen=True, slots=True)
+class CurveResult(Tabular):
+    """Rank against size against error of an adapter.
+
+    Attributes
+    ----------
+    source : str
+        What the adapter is called: its path, if it was read.
+    adapter : Adapter
+    format : str
+        The dialect of the files.
+    points : sequence of Point
+        By falling rank.
+    activations : str or None
+        What the moments are called on which errors were measured; None where errors are those of ΔW.
+    """
+
+    source: str
+    adapter: Adapter
+    format: str
+    points: Sequence[Point]
+    activations: str | None = None
+
+    def __repr__(self) -> str:
+        return f"CurveResult({len(self.points)} ranks of {len(self.adapter)} modules, {self.format})"
+
+    @property
+    def on_data(self) -> bool:
+        """Whether errors are those on real inputs."""
+        return self.activations is not None
+
+    def tables(self) -> list[Table[Point]]:
+        """One rank a row."""
+        error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
+        title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
+        return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "activations": self.activations,
+            "modules": len(self.adapter),
+            "points": self.tables()[0].records(),
+        }
+
+
+def curve(
+    source: AdapterSource,
+    *,
+    to: TargetFormat | None = None,
+    dtype: FloatType | None = None,
+    weights: str | PathLike[str] | Mapping[str, float] = "absolute",
+    activations: str | PathLike[str] | Moments | None = None,
+    base: str | PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+    **reading: Unpack[Reading],
+) -> CurveResult:
+    """Rank against size against error: for one rank everywhere, and for ranks where they save most.
+
+    Every point is a file that `compress` would write: with ``rank``, with a ``size`` of the same bytes, and with that
+    size and ``to="loralens-q"`` (expected, not measured). Errors are those of truncation, without any rounding.
+
+    Parameters
+    ----------
+    source : path or Adapter
+    to : str, optional
+        The dialect of the file; the adapter's own by default, or PEFT's where that is only read.
+    dtype : str, optional
+        The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
+    weights : str, path or mapping of str to float
+        What a budget protects: the ``absolute`` error, the ``relative`` one of each module, or the weights of globs,
+        which may stand in a JSON file.
+    activations : path or Moments, optional
+        What real inputs excite, as `calibrate` measures it: then errors are those on the data.
+    base : path, optional
+        The base model, which GGUF needs.
+    modules : sequence of str
+        Only these become smaller: globs over names or kinds.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; a dialect or a dtype that is none.
+    FormatError
+        A file that is no adapter; a module that holds NaN or Inf.
+    MismatchError
+        Activations of another adapter.
+    """
+    check_choice("dtype", dtype, FLOAT_TYPES)
+    (label,) = labels([source])
+    adapter = read_adapter(source, reading, base=base, label=label)
+    form = Form.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    protect, moments = read_protection(weights), read_moments(activations)
+    with place(label):
+        with progress("reading", len(adapter)) as step:
+            plan = Plan.of(
+                adapter,
+                modules=modules,
+                dtype=numpy_dtype(dtype),
+                moments=moments,
+                threads=cpu_count() or 1,
+                step=step,
+            )
+        points = trade_off(plan, form, protect=protect, on_data=moments is not None)
+    return CurveResult(label, adapter, form.name, points, _moments_label(activations))
+
+
+def _moments_label(activations: str | PathLike[str] | Moments | None) -> str | None:
+    """What the moments are called, on which errors were measured."""
+    if activations is None:
+        return None
+    return "moments" if isinstance(activations, Moments) else str(activations)
+
+
+def trade_off(plan: Plan, form: Form, *, protect: Protection = "absolute", on_data: bool = False) -> list[Point]:
+    """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
+    pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
+    file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
+    header = _header_bytes(plan.adapter) if pairs and not on_data else None
+    most = max((plan.adapter[name].rank for name in plan.found), default=0)
+    with progress("choosing ranks", len(ranks_shown(most))) as step:
+        return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
+
+
+def _header_bytes(adapter: Adapter) -> int:
+    """Bytes of a file in few bits beside its directions."""
+    ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
+    whole = Form(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
+    return whole - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
+
+
+def point_columns(format: str, *, on_data: bool) -> list[Column[Point]]:
+    """The columns of a point; errors on data have a key of their own."""
+    error = "data_error" if on_data else "relative_error"
+    return [
+        Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
+        Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
+        Column(
+            ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3
+        ),
+        Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
+        Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
+        Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
+        Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", _range, priority=4),
+        Column(("budget", "parameters"), lambda point: point.budget.parameters),
+        Column(("budget", "bytes"), lambda point: point.budget.bytes),
+        Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
+        Column(
+            ("few_bits", "expected_error"),
+            lambda point: point.few_bits,
+            "" if on_data else "in few bits",
+            percent,
+            priority=5,
+        ),
+    ]
+
+
+def _range(ranks: Sequence[int]) -> str:
+    """``2–8``; one number where all are the same."""
+    return "–".join(map(str, dict.fromkeys(ranks)))

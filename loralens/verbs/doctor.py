@@ -1,0 +1,216 @@
+"""``doctor``: what is wrong with adapters, and what mends it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Unpack, get_args
+
+from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.doctor import UNREADABLE, findings, rules
+from loralens.core.adapter import Adapter, Level
+from loralens.core.names import kind
+from loralens.errors import LoraLensError, OptionError
+from loralens.formats import load
+from loralens.formats.files.location import adapter_file
+from loralens.formats.records.sarif import check_place, write_sarif
+from loralens.formats.records.sarif import sarif as sarif_log
+from loralens.tables.numbers import count
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
+from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.examination import examine_adapters, open_base
+
+MergeDType = Literal["bf16", "f16", "f32", "fp8"]
+Rounding = Literal["nearest", "stochastic"]  # of those of a merge, what can be foretold
+
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
+WORST = 3  # modules that a line of text names
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorResult(Tabular):
+    """What was found, most serious first.
+
+    Attributes
+    ----------
+    findings : sequence of Diagnosis
+    adapters : mapping of str to Adapter or None
+        What each adapter is called → the adapter; None where it could not be read.
+    base : str or None
+        The base model that they were held against.
+    fail_on : str or None
+        The level from which on a finding makes `answer` false.
+    """
+
+    findings: Sequence[Diagnosis]
+    adapters: Mapping[str, Adapter | None]
+    base: str | None = None
+    fail_on: Level | None = None
+
+    def __iter__(self) -> Iterator[Diagnosis]:
+        return iter(self.findings)
+
+    def __repr__(self) -> str:
+        return f"DoctorResult({_levels(Counter(finding.level for finding in self.findings))})"
+
+    @property
+    def answer(self) -> bool:
+        """Whether all is well: there is no finding of the level ``fail_on`` or a worse one; true without a level."""
+        if self.fail_on is None:
+            return True
+        return all(LEVELS.index(finding.level) > LEVELS.index(self.fail_on) for finding in self.findings)
+
+    def listing(self) -> list[Table[Diagnosis]]:
+        """The findings, one a module."""
+        return [Table("findings", COLUMNS, self.findings)]
+
+    def sentences(self) -> list[str]:
+        """The findings of every adapter, those of one kind together."""
+        return [line for label in self.adapters for line in self._on_adapter(label)]
+
+    def _on_adapter(self, label: str) -> list[str]:
+        adapter = self.adapters[label]
+        causes = by_cause(finding for finding in self.findings if finding.adapter == label)
+        read = count(len(adapter), "module") if adapter is not None else "not read"
+        against = f", against {self.base}" if self.base else ""
+        levels = _levels(Counter(cause[0].level for cause in causes))
+        lines = [f"{label} ({read}{against}): {levels}"]
+        return [*lines, *(line for cause in causes for line in _on_cause(cause, len(adapter or ()))), ""]
+
+    def record(self) -> dict[str, Any]:
+        """The findings as a JSON object."""
+        return {"findings": Table("", COLUMNS, self.findings).records()}
+
+
+def doctor(
+    *adapters: Source,
+    base: str | PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+    dtype: MergeDType | None = None,
+    rounding: Rounding = "nearest",
+    sarif: str | PathLike[str] | None = None,
+    fail_on: Level | None = None,
+    **reading: Unpack[Reading],
+) -> DoctorResult:
+    """What is wrong with adapters, most serious first, each finding with its evidence and what mends it.
+
+    Several adapters are also compared with each other. A file that cannot be read is a finding too.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. Read with
+        ``strict=False``, an adapter with numbers that are wrong is examined too.
+    base : path, optional
+        The base model: names, sizes, and what a merge would make of ΔW.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    dtype : str, optional
+        The dtype of a merge: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by default.
+    rounding : str
+        How a merge would round: ``nearest`` or ``stochastic``. Of error feedback only merging tells.
+    sarif : path, optional
+        A file to write the findings to, as SARIF 2.1.0.
+    fail_on : str, optional
+        ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An unknown value of an option, a path where nothing is, a glob that matches nothing, a place where no log can
+        be written.
+    FormatError
+        A base that is no model.
+    """
+    check_choice("dtype", dtype, get_args(MergeDType))
+    check_choice("rounding", str(rounding), get_args(Rounding))
+    check_choice("fail_on", fail_on, LEVELS)
+    if sarif:
+        check_place(Path(sarif))
+    chosen = sources(adapters)
+    loaded: dict[str, Adapter | None] = {}
+    unreadable: list[Diagnosis] = []
+    for label, source in zip(labels(chosen), chosen, strict=True):
+        if label not in loaded:
+            loaded[label] = _read(source, base, reading, label, unreadable)
+    patients = examine_adapters(
+        {label: adapter for label, adapter in loaded.items() if adapter is not None},
+        base=open_base(base) if base else None,
+        modules=modules,
+        reading=reading,
+        dtype=DTYPES[dtype] if dtype else None,
+        stochastic=rounding == "stochastic",
+    )
+    result = DoctorResult(unreadable + findings(patients), loaded, str(base) if base else None, fail_on)
+    if sarif:
+        _write_sarif(result.findings, Path(sarif))
+    return result
+
+
+def _read(
+    source: AdapterSource,
+    base: str | PathLike[str] | None,
+    reading: Reading,
+    label: str,
+    unreadable: list[Diagnosis],
+) -> Adapter | None:
+    """The adapter; None where it cannot be read, which is one more finding. A wrong path or option is no finding."""
+    if isinstance(source, Adapter):
+        check_unread(reading)
+        return source
+    try:
+        return load(str(source), strict=False, base=base, **reading)
+    except OptionError:
+        raise
+    except LoraLensError as error:
+        unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
+        return None
+
+
+def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
+    def located(label: str) -> str:
+        try:
+            return str(adapter_file(Path(label)))
+        except LoraLensError:
+            return label
+
+    records = [{**finding.record(), "adapter": located(finding.adapter)} for finding in diagnoses]
+    write_sarif(sarif_log(records, rules=rules(), root=Path.cwd()), file)
+
+
+def _levels(counts: Mapping[Level, int]) -> str:
+    """``1 error, 2 warnings``."""
+    return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
+
+
+def _on_cause(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
+    """Findings that have one cause, in an adapter of so many modules."""
+    first = diagnoses[0]
+    head = f"  {first.level}: {first.code}: "
+    if len(diagnoses) == 1:
+        lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
+    else:
+        modules = {finding.module for finding in diagnoses if finding.module}
+        kinds = {kind(name) for name in modules}
+        alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
+        lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
+        for finding in diagnoses[:WORST]:
+            lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
+        if len(diagnoses) > WORST:
+            lines.append(f"    and {len(diagnoses) - WORST} more (--json names them)")
+    return [*lines, f"    fix: {first.fix}"] if first.fix else lines
+
+
+COLUMNS: tuple[Column[Diagnosis], ...] = (
+    Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
+    Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),
+    Column("adapter", lambda row: row.adapter, "adapter", align="left", priority=3),
+    Column("module", lambda row: row.module, "module", align="left", priority=8),
+    Column("evidence", lambda row: row.evidence, "evidence", align="left", priority=7),
+    Column("fix", lambda row: row.fix, "fix", align="left", priority=2),
+)

@@ -1,0 +1,170 @@
+"""``drop``: an adapter without some of its modules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from loralens.core.adapter import Adapter
+from loralens.core.names import select
+from loralens.core.structured import Update
+from loralens.errors import OptionError, place
+from loralens.formats import save
+from loralens.tables.numbers import number, shape
+from loralens.tables.render import html
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
+from loralens.verbs.inputs.choices import FloatType, module_globs, numpy_dtype
+from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.form import TargetFormat
+from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
+from loralens.verbs.outputs.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult(Tabular):
+    """An adapter without some of its modules.
+
+    Attributes
+    ----------
+    source : str
+        What the adapter is called: its path, if it was read.
+    before, adapter : Adapter
+        The whole one, and what is left of it, as it is written.
+    format : str
+        The dialect that is written.
+    rounding : Rounding
+        What rounding the others cost.
+    target : Target
+        Where it is written.
+    """
+
+    source: str
+    before: Adapter
+    adapter: Adapter
+    format: str
+    rounding: Rounding
+    target: Target
+
+    def __repr__(self) -> str:
+        return f"DropResult({len(self.dropped)} of {len(self.before)} modules dropped, {self.format})"
+
+    @property
+    def output(self) -> Path | None:
+        """Where the adapter was written; None where nothing was."""
+        return self.target.written
+
+    @property
+    def dropped(self) -> list[str]:
+        """The modules that are gone, in natural order."""
+        return [name for name in self.before if name not in self.adapter]
+
+    def listing(self) -> list[Table[tuple[str, Update]]]:
+        """All modules, those that are gone included."""
+        dropped: Column[tuple[str, Update]] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
+        title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
+        return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
+
+    def _repr_html_(self) -> str:
+        (modules,) = self.listing()
+        return html(modules)
+
+    def sentences(self) -> list[str]:
+        """What rounding cost, and where the adapter is."""
+        lines = [str(self.rounding)] if self.rounding.worst else []
+        counts = f"{len(self.dropped)} of {len(self.before)} modules dropped, {len(self.adapter)} left"
+        return [*lines, f"{'wrote' if self.output else 'would write'} {self.target.output or self.format}: {counts}"]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {
+            "source": self.source,
+            "target": None if self.output is None else str(self.output),
+            "format": self.format,
+            "dropped": sorted(self.dropped),
+            "left": len(self.adapter),
+            "rounding": self.rounding.record(),
+        }
+
+
+def drop(
+    adapter: AdapterSource,
+    modules: str | Sequence[str],
+    *,
+    output: str | PathLike[str] | None = None,
+    to: TargetFormat | None = None,
+    base: str | PathLike[str] | None = None,
+    dtype: FloatType | None = None,
+    allow_loss: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **reading: Unpack[Reading],
+) -> DropResult:
+    """An adapter without the modules that globs match: what a block does is seen when it is gone.
+
+    The others keep their stored bits. What hangs on a module (DoRA's magnitude, a bias on B) goes with it; heads and
+    other tensors trained in full stay.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    modules : str or sequence of str
+        These go: globs over names or kinds.
+    output : path, optional
+        A folder, or a file with the suffix of the dialect; without it nothing is written.
+    to : str, optional
+        The dialect to write; its own by default.
+    base : path, optional
+        The base model, which GGUF needs.
+    dtype : str, optional
+        Of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep theirs.
+    allow_loss : bool
+        Write even where rounding costs a module more than 1 %.
+    overwrite : bool
+        Replace ``output``.
+    dry_run : bool
+        Check all that can be checked, and write nothing.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing, or globs that match everything; an output that is where the source is; rounding
+        that costs too much.
+    FormatError
+        A file that is no adapter.
+    """
+    check_writing(to, dtype)
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    (original,) = sources([[adapter]])
+    (label,) = labels([original])
+    before = read_source(original, label, reading, base)
+    form = form_of(before, target, to=to, base=base)
+    form.check_target(target, original)
+    with place(label):
+        gone = set(select(before, module_globs(modules)))
+        if len(gone) == len(before):
+            raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
+    extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
+    remaining = replace(before.without(gone), extra=extra)
+    new = quantised(remaining, form.bits) if form.bits else rounded(remaining, numpy_dtype(dtype))
+    allowed = allow_loss or form.bits is not None
+    with place(label):
+        cost = Rounding.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
+    if target.output is not None:
+        options = form.writer_options
+        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **options)
+    return DropResult(label, before, new, form.name, cost, target)
+
+
+COLUMNS: tuple[Column[tuple[str, Update]], ...] = (
+    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row[1].shape[0], json=False),
+    Column("in", lambda row: row[1].shape[1], json=False),
+    Column("rank", lambda row: row[1].rank, "r", priority=7),
+    Column("scale", lambda row: row[1].scale, "scale", number, priority=2),
+)

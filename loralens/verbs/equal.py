@@ -1,0 +1,151 @@
+"""``equal``: whether two adapters are the same update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from os import PathLike
+from typing import Any, Unpack
+
+from loralens.analysis.compare.equality import Difference, differences
+from loralens.core.messages import tell_findings
+from loralens.core.progress import progress
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.dialects.gguf.reader import in_order_of, turned
+from loralens.tables.numbers import known, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
+from loralens.verbs.inputs.bases import warn_of_bases
+
+SHOWN = 20  # modules that differ, in the table
+
+
+@dataclass(frozen=True, slots=True)
+class EqualResult(Tabular):
+    """Whether two adapters are the same update; as a truth value it is the answer.
+
+    Attributes
+    ----------
+    differences : sequence of Difference
+        Of every module, in natural order.
+    tolerance : float
+    not_compared : int
+        Tensors of both that are half of no pair: heads, biases, magnitudes.
+    """
+
+    differences: Sequence[Difference]
+    tolerance: float
+    not_compared: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether no module differs by more than the tolerance."""
+        return not self.beyond
+
+    @property
+    def answer(self) -> bool:
+        """The same: what the exit code says."""
+        return self.equal
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    @property
+    def beyond(self) -> list[Difference]:
+        """The modules that differ by more than the tolerance, in natural order."""
+        return [difference for difference in self.differences if not difference.relative <= self.tolerance]
+
+    @property
+    def largest(self) -> float:
+        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 where there is none."""
+        return max((difference.relative for difference in self.differences), default=0.0)
+
+    def __repr__(self) -> str:
+        return f"EqualResult({'equal' if self.equal else 'different'}, largest difference {self.largest:.3g})"
+
+    def tables(self) -> list[Table[Difference]]:
+        """The modules that differ most."""
+        worst = sorted(self.beyond, key=lambda difference: -difference.relative)
+        columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
+        return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
+
+    def listing(self) -> list[Table[Difference]]:
+        """All modules."""
+        return [Table("differences", COLUMNS, self.differences)]
+
+    def sentences(self) -> list[str]:
+        """The answer, and what it is not about."""
+        answer = "equal" if self.equal else "different"
+        lines = [f"{answer}: largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"]
+        if self.not_compared:
+            what = "tensors that are half of no pair (heads, biases, magnitudes …)"
+            lines.append(f"not compared: {self.not_compared} {what}")
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {
+            "equal": self.equal,
+            "tolerance": self.tolerance,
+            "not_compared": self.not_compared,
+            "modules": self.listing()[0].records(),
+        }
+
+
+COLUMNS: tuple[Column[Difference], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("relative", lambda row: known(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("note", lambda row: row.note, "note", align="left"),
+)
+
+
+def equal(
+    first: AdapterSource,
+    second: AdapterSource,
+    *,
+    tolerance: float = 1e-6,
+    base: str | PathLike[str] | None = None,
+    **reading: Unpack[Reading],
+) -> EqualResult:
+    """Whether two adapters are the same update, whatever their dialects, ranks or gauge.
+
+    Modules are matched by name, else with dots and underscores taken as the same.
+
+    Parameters
+    ----------
+    first, second : path or Adapter
+    tolerance : float
+        Largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of a module.
+    base : path, optional
+        The base model of GGUF files: its head counts say in which order rows of q and k stand.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` go to
+        whichever of the two does not say its own.
+
+    Raises
+    ------
+    OptionError
+        A tolerance that is no number from 0 on.
+    FormatError
+        A file that is no adapter; a module that holds NaN or Inf.
+    MismatchError
+        Rows of q and k stand in another order in one of them, and nothing says by which head counts.
+    """
+    if not isfinite(tolerance) or tolerance < 0:
+        raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
+    names = labels([first, second])
+    adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
+    adapter, other = in_order_of(adapter, other), in_order_of(other, adapter)
+    if turned(adapter) != turned(other):
+        raise MismatchError(
+            f"{names[0] if turned(adapter) else names[1]}: rows of q and k stand in llama.cpp's order, and nothing "
+            "says the head counts by which to compare them with the other's",
+            fix="give the base that it was trained on: --base DIR",
+        )
+    for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
+        tell_findings(name, findings)
+    warn_of_bases(names, (adapter, other))
+    with progress("comparing", max(len(adapter), len(other))) as step:
+        measured = differences(adapter, other, step=step)
+    return EqualResult(measured, tolerance, len(adapter.extra) + len(other.extra))

@@ -1,0 +1,267 @@
+"""``evaluate``: how well a model does its task on held-out texts, with each of several adapters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Unpack, get_args
+
+from loralens.core.adapter import Adapter
+from loralens.core.attached import Attachment
+from loralens.core.messages import warn
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.core.training import record_of
+from loralens.errors import OptionError, place
+from loralens.tables.numbers import known, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
+from loralens.verbs.inputs.causality import CAUSAL, check_causal
+from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice
+from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.data import TaskName, Texts, read_data
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label, restore_settings
+from loralens.verbs.inputs.texts import TextSource, text_label
+
+if TYPE_CHECKING:  # torch takes a second
+    from loralens.training.tasks import Task
+
+LENGTH = 256  # tokens of a text, where neither the option nor the adapter says how many
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One row: the measures of the model with an adapter.
+
+    Attributes
+    ----------
+    path : str or None
+        What the adapter is called; None is the model as it is.
+    measures : mapping of str to float
+        ``loss``, ``accuracy`` and, of language, ``perplexity``; NaN where nothing is asked.
+    """
+
+    path: str | None
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult(Tabular):
+    """How well a model does its task, with each of several adapters.
+
+    ``result["a"]`` are the measures of the adapter that was given as ``a``.
+
+    Attributes
+    ----------
+    model, task, data : str
+    texts : int
+        How many texts there were.
+    evaluations : sequence of Evaluation
+        In the order of the adapters.
+    cuts : sequence of Cut
+        What was left out of the texts, for each length that they were cut to.
+    """
+
+    model: str
+    task: str
+    data: str
+    texts: int
+    evaluations: Sequence[Evaluation]
+    cuts: Sequence[Cut]
+
+    def __getitem__(self, path: str | None) -> Mapping[str, float]:
+        for evaluation in self.evaluations:
+            if evaluation.path == path:
+                return evaluation.measures
+        raise KeyError(path)
+
+    def __repr__(self) -> str:
+        return f"EvaluationResult({len(self.evaluations)} evaluations of {self.task} on {self.data})"
+
+    def tables(self) -> list[Table[Evaluation]]:
+        """One line for each adapter."""
+        title = f"{self.model}, {self.texts} texts of {self.data}"
+        return [Table(title, (ADAPTER, *map(_column, self.evaluations[0].measures)), self.evaluations)]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        (table,) = self.tables()
+        return {
+            "model": self.model,
+            "task": self.task,
+            "data": self.data,
+            "texts": self.texts,
+            "cut": [cut.record() for cut in self.cuts],
+            "adapters": table.records(),
+        }
+
+
+ADAPTER: Column[Evaluation] = Column(
+    "path",
+    lambda row: row.path,
+    "adapter",
+    lambda path: "(the model as it is)" if path is None else path,
+    align="left",
+    priority=ALWAYS,
+)
+
+
+def _column(measure: str) -> Column[Evaluation]:
+    return Column(measure, lambda row: known(row.measures[measure]), measure, number, priority=ALWAYS)
+
+
+def evaluate(
+    *adapters: Source,
+    model: ModelSource,
+    task: TaskName,
+    data: TextSource,
+    limit: int | None = None,
+    batch: int = 64,
+    length: int | None = None,
+    device: str = "auto",
+    dtype: FloatType = "f32",
+    threads: int | None = None,
+    **reading: Unpack[Reading],
+) -> EvaluationResult:
+    """Loss, accuracy and, of language, perplexity on texts: of a model with each adapter, or of the model as it is.
+
+    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
+    knows those of the texts, else those of the texts, sorted.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        None of them: the model as it is.
+    model : path or (model, tokenizer)
+        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
+        tokenizer, which is left as it was.
+    task : str
+        ``classification``, ``causal-lm`` or ``masked-lm``.
+    data : path, name of a corpus, or iterable
+        Texts as `loralens.train` takes them; of a corpus what it holds out.
+    limit : int, optional
+        Only the first so many texts.
+    batch : int
+        Texts at a time.
+    length : int, optional
+        Tokens of a text; as the adapter was trained, where it says so, else 256.
+    device, dtype : str
+        Where the model of a folder is put, and what it computes in.
+    threads : int, optional
+        Of the CPU; all that the process may use, by default.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An unknown task, device or dtype; no such file; torch is not installed; a label that was not trained.
+    FormatError
+        An adapter, a model or texts that cannot be read.
+    MismatchError
+        The adapter or the task does not fit the model.
+    """
+    check_choice("task", task, get_args(TaskName))
+    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
+        check_at_least(name, count, 1)
+    with restore_settings(model):
+        from loralens.training.tasks import task_named  # torch takes a second
+
+        row = task_named(task)
+        learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
+        texts = (held_out or learned).head(limit)
+        chosen = sources(adapters) if adapters else []
+        names = labels(chosen)
+        base = None if isinstance(model, tuple) else model
+        adapted = [
+            read_adapter(source, reading, base=base, whole=True, label=name)
+            for source, name in zip(chosen, names, strict=True)
+        ]
+        evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
+        versions: list[tuple[str | None, Adapter | None]] = [*zip(names, adapted, strict=True)] or [(None, None)]
+        with progress("evaluating", len(versions) * len(texts.texts)) as step:
+            measured = [evaluator.measure(adapter, step) for _, adapter in versions]
+    cuts = list(dict.fromkeys(cut for _, cut in measured))
+    for cut in cuts:
+        cut.warn(texts.name)
+    evaluations = [Evaluation(path, measures) for (path, _), (measures, _) in zip(versions, measured, strict=True)]
+    return EvaluationResult(model_label(model), row.name, texts.name, len(texts.texts), evaluations, cuts)
+
+
+class _Evaluator:
+    """A task on texts, which versions of a model are measured by.
+
+    Parameters
+    ----------
+    model : path or (model, tokenizer)
+    task : Task
+    texts : Texts
+    place : str
+        Where the texts are, for messages.
+    batch, length, device, dtype, threads
+        The options of `evaluate`.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        task: "Task",
+        texts: Texts,
+        place: str,
+        batch: int,
+        length: int | None,
+        device: str,
+        dtype: str,
+        threads: int | None,
+    ) -> None:
+        self.model, self.label, self.task, self.texts, self.place = model, model_label(model), task, texts, place
+        self.batch, self.length, self.device, self.dtype, self.threads = batch, length, device, dtype, threads
+        self._loaded: dict[tuple[str, ...] | None, Loaded] = {}  # by labels: one serves all adapters of the same
+
+    def measure(self, adapter: Adapter | None, step: Callable[[int], None] | None) -> tuple[Mapping[str, float], Cut]:
+        """The measures of the model with an adapter, and what was left out of the texts."""
+        import torch
+
+        record = (record_of(adapter) if adapter else None) or {}
+        labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
+        loaded = self._load(labels)
+        length = self.length or record.get("length") or LENGTH
+        with place(self.place):
+            numbers = None if labels is None else self.texts.numbered(labels)
+            examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)
+            cut = count_cut(loaded, self.texts.texts, length=length)
+        with place(self.label):
+            if self.task.head == CAUSAL:
+                check_causal(loaded, examples)
+            attachment = Attachment(loaded.model, adapter) if adapter else None
+        for key, why in attachment.left_out.items() if attachment else ():
+            warn(f"{self.label}: {key} is not applied ({why})")
+        random = loaded.random(attachment.replaced if attachment else ())
+        if random:
+            neither = "neither the model nor the adapter has" if adapter else "the model does not have"
+            warn(
+                f"{self.label}: {neither} {some(sorted(random), 1)}: random here",
+                "trust no number that depends on them; give an adapter with its head",
+            )
+        evaluation = self.task.evaluation(examples, size=self.batch, step=step)
+        with torch.no_grad(), attachment.on() if attachment else nullcontext():
+            return dict(evaluation(loaded.model)), cut
+
+    def _load(self, labels: tuple[str, ...] | None) -> Loaded:
+        if labels not in self._loaded:
+            self._loaded[labels] = load_headed(
+                self.model, self.task.head, labels=labels, device=self.device, dtype=self.dtype, threads=self.threads
+            )
+        return self._loaded[labels]
+
+    def _labels(self, trained: Sequence[str]) -> tuple[str, ...]:
+        """The labels in the order of the head: the adapter's, the classifier's own, or those of the texts, sorted."""
+        own = labels_of(self.model)
+        labels = tuple(trained) or (own if set(self.texts.labels) <= set(own) else self.texts.labels)
+        if len(labels) < 2:
+            raise OptionError(
+                f"{self.place}: all texts have the label {labels[0]!r}, and nothing says what others there are",
+                fix="give texts of at least two labels, or an adapter that was trained on them",
+            )
+        return labels

@@ -1,0 +1,59 @@
+"""Adapters as the checks look at them, for every verb that shows findings: read once, beside a base or alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loralens.analysis.checks.base import Base
+from loralens.analysis.checks.patient import Patient
+from loralens.analysis.doctor import examined
+from loralens.core.adapter import Adapter
+from loralens.core.progress import progress
+from loralens.formats import FORMATS
+from loralens.formats.models.checkpoint import stores_conv1d
+from loralens.verbs.inputs.adapters import Reading, as_typed
+from loralens.verbs.inputs.bases import ModelPath, given_base, named_base, opened, shown
+
+
+def open_base(base: ModelPath) -> Base:
+    """The model that adapters are held against, with the head that shares its embedding's weight."""
+    checkpoint = opened(base)
+    tensors = shown(checkpoint.tensors, base)
+    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, given_base(base))
+
+
+def examine_adapters(
+    adapters: Mapping[str, Adapter],
+    *,
+    base: Base | None,
+    modules: Sequence[str],
+    reading: Reading,
+    dtype: str | None = None,
+    stochastic: bool = False,
+) -> list[Patient]:
+    """The adapters by what they are called, each read once: what `loralens.analysis.doctor.findings` looks at.
+
+    Parameters
+    ----------
+    adapters : mapping of str to Adapter
+    base : Base or None
+    modules : sequence of str
+        Globs over module names or kinds; all modules where empty.
+    reading : Reading
+        Commands that mend an adapter repeat these options.
+    dtype : str, optional
+        The dtype of a merge; that of each weight by default.
+    stochastic : bool
+        The merge rounds stochastically, and not to the nearest.
+    """
+    with progress("examining", sum(map(len, adapters.values()))) as step:
+        return examined(
+            adapters,
+            base=base,
+            dtype=dtype,
+            stochastic=stochastic,
+            modules=modules,
+            only_read={form.name for form in FORMATS if not form.writer},
+            reading=as_typed(reading),
+            named={label: named_base(adapter) for label, adapter in adapters.items()},
+            step=step,
+        )

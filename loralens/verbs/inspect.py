@@ -1,0 +1,353 @@
+"""``inspect``: what is in an adapter file, and how it was understood."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+from loralens.analysis.inspection import Inspection, inspect_adapter
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.names import block, kind, natural_key
+from loralens.core.structured import Update
+from loralens.errors import MismatchError, place
+from loralens.formats import load
+from loralens.tables.numbers import count, number, shape, size
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import Reading, Source, check_unread, labels, sources
+from loralens.verbs.inputs.choices import check_choice
+
+SCALES_NAMED = 5  # scales of one adapter that its facts list
+
+
+class ModuleInspection(NamedTuple):
+    """One row: a module of an adapter, and whether its ΔW is 0."""
+
+    path: str
+    name: str
+    module: Update
+    zero: bool
+
+
+class Kind(NamedTuple):
+    """One row: the modules of one kind, shape, rank, scale and dtype."""
+
+    kind: str
+    weight: str
+    module: Update
+    names: Sequence[str]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInspection(Tabular):
+    """What is in one adapter.
+
+    Attributes
+    ----------
+    path : str
+        What the adapter is called: its path, if it was read.
+    inspection : Inspection
+        Its modules, other tensors and zeros.
+    findings : sequence of Finding
+        What the reader noticed, what the numbers show, how the names match the base, and what the consumer does.
+    refusals : sequence of Finding
+        Those of the findings that say what the consumer rejects or applies otherwise.
+    """
+
+    path: str
+    inspection: Inspection
+    findings: Sequence[Finding]
+    refusals: Sequence[Finding] = ()
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter itself."""
+        return self.inspection.adapter
+
+    @property
+    def modules(self) -> Mapping[str, Update]:
+        """The modules that were asked for, in natural order."""
+        return self.inspection.modules
+
+    def __repr__(self) -> str:
+        return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
+
+    def tables(self) -> list[Table[Any]]:
+        """The adapter as a whole, its modules by kind, and the tensors that are half of no pair."""
+        return [
+            Table(self.path, FACT_COLUMNS, _facts(self.inspection)),
+            Table("modules", KIND_COLUMNS, _kinds(self.modules)),
+            Table("not half of any pair, kept as they are", EXTRA_COLUMNS, list(self.inspection.extra.items())),
+        ]
+
+    def listing(self) -> list[Table[ModuleInspection]]:
+        """All modules, one a row."""
+        zero = set(self.inspection.zero)
+        rows = [ModuleInspection(self.path, name, module, name in zero) for name, module in self.modules.items()]
+        return [Table(self.path, MODULE_COLUMNS, rows)]
+
+    def sentences(self) -> list[str]:
+        """The findings."""
+        return [
+            line
+            for finding in self.findings
+            for line in (f"{finding.level}: {finding.text}", *([f"  fix: {finding.fix}"] if finding.fix else []))
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        adapter, inspection = self.adapter, self.inspection
+        (modules,) = self.listing()
+        *_, extra = self.tables()
+        return {
+            "path": self.path,
+            "format": adapter.format,
+            "base_model": adapter.base_model,
+            "modules": modules.records(),
+            "extra": extra.records(),
+            "metadata": None if adapter.metadata is None else dict(adapter.metadata),
+            "findings": [finding.record() for finding in self.findings],
+            "total": {
+                "modules": len(inspection.modules),
+                "parameters": inspection.parameters,
+                "bytes": inspection.nbytes,
+                "extra_bytes": _extra_bytes(inspection),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InspectResult(Tabular):
+    """What is in adapters.
+
+    Attributes
+    ----------
+    adapters : sequence of AdapterInspection
+    consumer : str or None
+        The program whose rules were applied.
+    """
+
+    adapters: Sequence[AdapterInspection]
+    consumer: str | None = None
+
+    @property
+    def answer(self) -> bool | None:
+        """Whether the consumer takes every adapter as it was trained; None where no consumer was named."""
+        if self.consumer is None:
+            return None
+        return not any(finding.level == "error" for adapter in self.adapters for finding in adapter.refusals)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings of all adapters."""
+        return [finding for adapter in self.adapters for finding in adapter.findings]
+
+    def __repr__(self) -> str:
+        return f"InspectResult({count(len(self.adapters), 'adapter')}, {count(len(self.findings), 'finding')})"
+
+    def tables(self) -> list[Table[Any]]:
+        """The tables of all adapters, one adapter after the other."""
+        return [table for adapter in self.adapters for table in adapter.tables()]
+
+    def listing(self) -> list[Table[ModuleInspection]]:
+        """The modules of all adapters."""
+        return [table for adapter in self.adapters for table in adapter.listing()]
+
+    def sentences(self) -> list[str]:
+        """The findings of all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {"adapters": [adapter.record() for adapter in self.adapters]}
+
+
+MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
+    Column("path", lambda row: row.path, json=False),
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("kind", lambda row: row.module.layout.kind, "weight", align="left"),
+    Column("shape", lambda row: list(row.module.shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row.module.shape[0], json=False),
+    Column("in", lambda row: row.module.shape[1], json=False),
+    Column("rank", lambda row: row.module.rank, "r", priority=7),
+    Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
+    Column("scale_source", lambda row: str(row.module.scaling)),
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
+    Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
+    Column("bytes", lambda row: row.module.nbytes),
+    Column("zero", lambda row: row.zero),
+)
+FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
+    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # facts need no headings
+    Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
+)
+KIND_COLUMNS: tuple[Column[Kind], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("modules", lambda row: len(row.names), "modules", priority=8),
+    Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
+    Column("weight", lambda row: row.weight, "weight", align="left", priority=2),
+    Column("shape", lambda row: row.module.shape, "out × in", shape, priority=5),
+    Column("rank", lambda row: row.module.rank, "r", priority=ALWAYS),
+    Column("scale", lambda row: row.module.scale, "scale", number, priority=7),
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=4),
+    Column("parameters", lambda row: row.parameters, "parameters", "{:,}".format, priority=6),
+)
+EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
+    Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
+    Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
+    Column("module", lambda row: row[1].module),
+    Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
+    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2),
+    Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
+)
+
+
+def _facts(inspection: Inspection) -> list[tuple[str, str]]:
+    """The adapter as a whole: what is said of it, and what that is."""
+    adapter, modules = inspection.adapter, inspection.modules
+    ranks = Counter(module.rank for module in modules.values())
+    scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    facts = [
+        ("format", adapter.format),
+        ("base model", adapter.base_model or "not said"),
+        ("modules", str(len(modules))),
+        ("rank", _with_counts((str(rank), number) for rank, number in sorted(ranks.items()))),
+        (
+            "scale",
+            _with_counts(
+                (f"{scale:.6g}, {source}", number) for (scale, source), number in scales.most_common(SCALES_NAMED)
+            ),
+        ),
+        ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
+    ]
+    if inspection.extra:
+        facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
+    return facts
+
+
+def _extra_bytes(inspection: Inspection) -> int:
+    return sum(extra.tensor.nbytes for extra in inspection.extra.values())
+
+
+def _with_counts(counts: Iterable[tuple[str, int]]) -> str:
+    """Values with the number of modules that have them; one alone without."""
+    pairs = list(counts)
+    return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
+
+
+def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
+    """The modules by kind, and by whatever else their row says."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, module in modules.items():
+        layout = module.layout
+        key = (kind(name), layout.kind, layout.transposed, module.shape, module.rank, number(module.scale))
+        groups.setdefault((*key, str(module.dtype)), []).append(name)
+    return [
+        Kind(
+            key[0],
+            key[1] + (" transposed" if key[2] else ""),
+            modules[names[0]],
+            names,
+            sum(modules[name].parameters for name in names),
+        )
+        for key, names in sorted(groups.items(), key=lambda item: natural_key(item[0][0]))
+    ]
+
+
+def _block_ranges(names: Sequence[str]) -> str:
+    """Block numbers as ranges, stack by stack: ``0–11``; ``down_blocks 0–2, up_blocks 1–3``."""
+    stacks: dict[str, set[int]] = {}
+    for numbered in map(block, names):
+        if numbered:
+            stacks.setdefault(numbered.stack, set()).add(numbered.number)
+    if len(stacks) == 1:
+        return _ranges(sorted(next(iter(stacks.values()))))
+    return ", ".join(f"{stack} {_ranges(sorted(numbers))}" for stack, numbers in stacks.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return " ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+
+
+def inspect(
+    *adapters: Source,
+    modules: Sequence[str] = (),
+    base: str | PathLike[str] | None = None,
+    consumer: str | None = None,
+    **reading: Unpack[Reading],
+) -> InspectResult:
+    """What is in adapter files: format, base, modules, scales and where they came from, leftovers, warnings.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    base : path, optional
+        The base model: findings say how the names match its weights, of which the headers alone are read.
+    consumer : str, optional
+        Findings say what this program would reject or ignore: ``vllm``, ``lorax``, ``llama.cpp``, ``comfyui``,
+        ``sd-scripts`` or ``peft``.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an unknown consumer.
+    FormatError
+        A file that is no adapter. What is wrong with an adapter is a finding.
+    """
+    if consumer is not None:
+        from loralens.analysis.clients.rules import CONSUMERS  # their patterns take as long to compile as click
+
+        check_choice("consumer", consumer, CONSUMERS)
+    chosen = sources(adapters)
+    inspected = []
+    for source, label in zip(chosen, labels(chosen), strict=True):
+        if isinstance(source, Adapter):
+            check_unread(reading)
+            adapter = source
+        else:
+            adapter = load(str(source), strict=False, base=base, **reading)
+        with place(label):
+            inspected.append(_inspect(label, adapter, modules, base, consumer))
+    return InspectResult(inspected, consumer)
+
+
+def _inspect(
+    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: str | None
+) -> AdapterInspection:
+    inspection = inspect_adapter(adapter, modules=modules)
+    findings, match = list(inspection.findings), None
+    if base is not None:
+        # What is imported here takes as long as NumPy itself, and most adapters are inspected without a base.
+        from loralens.core.naming.matching import match as match_names
+        from loralens.formats.models.checkpoint import shapes
+        from loralens.verbs.inputs.bases import FIX, base_contradiction, shown
+
+        stored = shown(shapes(Path(base)), base)
+        try:
+            match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
+            findings.append(Finding("note", "names", f"against {base}: {match}"))
+        except MismatchError as error:  # names that do not match are a finding, and not the end
+            findings.append(Finding("error", "names", f"against {base}: {error.what}", error.fix))
+        contradiction = base_contradiction(adapter, base)
+        if contradiction:
+            findings.append(Finding("warning", "base-differs", contradiction, FIX))
+    refusals: list[Finding] = []
+    if consumer is not None:
+        from loralens.analysis.clients.rules import check
+
+        refusals = check(adapter, consumer, match)
+    return AdapterInspection(label, inspection, [*findings, *refusals], refusals)

@@ -1,0 +1,163 @@
+"""``intruders``: singular vectors of W + ΔW that W does not have, their energy, and a way to shrink them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from math import isfinite
+from os import PathLike
+from typing import Unpack, get_args
+
+from loralens.analysis.base.intruders import (
+    THRESHOLD,
+    TOP,
+    Intruders,
+    check_definition,
+    check_plain,
+    find_intruders,
+    remove_intruders,
+    replaced,
+)
+from loralens.core.adapter import Adapter
+from loralens.core.names import select
+from loralens.core.structured import Update
+from loralens.errors import OptionError, place
+from loralens.formats import FORMATS, QUANTISED, save
+from loralens.linalg.device import Device
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.inputs.bases import base_weights
+from loralens.verbs.inputs.choices import FloatType, check_choice, numpy_dtype
+from loralens.verbs.inputs.decompositions import decompositions, svd_cache
+from loralens.verbs.outputs.intruders import IntrudersResult, Removal
+from loralens.verbs.outputs.rounding import Rounding, rounded
+from loralens.verbs.outputs.target import Target
+
+
+def intruders(
+    adapter: AdapterSource,
+    *,
+    base: str | PathLike[str],
+    modules: Sequence[str] = (),
+    top: int = TOP,
+    threshold: float = THRESHOLD,
+    remove: float | None = None,
+    output: str | PathLike[str] | None = None,
+    uniform: bool = False,
+    dtype: FloatType = "f32",
+    allow_loss: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    cache: str | PathLike[str] | None = None,
+    cache_limit: str = "20GB",
+    no_cache: bool = False,
+    device: str = "cpu",
+    **reading: Unpack[Reading],
+) -> IntrudersResult:
+    """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
+
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below ``threshold`` it
+    is an intruder. Nearly every random direction is one: a low score means spread over many directions of W, not
+    unknown to it. No SVD of W + ΔW is taken; that of W is, once, and kept.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    base : path
+        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    top : int
+        Look at so many leading directions.
+    threshold : float
+        An intruder has no cosine as large as this with any direction of W; above 0, at most 1.
+    remove : float, optional
+        Make an adapter that leaves so much of every intruder: 0 removes them, 1 keeps them. It is the result's
+        ``adapter``.
+    output : path, optional
+        Where that adapter is written: a folder or a file. Without it nothing is written.
+    uniform : bool
+        Give all modules of that adapter one rank, with zeros.
+    dtype : str
+        Of its changed factors: ``f32``, ``bf16`` or ``f16``.
+    allow_loss : bool
+        Take it even where rounding costs a module more than 1 %.
+    overwrite : bool
+        Replace what is at ``output``.
+    dry_run : bool
+        Say what would be written, and write nothing.
+    cache : path, optional
+        Where SVDs of W are kept; the user's cache folder by default.
+    cache_limit : str
+        Drop the oldest beyond this size.
+    no_cache : bool
+        Keep no SVD, and use none that is kept.
+    device : str
+        Where SVDs of W are computed: ``cpu``, ``cuda`` or ``cuda:N``.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An output and nothing to write; options that exclude each other, or make no sense; rounding that costs too much.
+    FormatError
+        A file that is no adapter, or no model; numbers that are NaN or Inf.
+    MismatchError
+        A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
+    """
+    check_definition(top=top, threshold=threshold)
+    check_choice("dtype", str(dtype), get_args(FloatType))
+    if remove is not None and not isfinite(remove):
+        raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
+    if output is not None and remove is None:
+        raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
+    store = svd_cache(cache, cache_limit, no_cache=no_cache)
+    where = Device.of(device)
+    (label,) = labels([adapter])
+    loaded = read_adapter(adapter, reading, base=base, label=label)
+    with place(label):
+        names = select(loaded, modules)
+        check_plain(loaded, names, pairs=remove not in (None, 1))
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    target.check_source(adapter, base=base)
+    if output is not None:  # not to fail after hours
+        save(replaced(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+    weights = base_weights(base, {name: loaded[name] for name in names}).modules
+    measured: dict[str, Intruders] = {}
+    edited: dict[str, Update] = {}
+    with closing(decompositions(weights, store, base, where)) as svds:
+        for name, W in svds:
+            with place(label), place(name):
+                module = find_intruders(loaded[name], W, top=top, threshold=threshold)
+                if remove is not None:
+                    edited[name] = _edit(loaded[name], module, remove, dtype)
+                measured[name] = module.without_vectors()
+    result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
+    if remove is None:
+        return result
+    with place(label):
+        changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
+    new = replaced(loaded, changed, uniform=uniform)
+    if target.output is not None:
+        save(new, target.output, format=_dialect(loaded), overwrite=overwrite, dry_run=dry_run)
+    removal = Removal(new, remove, len(changed), cost, _dialect(loaded), target.output, dry_run)
+    return replace(result, removal=removal)
+
+
+def _edit(module: Update, intruding: Intruders, strength: float, dtype: FloatType) -> Update:
+    """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
+    return remove_intruders(module, intruding, strength=strength, dtype="float32" if dtype == "f32" else "float64")
+
+
+def _round(
+    adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
+) -> tuple[dict[str, Update], Rounding]:
+    """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
+    exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
+    narrow = rounded(exact, numpy_dtype(dtype)).modules
+    return dict(narrow), Rounding.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
+
+
+def _dialect(adapter: Adapter) -> str:
+    """The adapter's own dialect, or PEFT's where that cannot be written."""
+    writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
+    return str(adapter.format) if writable else "peft"

@@ -1,0 +1,38 @@
+"""``negate``: an adapter with the sign of its update changed."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.weighted import strength_within
+from loralens.verbs.outputs.combine_result import CombineResult
+from loralens.verbs.outputs.combine_run import combine_sources
+from loralens.verbs.outputs.writing import WritingAndReading
+
+
+def negate(
+    adapter: AdapterSource, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
+) -> CombineResult:
+    """An adapter with −ΔW in place of ΔW.
+
+    The factors stay, to the bit: the scale changes its sign.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    modules : sequence of str
+        Only there, globs over names or kinds; the other modules stay as they are.
+    **options : Writing and Reading
+        How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
+        and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an output that is where the source is; rounding that costs too much.
+    FormatError
+        A file that is no adapter.
+    """
+    strength = strength_within(module_globs(modules), -1.0, elsewhere=1.0)
+    return combine_sources([(adapter, strength)], **options)

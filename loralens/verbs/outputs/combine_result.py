@@ -1,0 +1,249 @@
+"""What a combination came to: every module, every adapter, and what is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from loralens.arithmetic.combine import Combination
+from loralens.arithmetic.quality import Share, Total
+from loralens.core.adapter import Adapter
+from loralens.core.recipe import Ingredient, Recipe
+from loralens.tables.numbers import exact_size, fixed, percent, shape
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.outputs.rounding import Rounding
+from loralens.verbs.outputs.target import Target
+
+EXACT = 1e-12  # a relative error below this is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedModule:
+    """One row: a module of the result.
+
+    Attributes
+    ----------
+    name : str
+    shape : list of int or None
+        (out, in); None where the module was left out, as it came out as 0.
+    ranks_before : list of int
+        Nominal ranks in every adapter, 0 where it has none.
+    rank : int
+        As written; 0 where the module was left out.
+    truncation : float
+        ‖F−R‖/‖F‖: what of the method's own result F does not fit into the rank.
+    error_to_sum : float or None
+        ‖R−Σw·ΔW‖/‖Σw·ΔW‖, before the factors are rounded; None where the sum is 0 and R is not.
+    """
+
+    name: str
+    shape: list[int] | None
+    ranks_before: list[int]
+    rank: int
+    truncation: float
+    error_to_sum: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CombinedAdapter:
+    """One row: what the result has of one adapter."""
+
+    ingredient: Ingredient
+    share: Share
+
+
+@dataclass(frozen=True, slots=True)
+class CombineResult(Tabular):
+    """Several adapters as one.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        How they were combined, with the space that an elementwise method acted in. ``combine(recipe=…)`` follows it.
+    combination : Combination
+        The result before it was cut and rounded, with the quality of every module.
+    ranks : mapping of str to int
+        What modules were cut to; empty where they were not.
+    nominal_ranks : mapping of str to list of int
+        Ranks of each module in every adapter, 0 where it has none.
+    adapter : Adapter
+        The result, as it is written.
+    format : str
+        Its dialect.
+    size : int or None
+        Bytes of its file of weights; None where nothing is to be written and its dialect could not hold it.
+    rounding : Rounding or None
+        What rounding its factors cost; None where it was not measured.
+    target : Target
+        Where it is written.
+    """
+
+    recipe: Recipe
+    combination: Combination
+    ranks: Mapping[str, int]
+    nominal_ranks: Mapping[str, list[int]]
+    adapter: Adapter
+    format: str
+    size: int | None
+    rounding: Rounding | None
+    target: Target
+
+    def __repr__(self) -> str:
+        adapters = len(self.recipe.adapters)
+        return f"CombineResult({self.recipe.method} of {adapters} adapters, {len(self.adapter)} modules, {self.format})"
+
+    @property
+    def output(self) -> Path | None:
+        """Where the adapter was written; None where nothing was."""
+        return self.target.written
+
+    @property
+    def total(self) -> Total:
+        """Errors over all modules, and what the result has of each adapter."""
+        return self.combination.total(self.ranks)
+
+    @property
+    def modules(self) -> list[CombinedModule]:
+        """Every module, those included that were left out as they came out as 0."""
+        return [
+            CombinedModule(
+                name,
+                list(self.adapter[name].shape) if name in self.adapter else None,
+                self.nominal_ranks[name],
+                self.adapter[name].rank if name in self.adapter else 0,
+                self.combination.truncated(name, self.ranks.get(name)),
+                quality.error_to_sum(self.ranks.get(name)),
+            )
+            for name, quality in self.combination.modules.items()
+        ]
+
+    @property
+    def adapters(self) -> list[CombinedAdapter]:
+        """What the result has of every adapter."""
+        return [
+            CombinedAdapter(ingredient, share)
+            for ingredient, share in zip(self.recipe.adapters, self.total.shares, strict=True)
+        ]
+
+    def tables(self) -> list[Table[Any]]:
+        """The modules, then the adapters."""
+        return [self._modules_table(), self._adapters_table()]
+
+    def sentences(self) -> list[str]:
+        """Errors over all modules, sizes, and where the result is."""
+        total = self.total
+        error = _error(total.error_to_sum)
+        lines = [f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded"]
+        if total.truncation >= EXACT:
+            lost = _error(total.truncation)
+            lines.append(
+                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
+            )
+        if self.rounding and self.rounding.worst:
+            lines.append(str(self.rounding))
+        lines.append(f"parameters  {self.adapter.parameters:,}")
+        if self.size is not None:
+            lines.append(f"file        {exact_size(self.size)}")
+        place = f" {self.target.output}" if self.target.output else ""
+        verb = "wrote" if self.output else "would write"
+        return [*lines, f"{verb}{place}: {self.format}, {len(self.adapter)} modules"]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        total, table = self.total, self._adapters_table()
+        return {
+            "target": None if self.output is None else str(self.output),
+            "format": self.format,
+            "method": self.recipe.method,
+            "space": self.recipe.space or "core",
+            "adapters": [{**row.ingredient.record(), **table.record(row)} for row in table.rows],
+            "modules": self._modules_table().records(),
+            "total": {
+                "error_to_sum": total.error_to_sum,
+                "truncation": total.truncation,
+                "rounding": self.rounding.record() if self.rounding else None,
+                "modules": len(self.adapter),
+                "parameters": self.adapter.parameters,
+                "bytes": self.size,
+            },
+            "recipe": self._recipe_record(),
+            "notes": list(self.combination.notes),
+        }
+
+    def _recipe_record(self) -> dict[str, Any]:
+        """The recipe as it is written into the adapter, but for an option that is infinite, which is null."""
+        record = self.recipe.record()
+        if "options" in record:
+            record["options"] = {name: value if isfinite(value) else None for name, value in record["options"].items()}
+        return record
+
+    def _modules_table(self) -> Table[CombinedModule]:
+        truncated = self.total.truncation >= EXACT
+        space = f", in the {self.recipe.space} space" if self.recipe.space else ""
+        errors = "truncation, error to the exact sum" if truncated else "error to the exact sum"
+        rows = self.modules
+        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {errors}"
+        columns = [
+            replace(column, title="") if column.key == "truncation" and not truncated else column
+            for column in MODULE_COLUMNS
+        ]
+        return Table(title, columns, rows)
+
+    def _adapters_table(self) -> Table[CombinedAdapter]:
+        rows = self.adapters
+        strengths = [row.ingredient.strength for row in rows]
+        title = f"{len(rows)} adapters, weights add up to {sum(strength.weight for strength in strengths):g}"
+        if any(strength.modules for strength in strengths):
+            title += " (*: others in some modules)"
+        return Table(title, ADAPTER_COLUMNS, rows)
+
+
+def _error(value: float | None) -> str:
+    return "sum is 0" if value is None else "0" if value < EXACT else percent(value)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return " + ".join(str(rank) if rank else "–" for rank in ranks)
+
+
+MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: row.shape, "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
+    Column("out", lambda row: row.shape and row.shape[0], json=False),
+    Column("in", lambda row: row.shape and row.shape[1], json=False),
+    Column("ranks_before", lambda row: row.ranks_before, "r", _ranks, priority=5),
+    Column("rank", lambda row: row.rank, "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
+    Column("truncation", lambda row: row.truncation, "truncation", _error, priority=6),
+    Column("error_to_sum", lambda row: row.error_to_sum, "error", _error, priority=ALWAYS),
+)
+
+ADAPTER_COLUMNS: tuple[Column[CombinedAdapter], ...] = (
+    Column("path", lambda row: row.ingredient.path, "adapter", align="left", priority=ALWAYS),
+    Column(
+        "strength",
+        lambda row: row.ingredient.strength,
+        "weight",
+        lambda strength: f"{strength.weight:g}" + (" *" if strength.modules else ""),
+        json=False,
+        csv=False,
+        priority=8,
+    ),
+    Column("retained", lambda row: row.share.retained, "retained", percent, priority=ALWAYS),
+    Column("gain", lambda row: row.share.gain, "gain", fixed(".3f"), priority=ALWAYS),
+    Column(
+        ("interference", "before"),
+        lambda row: row.share.interference_before,
+        "interference in the sum",
+        fixed(".3f"),
+        priority=3,
+    ),
+    Column(
+        ("interference", "after"),
+        lambda row: row.share.interference_after,
+        "in the result",
+        fixed(".3f"),
+        priority=2,
+    ),
+)

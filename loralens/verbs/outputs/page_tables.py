@@ -1,0 +1,167 @@
+"""The tables of other verbs' results on the page of a report: their rows and columns, with titles of the page's own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from loralens.analysis.base.amplification import Kept
+from loralens.analysis.base.intruders import Intruders
+from loralens.analysis.checks.base import Landing
+from loralens.analysis.compare.pairwise import Pairwise
+from loralens.analysis.groups import Group
+from loralens.analysis.outliers import Outlier
+from loralens.charts.amplification import whole_rank
+from loralens.compression.curve import Point
+from loralens.formats.records.runs import Checkpoint, Loss, nearest
+from loralens.reporting.company import Course
+from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.subject import Subject
+from loralens.tables.numbers import percent
+from loralens.tables.table import Column, Table
+from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
+from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
+from loralens.verbs.curve import point_columns
+from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
+from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
+from loralens.verbs.outputs.intruders import KindIntruders, Total
+from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
+from loralens.verbs.spectrum import OUTLIER_COLUMNS, ModuleSpectrum, groups_table
+from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
+from loralens.verbs.trajectory import CheckpointRow
+
+
+class MeasuredModule(NamedTuple):
+    """One row: a module, and everything that was measured of it."""
+
+    name: str
+    spectrum: ModuleSpectrum
+    share: float
+    amplified: KeptDirections | None
+    intruders: Intruders | None
+    landing: Landing | None
+
+
+def modules_table(subject: Subject) -> Table[MeasuredModule]:
+    """The modules of an adapter: the table of ``spectrum``, and what the base makes of them where one was given."""
+    against = subject.beside
+    amplified = whole_rank(against.amplified) if against else {}
+    intruders = (against.intruders if against else None) or {}
+    rows = [
+        MeasuredModule(
+            name,
+            ModuleSpectrum(subject.path, name, subject.adapter, spectrum),
+            subject.shares[name],
+            KeptDirections(name, against.amplified[name], amplified[name]) if against and name in amplified else None,
+            intruders.get(name),
+            subject.landings.get(name),
+        )
+        for name, spectrum in subject.spectra.items()
+    ]
+    columns: list[Column[MeasuredModule]] = []
+    for column in SPECTRUM_COLUMNS:
+        columns.append(column.of(lambda row: row.spectrum))
+        columns += [ENERGY] if column.key == "frobenius" else []
+    if amplified:
+        columns += [
+            column.of(lambda row: row.amplified)
+            for column in AMPLIFY_COLUMNS
+            if column.title and column.key in ("amplification", "z")
+        ]
+    columns += [INTRUDERS] if intruders else []
+    columns += LANDING_COLUMNS if subject.landings else []
+    return Table(subject.label, columns, rows)
+
+
+def ranks_table(subject: Subject) -> Table[Point]:
+    """The ranks as ``curve`` lists them, beside what is kept."""
+    columns: list[Column[Point]] = []
+    for column in point_columns(subject.dialect.name, on_data=subject.on_data):
+        columns.append(column)
+        columns += [OUTPUT_KEPT if subject.on_data else ENERGY_KEPT] if column.key == ("uniform", "bytes") else []
+    if all(point.few_bits is None for point in subject.points):
+        columns = [column for column in columns if column.key != ("few_bits", "expected_error")]
+    return Table("Every rank", columns, subject.points)
+
+
+def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
+    """Kinds or blocks as ``spectrum`` lists them; the page draws the bars of their shares, and says 0 of no zeros."""
+    table = groups_table(what, groups)
+    left_out = {"share"} if any(group.zero for group in groups) else {"share", "zero"}
+    columns = [column for column in table.columns if column.key not in left_out]
+    return replace(table, title=f"By {what}", columns=columns)
+
+
+def outliers_table(outliers: Sequence[Outlier]) -> Table[Outlier]:
+    """Modules that stand apart, as ``spectrum`` lists them."""
+    return Table("Modules that stand apart from their kind and shape", OUTLIER_COLUMNS, outliers)
+
+
+def amplification_table(kinds: Mapping[str, Sequence[Kept]]) -> Table[KindAmplification]:
+    """Kinds as ``amplify`` lists them."""
+    rows = [KindAmplification(name, members) for name, members in kinds.items()]
+    return Table("Amplification by kind", KIND_COLUMNS, rows)
+
+
+def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntruders]:
+    """Kinds as ``intruders`` lists them."""
+    rows = [KindIntruders(name, len(members), Total.of(members)) for name, members in kinds.items()]
+    return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
+
+
+def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
+    """Pairs as ``similarity`` lists them, on both sides, that whose cosine is farthest from 0 first."""
+    rows = sorted(pair_rows(pairs, labels), key=lambda row: -abs(row.cosine) if isfinite(row.cosine) else 0.0)
+    return Table("Pairs", pair_columns(("out", "in")), rows)
+
+
+def checkpoints_table(labels: Sequence[str], course: Course) -> Table[CheckpointRow]:
+    """Checkpoints as ``trajectory`` lists them, in order of steps."""
+    losses = {name: [Loss(value, step) for step, value in logged] for name, logged in course.losses.items()}
+    train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
+    rows = [
+        CheckpointRow(
+            labels[i], Checkpoint(Path(labels[i]), step), point, nearest(train, step), nearest(evaluation, step)
+        )
+        for i, step, point in zip(course.order, course.steps, course.found.points, strict=True)
+    ]
+    absent = {key for key, logged in (("loss", train), ("eval_loss", evaluation)) if not logged}
+    columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
+    return Table("Checkpoints", columns, rows)
+
+
+ENERGY: Column[MeasuredModule] = Column(
+    "energy_share", lambda row: row.share, "energy", percent, about="part of the adapter's ‖ΔW‖²", bar=True
+)
+INTRUDERS: Column[MeasuredModule] = Column(
+    "intruders", lambda row: row.intruders and row.intruders.count, "intruders", json=False
+)
+LANDING_COLUMNS: tuple[Column[MeasuredModule], ...] = (
+    Column("relative_norm", lambda row: row.landing and row.landing.ratio, "‖ΔW‖/‖W‖", percent, json=False),
+    Column(
+        "merge_error",
+        lambda row: row.landing and row.landing.rounding.error,
+        "merge error",
+        percent,
+        json=False,
+        about="predicted, as a share of ‖ΔW‖",
+    ),
+)
+
+ENERGY_KEPT: Column[Point] = Column(
+    "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
+)
+OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")
+
+RESULT_TABLES = ResultTables(
+    modules=modules_table,
+    ranks=ranks_table,
+    groups=page_groups_table,
+    outliers=outliers_table,
+    amplification=amplification_table,
+    intruders=intruders_table,
+    pairs=pairs_table,
+    checkpoints=checkpoints_table,
+)

@@ -1,0 +1,176 @@
+"""``report``: what can be said about adapters on one self-contained page, to read and to send."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from loralens.core.adapter import Adapter
+from loralens.core.messages import note
+from loralens.core.moments import Moments
+from loralens.core.shell import typed
+from loralens.errors import OptionError, visible
+from loralens.formats.files.apart import check_apart
+from loralens.formats.files.location import existing
+from loralens.reporting.document import Report
+from loralens.reporting.html import html
+from loralens.reporting.markdown import markdown as markdown_text
+from loralens.reporting.writing import beside, check_target, write_report
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, as_typed, path_of, sources
+from loralens.verbs.inputs.checkpoints import with_checkpoints
+from loralens.verbs.outputs.page import report_page
+
+ActivationSource = str | PathLike[str] | Moments
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """A report: a document that is written as a page, as Markdown or as JSON.
+
+    Attributes
+    ----------
+    document : Report
+        All that the page says, as plain data.
+    written : sequence of Path
+        The files and folders that were written; none without ``output``.
+    """
+
+    document: Report
+    written: Sequence[Path] = ()
+
+    def __repr__(self) -> str:
+        sections = ", ".join(section.key for section in self.document.sections)
+        return f"ReportResult({visible(self.document.title)!r}: {sections})"
+
+    def to_html(self) -> str:
+        """The page."""
+        return html(self.document)
+
+    def to_markdown(self, folder: str = "report_files") -> str:
+        """The report as Markdown, which names its pictures as PNG files of ``folder``."""
+        return markdown_text(self.document, folder)
+
+    def record(self) -> dict[str, Any]:
+        """The numbers of the report as a JSON object."""
+        return dict(self.document.record)
+
+    def _repr_html_(self) -> str:
+        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in self.document.summary)
+        return f"<p><b>{escape(visible(self.document.title))}</b></p><ul>{sentences}</ul>"
+
+
+def report(
+    *adapters: Source,
+    output: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | None = None,
+    activations: ActivationSource | Sequence[ActivationSource] = (),
+    modules: Sequence[str] = (),
+    intruders: bool | None = None,
+    markdown: bool = False,
+    overwrite: bool = False,
+    **reading: Unpack[Reading],
+) -> ReportResult:
+    """What can be said about adapters as one page: findings, spectra, ranks, and how they compare.
+
+    With a base also what ΔW amplifies, intruder dimensions, and what a merge would lose.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
+        a run stands for its checkpoints.
+    output : path, optional
+        The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
+    base : path, optional
+        The base model: each adapter is also measured against it.
+    activations : path or Moments, or a sequence of them
+        What real inputs excite, as `loralens.calibrate` measured it, each for its adapter.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    intruders : bool, optional
+        Look for intruder dimensions, which takes an SVD of every weight. By default where a minute will do.
+    markdown : bool
+        Write the report as Markdown too, with pictures, beside the page.
+    overwrite : bool
+        Replace what is there.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` without
+        a base; a folder of several adapters that is no run; a glob that matches nothing.
+    FormatError
+        A file that is no adapter.
+    MismatchError
+        Activations that belong to none of the adapters.
+    """
+    if markdown and output is None:
+        raise OptionError("markdown is written beside the page", fix="give output, the page")
+    if intruders and base is None:
+        raise OptionError("intruders are looked for in W + ΔW", fix="give base, the base model")
+    chosen = sources(adapters)
+    moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
+    page = None if output is None else Path(output)
+    older: list[Path] = []
+    if page:
+        check_target(page, with_markdown=markdown, overwrite=overwrite)
+        _check_apart(page, chosen, base, moments, with_markdown=markdown)
+        older = [] if markdown or not page.exists() else [path for path in beside(page) if path.exists()]
+    document = report_page(
+        with_checkpoints(chosen),
+        base=base,
+        activations=moments,
+        modules=modules,
+        intruders=intruders,
+        reading=reading,
+        command=_command(chosen, page, base, moments, modules, reading, intruders=intruders, markdown=markdown),
+    )
+    written = write_report(document, page, with_markdown=markdown) if page else []
+    if older:
+        names = " and ".join(map(str, older))
+        note(f"left as before, of an earlier report: {names}; --markdown writes them anew")
+    return ReportResult(document, written)
+
+
+def _check_apart(
+    page: Path,
+    adapters: Sequence[AdapterSource],
+    base: str | PathLike[str] | None,
+    activations: Sequence[ActivationSource],
+    *,
+    with_markdown: bool,
+) -> None:
+    """Refuse a page, or a folder of pictures, that is what the report is of or holds some of it."""
+    read = [source for source in (*adapters, *activations) if not isinstance(source, Adapter | Moments)]
+    places = [Path(source) for source in (*read, *([] if base is None else [base]))]
+    inputs = [(str(path), existing(path)) for path in places]
+    for target in (page, *(beside(page) if with_markdown else ())):
+        check_apart(target, inputs, within=False)
+
+
+def _command(
+    adapters: Sequence[AdapterSource],
+    page: Path | None,
+    base: str | PathLike[str] | None,
+    activations: Sequence[ActivationSource],
+    modules: Sequence[str],
+    reading: Mapping[str, Any],
+    *,
+    intruders: bool | None,
+    markdown: bool,
+) -> str:
+    """The command that makes the report, on one line; none where something was given as an object."""
+    if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
+        return ""
+    words = ["loralens", "report", *map(str, adapters)]
+    words += [] if base is None else ["--base", str(base)]
+    words += [word for file in activations for word in ("--activations", str(file))]
+    words += [word for glob in modules for word in ("--modules", glob)]
+    words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+    last = ["-o", str(page)] if page else ["--json"]
+    last += ["--markdown"] if markdown else []
+    return " ".join(filter(None, [typed(*words), as_typed(reading), typed(*last)]))

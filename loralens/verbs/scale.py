@@ -1,0 +1,42 @@
+"""``scale``: an adapter at another strength."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.choices import check_finite, module_globs
+from loralens.verbs.inputs.weighted import strength_within
+from loralens.verbs.outputs.combine_result import CombineResult
+from loralens.verbs.outputs.combine_run import combine_sources
+from loralens.verbs.outputs.writing import WritingAndReading
+
+
+def scale(
+    adapter: AdapterSource, by: float, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
+) -> CombineResult:
+    """An adapter with ``by``·ΔW in place of ΔW.
+
+    The factors stay, to the bit: only the scale changes. ``by=0`` makes zeros.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    by : float
+        Any finite number.
+    modules : sequence of str
+        Only there, globs over names or kinds; the other modules stay as they are.
+    **options : Writing and Reading
+        How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
+        and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+
+    Raises
+    ------
+    OptionError
+        ``by`` is no finite number; a glob that matches nothing; an output that is where the source is; rounding that
+        costs too much.
+    FormatError
+        A file that is no adapter.
+    """
+    check_finite("by", by)
+    strength = strength_within(module_globs(modules), by, elsewhere=1.0)
+    return combine_sources([(adapter, strength)], **options)

@@ -1,0 +1,54 @@
+"""``subtract``: one adapter less another."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from loralens.core.recipe import Strength
+from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.weighted import strength_within
+from loralens.verbs.outputs.combine_result import CombineResult
+from loralens.verbs.outputs.combine_run import combine_sources
+from loralens.verbs.outputs.writing import WritingAndReading
+
+
+def subtract(
+    first: AdapterSource,
+    second: AdapterSource,
+    *,
+    modules: Sequence[str] = (),
+    take: AdapterSource | None = None,
+    drop_dead: bool = False,
+    **options: Unpack[WritingAndReading],
+) -> CombineResult:
+    """The first adapter less the second, exact.
+
+    What is equal in both comes out as exact zeros.
+
+    Parameters
+    ----------
+    first, second : path or Adapter
+    modules : sequence of str
+        Take the second away only there: globs over names or kinds.
+    take : path or Adapter, optional
+        Whose heads and biases stand where both have some: a path, a name, ``"1"``, ``"2"``, or the object that was
+        given; ``"none"`` leaves them out.
+    drop_dead : bool
+        Leave out modules that come out as 0.
+    **options : Writing and Reading
+        How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
+        and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an output that is where a source is; nothing left.
+    FormatError
+        A file that is no adapter.
+    MismatchError
+        No module in common; heads in both and no ``take``; DoRA without its base.
+    ShapeError
+        A module of two shapes: two base models.
+    """
+    pairs = [(first, Strength()), (second, strength_within(module_globs(modules), -1.0, elsewhere=0.0))]
+    return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)

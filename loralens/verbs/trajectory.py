@@ -1,0 +1,313 @@
+"""``trajectory``: one run through its checkpoints, beside the losses that were logged on the way."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from os import cpu_count
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+from loralens.analysis.compare.pairwise import Side
+from loralens.analysis.trajectory import SETTLED, Point, Trajectory, measure_trajectory, work
+from loralens.core.adapter import Adapter
+from loralens.core.messages import tell_findings, warn
+from loralens.core.progress import progress
+from loralens.errors import OptionError
+from loralens.formats import load
+from loralens.formats.records.runs import STATE, Checkpoint, Loss, Run, nearest, run_of
+from loralens.tables.numbers import fixed, known, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
+from loralens.verbs.inputs.bases import warn_of_bases
+
+STUCK = 0.9  # cosine of A with the last checkpoint, over all of the run, from which φ of the in side shows the start
+
+
+class CheckpointRow(NamedTuple):
+    """One row: a checkpoint, what was measured of it, and the losses logged nearest to its step."""
+
+    name: str
+    checkpoint: Checkpoint
+    point: Point
+    loss: Loss | None
+    eval_loss: Loss | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryResult(Tabular):
+    """The checkpoints of a run in order of steps.
+
+    Attributes
+    ----------
+    run : Run
+        The checkpoints, and the losses of the run.
+    trajectory : Trajectory
+        What was measured of them.
+    """
+
+    run: Run
+    trajectory: Trajectory
+
+    def __len__(self) -> int:
+        return len(self.run.checkpoints)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.trajectory.points)
+
+    def __repr__(self) -> str:
+        return f"TrajectoryResult({len(self)} checkpoints)"
+
+    @property
+    def names(self) -> list[str]:
+        """Short names of the checkpoints, each different: the last part of the path, or the whole where two agree."""
+        return short_names(self.run.checkpoints)
+
+    @property
+    def settled(self) -> Checkpoint | None:
+        """The first checkpoint from which on the direction stays; None where it still turned, or nothing says."""
+        place = self.trajectory.settled
+        return self.run.checkpoints[place] if self.run.ordered and place is not None else None
+
+    @property
+    def rows(self) -> list[CheckpointRow]:
+        """The checkpoints."""
+        run = self.run
+        return [
+            CheckpointRow(
+                name, checkpoint, point, nearest(run.train, checkpoint.step), nearest(run.evaluation, checkpoint.step)
+            )
+            for name, checkpoint, point in zip(self.names, run.checkpoints, self.trajectory.points, strict=True)
+        ]
+
+    def tables(self) -> list[Table[CheckpointRow]]:
+        """The checkpoints, one a row."""
+        unknown = sum(checkpoint.step is None for checkpoint in self.run.checkpoints)
+        order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
+        order = "as given: nothing says their steps" if unknown == len(self) else order
+        logged = [("loss", self.run.train), ("eval_loss", self.run.evaluation)]
+        absent = {key for key, losses in logged if not losses}
+        columns = [column for column in COLUMNS if not (column.title and column.key in absent)]
+        return [Table(f"{len(self)} checkpoints, {order}", columns, self.rows)]
+
+    def listing(self) -> list[Table[CheckpointRow]]:
+        """The same, with all columns."""
+        return [Table("", COLUMNS, self.rows)]
+
+    def sentences(self) -> list[str]:
+        """What the numbers say, each only where it is true."""
+        trajectory, rows = self.trajectory, self.rows
+        chance = ", ".join(f"{side} {number(value)}" for side, value in trajectory.chance.items() if isfinite(value))
+        sentences = [(f"chance level of φ: {chance}; " if chance else "") + "moved: ‖ΔW − ΔW of the row above‖F"]
+        shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
+        if any(loss.step != row.checkpoint.step for row, loss in shown):
+            sentences.append("@N: a loss of step N, the nearest that was logged")
+        if not rows[-1].point.frobenius:
+            sentences.append("the last checkpoint is 0, so there is no direction to compare the others with")
+        if len(trajectory.runs) > 1:
+            return sentences
+        if not self.run.ordered:
+            return [*sentences, "without steps there is no order, so nothing is said of when the direction settled"]
+        return [*sentences, *self._on_direction()]
+
+    def _on_direction(self) -> list[str]:
+        """When the direction settled, and whether the in side shows anything but the start."""
+        first, before, last = (self.rows[i] for i in (0, -2, -1))
+        sentences = []
+        if self.settled:
+            since = f"from step {self.settled.step} on (of step {last.checkpoint.step})"
+            every = f"from there every cosine with the last is at least {SETTLED}"
+            sentences.append(f"the direction is settled {since}: {every}")
+        elif isfinite(before.point.cosine):
+            cosine = f"cosine {before.point.cosine:.3f} between the last two checkpoints"
+            sentences.append(f"the direction was still turning: {cosine}")
+        start = first.point
+        if start.initial >= STUCK and start.phi["in"] > start.phi["out"]:
+            near = f"A stays near its random beginning (cosine {start.initial:.2f} of A first to last)"
+            sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side")
+        return sentences
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object; what is not defined is null."""
+        run, trajectory = self.run, self.trajectory
+        paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
+        return {
+            "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
+            "chance": {side: known(value) for side, value in trajectory.chance.items()},
+            "ordered": run.ordered,
+            "settled": str(self.settled.path) if self.settled else None,
+            "settled_cosine": SETTLED,
+            "runs": [[paths[i] for i in group] for group in trajectory.runs],
+            "checkpoints": Table("", COLUMNS, self.rows).records(),
+            "history": {
+                "loss": [[loss.step, loss.value] for loss in run.train],
+                "eval_loss": [[loss.step, loss.value] for loss in run.evaluation],
+            },
+        }
+
+
+def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack[Reading]) -> TrajectoryResult:
+    """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        A folder with ``checkpoint-N`` folders in it (`loralens train`, transformers' Trainer) or with
+        ``NNNNNNN_adapters.safetensors`` files (mlx-lm); or two or more adapters. Paths are put in order of steps: the
+        ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
+        read have no step, and nothing is concluded from their order.
+    modules : sequence of str
+        Only these: globs over names or kinds.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        Fewer than two checkpoints, or two of one step; a glob that matches nothing.
+    FormatError
+        A file that is no adapter, or a trainer_state.json that cannot be read; a module that holds NaN or Inf.
+    MismatchError
+        No two checkpoints have a module in common.
+    """
+    run, loaded = _read(sources(adapters), reading)
+    names = [str(checkpoint.path) for checkpoint in run.checkpoints]
+    warn_of_bases(names, loaded)
+    with progress("comparing", work(loaded, modules)) as step:
+        measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
+    _warn_of_other_runs(run, measured)
+    return TrajectoryResult(run, measured)
+
+
+def short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Short names, each different: the last part of the path, or the whole where two are alike."""
+    short = [checkpoint.path.name for checkpoint in checkpoints]
+    return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in checkpoints]
+
+
+def _read(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
+    """The run, and its checkpoints read in its order; what the reader noticed is told."""
+    loaded = [source for source in chosen if isinstance(source, Adapter)]
+    if not loaded:
+        run = run_of([Path(source) for source in chosen if not isinstance(source, Adapter)])
+        adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
+        for checkpoint, adapter in zip(run.checkpoints, adapters, strict=True):
+            tell_findings(str(checkpoint.path), adapter.findings)
+        return run, adapters
+    check_unread(reading)
+    if len(loaded) < len(chosen):
+        raise OptionError(
+            "some checkpoints are paths, and some have been read, so that they have no common order",
+            fix="give all of them as paths, or all as adapters",
+        )
+    if len(loaded) < 2:
+        raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
+    return Run(tuple(Checkpoint(Path(label), None) for label in labels(loaded))), loaded
+
+
+def _warn_of_other_runs(run: Run, measured: Trajectory) -> None:
+    """Name the checkpoints that did not begin from the same A as most of the others."""
+    if len(measured.runs) == 1:
+        return
+    names = short_names(run.checkpoints)
+    largest = max(measured.runs, key=len)
+    strangers = [names[i] for group in measured.runs if group is not largest for i in group]
+    who = ", ".join(strangers) if len(largest) > 1 else ", ".join(names)
+    verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
+    warn(
+        f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
+        "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
+        "leave out what is of another run; what is said against the last checkpoint needs one run",
+    )
+
+
+def _loss(key: str, title: str, of: Callable[[CheckpointRow], Loss | None]) -> tuple[Column[CheckpointRow], ...]:
+    """A loss: the nearest that was logged, for people with its step where that is another."""
+
+    def text(row: CheckpointRow) -> str:
+        loss = of(row)
+        if loss is None:
+            return "–"
+        return number(loss.value) + (f" @{loss.step}" if loss.step != row.checkpoint.step else "")
+
+    def record(row: CheckpointRow) -> dict[str, Any] | None:
+        loss = of(row)
+        return {"value": loss.value, "step": loss.step} if loss else None
+
+    return (
+        Column(key, record, csv=False),
+        Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
+        Column(f"{key}_step", lambda row: loss.step if (loss := of(row)) else None, json=False),
+        Column(key, text, title, priority=6, json=False, csv=False),
+    )
+
+
+def _phi(side: Side) -> Column[CheckpointRow]:
+    return Column(("phi", side), lambda row: known(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5)
+
+
+def _previous_phi(side: Side) -> Column[CheckpointRow]:
+    return Column(
+        f"previous_phi_{side}",
+        lambda row: known(row.point.previous_phi[side]) if row.point.previous_phi else None,
+        json=False,
+    )
+
+
+def _of_step(text: Callable[[float | None], str]) -> Callable[[float | None], str]:
+    """Of a step between two checkpoints: the first has none, which is no dash."""
+    return lambda value: "" if value is None else text(value)
+
+
+COLUMNS: tuple[Column[CheckpointRow], ...] = (
+    Column("path", lambda row: str(row.checkpoint.path)),
+    Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
+    Column(
+        "step", lambda row: row.checkpoint.step, "step", lambda step: "–" if step is None else str(step), priority=8
+    ),
+    Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS),
+    Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3),
+    Column(
+        "effective_rank",
+        lambda row: row.point.effective_rank,
+        "effective",
+        fixed(".2f"),
+        priority=4,
+        about="mean over modules",
+    ),
+    Column("step_length", lambda row: known(row.point.length)),
+    Column(
+        "moved",
+        lambda row: row.point.length,
+        "moved",
+        _of_step(number),
+        priority=7,
+        json=False,
+        csv=False,
+        about="‖ΔW − ΔW of the one before‖",
+    ),
+    Column("previous_cosine", lambda row: known(row.point.previous_cosine)),
+    Column(
+        "turned",
+        lambda row: row.point.previous_cosine,
+        "cos previous",
+        _of_step(fixed(".3f")),
+        priority=5,
+        json=False,
+        csv=False,
+    ),
+    Column("cosine", lambda row: known(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
+    Column("cosine_z", lambda row: known(row.point.cosine_z)),
+    _phi("out"),
+    _phi("in"),
+    Column(
+        "previous_phi",
+        lambda row: row.point.previous_phi and {side: known(phi) for side, phi in row.point.previous_phi.items()},
+        csv=False,
+    ),
+    _previous_phi("in"),
+    _previous_phi("out"),
+    Column("initial_cosine", lambda row: known(row.point.initial)),
+    *_loss("loss", "loss", lambda row: row.loss),
+    *_loss("eval_loss", "eval loss", lambda row: row.eval_loss),
+)

@@ -1,0 +1,209 @@
+"""The same figure on the page and in the picture: limits, ticks, labels, colours and values, read out of both."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure as Drawing
+from matplotlib.text import Text
+
+from loralens.charts.figure import save
+from loralens.charts.mpl import draw
+from loralens.charts.palette import BLOCKS
+from loralens.charts.spec import Chart, Figure, Heat, Lines, Scale
+from loralens.charts.svg_lines import lines_svg
+from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
+from loralens.errors import OptionError
+from tests.charts.figures import FIGURES
+from tests.charts.reading import COLOURS, Read, panels, read_axes, read_bar, read_key, read_svg
+
+PIXEL = 0.06  # of a coordinate that is written to a tenth, in pixels
+
+
+def svg_of(chart: Chart, *, alone: bool = False) -> str:
+    if isinstance(chart, Lines):
+        return lines_svg(chart, "", alone=alone)
+    return heat_svg(chart, "") if isinstance(chart, Heat) else overlaps_svg(chart, "")
+
+
+def texts_of(svg: str) -> set[str]:
+    return {str(text.text) for text in ET.fromstring(svg).iter("text")}  # our own
+
+
+def in_picture(figure: Figure) -> list[Read]:
+    """What matplotlib drew of each chart, in their order."""
+    drawing = draw(figure)
+    keys = sum(isinstance(key, Scale) for band in figure.bands for key in band.keys)
+    colours = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
+    bars: list[Axes | None] = []
+    for band in figure.bands:
+        bars += [next(colours) if isinstance(chart, Heat) else None for chart in band.charts if chart is not None]
+        for key in band.keys:
+            next(colours) if isinstance(key, Scale) else None
+    assert not list(colours), keys
+    return [read_axes(axes, bar) for axes, bar in zip(panels(drawing), bars, strict=True)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
+    figure = FIGURES[name]()
+    alone = [len(band.charts) == 1 for band in figure.bands for chart in band.charts if chart is not None]
+    assert any((isinstance(chart, Lines) and chart.lines) or not isinstance(chart, Lines) for chart in figure.charts)
+    for chart, by_itself, picture in zip(figure.charts, alone, in_picture(figure), strict=True):
+        page = read_svg(svg_of(chart, alone=by_itself))
+        assert page.title == picture.title
+        assert picture.cells == page.cells
+        assert picture.numbers == page.numbers
+        assert (picture.zeros, picture.edges) == (page.zeros, page.edges)
+        assert [text for _, text in picture.x] == [text for _, text in page.x]
+        assert [text for _, text in picture.y] == [text for _, text in page.y]
+        if isinstance(chart, Lines):
+            _compare_lines(page, picture, chart)
+        else:
+            assert [place for place, _ in page.x] == pytest.approx([place for place, _ in picture.x])
+            assert [place for place, _ in page.y] == pytest.approx([place for place, _ in picture.y])
+        if isinstance(chart, Heat):
+            assert page.bar_label == picture.bar_label == chart.scale.label
+            assert [text for _, text in page.bar] == [text for _, text in picture.bar]
+            for read in (page.bar, [(x, "") for x in page.chance]), (picture.bar, [(x, "") for x in picture.chance]):
+                assert all(0 <= place <= 1.001 for places in read for place, _ in places)
+            assert [x for x, _ in page.bar] == pytest.approx([x for x, _ in picture.bar], abs=1e-3)
+            assert page.chance == pytest.approx(picture.chance, abs=1e-3)
+
+
+def _compare_lines(page: Read, picture: Read, chart: Lines) -> None:
+    assert page.labels == picture.labels
+    assert page.limits == pytest.approx(picture.limits, rel=1e-8)
+    assert page.log == picture.log
+    assert page.legend == picture.legend
+    assert list(page.lines) == list(picture.lines)
+    x0, x1, y0, y1 = picture.limits
+    assert [x for x, _ in page.x] == pytest.approx([x for x, _ in picture.x], abs=PIXEL * (x1 - x0) / 178)
+    up = [
+        [np.log10(y) if picture.log else y for y in read]
+        for read in ([y for y, _ in page.y], [y for y, _ in picture.y])
+    ]
+    span = np.log10(y1) - np.log10(y0) if picture.log else y1 - y0
+    assert up[0] == pytest.approx(up[1], abs=PIXEL * span / 120)
+    for name, (colour, points) in page.lines.items():
+        assert picture.lines[name][0] == colour
+        assert np.array(points) == pytest.approx(np.array(picture.lines[name][1]), rel=1e-3)  # four digits on the page
+    inside = [level for level in picture.levels if y0 <= level <= y1]
+    assert page.levels == pytest.approx(inside, abs=PIXEL * (y1 - y0) / 120)
+    assert len(picture.levels) == len(chart.levels)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) -> None:
+    figure = FIGURES[name]()
+    page: set[str] = set()
+    for band in figure.bands:
+        for chart in band.charts:
+            if chart is not None:
+                page |= texts_of(svg_of(chart, alone=len(band.charts) == 1))
+        for key in band.keys:
+            page |= texts_of(key_svg(key))
+    drawing = draw(figure)
+    drawing.draw_without_rendering()
+    shown = [text for text in drawing.findobj(Text) if text.get_visible() and text.get_text()]
+    picture = {line for text in shown for line in text.get_text().split("\n")}
+    titles = {line for title in [figure.title, *(band.title for band in figure.bands)] for line in title.split("\n")}
+    assert picture - titles == page - titles
+    assert titles - {""} <= picture
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -> None:
+    figure = FIGURES[name]()
+    drawing = draw(figure)
+    ramps = iter([axes for axes in drawing.axes if axes.get_label() == "<key>"])
+    bars = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
+    for band in figure.bands:
+        for chart in band.charts:
+            next(bars) if isinstance(chart, Heat) else None
+        for key in band.keys:
+            root = ET.fromstring(key_svg(key))  # our own
+            if isinstance(key, Scale):
+                assert read_key(root) == pytest.approx(read_bar(next(bars)), abs=1e-3)
+            else:
+                page = [COLOURS[str(one.get("class")).split()[1]] for one in root.iter("rect")]
+                axes = next(ramps)
+                patches = [to_hex(patch.get_facecolor()) for patch in axes.patches]
+                picture = patches or [to_hex(axes.images[0].to_rgba(k)) for k in range(BLOCKS)]  # type: ignore[arg-type]
+                assert page == picture
+    assert not [*ramps, *bars]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_leaves_the_picture(name: str) -> None:
+    drawing = draw(FIGURES[name]())
+    drawing.draw_without_rendering()
+    for text in drawing.findobj(Text):
+        if text.get_text() and text.get_visible():
+            box = text.get_window_extent()
+            assert box.x0 >= -1, text
+            assert box.y0 >= -1, text
+            assert box.x1 <= drawing.bbox.x1 + 1, text
+            assert box.y1 <= drawing.bbox.y1 + 1, text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_label_of_an_axis_meets_another(name: str) -> None:
+    drawing = draw(FIGURES[name]())
+    drawing.draw_without_rendering()
+    for axes in drawing.axes:
+        across = [one.get_window_extent() for one in axes.get_xticklabels() if one.get_text()]
+        if not any(one.get_rotation() not in (0.0, 90.0) for one in axes.get_xticklabels()):
+            assert all(left.x1 < right.x0 for left, right in pairwise(across)), axes.get_title(loc="left")
+        down = sorted((one.get_window_extent() for one in axes.get_yticklabels() if one.get_text()), key=lambda b: b.y0)
+        assert all(low.y1 < high.y0 + 1 for low, high in pairwise(down)), axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_titles_stay_clear_of_each_other(name: str) -> None:
+    drawing = draw(FIGURES[name]())
+    drawing.draw_without_rendering()
+    titles = [axes._left_title for axes in drawing.axes if axes.get_title(loc="left")]  # type: ignore[attr-defined]
+    boxes = [title.get_window_extent() for title in titles]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+@pytest.mark.parametrize("name", ["spectrum", "pairs", "curve"])
+def test_the_same_bytes_every_time(name: str, tmp_path: Path) -> None:
+    figure = FIGURES[name]()
+    for suffix in (".png", ".svg", ".pdf"):
+        once, again, drawn = (tmp_path / f"{word}{suffix}" for word in ("once", "again", "drawn"))
+        save(figure, once)
+        save(figure, again)
+        save(draw(figure), drawn)
+        assert once.read_bytes() == again.read_bytes() == drawn.read_bytes()
+
+
+def test_a_figure_of_one_panel_is_drawn_into_axes_of_the_caller_s() -> None:
+    drawing = Drawing()
+    left, right = drawing.subplots(1, 2)
+    assert draw(FIGURES["curve"](), ax=left) is drawing
+    assert draw(FIGURES["nesting"](), ax=right) is drawing
+    (chart,) = FIGURES["curve"]().charts
+    assert isinstance(chart, Lines)
+    assert (left.get_xlim(), left.get_ylim()) == (chart.x.limits, chart.y.limits)
+    assert left.get_title() == "an [adapter] $x$"
+    assert right.collections
+    with pytest.raises(OptionError, match="panels, and ax can hold one"):
+        draw(FIGURES["spectrum"](), ax=left)
+
+
+def test_a_builder_and_the_page_need_no_matplotlib() -> None:
+    code = (
+        "import sys, loralens.charts.spectrum, loralens.charts.amplification, loralens.charts.pairwise,"
+        "loralens.charts.similarity, loralens.charts.similarity_nested, loralens.charts.curve, loralens.charts.mpl,"
+        "loralens.charts.trajectory, loralens.charts.figure, loralens.charts.svg_maps, loralens.reporting.html;"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'scipy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,77 @@
+"""Numbers as text: one form of every quantity, and none that says something false; sizes read back."""
+
+import pytest
+
+from loralens.errors import OptionError
+from loralens.tables.numbers import (
+    change,
+    count,
+    exact_size,
+    fixed,
+    listed,
+    number,
+    parse_size,
+    percent,
+    size,
+    span,
+    unit_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("20MB", 20_000_000), ("512KiB", 524_288), ("1.5 MiB", 1_572_864), ("100000", 100_000), ("3kb", 3000), ("7B", 7),
+     ("2G", 2_000_000_000), (".5k", 500), ("0", 0), (" 1TiB ", 2**40),
+     ("20 GiB", 20 * 2**30), ("1.5k", 1500), ("500mb", 5 * 10**8), ("0B", 0)],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text: str, count: int) -> None:
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20 parsecs", "-1", "1e3", "MB", "nan", "1,000", "20GBB", "9" * 400 + "GB", "9" * 305 + "GB"]
+)
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(OptionError, match=r"is no size|too many digits"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 20_000_000])
+def test_a_size_that_was_written_is_read_as_the_same(count: int) -> None:
+    assert parse_size(size(count)) == count
+
+
+def test_changes() -> None:
+    assert change(120, 60, "{:,}".format) == "120 → 60, 50.0% of it"
+    assert change(0, 60, "{:,}".format) == "0 → 60"
+    assert exact_size(110_184) == "110.2 kB (110,184 bytes)"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0"), (1.0, "100 %"), (0.5, "50 %"), (0.12345, "12.3 %"), (0.99999, "> 99.9 %"), (1e-9, "1.0e-09"),
+        (0.00012, "0.012 %"), (12.345, "1230 %"), (None, ""), (float("nan"), "–"), (float("inf"), "∞"),
+    ],
+)  # fmt: skip
+def test_percent_says_nothing_false(share: float | None, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_percent_to_more_digits() -> None:
+    assert [percent(share, 4) for share in (0.123456, 0.99996, 1.0)] == ["12.35 %", "> 99.99 %", "100 %"]
+
+
+def test_numbers_that_are_none() -> None:
+    assert [number(x) for x in (None, float("nan"), float("inf"), float("-inf"))] == ["–", "–", "∞", "−∞"]
+    assert (fixed(".2f")(-0.0001), fixed("+.2f")(-0.0001), fixed(".2f")(None)) == ("0.00", "+0.00", "–")
+
+
+def test_sizes_and_lists() -> None:
+    assert [size(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == ["0 B", "999 B", "1.0 kB", "114.3 kB", "2.2 GB"]
+    assert [unit_of(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == [
+        ("B", 1), ("B", 1), ("kB", 1000), ("kB", 1000), ("GB", 1000**3),
+    ]  # fmt: skip
+    assert (span([]), span([4]), span([4, 2])) == ("–", "4", "2–4")
+    assert (count(1, "module"), count(1200, "module")) == ("1 module", "1,200 modules")
+    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")

@@ -1,0 +1,298 @@
+"""``loralens.combine`` from Python: paths and objects, weights, the result beside the command's, wrong values."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.arithmetic.methods import METHODS
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.recipe import Strength
+from loralens.tables.text import lay_out
+from tests.cli.command import Command
+from tests.conftest import small_adapter
+
+CONFORMANCE = Path(__file__).parent.parent / "conformance"
+Q, V = "m.0.q_proj", "m.0.v_proj"
+
+told = Command("combine").told
+
+
+def adapter(seed: int, rank: int = 2) -> Adapter:
+    rng = np.random.default_rng(seed)
+    modules = {
+        name: LowRank(rng.standard_normal((6, rank)).astype("f"), rng.standard_normal((rank, 4)).astype("f"), 0.5)
+        for name in (Q, V)
+    }
+    return Adapter(modules=modules)
+
+
+@pytest.fixture
+def a() -> Adapter:
+    return adapter(1)
+
+
+@pytest.fixture
+def b() -> Adapter:
+    return adapter(2, rank=1)
+
+
+@pytest.fixture
+def files(a: Adapter, b: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with both as ``a`` and ``b``, in which the test works."""
+    loralens.save(a, tmp_path / "a")
+    loralens.save(b, tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def assert_sum(combined: Adapter, *terms: tuple[Adapter, float]) -> None:
+    assert set(combined) == {Q, V}
+    for name in combined:
+        expected = sum(weight * term[name].dense() for term, weight in terms)
+        np.testing.assert_allclose(combined[name].dense(), expected, atol=1e-6)
+
+
+def test_adapters_and_weights_as_people_guess_them(a: Adapter, b: Adapter, files: Path) -> None:
+    before = entries(files)
+    equal = [
+        loralens.combine("a", "b"),
+        loralens.combine(["a", "b"]),
+        loralens.combine([a, b]),
+        loralens.combine(a, Path("b")),
+        loralens.combine([("a", 1), (b, 1.0)]),
+        loralens.combine({"a": 1, "b": 1}),
+    ]
+    for result in equal:
+        assert_sum(result.adapter, (a, 1), (b, 1))
+        assert result.output is None
+    for result in (
+        loralens.combine({"a": 0.5, Path("b"): -2.0}),
+        loralens.combine([(a, 0.5), ("b", -2)]),
+        loralens.combine(("a", np.float32(0.5)), (b, Strength(-2.0))),
+    ):
+        assert_sum(result.adapter, (a, 0.5), (b, -2))
+        json.dumps(result.record())
+    assert_sum(loralens.combine("a").adapter, (a, 1))
+    assert entries(files) == before
+
+
+def test_weights_by_module(a: Adapter, b: Adapter) -> None:
+    result = loralens.combine([(a, 0.5), (b, {"v_proj": 3.0})]).adapter
+    np.testing.assert_allclose(result[Q].dense(), 0.5 * a[Q].dense() + b[Q].dense(), atol=1e-6)
+    np.testing.assert_allclose(result[V].dense(), 0.5 * a[V].dense() + 3 * b[V].dense(), atol=1e-6)
+    assert list(loralens.combine(a, b, modules="q_proj").adapter) == [Q]
+    assert list(loralens.combine(a, b, modules=["q_proj", "v_proj"]).adapter) == [Q, V]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, []),
+        ({"rank": 1}, ["--rank", 1]),
+        ({"size": "4KiB", "uniform": True}, ["--size", "4KiB", "--uniform"]),
+        ({"parameters": 0.5, "dtype": "bf16"}, ["--parameters", 0.5, "--dtype", "bf16"]),
+        ({"method": "tsv-m"}, ["--method", "tsv-m"]),
+        (
+            {"method": "ties", "density": 0.5, "strength": 1.5, "settings": {"whole": 0}, "space": "core"},
+            ["--method", "ties", "--density", 0.5, "--lambda", 1.5, "--set", "whole=0", "--space", "core"],
+        ),
+        (
+            {"method": "dare", "seed": 3, "strength": 0.5, "settings": [("density", 0.5)]},
+            ["--method", "dare", "--seed", 3, "--strength", 0.5, "--settings", "density=0.5"],
+        ),
+        ({"modules": ["q_proj"], "to": "kohya"}, ["-m", "q_proj", "--to", "kohya"]),
+    ],
+)
+def test_the_result_equals_the_json_of_the_command(files: Path, options: dict[str, Any], words: list[Any]) -> None:
+    end = ".safetensors" if options.get("to") == "kohya" else ""
+    record = told("a:0.7", "b:-2", *words, "-o", f"shell{end}")
+    result = loralens.combine({"a": 0.7, "b": -2}, **options, output=f"python{end}")
+    assert record.pop("loralens") == loralens.__version__
+    assert record == {**json.loads(json.dumps(result.record())), "target": f"shell{end}"}
+    assert result.output == Path(f"python{end}")
+    shell, python = (files / f"{name}{end or '/adapter_model.safetensors'}" for name in ("shell", "python"))
+    assert shell.read_bytes() == python.read_bytes()
+    written = loralens.load(f"python{end}")
+    assert loralens.fingerprint(written) == loralens.fingerprint(result.adapter)
+    assert result.size == python.stat().st_size
+
+
+def test_a_dry_run_writes_nothing_and_checks_the_target(files: Path) -> None:
+    before = entries(files)
+    result = loralens.combine("a", "b", output="out", dry_run=True)
+    assert result.output is None
+    assert result.record()["target"] is None
+    assert result.sentences()[-1] == "would write out: peft, 2 modules"
+    with pytest.raises(loralens.OptionError, match="is where the source is"):
+        loralens.combine("a", "b", output="a", dry_run=True)
+    assert entries(files) == before
+
+
+def test_the_columns(a: Adapter, b: Adapter) -> None:
+    result = loralens.combine(a, (b, 0.5), method="iso-c", rank=2)
+    assert repr(result) == "CombineResult(iso-c of 2 adapters, 2 modules, peft)"
+    modules, adapters = result.tables()
+    assert [column.title for column in modules.shown] == ["module", "out × in", "r", "r'", "truncation", "error"]
+    assert [column.name for column in adapters.columns if column.json] == [
+        "path", "retained", "gain", "interference_before", "interference_after",
+    ]  # fmt: skip
+    for row, module in zip(result.record()["modules"], result.modules, strict=True):
+        assert row["truncation"] == module.truncation == result.combination.truncated(row["name"], 2)
+        assert row["error_to_sum"] == module.error_to_sum
+        assert row["ranks_before"] == [2, 1]
+    heading, *lines = result.to_csv().splitlines()
+    assert heading == "name,out,in,ranks_before,rank,truncation,error_to_sum"
+    assert [line.split(",")[:5] for line in lines] == [[Q, "6", "4", "2 1", "2"], [V, "6", "4", "2 1", "2"]]
+    assert "truncation" not in [column.title for column in loralens.combine(a, b).tables()[0].shown]
+    assert result.total.shares[0].gain == result.record()["adapters"][0]["gain"]
+    assert "<table>" in result._repr_html_()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_the_tables_fit_a_terminal_and_no_number_is_cut(width: int) -> None:
+    name = "base_model.language_model.layers.10.self_attn.q_proj"
+    modules = {name: LowRank(np.eye(4096, 16, dtype="f"), np.eye(16, 11008, dtype="f"), 0.5)}
+    result = loralens.combine([(Adapter(modules=modules), 0.7), (Adapter(modules=modules), 0.3)], rank=8)
+    for table in result.tables():
+        layout = lay_out(table, width)
+        assert all(len(line) <= width for line in (layout.heading, *layout.lines))
+        shown = [column for column in table.shown if column.title in layout.heading]
+        assert len(shown) >= 4
+        for row, line in zip(table.rows, layout.lines, strict=True):
+            assert all(column.cell(row) in line for column in shown if column.align == "right")
+
+
+def test_a_recipe_is_followed_from_a_result_a_file_or_an_adapter(files: Path) -> None:
+    result = loralens.combine(("a", 0.7), ("b", 0.3), method="ties", density=0.5, rank=2, output="made")
+    assert result.recipe.truncate == {"rank": 2}
+    (files / "recipe.toml").write_text(
+        'method = "ties"\noptions = { density = 0.5 }\ntruncate = { rank = 2 }\n'
+        '[[adapters]]\npath = "a"\nweight = 0.7\n[[adapters]]\npath = "b"\nweight = 0.3\n'
+    )
+    for recipe in (result.recipe, "made", Path("recipe.toml")):
+        again = loralens.combine(recipe=recipe)
+        assert loralens.fingerprint(again.adapter) == loralens.fingerprint(result.adapter)
+        assert again.output is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "sum"}, {"seed": 0}, {"strength": 0.0}, {"settings": {"mu": 1}}, {"rank": 1}, {"uniform": True}],
+)
+def test_a_recipe_and_other_options_exclude_each_other(files: Path, options: Mapping[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(loralens.OptionError, match=f"--{name} and --recipe exclude each other"):
+        loralens.combine(recipe="made", **options)
+    with pytest.raises(loralens.OptionError, match="ADAPTER and --recipe exclude each other"):
+        loralens.combine("a", recipe="made")
+
+
+def test_whose_head_is_taken(a: Adapter, b: Adapter, files: Path) -> None:
+    def headed(plain: Adapter, value: float) -> Adapter:
+        head = Extra("saved", "score", LazyArray.of(np.full((2, 4), value, "f")))
+        return Adapter(modules=plain.modules, extra={"base_model.model.score.weight": head})
+
+    one, two = headed(a, 1.0), headed(b, 2.0)
+    with pytest.raises(loralens.MismatchError, match="--take"):
+        loralens.combine(one, two)
+    for take, value in ((one, 1.0), (two, 2.0), ("1", 1.0), ("adapter 2", 2.0)):
+        (head,) = loralens.combine(one, two, take=take).adapter.extra.values()
+        assert head.tensor.read()[0, 0] == value
+    assert not loralens.combine(one, two, take="none").adapter.extra
+    assert not loralens.subtract(one, two, take="none").adapter.extra
+    with pytest.raises(loralens.OptionError, match="not among those combined"):
+        loralens.combine(one, two, take=a)
+    with pytest.raises(loralens.OptionError, match="no such adapter here"):
+        loralens.combine(one, two, take="three")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tiez"}, "no method 'tiez'"),
+        ({"space": "cores"}, "space 'cores' is not possible"),
+        ({"dtype": "float32"}, "dtype 'float32' is not possible"),
+        ({"dtype": "int8"}, "dtype 'int8' is not possible"),
+        ({"to": "safetensors"}, "to 'safetensors' is not possible"),
+        ({"density": 0.5}, "sum has no option density"),
+        ({"method": "ties", "density": 2}, "density 2 is not a number in"),
+        ({"strength": float("nan")}, "strength nan is not possible"),
+        ({"strength": "much"}, "strength 'much' is not possible"),
+        ({"method": "ties", "settings": {"whole": "no"}}, "whole 'no' is no number"),
+        ({"method": "ties", "settings": ["whole=0"]}, "are no names and numbers"),
+        ({"seed": -1}, "seed -1 is not possible"),
+        ({"rank": 1, "energy": 0.5}, "--rank, --energy exclude each other"),
+        ({"rank": 0}, "rank 0 is not a whole number from 1"),
+        ({"size": "big"}, "'big' is no size"),
+        ({"modules": "k_proj"}, "no module matches 'k_proj'"),
+        ({"alpha": 8.0}, "says how a file is read"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_says_what_is_possible(
+    a: Adapter, b: Adapter, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(loralens.OptionError, match=message) as error:
+        loralens.combine(a, b, **options)
+    assert error.value.fix
+    allowed = {"method": METHODS, "space": ["full", "knots", "core"], "dtype": ["f32", "bf16", "f16"], "to": ["peft"]}
+    for name in options.keys() & allowed.keys():
+        if "ties" not in options.values():
+            assert all(word in error.value.fix for word in allowed[name])
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ((), "there is no adapter"),
+        (([],), "there is no adapter"),
+        ((3,), "3 is no adapter"),
+        (("a:0.5", "b"), r"give \('a', 0.5\)"),
+        ((("a", float("inf")),), "a weight cannot be inf"),
+        (({"a": "much"},), "a weight cannot be 'much'"),
+        ((("a", {"q_proj": float("nan")}),), "a weight cannot be nan"),
+        ((("a", {"k_proj": 1.0}),), "no module matches 'k_proj'"),
+    ],
+)
+def test_what_is_no_adapter_and_no_weight_is_refused(files: Path, adapters: Any, message: str) -> None:
+    with pytest.raises(loralens.OptionError, match=message):
+        loralens.combine(*adapters)
+
+
+def test_alpha_counts_only_where_a_file_does_not_say_its_own(small: Path, files: Path) -> None:
+    (files / "bare").mkdir()
+    (files / "bare" / "adapter_model.safetensors").write_bytes((small / "adapter_model.safetensors").read_bytes())
+    zero = loralens.combine(("bare", 1), (small_adapter(), -1), alpha=8.0).adapter
+    assert all(not module.B.any() for module in zero.modules.values())
+    with pytest.raises(loralens.OptionError, match="does not say its α"):
+        loralens.combine("bare", small)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "xlabs/lora.safetensors",
+        "litgpt",
+        "plain-pairs/adapter_model.safetensors",
+        "lycoris-loha",
+        "gguf-llama-no-heads/adapter.gguf",
+    ],
+)
+def test_without_an_output_a_dialect_that_is_only_read_is_no_obstacle(file: str) -> None:
+    adapter = loralens.load(CONFORMANCE / file, allow_pickle=True, strict=False)
+    result = loralens.scale(adapter, 0.5)
+    for name, module in adapter.items():
+        np.testing.assert_allclose(result.adapter[name].dense(), 0.5 * module.dense(), rtol=1e-6)
+    json.dumps(result.record())
+    assert result.sentences()
+    assert set(loralens.drop(adapter, list(adapter)[:1]).adapter) == {*list(adapter)[1:]}

@@ -1,0 +1,175 @@
+"""``loralens.compress``: paths and objects, one result, the command's numbers, and nothing written unasked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.compression.loss import losses, total_error
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.core.moments import Moment, Moments
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.records.moments import save_moments
+from tests.bases import contents
+from tests.cli.command import Command
+
+told = Command("compress").told
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("loralens", "source", "target")}
+
+
+def moments_of(adapter: Adapter) -> Moments:
+    return Moments(
+        modules={name: Moment(np.diag([1e-4, 1.0]), 10) for name in adapter}, fingerprint=fingerprint(adapter)
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": 1},
+        {"energy": 0.9, "uniform": True},
+        {"error": 0.3, "modules": ["q_proj"]},
+        {"sv_ratio": 2.1, "drop_dead": True},
+        {"parameters": 80, "weights": "relative"},
+        {"size": 1750},
+        {"rank": 1, "dtype": "int8"},
+        {"energy": 0.9, "to": "kohya", "dtype": "bf16"},
+    ],
+    ids=str,
+)
+def test_a_path_an_object_and_the_command_say_the_same(options: dict[str, Any], small: Path) -> None:
+    arguments: list[object] = []
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        arguments += [option] if value is True else [option, *(value if isinstance(value, list) else [value])]
+    record = told(small, "--dry-run", *arguments)
+    by_path = loralens.compress(small, **options).record()
+    by_object = loralens.compress(loralens.load(small), **options).record()
+    assert plain(by_path) == plain(record)
+    assert plain(by_object) == plain(record)
+    assert (record["source"], by_path["source"], by_object["source"]) == (str(small), str(small), "adapter")
+
+
+def test_without_output_the_result_holds_the_adapter_and_nothing_is_written(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(small.parent)
+    result = loralens.compress(loralens.load(small), rank=1)
+    assert contents(small.parent) == before
+    assert not list(tmp_path.iterdir())
+    assert isinstance(result.adapter, Adapter)
+    assert {module.rank for module in result.adapter.modules.values()} == {1}
+    assert result.relative_error == total_error(losses(loralens.load(small), result.adapter))
+    assert result.record()["target"] is None
+    assert not any("write" in line or "wrote" in line for line in result.sentences())
+
+
+def test_with_output_it_is_what_was_read_back(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=1, output=tmp_path / "out", to="kohya")
+    assert result.adapter.format == "kohya"
+    assert fingerprint(result.adapter) == fingerprint(loralens.load(tmp_path / "out"))
+    assert result.record()["target"] == str(tmp_path / "out")
+    assert result.bytes_after == (tmp_path / "out" / "lora.safetensors").stat().st_size
+    with pytest.raises(OptionError, match="exists"):
+        loralens.compress(small, rank=1, output=tmp_path / "out", to="kohya")
+    with pytest.raises(OptionError, match="is where the source is"):
+        loralens.compress(small, rank=1, output=small, overwrite=True)
+
+
+def test_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=1, output=tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert result.sentences()[-1] == f"would write peft to {tmp_path / 'out'}"
+
+
+def test_few_bits_in_memory_are_those_of_the_file(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=1, dtype="int4")
+    loralens.compress(small, rank=1, dtype="int4", output=tmp_path / "out")
+    back = loralens.load(tmp_path / "out")
+    assert all(np.array_equal(module.dense(), back[name].dense()) for name, module in result.adapter.items())
+
+
+def test_activations_are_a_path_or_moments(small: Path, tmp_path: Path) -> None:
+    moments = moments_of(loralens.load(small))
+    save_moments(moments, tmp_path / "k.safetensors")
+    by_object = loralens.compress(small, rank=1, activations=moments)
+    assert plain(by_object.record()) == plain(told(small, "--dry-run", "--rank", 1, "--activations",
+                                                   tmp_path / "k.safetensors"))  # fmt: skip
+    assert by_object.data_error is not None
+    assert by_object.to_csv().splitlines()[0].endswith(",data_error")
+    scaled = loralens.load(small).map(lambda module: module.rescaled(2.0, module.scaling))
+    with pytest.raises(MismatchError, match="another adapter"):
+        loralens.compress(scaled, rank=1, activations=moments)
+
+
+def test_weights_are_a_word_a_file_or_a_mapping(small: Path) -> None:
+    result = loralens.compress(small, parameters=80, weights={"v_proj": 1000})
+    assert [row["rank_after"] for row in result.record()["modules"]] == [1, 2, 1, 2, 1, 1]
+
+
+def test_natural_guesses(small: Path) -> None:
+    adapter = loralens.load(small)
+    one_glob = loralens.compress(adapter, rank=1, modules="q_proj")
+    assert [module.rank for module in one_glob.adapter.modules.values()] == [1, 2, 1, 2, 1, 2]
+    assert loralens.compress(adapter, size="1.75kB").record() == loralens.compress(adapter, size=1750).record()
+    assert loralens.compress(adapter, rank=np.int64(1)).record() == loralens.compress(adapter, rank=1).record()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "ways to choose ranks"),
+        ({"rank": 1, "energy": 0.9}, "--rank, --energy exclude each other"),
+        ({"rank": 0}, "whole number from 1"),
+        ({"rank": 1.5}, "whole number from 1"),
+        ({"rank": "8"}, "no finite number"),
+        ({"rank": True}, "no finite number"),
+        ({"energy": 1.1}, "fraction in"),
+        ({"energy": float("nan")}, "no finite number"),
+        ({"error": 1}, "relative error in"),
+        ({"sv_ratio": 0.5}, "ratio from 1"),
+        ({"parameters": float("inf")}, "no finite number"),
+        ({"size": "20 parsecs"}, "is no size"),
+        ({"size": 10**400}, "no finite number"),
+        ({"rank": 10**400}, "no finite number"),
+        ({"size": 0}, "number above 0"),
+        ({"rank": 1, "dtype": "f64"}, "choose one of f32, bf16, f16, int8, int4"),
+        ({"rank": 1, "to": "lycoris"}, "choose one of peft, kohya"),
+        ({"rank": 1, "to": "peft", "dtype": "int8"}, "written as loralens-q"),
+        ({"rank": 1, "weights": "most"}, "no such file"),
+        ({"rank": 1, "modules": ["k_prj"]}, "the nearest names are"),
+        ({"rank": 1, "alpha": 3.0}, "says its own scale"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_option_errors(options: dict[str, Any], message: str, small: Path) -> None:
+    with pytest.raises(OptionError) as refusal:
+        loralens.compress(small, **options)
+    assert message in str(refusal.value)
+
+
+def test_options_of_reading_are_for_paths(small: Path) -> None:
+    with pytest.raises(OptionError, match="how a file is read"):
+        loralens.compress(loralens.load(small), rank=1, alpha=3.0)
+
+
+def test_one_line_and_columns(small: Path) -> None:
+    result = loralens.compress(small, rank=1)
+    assert repr(result) == "CompressResult(120 → 60 parameters, error 38.6 %)"
+    heading, *lines = result.to_csv().splitlines()
+    assert heading == "name,out,in,rank_before,rank_after,relative_error,spectral_error,energy_kept"
+    assert len(lines) == 6
+    assert "tabular" in result.to_latex()
+    assert "<table>" in result._repr_html_()
+
+
+def test_plot_marks_what_was_chosen(small: Path) -> None:
+    (axes,) = loralens.plot(loralens.compress(small, rank=1)).axes
+    assert "what was written" in [line.get_label() for line in axes.lines]

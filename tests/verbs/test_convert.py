@@ -1,0 +1,116 @@
+"""``loralens.convert``: paths and objects, one result, the command's numbers, and nothing written unasked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import loralens
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.errors import OptionError
+from loralens.formats.dialects.sizes import file_size
+from tests.bases import contents
+from tests.cli.command import Command
+
+told = Command("convert").told
+DIALECTS = ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "loralens-q"]
+
+
+@pytest.mark.parametrize("to", DIALECTS)
+def test_the_result_is_what_load_would_read(to: str, small: Path, tmp_path: Path) -> None:
+    written = loralens.convert(small, to=to, output=tmp_path / "out")
+    unwritten = loralens.convert(loralens.load(small), to=to)
+    back = loralens.load(tmp_path / "out", allow_pickle=True)
+    for result in (written, unwritten):
+        assert result.adapter.format == to
+        assert fingerprint(result.adapter) == fingerprint(back)
+        assert {str(module.scaling) for module in result.adapter.modules.values()} == {
+            str(module.scaling) for module in back.modules.values()
+        }
+        assert all(np.array_equal(module.dense(), back[name].dense()) for name, module in result.adapter.items())
+
+
+def test_a_path_an_object_and_the_command_say_the_same(small: Path, tmp_path: Path) -> None:
+    record = told(small, "-o", tmp_path / "out", "--to", "kohya", "--dtype", "f16", "--prefix", "model.=unet.")
+    options: dict[str, Any] = {"to": "kohya", "dtype": "f16", "prefix": "model.=unet."}
+    for source in (small, loralens.load(small)):
+        unwritten = loralens.convert(source, **options).record()
+        same = {key for key in unwritten if unwritten[key] == record[key]}
+        assert set(record) - {"loralens"} == set(unwritten)
+        assert set(unwritten) - same <= {"source", "target"}
+        assert unwritten["target"] is None
+
+
+def test_prefixes_are_texts_or_a_mapping(small: Path) -> None:
+    results = [
+        loralens.convert(small, to="peft", prefix=each) for each in ("model.=m.", ["model.=m."], {"model.": "m."})
+    ]
+    assert {next(iter(result.adapter)) for result in results} == {"m.layers.0.self_attn.q_proj"}
+
+
+def test_without_output_nothing_is_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = contents(small.parent)
+    result = loralens.convert(small, to="kohya")
+    assert isinstance(result.adapter, Adapter)
+    assert contents(small.parent) == before
+    assert not list(tmp_path.iterdir())
+    assert not any("wrote" in line or "write" in line for line in result.sentences())
+    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == "would write kohya, 6 modules\n"
+    assert "-o" in Command("convert").refused(small, "--to", "kohya")
+    dry = loralens.convert(small, to="kohya", output=tmp_path / "out", dry_run=True)
+    assert dry.sentences()[-1].startswith("would write")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_the_base(small: Path, tmp_path: Path) -> None:
+    names = [f"layers.{i}.self_attn.{kind}.weight" for i in (0, 1, 10) for kind in ("q_proj", "v_proj")]
+    save_file({name: np.zeros((6, 4), np.float32) for name in names}, tmp_path / "model.safetensors")
+    result = loralens.convert(loralens.load(small), to="peft", base=tmp_path / "model.safetensors")
+    assert next(iter(result.adapter)) == "layers.0.self_attn.q_proj"
+    assert "after dropping 'model.'" in result.notes[0]
+
+
+def test_a_converted_adapter_can_be_saved_and_measured(small: Path, tmp_path: Path) -> None:
+    adapter = loralens.convert(small, to="kohya").adapter
+    loralens.save(adapter, tmp_path / "saved.safetensors")
+    loralens.convert(small, to="kohya", output=tmp_path / "out.safetensors")
+    saved, out = load_file(tmp_path / "saved.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert saved.keys() == out.keys()
+    assert all(np.array_equal(saved[key], out[key]) for key in out)
+    assert file_size(adapter) == (tmp_path / "saved.safetensors").stat().st_size
+    assert loralens.spectrum(adapter)["model.layers.0.self_attn.q_proj"].rank == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "lycoris"}, "choose one of peft, kohya"),
+        ({"to": "kohya", "dtype": "f64"}, "choose one of f32, bf16, f16"),
+        ({"to": "kohya", "prefix": "unet"}, "is not OLD=NEW"),
+        ({"to": "kohya", "prefix": {"unet.": "x."}}, "matches nothing"),
+        ({"to": "kohya", "rank": 4}, "no pair yet"),
+        ({"to": "kohya", "rank": 0}, "whole number from 1"),
+        ({"to": "kohya", "alpha": 3.0}, "says its own scale"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_option_errors(options: dict[str, Any], message: str, small: Path) -> None:
+    with pytest.raises(OptionError) as refusal:
+        loralens.convert(small, **options)
+    assert message in str(refusal.value)
+
+
+def test_a_source_is_never_written_over(small: Path) -> None:
+    with pytest.raises(OptionError, match="is where the source is"):
+        loralens.convert(small, to="peft", output=small, overwrite=True)
+
+
+def test_one_line_and_no_table(small: Path) -> None:
+    result = loralens.convert(small, to="kohya")
+    assert repr(result) == "ConvertResult(kohya, 6 modules)"
+    with pytest.raises(OptionError, match="has no table"):
+        result.to_csv()

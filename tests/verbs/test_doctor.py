@@ -1,0 +1,85 @@
+"""``loralens.doctor``: findings as values, and an answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loralens
+from tests.cli.command import Command
+from tests.cli.test_doctor import small_adapter
+from tests.verbs.shown import record_of, rows_of
+
+run = Command("doctor")
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with one module that was never trained."""
+    folder = tmp_path_factory.mktemp("adapters") / "turned"
+    loralens.save(small_adapter(), folder)
+    return folder
+
+
+def test_the_result_is_what_the_command_prints(turned: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    result = loralens.doctor(turned, broken)
+    assert record_of(result) == run.told(turned, broken)
+    assert run.good(turned, broken, "--csv").stdout == result.to_csv()
+    assert [row["code"] for row in rows_of(result)] == ["unreadable", "zero-update"]
+    assert repr(result) == "DoctorResult(1 error, 1 warning)"
+    assert result.adapters[str(broken)] is None
+    assert run.good(turned, broken).stdout.splitlines() == result.sentences()
+
+
+def test_an_object_is_examined_as_its_file_is(turned: Path) -> None:
+    (finding,) = loralens.doctor(loralens.load(turned)).findings
+    (other,) = loralens.doctor(turned)
+    assert (finding.code, finding.module, finding.evidence) == (other.code, other.module, other.evidence)
+    assert finding.adapter == "adapter"
+    pair = loralens.doctor([loralens.load(turned), loralens.load(turned)])
+    assert {one.adapter for one in pair.findings if one.code == "zero-update"} == {"adapter 1", "adapter 2"}
+
+
+@pytest.mark.parametrize(("level", "answer"), [(None, True), ("error", True), ("warning", False), ("note", False)])
+def test_the_answer_is_that_of_the_exit_code(turned: Path, level: str | None, answer: bool) -> None:
+    result = loralens.doctor(turned, fail_on=level)
+    assert result.answer is answer
+    words = ("--fail-on", level) if level else ()
+    for shown in ((), ("--json",), ("--csv",)):
+        assert run.run(turned, *words, *shown).exit_code == int(not answer)
+
+
+def test_findings_are_a_table_in_a_notebook_and_in_a_frame(turned: Path) -> None:
+    result = loralens.doctor(turned)
+    assert "zero-update" in result._repr_html_()
+    assert "zero-update" in result.to_latex()
+
+
+def test_a_log_is_written_where_it_was_asked_for(turned: Path, tmp_path: Path) -> None:
+    loralens.doctor(turned, sarif=str(tmp_path / "log.sarif"))
+    log = json.loads((tmp_path / "log.sarif").read_text("utf-8"))
+    assert [one["ruleId"] for one in log["runs"][0]["results"]] == ["zero-update"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "bf16, f16, f32, fp8"),
+        ({"rounding": "feedback"}, "nearest, stochastic"),
+        ({"fail_on": "never"}, "error, warning, note"),
+        ({"modules": ["k_prj"]}, "the nearest names are"),
+        ({"base": "nowhere"}, "no such file or folder"),
+        ({"sarif": "no/such/folder/x.sarif"}, "no such folder"),
+    ],
+)
+def test_wrong_values_name_the_right_ones(turned: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(loralens.LoraLensError, match=message):
+        loralens.doctor(turned, **options)
+
+
+def test_a_path_where_nothing_is_is_no_finding() -> None:
+    with pytest.raises(loralens.OptionError, match="no such file or folder"):
+        loralens.doctor("nowhere")

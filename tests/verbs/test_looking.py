@@ -1,0 +1,168 @@
+"""``inspect``, ``equal`` and ``survey`` from Python: the JSON of the commands, natural guesses, narrow terminals."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.tables.text import lay_out
+from tests.cli.command import Command
+from tests.conftest import small_adapter
+
+WIDTHS = (60, 80, 100, 140, 200)
+
+
+def plain(result: Any) -> Any:
+    """The record of a result as JSON has it."""
+    return {"loralens": loralens.__version__, **json.loads(json.dumps(result.record()))}
+
+
+def printed(result: Any, width: int) -> list[str]:
+    """The lines of all tables in a terminal of so many columns."""
+    return [line for table in result.tables() if table.rows for line in str(lay_out(table, width)).splitlines()[1:]]
+
+
+# --- inspect ---
+
+
+def test_inspect_gives_the_json_of_the_command_for_paths_and_objects(small: Path) -> None:
+    command = Command("inspect")
+    assert plain(loralens.inspect(small)) == json.loads(command.good(small, "--json").stdout)
+    result = loralens.inspect(small, small, modules=["q_proj"], consumer="vllm")
+    words = (small, small, "-m", "q_proj", "--consumer", "vllm", "--json")
+    assert plain(result) == json.loads(command.run(*words).stdout)
+    adapter = loralens.load(small)
+    record = loralens.inspect(adapter).record()["adapters"][0]
+    assert record == {**loralens.inspect(small).record()["adapters"][0], "path": "adapter"}
+    assert [one.path for one in loralens.inspect([adapter, small]).adapters] == ["adapter 1", str(small)]
+    assert repr(result) == "InspectResult(2 adapters, 0 findings)"
+
+
+def test_the_answer_is_about_errors_of_the_consumer_alone(small: Path) -> None:
+    command = Command("inspect")
+    assert loralens.inspect(small).answer is None
+    for consumer, answer in (("peft", True), ("vllm", True), ("llama.cpp", False)):
+        result = loralens.inspect(small, consumer=consumer)
+        assert result.answer is answer
+        for option in ("--consumer", "--for"):
+            assert command.run(small, option, consumer).exit_code == int(not answer)
+    nan = small_adapter().map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale))
+    broken = loralens.inspect(nan, consumer="comfyui")
+    assert {finding.level for finding in broken.findings} >= {"error"}
+    assert loralens.inspect(nan).answer is None
+
+
+def test_a_warning_of_the_consumer_is_not_its_no(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    wide = loralens.LowRank(rng.standard_normal((64, 32)).astype("f"), rng.standard_normal((32, 64)).astype("f"), 1.0)
+    loralens.save(loralens.Adapter(modules={"model.layers.0.self_attn.q_proj": wide}), tmp_path / "wide")
+    result = loralens.inspect(tmp_path / "wide", consumer="vllm")
+    assert [finding.level for finding in result.adapters[0].refusals] == ["warning"]
+    assert result.answer is True
+    assert Command("inspect").run(tmp_path / "wide", "--consumer", "vllm").exit_code == 0
+
+
+def test_the_modules_of_an_adapter_as_csv(small: Path) -> None:
+    lines = Command("inspect").good(small, "--csv").stdout.splitlines()
+    assert lines[0] == "path,name,kind,out,in,rank,scale,scale_source,dtype,parameters,bytes,zero"
+    assert lines[1].startswith(f"{small},model.layers.0.self_attn.q_proj,linear,6,4,2,4.0,")
+    assert [line.rpartition(",")[2] for line in lines[1:]] == ["False"] * 5 + ["True"]
+
+
+def test_wrong_values_of_inspect_are_one_message(small: Path) -> None:
+    with pytest.raises(OptionError, match="consumer 'tgi' is not possible\n  fix: choose one of vllm, lorax"):
+        loralens.inspect(small, consumer="tgi")
+    with pytest.raises(OptionError, match="alpha=8 says how a file is read"):
+        loralens.inspect(loralens.load(small), alpha=8)
+    with pytest.raises(OptionError, match="there is no adapter"):
+        loralens.inspect()
+
+
+# --- equal ---
+
+
+def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, tmp_path: Path) -> None:
+    other = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, np.float32(1.001) * m.scale))
+    loralens.save(other, tmp_path / "other")
+    same, different = loralens.equal(small, loralens.load(small)), loralens.equal(small, tmp_path / "other")
+    assert (bool(same), same.equal, same.answer) == (True, True, True)
+    assert (bool(different), different.equal) == (False, False)
+    assert loralens.equal(small, other, tolerance=0.01)
+    result = Command("equal").run(small, tmp_path / "other", "--json")
+    assert (plain(different), result.exit_code) == (json.loads(result.stdout), 1)
+    assert len(different.to_csv().splitlines()) == 1 + 6
+    assert repr(different) == "EqualResult(different, largest difference 0.000999)"
+    with pytest.raises(OptionError, match="tolerance -1 is no difference"):
+        loralens.equal(small, small, tolerance=-1)
+
+
+def test_shapes_that_differ_are_no_number_but_a_note(small: Path) -> None:
+    cut = small_adapter().map(lambda m: loralens.LowRank(m.B[:3], m.A, m.scale))
+    result = loralens.equal(small, cut)
+    assert all(record["relative"] is None and record["note"] for record in result.record()["modules"])
+    assert "(6, 4) and (3, 4)" in printed(result, 80)[1]
+
+
+# --- survey ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Adapters of large and of small numbers, one of them a copy, under long names."""
+    rng = np.random.default_rng(0)
+    for name, (size, rank) in {"a": (36, 4), "of-a-long-name-" * 4 + "b": (1152, 16)}.items():
+        B, A = rng.standard_normal((size, rank)).astype("f"), rng.standard_normal((rank, size)).astype("f")
+        modules = {
+            f"model.layers.{i}.self_attn.q_proj": loralens.LowRank(B / size, A / size, 2.0 + i / 7) for i in (0, 1)
+        }
+        loralens.save(loralens.Adapter(modules=modules), tmp_path / "collection" / name)
+        loralens.save(loralens.Adapter(modules=modules), tmp_path / "collection" / f"{name}-again")
+    (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    return tmp_path
+
+
+def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
+    result = loralens.survey(folder)
+    assert plain(result) == json.loads(Command("survey").good(folder, "--json").stdout)
+    assert result.to_csv() == Command("survey").good(folder, "--csv").stdout
+    assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad.safetensors"])
+    copies = [row for row in result if row.original]
+    assert [row.note for row in copies] == [f"= {row.original.label}" for row in copies if row.original]
+    assert repr(result) == f"SurveyResult({str(folder)!r}, 4 adapters)"
+    with pytest.raises(OptionError, match="is no folder"):
+        loralens.survey(folder / "nowhere")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_survey_never_cuts_a_number_and_never_leaves_out_a_path(folder: Path, width: int) -> None:
+    result = loralens.survey(folder)
+    heading, *lines = printed(result, width)
+    assert all(len(line) <= width for line in (heading, *lines) if not line.startswith("not shown here: "))
+    assert heading.startswith("path ")
+    records = result.record()["adapters"]
+    numbers = {f"{value:,}" for record in records for value in (record["parameters"], record["modules"])}
+    numbers |= {f"{record[name]:.4g}" for record in records for name in ("frobenius",)}
+    numbers |= {f"{record['effective_rank']:.2f}" for record in records} | {"4", "16", "2–2.143"}
+    for line, record in zip(lines, records, strict=False):
+        name = Path(record["path"]).parent.name
+        assert line.split()[0].endswith(name[-8:])
+        cells = re.split(r" {2,}", line)[1:]
+        found = {cell for cell in cells if re.fullmatch(r"\d[\d.,–]*", cell)}
+        assert found <= numbers
+        assert f"{record['frobenius']:.4g}" in found
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_inspect_fit_a_terminal(folder: Path, width: int) -> None:
+    result = loralens.inspect(*sorted((folder / "collection").iterdir()))
+    tables = [table for table in result.tables() if table.title == "modules"]
+    for table in tables:
+        layout = lay_out(table, width)
+        assert max(map(len, (layout.heading, *layout.lines))) <= width
+        assert layout.heading.split()[0] == "kind"
+        assert "r" in layout.heading.split()

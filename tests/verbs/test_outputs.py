@@ -1,0 +1,73 @@
+"""What verbs write: targets, forms and rules as they are shared."""
+
+from pathlib import Path
+
+import pytest
+
+import loralens
+from loralens.core.ranks import Rule
+from loralens.errors import OptionError
+from loralens.formats import FORMATS
+from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule
+from loralens.verbs.outputs.target import Target
+
+
+def test_target_formats_are_those_with_a_writer() -> None:
+    assert set(TARGET_FORMATS) == {form.name for form in FORMATS if form.writer}
+
+
+def test_without_an_output_nothing_is_checked_and_nothing_written(small: Path) -> None:
+    target = Target.of(None, overwrite=True, dry_run=False)
+    target.check_source(small, base="nowhere")
+    target.check_inputs({"the base": "nowhere"})
+    target.check_format("peft")
+    assert target.written is None
+    assert Target.of("out", dry_run=True).written is None
+    assert Target.of("out").written == Path("out")
+
+
+def test_a_target_is_not_the_source_nor_an_input(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is where the source is"):
+        Target(small, overwrite=True).check_source(small)
+    with pytest.raises(OptionError, match="is the base itself"):
+        Target(small, overwrite=True).check_source(loralens.load(small), base=small)
+    with pytest.raises(OptionError, match="lies within the moments"):
+        Target(small / "x").check_inputs({"the base": None, "the moments": small})
+    with pytest.raises(OptionError, match=r"not written to \.bin files"):
+        Target(tmp_path / "x.bin").check_format("peft")
+
+
+def test_a_form_is_the_own_one_or_the_one_asked_for(small: Path) -> None:
+    adapter = loralens.load(small)
+    assert (Form.of(adapter).name, Form.of(adapter).bits) == ("peft", None)
+    assert Form.of(adapter, to="loralens-q").bits == 8
+    assert Form.of(adapter, dtype="int4").bits == 4
+    assert Form.of(adapter, to="mlx").one_rank
+    for options, message in (
+        ({"to": "lycoris"}, "choose one of peft"),
+        ({"dtype": "f64"}, "choose one of f32"),
+        ({"to": "kohya", "dtype": "int8"}, "is written as loralens-q"),
+    ):
+        with pytest.raises(OptionError) as refusal:
+            Form.of(adapter, **options)
+        assert message in str(refusal.value)
+
+
+def test_one_rule_of_ranks() -> None:
+    assert optional_rule(rank=None, size=None) is None
+    assert rank_rule(rank=8) == Rule("rank", 8)
+    assert rank_rule(sv_ratio=2.0) == Rule("sv-ratio", 2.0)
+    assert rank_rule(size="20MB") == Rule("bytes", 20_000_000)
+    assert isinstance(rank_rule(rank=8.0).value, int)  # type: ignore[arg-type]
+    assert isinstance(rank_rule(energy=1.0).value, float)
+    with pytest.raises(OptionError, match="ways to choose ranks"):
+        rank_rule()
+    with pytest.raises(OptionError, match="--rank, --size exclude each other"):
+        rank_rule(rank=8, size=100)
+
+
+def test_a_rank_above_all_directions_is_said() -> None:
+    assert rank_notes(8, {"a": 8, "b": 8}) == []
+    assert rank_notes(None, {"a": 2}) == []
+    assert rank_notes(8, {"a": 2, "b": 4}) == ["2 of 2 modules have at most 4 directions, not 8: all of them are kept"]

@@ -1,0 +1,135 @@
+"""``loralens.similarity``: paths and objects, one, two and more; the result is what the command prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.tables.result import Tabular
+from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
+from loralens.verbs.outputs.nested_similarity import NestedSimilarity
+from loralens.verbs.outputs.pair_similarity import PairSimilarity
+from tests.cli.command import Command
+from tests.verbs.shown import check_tables_fit, record_of, rows_of
+
+run = Command("similarity")
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four adapters of two blocks with random factors, the last with one block alone."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("several")
+    paths = [folder / name for name in "abcd"]
+    for path in paths:
+        modules = {
+            f"model.layers.{i}.self_attn.{kind}": loralens.LowRank(
+                rng.standard_normal((12, 2)).astype(np.float32), rng.standard_normal((2, 10)).astype(np.float32)
+            )
+            for i in range(1 if path.name == "d" else 2)
+            for kind in ("q_proj", "v_proj")
+        }
+        loralens.save(loralens.Adapter(modules=modules), path)
+    return paths
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, NestedSimilarity), (2, PairSimilarity), (4, CollectionSimilarity)])
+@pytest.mark.parametrize("options", [{}, {"of": "B"}, {"side": "out", "phi_rank": 1}, {"modules": ["q_proj"]}])
+def test_the_result_is_what_the_command_prints(
+    several: list[Path], count: int, kind: type[Tabular], options: dict[str, Any]
+) -> None:
+    result = loralens.similarity(*map(str, several[:count]), **options)
+    assert isinstance(result, kind)
+    assert "\n" not in repr(result)
+    words = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", value[0] if name == "modules" else value)
+    ]
+    assert record_of(result) == run.told(*several[:count], *words)
+    assert run.good(*several[:count], *words, "--csv").stdout == result.to_csv()
+
+
+def test_objects_are_compared_as_their_files_are(several: list[Path]) -> None:
+    loaded = [loralens.load(path) for path in several]
+    for count in (1, 2, 4):
+        of_paths, of_objects = (record_of(loralens.similarity(*some[:count])) for some in (several, loaded))
+        assert of_objects.pop("adapters") == ["adapter 1", "adapter 2", "adapter 3", "adapter 4"][:count] or count == 1
+        del of_paths["adapters"]
+        assert of_objects == of_paths
+    assert loralens.similarity(loaded).adapters == ("adapter 1", "adapter 2", "adapter 3", "adapter 4")
+    mixed = loralens.similarity(several[0], loaded[1])
+    assert mixed.adapters == (str(several[0]), "adapter 2")
+
+
+def test_two_are_a_mapping_of_their_modules(several: list[Path]) -> None:
+    first, second = map(loralens.load, several[:2])
+    result, below = loralens.similarity(first, second), compare_subspaces(first, second)
+    assert list(result) == list(below)
+    assert (result.cosine, result.cosine_z) == (below.cosine, below.cosine_z)
+    assert [similarity.cosine for _, similarity in result.items()] == [one.cosine for _, one in below.items()]
+    assert result[QUERY].overlap.full == below[QUERY].overlap.full
+
+
+def test_the_json_of_many_comes_in_pieces(several: list[Path]) -> None:
+    result = loralens.similarity(several)
+    pieces = list(result.json_pieces())
+    assert len(pieces) == 2 + 6
+    assert json.loads("".join(pieces)) == record_of(result)
+    assert result.cosine[0, 1] == pytest.approx(loralens.similarity(*several[:2]).cosine)
+
+
+def test_csv_has_a_row_a_module_or_a_pair(several: list[Path], small: Path) -> None:
+    alone = rows_of(loralens.similarity(small))
+    assert len(alone) == 6 * 5 / 2
+    assert alone[0].keys() == {"first", "second", "width", "phi_first", "phi", "chance", "z"}
+    assert alone[-1]["phi"] == ""  # of a module that is 0
+    (row, *_) = rows_of(loralens.similarity(*several[:2]))
+    similarity = loralens.similarity(*several[:2])[QUERY]
+    assert (row["name"], row["out"], row["in"], row["ranks"]) == (QUERY, "12", "10", "2 2")
+    assert float(row["cosine"]) == similarity.cosine
+    assert float(row["phi_all"]) == similarity.overlap.full
+    assert float(row["cka_in"]) == similarity.cka["in"]
+    pairs = rows_of(loralens.similarity(several))
+    assert [(row["first"], row["second"]) for row in pairs[:3]] == [("a", "b"), ("a", "c"), ("a", "d")]
+    assert float(pairs[0]["cosine"]) == pytest.approx(loralens.similarity(*several[:2]).cosine)
+    assert {"phi_in", "phi_out", "chance_in", "shared_initialisation"} <= pairs[0].keys()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_tables_fit_every_terminal(several: list[Path], count: int) -> None:
+    result = loralens.similarity(*several[:count])
+    check_tables_fit(result)
+    assert result.to_latex().count(r"\begin{tabular}") == len([table for table in result.tables() if table.rows])
+    assert result._repr_html_().startswith("<table>")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_each_has_its_figure(several: list[Path], count: int) -> None:
+    assert loralens.plot(loralens.similarity(*several[:count])).axes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "C"}, "update, A, B"),
+        ({"of": None}, "update, A, B"),
+        ({"side": "output"}, "in, out"),
+        ({"of": "A", "side": "out"}, "A has no out side"),
+        ({"phi_rank": 0}, "give 1 or more"),
+        ({"modules": ["k_prj"]}, "the nearest names are"),
+    ],
+)
+def test_wrong_values_name_the_right_ones(several: list[Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(loralens.OptionError, match=message):
+        loralens.similarity(*several[:2], **options)
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(loralens.OptionError, match="there is no adapter"):
+        loralens.similarity()
