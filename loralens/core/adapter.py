@@ -254,9 +254,9 @@ MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
 
 
 def _weighted_sum(*terms: tuple[Adapter, float]) -> Adapter:
-    from loralens.core.vector import weighted_sum  # which stands on this file
+    from loralens.core.vector import sum_adapters  # which stands on this file
 
-    return weighted_sum(terms)
+    return sum_adapters(terms)
 
 
 def _renamed_key(key: str, old: str, new: str) -> str:

@@ -270,7 +270,7 @@ class Attachment:
 
 
 @contextmanager
-def modes_kept(model: "nn.Module") -> Iterator[None]:
+def keep_modes(model: "nn.Module") -> Iterator[None]:
     """Restore the training or evaluation mode of every module after the block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -281,7 +281,7 @@ def modes_kept(model: "nn.Module") -> Iterator[None]:
 
 
 @contextmanager
-def still(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
+def frozen_evaluation(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
     """Put the model in evaluation mode without gradients of parameters within the block, and restore both after it.
 
     ``gradient`` says whether torch tracks gradients of other tensors, such as inputs.
@@ -290,7 +290,7 @@ def still(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with modes_kept(model), torch.set_grad_enabled(gradient):
+        with keep_modes(model), torch.set_grad_enabled(gradient):
             model.eval()
             for parameter in trained:
                 # Without this, torch would keep activations for gradients of the weights.

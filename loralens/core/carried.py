@@ -14,7 +14,7 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
-from loralens.linalg.factor import in_range
+from loralens.linalg.factor import check_in_range
 
 StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
 
@@ -31,7 +31,7 @@ LISTED = 6  # most modules that a message names
 
 @final
 @dataclass(frozen=True, slots=True)
-class Carried:
+class CombinedExtras:
     """The parts of a combined adapter other than its modules: extra tensors, configuration, and notes."""
 
     extra: Mapping[str, Extra]
@@ -44,14 +44,14 @@ def magnitudes(adapter: Adapter) -> dict[str, str]:
     return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
-def carried(
+def combine_extras(
     adapters: Sequence[Adapter],
     strength: StrengthOf,
     *,
     labels: Sequence[str],
     take: int | None = None,
     factors_stay: bool = False,
-) -> Carried:
+) -> CombinedExtras:
     """Combine the extra tensors and the configurations of ``adapters``.
 
     Parameters
@@ -87,7 +87,7 @@ def carried(
         if any(strength(holder, name) != 1 for name in adapters[holder]):
             stay = f"{len(full)} tensors trained in full stay as they are"
             notes.append(f"{stay} in {labels[holder]}, whatever its weight")
-    return Carried(extra, _config(adapters, holder), tuple(notes))
+    return CombinedExtras(extra, _config(adapters, holder), tuple(notes))
 
 
 def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
@@ -183,7 +183,7 @@ def _weighted_difference(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
         with np.errstate(over="ignore"):
             # A sum that was infinite before rounding came from infinite differences and is passed on.
             rounded = np.asarray(summed).astype(first.dtype)
-        return in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
+        return check_in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
 
     return LazyArray(total, shape=first.shape, dtype=first.dtype)
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, in_float64
+from loralens.core.lowrank import Layout, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, Measured, implicit, in_range, measure, times
+from loralens.linalg.factor import Integers, Measured, check_in_range, implicit, measure, times
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ class Joint:
         )
         w = np.asarray(strengths, dtype=np.float64)
         # Raises if norms of a combination would leave float64, before anything is computed.
-        in_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
+        check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
         # Rank indices of length 0 have no direction for the bases.
         alive = np.flatnonzero(D)
         X_B, T_B, R_B = implicit(factor_B, alive)
@@ -209,7 +209,9 @@ class Side:
         if self.rows is None:
             return times(self.source(), M, dtype)
         with np.errstate(over="ignore"):
-            return in_range((self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype)
+            return check_in_range(
+                (self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype
+            )
 
 
 @final

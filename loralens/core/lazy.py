@@ -142,7 +142,7 @@ def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Ca
     return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
 
 
-def joined(parts: Sequence[LazyArray]) -> LazyArray:
+def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
     """The concatenation of one-dimensional arrays of one dtype; only parts that are needed are read."""
     stops = list(accumulate(part.size for part in parts))
     size, dtype = (stops[-1], parts[0].dtype) if parts else (0, np.dtype(np.uint8))
@@ -160,7 +160,7 @@ def joined(parts: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
 
 
-def below(parts: Sequence[LazyArray]) -> LazyArray:
+def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
     """Matrices of the same width stacked below each other; only parts that are needed are read.
 
     The dtype is that of the matrices, or float32 if they differ in dtype.

@@ -104,7 +104,7 @@ class Origin:
         return sum(tensor.nbytes for tensor in self.tensors.values() if tensor.ndim) // self.share
 
 
-def in_float64(scale: float, s: Array) -> Array:
+def check_float64(scale: float, s: Array) -> Array:
     """Scale · s, the singular values of ΔW, after a check that norms of ΔW stay within float64.
 
     Raises
@@ -255,7 +255,7 @@ class LowRank:
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
-        return in_float64(abs(self.scale), product_singular_values(self.B, self.A))
+        return check_float64(abs(self.scale), product_singular_values(self.B, self.A))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.
@@ -267,12 +267,12 @@ class LowRank:
             the signs of ``U``, so ``U @ diag(s) @ Vh`` is ΔW.
         """
         U, s, Vh = product_svd(self.B, self.A)
-        return SVD(-U if self.scale < 0 else U, in_float64(abs(self.scale), s), Vh)
+        return SVD(-U if self.scale < 0 else U, check_float64(abs(self.scale), s), Vh)
 
     def bases(self) -> Bases:
         """Singular directions of ΔW on both sides in product form, from which overlaps are computed."""
         left, s, right = product_bases(self.B, self.A)
-        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, in_float64(abs(self.scale), s), right)
+        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, check_float64(abs(self.scale), s), right)
 
     def __repr__(self) -> str:
         out, in_ = self.shape

@@ -23,7 +23,7 @@ def progress(label: str, total: int) -> Iterator[Step | None]:
 
 
 @contextmanager
-def displaying(display: Display) -> Iterator[None]:
+def display_progress(display: Display) -> Iterator[None]:
     """Let ``display`` show the progress of every verb within the block.
 
     Parameters

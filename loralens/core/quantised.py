@@ -39,7 +39,7 @@ def direction_bytes(shape: tuple[int, int], bits: int) -> int:
     return HEAD + sum(packed_length(side, bits) for side in shape) if bits else 0
 
 
-def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
+def quantise_module(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     """Quantise a module to integers of a few bits. A file of the dialect ``loralens-q`` stores exactly these integers.
 
     Parameters
@@ -62,7 +62,7 @@ def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """
-    widths = directions(module, bits)
+    widths = direction_bits(module, bits)
     data = as_bytes(quantise_product(module.B, module.A, np.array(widths)))
     return from_bytes(
         LazyArray.of(data), module.shape, rank=len(widths), scale=module.scale, scaling=module.scaling,
@@ -70,13 +70,13 @@ def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     )  # fmt: skip
 
 
-def directions(module: LowRank, bits: int | Sequence[int]) -> list[int]:
+def direction_bits(module: LowRank, bits: int | Sequence[int]) -> list[int]:
     """The bit widths of the directions of ``module`` that are kept, largest direction first.
 
     Raises
     ------
     OptionError
-        As `quantised`.
+        As `quantise_module`.
     """
     most = min(module.rank, *module.shape)
     widths = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]

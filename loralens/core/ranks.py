@@ -118,12 +118,12 @@ class Item:
 Chosen = Sequence[int]  # one rank for each item
 
 
-def cost_of(items: Sequence[Item], chosen: Chosen) -> int:
+def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
     """The total cost of these ranks."""
     return sum(item.cost * rank for item, rank in zip(items, chosen, strict=True))
 
 
-def gain_of(items: Sequence[Item], chosen: Chosen) -> float:
+def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
     """The total squared error that these ranks save."""
     return sum(item.gain(rank) for item, rank in zip(items, chosen, strict=True))
 
@@ -138,7 +138,7 @@ def _highest(items: Sequence[Item]) -> int:
     return max((item.most for item in items), default=0)
 
 
-def allocate(items: Sequence[Item], capacity: int) -> list[int]:
+def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
     """Choose the ranks that save most within ``capacity``; the smallest ranks if not even they fit.
 
     Directions are taken greedily, by gain per cost, while they fit. The first direction of an item that does not fit
@@ -151,16 +151,16 @@ def allocate(items: Sequence[Item], capacity: int) -> list[int]:
     # So that the result is never worse than a uniform choice.
     for rank in range(_highest(items), 0, -1):
         chosen = uniform(items, rank)
-        if cost_of(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
+        if total_cost(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
             candidates.append(_fill(items, chosen, capacity))
             break
-    return max(candidates, key=lambda chosen: gain_of(items, chosen))  # on a tie the first one, the greedy choice
+    return max(candidates, key=lambda chosen: total_gain(items, chosen))  # on a tie the first one, the greedy choice
 
 
 def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     """``start`` and every further direction that fits, by gain per cost; directions that save nothing are left out."""
     chosen = list(start)
-    remaining = capacity - cost_of(items, chosen)
+    remaining = capacity - total_cost(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
     which = np.repeat(np.arange(len(items)), [one.size for one in open_])
     worth = np.concatenate([*open_, np.zeros(0)])
@@ -214,9 +214,9 @@ def within(
     # Everything fits, so nothing has to be chosen.
     if size(most) <= budget:
         return most
-    capacity, chosen = budget - needed + cost_of(items, least), least
-    while capacity > cost_of(items, least):
-        trial = allocate(items, capacity)
+    capacity, chosen = budget - needed + total_cost(items, least), least
+    while capacity > total_cost(items, least):
+        trial = allocate_ranks(items, capacity)
         excess = size(trial) - budget
         if excess <= 0:
             chosen = trial

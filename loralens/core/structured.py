@@ -13,11 +13,11 @@ from typing import Any, NoReturn, Protocol, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, in_float64
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, check_float64
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import finite
+from loralens.linalg.factor import require_finite
 from loralens.linalg.measures import numerical_rank
 
 
@@ -200,12 +200,12 @@ class Structured:
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, in),), largest first."""
-        return in_float64(abs(self.scale), self.form.singular_values())
+        return check_float64(abs(self.scale), self.form.singular_values())
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
-        U, s, Vh = np.linalg.svd(finite(self.dense()), full_matrices=False)
-        return SVD(U, in_float64(1.0, s), Vh)
+        U, s, Vh = np.linalg.svd(require_finite(self.dense()), full_matrices=False)
+        return SVD(U, check_float64(1.0, s), Vh)
 
     def bases(self) -> Bases:
         """Singular directions of the dense ΔW with σ above rounding."""
@@ -262,7 +262,7 @@ class Structured:
 
 def _dense_singular_values(matrix: Array) -> Array:
     """Singular values, largest first, float64; raises FormatError if the matrix holds NaN or Inf."""
-    return np.asarray(np.linalg.svd(finite(matrix), compute_uv=False))
+    return np.asarray(np.linalg.svd(require_finite(matrix), compute_uv=False))
 
 
 Update = LowRank | Structured

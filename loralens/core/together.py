@@ -18,7 +18,7 @@ Row = tuple[Update | None, ...]  # one module of every adapter; None where an ad
 LISTED = 4  # most kinds of an adapter that a message names
 
 
-def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
+def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
     """Module name → the modules of all adapters, None where an adapter does not have it.
 
     The names are those of the first adapter that has the module. Names are matched exactly, or else by normal form.
@@ -30,7 +30,7 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
     ShapeError
         A module has two shapes.
     """
-    called = names_together(adapters, labels)
+    called = match_names(adapters, labels)
     rows = {
         name: tuple(None if one is None else adapter[one] for adapter, one in zip(adapters, own, strict=True))
         for name, own in called.items()
@@ -40,8 +40,8 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
     return rows
 
 
-def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
-    """Module name → its names in all adapters, None where an adapter does not have it (see `together`)."""
+def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
+    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`)."""
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
         same_names = same_modules(names, adapter)
@@ -77,7 +77,7 @@ def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]
         )
 
 
-def checked(name: str, row: Row, labels: Sequence[str]) -> None:
+def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
     """Refuse updates without factors, and updates whose combination the format cannot store."""
     for update, label in zip(row, labels, strict=True):
         if update is None:
@@ -98,7 +98,7 @@ def checked(name: str, row: Row, labels: Sequence[str]) -> None:
         )
 
 
-def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
+def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
     """The only module with a weight in a sum, with its own factors and another scale; None if there is not exactly one.
 
     It is also None if its factors do not have ``dtype``, or if it is not a pair.
@@ -114,7 +114,7 @@ def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -
     return module if w == 1 else module.rescaled(w * module.scale, COMBINED)
 
 
-def keepable(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
+def keep_modules(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
     """Those of ``found`` that may stay: where modules share one rank and scale, only if all of them do."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
     broken = {group for name, group in groups.items() if candidates.get(name) is None}
@@ -139,10 +139,10 @@ def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
     widest: dict[str, int] = {}
     for name, group in groups.items():
         widest[group] = max(widest.get(group, 0), modules[name].rank)
-    return {name: widened(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
+    return {name: pad_rank(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
 
 
-def widened(module: Update, rank: int) -> Update:
+def pad_rank(module: Update, rank: int) -> Update:
     """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
     if module.rank >= rank or not isinstance(module, LowRank):
         return module

@@ -5,14 +5,14 @@ from dataclasses import replace
 from math import isfinite
 
 from loralens.core.adapter import Adapter
-from loralens.core.carried import BOUND, Carried, carried
+from loralens.core.carried import BOUND, CombinedExtras, combine_extras
 from loralens.core.joint import Joint
 from loralens.core.structured import Update
-from loralens.core.together import checked, keepable, kept, one_rank_a_stack, together
+from loralens.core.together import check_combinable, keep_modules, match_modules, one_rank_a_stack, single_module
 from loralens.errors import OptionError, place
 
 
-def assembled(first: Adapter, modules: Mapping[str, Update], extras: Carried) -> Adapter:
+def assemble_adapter(first: Adapter, modules: Mapping[str, Update], extras: CombinedExtras) -> Adapter:
     """Build an adapter from these modules, with the dialect, the metadata and the base of ``first``.
 
     Modules that must have the same rank, such as the experts of a stack, get the largest rank among them.
@@ -27,7 +27,7 @@ def with_modules(adapter: Adapter, modules: Mapping[str, Update]) -> Adapter:
     return replace(adapter, modules=one_rank_a_stack(modules), narrowed=adapter.narrowed or gone)
 
 
-def weighted_sum(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
+def sum_adapters(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
     """Σ w_t·ΔW_t of several adapters, exact, every module re-factored to its numerical rank.
 
     A module that only one adapter has keeps its factors bit for bit, with another scale. The operators ``+``, ``-`` and
@@ -49,14 +49,16 @@ def weighted_sum(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
             raise OptionError(f"a weight is {w}", fix="give finite numbers")
     # Adapters from operators have no names of their own for messages.
     labels = [f"adapter {t}" for t in range(1, len(terms) + 1)]
-    rows = together(adapters, labels)
-    modules: dict[str, Update] = {**keepable(rows, {name: kept(row, strengths) for name, row in rows.items()})}
-    extras = carried(adapters, lambda t, _: strengths[t], labels=labels, factors_stay=len(modules) == len(rows))
+    rows = match_modules(adapters, labels)
+    modules: dict[str, Update] = {
+        **keep_modules(rows, {name: single_module(row, strengths) for name, row in rows.items()})
+    }
+    extras = combine_extras(adapters, lambda t, _: strengths[t], labels=labels, factors_stay=len(modules) == len(rows))
     for name, row in rows.items():
         if name not in modules:
-            checked(name, row, labels)
+            check_combinable(name, row, labels)
             with place(name):
                 joint = Joint.of(row, strengths)
                 # Loaded, because the joint space is made anew at every read otherwise.
                 modules[name] = joint.lift(joint.total()).load()
-    return assembled(adapters[0], modules, extras)
+    return assemble_adapter(adapters[0], modules, extras)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray, below
+from loralens.core.lazy import Array, LazyArray, stack_rows
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert
 from loralens.core.naming.matching import Match, Shape, match, part_axes
@@ -109,10 +109,10 @@ class Weight:
                 squares[part] = np.einsum("ij,ij->i", W, W)
             else:
                 squares += np.einsum("ij,ij->j", W, W)
-        return as_made(squares, self.stored.dtype)
+        return round_lengths(squares, self.stored.dtype)
 
 
-def as_made(squares: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
+def round_lengths(squares: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
     """Lengths from their squares, rounded as PEFT rounds those of weights of this dtype."""
     lengths = np.sqrt(squares)
     return lengths.astype(dtype if dtype.itemsize == 2 else np.float32).astype(np.float64)
@@ -244,7 +244,7 @@ def _locate_weight(name: str, module: Update, key: str, name_match: Match, base:
         at += rows
     first = pieces[0]
     if places[0].parts == 1:
-        return Weight(key, below(matrices), False, tuple(pieces), scattered=len(pieces) > 1)
+        return Weight(key, stack_rows(matrices), False, tuple(pieces), scattered=len(pieces) > 1)
     return _partial_weight(places[0], matrices[0], first, module, base)
 
 

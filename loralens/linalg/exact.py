@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
-from loralens.linalg.factor import Array, Floats, Scratch, finite
+from loralens.linalg.factor import Array, Floats, Scratch, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
@@ -50,7 +50,7 @@ class ExactProduct:
         (m, n).
     """
 
-    pieces: "tuple[Piece, ...]"
+    pieces: "tuple[SlicedBlock, ...]"
     shape: tuple[int, int]
 
     @property
@@ -91,7 +91,7 @@ class ExactProduct:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SlicedBlock:
     """The slices of one block of rank indices. Each is float64: an integer times a power of two of its row or column.
 
     Attributes
@@ -108,10 +108,10 @@ class Piece:
     A2: Floats | None
 
     @property
-    def T(self) -> "Piece":
+    def T(self) -> "SlicedBlock":
         """The piece of the transpose."""
         swapped = (None, None) if self.B2 is None or self.A2 is None else (self.A2.T, self.B2.T)
-        return Piece(self.A1.T, self.B1.T, *swapped)
+        return SlicedBlock(self.A1.T, self.B1.T, *swapped)
 
     def rows(self, start: int, stop: int, out: Floats | None = None) -> Floats:
         """Some rows of the product, float64; the terms of an entry share one power of two, so their sum is exact."""
@@ -150,15 +150,15 @@ def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
         raise ShapeError(
             f"the products {shapes_text} cannot be added", fix="pass factors (m, r) and (r, n) with the same m and n"
         )
-    B = finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
-    A = finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
+    B = require_finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
+    A = require_finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
     # max(…, 1): a rank of 0 also gives one (empty) piece, so that D = 0 has its shape.
     cuts = range(0, max(B.shape[1], 1), WIDEST)
     pieces = tuple(_split_product(B[:, i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
     return ExactProduct(pieces, (B.shape[0], A.shape[1]))
 
 
-def _split_product(B: Floats, A: Floats, slices: int) -> Piece:
+def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
     """Split the factors of one block of rank indices into one slice each, or into two."""
     B, A = _balance(B, A)
     # Products of two slices have 2t bits and r of them are added: 2t + ⌈log₂ r⌉ ≤ 53, the bits of a float64.
@@ -167,8 +167,8 @@ def _split_product(B: Floats, A: Floats, slices: int) -> Piece:
     A1, A2 = (X.T for X in _split_rows(A.T, t))
     # A second slice would be lost in the rounding to 16 bits.
     if slices == 1:
-        return Piece(B1, np.ascontiguousarray(A1), None, None)
-    return Piece(B1, np.ascontiguousarray(A1), np.hstack([B1, B2]), np.vstack([A2, A1]))
+        return SlicedBlock(B1, np.ascontiguousarray(A1), None, None)
+    return SlicedBlock(B1, np.ascontiguousarray(A1), np.hstack([B1, B2]), np.vstack([A2, A1]))
 
 
 def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:

@@ -19,8 +19,8 @@ class DeviceProduct:
     Attributes
     ----------
     pieces : tuple of (tensor, tensor) pairs
-        For each block of rank indices the pair B₁, A₁ and, if there are two slices, the pair B2, A2 of `Piece`. All are
-        float64 and on the device.
+        For each block of rank indices the pair B₁, A₁ and, if there are two slices, the pair B2, A2 of `SlicedBlock`.
+        All are float64 and on the device.
     shape : tuple of int
         (m, n).
     """

@@ -117,17 +117,17 @@ def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     FormatError
-        As `in_range`.
+        As `check_in_range`.
     """
     product = np.empty((X.shape[0], T.shape[1]), dtype)
     with np.errstate(over="ignore"):
         for rows, block in blocks_of(X):
             # The assignment rounds to `dtype`, once.
             product[rows] = np.dot(block, T)
-    return in_range(product, dtype)
+    return check_in_range(product, dtype)
 
 
-def in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Array:
+def check_in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Array:
     """Return ``array``, after a check that rounding to ``dtype`` has not made some of its numbers infinite.
 
     Raises
@@ -140,7 +140,7 @@ def in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Ar
     return array
 
 
-def finite(X: Array) -> Array:
+def require_finite(X: Array) -> Array:
     """Return X, a factor or numbers computed from one, after a check that all of it is finite.
 
     Raises
@@ -165,12 +165,12 @@ def measure(X: Array) -> Measured:
     exponents = np.zeros(len(G), dtype=np.int64)
     squares = G.diagonal()
     if not (SQUARES[0] < squares.min(initial=1.0) and squares.max(initial=1.0) < SQUARES[1]):  # not: NaN is never <
-        X, exponents = scaled(X)
+        X, exponents = scale_columns(X)
         G = gram(X)
     return Measured(X, G, np.sqrt(G.diagonal()), exponents)
 
 
-def scaled(X: Array) -> tuple[Floats, Integers]:
+def scale_columns(X: Array) -> tuple[Floats, Integers]:
     """X with each column scaled exactly, by a power of two, to a largest entry in [0.5, 1), and the exponents.
 
     Raises
@@ -180,7 +180,7 @@ def scaled(X: Array) -> tuple[Floats, Integers]:
     """
     X = X.astype(np.float64)
     # A maximum passes NaN and Inf on, so the check reads r numbers instead of m · r.
-    peaks = finite(np.abs(X).max(axis=0, initial=0.0))
+    peaks = require_finite(np.abs(X).max(axis=0, initial=0.0))
     exponents = np.frexp(peaks)[1].astype(np.int64)
     return np.ldexp(X, -exponents), exponents
 

@@ -23,7 +23,7 @@ PATIENCE = 4  # for larger sides a dense SVD is faster once the recursion has ma
 Method = Literal["lanczos", "dense"]
 
 
-class Triplets(NamedTuple):
+class LeadingTriplets(NamedTuple):
     """Singular triplets, largest first."""
 
     Y: Floats  # (m, k) left vectors
@@ -33,7 +33,7 @@ class Triplets(NamedTuple):
     method: Method
 
 
-def leading_triplets(M: RankUpdate, k: int) -> Triplets:
+def leading_triplets(M: RankUpdate, k: int) -> LeadingTriplets:
     """The k leading singular triplets of M, k ≤ min(m, n).
 
     Notes
@@ -45,19 +45,19 @@ def leading_triplets(M: RankUpdate, k: int) -> Triplets:
     m, n = M.shape
     if m < n:
         Z, s, Y, tied, method = leading_triplets(M.T, k)
-        return Triplets(Y, s, Z, tied, method)
+        return LeadingTriplets(Y, s, Z, tied, method)
 
     if M.P.shape[1] == 0:  # a diagonal matrix has unit vectors as singular vectors, whatever ties it has
-        return Triplets(np.eye(m, k), M.s[:k], np.eye(n, k), _has_tie(M.s, k), "lanczos")
+        return LeadingTriplets(np.eye(m, k), M.s[:k], np.eye(n, k), _has_tie(M.s, k), "lanczos")
     # A small matrix may run to the end of its space, where the recursion is a full SVD anyway.
     limit = n if n <= SMALL else n // PATIENCE
     # Twice the directions wanted, and a few: fewer steps never converge, and every check costs an SVD of B.
     for U, V, B, beta in _bidiagonal(M, limit, first=min(2 * k + 4, limit)):
         X, s, Wh = np.linalg.svd(B)
         if len(s) == n or _is_complete(M, s, beta * np.abs(X[-1]), k):
-            return Triplets(U.T @ X[:, :k], s[:k], V.T @ Wh[:k].T, _has_tie(s, k), "lanczos")
+            return LeadingTriplets(U.T @ X[:, :k], s[:k], V.T @ Wh[:k].T, _has_tie(s, k), "lanczos")
     Y, s, Zh = np.linalg.svd(M.dense(), full_matrices=False)
-    return Triplets(Y[:, :k], s[:k], Zh[:k].T, _has_tie(s, k), "dense")
+    return LeadingTriplets(Y[:, :k], s[:k], Zh[:k].T, _has_tie(s, k), "dense")
 
 
 def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floats, Floats, Floats, float]]:

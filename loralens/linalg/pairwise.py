@@ -57,7 +57,7 @@ class Segments:
         return np.asarray(np.dot(self.columns.T, other.columns), dtype=np.float64)
 
 
-class Triplets(NamedTuple):
+class SingularTriplets(NamedTuple):
     """Singular triplets of one matrix (m, n): U (m, k) and V (n, k) with orthonormal columns, s (k,)."""
 
     U: Floats
@@ -91,7 +91,7 @@ def segment_sums(M: Floats, rows: Integers, columns: Integers) -> Floats:
     return sums
 
 
-def blocks(sizes: Sequence[int], limit: int) -> list[range]:
+def index_blocks(sizes: Sequence[int], limit: int) -> list[range]:
     """Split the indices of ``sizes`` into consecutive blocks, each with sizes of at most ``limit`` in total.
 
     A block has at least one index, even if that alone exceeds the limit.
@@ -107,15 +107,19 @@ def blocks(sizes: Sequence[int], limit: int) -> list[range]:
 
 
 def pairwise_products(
-    parts: Sequence[Callable[[], Triplets]], sizes: Sequence[int], *, head: int | None = None, limit: int = LIMIT
+    parts: Sequence[Callable[[], SingularTriplets]],
+    sizes: Sequence[int],
+    *,
+    head: int | None = None,
+    limit: int = LIMIT,
 ) -> Products:
     """Inner products and overlaps of every pair of matrices.
 
     Parameters
     ----------
     parts : sequence of T callables
-        Each returns the `Triplets` of one matrix. It is called once for its own block of matrices, and once for each
-        block before that.
+        Each returns the `SingularTriplets` of one matrix. It is called once for its own block of matrices, and once for
+        each block before that.
     sizes : sequence of int
         How many numbers the triplets of each matrix hold; they decide the size of the blocks.
     head : int, optional
@@ -170,7 +174,7 @@ def pairwise_cosines(parts: Sequence[Callable[[], Floats]], sizes: Sequence[int]
     return np.clip(cosines, -1.0, 1.0)
 
 
-def outside(stack: Segments) -> list[tuple[Floats, int]]:
+def outside_parts(stack: Segments) -> list[tuple[Floats, int]]:
     """For every matrix, the part of its own directions outside the span of all others, and the rank of that span.
 
     Parameters
@@ -198,7 +202,7 @@ def outside(stack: Segments) -> list[tuple[Floats, int]]:
 
 
 def _outside_one(Q: Floats, s: Floats) -> tuple[Floats, int]:
-    """N_t of `outside` for one matrix, and the rank of the span of the others, from its rows of Q (k, rank)."""
+    """N_t of `outside_parts` for one matrix, and the rank of the span of the others, from its rows of Q (k, rank)."""
     V, cosines, _ = np.linalg.svd(Q)
     V = V[:, : cosines.size][:, 1 - cosines**2 < SAME**2 / 2]  # a leverage cos² is 1, or at least SAME² below it
     # Every direction of this matrix also lies in the span of the others: nothing is left outside.
@@ -215,7 +219,7 @@ def _block_pairs(
     parts: Sequence[Callable[[], Part]], sizes: Sequence[int], limit: int
 ) -> Iterator[tuple[range, range, list[Part], list[Part]]]:
     """Every pair of blocks on and above the diagonal, with the values that their callables return."""
-    groups = blocks(sizes, limit)
+    groups = index_blocks(sizes, limit)
     for i, rows in enumerate(groups):
         first = [parts[t]() for t in rows]
         yield rows, rows, first, first
@@ -238,7 +242,7 @@ class _Stack(NamedTuple):
     right: Segments
 
     @classmethod
-    def of(cls, parts: Sequence[Triplets]) -> Self:
+    def of(cls, parts: Sequence[SingularTriplets]) -> Self:
         U, s, V = zip(*parts, strict=True)
         return cls(Segments.of(U), np.concatenate(s), Segments.of(V))
 

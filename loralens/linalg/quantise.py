@@ -152,7 +152,7 @@ def _rotation(bits: Array) -> Floats:
     return R
 
 
-class Lines(NamedTuple):
+class QuantisedColumns(NamedTuple):
     """Columns in integers: Q (m, k) int16, and a float32 scale for each column."""
 
     Q: Numbers
@@ -169,12 +169,12 @@ class _Trial(NamedTuple):
 
     X: Floats
     Y: Floats
-    first: Lines
-    second: Lines
+    first: QuantisedColumns
+    second: QuantisedColumns
     error: float
 
     @classmethod
-    def of(cls, X: Floats, Y: Floats, bits: Array, second: Lines) -> "_Trial":
+    def of(cls, X: Floats, Y: Floats, bits: Array, second: QuantisedColumns) -> "_Trial":
         """Fit and round X for this second side, and measure the error ‖X Yᵀ − X̂ Ŷᵀ‖_F."""
         first = _fit_and_round(X, Y, second.values, bits)
         return cls(X, Y, first, second, product_norm(np.hstack([X, -first.values]), np.hstack([Y, second.values]).T))
@@ -189,13 +189,13 @@ class _Trial(NamedTuple):
         return Quantised(bits.astype(np.uint8), out_scales, in_scales, Q_B, np.ascontiguousarray(Q_A.T))
 
 
-def _fit_and_round(X: Floats, Y: Floats, Z: Floats, bits: Array) -> Lines:
+def _fit_and_round(X: Floats, Y: Floats, Z: Floats, bits: Array) -> QuantisedColumns:
     """Integers for the side X such that X̂ Zᵀ is near X Yᵀ: the least squares solution X Yᵀ Z (ZᵀZ)⁻¹, rounded."""
     G: Floats = np.asarray(Z.T @ Z, np.float64)
     return _round_columns(np.asarray(X @ ((Y.T @ Z) @ _inverse(G)), np.float64), G, bits)
 
 
-def _round_columns(X: Floats, G: Floats, bits: Array) -> Lines:
+def _round_columns(X: Floats, G: Floats, bits: Array) -> QuantisedColumns:
     """Round the columns of X one by one, the last one first, so that tr (X − X̂) G (X − X̂)ᵀ is small.
 
     With G = L Lᵀ the trace is Σ_i ‖Σ_{j≥i} L_ji e_j‖²: column i is rounded to x_i + Σ_{j>i} (L_ji / L_ii) e_j.
@@ -207,7 +207,7 @@ def _round_columns(X: Floats, G: Floats, bits: Array) -> Lines:
         target = X[:, i] + errors[:, i + 1 :] @ (L[i + 1 :, i] * lengths[i + 1 :] / (L[i, i] * lengths[i]))
         Q[:, i], scales[i] = _round_column(target, int(bits[i]))
         errors[:, i] = X[:, i] - Q[:, i] * np.float64(scales[i])
-    return Lines(Q, scales)
+    return QuantisedColumns(Q, scales)
 
 
 def _round_column(x: Floats, bits: int) -> tuple[Array, np.float32]:

@@ -36,16 +36,16 @@ class Leading(NamedTuple):
 
 
 def is_dense(shape: tuple[int, int], k: int, *, exact: bool = False) -> bool:
-    """Whether `leading` computes the dense SVD, because ``exact`` demands it or because it is as cheap."""
+    """Whether `leading_svd` computes the dense SVD, because ``exact`` demands it or because it is as cheap."""
     return exact or min(shape) <= SMALL or FEWEST * _width(k) > min(shape) // 2
 
 
-def holds(shape: tuple[int, int], k: int, *, exact: bool = False) -> Float:
-    """The dtype in which `leading` needs W: float64 for the dense SVD, else float32."""
+def input_dtype(shape: tuple[int, int], k: int, *, exact: bool = False) -> Float:
+    """The dtype in which `leading_svd` needs W: float64 for the dense SVD, else float32."""
     return "float64" if is_dense(shape, k, exact=exact) else "float32"
 
 
-def leading(
+def leading_svd(
     W: Any,
     k: int,
     *,
@@ -59,7 +59,7 @@ def leading(
     Parameters
     ----------
     W : array of the device, shape (m, n)
-        float32, or float64 where `is_dense` (see `holds`).
+        float32, or float64 where `is_dense` (see `input_dtype`).
     k : int
         Number of triplets. If W has fewer, all min(m, n) are returned.
     rng : Generator

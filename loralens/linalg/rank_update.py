@@ -152,7 +152,7 @@ class Coordinates:
         return np.asarray(inside + self.extension @ Y[k:], dtype=np.float64)
 
 
-class Seen(NamedTuple):
+class UpdatedWeight(NamedTuple):
     """W + B A in the singular bases of W, with the bases of its left and right side."""
 
     matrix: RankUpdate
@@ -160,14 +160,14 @@ class Seen(NamedTuple):
     right: Coordinates
 
 
-def rank_update(W: Decomposed, B: Floats, A: Floats) -> Seen:
+def rank_update(W: Decomposed, B: Floats, A: Floats) -> UpdatedWeight:
     """W + B A as a diagonal plus a product of rank r, for B (out, r) and A (r, in), float64.
 
     Only the longer side of W needs an extension, because the singular vectors of the shorter side are a full basis.
     """
     P, out_side = _coordinates(W.U, B)
     Q, in_side = _coordinates(W.V, A.T)
-    return Seen(RankUpdate(W.s, P, Q.T), out_side, in_side)
+    return UpdatedWeight(RankUpdate(W.s, P, Q.T), out_side, in_side)
 
 
 def _coordinates(basis: Array, X: Floats) -> tuple[Floats, Coordinates]:

@@ -28,7 +28,7 @@ BLOCK = 1 << 12  # entries of a product computed at a time
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class RoundingLoss:
     """The effect of rounding W + D on the update D. All but ``noise`` are dimensionless.
 
     Attributes
@@ -75,7 +75,7 @@ def ulp(W: Array, dtype: DTypeLike) -> Floats:
     return np.ldexp(1.0, exponents - mantissa)
 
 
-def rounded(W: Array, dtype: DTypeLike) -> Array:
+def round_to_dtype(W: Array, dtype: DTypeLike) -> Array:
     """Round W to ``dtype``; W itself is returned if it has this dtype. float64 → bfloat16 rounds to float32 first.
 
     In dtypes of one byte, numbers beyond the largest finite number become that number.
@@ -101,7 +101,7 @@ def sampled_rounding(
     dtype: DTypeLike,
     scale: Array | None = None,
     stochastic: bool = False,
-) -> Rounding:
+) -> RoundingLoss:
     """Predict the effect of rounding W + D to ``dtype`` from some entries: within 1 % with 2¹⁸, exactly with all.
 
     Parameters
@@ -139,7 +139,11 @@ def sampled_rounding(
         total = np.add(w, d.astype(np.float32), dtype=np.result_type(w.dtype, np.float32))
         total = total if scale is None else (total / scale).astype(np.float32)
         squares, lost, still = _losses(total, wide, d.astype(np.float64), unit, np.dtype(dtype), stochastic=stochastic)
-        noise = ulp(rounded(wide, dtype), dtype) if unit is None else ulp(rounded(wide / unit, dtype), dtype) * unit
+        noise = (
+            ulp(round_to_dtype(wide, dtype), dtype)
+            if unit is None
+            else ulp(round_to_dtype(wide / unit, dtype), dtype) * unit
+        )
     # Entries that leave the range are reported by the merge itself; here one of them would make every mean infinite.
     finite = np.isfinite(squares) & np.isfinite(lost) & np.isfinite(noise)
     squares, lost, still, d = (x[finite] for x in (squares, lost, still, d.astype(np.float64)))
@@ -147,18 +151,18 @@ def sampled_rounding(
     mean_square = float(norm) ** 2 / size
     # D = 0 loses nothing, and the ratios below would be 0/0.
     if mean_square == 0:
-        return Rounding(1.0, 0.0, unmoved, spread)
+        return RoundingLoss(1.0, 0.0, unmoved, spread)
     square, along = (_controlled_mean(x, d**2, mean_square) / mean_square for x in (squares, lost * d))
-    return Rounding(1 - along, sqrt(max(square, 0.0)), unmoved, spread)
+    return RoundingLoss(1 - along, sqrt(max(square, 0.0)), unmoved, spread)
 
 
 def _losses(
     total: Array, w: Floats, d: Floats, unit: Floats | None, dtype: np.dtype[Any], *, stochastic: bool
 ) -> tuple[Floats, Floats, Floats]:
     """e², e and whether the weight stays (0 or 1) at every entry, or their expectations; ``unit`` are float8 scales."""
-    near = rounded(total, dtype)
+    near = round_to_dtype(total, dtype)
     merged, scale = near.astype(np.float64), 1.0 if unit is None else unit
-    unchanged = w if unit is None else rounded(w / unit, dtype).astype(np.float64)
+    unchanged = w if unit is None else round_to_dtype(w / unit, dtype).astype(np.float64)
     lost, still = d - (merged * scale - w), (merged == unchanged).astype(np.float64)
     # Stochastic rounding is used for 16 bits and less; float32 is always rounded to nearest.
     if not stochastic or dtype.itemsize > NARROW:

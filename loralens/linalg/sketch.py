@@ -28,7 +28,7 @@ class Approximation(NamedTuple):
     error: float  # ‖F − BA‖_F / ‖F‖_F; 0 where F = 0
 
 
-def low_rank(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis) -> Approximation:
+def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis) -> Approximation:
     """The best approximation of F within a subspace that contains nearly all of its leading right directions.
 
     Parameters

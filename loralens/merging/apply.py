@@ -12,16 +12,16 @@ from loralens.errors import OptionError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.merging.feedback import Feedback, input_directions
-from loralens.merging.gain import Gain, gain_of
+from loralens.merging.gain import Gain, dora_gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.rounding import WIDE, Rounding, removed, rounded, slices_for, summed
-from loralens.merging.update import Rows
+from loralens.merging.rounding import WIDE, MergeRounding, add_update, round_sums, slices_for, subtract_update
+from loralens.merging.update import UpdateMatrix
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Block:
+class MergedBlock:
     """Some rows of a stored tensor before and after the merge. The arrays are valid until the next block is computed.
 
     Attributes
@@ -65,21 +65,21 @@ class Block:
         """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""
         dtype = self.stored.dtype
         return (
-            rounded(self.merged, dtype)
+            round_sums(self.merged, dtype)
             if self.D is None
-            else removed(self.merged, self.D, dtype, gain=self.gain, out=out)
+            else subtract_update(self.merged, self.D, dtype, gain=self.gain, out=out)
         )
 
 
 @final
 @dataclass(slots=True)
 class TensorMerge:
-    """A planned tensor with the products of its updates and DoRA's gains; `prepare` makes it."""
+    """A planned tensor with the products of its updates and DoRA's gains; `prepare_merge` makes it."""
 
     plan: TensorPlan
     dtype: np.dtype[Any]
-    rounding: Rounding
-    products: dict[int, Rows]
+    rounding: MergeRounding
+    products: dict[int, UpdateMatrix]
     gains: dict[int, Gain] = field(default_factory=dict)
 
     @property
@@ -87,7 +87,7 @@ class TensorMerge:
         """Whether the result is float8 with the scales of the base."""
         return self.plan.scale is not None and self.dtype == self.plan.source.dtype
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[MergedBlock]:
         """Yield all rows in order, in blocks that do not cross the limits of slabs."""
         plan = self.plan
         source = MatrixRows(plan.source, plan.matrix)
@@ -101,14 +101,16 @@ class TensorMerge:
             # In another dtype the merged weights are stored without scales.
             scale = scale if self.requantised else None
             if slab is None:
-                merged = stored if scale is not None else rounded(W, self.dtype)
-                yield Block(start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged))
+                merged = stored if scale is not None else round_sums(W, self.dtype)
+                yield MergedBlock(
+                    start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
+                )
                 continue
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
-            dora_gain = self.gains.get(slab.start)
-            gain = dora_gain.of(first, last) if dora_gain else None
-            total = summed(W, D, gain=gain, out=buffers[1].of(W.shape))
+            slab_gain = self.gains.get(slab.start)
+            gain = slab_gain.of(first, last) if slab_gain else None
+            total = add_update(W, D, gain=gain, out=buffers[1].of(W.shape))
             if scale is not None:
                 # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite then, which needs no
                 # warning.
@@ -118,12 +120,12 @@ class TensorMerge:
                 feedback[slab.start].rounded(total, first, self.dtype)
                 if slab.start in feedback
                 # Random numbers belong to entries, so each block begins at the index of its first one.
-                else rounded(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
+                else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
             )
             merged = self._with_tokens(start, stop, merged)
             # Of a wide dtype the merged rows may be `total` itself; kept only where it differs from them.
             unrounded = total if scale is None and self.dtype not in WIDE else None
-            yield Block(start, stop, slab, stored, W, D, gain, scale, merged, unrounded)
+            yield MergedBlock(start, stop, slab, stored, W, D, gain, scale, merged, unrounded)
 
     def _feedback(self) -> dict[int, Feedback]:
         """Error feedback by the first row of the slab; empty for wide dtypes and for updates that are not pairs."""
@@ -152,8 +154,12 @@ class TensorMerge:
         return merged
 
 
-def prepare(
-    plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Rounding | None = None, device: Device | None = None
+def prepare_merge(
+    plan: TensorPlan,
+    *,
+    dtype: DTypeLike | None = None,
+    rounding: MergeRounding | None = None,
+    device: Device | None = None,
 ) -> TensorMerge:
     """Prepare the merge of a planned tensor.
 
@@ -177,8 +183,8 @@ def prepare(
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
     gains = {
-        slab.start: gain_of(slab.magnitude, products[slab.start], rows, scales, slab.start)
+        slab.start: dora_gain(slab.magnitude, products[slab.start], rows, scales, slab.start)
         for slab in plan.slabs
         if slab.magnitude
     }
-    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or Rounding(), products, gains)
+    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, gains)

@@ -41,7 +41,7 @@ class Changes:
 
 @final
 @dataclass(slots=True)
-class Found:
+class ExtraChanges:
     """The changes by key of the base, the tensors that have no place in it, and notes for the user."""
 
     changes: dict[str, Changes] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> Found:
+def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> ExtraChanges:
     """Find the changes that follow from the extra tensors of an adapter.
 
     Replacements (saved modules, PEFT's biases, token rows) and DoRA's magnitudes do not depend on ``strength``. Full
@@ -62,7 +62,7 @@ def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mappin
     MismatchError
         The shape of a difference or replacement does not fit the tensor of the base.
     """
-    result = Found()
+    result = ExtraChanges()
     for key, extra in adapter.extra.items():
         if extra.role in UNREADABLE:
             raise FormatError(
@@ -90,7 +90,7 @@ def _add_change(
     strength: float,
     weights: Weights,
     base: Mapping[str, LazyArray],
-    result: Found,
+    result: ExtraChanges,
 ) -> None:
     """Add the change by one extra tensor to ``result``."""
     if extra.module in weights.modules and weights.modules[extra.module].scattered:

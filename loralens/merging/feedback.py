@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import Singles
-from loralens.merging.rounding import rounded
+from loralens.merging.rounding import round_sums
 from loralens.merging.update import Weighted
 
 # Directions below are rounding in float32, in which the correction is computed.
@@ -69,7 +69,7 @@ class Feedback:
             E = np.zeros((self._V.shape[1], t.shape[1]), np.float32)
         with np.errstate(invalid="ignore", over="ignore"):
             for j, row in enumerate(t):
-                merged[j] = rounded(row - self._G[first + j] @ E, dtype)
+                merged[j] = round_sums(row - self._G[first + j] @ E, dtype)
                 lost = merged[j].astype(np.float32) - row
                 lost[~np.isfinite(lost)] = 0  # weights that are infinite or NaN cause no feedback
                 E += np.outer(self._V[first + j], lost)

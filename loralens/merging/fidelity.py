@@ -12,12 +12,12 @@ from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import Singles
 from loralens.linalg.product import product_singular_values
 from loralens.linalg.rounding import survivors
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.feedback import input_directions
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import Slab
 from loralens.merging.prediction import Prediction
-from loralens.merging.rounding import summed
+from loralens.merging.rounding import add_update
 from loralens.merging.undo.patch import bits
 
 
@@ -83,7 +83,7 @@ class FidelitySums:
         self._buffer = Buffer()
         self._prediction = Prediction(merge, self.size)
 
-    def take(self, block: Block) -> None:
+    def take(self, block: MergedBlock) -> None:
         """Add the next rows."""
         with np.errstate(invalid="ignore", over="ignore"):
             D, lost = self._parts(block)
@@ -102,12 +102,12 @@ class FidelitySums:
         self._prediction.take(block, D)
         self._add_projected_loss(block, lost)
 
-    def _parts(self, block: Block) -> tuple[Array, Array]:
+    def _parts(self, block: MergedBlock) -> tuple[Array, Array]:
         """D (with DoRA the effective update) and W' − W − D, both float32."""
         assert block.D is not None
         lost, D = self._buffer.of(block.W.shape), block.D
         if block.gain is not None:
-            D = summed(block.W, D, gain=block.gain).astype(np.float32, copy=False)
+            D = add_update(block.W, D, gain=block.gain).astype(np.float32, copy=False)
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
@@ -117,7 +117,7 @@ class FidelitySums:
             lost -= D
         return D, lost
 
-    def _add_projected_loss(self, block: Block, lost: Singles) -> None:
+    def _add_projected_loss(self, block: MergedBlock, lost: Singles) -> None:
         """Add the part of the loss that lies in the input directions of the update."""
         if self._V is None:
             return

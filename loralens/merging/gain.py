@@ -6,11 +6,11 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.weights import as_made
+from loralens.core.weights import round_lengths
 from loralens.linalg.exact import Singles
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import Axis, Magnitude
-from loralens.merging.update import Rows, row_blocks
+from loralens.merging.update import UpdateMatrix, row_ranges
 
 
 @final
@@ -26,7 +26,7 @@ class Gain:
         return self.values[start:stop, None] if self.axis == "rows" else self.values
 
 
-def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
+def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
     """The gain g = m / ‖W + D‖, with norms in float64 over the other axis; 0 where the vector is 0.
 
     If m has one number for several adjacent columns (the kernel of an input channel of a convolution), the norm is
@@ -46,7 +46,7 @@ def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows
     by_row = magnitude.axis == "rows"
     squares: NDArray[np.float64] = np.zeros(D.shape[0 if by_row else 1])
     before, dtype = np.zeros_like(squares), np.dtype(np.float32)
-    for first, last in row_blocks(*D.shape):
+    for first, last in row_ranges(*D.shape):
         stored = source.rows(start + first, start + last)
         W, dtype = stored.astype(np.float64), stored.dtype
         if scale:
@@ -58,7 +58,7 @@ def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows
                 sums[first:last] = np.einsum("ij,ij->i", X, X)
             else:
                 sums += np.einsum("ij,ij->j", X, X)
-    lengths = as_made(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
+    lengths = round_lengths(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
     # 1, but for the magnitude of a convolution's input channels.
     width = len(squares) // len(lengths)
     norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))

@@ -9,7 +9,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.update import row_blocks
+from loralens.merging.update import row_ranges
 
 
 @final
@@ -32,7 +32,7 @@ class MatrixRows:
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows ``start`` to ``stop`` in the dtype of the file. They lie within one expert, and must not be modified."""
-        # `row_blocks` of the callers never crosses an expert, so one expert answers each call.
+        # `row_ranges` of the callers never crosses an expert, so one expert answers each call.
         if self._stack:
             height = self._tensor.shape[1]
             expert = start // height
@@ -50,7 +50,7 @@ class MatrixRows:
         """Yield all rows in order, a block at a time."""
         height = self._tensor.shape[1] if self._stack else self._matrix[0]
         for first in range(0, self._matrix[0], max(height, 1)):
-            for start, stop in row_blocks(height, self._matrix[1]):
+            for start, stop in row_ranges(height, self._matrix[1]):
                 yield self.rows(first + start, first + stop)
 
 
@@ -65,7 +65,7 @@ def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
     slab: Slab | None = None
     for start, stop in pairwise(edges):
         slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_blocks(stop - start, columns):
+        for first, last in row_ranges(stop - start, columns):
             yield start + first, start + last, slab
 
 

@@ -15,7 +15,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.naming.matching import Match, Shape
 from loralens.errors import place
 from loralens.linalg.device import Device
-from loralens.merging.update import Rows, Weighted, update_rows
+from loralens.merging.update import UpdateMatrix, Weighted, update_matrix
 
 Axis = Literal["rows", "columns"]
 
@@ -61,10 +61,10 @@ class Slab:
     transposed: bool = False
     magnitude: Magnitude | None = None
 
-    def update(self, slices: int, device: Device | None = None) -> Rows:
+    def update(self, slices: int, device: Device | None = None) -> UpdateMatrix:
         """The update D of these rows in the stored orientation; ``device`` multiplies the factors."""
         with place(self.module):
-            rows = update_rows(self.terms, slices=slices, device=device)
+            rows = update_matrix(self.terms, slices=slices, device=device)
         return rows.T if self.transposed else rows
 
 
@@ -127,7 +127,7 @@ class TensorPlan:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MergePlan:
     """All changes that a merge makes to a base model.
 
     Attributes

@@ -1,4 +1,4 @@
-"""Making the `Plan` of a merge from adapters and a base model.
+"""Making the `MergePlan` of a merge from adapters and a base model.
 
 Every tensor of an adapter is planned, reported as missing, or refused with an error; none is ignored silently.
 """
@@ -13,9 +13,9 @@ from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.merging.extras import Changes, changes_of
+from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
-from loralens.merging.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
+from loralens.merging.plan import Magnitude, MergePlan, Slab, TensorPlan, as_matrix
 from loralens.merging.tying import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
@@ -40,7 +40,7 @@ class _Draft:
     experts: bool = False  # whether the tensor is a stack of experts that are adapted one by one
 
 
-def plan(
+def plan_merge(
     adapters: Sequence[tuple[Adapter, float]],
     base: Mapping[str, LazyArray],
     *,
@@ -50,7 +50,7 @@ def plan(
     untie: bool | None = None,
     dtype: str | None = None,
     scales: Mapping[str, LazyArray] | None = None,
-) -> Plan:
+) -> MergePlan:
     """Plan the merge of adapters into a base model.
 
     Parameters
@@ -93,7 +93,7 @@ def plan(
         weights = _find_weights(adapter.modules, base, conv1d=conv1d, allow_missing=allow_missing)
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
-        extra_changes = changes_of(adapter, strength, weights, base)
+        extra_changes = find_changes(adapter, strength, weights, base)
         touched = {
             *extra_changes.changes,
             *(piece.key for weight in weights.modules.values() for piece in weight.pieces),
@@ -124,7 +124,7 @@ def plan(
         if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    return Plan(
+    return MergePlan(
         changed,
         tuple(matches),
         tuple(missing),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.linalg.rounding import ulp
-from loralens.merging.apply import Block, TensorMerge
-from loralens.merging.rounding import WIDE, rounded
+from loralens.merging.apply import MergedBlock, TensorMerge
+from loralens.merging.rounding import WIDE, round_sums
 
 # With so many entries the prediction is within 1 % (see the class).
 SAMPLE = 1 << 19  # entries of a module that are sampled; smaller modules are used completely
@@ -50,7 +50,7 @@ class Prediction:
         self._count = self._still = 0
         self._sums: Floats = np.zeros(6)  # of d², d⁴, e², e²d², e·d, e·d·d²
 
-    def take(self, block: Block, D: Array) -> None:
+    def take(self, block: MergedBlock, D: Array) -> None:
         """Add the next rows, with their D in float32 or float64."""
         if self._mode == "feedback":
             return
@@ -73,7 +73,7 @@ class Prediction:
             along @ control,
         ]
 
-    def _sample_entries(self, block: Block, D: Array) -> tuple[Array, Array, Array | None]:
+    def _sample_entries(self, block: MergedBlock, D: Array) -> tuple[Array, Array, Array | None]:
         """W, D and the float8 scale at the sampled entries of a block."""
         arrays = (block.W, D, block.scale)
         if self._rng is None:
@@ -99,7 +99,10 @@ class Prediction:
             q = np.rint(d / u) * u
             return d - q, q == 0
         scale = np.float32(1) if unit is None else unit
-        q = rounded((w.astype(np.float64) + d).astype(np.float32) / scale, self._dtype).astype(np.float64) * scale - w
+        q = (
+            round_sums((w.astype(np.float64) + d).astype(np.float32) / scale, self._dtype).astype(np.float64) * scale
+            - w
+        )
         return d - q, q == 0
 
     def result(self, norm: float) -> tuple[float | None, float | None, float | None]:

@@ -9,21 +9,21 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import merged_dtype
-from loralens.merging.plan import Plan, TensorPlan, as_matrix
+from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
 
 # Older versions of transformers write the first name, newer ones the second.
 FIELDS = ("torch_dtype", "dtype")  # of config.json
 
 
 def recast(
-    plan: Plan,
+    plan: MergePlan,
     tensors: Mapping[str, LazyArray],
     dtype: str | None,
     *,
     scales: Mapping[str, LazyArray],
     without: Collection[str],
     config: Mapping[str, Any],
-) -> Plan:
+) -> MergePlan:
     """Add all other tensors that change their dtype, and the fields of the configuration that name it, to a plan.
 
     Parameters

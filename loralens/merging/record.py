@@ -9,13 +9,13 @@ import numpy as np
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.fidelity import Fidelity, FidelitySums
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows
 from loralens.merging.plan import TensorPlan, as_matrix
-from loralens.merging.rounding import rounded
-from loralens.merging.undo.patch import Blob, Keep, PatchWriter, in_memory
+from loralens.merging.rounding import round_sums
+from loralens.merging.undo.patch import Blob, Keep, PatchWriter, keep_in_memory
 
 Against = Literal["subtracted", "merged", "nothing"]
 
@@ -56,7 +56,7 @@ class TensorRecord:
 
 
 @final
-class Watch:
+class MergeRecorder:
     """Records the blocks of one tensor while they are merged.
 
     Parameters
@@ -75,10 +75,10 @@ class Watch:
         hashes: bool = True,
         fidelity: bool = True,
         undo: bool = True,
-        keep: Keep = in_memory,
+        keep: Keep = keep_in_memory,
     ) -> None:
         base = merge.plan.base
-        self._merge, self._against, self._fidelity = merge, against(merge), fidelity
+        self._merge, self._against, self._fidelity = merge, patch_reference(merge), fidelity
         self._before = sha256() if hashes and base is not None else None
         self._after = sha256() if hashes else None
         self._patch = PatchWriter(base.dtype.itemsize, keep) if undo and base is not None else None
@@ -88,14 +88,14 @@ class Watch:
         """Yield the merged rows in order. When all have been taken, `record` is complete."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
         for block in self._merge.blocks():
-            feed(self._after, block.merged)
+            feed_hash(self._after, block.merged)
             if self._fidelity and block.slab:
                 # Blocks come in order, and a slab may have many of them.
                 if block.slab.start not in self._sums:
                     self._sums[block.slab.start] = FidelitySums(block.slab, self._merge)
                 self._sums[block.slab.start].take(block)
             if not replaced:
-                feed(self._before, block.stored)
+                feed_hash(self._before, block.stored)
                 if self._patch is not None:
                     self._patch.block(block.stored, self._patch_start(block, buffer))
             yield block.merged
@@ -103,12 +103,12 @@ class Watch:
         if replaced:
             self._take_base()
 
-    def _patch_start(self, block: Block, buffer: Buffer) -> Array:
+    def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
         """The rows to which the patch is relative."""
         if self._against == "subtracted":
             return block.subtracted(buffer.of(block.stored.shape))
         if self._against == "merged":
-            return rounded(block.merged, block.stored.dtype)
+            return round_sums(block.merged, block.stored.dtype)
         # Against zeros the patch holds the whole tensor.
         return np.zeros_like(block.stored)
 
@@ -118,7 +118,7 @@ class Watch:
         if base is None or (self._before is None and self._patch is None):
             return
         for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
-            feed(self._before, rows)
+            feed_hash(self._before, rows)
             if self._patch is not None:
                 self._patch.block(rows, np.zeros_like(rows))
 
@@ -138,7 +138,7 @@ class Watch:
         )
 
 
-def against(merge: TensorMerge) -> Against:
+def patch_reference(merge: TensorMerge) -> Against:
     """What the patch of a tensor is relative to; D is subtracted only if unmerging can compute it from factors."""
     plan = merge.plan
     # The merged numbers say nothing about the base: it was replaced, or stored in float8 and written in another dtype.
@@ -151,7 +151,7 @@ def against(merge: TensorMerge) -> Against:
     return "merged"
 
 
-def feed(digest: Any, rows: Array) -> None:
+def feed_hash(digest: Any, rows: Array) -> None:
     """Add the bytes of some rows to a hash; ``digest`` is None if no hash was requested."""
     if digest is not None:
         digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

@@ -26,7 +26,7 @@ DRAWS = 16  # numbers of 16 bits per step of Philox's counter, which are four wo
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class MergeRounding:
     """How sums are rounded to the stored dtype.
 
     Attributes
@@ -45,7 +45,7 @@ class Rounding:
     key: str = ""
     offset: int = 0
 
-    def at(self, offset: int) -> "Rounding":
+    def at(self, offset: int) -> "MergeRounding":
         """The same rounding from another entry on."""
         return replace(self, offset=offset)
 
@@ -66,17 +66,17 @@ def slices_for(dtype: DTypeLike) -> int:
     return 2 if np.dtype(dtype) in WIDE else 1
 
 
-def added(
-    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: Rounding | None = None
+def merge_entries(
+    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: MergeRounding | None = None
 ) -> Array:
     """W' = round(g·(W + D)) in ``dtype``; D (float32) has the shape of W, and g is 1 if there is no gain.
 
     Overflow gives ±inf as in IEEE arithmetic, but in fp8 it gives the largest number.
     """
-    return rounded(summed(W, D, gain=gain), dtype, rounding=rounding)
+    return round_sums(add_update(W, D, gain=gain), dtype, rounding=rounding)
 
 
-def removed(
+def subtract_update(
     merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, out: Singles | None = None
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
@@ -87,10 +87,10 @@ def removed(
         else:
             total = np.divide(merged, gain, out=_usable_buffer(out, wide), dtype=wide)
             total -= D
-    return rounded(total, dtype)
+    return round_sums(total, dtype)
 
 
-def summed(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
+def add_update(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
     """g·(W + D) in float32, or in float64 for float64 weights; in ``out`` (float32) if the dtype fits."""
     wide = np.result_type(W.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -100,7 +100,7 @@ def summed(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | 
     return total
 
 
-def rounded(total: Array, dtype: DTypeLike, *, rounding: Rounding | None = None) -> Array:
+def round_sums(total: Array, dtype: DTypeLike, *, rounding: MergeRounding | None = None) -> Array:
     """Round sums to ``dtype``. The result is a new array, or ``total`` itself if it has this dtype."""
     dtype = np.dtype(dtype)
     # Feedback rounds to the nearest too; it corrects the sums before this call.
@@ -127,7 +127,7 @@ def largest(dtype: np.dtype[np.generic]) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
-def _round_stochastically(total: Array, dtype: np.dtype[Any], rounding: Rounding) -> Array:
+def _round_stochastically(total: Array, dtype: np.dtype[Any], rounding: MergeRounding) -> Array:
     """Round each entry to one of its two neighbours at random, such that the mean is exact."""
     nearest = _round_to_nearest(total, dtype)
     limit = largest(nearest.dtype)

@@ -26,7 +26,7 @@ Plans = Mapping[str, TensorPlan]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Settled:
+class TyingResult:
     """The plans of a merge after the decision which weights stay tied.
 
     Attributes
@@ -103,7 +103,7 @@ class Tied:
         """The keys of the actual copies of the embedding, the head first; a stored copy is read once and compared."""
         return [key for key in self.ties.copies if key in self.missing or self._is_copy(key)]
 
-    def settled(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> Settled:
+    def settled(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> TyingResult:
         """Decide which weights stay tied, and plan every weight that has to be written.
 
         Parameters
@@ -124,9 +124,9 @@ class Tied:
         embedding = self.ties.embedding
         # Nothing tied is touched, so the model stays as it is.
         if embedding is None or not (untie or any(key in changed for key in (embedding, *self.ties.copies))):
-            return Settled(dict(changed))
+            return TyingResult(dict(changed))
         copies = self.copies()
-        diverging = [key for key in copies if not alike(changed.get(key), changed.get(embedding))]
+        diverging = [key for key in copies if not have_same_change(changed.get(key), changed.get(embedding))]
         if untie or (untie is None and diverging):
             return self._untie(changed, copies, diverging, dtype)
         if any(key in changed for key in diverging):
@@ -141,7 +141,7 @@ class Tied:
         }
         aside = ", unlike in the unmerged adapter" if diverging else ""
         notes = [f"{key} shares the weight of {embedding} and changes with it{aside}" for key in copies[:1]]
-        return Settled(plans, tuple(notes))
+        return TyingResult(plans, tuple(notes))
 
     def _is_copy(self, key: str) -> bool:
         """Whether a weight that the base stores has the numbers of the embedding; otherwise it is not tied."""
@@ -152,7 +152,7 @@ class Tied:
             )
         return self._equal[key]
 
-    def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> Settled:
+    def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> TyingResult:
         """Plan a tensor of its own for every copy that the base does not store."""
         embedding, by_config = self.ties.embedding, bool(self.ties.untied)
         assert embedding is not None
@@ -175,10 +175,10 @@ class Tied:
             if by_config
             else "config.json stays as it is: transformers from 5 on does not tie weights that differ in the file"
         )
-        return Settled(plans, tuple(notes), self.ties.untied)
+        return TyingResult(plans, tuple(notes), self.ties.untied)
 
 
-def alike(first: TensorPlan | None, second: TensorPlan | None) -> bool:
+def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> bool:
     """Whether the plans of two tensors that hold the same numbers lead to the same numbers again."""
     if first is None or second is None:
         return first is second

@@ -17,13 +17,13 @@ from loralens.errors import ShapeError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles, exact_product
 from loralens.linalg.exact_device import product_on
-from loralens.linalg.factor import Floats, finite
+from loralens.linalg.factor import Floats, require_finite
 
 BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # the weight of an adapter, and its update
 
 
-class Rows(Protocol):
+class UpdateMatrix(Protocol):
     """A float32 matrix that is computed a block of rows at a time."""
 
     @property
@@ -31,14 +31,14 @@ class Rows(Protocol):
         """Rows and columns."""
 
     @property
-    def T(self) -> "Rows":
+    def T(self) -> "UpdateMatrix":
         """The transpose, with the same bits."""
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Rows ``start`` to ``stop``, float32, in ``out`` if it is given; their bits do not depend on the range."""
 
 
-def update_rows(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> Rows:
+def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> UpdateMatrix:
     """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
 
     Parameters
@@ -63,18 +63,18 @@ def update_rows(terms: Sequence[Weighted], *, slices: int, device: Device | None
             f"the updates have the shapes {sorted(shapes)}", fix="combine only adapters of the same base model"
         )
     pairs = [(weight * one.scale, one.B, one.A) for weight, one in terms if isinstance(one, LowRank)]
-    parts: list[Rows] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
+    parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
     parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
     # Pairs of all adapters form one exact product, so in the usual case there is nothing left to add.
-    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+    return parts[0] if len(parts) == 1 else UpdateSum(tuple(parts))
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sum:
+class UpdateSum:
     """A sum of matrices. The first is added in float64 to the sum of the others, then rounded once to float32."""
 
-    parts: tuple[Rows, ...]
+    parts: tuple[UpdateMatrix, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,9 +82,9 @@ class Sum:
         return self.parts[0].shape
 
     @property
-    def T(self) -> "Sum":
+    def T(self) -> "UpdateSum":
         """The sum of the transposes."""
-        return Sum(tuple(part.T for part in self.parts))
+        return UpdateSum(tuple(part.T for part in self.parts))
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
@@ -95,11 +95,11 @@ class Sum:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledUpdate:
     """The matrix factor · part, multiplied in float64 and rounded once to float32."""
 
     factor: float
-    part: Rows
+    part: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -107,9 +107,9 @@ class Scaled:
         return self.part.shape
 
     @property
-    def T(self) -> "Scaled":
+    def T(self) -> "ScaledUpdate":
         """The transpose."""
-        return Scaled(self.factor, self.part.T)
+        return ScaledUpdate(self.factor, self.part.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
@@ -118,11 +118,11 @@ class Scaled:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Entrywise:
+class HadamardUpdate:
     """The entrywise product first ∘ second. The product of two float32 numbers is exact in float64."""
 
-    first: Rows
-    second: Rows
+    first: UpdateMatrix
+    second: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,9 +130,9 @@ class Entrywise:
         return self.first.shape
 
     @property
-    def T(self) -> "Entrywise":
+    def T(self) -> "HadamardUpdate":
         """The transpose."""
-        return Entrywise(self.first.T, self.second.T)
+        return HadamardUpdate(self.first.T, self.second.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
@@ -142,11 +142,11 @@ class Entrywise:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class KroneckerUpdate:
     """The Kronecker product: row i is the outer product of row i // b of ``first`` and row i % b of ``second``."""
 
-    first: Rows
-    second: Rows
+    first: UpdateMatrix
+    second: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,9 +155,9 @@ class Blocks:
         return a * b, c * d
 
     @property
-    def T(self) -> "Blocks":
+    def T(self) -> "KroneckerUpdate":
         """The transpose."""
-        return Blocks(self.first.T, self.second.T)
+        return KroneckerUpdate(self.first.T, self.second.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
@@ -173,7 +173,7 @@ class Blocks:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Given:
+class DenseUpdate:
     """A full matrix in memory, rounded to float32."""
 
     array: Singles
@@ -185,9 +185,9 @@ class Given:
         return rows, columns
 
     @property
-    def T(self) -> "Given":
+    def T(self) -> "DenseUpdate":
         """The transpose."""
-        return Given(self.array.T)
+        return DenseUpdate(self.array.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
@@ -196,7 +196,7 @@ class Given:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredUpdate:
     """A full matrix that stays in its file. Rows are read and rounded to float32 on demand."""
 
     tensor: LazyArray
@@ -208,40 +208,42 @@ class Stored:
         return rows, columns
 
     @property
-    def T(self) -> Given:
+    def T(self) -> DenseUpdate:
         """The transpose, in memory, because its rows lie scattered in the file."""
         return _read_dense(self.tensor).T
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+        return _round_into(require_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
 
 
-def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> Rows:
+def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of an update that is not a pair, built from its parts."""
     form = update.form
     if isinstance(form, Kronecker):
-        part: Rows = Blocks(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
+        part: UpdateMatrix = KroneckerUpdate(
+            _factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device)
+        )
     elif isinstance(form, Hadamard):
-        part = Entrywise(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
+        part = HadamardUpdate(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
     else:
         assert isinstance(form, Dense)
         part = _dense_matrix(form)
-    return Scaled(weight * update.scale, part)
+    return ScaledUpdate(weight * update.scale, part)
 
 
-def _dense_matrix(part: Dense) -> Rows:
+def _dense_matrix(part: Dense) -> UpdateMatrix:
     """The matrix of a full difference; it stays in its file if single rows can be read."""
     matrix = part.array.reshape(*part.shape)
     # A full difference is as large as the weight: it should not stay in memory for the whole merge.
-    return Stored(matrix) if matrix.streams else _read_dense(matrix)
+    return StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
 
 
-def _read_dense(matrix: LazyArray) -> Given:
-    return Given(finite(matrix.read().astype(np.float32)))
+def _read_dense(matrix: LazyArray) -> DenseUpdate:
+    return DenseUpdate(require_finite(matrix.read().astype(np.float32)))
 
 
-def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> Rows:
+def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
     if isinstance(part, LowRank):
         return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
@@ -257,7 +259,7 @@ def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:
     return out
 
 
-def row_blocks(rows: int, columns: int, numbers: int = BLOCK) -> list[tuple[int, int]]:
+def row_ranges(rows: int, columns: int, numbers: int = BLOCK) -> list[tuple[int, int]]:
     """Start and stop of blocks of rows with at most ``numbers`` numbers each, but at least one row."""
     step = max(1, numbers // max(1, columns))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

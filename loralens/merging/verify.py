@@ -8,7 +8,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.rounding import ulp
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
 from loralens.merging.undo.patch import bits
@@ -100,7 +100,7 @@ class _Comparison:
         self.D_D = self.moved = self.lost = self.rounded = self.spread = self.scatter = 0.0
         self.different = self.beyond = self.size = 0
 
-    def take(self, block: Block, M: Array, before: MatrixRows | None) -> None:
+    def take(self, block: MergedBlock, M: Array, before: MatrixRows | None) -> None:
         """Add the next rows of the merge and of the model; ``before`` is the base, if it has such a tensor."""
         self.different += int(np.count_nonzero(bits(M) != bits(block.numbers(block.merged))))
         self.size += M.size
@@ -159,7 +159,7 @@ class _Comparison:
         return "rounded" if expected and near else "partial"
 
 
-def same(first: LazyArray, second: LazyArray) -> bool:
+def have_same_values(first: LazyArray, second: LazyArray) -> bool:
     """Whether two stored tensors hold the same values; if their dtypes differ, both are cast to the narrower one."""
     if first.shape != second.shape:
         return False

@@ -16,7 +16,7 @@ from loralens.formats.models.checkpoint import weights
 from loralens.linalg.product import product_norm
 from loralens.linalg.rounding import (
     product_entries,
-    rounded,
+    round_to_dtype,
     sample_entries,
     sampled_rounding,
     survivors,
@@ -234,7 +234,7 @@ def test_inputs_are_left_alone():
     predicted(W, D, ml_dtypes.bfloat16)
     np.testing.assert_array_equal(W, before[0])
     np.testing.assert_array_equal(D, before[1])
-    assert rounded(W, np.float32) is W
+    assert round_to_dtype(W, np.float32) is W
 
 
 def base():

@@ -10,10 +10,10 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging import prediction
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.record import Watch
-from loralens.merging.rounding import Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.rounding import MergeRounding
 from tests import bases
 from tests.merging.made import adapter, streamed
 from tests.merging.test_record import gaussian, records
@@ -35,8 +35,8 @@ def close(one):
 def fidelities(update, base, dtype, mode="nearest"):
     """Of every module of an adapter merged into weights that are rounded to ``dtype`` first."""
     rounded = {key: streamed(tensor.read().astype(dtype)) for key, tensor in base.items()}
-    for key, tensor in plan([(update, 1.0)], rounded).tensors.items():
-        watch = Watch(prepare(tensor, rounding=Rounding(mode, 1, key)), hashes=False, undo=False)
+    for key, tensor in plan_merge([(update, 1.0)], rounded).tensors.items():
+        watch = MergeRecorder(prepare_merge(tensor, rounding=MergeRounding(mode, 1, key)), hashes=False, undo=False)
         for _ in watch.blocks():
             pass
         yield from watch.record().fidelity

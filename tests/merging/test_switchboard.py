@@ -15,11 +15,11 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
 from loralens.merging import Switchboard
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
 from loralens.merging.resident import switchboard as module
-from loralens.merging.rounding import added, removed, slices_for
-from loralens.merging.update import update_rows
+from loralens.merging.rounding import merge_entries, slices_for, subtract_update
+from loralens.merging.update import update_matrix
 from tests import reference
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn]
@@ -73,9 +73,9 @@ def as_merged(base, tasks, task):
     found = {key: array.copy() for key, array in base.items()}
     if task:
         lazy = {key: LazyArray.of(array) for key, array in base.items()}
-        made = plan([(tasks[name], weight) for name, weight in task.items()], lazy)
+        made = plan_merge([(tasks[name], weight) for name, weight in task.items()], lazy)
         for key, tensor in made.tensors.items():
-            rows = [block.merged.copy() for block in prepare(tensor).blocks()]
+            rows = [block.merged.copy() for block in prepare_merge(tensor).blocks()]
             found[key] = np.concatenate(rows).reshape(base[key].shape)
     return found
 
@@ -107,10 +107,10 @@ def test_a_thousand_switches_leave_the_base_and_subtracting_alone_does_not(dtype
 
     W = model(dtype)["a.v.weight"][1:]
     drifted, updates = W, [tasks["b"]["a.v"], tasks["c"]["a.v"]]
-    rows = [update_rows([(1.0, update)], slices=slices_for(dtype)) for update in updates]
+    rows = [update_matrix([(1.0, update)], slices=slices_for(dtype)) for update in updates]
     for i in range(10):
         D = rows[i % 2].rows(1, 16)
-        drifted = removed(added(drifted, D, dtype), D, dtype)
+        drifted = subtract_update(merge_entries(drifted, D, dtype), D, dtype)
     assert (drifted != W).any()
 
 

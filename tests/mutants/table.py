@@ -301,7 +301,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_combine.py",),
     ),
     Mutant(
-        "carried",
+        "combine_extras",
         "all(strength(0, name) == 1 for name in adapter)",
         "any(strength(0, name) == 1 for name in adapter)",
         ("tests/arithmetic/test_combine.py",),
@@ -319,7 +319,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "self.size / self.dtype.itemsize",
         ("tests/core/test_lazy.py",),
     ),
-    Mutant("joined", "start - offset", "start + offset", ("tests/core/test_lazy.py",)),
+    Mutant("concatenate", "start - offset", "start + offset", ("tests/core/test_lazy.py",)),
     Mutant(
         "LowRank.dense",
         "self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))",
@@ -343,7 +343,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/core/test_ranks.py",),
     ),
     Mutant(
-        "checked", 'update.layout.kind == "conv"', 'update.layout.kind != "conv"', ("tests/arithmetic/test_combine.py",)
+        "check_combinable",
+        'update.layout.kind == "conv"',
+        'update.layout.kind != "conv"',
+        ("tests/arithmetic/test_combine.py",),
     ),
     Mutant("_as_matrix", "len(shape) == 2", "len(shape) != 2", ("tests/core/test_weights.py",)),
     Mutant("_is_transposed", "stored[0] == stored[1]", "stored[0] != stored[1]", ("tests/core/test_weights.py",)),
@@ -476,7 +479,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_Bracket._open", "n * (1 - p)", "n / (1 - p)", ("tests/linalg/test_selection.py",)),
     Mutant("_subspace", "Z - first @ (first.T @ Z)", "Z + first @ (first.T @ Z)", ("tests/linalg/test_sketch.py",)),
     Mutant(
-        "low_rank",
+        "low_rank_approximation",
         "sum(_squared_distance(block, Y[rows], V) for rows, block in panels())",
         "max(_squared_distance(block, Y[rows], V) for rows, block in panels())",
         ("tests/linalg/test_sketch.py",),
@@ -492,7 +495,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merging/test_extract.py",),
     ),
     Mutant(
-        "Extracted.energy_kept",
+        "ExtractedModule.energy_kept",
         "1 - self.relative_error**2",
         "1 + self.relative_error**2",
         ("tests/merging/test_extract.py",),
@@ -521,7 +524,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merging/test_extract.py",),
     ),
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merging/test_apply.py",)),
-    Mutant("drawn_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
+    Mutant("sampled_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
     Mutant(
         "PatchReader.block",
         "_to_ordinals(r[positions]) + units",
@@ -566,8 +569,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "min(len(self.U), len(self.V)) + self.s.size",
         ("tests/merging/test_extract.py",),
     ),
-    Mutant("Blocks.rows", "stop - start", "stop + start", ("tests/merging/test_update.py",)),
-    Mutant("update_rows", "weight * one.scale", "weight / one.scale", ("tests/merging/test_update.py",)),
+    Mutant("KroneckerUpdate.rows", "stop - start", "stop + start", ("tests/merging/test_update.py",)),
+    Mutant("update_matrix", "weight * one.scale", "weight / one.scale", ("tests/merging/test_update.py",)),
     Mutant("_Comparison._outcome", "expected and near", "near", ("tests/merging/test_verify.py",)),
     Mutant(
         "_Comparison._outcome", "if not LOW <= gain <= HIGH:", "if not LOW <= gain:", ("tests/merging/test_verify.py",)

@@ -112,7 +112,7 @@ def shape_contradiction(first: Adapter, second: Adapter) -> str:
     return ""
 
 
-def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
+def group_models(models: Sequence[BaseModel]) -> list[list[int]]:
     """Indices of the models in groups. Models of a group do not contradict its first; unknown models are left out."""
     groups: list[list[int]] = []
     for i, model in enumerate(models):
@@ -126,7 +126,7 @@ def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
     return groups
 
 
-def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
+def find_contradiction(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
     """The reason why adapters belong to several base models, in words; empty if there is none.
 
     Parameters
@@ -137,7 +137,7 @@ def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[B
     models : sequence of BaseModel
         The base model that each adapter names.
     """
-    groups = grouped(models)
+    groups = group_models(models)
     if len(groups) > 1:
         why = contradiction(models[groups[0][0]], models[groups[1][0]])
         shown = [f"{models[group[0]].name}: {some([labels[i] for i in group])}" for group in groups]

@@ -17,10 +17,10 @@ from typing import TypeVar, final
 
 from loralens.core.names import expert, natural_key, nearest, weight_name
 from loralens.core.naming.normal_form import bare_form, encoder, inner_form, may_be_same, normal_form
-from loralens.core.naming.storage import Place, Shape, Slot, Storage, interleaved, slots
+from loralens.core.naming.storage import MatrixSlot, Place, Shape, Storage, interleaved, slots
 from loralens.errors import MismatchError
 
-__all__ = ["Match", "Shape", "fits", "match", "normal_form", "same_modules"]
+__all__ = ["Match", "Shape", "match", "normal_form", "same_modules", "shape_fits"]
 
 Rename = Callable[[str], str]
 Form = TypeVar("Form", bound=Hashable)
@@ -151,12 +151,12 @@ def _weight_key(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | Non
     """The key of a module's weight in the base, if the shape fits."""
     plain = weight_name(name)
     for key in (f"{plain}.weight", plain):
-        if key in base and fits(shape, base[key], expert=plain != name):
+        if key in base and shape_fits(shape, base[key], expert=plain != name):
             return key
     return None
 
 
-def fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
+def shape_fits(update: Shape, weight: Shape, *, expert: bool) -> bool:
     """Whether ΔW (out, in) fits a stored weight: as it is, transposed, as a convolution, or as a matrix of a stack.
 
     In a stack of several matrices it fits only as an ``expert``, which has a number in its name.
@@ -174,7 +174,7 @@ def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape], storage
     for edit, rename in _edits((slot.name for own in slots_of_module.values() for slot in own), storage.names):
 
         def places(name: str, rename: Rename = rename) -> tuple[Place, ...]:
-            return storage.places([Slot(rename(slot.name), slot.expert) for slot in slots(name)])
+            return storage.places([MatrixSlot(rename(slot.name), slot.expert) for slot in slots(name)])
 
         def home(name: str, places: Callable[[str], tuple[Place, ...]] = places) -> str:
             module_places = places(name)
@@ -206,7 +206,7 @@ def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Sh
     first = places[0]
     shapes = [base[place.key] if place.number is None else base[place.key][1:] for place in places]
     if len(places) == 1 and first.parts == 1:
-        return fits(update, shapes[0], expert=False)
+        return shape_fits(update, shapes[0], expert=False)
     # Only matrices can be put below each other or divided.
     if any(len(shape) != 2 for shape in shapes):
         return False
@@ -289,7 +289,7 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
         for name, shape in modules.items():
             plain = weight_name(name)
             keys = [key for key in forms.get(form(plain), []) if may_be_same(plain, key)]
-            keys = [key for key in keys if fits(shape, base[key], expert=plain != name)]
+            keys = [key for key in keys if shape_fits(shape, base[key], expert=plain != name)]
             if len(keys) == 1:
                 matches.setdefault(name, keys[0])
     encoders: dict[str, set[int]] = {}

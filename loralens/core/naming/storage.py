@@ -2,7 +2,7 @@
 
 transformers 5 keeps all experts of a layer in one tensor, with the rows of gate and up below each other, and saves them
 one by one. It also saves many models with names that differ from those of their modules. An adapter names modules, and
-a base names stored tensors. Both are mapped to `Slot`s here; a slot is one matrix of the network under one name.
+a base names stored tensors. Both are mapped to `MatrixSlot`s here; a slot is one matrix of the network under one name.
 
 The names come from transformers 5.24 (``conversion_mapping.py``) and mlx-lm (``sanitize`` of its models).
 """
@@ -47,7 +47,7 @@ _EXPERT_ALONE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<p
 _RENAMED = tuple((re.compile(expression), new) for expression, new in RENAMED)
 
 
-class Slot(NamedTuple):
+class MatrixSlot(NamedTuple):
     """One matrix of a network: its name in the common spelling, and the number of its expert."""
 
     name: str
@@ -75,7 +75,7 @@ class Place(NamedTuple):
 
 # Large checkpoints with separate experts have tens of thousands of tensors, and each name is read several times.
 @lru_cache(maxsize=1 << 17)
-def slots(name: str) -> tuple[Slot, ...]:
+def slots(name: str) -> tuple[MatrixSlot, ...]:
     """The slots of a module, or of a stored tensor without its ``.weight``, in the order of its outputs."""
     number, path = None, name
     alone, stacked = _EXPERT_ALONE.match(name), expert(name)
@@ -88,8 +88,8 @@ def slots(name: str) -> tuple[Slot, ...]:
         path = expression.sub(new, path)
     for end, parts in FUSED:
         if path.endswith(end):
-            return tuple(Slot(path.removesuffix(end) + part, number) for part in parts)
-    return (Slot(path, number),)
+            return tuple(MatrixSlot(path.removesuffix(end) + part, number) for part in parts)
+    return (MatrixSlot(path, number),)
 
 
 @final
@@ -106,7 +106,7 @@ class Storage:
 
     def __init__(self, base: Mapping[str, Shape]) -> None:
         self._base = base
-        self._places: dict[Slot, list[Place]] = {}
+        self._places: dict[MatrixSlot, list[Place]] = {}
         for key in base:
             tensor_slots = slots(key.removesuffix(".weight"))
             for part, slot in enumerate(tensor_slots):
@@ -117,7 +117,7 @@ class Storage:
         """The name of every slot → the shape of a tensor that contains it."""
         return {slot.name: self._base[places[0].key] for slot, places in self._places.items()}
 
-    def places(self, module_slots: Sequence[Slot]) -> tuple[Place, ...]:
+    def places(self, module_slots: Sequence[MatrixSlot]) -> tuple[Place, ...]:
         """Where these slots of one module are stored; empty where one is not, or could be several."""
         slot_places = [self._place(slot) for slot in module_slots]
         places = tuple(place for place in slot_places if place is not None)
@@ -131,10 +131,10 @@ class Storage:
             return (Place(first.key, first.number),)
         return places
 
-    def _place(self, slot: Slot) -> Place | None:
+    def _place(self, slot: MatrixSlot) -> Place | None:
         candidates = self._places.get(slot, [])
         if not candidates and slot.expert is not None:  # of a stack, whose name says no number
-            stacks = self._places.get(Slot(slot.name), [])
+            stacks = self._places.get(MatrixSlot(slot.name), [])
             candidates = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
         # Two candidates: the name does not decide between them, so it matches none.
         return candidates[0] if len(candidates) == 1 else None

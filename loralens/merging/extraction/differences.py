@@ -33,7 +33,7 @@ _IN_LAST = re.compile(r"down|w2|wo$")  # expert weights whose outputs have the h
 
 @final
 @dataclass(frozen=True, slots=True)
-class Difference:
+class MatrixDifference:
     """tuned − base of one matrix, computed a block of rows at a time.
 
     Attributes
@@ -89,7 +89,7 @@ class Other:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class CheckpointComparison:
     """The comparison of two checkpoints, by the keys of the tuned one.
 
     Attributes
@@ -111,7 +111,7 @@ class Comparison:
     """
 
     tuned: Tensors
-    matrices: Mapping[str, Difference]
+    matrices: Mapping[str, MatrixDifference]
     other_tensors: Mapping[str, Other]
     added: tuple[str, ...]
     resized: Mapping[str, tuple[int, ...]]
@@ -129,14 +129,16 @@ def is_depthwise(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[1] == 1 < shape[0]
 
 
-def perhaps_grouped(difference: Difference) -> bool:
+def perhaps_grouped(difference: MatrixDifference) -> bool:
     """Whether a convolution may have groups, in which case PEFT would need an A that reads all channels."""
     kernel = prod(difference.layout.kernel)
     out, inside = difference.shape[0], difference.shape[1] // max(kernel, 1)
     return difference.layout.kind == "conv" and kernel > 1 and 1 < inside < out and not out % inside
 
 
-def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int | None = None) -> Comparison:
+def compare_checkpoints(
+    base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int | None = None
+) -> CheckpointComparison:
     """Compare two checkpoints by keys and shapes; no number is read.
 
     Parameters
@@ -150,7 +152,7 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
     """
     partners, edit = _match_keys(base, tuned)
     holders = _modules_with_children({key.rpartition(".")[0] for key in tuned})
-    matrices: dict[str, Difference] = {}
+    matrices: dict[str, MatrixDifference] = {}
     other_tensors: dict[str, Other] = {}
     resized: dict[str, tuple[int, ...]] = {}
     for key, partner in partners.items():
@@ -166,7 +168,7 @@ def compare(base: Tensors, tuned: Tensors, *, conv1d: bool = False, hidden: int 
             other_tensors[key] = Other(theirs, ours)
     added = tuple(key for key in tuned if key not in partners)
     used = {*partners.values()}
-    return Comparison(
+    return CheckpointComparison(
         tuned, matrices, other_tensors, added, resized, tuple(key for key in base if key not in used), edit
     )
 
@@ -210,7 +212,7 @@ def _prefixes(short: Tensors, long: Tensors) -> list[str]:
 
 def _matrices(
     key: str, partner: str, ours: LazyArray, theirs: LazyArray, *, conv1d: bool, hidden: int | None, alone: bool
-) -> dict[str, Difference]:
+) -> dict[str, MatrixDifference]:
     """The modules whose matrices a tensor holds: one module, the experts of a stack, or none.
 
     A parameter without a layer of its own is used only if it is ``alone``. PEFT wraps the module that holds the
@@ -225,7 +227,7 @@ def _matrices(
     if name == key:
         bare = len(shape) == 2 and alone
         layout = Layout("parameter")
-        return {key: Difference(Weight(partner, theirs, False), Weight(key, ours, False), layout)} if bare else {}
+        return {key: MatrixDifference(Weight(partner, theirs, False), Weight(key, ours, False), layout)} if bare else {}
     if len(shape) > 2:
         if is_depthwise(shape):
             return {}  # a pair would mix the channels
@@ -236,12 +238,12 @@ def _matrices(
         layout, transposed = Layout("linear", transposed=conv1d), conv1d
     flat = shape[0], prod(shape[1:])
     before, after = (Weight(k, t.reshape(*flat), transposed) for k, t in ((partner, theirs), (key, ours)))
-    return {name: Difference(before, after, layout)}
+    return {name: MatrixDifference(before, after, layout)}
 
 
 def _expert_matrices(
     key: str, partner: str, ours: LazyArray, theirs: LazyArray, hidden: int | None
-) -> dict[str, Difference]:
+) -> dict[str, MatrixDifference]:
     """The matrices of a stack, one for each expert."""
     count, rows, columns = ours.shape
     name = key.removesuffix(".weight")
@@ -254,7 +256,7 @@ def _expert_matrices(
         return tensor.rows(e, e + 1).reshape(rows, columns)
 
     return {
-        f"{name}[{e}]": Difference(
+        f"{name}[{e}]": MatrixDifference(
             Weight(partner, expert_weight(theirs, e), transposed),
             Weight(key, expert_weight(ours, e), transposed),
             Layout("experts"),

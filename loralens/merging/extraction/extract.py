@@ -15,10 +15,16 @@ from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.scaling import Scaling
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
-from loralens.merging.extraction.differences import Comparison, Difference, Tensors, compare, is_embedding
-from loralens.merging.extraction.extraction import Extracted, Extraction, Frame
-from loralens.merging.extraction.leftover import LeftOut, leftover
-from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, measured_error, triplets
+from loralens.merging.extraction.differences import (
+    CheckpointComparison,
+    MatrixDifference,
+    Tensors,
+    compare_checkpoints,
+    is_embedding,
+)
+from loralens.merging.extraction.extraction import AdapterFrame, ExtractedModule, Extraction
+from loralens.merging.extraction.leftover import LeftOut, collect_leftover
+from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
 from loralens.merging.tying import Tied
 
 # 64 MiB in float32, so several of them at a time would need too much memory.
@@ -92,7 +98,7 @@ def extract_adapter(
     triplets. Weights that differ are read three times: for the comparison, for the SVD, and for the error of the pair.
     """
     base, tuned, tied = _separate_heads(base, base_config, tuned, tuned_config)
-    compared = compare(base, tuned, conv1d=conv1d, hidden=_hidden_size(tuned_config or {}))
+    compared = compare_checkpoints(base, tuned, conv1d=conv1d, hidden=_hidden_size(tuned_config or {}))
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
@@ -104,8 +110,8 @@ def extract_adapter(
     )
     results, skipped = work.measure()
     # The size of the file counts the extras, so they are collected before the ranks are chosen.
-    extras = leftover(compared, results, drop=drop_extra)
-    ranked = work.ranks(results, size or _nbytes, Frame(extras, base_model, conv1d, tied))
+    extras = collect_leftover(compared, results, drop=drop_extra)
+    ranked = work.ranks(results, size or _nbytes, AdapterFrame(extras, base_model, conv1d, tied))
     chosen_ranks = {name: rank for name, rank in ranked.items() if rank}
     noise = [
         LeftOut(name, "nothing rises above the noise", results[name].norm)
@@ -119,9 +125,9 @@ def extract_adapter(
         raise OptionError(what, fix="check which checkpoint is which, --modules and the rule")
     # A bias of a module without a pair has another key in the file.
     if len(chosen_ranks) < len(results):
-        extras = leftover(compared, chosen_ranks, drop=drop_extra)
+        extras = collect_leftover(compared, chosen_ranks, drop=drop_extra)
     pairs, measurements = work.pairs(results, chosen_ranks)
-    adapter = Frame(extras, base_model, conv1d, tied).adapter(pairs)
+    adapter = AdapterFrame(extras, base_model, conv1d, tied).adapter(pairs)
     return Extraction(adapter, measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes))
 
 
@@ -148,7 +154,7 @@ def _hidden_size(config: Mapping[str, Any]) -> int | None:
     return hidden_size if isinstance(hidden_size, int) else None
 
 
-def _select_modules(compared: Comparison, globs: Sequence[str]) -> set[str]:
+def _select_modules(compared: CheckpointComparison, globs: Sequence[str]) -> set[str]:
     """The modules that the globs select; all except embeddings if there are no globs."""
     if globs:
         return set(select(compared.matrices, globs))
@@ -164,7 +170,7 @@ def _nbytes(adapter: Adapter) -> int:
 class _ExtractionRun:
     """The state of one extraction."""
 
-    compared: Comparison
+    compared: CheckpointComparison
     rule: Rule | NoiseEdge
     chosen: set[str]
     one_rank: bool
@@ -226,7 +232,7 @@ class _ExtractionRun:
 
     def _triplets(self, name: str, count: int | None, threads: int) -> Triplets:
         difference = self.compared.matrices[name]
-        return triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
+        return compute_triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
 
     def _norm(self, name: str) -> float:
         """‖D‖_F, or 0 if only the dtype differs."""
@@ -234,7 +240,7 @@ class _ExtractionRun:
             return 0.0
         return sqrt(sum(float(np.vdot(block, block)) for _, block, _ in self.compared.matrices[name].blocks()))
 
-    def ranks(self, results: dict[str, Triplets], size: Size, frame: Frame) -> dict[str, int]:
+    def ranks(self, results: dict[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
         """Choose the rank of every module; compute more directions first where those of a matrix do not suffice."""
         while True:
             chosen = self._ranks(results, size, frame)
@@ -253,7 +259,7 @@ class _ExtractionRun:
         budget = isinstance(self.rule, Rule) and self.rule.budget
         return rank > result.count or (budget and rank == result.count)
 
-    def _ranks(self, results: Mapping[str, Triplets], size: Size, frame: Frame) -> dict[str, int]:
+    def _ranks(self, results: Mapping[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
         shared = shared_ranks({name: self._stub(name, 1) for name in results})
         if isinstance(self.rule, NoiseEdge):
             return self._ranks_above_noise(results, shared)
@@ -294,12 +300,12 @@ class _ExtractionRun:
 
     def pairs(
         self, results: Mapping[str, Triplets], chosen: Mapping[str, int]
-    ) -> tuple[dict[str, LowRank], dict[str, Extracted]]:
+    ) -> tuple[dict[str, LowRank], dict[str, ExtractedModule]]:
         """The modules at their ranks, and the measured error of each."""
         # The progress has counted every matrix already.
         self.step = None
 
-        def make(name: str, threads: int) -> tuple[LowRank, Extracted]:
+        def make(name: str, threads: int) -> tuple[LowRank, ExtractedModule]:
             # The error is measured block by block; there is nothing to share between threads.
             del threads
             return _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype)
@@ -308,13 +314,15 @@ class _ExtractionRun:
         return {name: pair for name, (pair, _) in modules.items()}, {name: told for name, (_, told) in modules.items()}
 
 
-def _make_pair(difference: Difference, result: Triplets, rank: int, dtype: np.dtype[Any]) -> tuple[LowRank, Extracted]:
+def _make_pair(
+    difference: MatrixDifference, result: Triplets, rank: int, dtype: np.dtype[Any]
+) -> tuple[LowRank, ExtractedModule]:
     left_factor, right_factor = result.factors(rank, dtype)
     B, A = (right_factor, left_factor.T) if difference.tuned.transposed else (left_factor, right_factor.T)
     lost = measured_error(difference, left_factor, right_factor)
     rows, columns = difference.stored
     spread = lost / sqrt(rows * columns)
-    measurement = Extracted(
+    measurement = ExtractedModule(
         difference.shape,
         rank,
         result.norm,

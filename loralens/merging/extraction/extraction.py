@@ -12,7 +12,7 @@ from loralens.merging.extraction.leftover import LeftOut, Leftover
 
 @final
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class ExtractedModule:
     """How well a pair represents the difference D of its module. Norms have the unit of the weights.
 
     Attributes
@@ -67,7 +67,7 @@ class Extraction:
     """
 
     adapter: Adapter
-    modules: Mapping[str, Extracted]
+    modules: Mapping[str, ExtractedModule]
     unchanged: int
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -89,7 +89,7 @@ class Extraction:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Frame:
+class AdapterFrame:
     """The parts of an extracted adapter other than its pairs.
 
     Attributes

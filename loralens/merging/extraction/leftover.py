@@ -11,7 +11,13 @@ from typing import final
 
 from loralens.core.adapter import Extra
 from loralens.core.names import natural_key
-from loralens.merging.extraction.differences import Comparison, Tensors, is_depthwise, is_embedding, perhaps_grouped
+from loralens.merging.extraction.differences import (
+    CheckpointComparison,
+    Tensors,
+    is_depthwise,
+    is_embedding,
+    perhaps_grouped,
+)
 
 PREFIX = "base_model.model."  # PEFT's keys begin with it
 RESIZED = ("embed_tokens", "lm_head")  # PEFT stores their full matrix without listing them in modules_to_save
@@ -69,7 +75,7 @@ class Leftover:
                 self.extra[PREFIX + key] = Extra("saved", module, tensor, parameter)
 
 
-def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = False) -> Leftover:
+def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str], *, drop: bool = False) -> Leftover:
     """Collect the differences other than those of matrices.
 
     Parameters
@@ -103,7 +109,7 @@ def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = F
     return collected
 
 
-def _collect_changed(key: str, comparison: Comparison, adapted: Collection[str], collected: Leftover) -> None:
+def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collection[str], collected: Leftover) -> None:
     """Add a tensor that differs to the collection, in the form in which PEFT stores it."""
     module, _, parameter = key.rpartition(".")
     tensor = comparison.tuned[key]
@@ -143,7 +149,7 @@ def _collect_resized(key: str, shape: tuple[int, ...], tuned: Tensors, collected
         collected.save(module, tuned)
 
 
-def _notes(comparison: Comparison, adapted: Collection[str]) -> list[str]:
+def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[str]:
     """Notes about the comparison itself."""
     notes = [f"names match after {comparison.edit}"] if comparison.edit else []
     missing = comparison.missing

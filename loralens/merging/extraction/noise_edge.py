@@ -31,7 +31,7 @@ def known_threshold(noise: float, shape: Shape) -> float:
     return _lambda(_aspect_ratio(shape)) * noise * sqrt(max(shape))
 
 
-def drawn_threshold(largest: float, shape: Shape) -> float:
+def sampled_threshold(largest: float, shape: Shape) -> float:
     """τ = λ(β)/(1+√β)·σ₁, where σ₁ = ``largest`` is that of pure noise drawn with the variances of the entries.
 
     For white noise in a large matrix σ₁ = e(√m + √n), and the result is that of `known_threshold`.

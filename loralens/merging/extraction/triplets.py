@@ -12,10 +12,10 @@ from loralens.core.ranks import Rule
 from loralens.errors import FormatError
 from loralens.linalg.device import Device, Float
 from loralens.linalg.factor import Floats
-from loralens.linalg.randomized import ROUNDING, holds, is_dense, leading
+from loralens.linalg.randomized import ROUNDING, input_dtype, is_dense, leading_svd
 from loralens.linalg.rounding import ulp
-from loralens.merging.extraction.differences import Difference
-from loralens.merging.extraction.noise_edge import drawn_threshold, known_threshold, median_threshold
+from loralens.merging.extraction.differences import MatrixDifference
+from loralens.merging.extraction.noise_edge import known_threshold, median_threshold, sampled_threshold
 
 # 8 and 16 are the usual ranks of adapters.
 START = 16  # directions of the first computation, if the rule does not say how many it needs
@@ -107,9 +107,9 @@ class Triplets:
         return left, right
 
 
-def triplets(
+def compute_triplets(
     name: str,
-    difference: Difference,
+    difference: MatrixDifference,
     rule: Rule | NoiseEdge,
     *,
     count: int | None = None,
@@ -138,9 +138,9 @@ def triplets(
 
     Notes
     -----
-    Without a dense SVD, D is kept in float32, rounded once from the float64 difference, and `leading` computes 16, 32,
-    64 … directions. Its values exceed the true ones by at most 2⁻²⁰σ₁, so no edge below that is used. A value that is
-    within its error of the edge may be on either side.
+    Without a dense SVD, D is kept in float32, rounded once from the float64 difference, and `leading_svd` computes 16,
+    32, 64 … directions. Its values exceed the true ones by at most 2⁻²⁰σ₁, so no edge below that is used. A value that
+    is within its error of the edge may be on either side.
     """
     rows, columns = difference.stored
     most = min(rows, columns)
@@ -148,7 +148,7 @@ def triplets(
     # Equal weights need no SVD.
     if not difference.differs():
         return Triplets(np.zeros((rows, 0)), np.zeros((columns, 0)), np.zeros(0), True, 0.0, 0.0, None, 0.0)
-    working_dtype: Float = holds((rows, columns), k, exact=exact)
+    working_dtype: Float = input_dtype((rows, columns), k, exact=exact)
     D, norm, noise = _read_difference(difference, working_dtype, name)
     device = Device("cpu", threads)
     while True:
@@ -159,7 +159,7 @@ def triplets(
             D, norm, noise = _read_difference(difference, working_dtype, name)
         # Seeded by the name, so that the result does not depend on the other modules.
         rng = np.random.default_rng(int.from_bytes(sha256(name.encode()).digest()[:8], "little"))
-        svd = leading(D, most if dense else k, rng=rng, device=device, exact=exact)
+        svd = leading_svd(D, most if dense else k, rng=rng, device=device, exact=exact)
         # Directions of length 0 have no meaning.
         positive = svd.s > 0
         s = svd.s[positive]
@@ -184,20 +184,20 @@ def triplets(
 
 
 def _noise_edge(
-    rule: NoiseEdge, difference: Difference, D: Array, s: Floats, noise: float, *, dense: bool, device: Device
+    rule: NoiseEdge, difference: MatrixDifference, D: Array, s: Floats, noise: float, *, dense: bool, device: Device
 ) -> float:
     shape = difference.stored
     if rule.noise == "median":
         return median_threshold(_median_singular_value(D, s, dense=dense), shape)
     # Below this, values of the float32 method are not reliable.
     floor = 0.0 if dense else ROUNDING * float(s[0])
-    N = _draw_rounding_noise(difference, holds(shape, 1))
-    largest = float(leading(N, 1, rng=np.random.default_rng(1), device=device).s[0])
+    N = _draw_rounding_noise(difference, input_dtype(shape, 1))
+    largest = float(leading_svd(N, 1, rng=np.random.default_rng(1), device=device).s[0])
     # The largest of the three: a direction must stand above every kind of noise.
-    return max(drawn_threshold(largest, shape), known_threshold(noise, shape), floor)
+    return max(sampled_threshold(largest, shape), known_threshold(noise, shape), floor)
 
 
-def _draw_rounding_noise(difference: Difference, dtype: Float) -> Array:
+def _draw_rounding_noise(difference: MatrixDifference, dtype: Float) -> Array:
     """A random sample of the rounding noise of the tuned weight: ulp times a number in (−½, ½) for every entry."""
     rng = np.random.default_rng(0)
     N = np.empty(difference.stored, dtype)
@@ -223,7 +223,7 @@ def _median_singular_value(D: Array, s: Floats, *, dense: bool) -> float:
     return float(np.median(np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))))
 
 
-def _read_difference(difference: Difference, dtype: Float, name: str) -> tuple[Array, float, float]:
+def _read_difference(difference: MatrixDifference, dtype: Float, name: str) -> tuple[Array, float, float]:
     """D in ``dtype``, ‖D‖_F and the level of the rounding noise, in one pass over both weights."""
     rng = np.random.default_rng(0)
     size = difference.stored[0] * difference.stored[1]
@@ -244,7 +244,7 @@ def _read_difference(difference: Difference, dtype: Float, name: str) -> tuple[A
     return D, sqrt(energy), sqrt(noise / count / 12)
 
 
-def measured_error(difference: Difference, left: Array, right: Array) -> float:
+def measured_error(difference: MatrixDifference, left: Array, right: Array) -> float:
     """‖D − left·rightᵀ‖_F in float64, computed from every entry of both weights with the factors as they are stored."""
     L, R = left.astype(np.float64), right.astype(np.float64).T
     total = 0.0

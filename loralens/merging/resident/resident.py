@@ -10,19 +10,19 @@ from typing import final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.merging.apply import prepare
+from loralens.merging.apply import prepare_merge
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
-from loralens.merging.undo.restore import taken_away
+from loralens.merging.undo.restore import subtract_updates
 
 Task = tuple[tuple[str, float], ...]  # names of adapters and their weights; empty for the base
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedWeight:
     """Everything that is needed to restore the base of a merged weight.
 
     Attributes
@@ -54,8 +54,8 @@ class Merged:
         return 0 if self.copy is None else self.copy.nbytes
 
 
-def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
-    """W' = round(W + D) in a new array with the shape of W, and the `Merged` that restores W.
+def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedWeight]:
+    """W' = round(W + D) in a new array with the shape of W, and the `MergedWeight` that restores W.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
         Its result must have the shape and dtype of W.
     task : Task
     """
-    merge = prepare(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
+    merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
     replaced = plan.replacement is not None
     result, writer, buffer = np.empty(plan.matrix, W.dtype), PatchWriter(W.dtype.itemsize), Buffer()
     for block in merge.blocks():
@@ -74,10 +74,10 @@ def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
             writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), Merged(task, plan, merge.gains, patch, copy)
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.gains, patch, copy)
 
 
-def restored(W: Array, undo: Merged) -> Array:
+def restore_weight(W: Array, undo: MergedWeight) -> Array:
     """Restore the weight of the base from the merged one. The array must not be modified.
 
     Raises
@@ -90,7 +90,7 @@ def restored(W: Array, undo: Merged) -> Array:
     assert undo.patch is not None
     assert prod(undo.plan.matrix) == W.size
     reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty(undo.plan.matrix, W.dtype), 0
-    for R in taken_away(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
+    for R in subtract_updates(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
         result[start : start + len(R)] = reader.block(R)
         start += len(R)
     reader.finish()

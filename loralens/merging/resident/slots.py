@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it impor
 _BITS = {1: "int8", 2: "int16"}  # integer dtypes of torch and NumPy, by the bytes of floats that NumPy lacks
 
 
-class Slot(Protocol):
+class WeightSlot(Protocol):
     """One weight of a model that can be read and written."""
 
     @property
@@ -122,7 +122,7 @@ class TensorSlot:
 def _dtype(tensor: "Tensor") -> np.dtype[Any]:
     """NumPy's dtype of a tensor; ``void`` if it is quantised or on the meta device."""
     name = str(tensor.dtype).removeprefix("torch.")
-    # `void` is no float, so `check_writable` refuses it with a message.
+    # `void` is no float, so `check_slot_writable` refuses it with a message.
     if tensor.device.type == "meta" or not tensor.dtype.is_floating_point:
         return np.dtype(np.void)
     return np.dtype(getattr(ml_dtypes, name, None) or name)
@@ -137,7 +137,7 @@ def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
     return array.view(dtype)
 
 
-def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, Slot]:
+def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, WeightSlot]:
     """The weights of a model by key.
 
     Raises
@@ -153,19 +153,19 @@ def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, Slot]:
     return {key: TensorSlot(tree, key) for key in tree.parameters}
 
 
-def stores_conv1d(model: "nn.Module | Mapping[str, Array]") -> bool:
+def has_conv1d_layers(model: "nn.Module | Mapping[str, Array]") -> bool:
     """Whether a torch module has linear layers that store their weight as (in, out), as GPT-2 does."""
     if isinstance(model, Mapping):
         return False
     return any(type(layer).__name__ == "Conv1D" for layer in model.modules())
 
 
-def lazy(slot: Slot) -> LazyArray:
+def lazy_weight(slot: WeightSlot) -> LazyArray:
     """The weight as a `LazyArray`, which matching and merging need."""
     return LazyArray(slot.read, shape=slot.shape, dtype=slot.dtype)
 
 
-def check_writable(key: str, slot: Slot) -> None:
+def check_slot_writable(key: str, slot: WeightSlot) -> None:
     """Refuse a weight that cannot be changed in place.
 
     Raises

@@ -11,24 +11,24 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
-from loralens.merging.plan import Plan, TensorPlan
-from loralens.merging.planning import plan
-from loralens.merging.record import feed
-from loralens.merging.resident.resident import Merged, Task, merged, restored
-from loralens.merging.resident.slots import Slot, check_writable, lazy, slots_of, stores_conv1d
-from loralens.merging.tying import alike
+from loralens.merging.plan import MergePlan, TensorPlan
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import feed_hash
+from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
+from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
+from loralens.merging.tying import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
     from torch import nn
 
 Wanted = str | Mapping[str, float] | None
 UNTIED = {"tie_word_embeddings": False}  # tied weights are found by their memory address, not by the configuration
-Made = tuple[Array, Merged | None]  # the new numbers of a weight, and what restores the base (None for the base)
+Made = tuple[Array, MergedWeight | None]  # the new numbers of a weight, and what restores the base (None for the base)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class State:
+class SwitchboardState:
     """The state of a switchboard.
 
     Attributes
@@ -60,7 +60,7 @@ class State:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Held:
+class MemoryUse:
     """Bytes of memory that a switchboard uses in addition to the model.
 
     Attributes
@@ -132,12 +132,12 @@ class Switchboard:
         keep_tied: bool = False,
         threads: int = 1,
     ) -> None:
-        self._slots: dict[str, Slot] = slots_of(model)
-        self._base = {key: lazy(slot) for key, slot in self._slots.items()}
-        self._conv1d = stores_conv1d(model) if conv1d is None else conv1d
+        self._slots: dict[str, WeightSlot] = slots_of(model)
+        self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
+        self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         self._threads, self._keep_tied = threads, keep_tied
         self._adapters = {name: _loaded(adapter) for name, adapter in adapters.items()}
-        self._merged: dict[str, Merged] = {}
+        self._merged: dict[str, MergedWeight] = {}
         self._goal: tuple[Task, frozenset[str]] = (
             (),
             frozenset(),
@@ -161,10 +161,10 @@ class Switchboard:
         self._hashes = {key: _hash(self._slots[key].read()) for key in self._slots if key in keys}
 
     @property
-    def state(self) -> State:
+    def state(self) -> SwitchboardState:
         """The current task, and the weights that an interrupted switch has not yet changed."""
         waiting = tuple(key for key in self._hashes if self._task_of(key) != self._task_for(key))
-        return State(dict(self._goal[0]), waiting, len(self._hashes))
+        return SwitchboardState(dict(self._goal[0]), waiting, len(self._hashes))
 
     def switch(self, task: Wanted) -> None:
         """Merge the model for another task.
@@ -224,10 +224,10 @@ class Switchboard:
                 fix="something else changed them: load the model again",
             )
 
-    def bytes(self) -> Held:
+    def bytes(self) -> MemoryUse:
         """The memory in use now, in addition to the model."""
         merged_weights = self._merged.values()
-        return Held(
+        return MemoryUse(
             {name: _nbytes(adapter) for name, adapter in self._adapters.items()},
             sum(one.patch_bytes for one in merged_weights),
             sum(one.copy_bytes for one in merged_weights),
@@ -249,9 +249,9 @@ class Switchboard:
             return {}
         return self._plans[task] if task in self._plans else self._without_duplicates(self._make_plan(task).tensors)
 
-    def _make_plan(self, task: Task) -> Plan:
+    def _make_plan(self, task: Task) -> MergePlan:
         pairs = [(self._adapters[name], weight) for name, weight in task]
-        return plan(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
+        return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
         """The plans without those that change shared numbers in the same way as another plan; an embedding's stays."""
@@ -262,7 +262,7 @@ class Switchboard:
             same = (
                 one for other, one in distinct.items() if other in self._slots and self._slots[other].address == address
             )
-            if not any(alike(tensors[key], one) for one in same):
+            if not any(have_same_change(tensors[key], one) for one in same):
                 distinct[key] = tensors[key]
         return {key: tensor for key, tensor in tensors.items() if key in distinct}
 
@@ -280,7 +280,7 @@ class Switchboard:
                     f"{key} would change its shape from {tensor.base.shape} to {tensor.shape}",
                     fix="resize the model's own weight first",
                 )
-            check_writable(key, self._slots[key])
+            check_slot_writable(key, self._slots[key])
             notes += self._check_shared(key, tensor, meant)
         return notes
 
@@ -314,12 +314,12 @@ class Switchboard:
     def _base_of(self, key: str) -> Array:
         """A weight of the base, restored if it is merged."""
         weight = self._slots[key].read()
-        return restored(weight, self._merged[key]) if key in self._merged else weight
+        return restore_weight(weight, self._merged[key]) if key in self._merged else weight
 
     def _new_weight(self, key: str, tensor: TensorPlan | None, task: Task) -> Made:
         """Compute the new numbers of a weight; the model is not changed yet."""
         W = self._base_of(key)
-        return (W, None) if tensor is None else merged(W, tensor, task)
+        return (W, None) if tensor is None else merge_weight(W, tensor, task)
 
     def _finish_writing(self) -> None:
         """Write the weight that is due. If this is interrupted, it can be repeated with the same result."""
@@ -351,5 +351,5 @@ def _nbytes(adapter: Adapter) -> int:
 
 def _hash(array: Array) -> bytes:
     digest = sha256()
-    feed(digest, array)
+    feed_hash(digest, array)
     return digest.digest()

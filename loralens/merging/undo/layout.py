@@ -45,13 +45,13 @@ VERSION = 1
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
-def digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
+def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
     content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
     return sha256(content.encode("ascii")).hexdigest()
 
 
-def packed(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     """The arrays and the JSON entry of one tensor."""
     plan, patch = record.plan, record.patch
     assert plan.base is not None
@@ -94,7 +94,7 @@ def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
 @final
 @dataclass(frozen=True, slots=True)
 class MergeUndo:
-    """The content of an undo file; `merge_undo` makes it.
+    """The content of an undo file; `parse_undo` makes it.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def _entry_errors(key: str) -> Iterator[None]:
             raise FormatError(f"its entry is malformed ({ascii(error)[:120]})", fix=_DAMAGED) from error
 
 
-def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
+def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
     """Check the outline of the content of an undo file.
 
     Raises
@@ -167,7 +167,7 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     dropped = content.get("dropped")
     if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in map(str, dropped)):
         raise FormatError("its outline is malformed", fix=_DAMAGED)
-    written = digest(content["headers"], content["texts"])
+    written = text_digest(content["headers"], content["texts"])
     # Files of older versions have no digest and are accepted without it.
     if content.get("digest", written) != written:
         raise FormatError("its headers and texts do not match their digest", fix=_DAMAGED)
@@ -178,7 +178,7 @@ def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 
 
 def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
-    """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `packed`."""
+    """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_record`."""
     check_entry(entry)
     streams = tuple(arrays[name] for name in _numbered_names(f"{key}#patch.", arrays))
     rows, columns = entry["matrix"]

@@ -25,7 +25,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.lazy import Array, LazyArray, joined
+from loralens.core.lazy import Array, LazyArray, concatenate
 from loralens.errors import FormatError
 
 Coding = Literal["patch", "xor"]
@@ -61,7 +61,7 @@ def bits(array: Array) -> NDArray[Any]:
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def in_memory(data: bytes) -> LazyArray:
+def keep_in_memory(data: bytes) -> LazyArray:
     """Keep the bytes of a stream in memory, as an array."""
     return LazyArray.of(np.frombuffer(data, np.uint8))
 
@@ -81,7 +81,7 @@ class PatchWriter:
     """
 
     itemsize: int
-    keep: Keep = in_memory
+    keep: Keep = keep_in_memory
     _coding: Coding | None = None
     _different: int = 0
     _streams: "list[_Deflate]" = field(default_factory=list)
@@ -180,7 +180,7 @@ class _Deflate:
     def end(self) -> LazyArray:
         self._add(self._engine.flush())
         self._put_away()
-        return self._kept[0] if len(self._kept) == 1 else joined(self._kept)
+        return self._kept[0] if len(self._kept) == 1 else concatenate(self._kept)
 
     def _add(self, part: bytes) -> None:
         self._parts.append(part)

@@ -13,8 +13,8 @@ from loralens.linalg.device import Device
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
-from loralens.merging.record import Against, feed
-from loralens.merging.rounding import removed, rounded, slices_for
+from loralens.merging.record import Against, feed_hash
+from loralens.merging.rounding import round_sums, slices_for, subtract_update
 from loralens.merging.undo.patch import Blob, PatchReader
 
 
@@ -55,7 +55,7 @@ class TensorUndo:
         return np.zeros((stop - start, *self.shape[1:]), self.dtype)
 
 
-def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
+def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
     """Yield the rows of the base tensor in order.
 
     Parameters
@@ -79,7 +79,7 @@ def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = Non
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
     for rows in _patch_start(undo, merged, device):
         W = reader.block(rows)
-        feed(digest, W)
+        feed_hash(digest, W)
         yield W
     reader.finish()
     # The last proof: every bit of the base is hashed.
@@ -96,7 +96,7 @@ def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     # A resized tensor has a matrix of its own.
     matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
     for rows in MatrixRows(merged, matrix).blocks():
-        feed(digest, rows)
+        feed_hash(digest, rows)
     if digest.hexdigest() != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
@@ -112,10 +112,10 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
         return MatrixRows(blank, undo.matrix).blocks()
     # Against the merged numbers themselves there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
-    return taken_away(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
+    return subtract_updates(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
 
 
-def taken_away(
+def subtract_updates(
     plan: TensorPlan, gains: Mapping[int, Gain], dtype: np.dtype[Any], *, device: Device | None = None
 ) -> Iterator[Array]:
     """Yield R in order of the rows: a merged tensor minus its update, rounded to ``dtype``.
@@ -136,10 +136,10 @@ def taken_away(
     for start, stop, slab in cuts(plan):
         rows = source.rows(start, stop)
         if slab is None:
-            yield rounded(rows, dtype)
+            yield round_sums(rows, dtype)
             continue
         first, last = start - slab.start, stop - slab.start
         D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
         gain = gains.get(slab.start)
         factors = gain.of(first, last) if gain else None
-        yield removed(rows, D, dtype, gain=factors, out=buffers[1].of(rows.shape))
+        yield subtract_update(rows, D, dtype, gain=factors, out=buffers[1].of(rows.shape))

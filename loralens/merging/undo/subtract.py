@@ -6,8 +6,8 @@ from typing import final
 import numpy as np
 
 from loralens.core.lazy import Array
-from loralens.merging.apply import Block
-from loralens.merging.rounding import added, largest, removed
+from loralens.merging.apply import MergedBlock
+from loralens.merging.rounding import largest, merge_entries, subtract_update
 
 
 @final
@@ -28,7 +28,7 @@ class Doubt:
     none: int = 0
 
 
-def subtracted(block: Block, doubt: Doubt) -> Array:
+def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
     """R = round(W' − D) of a block in which ``block.W`` is the merged weight; ``doubt`` counts uncertain entries.
 
     The update must have no DoRA gain, because the gain cannot be computed without the base.
@@ -36,17 +36,17 @@ def subtracted(block: Block, doubt: Doubt) -> Array:
     merged, D = block.W, block.D
     if D is None:
         return merged
-    R = removed(merged, D, merged.dtype)
+    R = subtract_update(merged, D, merged.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         # Which of R and its two neighbours a merge would round to the given number.
-        hits = (added(R, D, merged.dtype) == merged).astype(np.int8)
+        hits = (merge_entries(R, D, merged.dtype) == merged).astype(np.int8)
         # Neighbours towards infinity; float8 has none, so they end at its largest number.
         limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest(R.dtype), dtype=R.dtype)
         for other in (
             np.nextafter(R, limit),
             np.nextafter(R, -limit),
         ):  # nextafter returns the limit for the limit itself
-            hits += (other != R) & (added(other, D, merged.dtype) == merged)
+            hits += (other != R) & (merge_entries(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))
     doubt.none += int(np.count_nonzero(hits == 0))

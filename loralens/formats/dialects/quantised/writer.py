@@ -10,7 +10,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import NAME, PART, as_bytes, direction_bytes, directions
+from loralens.core.quantised import NAME, PART, as_bytes, direction_bits, direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.quantised.reader import EXTRA, VERSION, description
@@ -79,7 +79,7 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
         (data,) = module.origin.tensors.values()
         return module.rank, data
     pair = LowRank(*module.factors)
-    kept = directions(pair, bits)
+    kept = direction_bits(pair, bits)
 
     def rounded() -> Array:
         return as_bytes(quantise_product(pair.B, pair.A, np.array(kept)))
