@@ -168,7 +168,7 @@ def test_text_that_is_odd_and_harmless_comes_back() -> None:
 
 
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"model\.conv: 17 are no bits"):
+    with pytest.raises(OptionError, match=r"model\.conv: 17 are not the bit widths"):
         loralens.save(adapter(), tmp_path / "q", format=NAME, bits=17)
     with pytest.raises(OptionError, match="bits for nowhere"):
         loralens.save(adapter(), tmp_path / "q", format=NAME, bits={"nowhere": [8]})

@@ -17,8 +17,8 @@ from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
-from loralens.merging.plan import Plan
-from loralens.merging.planning import plan
+from loralens.merging.plan import MergePlan
+from loralens.merging.planning import plan_merge
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
@@ -70,7 +70,7 @@ class MergeInputs:
 
     base: str
     files: ModelFiles
-    plan: Plan
+    plan: MergePlan
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
@@ -154,7 +154,7 @@ def read_merge_inputs(
     with place(base):
         scales = scales_of(files.tensors, config)
     try:
-        planned = plan(
+        planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
             {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
             config=config,

@@ -20,9 +20,9 @@ from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
-from loralens.merging.record import feed
-from loralens.merging.undo.layout import merge_undo
-from loralens.merging.undo.restore import restored
+from loralens.merging.record import feed_hash
+from loralens.merging.undo.layout import parse_undo
+from loralens.merging.undo.restore import restore_tensor
 
 THREADS = os.cpu_count() or 1
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
@@ -62,7 +62,7 @@ class UnmergeRun:
         self.tensors = self.files.tensors
         self._digests: dict[str, Any] = {}
         with place(file):
-            self.undo = merge_undo(arrays, content)
+            self.undo = parse_undo(arrays, content)
             missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
             if missing or len(self.undo.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
@@ -163,7 +163,7 @@ class UnmergeRun:
             if key in self.undo.dropped:
                 yield self.undo.dropped[key].read()
             else:
-                yield from restored(self.undo.tensor(key), self.tensors[key], device=self.device)
+                yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
 
     def _copy(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merge left as it was, hashed."""
@@ -173,7 +173,7 @@ class UnmergeRun:
             yield rows
 
     def _watch(self, key: str, rows: Array) -> None:
-        feed(self._digests.setdefault(key, sha256()), rows)
+        feed_hash(self._digests.setdefault(key, sha256()), rows)
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""

@@ -10,7 +10,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import NAME, PART, as_bytes, direction_bytes, directions
+from loralens.core.quantised import NAME, PART, as_bytes, direction_bits, direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.quantised.reader import EXTRA, VERSION, description
@@ -85,13 +85,13 @@ def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
         return module.rank, data
     # Without the scale, which is stored in the description.
     pair = LowRank(*module.factors)
-    direction_bits = directions(pair, bits)
+    bits_of_each = direction_bits(pair, bits)
 
     def round_pair() -> Array:
-        return as_bytes(quantise_product(pair.B, pair.A, np.array(direction_bits)))
+        return as_bytes(quantise_product(pair.B, pair.A, np.array(bits_of_each)))
 
-    size = sum(direction_bytes(pair.shape, b) for b in direction_bits)
-    return len(direction_bits), LazyArray(round_pair, shape=(size,), dtype=np.uint8)
+    size = sum(direction_bytes(pair.shape, b) for b in bits_of_each)
+    return len(bits_of_each), LazyArray(round_pair, shape=(size,), dtype=np.uint8)
 
 
 def _number(kind: Kind, kinds: list[Kind]) -> int:
