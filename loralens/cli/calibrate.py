@@ -6,7 +6,6 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.running import running
 from loralens.cli.show import Rows, show
 from loralens.verbs.calibrate import calibrate
 from loralens.verbs.inputs.adapters import Reading
@@ -15,12 +14,16 @@ from loralens.verbs.inputs.choices import FloatType
 
 @click.command("calibrate")
 @click.option("--adapter", required=True, metavar="A", help="The adapter: a file, a folder, or a Hub id.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="A .safetensors.")
-@running
-@click.option("--out-side", is_flag=True, help="Measure gradients at the outputs too: a loss and a backward pass.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE.")
-@click.option("--dry-run", is_flag=True, help="Check model, adapter and texts; run and write nothing.")
-@options.rows(json="Machine-readable report.", csv="One line a module.")
+@options.output("FILE", "The .safetensors file to write.")
+@options.running
+@click.option(
+    "--out-side",
+    is_flag=True,
+    help="Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.",
+)
+@options.OVERWRITE
+@options.DRY_RUN
+@options.rows(csv="module")
 @options.reading
 def command(
     model: str,

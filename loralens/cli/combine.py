@@ -6,8 +6,7 @@ from typing import Any, Unpack
 import click
 
 from loralens.arithmetic.method import SPACES, Space
-from loralens.cli import compress_rule, options
-from loralens.cli.combine_options import DROP_DEAD, take, writing
+from loralens.cli import options
 from loralens.cli.show import Rows, show
 from loralens.verbs.combine import combine
 from loralens.verbs.outputs.writing import RulesWritingAndReading
@@ -32,29 +31,45 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @click.command("combine")
 @click.argument("adapters", nargs=-1, metavar="ADAPTER[:W]...")
 @click.option(
-    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Follow a recipe: .toml, or an adapter."
+    "--recipe",
+    type=options.PATH,
+    metavar="FILE",
+    help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
-@click.option("--method", metavar="NAME", help="How; a wrong name lists all. [default: sum, exact]")
 @click.option(
-    "--strength", "--lambda", type=float, callback=options.finite, metavar="X", help="λ, the strength of the result."
+    "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )
-@click.option("--density", type=float, callback=options.finite, metavar="D", help="Part of the entries that is kept.")
+@click.option(
+    "--strength",
+    "--lambda",
+    type=float,
+    callback=options.finite,
+    metavar="X",
+    help="λ, the factor by which the combined update is multiplied.",
+)
+@click.option(
+    "--density",
+    type=float,
+    callback=options.finite,
+    metavar="D",
+    help="The share of the entries that a sparsifying method keeps.",
+)
 @click.option(
     "--settings",
     "--set",
     type=Setting(),
     multiple=True,
     metavar="NAME=X",
-    help="What else a method is told. Repeatable.",
+    help="Another setting of the method, by name. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of methods that draw random numbers.")
-@click.option("--space", type=click.Choice(SPACES), help="Where an elementwise method acts.")
+@options.seed("methods that draw at random", default=None)
+@click.option("--space", type=click.Choice(SPACES), help="The space in which an elementwise method works.")
 @options.MODULES
-@take("several")
-@DROP_DEAD
-@compress_rule.rules
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
-@writing
+@options.take("several adapters")
+@options.DROP_DEAD
+@options.rank_rules
+@options.UNIFORM
+@options.writing
 def command(
     adapters: tuple[str, ...],
     recipe: Path | None,

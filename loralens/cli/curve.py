@@ -4,23 +4,22 @@ from typing import Unpack
 
 import click
 
-from loralens.cli import compress_rule, options
+from loralens.cli import options
 from loralens.cli.show import Rows, show
 from loralens.verbs.curve import curve
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
-from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat
+from loralens.verbs.inputs.choices import FloatType, TargetFormat
 
 
 @click.command("curve")
 @click.argument("source")
-@click.option("--to", type=click.Choice(TARGET_FORMATS), help="The dialect of the file. [default: the source's own]")
-@click.option("--dtype", type=click.Choice(list(FLOAT_TYPES)), help="The dtype of the file. [default: as it is]")
-@compress_rule.PROTECT
-@compress_rule.ACTIVATIONS
-@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For GGUF.")
+@options.to()
+@options.dtype()
+@options.PROTECT
+@options.ACTIVATIONS
+@options.base("Needed for GGUF.")
 @options.MODULES
-@options.rows(json="Machine-readable.", csv="One line a rank.", plot="Draw it: .png, .svg or .pdf.")
+@options.rows(csv="rank", plot="size and error against rank")
 @options.reading
 def command(
     source: str,

@@ -15,23 +15,23 @@ from loralens.verbs.inputs.adapters import Reading
 
 @click.command("doctor")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("--base", metavar="MODEL", help=options.BASE_HELP)
+@options.base("Also check the adapters against its weights.")
 @options.MODULES
-@click.option("--dtype", type=click.Choice(get_args(MergeDType)), help="The dtype of a merge. [default: as the base]")
 @click.option(
-    "--rounding",
-    type=click.Choice(get_args(Rounding)),
-    default="nearest",
-    show_default=True,
-    help="How a merge would round; of error feedback only merging tells.",
+    "--dtype",
+    type=click.Choice(get_args(MergeDType)),
+    help="The dtype of the merged model whose rounding is foretold. [default: the dtypes of the base]",
+)
+@options.rounding(get_args(Rounding))
+@click.option(
+    "--sarif", type=options.PATH, metavar="FILE", help="Also write the findings to FILE as SARIF 2.1.0, for CI systems."
 )
 @click.option(
-    "--sarif", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as SARIF 2.1.0, for CI."
+    "--fail-on",
+    type=click.Choice(LEVELS),
+    help="Exit with code 1 if there is a finding of this level or a more serious one.",
 )
-@click.option(
-    "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
-)
-@options.rows(csv="One line a finding.", json="Machine-readable, one finding a module.")
+@options.rows(csv="finding")
 @options.reading
 @click.pass_context
 def command(

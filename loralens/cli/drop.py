@@ -4,7 +4,7 @@ from typing import Unpack
 
 import click
 
-from loralens.cli.combine_options import writing
+from loralens.cli import options
 from loralens.cli.show import Rows, show
 from loralens.verbs.drop import drop
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -12,8 +12,15 @@ from loralens.verbs.outputs.writing import WritingAndReading
 
 @click.command("drop")
 @click.argument("adapter")
-@click.option("--modules", "-m", metavar="GLOB", multiple=True, required=True, help="These go. Repeatable.")
-@writing
+@click.option(
+    "--modules",
+    "-m",
+    metavar="GLOB",
+    multiple=True,
+    required=True,
+    help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
+)
+@options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
     """Write ADAPTER without the modules that match GLOB: what a block does is seen when it is gone.
 

@@ -19,10 +19,10 @@ from loralens.verbs.inputs.adapters import Reading
     callback=options.finite,
     default=1e-6,
     show_default=True,
-    help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖.",
+    help="The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.",
 )
-@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For GGUF: its head counts.")
-@options.rows(csv="One line a module.", json="Machine-readable, every module.")
+@options.base("Needed for the head counts of GGUF files.")
+@options.rows(csv="module")
 @options.reading
 def command(
     first: str, second: str, tolerance: float, base: str | None, rows: Rows, **reading: Unpack[Reading]

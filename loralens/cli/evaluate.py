@@ -11,21 +11,24 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.data import TaskName
 
-COUNT = click.IntRange(min=1)
-
 
 @click.command("evaluate")
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
-@click.option("--model", required=True, metavar="DIR", help="The base: a transformers folder, a Hub id, or a package.")
-@click.option("--task", type=click.Choice(get_args(TaskName)), required=True, help="What is asked of it.")
-@click.option("--data", required=True, metavar="FILE", help="Texts as train takes them; of a corpus what it holds out.")
-@click.option("--limit", type=COUNT, metavar="N", help="Only the first N texts.")
-@click.option("--batch", type=COUNT, default=64, show_default=True, metavar="N", help="Texts at a time.")
-@click.option("--length", type=COUNT, metavar="N", help="Tokens of a text.  [default: as it was trained, else 256]")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, mps …")
-@click.option("--dtype", type=click.Choice(get_args(FloatType)), default="f32", show_default=True, help="Of the model.")
-@click.option("--threads", type=COUNT, metavar="N", help="Of the CPU.  [default: all that it may use]")
-@options.rows(csv="One line an adapter.", json="Machine-readable result.")
+@options.model()
+@click.option("--task", type=click.Choice(get_args(TaskName)), required=True, help="The task that is measured.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.",
+)
+@options.LIMIT
+@options.batch(64)
+@options.length("as the adapter was trained, else 256")
+@options.MODEL_DEVICE
+@options.MODEL_DTYPE
+@options.THREADS
+@options.rows(csv="adapter")
 @options.reading
 def command(
     adapters: tuple[str, ...],

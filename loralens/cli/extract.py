@@ -5,36 +5,42 @@ from typing import Unpack, get_args
 
 import click
 
-from loralens.cli import compress_rule, options
+from loralens.cli import options
 from loralens.cli.show import Rows, show
 from loralens.verbs.extract import FORMATS, Noise, extract
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
-from loralens.verbs.outputs.form import TargetFormat
+from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 
 @click.command("extract")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
-@click.option("--tuned", required=True, metavar="MODEL", help="The tuned or merged model, in the same forms.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
-@compress_rule.rules
+@options.base(required=True)
+@click.option("--tuned", required=True, metavar="MODEL", help="The fine-tuned or merged model, in the same forms.")
+@options.output("TARGET", "The file or folder to write.")
+@options.rank_rules
 @click.option(
     "--noise-edge",
     type=click.Choice(get_args(Noise)),
     is_flag=False,
     flag_value="rounding",
-    help="Keep what stands above the noise: that of rounding to the dtype of --tuned, or where it is unknown and the "
-    "difference full-rank, as the median of all singular values tells it.  [alone: rounding]",
+    help="Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of --tuned; "
+    "'median' estimates unknown noise from the median of all singular values, if the difference has full rank. "
+    "[default without a value: rounding]",
 )
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
-@click.option("--exact", is_flag=True, help="Dense SVDs in float64, for big matrices too: slow.")
+@options.UNIFORM
+@click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
-@click.option("--dtype", type=click.Choice(list(FLOAT_TYPES)), default="f32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(FLOAT_TYPES)),
+    default="f32",
+    show_default=True,
+    help="The dtype of all factors.",
+)
 @options.MODULES
-@click.option("--drop-extra", is_flag=True, help="Leave out what is no matrix: norms, biases, new heads.")
-@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
-@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
-@options.rows(csv="One line a module.", json="Machine-readable report.")
+@click.option("--drop-extra", is_flag=True, help="Leave out what is not a matrix: norms, biases and new heads.")
+@options.OVERWRITE
+@options.DRY_RUN
+@options.rows(csv="module")
 def command(
     base: str,
     tuned: str,

@@ -27,15 +27,15 @@ class ConsumerType(click.Choice[str]):
 @click.command("inspect")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.MODULES
-@click.option("--base", metavar="DIR", help="The base model: say how the names match its weights (headers only).")
+@options.base("Say how the names match its weights, of which only headers are read.")
 @click.option(
     "--consumer",
     "--for",
     "consumer",
     type=ConsumerType(),
-    help="Say what this program would reject or ignore. Exit 1 if it would reject the adapter or apply it wrongly.",
+    help="Say what this program rejects or ignores. Exit with code 1 if it rejects the adapter or applies it wrongly.",
 )
-@options.rows(csv="One line a module.", json="Machine-readable, every module and tensor.")
+@options.rows(csv="module")
 @options.reading
 def command(
     adapters: tuple[str, ...],

@@ -5,7 +5,6 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import take, writing
 from loralens.cli.show import Rows, show
 from loralens.verbs.interpolate import interpolate
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -14,10 +13,17 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @click.command("interpolate")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--at", type=float, required=True, callback=options.finite, metavar="T", help="0 is A, 1 is B.")
+@click.option(
+    "--at",
+    type=float,
+    required=True,
+    callback=options.finite,
+    metavar="T",
+    help="The place on the line between the adapters: 0 is A, 1 is B.",
+)
 @options.MODULES
-@take("both")
-@writing
+@options.take("both")
+@options.writing
 def command(
     first: str,
     second: str,

@@ -11,15 +11,18 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.intruders import intruders
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("intruders")
 @click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
+@options.base(required=True)
 @options.MODULES
 @click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Look at so many leading directions."
+    "--top",
+    type=options.COUNT,
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="The number of leading singular directions of W + ΔW to look at.",
 )
 @click.option(
     "--threshold",
@@ -27,34 +30,43 @@ PATH = click.Path(path_type=Path)
     callback=options.finite,
     default=0.5,
     show_default=True,
-    help="An intruder has no cosine as large as this with any direction of W.",
+    help="A direction is an intruder if no |cosine| with a direction of W is as large as this.",
 )
 @click.option(
     "--remove",
     type=float,
     callback=options.finite,
     metavar="λ",
-    help="Write an adapter that leaves λ of every intruder: 0 removes them, 1 keeps them. Needs -o.",
+    help="Write an adapter in which every intruder is multiplied by λ: 0 removes them, 1 keeps them. Needs -o.",
 )
-@click.option("-o", "--output", type=PATH, metavar="TARGET", help="Where --remove writes: a folder or a file.")
-@click.option("--uniform", is_flag=True, help="Give all modules of the written adapter one rank, with zeros.")
+@options.output("TARGET", "The file or folder that --remove writes.")
+@options.UNIFORM
 @click.option(
-    "--dtype", type=click.Choice(get_args(FloatType)), default="f32", show_default=True, help="Of the changed factors."
+    "--dtype",
+    type=click.Choice(get_args(FloatType)),
+    default="f32",
+    show_default=True,
+    help="The dtype of the factors that --remove changes.",
 )
 @options.ALLOW_LOSS
-@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
-@click.option("--dry-run", is_flag=True, help="Say what --remove would write, and write nothing.")
-@click.option("--cache", type=PATH, metavar="DIR", help="Where SVDs of W are kept. [default: the user's cache folder]")
-@click.option("--cache-limit", default="20GB", show_default=True, metavar="SIZE", help="Drop the oldest beyond this.")
-@click.option("--no-cache", is_flag=True, help="Keep no SVD, and use none that is kept.")
+@options.OVERWRITE
+@options.DRY_RUN
 @click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="Where SVDs of W are computed: cpu, cuda, cuda:1 …",
+    "--cache",
+    type=options.PATH,
+    metavar="DIR",
+    help="The folder in which SVDs of W are kept between runs. [default: in the user's cache folder]",
 )
-@options.rows(csv="One line a module.")
+@click.option(
+    "--cache-limit",
+    default="20GB",
+    show_default=True,
+    metavar="SIZE",
+    help="The size of that folder above which the oldest SVDs are deleted.",
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
+@options.device()
+@options.rows(csv="module")
 @options.reading
 def command(
     adapter: str,

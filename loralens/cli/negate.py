@@ -5,7 +5,6 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import writing
 from loralens.cli.show import Rows, show
 from loralens.verbs.negate import negate
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -14,7 +13,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @click.command("negate")
 @click.argument("adapter")
 @options.MODULES
-@writing
+@options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
     """Write ADAPTER with the sign of ΔW changed; with --modules only there, the others as they are.
 

@@ -13,25 +13,24 @@ from loralens.verbs.report import report
 
 @click.command("report")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="The page to write: reports/x.html."
-)
-@click.option("--base", metavar="MODEL", help="Also hold each adapter against it. " + options.BASE_HELP)
+@options.output("FILE", "The HTML page to write, such as reports/x.html.")
+@options.base("Also compare each adapter with its weights.")
 @click.option(
     "--activations",
     metavar="FILE",
     multiple=True,
-    help="What real inputs excite, as `loralens calibrate` measured it, each file for its adapter. Repeatable.",
+    help=f"{options.ACTIVATIONS_HELP} Each file belongs to the adapter that it was measured with. Repeatable.",
 )
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
     default=None,
-    help="Look for intruder dimensions, which takes an SVD of every weight. [default: where a minute will do]",
+    help="Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most "
+    "about a minute]",
 )
-@click.option("--markdown", is_flag=True, help="Also write it as Markdown, with pictures, beside it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same numbers, machine-readable.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
+@options.JSON
+@options.OVERWRITE
 @options.reading
 def command(
     adapters: tuple[str, ...],

@@ -5,7 +5,6 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import writing
 from loralens.cli.show import Rows, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.scale import scale
@@ -13,9 +12,16 @@ from loralens.verbs.scale import scale
 
 @click.command("scale")
 @click.argument("adapter")
-@click.option("--by", type=float, required=True, callback=options.finite, metavar="X", help="ΔW becomes X·ΔW.")
+@click.option(
+    "--by",
+    type=float,
+    required=True,
+    callback=options.finite,
+    metavar="X",
+    help="The factor that multiplies ΔW.",
+)
 @options.MODULES
-@writing
+@options.writing
 def command(adapter: str, by: float, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
     """Write ADAPTER with X·ΔW; with --modules only there, the others as they are.
 

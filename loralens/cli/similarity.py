@@ -18,24 +18,23 @@ from loralens.verbs.similarity import similarity
     type=click.Choice(get_args(Of)),
     default="update",
     show_default=True,
-    help="Whose directions: of ΔW, or of A (the LoRA paper's own quantity) or B alone.",
+    help="The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.",
 )
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),
-    help="Directions of the inputs or the outputs. [default: in; of B: out]",
+    help="Whether directions of the inputs or of the outputs are compared. [default: in; of B: out]",
 )
 @options.MODULES
 @click.option(
     "--phi-rank",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     metavar="N",
     help="Compare at most the N leading directions. [default: all]",
 )
 @options.rows(
-    csv="One line a module; of one adapter a pair of modules, of three and more a pair of adapters.",
-    plot="Draw φ(i, j): .png, .svg or .pdf.",
-    json="Machine-readable, with the whole φ(i, j) of every module.",
+    csv="module (of one adapter: pair of modules; of three and more: pair of adapters)",
+    plot="φ(i, j)",
 )
 @options.reading
 def command(

@@ -13,15 +13,16 @@ from loralens.verbs.spectrum import Sort, spectrum
 @click.command("spectrum")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.MODULES
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the first N modules in the order of --sort.")
+@click.option("--top", type=options.COUNT, metavar="N", help="Show only the first N modules in the order of --sort.")
 @click.option(
     "--sort",
     type=click.Choice(get_args(Sort)),
-    help="Largest first; 'name' is natural order. [default: name; with --top: frobenius]",
+    help="The quantity that modules are sorted by, largest first; 'name' sorts by name. [default: name; with --top: "
+    "frobenius]",
 )
-@click.option("--base", metavar="MODEL", help="Also say how large ΔW is beside W. " + options.BASE_HELP)
-@click.option("--device", metavar="NAME", help="Where to work on W: cpu, cuda or cuda:N. [default: cpu]")
-@options.rows(csv="One line a module.", plot="Draw the spectra: .png, .svg or .pdf.")
+@options.base("Also say how large ΔW is in relation to W.")
+@options.device(None)
+@options.rows(csv="module", plot="the spectra")
 @options.reading
 def command(
     adapters: tuple[str, ...],

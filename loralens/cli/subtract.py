@@ -5,7 +5,6 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import DROP_DEAD, take, writing
 from loralens.cli.show import Rows, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.subtract import subtract
@@ -15,9 +14,9 @@ from loralens.verbs.subtract import subtract
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @options.MODULES
-@take("both")
-@DROP_DEAD
-@writing
+@options.take("both")
+@options.DROP_DEAD
+@options.writing
 def command(
     first: str,
     second: str,

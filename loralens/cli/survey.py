@@ -10,8 +10,8 @@ from loralens.verbs.survey import survey
 
 
 @click.command("survey")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@options.rows(csv="One line a file.")
+@click.argument("folder", metavar="DIR", type=options.PATH)
+@options.rows(csv="file")
 @options.ALLOW_PICKLE
 @options.ONCE
 def command(folder: Path, rows: Rows, allow_pickle: bool, once: bool) -> None:

@@ -13,7 +13,7 @@ from loralens.verbs.trajectory import trajectory
 @click.command("trajectory")
 @click.argument("adapters", nargs=-1, required=True, metavar="RUN|ADAPTER...")
 @options.MODULES
-@options.rows(csv="One line a checkpoint.", plot="Draw it over the steps: .png, .svg, .pdf.")
+@options.rows(csv="checkpoint", plot="the run over its steps")
 @options.reading
 def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: Rows, **reading: Unpack[Reading]) -> None:
     """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.

@@ -10,19 +10,27 @@ from loralens.cli.show import Rows, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.unmerge import unmerge
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("unmerge")
-@click.argument("merged", type=PATH)
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where the base is written.")
-@click.option("--undo", type=PATH, metavar="FILE", help="The undo file of the merge: bit for bit. [default: in MERGED]")
-@click.option("--adapter", multiple=True, metavar="ADAPTER[:W]", help="Subtract this instead. Repeatable.")
-@options.DEVICE
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("--dry-run", is_flag=True, help="Restore and check everything, and write nothing.")
+@click.argument("merged", type=options.PATH)
+@options.output("OUT", "Where the base is written: a folder, or a file if MERGED is one.")
+@click.option(
+    "--undo",
+    type=options.PATH,
+    metavar="FILE",
+    help="The undo patch of the merge, which restores every bit. [default: the one in MERGED]",
+)
+@click.option(
+    "--adapter",
+    multiple=True,
+    metavar="ADAPTER[:W]",
+    help="Subtract this adapter, with weight W, instead of using the undo patch. Repeatable.",
+)
+@options.device(note=options.SAME_BITS)
+@options.OVERWRITE
+@options.DRY_RUN
 @options.MODULES
-@options.rows(json="Machine-readable report.")
+@options.rows()
 @options.reading
 def command(
     merged: Path,

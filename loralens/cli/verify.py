@@ -13,16 +13,22 @@ from loralens.verbs.verify import verify
 
 @click.command("verify")
 @click.argument("merged")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
-@click.option("--adapter", multiple=True, required=True, metavar="ADAPTER[:W]", help="Repeatable.")
-@click.option("--rounding", type=click.Choice(get_args(Mode)), default="nearest", show_default=True)
-@click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@options.untying(
-    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or as the adapter needs]"
+@options.base(required=True)
+@click.option(
+    "--adapter",
+    multiple=True,
+    required=True,
+    metavar="ADAPTER[:W]",
+    help="An adapter that was merged, with weight W. Repeatable.",
 )
-@options.DEVICE
+@options.rounding(get_args(Mode))
+@options.seed("stochastic rounding", least=None)
+@options.untying(
+    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
+)
+@options.device(note=options.SAME_BITS)
 @options.MODULES
-@options.rows(csv="One line a module.", json="Machine-readable.")
+@options.rows(csv="module")
 @options.reading
 def command(
     merged: str,

@@ -31,8 +31,8 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import FloatType, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, Form, IntegerType, TargetFormat, writer_options
+from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, IntegerType, TargetFormat, numpy_dtype
+from loralens.verbs.outputs.form import PLAIN_BITS, Form, writer_options
 from loralens.verbs.outputs.rules import rank_notes, rank_rule, read_moments, read_protection
 from loralens.verbs.outputs.target import Target
 

@@ -16,8 +16,15 @@ from loralens.formats.files.container import Files, Stored
 from loralens.tables.numbers import percent
 from loralens.tables.result import Tabular
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, TargetFormat, check_known, writer_options
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
 from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
 from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
 from loralens.verbs.outputs.target import Target

@@ -19,8 +19,15 @@ from loralens.tables.numbers import percent, size
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, Form, TargetFormat
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import PLAIN_BITS, Form
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
 

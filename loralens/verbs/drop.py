@@ -16,9 +16,8 @@ from loralens.tables.render import html
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
-from loralens.verbs.inputs.choices import FloatType, module_globs, numpy_dtype
+from loralens.verbs.inputs.choices import FloatType, TargetFormat, module_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
-from loralens.verbs.outputs.form import TargetFormat
 from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
 from loralens.verbs.outputs.target import Target
 

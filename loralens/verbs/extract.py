@@ -24,8 +24,15 @@ from loralens.tables.numbers import fixed, known, number, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import opened
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat, writer_options
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import writer_options
 from loralens.verbs.outputs.rules import RULES, RankRules, optional_rule, spoken
 from loralens.verbs.outputs.target import Target
 

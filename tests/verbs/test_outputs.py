@@ -8,7 +8,8 @@ import loralens
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError
 from loralens.formats import FORMATS
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.inputs.choices import TARGET_FORMATS
+from loralens.verbs.outputs.form import Form
 from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule
 from loralens.verbs.outputs.target import Target
 

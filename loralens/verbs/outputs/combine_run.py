@@ -32,10 +32,17 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamped
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form, TargetFormat, check_known
+from loralens.verbs.outputs.form import Form, check_known
 from loralens.verbs.outputs.rounding import Rounding, quantised
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target

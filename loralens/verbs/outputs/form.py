@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self
 
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
@@ -16,13 +16,17 @@ from loralens.formats.dialects.sizes import file_size
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import model_config
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    INTEGER_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    IntegerType,
+    TargetFormat,
+    check_choice,
+)
 from loralens.verbs.outputs.target import Inputs, Target
 
-TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
-TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)  # the dialects that have a writer; a test holds them together
-IntegerType = Literal["int8", "int4"]
-INTEGER_TYPES = {"int8": 8, "int4": 4}
 PLAIN_BITS = 8  # of a number of loralens-q, unless others are asked for
 
 Bits = int | Mapping[str, Sequence[int]]

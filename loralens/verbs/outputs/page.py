@@ -30,9 +30,10 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.subject import Beside, Subject, subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.outputs.form import Form
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for

@@ -4,8 +4,7 @@ from os import PathLike
 from typing import TypedDict
 
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
-from loralens.verbs.outputs.form import TargetFormat
+from loralens.verbs.inputs.choices import FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 
