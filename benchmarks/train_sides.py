@@ -185,7 +185,7 @@ def alone(setting: Setting, side: str, *, steps: int) -> float:
     if side == "ours":
         by_fit(setting, model, steps)
     else:
-        names = chosen(model, setting.targets, apart=setting.heads)
+        names = chosen(model, setting.targets, heads=setting.heads)
         act = by_hand(setting, wrapped(setting, model, names))
         for number in range(steps):
             act(setting.batches[number % len(setting.batches)])

@@ -1,4 +1,4 @@
-"""``loralens amplify``: options in, the verb called, its result shown."""
+"""The command ``loralens amplify``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -56,10 +56,11 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖ with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
+    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
 
-    Beside it what uniform directions would catch of W, the excess over that with its z-score, and the most that any
-    directions could. Weights of MODEL are read one at a time.
+    The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
+    over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
+    one at a time.
     """
     result = amplify(
         adapter,

@@ -1,4 +1,4 @@
-"""``loralens behave``: options in, the verb called, its result shown."""
+"""The command ``loralens behave``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -47,8 +47,10 @@ def command(
 ) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
-    KL divergence and logits where the model has a head, hidden states always. Updates are added in float32, and
-    nothing is merged. (`--adapters A B` means the same as A B.)
+    Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
+    head. Updates are added in float32, and nothing is merged.
+
+    `--adapters A B` means the same as A B.
     """
     result = behave(
         *adapters,

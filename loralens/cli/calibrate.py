@@ -1,4 +1,4 @@
-"""``loralens calibrate``: options in, the verb called, its result shown."""
+"""The command ``loralens calibrate``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -42,11 +42,11 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Measure what real inputs excite in every module of an adapter: K = E[z zᵀ], z = A x.
+    """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
-    The model runs with the adapter on, so x are the inputs that its modules will see. The r × r matrices go to a small
-    file; compress --activations uses them to keep what matters on such inputs. Some hundred texts like those of later
-    use are enough. The same call on the same machine gives the same bytes.
+    The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
+    r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
+    later use are enough. The same call on the same machine gives the same bytes.
     """
     options.require_output(output, dry_run=dry_run)
     result = calibrate(

@@ -1,4 +1,4 @@
-"""``loralens combine``: options in, the verb called, its result shown."""
+"""The command ``loralens combine``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Any, Unpack
@@ -86,11 +86,12 @@ def command(
     rows: Rows,
     **files: Unpack[RulesWritingAndReading],
 ) -> None:
-    """Write several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
+    """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
-    ADAPTER:0.7 counts 0.7 times, ADAPTER:-1 is taken away. The sum is exact, with its true rank; --rank, --energy,
-    --size and the others then cut it down, optimally. Names, dialect and layout are the first adapter's. The recipe
-    goes into the metadata of OUT, and --recipe OUT follows it again.
+    The sum, which is the default, is exact and has its true rank; --rank, --energy, --size and the other rules then
+    truncate it optimally. The result has the names, the dialect and the layout of the first adapter. ADAPTER:0.7 has
+    the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and --recipe OUT follows it
+    again.
     """
     result = combine(
         *map(options.weighted, adapters),

@@ -1,4 +1,4 @@
-"""``loralens compress``: options in, the verb called, its result shown."""
+"""The command ``loralens compress``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -47,11 +47,12 @@ def command(
     rows: Rows,
     **rules_and_reading: Unpack[RulesAndReading],
 ) -> None:
-    """Write SOURCE with fewer directions: the best update of the smaller ranks, and what it lost.
+    """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
-    Give one of the rules. The first four look at each module alone, --parameters and --size at all of them together:
-    directions go where they save most, and with --to loralens-q bits too. The scale of every module stays. What is not
-    half of a pair rides along. The errors reported are those of the file, read back. SOURCE is never written over.
+    One of the rules has to be given. --rank, --energy, --error and --sv-ratio look at each module alone. --parameters
+    and --size are budgets for all modules together: they give directions (and for loralens-q also bits) to the modules
+    where they reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are
+    copied. The errors are those of the written file, read back. The source is never overwritten.
     """
     options.require_output(output, dry_run=dry_run)
     result = compress(

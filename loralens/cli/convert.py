@@ -1,4 +1,4 @@
-"""``loralens convert``: options in, the verb called, its result shown."""
+"""The command ``loralens convert``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -55,12 +55,12 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Write SOURCE in another dialect.
+    """Write an adapter in another dialect, with its names and scales.
 
-    Scales and names that the target cannot say are recorded in its metadata, so loralens reads its own files back
-    without --base or --alpha. What the target cannot hold is folded into the factors where that is exact, and refused
-    by name where it is not. What --rank cuts off, and what rounding costs (--dtype, loralens-q, a scale that is folded
-    in), is said. SOURCE is never written over.
+    Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
+    back without --base or --alpha. What the dialect cannot hold is folded into the factors where that is exact; where
+    it is not, the conversion is refused and the tensor is named. The error of what --rank cuts off, and of rounding
+    (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
     """
     options.require_output(output, dry_run=dry_run)
     result = convert(

@@ -1,4 +1,4 @@
-"""``loralens curve``: options in, the verb called, its result shown."""
+"""The command ``loralens curve``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -32,12 +32,12 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Show rank against size against error: for one rank everywhere, and for ranks where they save most.
+    """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every line is a file that `loralens compress` would write: with --rank R, with a --size of the same bytes, and with
-    that size and --to loralens-q (expected, not measured). Errors are those of truncation; rounding to bfloat16 adds
-    about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations they are those on the data, and nothing is
-    said of few bits.
+    Every row stands for files that `compress` would write: with --rank, with --size and the same number of bytes, and
+    with that size and the dialect loralens-q (an expected error, not a measured one). Errors are those of truncation;
+    rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations errors are measured
+    on those inputs, and there is no column for loralens-q.
     """
     result = curve(
         source,

@@ -1,4 +1,4 @@
-"""``loralens doctor``: options in, the verb called, its result shown."""
+"""The command ``loralens doctor``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -46,10 +46,11 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say what is wrong with adapters, most serious first, each finding with its evidence and what mends it.
+    """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
-    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; several are also compared with each
-    other. A file that cannot be read is a finding too. Exit 0 whatever is found, unless --fail-on says otherwise.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
+    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
+    given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
     """
     result = doctor(
         *adapters,

@@ -1,4 +1,4 @@
-"""``loralens equal``: options in, the verb called, its result shown."""
+"""The command ``loralens equal``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -27,10 +27,11 @@ from loralens.verbs.inputs.adapters import Reading
 def command(
     first: str, second: str, tolerance: float, base: str | None, rows: Rows, **reading: Unpack[Reading]
 ) -> None:
-    """Say whether A and B are the same update, whatever their dialects, ranks or gauge. Exit 0 if so, else 1.
+    """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 
-    Modules are matched by name, else with dots and underscores taken as the same. --alpha and --scale go to whichever
-    of the two does not say its own. Of two GGUF files one may say the head counts for both; else --base does.
+    Modules are matched by name; if that fails, dots and underscores are taken as the same. --alpha and --scale are used
+    for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
+    both; otherwise --base is needed. The exit code is 0 if they are equal, 1 if not.
     """
     result = equal(first, second, tolerance=tolerance, base=base, **reading)
     show(result, rows)

@@ -1,4 +1,4 @@
-"""``loralens evaluate``: options in, the verb called, its result shown."""
+"""The command ``loralens evaluate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -44,10 +44,10 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Measure loss, accuracy and, of language, perplexity: of the model with each adapter, or of the model as it is.
+    """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
-    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
-    knows those of the texts, else those of the texts, sorted.
+    The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
+    of the texts, else from the texts, sorted.
     """
     result = evaluate(
         *adapters,

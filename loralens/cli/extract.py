@@ -1,4 +1,4 @@
-"""``loralens extract``: options in, the verb called, its result shown."""
+"""The command ``loralens extract``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -57,11 +57,12 @@ def command(
     rows: Rows,
     **rules: Unpack[RankRules],
 ) -> None:
-    """Make an adapter from what --tuned has and --base has not: of a full fine-tune, or a merge by another tool.
+    """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    Give one rule of ranks, as to compress, or --noise-edge. Every weight matrix that differs becomes a pair, embeddings
-    only where --modules asks for them ('*' for all). Norms, biases and new heads ride along in full. Whatever differs
-    and is not in the adapter is named. Names are those of --tuned; for PEFT those that transformers 5 has in memory.
+    One rule of ranks, as in `compress`, or --noise-edge has to be given. Every weight matrix that differs becomes a
+    pair of factors; embeddings only if --modules asks for them (* for all). Norms, biases and new heads are copied in
+    full. Everything that differs and is not in the adapter is listed. The names are those of --tuned; for PEFT those
+    that transformers 5 has in memory.
     """
     options.require_output(output, dry_run=dry_run)
     result = extract(

@@ -1,4 +1,4 @@
-"""``loralens inspect``: options in, the verb called, its result shown."""
+"""The command ``loralens inspect``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -45,7 +45,7 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say what is in an adapter file: format, base, modules, scales and where they came from, leftovers, warnings.
+    """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
     """

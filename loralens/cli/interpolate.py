@@ -1,4 +1,4 @@
-"""``loralens interpolate``: options in, the verb called, its result shown."""
+"""The command ``loralens interpolate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -33,8 +33,9 @@ def command(
     rows: Rows,
     **files: Unpack[WritingAndReading],
 ) -> None:
-    """Write (1 − T)·A + T·B, exact; with --modules only there, and A elsewhere.
+    """Write (1 − t)·A + t·B of two adapters, exactly.
 
-    T may lie outside [0, 1]. Along the arc instead of the line: loralens combine --method slerp.
+    With --modules only these modules are interpolated, and the others are those of A. The number t may lie outside [0,
+    1]. For the arc instead of the line: loralens combine --method slerp.
     """
     show(interpolate(first, second, at, modules=modules, take=take, **files), rows)

@@ -1,4 +1,4 @@
-"""``loralens intruders``: options in, the verb called, its result shown."""
+"""The command ``loralens intruders``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -90,9 +90,10 @@ def command(
 ) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
-    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold it
-    is an intruder. Nearly every random direction is one, as the column "chance" says: a low score means spread over
-    many directions of W, not unknown to it. No SVD of W + ΔW is taken; that of W is, once, and kept.
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold the
+    direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means that
+    the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its SVD is
+    kept; W + ΔW is not decomposed at all.
     """
     if (remove is None) != (output is None):
         raise click.UsageError("--remove and -o belong together")

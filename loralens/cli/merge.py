@@ -1,4 +1,4 @@
-"""``loralens merge``: options in, the verb called, its result shown."""
+"""The command ``loralens merge``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -69,11 +69,11 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Merge adapters into a base model: W' = W + Σ w·ΔW, shard by shard, rounded once.
+    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    ADAPTER:0.7 counts 0.7 times. Every other tensor is copied byte for byte, and the files beside the weights come
-    along. Unless told otherwise OUT holds an undo patch, from which `loralens unmerge` restores the base bit for bit,
-    and a certificate of how much of every update arrived.
+    Every other tensor is copied byte for byte, and so are the files beside the weights. ADAPTER:0.7 has the weight 0.7.
+    By default OUT also holds an undo patch, from which `loralens unmerge` restores the base bit for bit, and a
+    certificate of how much of every update arrived, which --json prints.
     """
     result = merge(
         *map(options.weighted, adapters),

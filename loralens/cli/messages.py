@@ -1,13 +1,14 @@
-"""Messages of the verbs on standard error, as ``warning: …`` and ``note: …`` lines."""
+"""Prints the messages of the verbs (``warning: …``, ``note: …``) and a progress bar on standard error."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loralens.cli.progress import progress_bar
-from loralens.cli.terminal import say
+from loralens.cli.terminal import raw, say
 from loralens.core.messages import LEVELS, LOGGER
-from loralens.core.progress import displaying
+from loralens.core.progress import Step, displaying
+from loralens.errors import visible
 
 NAMES = {number: name for name, number in LEVELS.items()}
 
@@ -19,6 +20,35 @@ class StandardError(logging.Handler):
         """Print one message."""
         level = NAMES.get(record.levelno, record.levelname.lower())
         say(*f"{level}: {record.getMessage()}".split("\n"), err=True)  # names in it hold no line ends
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Step | None]:
+    """What to call with every amount done, of ``total`` in all; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=raw(sys.stderr)), transient=True) as bar:
+        task = bar.add_task(visible(label), total=total)
+        yield lambda amount: bar.advance(task, amount)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``loralens negate``: options in, the verb called, its result shown."""
+"""The command ``loralens negate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -15,8 +15,8 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @options.MODULES
 @options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
-    """Write ADAPTER with the sign of ΔW changed; with --modules only there, the others as they are.
+    """Write an adapter with the sign of ΔW changed.
 
-    The factors stay, to the bit: the scale changes its sign.
+    With --modules only these modules change. The factors keep their bits: only the scale changes its sign.
     """
     show(negate(adapter, modules=modules, **files), rows)

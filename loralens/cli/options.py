@@ -127,10 +127,10 @@ def to(source: str = "the source") -> Callable[[F], F]:
     return click.option("--to", type=click.Choice(TARGET_FORMATS), help=text)
 
 
-def dtype(more: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
-    """``--dtype``: what the factors are rounded to; ``more`` are choices beside the float types."""
+def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
+    """``--dtype``: what the factors are rounded to; ``extra_types`` are choices beside the float types."""
     text = f"Round all factors to this dtype{note}. [default: the dtypes of the source]"
-    return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *more]), help=text)
+    return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *extra_types]), help=text)
 
 
 def take(holders: str) -> Callable[[F], F]:

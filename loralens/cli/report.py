@@ -1,4 +1,4 @@
-"""``loralens report``: options in, the verb called, its page written, its numbers shown."""
+"""The command ``loralens report``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -44,10 +44,11 @@ def command(
     overwrite: bool,
     **reading: Unpack[Reading],
 ) -> None:
-    """Put what can be said about adapters on one self-contained page: findings, spectra, ranks, and how they compare.
+    """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons.
 
-    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; a run's folder stands for its
-    checkpoints. With --base also what ΔW amplifies, intruder dimensions, and what a merge would lose.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
+    amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
+    checkpoints.
     """
     if output is None and not as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")

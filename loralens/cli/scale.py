@@ -1,4 +1,4 @@
-"""``loralens scale``: options in, the verb called, its result shown."""
+"""The command ``loralens scale``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -23,8 +23,9 @@ from loralens.verbs.scale import scale
 @options.MODULES
 @options.writing
 def command(adapter: str, by: float, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
-    """Write ADAPTER with X·ΔW; with --modules only there, the others as they are.
+    """Write an adapter with ΔW multiplied by a number.
 
-    The factors stay, to the bit: only the scale changes. --by 0 makes zeros.
+    With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
+    is zero.
     """
     show(scale(adapter, by, modules=modules, **files), rows)

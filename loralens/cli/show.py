@@ -1,4 +1,4 @@
-"""Results on standard output: as tables, JSON or CSV, and as figures in files."""
+"""Shows results on standard output, as tables, JSON or CSV, and draws figures into files."""
 
 import json
 import sys
@@ -64,16 +64,16 @@ def show_tables(*tables: Table[Any]) -> None:
         if not table.rows:
             continue
         layout = lay_out(table, width)
-        _styled(layout.title, width, fg="cyan", bold=True)
-        _styled(layout.heading, None, bold=True)
+        _print_styled(layout.title, width, fg="cyan", bold=True)
+        _print_styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if layout.note:
-            _styled(layout.note, width, dim=True)
+            _print_styled(layout.note, width, dim=True)
         click.echo()
 
 
-def _styled(text: str, width: int | None, **style: Any) -> None:
+def _print_styled(text: str, width: int | None, **style: Any) -> None:
     """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw(sys.stdout), **style)

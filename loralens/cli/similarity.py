@@ -1,4 +1,4 @@
-"""``loralens similarity``: options in, the verb called, its result shown."""
+"""The command ``loralens similarity``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -48,7 +48,8 @@ def command(
 ) -> None:
     """Compare the directions of adapters, beside what chance would give.
 
-    One ADAPTER: its own modules of equal width against each other. Two: φ(i, j), cosine, principal angles and CKA of
-    every module. More: every pair, clustered. --alpha and --scale go to those that do not say their own.
+    One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
+    angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
+    do not state their own.
     """
     show(similarity(*adapters, of=of, side=side, modules=modules, phi_rank=phi_rank, **reading), rows)

@@ -1,4 +1,4 @@
-"""``loralens spectrum``: options in, the verb called, its result shown."""
+"""The command ``loralens spectrum``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -34,8 +34,9 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms they imply.
+    """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
 
-    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. ΔW is never formed.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. ΔW is never formed: the cost is O((out +
+    in)·r²) per module.
     """
     show(spectrum(*adapters, modules=modules, top=top, sort=sort, base=base, device=device, **reading), rows)

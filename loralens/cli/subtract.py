@@ -1,4 +1,4 @@
-"""``loralens subtract``: options in, the verb called, its result shown."""
+"""The command ``loralens subtract``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
@@ -26,8 +26,8 @@ def command(
     rows: Rows,
     **files: Unpack[WritingAndReading],
 ) -> None:
-    """Write A − B, exact; with --modules B is taken away only there.
+    """Write the difference A − B of two adapters, exactly.
 
-    What is equal in both comes out as exact zeros.
+    With --modules B is subtracted only in these modules. What is equal in both becomes exact zeros.
     """
     show(subtract(first, second, modules=modules, take=take, drop_dead=drop_dead, **files), rows)

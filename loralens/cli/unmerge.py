@@ -1,4 +1,4 @@
-"""``loralens unmerge``: options in, the verb called, its result shown."""
+"""The command ``loralens unmerge``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Restore the base that adapters were merged into.
 
-    With the undo file every bit of the base comes back, and its SHA-256 proves it; the adapters are not needed. With
-    --adapter the update is subtracted, and what rounding leaves open is counted. Several merges are undone in the
-    reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With --adapter
+    the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several merges are
+    undone in reverse order.
     """
     result = unmerge(
         merged,

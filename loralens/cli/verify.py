@@ -1,4 +1,4 @@
-"""``loralens verify``: options in, the verb called, its result shown, its answer the exit code."""
+"""The command ``loralens verify``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -42,12 +42,13 @@ def command(
     rows: Rows,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say of every module whether MERGED holds it: the merge is replayed and compared.
+    """Test for every module whether a merged model holds it, by repeating the merge and comparing.
 
-    exact: every bit is what loralens writes. rounded: it is there in full, rounded otherwise. partial: at another
-    strength, below 0.9 or above 1.1 or not what the rounding predicts. absent: below 0.1, as in the base or another
-    model. What rounding itself took counts like what is missing. Exit code 0 for exact and rounded, 1 for partial and
-    absent; the whole is as good as its worst module.
+    exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
+    partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
+    less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
+    missing. The answer for the model is that of its worst module. The exit code is 0 for exact and rounded, 1 for
+    partial and absent.
     """
     result = verify(
         merged,

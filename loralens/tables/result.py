@@ -1,4 +1,4 @@
-"""What the results of all verbs can do with their tables."""
+"""The mixin of all results: renders their tables as CSV, data frame, LaTeX and HTML."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Columns and tables: one declaration for people and for machines."""
+"""Columns and tables: one declaration serves people and machines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""LoRA training: layers, and their way into a model and back out as an `Adapter`."""
+"""LoRA training: adapted layers, their injection into a model, the training loop, and the resulting `Adapter`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what is computed again, or put in shards, as one."""
+"""The repeated blocks of a model, which checkpointing recomputes and FSDP2 shards one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The members of every outermost list or sequence of two or more modules of one class."""
-    found: list[nn.Module] = []
+    repeated: list[nn.Module] = []
     for child in model.children():
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         if len(members) > 1 and len({type(member) for member in members}) == 1:
-            found += members
+            repeated += members
         else:
-            found += blocks(child)
-    return found
+            repeated += blocks(child)
+    return repeated
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The LoRA layer of a convolution: A is a kernel like the layer's own with r outputs, B a 1 × 1 one."""
+"""The LoRA layer of a convolution: A is a kernel like that of the layer with r outputs, B a 1 × 1 kernel."""
 
 from typing import ClassVar
 

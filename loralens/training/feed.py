@@ -1,4 +1,4 @@
-"""Feed: the batches of a run by their numbers, so that a run can begin anywhere and processes can share them."""
+"""The batches of a run by number, so that a run can start at any step and processes can share them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -47,19 +47,19 @@ class Feed:
         """The batch of a number; from an iterable, numbers must rise."""
         if isinstance(self._batches, Sequence):
             if not self._batches:
-                raise _none()
+                raise _no_batches()
             return self._batches[number % len(self._batches)]
         if callable(self._batches):
             return self._batches(number)
-        return self._streamed(number)
+        return self._next_streamed(number)
 
-    def _streamed(self, number: int) -> Any:
+    def _next_streamed(self, number: int) -> Any:
         assert number >= self._next, "an iterable cannot go back"
         if self._stream is None:
             self._stream = self._rounds()
-        found = next(islice(self._stream, number - self._next, None))
+        batch = next(islice(self._stream, number - self._next, None))
         self._next = number + 1
-        return found
+        return batch
 
     def _rounds(self) -> Iterator[Any]:
         assert isinstance(self._batches, Iterable)
@@ -69,10 +69,10 @@ class Feed:
                 empty = False
                 yield batch
             if empty:
-                raise _none()
+                raise _no_batches()
 
 
-def _none() -> OptionError:
+def _no_batches() -> OptionError:
     return OptionError("there are no more batches", fix="give a list of batches, or an iterable that can begin again")
 
 

@@ -60,7 +60,8 @@ def drawn_pair(
         float32, on the CPU. The numbers are drawn in float64 and rounded once.
     """
     out, in_ = shape
-    generator = _generator(seed, name, (out, rank, in_))
+    key = sha256(f"{seed}\0{name}\0{(out, rank, in_)}".encode()).digest()[:16]  # Philox takes a key of 128 bits
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
     if embedding:
         B = generator.standard_normal((out, rank))
         return Pair(_float32(B), torch.zeros(rank, in_))
@@ -69,11 +70,6 @@ def drawn_pair(
     else:
         A = (2 * generator.random((rank, in_)) - 1) / sqrt(in_)
     return Pair(torch.zeros(out, rank), _float32(A))
-
-
-def _generator(seed: int, name: str, shape: tuple[int, ...]) -> np.random.Generator:
-    key = sha256(f"{seed}\0{name}\0{shape}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
 def _float32(array: Array) -> Tensor:

@@ -1,4 +1,4 @@
-"""Injection: LoRA layers in the place of chosen layers of a model, and the model as it was when they are taken out."""
+"""Injection: puts LoRA layers in the place of chosen layers of a model, and takes them out again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Injection:
     digests: Mapping[str, str]
     _places: tuple[tuple[nn.Module, str, LoRALayer], ...]
     _nested: tuple[nn.TransformerEncoder, ...]
-    _held: tuple[RemovableHandle, ...]
+    _handles: tuple[RemovableHandle, ...]
     _trained: tuple[nn.Parameter, ...]  # before the injection
     _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # of the heads: what is trained, and a copy from before
 
@@ -101,8 +101,8 @@ class Injection:
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
         rates = {"B": lr * self.method.ratio}
         groups = []
-        for name, found in parts.items():
-            params = [parameter for parameter in dict.fromkeys(found) if parameter.requires_grad]
+        for name, group_parameters in parts.items():
+            params = [parameter for parameter in dict.fromkeys(group_parameters) if parameter.requires_grad]
             if params:
                 groups.append({"name": name, "params": params, "lr": rates.get(name, lr)})
         return groups
@@ -120,7 +120,7 @@ class Injection:
                 parent._modules[name] = layer.base_layer
         for encoder in self._nested:
             encoder.use_nested_tensor = True
-        for handle in self._held:
+        for handle in self._handles:
             handle.remove()
         put_back(self._head_tensors)
         for parameter in self.model.parameters():
@@ -181,45 +181,55 @@ def inject(
     UserWarning
         A layer stands in several places of the model: it is adapted in all of them, and PEFT would adapt the first.
     """
-    found = method_named(method)
+    method_row = method_named(method)
     _check_model(model)
-    rank, alpha, dropout, seed = _numbers(found, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    rank, alpha, dropout, seed = _check_numbers(method_row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     _check_initialisation(initialisation)
     named = dict(model.named_modules())
     tops = heads_named(model, heads)
     layers, digests = {}, {}
     with modes_kept(model):  # in training, a weight that is computed as it is looked at may change by that
         model.eval()
-        kinds = chosen(model, targets, apart=tops)
+        kinds = chosen(model, targets, heads=tops)
         warn_of_doubles(model, {name: named[name] for name in kinds})
         for name, kind in kinds.items():
             _check_weight(name, kind.matrix(named[name]), rank)
         for name, kind in kinds.items():
-            layers[name] = made = _layer(
-                name, named[name], kind, found, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+            layers[name] = lora_layer = _make_layer(
+                name,
+                named[name],
+                kind,
+                method_row,
+                rank=rank,
+                alpha=alpha,
+                dropout=dropout,
+                seed=seed,
+                how=initialisation,
             )
-            digests[name] = digest(made.B if kind.kind == "embedding" and not found.principal else made.A)
+            digests[name] = digest(
+                lora_layer.B if kind.kind == "embedding" and not method_row.principal else lora_layer.A
+            )
     for layer in layers.values():
         layer.training = layer.base_layer.training
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-    places = _place(model, layers)
+    places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
     before = copies(full.values())
-    _freeze(model, layers, full, frozen=found.frozen)
+    _freeze_base(model, layers, full, frozen=method_row.frozen)
     return Injection(
         model=model,
         layers=layers,
         heads=full,
-        method=found,
+        method=method_row,
         rank=rank,
         alpha=alpha,
         dropout=dropout,
         seed=seed,
-        initialisation="principal" if found.principal else initialisation,
+        initialisation="principal" if method_row.principal else initialisation,
         digests=digests,
         _places=places,
-        _nested=_unnest(model, layers),
-        _held=(*hold(model, apart=full.values()), *widened(full.values())),
+        _nested=_disable_nested_tensors(model, layers),
+        _handles=(*hold(model, heads=full.values()), *widened(full.values())),
         _trained=trained,
         _head_tensors=before,
     )
@@ -238,7 +248,7 @@ def _check_model(model: nn.Module) -> None:
             raise OptionError(f"{name} is lazy: it has no shape yet", fix="run the model on an input first")
 
 
-def _numbers(
+def _check_numbers(
     method: Method, *, rank: object, alpha: object, dropout: object, seed: object
 ) -> tuple[int, float, float, int]:
     """The numbers that an injection is given, as Python's own."""
@@ -275,7 +285,7 @@ def _check_weight(name: str, W: Tensor, rank: int) -> None:
 
 
 @torch.no_grad()
-def _layer(
+def _make_layer(
     name: str,
     layer: nn.Module,
     kind: type[LoRALayer],
@@ -302,13 +312,13 @@ def _layer(
         embedding = kind.kind == "embedding"
         drawn = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
         pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
-    made = kind(layer, pair, scale=scale, dropout=dropout, start=start)
+    lora_layer = kind(layer, pair, scale=scale, dropout=dropout, start=start)
     if method.magnitude:
-        add_magnitude(made)
-    return made
+        add_magnitude(lora_layer)
+    return lora_layer
 
 
-def _place(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
+def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
     """Put every layer where its frozen one stands: everywhere, where a model has one layer in several places."""
     ours = {id(layer.base_layer): layer for layer in layers.values()}
     places = [
@@ -320,31 +330,33 @@ def _place(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.
     for parent, name, layer in places:
         parent._modules[name] = layer
         if isinstance(parent, nn.TransformerEncoderLayer):
-            layer.register_forward_pre_hook(_seen)
+            layer.register_forward_pre_hook(_do_nothing)
     return tuple(places)
 
 
-def _unnest(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
+def _disable_nested_tensors(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
     """Keep torch's own encoders from the nested tensors that only their fast path can take; those that were kept."""
     ours = {id(layer) for layer in layers.values()}
-    found = tuple(
+    encoders = tuple(
         encoder
         for encoder in model.modules()
         if isinstance(encoder, nn.TransformerEncoder)
         and encoder.use_nested_tensor
         and any(id(layer) in ours for layer in encoder.modules())
     )
-    for encoder in found:
+    for encoder in encoders:
         encoder.use_nested_tensor = False
-    return found
+    return encoders
 
 
-def _seen(layer: nn.Module, inputs: Any) -> None:
+def _do_nothing(layer: nn.Module, inputs: Any) -> None:
     """A hook that does nothing: in evaluation ``nn.TransformerEncoderLayer`` calls no layer that has none."""
     del layer, inputs
 
 
-def _freeze(model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[str, nn.Module], *, frozen: bool) -> None:
+def _freeze_base(
+    model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[str, nn.Module], *, frozen: bool
+) -> None:
     """Leave a gradient to the factors, the magnitudes and the heads alone."""
     model.requires_grad_(False)
     for layer in layers.values():

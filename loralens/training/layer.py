@@ -116,9 +116,9 @@ class LoRALayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Rank and scale, and what is out of the ordinary."""
-        said = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
-        said += [f"dropout={self.dropout:g}"] if self.dropout else []
-        return ", ".join(said)
+        settings = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
+        settings += [f"dropout={self.dropout:g}"] if self.dropout else []
+        return ", ".join(settings)
 
 
 class LinearLayer(LoRALayer):

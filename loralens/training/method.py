@@ -1,4 +1,4 @@
-"""Method: a way to train a pair B, A beside a frozen weight, as data."""
+"""The methods of LoRA training, as data: one row each in `METHODS`."""
 
 from dataclasses import dataclass
 from typing import final

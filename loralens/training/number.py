@@ -1,4 +1,4 @@
-"""Numbers as they are given: Python's own or NumPy's, and nothing that merely looks like one."""
+"""Checks of numbers: accepts those of Python and NumPy, and refuses what only resembles a number."""
 
 from numbers import Integral, Real
 

@@ -1,4 +1,4 @@
-"""World: the processes that train together, which torch.distributed brings together; alone where there are none."""
+"""The processes that train together under torch.distributed, or the single process that trains alone."""
 
 import os
 import warnings
@@ -70,9 +70,9 @@ class World:
             return model
         device = next(model.parameters()).device
         parallel = nn.parallel.DistributedDataParallel
-        known = signature(parallel.__init__).parameters  # buffers are the same everywhere, and stay so
+        parameters = signature(parallel.__init__).parameters  # buffers are the same everywhere, and stay so
         still: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+            "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False
         }
         return parallel(model, device_ids=[device] if device.type == "cuda" else None, **still)
 
@@ -90,8 +90,8 @@ class World:
             return list(numbers)
         summed = torch.tensor(list(numbers), dtype=torch.float64, device=device)
         dist.all_reduce(summed)
-        found: list[float] = summed.tolist()
-        return found
+        sums: list[float] = summed.tolist()
+        return sums
 
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of a number over all processes, the same in each."""
@@ -120,8 +120,8 @@ class World:
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
             raise SystemExit(1)
-        found: T = holder[0][0]
-        return found
+        result: T = holder[0][0]
+        return result
 
 
 @contextmanager

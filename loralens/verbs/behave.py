@@ -1,4 +1,4 @@
-"""``behave``: what adapters do to a model's outputs on real inputs."""
+"""The verb ``behave``: measures what adapters do to the outputs of a model on real inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from loralens.tables.numbers import fixed, known, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.choices import FloatType, check_at_least
+from loralens.verbs.inputs.choices import FloatType, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Head
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
@@ -147,10 +147,10 @@ def behave(
     threads: int | None = None,
     **reading: Unpack[Reading],
 ) -> BehaviourResult:
-    """What each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
+    """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
-    KL divergence and logits where the model has a head, hidden states always. Updates are added in float32, and nothing
-    is merged.
+    Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
+    head. Updates are added in float32, and nothing is merged.
 
     Parameters
     ----------
@@ -161,13 +161,13 @@ def behave(
     data : path or iterable
         Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
     limit : int, optional
-        Only the first so many texts.
+        Use only the first ``limit`` texts.
     batch, length : int
-        Texts at a time, and tokens of a text.
+        The number of texts that the model sees at a time, and of tokens after which a text is cut.
     device, dtype : str
-        Where the model of a folder is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -180,13 +180,13 @@ def behave(
     MismatchError
         An adapter does not fit the model.
     """
-    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
-        check_at_least(name, count, 1)
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
     texts = read_texts(data, limit=limit)
     paths = _name_adapters(sources(adapters))
     base = None if isinstance(model, tuple) else model
     read = {
-        name: read_adapter(source, reading, base=base, whole=True, label=name) for name, (_, source) in paths.items()
+        name: read_adapter(source, reading, base=base, applies_all=True, label=name)
+        for name, (_, source) in paths.items()
     }
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
@@ -197,7 +197,7 @@ def behave(
         with place(model_label(model)), progress("running the model", len(texts)) as step:
             batches = loaded.batches(texts, batch=batch, length=length, step=step)
             behaviour = measure_behaviour(loaded.model, batches, adapters=read)
-    _warn(behaviour)
+    _warn_of_exceptions(behaviour)
     return BehaviourResult(
         model_label(model),
         text_label(data),
@@ -227,7 +227,7 @@ def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, Ad
     }
 
 
-def _warn(behaviour: Behaviour) -> None:
+def _warn_of_exceptions(behaviour: Behaviour) -> None:
     """Say what was not applied, or not as it is."""
     for name, left_out in behaviour.left_out.items():
         _warn_of(name, "is not applied", [f"{key} ({why})" for key, why in left_out.items()])

@@ -1,4 +1,4 @@
-"""``compress``: the same adapter with fewer directions, and what that cost."""
+"""The verb ``compress``: truncates an adapter to fewer directions, and measures the error of that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,11 +199,13 @@ def compress(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> CompressResult:
-    """An adapter with fewer directions: the best update of the smaller ranks, and what it lost.
+    """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
-    One of the rules is given. The first four look at each module alone, ``parameters`` and ``size`` at all of them
-    together: directions go where they save most, and with ``to="loralens-q"`` bits too. The scale of every module
-    stays. What is not half of a pair rides along. ΔW is never formed: the cost is O((out + in)·r²) a module.
+    One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
+    ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
+    bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
+    pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten. ΔW
+    is never formed: the cost is O((out + in)·r²) per module.
 
     Parameters
     ----------
@@ -212,38 +214,39 @@ def compress(
     output : path, optional
         The file or folder to write; without it the result holds what would be written.
     rank : int, optional
-        So many directions of every module.
+        Keep this many leading directions of every module.
     energy : float, optional
-        As many as hold this part of Σσ² of the module, in (0, 1].
+        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
     error : float, optional
-        As many as keep ‖ΔW−ΔW'‖/‖ΔW‖ of the module down to this, in [0, 1).
+        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
     sv_ratio : float, optional
-        Those with σ above σ₁/sv_ratio of the module.
+        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
     parameters : float, optional
-        One budget for the whole adapter: a part, up to 1, or a count.
+        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
     size : int or str, optional
-        The same, as bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
     uniform : bool
-        One rank everywhere: what LoRAX and mlx-lm want.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
-        What a budget protects: the ``absolute`` error, the ``relative`` one of each module, or the weights of globs,
-        which may stand in a JSON file.
+        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
+        to
+        weights, which may be in a JSON file.
     activations : path or Moments, optional
-        What real inputs excite, as `calibrate` measures it: then the error on the data is least.
+        The second moments of real inputs, as `calibrate` measures them; the error on those inputs is then minimised.
     base : path, optional
         The base model, for DoRA's magnitudes, and for GGUF.
     to : str, optional
         The dialect to write; the adapter's own by default.
     dtype : str, optional
-        Of the factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q.
     modules : sequence of str
-        Only these become smaller: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns become smaller.
     drop_dead : bool
-        Leave out modules that do nothing, or that the budget cannot pay for.
+        Leave out modules whose update is zero, or that get no rank from the budget.
     overwrite : bool
-        Replace what is at ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Write nothing.
+        Check everything, and write nothing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -262,19 +265,21 @@ def compress(
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = Form.of(before, to=to, base=base, dtype=dtype)
-    form.check_target(target, source, others={"the moments": None if isinstance(activations, Moments) else activations})
+    form.check_target(
+        target, source, other_inputs={"the moments": None if isinstance(activations, Moments) else activations}
+    )
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
-            decisions = [_with_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
-            decision = _nearest(before, moments, decisions) if moments else decisions[0]
+            decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
+            decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
         else:
             cost = form.cost if form.bits else None
             ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
             decision = _Decision(plan, ranks, form)
-        smaller, magnitude_notes = _with_magnitudes(before, decision.adapter, base)
+        smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
     after, bytes_after = decision.form.write(smaller, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
@@ -286,7 +291,7 @@ def compress(
         target,
         module_losses,
         data_losses(before, after, moments) if moments else {},
-        _file_bytes(source, before, form),
+        _source_bytes(source, before, form),
         bytes_after,
         [*magnitude_notes, *_notes(plan, decision, after, rank)],
         plan,
@@ -303,20 +308,20 @@ def _plan(
         return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step)
 
 
-def _with_bits(plan: Plan, rule: Rule, form: Form, *, protect: Protection, drop_dead: bool) -> _Decision:
+def _choose_bits(plan: Plan, rule: Rule, form: Form, *, protect: Protection, drop_dead: bool) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     spectra = {name: directions.s for name, directions in plan.found.items()}
-    others = {
+    unchosen_bits = {
         name: (PLAIN_BITS,) * min(module.rank, *module.shape)
         for name, module in plan.adapter.items()
         if name not in spectra
     }
 
     def in_bits(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
-        """The chosen modules in these bits, and the others in 8."""
-        left = {name: each for name, each in bits.items() if each}
+        """The chosen modules in these bits, and the other modules in 8."""
+        kept_bits = {name: each for name, each in bits.items() if each}
         ranks = {name: len(each) for name, each in bits.items()}
-        return _Decision(plan, ranks, form.with_bits({**others, **left}))
+        return _Decision(plan, ranks, form.with_bits({**unchosen_bits, **kept_bits}))
 
     def file_size(bits: Mapping[str, tuple[int, ...]]) -> int:
         decision = in_bits(bits)
@@ -334,7 +339,7 @@ def _with_bits(plan: Plan, rule: Rule, form: Form, *, protect: Protection, drop_
     return in_bits(allocation.bits)
 
 
-def _nearest(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
+def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
     """The decision that loses least on the data: the first of equals.
 
     Data say which directions to keep. In a few bits most of the error is that of rounding, which lies beside them, and
@@ -347,7 +352,7 @@ def _nearest(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision])
     return min(decisions, key=error)
 
 
-def _file_bytes(source: AdapterSource, adapter: Adapter, form: Form) -> int:
+def _source_bytes(source: AdapterSource, adapter: Adapter, form: Form) -> int:
     """Bytes of the file that was read; of an adapter that was not, bytes of a file of its own dialect."""
     if not isinstance(source, Adapter):
         return adapter_file(Path(source)).stat().st_size
@@ -356,7 +361,7 @@ def _file_bytes(source: AdapterSource, adapter: Adapter, form: Form) -> int:
     return Form(adapter.format, writer_options(adapter.format, form.base)).size(adapter)
 
 
-def _with_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
     """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
     changed = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
     if not changed:
@@ -373,11 +378,15 @@ def _notes(plan: Plan, decision: _Decision, after: Adapter, rank: float | None) 
     And what PEFT would not load; and where the decision does not follow the data that the plan follows.
     """
     ranks = decision.ranks
-    whole = sum(map(kept_whole, plan.adapter.modules.values()))
+    grouped_convolutions = sum(map(kept_whole, plan.adapter.modules.values()))
     blocks = sum(fused(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items())
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
     return [
-        *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),
+        *(
+            [f"{grouped_convolutions} grouped convolutions kept as they are: smaller ones would not be grouped"]
+            if grouped_convolutions
+            else []
+        ),
         *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
         *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
         *rank_notes(rank, ranks),

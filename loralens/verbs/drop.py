@@ -1,4 +1,4 @@
-"""``drop``: an adapter without some of its modules."""
+"""The verb ``drop``: writes an adapter without some of its modules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,16 +101,16 @@ def drop(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> DropResult:
-    """An adapter without the modules that globs match: what a block does is seen when it is gone.
+    """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
-    The others keep their stored bits. What hangs on a module (DoRA's magnitude, a bias on B) goes with it; heads and
-    other tensors trained in full stay.
+    The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
+    dropped with it; heads and other tensors that were trained in full stay.
 
     Parameters
     ----------
     adapter : path or Adapter
     modules : str or sequence of str
-        These go: globs over names or kinds.
+        Leave out the modules whose name or kind matches one of these glob patterns.
     output : path, optional
         A folder, or a file with the suffix of the dialect; without it nothing is written.
     to : str, optional
@@ -118,13 +118,13 @@ def drop(
     base : path, optional
         The base model, which GGUF needs.
     dtype : str, optional
-        Of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep theirs.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep their own.
     allow_loss : bool
-        Write even where rounding costs a module more than 1 %.
+        Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Check all that can be checked, and write nothing.
+        Check everything, and write nothing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

@@ -1,4 +1,4 @@
-"""``equal``: whether two adapters are the same update."""
+"""The verb ``equal``: tests whether two adapters are the same update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,15 +108,17 @@ def equal(
     base: str | PathLike[str] | None = None,
     **reading: Unpack[Reading],
 ) -> EqualResult:
-    """Whether two adapters are the same update, whatever their dialects, ranks or gauge.
+    """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 
-    Modules are matched by name, else with dots and underscores taken as the same.
+    Modules are matched by name; if that fails, dots and underscores are taken as the same. ``alpha`` and ``scale`` are
+    used for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
+    both; otherwise ``base`` is needed.
 
     Parameters
     ----------
     first, second : path or Adapter
     tolerance : float
-        Largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of a module.
+        The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
         The base model of GGUF files: its head counts say in which order rows of q and k stand.
     **reading : Reading

@@ -1,4 +1,4 @@
-"""``evaluate``: how well a model does its task on held-out texts, with each of several adapters."""
+"""The verb ``evaluate``: measures how well a model does its task on held-out texts, with each of several adapters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice
+from loralens.verbs.inputs.choices import FloatType, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import TaskName, Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
@@ -82,7 +82,7 @@ class EvaluationResult(Tabular):
     def tables(self) -> list[Table[Evaluation]]:
         """One line for each adapter."""
         title = f"{self.model}, {self.texts} texts of {self.data}"
-        return [Table(title, (ADAPTER, *map(_column, self.evaluations[0].measures)), self.evaluations)]
+        return [Table(title, (ADAPTER, *map(_measure_column, self.evaluations[0].measures)), self.evaluations)]
 
     def record(self) -> dict[str, Any]:
         """Everything as a JSON object."""
@@ -107,7 +107,7 @@ ADAPTER: Column[Evaluation] = Column(
 )
 
 
-def _column(measure: str) -> Column[Evaluation]:
+def _measure_column(measure: str) -> Column[Evaluation]:
     return Column(measure, lambda row: known(row.measures[measure]), measure, number, priority=ALWAYS)
 
 
@@ -124,10 +124,10 @@ def evaluate(
     threads: int | None = None,
     **reading: Unpack[Reading],
 ) -> EvaluationResult:
-    """Loss, accuracy and, of language, perplexity on texts: of a model with each adapter, or of the model as it is.
+    """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
-    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
-    knows those of the texts, else those of the texts, sorted.
+    The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
+    of the texts, else from the texts, sorted.
 
     Parameters
     ----------
@@ -141,15 +141,16 @@ def evaluate(
     data : path, name of a corpus, or iterable
         Texts as `loralens.train` takes them; of a corpus what it holds out.
     limit : int, optional
-        Only the first so many texts.
+        Use only the first ``limit`` texts.
     batch : int
-        Texts at a time.
+        The number of texts that the model sees at a time.
     length : int, optional
-        Tokens of a text; as the adapter was trained, where it says so, else 256.
+        The number of tokens after which a text is cut; by default as the adapter was trained if it states that, else
+        256.
     device, dtype : str
-        Where the model of a folder is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -163,8 +164,7 @@ def evaluate(
         The adapter or the task does not fit the model.
     """
     check_choice("task", task, get_args(TaskName))
-    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
-        check_at_least(name, count, 1)
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
     with restore_settings(model):
         from loralens.training.tasks import task_named  # torch takes a second
 
@@ -175,7 +175,7 @@ def evaluate(
         names = labels(chosen)
         base = None if isinstance(model, tuple) else model
         adapted = [
-            read_adapter(source, reading, base=base, whole=True, label=name)
+            read_adapter(source, reading, base=base, applies_all=True, label=name)
             for source, name in zip(chosen, names, strict=True)
         ]
         evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)

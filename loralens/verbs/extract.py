@@ -1,4 +1,4 @@
-"""``extract``: an adapter from two checkpoints, of a full fine-tune or a merge."""
+"""The verb ``extract``: makes an adapter from the difference of two models."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -172,11 +172,12 @@ def extract(
     dry_run: bool = False,
     **rules: Unpack[RankRules],
 ) -> ExtractResult:
-    """Make an adapter from what ``tuned`` has and ``base`` has not: of a full fine-tune, or a merge by another tool.
+    """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    Every weight matrix that differs becomes a pair, embeddings only where ``modules`` asks for them (``"*"`` for all).
-    Norms, biases and new heads ride along in full. Whatever differs and is not in the adapter is named. Names are those
-    of ``tuned``; for PEFT those that transformers 5 has in memory.
+    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
+    pair of factors; embeddings only if ``modules`` asks for them (``"*"`` for all). Norms, biases and new heads are
+    copied in full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for
+    PEFT those that transformers 5 has in memory.
 
     Parameters
     ----------
@@ -185,22 +186,23 @@ def extract(
     output : path, optional
         File or folder to write; without it nothing is written, and the result holds the adapter.
     noise_edge : str, optional
-        In place of a rule: keep what stands above the noise: ``rounding``, that of rounding to the dtype of ``tuned``,
-        or where it is unknown and the difference full-rank, ``median``, as the median of all singular values tells it.
+        In place of a rule, keep the directions above the noise: ``rounding``, that of rounding to the dtype of
+        ``tuned``,
+        or ``median``, unknown noise estimated from the median of all singular values, if the difference has full rank.
     uniform : bool
-        One rank everywhere: what LoRAX and mlx-lm want.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     exact : bool
-        Dense SVDs in float64, for big matrices too: slow.
+        Take dense SVDs in float64, which is slow for large matrices.
     to : str
         The dialect to write.
     dtype : str
-        Of the factors: ``f32``, ``bf16`` or ``f16``.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     drop_extra : bool
-        Leave out what is no matrix: norms, biases, new heads.
+        Leave out what is not a matrix: norms, biases and new heads.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Make the adapter, and write nothing.
     **rules : RankRules

@@ -1,4 +1,4 @@
-"""``inspect``: what is in an adapter file, and how it was understood."""
+"""The verb ``inspect``: shows what is in an adapter file, and how it was understood."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -214,10 +214,10 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("format", adapter.format),
         ("base model", adapter.base_model or "not said"),
         ("modules", str(len(modules))),
-        ("rank", _with_counts((str(rank), number) for rank, number in sorted(ranks.items()))),
+        ("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items()))),
         (
             "scale",
-            _with_counts(
+            _count_names(
                 (f"{scale:.6g}, {source}", number) for (scale, source), number in scales.most_common(SCALES_NAMED)
             ),
         ),
@@ -232,7 +232,7 @@ def _extra_bytes(inspection: Inspection) -> int:
     return sum(extra.tensor.nbytes for extra in inspection.extra.values())
 
 
-def _with_counts(counts: Iterable[tuple[str, int]]) -> str:
+def _count_names(counts: Iterable[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; one alone without."""
     pairs = list(counts)
     return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
@@ -285,14 +285,14 @@ def inspect(
     consumer: str | None = None,
     **reading: Unpack[Reading],
 ) -> InspectResult:
-    """What is in adapter files: format, base, modules, scales and where they came from, leftovers, warnings.
+    """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     base : path, optional
         The base model: findings say how the names match its weights, of which the headers alone are read.
     consumer : str, optional

@@ -1,4 +1,4 @@
-"""``merge``: adapters into a base model, with proof of what arrived and a way back."""
+"""The verb ``merge``: merges adapters into a base model, with a certificate of what arrived and an undo patch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,9 +118,9 @@ def merge(
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
 ) -> MergeResult:
-    """Merge adapters into a base model: W' = W + Σ w·ΔW, shard by shard, rounded once.
+    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    Every other tensor is copied byte for byte, and the files beside the weights come along.
+    Every other tensor is copied byte for byte, and so are the files beside the weights.
 
     Parameters
     ----------
@@ -136,25 +136,25 @@ def merge(
     certificate : path, optional
         Where the certificate of how much of every update arrived goes; as ``undo``.
     measure : bool
-        Measure what arrives where no certificate is written, too.
+        Measure how much of every update arrived, even if no certificate is written.
     rounding : str
-        ``nearest``, ``stochastic`` or ``feedback``.
+        How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
     seed : int
-        Of stochastic rounding.
+        Seed of the random numbers for stochastic rounding.
     dtype : str
-        Of the merged model: ``keep``, ``f32``, ``bf16`` or ``f16``.
+        The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
-        Whether a head that shares the embedding's weight gets one of its own; by default as the adapter needs.
+        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapter needs one.
     device : str
-        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Measure what would arrive, and write nothing.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -184,7 +184,7 @@ def merge(
     _tell_plan(inputs.plan)
     target = Path(output) if output is not None else None
     undo_file, certificate_file = (
-        _beside(target, path, name, folder=inputs.files.root.is_dir())
+        _path_beside(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
     measured = dry_run or measure or certificate_file is not None
@@ -206,7 +206,7 @@ def merge(
     return result
 
 
-def _beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+def _path_beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
     """Where the undo file or the certificate goes; None where it is not written."""
     if path is not None:
         return None if str(path) == NONE else Path(path)

@@ -1,4 +1,4 @@
-"""``trajectory``: one run through its checkpoints, beside the losses that were logged on the way."""
+"""The verb ``trajectory``: follows one run through its checkpoints, beside the losses that it logged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +147,7 @@ class TrajectoryResult(Tabular):
 
 
 def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack[Reading]) -> TrajectoryResult:
-    """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
+    """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
         ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
         read have no step, and nothing is concluded from their order.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -170,7 +170,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     MismatchError
         No two checkpoints have a module in common.
     """
-    run, loaded = _read(sources(adapters), reading)
+    run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)
     with progress("comparing", work(loaded, modules)) as step:
@@ -185,7 +185,7 @@ def short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in checkpoints]
 
 
-def _read(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
+def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
     """The run, and its checkpoints read in its order; what the reader noticed is told."""
     loaded = [source for source in chosen if isinstance(source, Adapter)]
     if not loaded:

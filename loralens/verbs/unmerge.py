@@ -1,4 +1,4 @@
-"""``unmerge``: the base back from a merged model."""
+"""The verb ``unmerge``: restores the base from a merged model."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -100,9 +100,9 @@ def unmerge(
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    With the undo file every bit of the base comes back, and its SHA-256 proves it; the adapters are not needed. With
-    ``adapter`` the update is subtracted, and what rounding leaves open is counted. Several merges are undone in the
-    reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With
+    ``adapter`` the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several
+    merges are undone in reverse order.
 
     Parameters
     ----------
@@ -115,13 +115,13 @@ def unmerge(
     adapter : path or Adapter, pair, mapping, or sequence of these
         Subtract this instead.
     device : str
-        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Restore and check everything, and write nothing.
     modules : sequence of str
-        Subtract only these: globs over names or kinds.
+        Subtract only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from loralens import LowRank, save
 from loralens.cli.main import main
-from loralens.cli.progress import progress_bar
+from loralens.cli.messages import progress_bar
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.texts import Text
 from tests import models

@@ -1,4 +1,4 @@
-"""Adapters that a verb is given: paths or objects, how they are read, and what they are called."""
+"""Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -29,9 +29,9 @@ class Reading(TypedDict, total=False):
     alpha, scale : float, optional
         α (scale = α/r), or the scale, of a file that does not say it.
     allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, by an unpickler that builds only tensors.
+        Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
-        Take the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
+        Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
     """
 
     format: str | None
@@ -52,15 +52,15 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     OptionError
         There is none, or something is neither a path nor an adapter.
     """
-    found: list[AdapterSource] = []
+    flat: list[AdapterSource] = []
     for source in adapters:
-        found += [source] if isinstance(source, str | PathLike | Adapter) else list(source)
-    for source in found:
+        flat += [source] if isinstance(source, str | PathLike | Adapter) else list(source)
+    for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
             raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
-    if not found:
+    if not flat:
         raise OptionError("there is no adapter", fix="give one or several: paths, or what loralens.load returns")
-    return found
+    return flat
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
@@ -86,7 +86,7 @@ def read_adapter(
     reading: Reading,
     *,
     base: str | PathLike[str] | None = None,
-    whole: bool = False,
+    applies_all: bool = False,
     strict: bool = True,
     label: str = "adapter",
 ) -> Adapter:
@@ -99,7 +99,7 @@ def read_adapter(
     source : path or Adapter
     reading : Reading
     base : path, optional
-    whole : bool
+    applies_all : bool
         The verb applies all that the adapter carries, magnitudes of DoRA and full differences too, so that no message
         is true that says what is left out of ΔW.
     strict : bool
@@ -126,7 +126,7 @@ def read_adapter(
         warn_of_base(path, adapter, base)
     if isinstance(source, Adapter):
         return adapter
-    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else frozenset()
+    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if applies_all else frozenset()
     tell_findings(path, adapter.findings, without=applied)
     return adapter
 

@@ -1,4 +1,4 @@
-"""Base models that a verb is given: their weights, and warnings where adapters are of another model."""
+"""Base models as inputs of a verb: their weights, and warnings if an adapter belongs to another model."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike

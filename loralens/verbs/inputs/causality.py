@@ -1,4 +1,4 @@
-"""Causality: whether a model sees later tokens, which it would only have to copy to foretell them; measured."""
+"""A measurement of whether a model sees later tokens, which a causal language model must not."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Values of options: which are possible, and what the words for dtypes mean."""
+"""The possible values of options, and checks of them."""
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
@@ -48,3 +48,9 @@ def check_at_least(name: str, value: float | None, least: int) -> None:
     """Refuse a value of the option ``name`` below ``least``; None is an option that was not given."""
     if value is not None and not value >= least:
         raise OptionError(f"{name} {value!r} is not possible", fix=f"give {least} or more")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse options, by their names, that are counts below 1; None is an option that was not given."""
+    for name, count in counts.items():
+        check_at_least(name, count, 1)

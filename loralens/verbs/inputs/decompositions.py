@@ -1,4 +1,4 @@
-"""Decompositions: the SVDs of base weights that a verb needs, read from a cache where they are kept, else computed."""
+"""The SVDs of base weights that a verb needs: read from a cache if they are there, else computed."""
 
 from collections.abc import Generator, Mapping, Sequence
 from os import PathLike

@@ -1,4 +1,4 @@
-"""Adapters as the checks look at them, for every verb that shows findings: read once, beside a base or alone."""
+"""Adapters prepared for the checks of the doctor, for every verb that shows findings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A model that has been loaded to be run, and batches of texts as its inputs."""
+"""A model that is ready to run, with its tokenizer, and batches of texts as its inputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace

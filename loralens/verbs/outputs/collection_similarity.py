@@ -1,4 +1,4 @@
-"""The similarity of three and more adapters: rows, columns, and where they meet."""
+"""The result of `similarity` for three and more adapters: tables of pairs, and where adapters agree or conflict."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, group
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, count, fixed, known, matrix, number
+from loralens.tables.numbers import UNDEFINED, count, fixed, known, matrix, number, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
@@ -118,8 +118,8 @@ class CollectionSimilarity(Tabular):
 
     def compare(self, first: int, second: int) -> Comparison | None:
         """Two of the adapters as if they were alone, by their numbers; None where they have no module in common."""
-        held = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
-        names = [name for name, other in held if name is not None and other is not None]
+        names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
+        names = [name for name, other in names_in_both if name is not None and other is not None]
         if not names:
             return None
         return compare_subspaces(
@@ -271,8 +271,8 @@ class CollectionSimilarity(Tabular):
             sentences.append(f"where two {verb} ({rule}), most weight first")
             for meeting in meetings[:LINES]:
                 names = f"{labels[meeting.first]} and {labels[meeting.second]}"
-                where = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {meeting.where}: {where}")
+                strength = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
+                sentences.append(f"  {names} {verb} in {meeting.where}: {strength}")
             if len(meetings) > LINES:
                 sentences.append(f"  … and {len(meetings) - LINES} more: --json lists them")
         return sentences
@@ -289,12 +289,6 @@ def _meeting_record(meeting: Meeting) -> dict[str, Any]:
         "cosine": meeting.cosine,
         "weight": meeting.weight,
     }
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    if not ranks:
-        return UNDEFINED
-    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 def _share(key: str, title: str, value: Callable[[AdapterRow], float], priority: int) -> Column[AdapterRow]:
@@ -382,7 +376,7 @@ ADAPTER_COLUMNS: tuple[Column[AdapterRow], ...] = (
     Column("place", lambda row: row.place, "#", priority=ALWAYS),
     Column("adapter", lambda row: row.label, "adapter", align="left", priority=ALWAYS),
     Column("modules", lambda row: row.modules, "modules", priority=4),
-    Column("ranks", lambda row: row.ranks, "r", _ranks, priority=6),
+    Column("ranks", lambda row: row.ranks, "r", span, priority=6),
     Column("frobenius", lambda row: row.norm, "‖ΔW‖F", number, priority=7),
     _share("shared", "shared", lambda row: row.shared, ALWAYS),
     _share("shared_chance", "by chance", lambda row: row.shared_chance, 5),

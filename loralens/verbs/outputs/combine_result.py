@@ -1,4 +1,4 @@
-"""What a combination came to: every module, every adapter, and what is written."""
+"""The result of the verbs that combine adapters: a row per module, a row per adapter, and what was written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

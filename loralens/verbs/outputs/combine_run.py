@@ -1,4 +1,4 @@
-"""A recipe followed: adapters read, combined, truncated and written; what the six verbs of combining share."""
+"""Follows a recipe: reads, combines, truncates and writes adapters; shared by the six verbs of combining."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,12 +121,12 @@ def follow(
 
 def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> Form:
     """The dialect of the result; that of PEFT where its own is only read, and nothing is to be written."""
-    if to is None and _only_returned(target) and adapter.format not in TARGET_FORMATS:
+    if to is None and _without_file(target) and adapter.format not in TARGET_FORMATS:
         return Form("peft", {}, base)
     return Form.of(adapter, to=to, base=base)
 
 
-def _only_returned(target: Target) -> bool:
+def _without_file(target: Target) -> bool:
     """Whether nothing is to be written, nor checked for being written: Python takes the adapter that is returned."""
     return target.output is None and not target.dry_run
 
@@ -137,9 +137,9 @@ def _write(adapter: Adapter, recipe: Recipe, form: Form, target: Target) -> int 
     None where nothing is to be written and the dialect could not hold it.
     """
     try:
-        stored, files = _stored(adapter, recipe, form)
+        stored, files = _as_stored(adapter, recipe, form)
     except LoraLensError:
-        if _only_returned(target):
+        if _without_file(target):
             return None
         raise
     target.write(stored, files)
@@ -257,7 +257,7 @@ def _truncate(
         return Directions(s, np.eye(module.rank, s.size), np.eye(s.size, module.rank))
 
     def size(adapter: Adapter) -> int:
-        return stored_size(*_stored(adapter, recipe, form))
+        return stored_size(*_as_stored(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not kept_whole(module)}
     ((rule, value),) = recipe.truncate.items()
@@ -316,7 +316,7 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
     raise OptionError(f"--take {recipe.take}: no such adapter here", fix=f"give {', '.join(paths)}, or none")
 
 
-def _stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
+def _as_stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
     """What is written: the adapter, with the recipe in the metadata where there is any."""
     stored, files = stored_as(adapter, form.name, **form.writer_options)
     return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

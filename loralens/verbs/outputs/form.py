@@ -1,4 +1,4 @@
-"""The dialect that a verb writes: which it is, how large a file of it is, how it is written and read back."""
+"""The dialect that a verb writes: the size of its files, and writing and reading them back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,9 +95,9 @@ class Form:
         """What its writer is given."""
         return self.options if self.bits is None else {**self.options, "bits": self.bits}
 
-    def check_target(self, target: Target, source: AdapterSource, *, others: Inputs | None = None) -> None:
-        """Refuse a target that is not apart from source, base and others, or cannot be written, before any work."""
-        target.check_source(source, base=self.base, others=others)
+    def check_target(self, target: Target, source: AdapterSource, *, other_inputs: Inputs | None = None) -> None:
+        """Refuse, before any work, a target that overlaps the source, the base or other inputs, or is not writable."""
+        target.check_source(source, base=self.base, other_inputs=other_inputs)
         target.check_format(self.name)
 
     def size(self, adapter: Adapter) -> int:

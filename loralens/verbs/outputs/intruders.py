@@ -1,4 +1,4 @@
-"""What ``intruders`` returns: rows, columns, what is said below them, and the adapter whose intruders are weaker."""
+"""The result of `intruders`: its tables and sentences, and the adapter in which the intruders are weaker."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,14 +212,14 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         ]
 
 
-def _listed(module: Intruders) -> list[dict[str, float]]:
+def _list_column(module: Intruders) -> list[dict[str, float]]:
     return [
         {"index": int(j) + 1, "singular_value": float(module.s[j]), "score": float(module.scores[j])}
         for j in module.indices
     ]
 
 
-def _of_first(
+def _first_column(
     key: str, title: str, value: Callable[[Intruders, int], float], text: Callable[[float], str], priority: int
 ) -> Column[ModuleIntruders]:
     """Of the first intruder; nothing where there is none. JSON has it in the list of all."""
@@ -233,7 +233,7 @@ def _of_first(
     )
 
 
-def _out_of(total: tuple[int, int]) -> str:
+def _count_of(total: tuple[int, int]) -> str:
     return f"{total[0]}/{total[1]}"
 
 
@@ -250,15 +250,15 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
         "counts",
         lambda row: (row.intruders.count, row.intruders.s.size),
         "intruders",
-        _out_of,
+        _count_of,
         priority=ALWAYS,
         json=False,
         csv=False,
     ),
     Column("energy_share", lambda row: row.intruders.energy_share, "energy", PERCENT, priority=8),
-    _of_first("first", "first", lambda _, j: j + 1, str, 5),
-    _of_first("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
-    _of_first("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
+    _first_column("first", "first", lambda _, j: j + 1, str, 5),
+    _first_column("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
+    _first_column("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
     Column(
         "lowest_score",
         lambda row: float(row.intruders.scores.min(initial=1.0)),
@@ -271,7 +271,7 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("chance", lambda row: row.intruders.chance, "chance", number, priority=6),
     Column("singular_values", lambda row: row.intruders.s.tolist()),
     Column("scores", lambda row: row.intruders.scores.tolist()),
-    Column("intruders", lambda row: _listed(row.intruders), csv=False),
+    Column("intruders", lambda row: _list_column(row.intruders), csv=False),
     Column("tied", lambda row: row.intruders.tied),
     Column("method", lambda row: row.intruders.method),
 )
@@ -282,7 +282,7 @@ KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
         "counts",
         lambda row: (row.total.count, row.total.directions),
         "intruders",
-        _out_of,
+        _count_of,
         priority=ALWAYS,
         about="of the leading directions of W + ΔW",
     ),

@@ -1,4 +1,4 @@
-"""The similarity of the modules of one adapter: rows, columns, and what is said below them."""
+"""The result of `similarity` for the modules of one adapter: its tables and sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

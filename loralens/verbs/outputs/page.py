@@ -1,4 +1,4 @@
-"""The page of a report: adapters read, everything measured of them, and put into a document."""
+"""Makes the page of a report: reads the adapters, measures everything, and fills the document."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -52,12 +52,14 @@ def report_page(
     command: str,
 ) -> Report:
     """The document of adapters; parameters as those of `loralens.report`, ``command`` as the page shows it."""
-    adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
+    adapters = {
+        label: _read_adapters(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)
+    }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
     patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = findings(patients)
-    measured = [_against(patient, model, intruders) if model else None for patient in patients]
+    measured = [_compare_with_base(patient, model, intruders) if model else None for patient in patients]
     subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
     with progress("measuring", sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)) as step:
@@ -88,11 +90,11 @@ def report_page(
         course=run,
         base=name,
         command=command,
-        choices={"activations": [_name(file) for file in activations], "chosen": list(modules)},
+        choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
 
 
-def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
+def _read_adapters(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
     """An adapter; what is wrong with its numbers is a finding, not the end."""
     if isinstance(source, Adapter):
         check_unread(reading)
@@ -100,7 +102,7 @@ def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | N
     return load(str(source), strict=False, base=base, **reading)
 
 
-def _name(activations: str | PathLike[str] | Moments) -> str:
+def _name_of(activations: str | PathLike[str] | Moments) -> str:
     return MOMENTS if isinstance(activations, Moments) else str(activations)
 
 
@@ -116,7 +118,7 @@ def _moments(
     """
     if not activations:
         return {}
-    measured = [(_name(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
+    measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
     for name, moments in measured:
         if moments.fingerprint not in prints.values():
@@ -138,7 +140,7 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
+def _compare_with_base(patient: Patient, base: Base, intruders: bool | None) -> Beside:
     """What the weights of the base make of the modules that have one there."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
@@ -152,17 +154,17 @@ def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
 
 
 def _intruders(
-    patient: Patient, weights: Mapping[str, Weight], base: str, wanted: bool | None
+    patient: Patient, weights: Mapping[str, Weight], base: str, look: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
     """The intruders of all modules, or why they were not looked for."""
-    if wanted is False:
+    if look is False:
         return None, "--no-intruders was given"
     moved = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in moved}
     if not plain:
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
-    if wanted is None:
+    if look is None:
         seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"

@@ -1,4 +1,4 @@
-"""The tables of other verbs' results on the page of a report: their rows and columns, with titles of the page's own."""
+"""The tables of other results on the page of a report, with the columns and titles that the page has."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

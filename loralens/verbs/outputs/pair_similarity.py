@@ -1,4 +1,4 @@
-"""The similarity of two adapters: rows, columns, and what is said below them."""
+"""The result of `similarity` for two adapters: its tables and sentences."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

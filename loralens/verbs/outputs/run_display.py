@@ -1,4 +1,4 @@
-"""How far a training run has come, for whoever displays it."""
+"""The progress of a training run as text, for whoever displays it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""One training run: from options and inputs to a finished folder, or an unfinished one that can go on."""
+"""One training run: from options and inputs to the finished folder, or to one from which it can be resumed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,7 +117,7 @@ class TrainingRun:
             self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
-        self.course, self.watch, self.order = self._course(), self._watch(), self._order()
+        self.course, self.watch, self.order = self._make_course(), self._make_watch(), self._make_order()
         self._begun, self._done = options.resume, 0
         if isinstance(options.model, tuple):
             _ = self._base  # of the model as it is now: with LoRA layers in it, it has other weights
@@ -146,7 +146,7 @@ class TrainingRun:
         from loralens.training.injection import inject
         from loralens.training.readout import read
 
-        injection = inject(self.inputs.loaded.model, **{**self._injected, "method": "lora"})
+        injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
         try:
             modules = read(injection).modules
         finally:
@@ -185,13 +185,13 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the base's files, so that other weights under the same name are another run."""
         model = self.options.model
-        return _digest(model[0]) if isinstance(model, tuple) else base_digest(existing(Path(model)))
+        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(existing(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """What would be trained; nothing is written, and the model is as it was."""
         from loralens.training.injection import inject
 
-        injection = inject(self.inputs.loaded.model, **self._injected)
+        injection = inject(self.inputs.loaded.model, **self._injection_options)
         try:
             return TrainedParts.of(injection)
         finally:
@@ -217,10 +217,10 @@ class TrainingRun:
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
         log = history(self.training.folder / LOG)
-        self._finish(fitted.adapter)
+        self._finish_files(fitted.adapter)
         return fitted, parts, log
 
-    def _finish(self, adapter: Adapter) -> None:
+    def _finish_files(self, adapter: Adapter) -> None:
         try:
             self.training.finish(adapter)
         except LoraLensError:
@@ -229,7 +229,7 @@ class TrainingRun:
             raise
 
     @property
-    def _injected(self) -> dict[str, Any]:
+    def _injection_options(self) -> dict[str, Any]:
         """The options of `loralens.training.inject`."""
         options = self.options
         return {
@@ -242,7 +242,7 @@ class TrainingRun:
             "seed": options.seed,
         }
 
-    def _course(self) -> "Course":
+    def _make_course(self) -> "Course":
         from loralens.training.course import Course
 
         options = self.options
@@ -259,7 +259,7 @@ class TrainingRun:
             checkpointing=options.checkpointing,
         )
 
-    def _order(self) -> "Order":
+    def _make_order(self) -> "Order":
         from loralens.training.feed import shuffled
 
         return shuffled(len(self.inputs.examples), size=self.part, seed=self.options.seed)
@@ -280,7 +280,7 @@ class TrainingRun:
                 base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
                 record=self._record(),
-                **self._injected,
+                **self._injection_options,
             )
         except DivergenceError as error:
             if not self.world.main:  # all processes see the same; one says it
@@ -293,12 +293,12 @@ class TrainingRun:
             ) from error
         except (KeyboardInterrupt, LoraLensError) as error:  # stopped by the user, by a full disk …
             if self._begun or isinstance(error, KeyboardInterrupt):
-                self._say(f"stopped after step {self._done}; {self._left()}")
+                self._say(f"stopped after step {self._done}; {self._describe_files()}")
             raise
         finally:
             self.display.clear()
 
-    def _watch(self) -> "Watch":
+    def _make_watch(self) -> "Watch":
         from loralens.training.watch import Watch
 
         options, evaluated = self.options, self.inputs.evaluated
@@ -311,10 +311,10 @@ class TrainingRun:
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
-            on_evaluation=self._evaluation,
+            on_evaluation=self._log_evaluation,
             evaluate_every=options.evaluate_every or 0,
             patience=options.patience,
-            snapshot=self._snapshot if options.snapshots else None,
+            snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
             save=self.training.save if self._training else None,
             save_every=options.save_every,
@@ -333,12 +333,12 @@ class TrainingRun:
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
-    def _evaluation(self, step: int, measures: "Measures") -> None:
+    def _log_evaluation(self, step: int, measures: "Measures") -> None:
         self._log(step, evaluation={name: known(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
 
-    def _snapshot(self, step: int, adapter: Adapter) -> None:
+    def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)
         if self.spectra:
             medians = self.spectra.measure(step, adapter)
@@ -358,7 +358,7 @@ class TrainingRun:
             "batch": self.options.batch,
         }
 
-    def _left(self) -> str:
+    def _describe_files(self) -> str:
         if not self._begun:
             return "nothing was written"
         if self.training.saved:
@@ -386,7 +386,7 @@ def model_name(model: ModelSource) -> str:
     return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name
 
 
-def _digest(model: "nn.Module") -> str:
+def _digest_of_model(model: "nn.Module") -> str:
     """SHA-256 of the weights of a model, in hexadecimal, their names and dtypes included."""
     import torch
 
