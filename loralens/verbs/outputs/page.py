@@ -154,17 +154,17 @@ def _compare_with_base(patient: Patient, base: Base, intruders: bool | None) -> 
 
 
 def _intruders(
-    patient: Patient, weights: Mapping[str, Weight], base: str, look: bool | None
+    patient: Patient, weights: Mapping[str, Weight], base: str, search: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
     """The intruders of all modules, or why they were not looked for."""
-    if look is False:
+    if search is False:
         return None, "--no-intruders was given"
     moved = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in moved}
     if not plain:
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
-    if look is None:
+    if search is None:
         seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
