@@ -71,6 +71,7 @@ class Demo:
         if path.is_dir():
             say(f"{path} is there from before; remove it to train it again")
             return str(path)
+        # An interrupted demo left a run behind, which train would refuse to overwrite.
         unfinished = path.with_name(f"{path.name}.unfinished")
         options = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "-o", str(path)]
         self._call("train", "--demo", *options, *(["--overwrite"] if unfinished.exists() else []))
@@ -132,6 +133,7 @@ class Demo:
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
         _print_styled(f"$ loralens {typed(*words)}", fg="cyan")
+        # What the demo has printed must stand above what the command prints: it is another process.
         sys.stdout.flush()
         code = _wait_for(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
         if code in INTERRUPTED:

@@ -25,13 +25,16 @@ from loralens.errors import LoraLensError, visible
 from loralens.verbs import VERBS
 from loralens.version import __version__
 
+# The words that end a command which a signal stopped.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
 FAILED = 2  # the exit code of an error, as of wrong usage; 1 is the answer no
+# The convention of shells: 130 for SIGINT, 143 for SIGTERM.
 SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
 TRIAL = 64 << 20  # bytes: where the system does not give these, an error comes of the lack of memory
 GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
 
 NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
+# Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
 # Options whose value may be a path although it is kept as a plain string, since a Hub id or ``A:0.7`` is no path.
@@ -156,6 +159,7 @@ def _limit_blas_threads() -> None:
     Must happen before NumPy is imported, so here.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        # setdefault: a number that the user has set counts.
         os.environ.setdefault(name, "1")
 
 

@@ -10,6 +10,7 @@ from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import Step, displaying
 from loralens.errors import visible
 
+# Levels by number, as records of logging hold them.
 NAMES = {number: name for name, number in LEVELS.items()}
 
 
@@ -25,6 +26,7 @@ class StandardError(logging.Handler):
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Step | None]:
     """What to call with every amount done, of ``total`` in all; None where stderr is no terminal."""
+    # In a file or a pipe a bar would leave thousands of control characters.
     if not sys.stderr.isatty():
         yield None
         return
@@ -46,6 +48,7 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    # transient: when it is done the bar disappears, and the result stands alone.
     with Progress(*columns, console=Console(file=raw(sys.stderr)), transient=True) as bar:
         task = bar.add_task(visible(label), total=total)
         yield lambda amount: bar.advance(task, amount)

@@ -87,6 +87,7 @@ def weighted(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return text, 1.0
+    # A path before the colon that does not exist is an error about the path, not about the weight.
     existing(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
@@ -333,6 +334,7 @@ def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
         def with_rows(
             *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **values: Any
         ) -> None:
+            # Both would write to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
             function(*arguments, rows=Rows(as_json, as_csv, plot), **values)

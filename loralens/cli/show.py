@@ -59,8 +59,10 @@ def show_json(record: dict[str, Any]) -> None:
 
 def show_tables(*tables: Table[Any]) -> None:
     """Tables as aligned text; on a terminal in its width, with bold headings; those without rows left out."""
+    # A pipe or a file has no width: there whole tables are written, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for table in tables:
+        # A heading without rows would look like an error.
         if not table.rows:
             continue
         layout = lay_out(table, width)

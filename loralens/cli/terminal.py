@@ -51,6 +51,7 @@ class Harmless:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
+        # Bytes written to the buffer would go past `write`, and so past the escapes.
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.below, name)

@@ -26,10 +26,12 @@ class TrainingLine(RunDisplay):
         """Write the line again, at most ten times a second; a line that stays where nobody looks at a terminal."""
         if not self.live:
             super().show(step)
+        # Ten times a second is as often as an eye follows, and costs a fast step nothing.
         elif monotonic() - self._shown > 0.1:
             self._shown = monotonic()
             text = self.text(step)
             click.echo("\r" + text.ljust(self._width), nl=False, file=raw(sys.stderr))
+            # A shorter text must overwrite all of a longer one.
             self._width = max(self._width, len(text))
 
     def say(self, text: str) -> None:

@@ -7,6 +7,7 @@ from math import isfinite
 from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
+# Block characters by eighths of a line's height; the space stands for 0.
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
@@ -50,6 +51,7 @@ def percent(share: float | None, digits: int = 3) -> str:
     if share < SMALL_SHARE:
         return f"{share:.1e}"
     value = float(f"{100 * share:.{digits}g}")
+    # Rounding must not claim a whole: 0.99996 would become 100 %.
     if share < 1 and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
     return f"{value:.6f}".rstrip("0").rstrip(".") + " %"
@@ -57,6 +59,7 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 def size(count: int) -> str:
     """Bytes in the largest decimal unit that leaves a number of at least 1: 999 B, 110.2 kB, 1.5 GB."""
+    # Decimal units, so that the number agrees with what --size takes and the Hub shows.
     value, unit = float(count), "B"
     for bigger in UNITS:
         if value < 999.95:  # what would be rounded to 1000.0 belongs to the next unit

@@ -12,6 +12,7 @@ from loralens.tables.table import Column, Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# Characters that LaTeX would take as commands; the backslash first becomes a command itself, so one pass suffices.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
@@ -19,6 +20,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 def csv_text(*tables: Table[Any]) -> str:
     """Tables of the same columns as CSV, under one heading."""
     columns = _first_columns(tables)
+    # csv quotes cells that hold commas, quotes or line ends.
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([column.name for column in columns])

@@ -8,6 +8,7 @@ from loralens.tables.numbers import plain
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
+# Any number above the priorities in use would do: lay_out only compares with it.
 ALWAYS = 9  # the priority of columns that are never left out
 
 

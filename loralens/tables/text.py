@@ -13,6 +13,7 @@ from unicodedata import combining, east_asian_width
 from loralens.errors import visible
 from loralens.tables.table import ALWAYS, Column, Table
 
+# Cells may hold single spaces, so only a wider gap shows where a column ends.
 GAP = 2  # spaces between columns
 SHORTEST = 16  # characters in which the name of a module can still be told from others
 
@@ -23,7 +24,6 @@ class Layout:
 
     Attributes
     ----------
-    title : str
     heading : str
         The titles of the columns.
     lines : list of str
@@ -51,9 +51,11 @@ def lay_out(table: Table[Any], width: int | None = None) -> Layout:
     fitted = {i: widths[i] for i in visible_columns}
     while width is not None:
         fitted = _fit_widths(visible_columns, columns, widths, width)
+        # The first column names the rows: without it the others could not be read.
         expendable = [i for i in visible_columns[1:] if columns[i].priority < ALWAYS]
         if _total_width(fitted) <= width or not expendable:
             break
+        # Among equal priorities the column furthest to the right goes first.
         visible_columns.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
     heading = _join_cells(
         [_pad(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in visible_columns]
@@ -88,6 +90,8 @@ def _fit_widths(
         shrinkable = [i for i in text if widths[i] > SHORTEST]
         if not shrinkable:
             break
+        # The widest text is shortened first, down to the next widest, so that short names stay whole as long as
+        # possible.
         widest = max(shrinkable, key=lambda i: widths[i])
         other_widths = [widths[i] for i in shrinkable if i != widest]
         floor = max(SHORTEST, max(other_widths, default=SHORTEST))
@@ -121,6 +125,7 @@ def shorten(text: str, width: int) -> str:
     """
     if display_width(text) <= width:
         return text
+    # Two thirds for the end: there a module's name says which projection it is, at the beginning which block.
     tail = (2 * (width - 1) + 2) // 3
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
 
@@ -128,6 +133,7 @@ def shorten(text: str, width: int) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` columns of a terminal, broken at spaces; longer words are shortened."""
     lines = [""]
+    # A word without a space to break at (a path) is shortened, as it would overflow the line otherwise.
     for word in (shorten(word, width) for word in text.split(" ")):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if display_width(longer) <= width:
@@ -149,6 +155,7 @@ def _prefix(text: str, width: int) -> str:
 
 def display_width(text: str) -> int:
     """Columns of a terminal that a text takes: wide characters of East Asia take two, combining ones none."""
+    # A short cut for nearly all texts: unicodedata is asked character by character.
     if text.isascii():
         return len(text)
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)

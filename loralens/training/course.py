@@ -95,8 +95,11 @@ class Course:
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by; the first step is 0, and its factor is never 0."""
+        # A warm-up of less than half a step is none.
         rising = round(self.warmup * self.steps)
         if step < rising:
+            # Counted from 1, so that the first step learns too and the full rate comes with the first step after the
+            # warm-up.
             return (step + 1) / (rising + 1)
         remaining = (self.steps - step) / (self.steps - rising)  # 1 at first, 1/(steps − rising) at the last step
         return {"constant": 1.0, "linear": remaining, "cosine": (1 - cos(pi * remaining)) / 2}[self.schedule]

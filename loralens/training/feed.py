@@ -95,6 +95,7 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
         if round_ not in orders:
             generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, round_]))
             orders[round_] = generator.permutation(count)
+            # A run asks for rising numbers, so older rounds are never needed again.
             for old in [known for known in orders if abs(known - round_) > 1]:
                 del orders[old]
         return orders[round_]
@@ -109,6 +110,7 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
 def moved(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; mappings, tuples (named ones too) and lists are gone into."""
     if isinstance(batch, Tensor):
+        # non_blocking lets a copy from pinned memory run beside the computation; otherwise it changes nothing.
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}

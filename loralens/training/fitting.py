@@ -122,6 +122,7 @@ def fit(
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     feed = Feed(batches)
     course = course or _course_of_one_round(feed)
+    # Before the injection: a wrong set-up of processes must not change the model.
     world = World.current(shard=shard)
     injection = inject(
         model,

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from loralens.core.layers import compute_dtype
 
+# Of these dtypes an update of a usual learning rate is lost to rounding.
 HALF = (torch.float16, torch.bfloat16)
 
 

@@ -86,5 +86,6 @@ def digest(factor: Tensor) -> str:
 
 def digest_of_all(digests: Mapping[str, str]) -> str:
     """One digest of those of all modules, by their names."""
+    # In natural order, so that the digest does not depend on the order in which layers were found.
     lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests, key=natural_key))
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()

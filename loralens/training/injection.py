@@ -35,14 +35,10 @@ class Injection:
 
     Attributes
     ----------
-    model : nn.Module
     layers : mapping of str to LoRALayer
         By the names of the base model, in natural order.
     heads : mapping of str to nn.Module
         Modules of the model that are trained in full.
-    method : Method
-    rank, seed : int
-    alpha, dropout : float
     initialisation : str
         How A₀ was made; ``principal`` for PiSSA.
     digests : mapping of str to str
@@ -99,6 +95,7 @@ class Injection:
             if layer.magnitude is not None:
                 parts["magnitude"].append(layer.magnitude)
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
+        # Only LoRA+ has a ratio other than 1.
         rates = {"B": lr * self.method.ratio}
         groups = []
         for name, group_parameters in parts.items():
@@ -211,9 +208,11 @@ def inject(
             )
     for layer in layers.values():
         layer.training = layer.base_layer.training
+    # Remembered before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
+    # Copied before anything is widened or trained, so that remove() gives back the same bits.
     before = copies(full.values())
     _freeze_base(model, layers, full, frozen=method_row.frozen)
     return Injection(
@@ -277,6 +276,7 @@ def _check_weight(name: str, W: Tensor, rank: int) -> None:
             f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
         )
     out, in_ = W.shape
+    # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
     if rank > min(out, in_):
         raise OptionError(
             f"{name}: rank {rank} is larger than its matrix ({out}, {in_}) can have",

@@ -148,6 +148,7 @@ def accumulated(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
     z : tensor, shape (…, r)
     B : tensor, shape (out, r)
     """
+    # addmm needs one dtype; under autocast y may be in 16 bits and z in float32.
     if y.dtype == z.dtype:
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), B.T, alpha=scale)
         return flat.view(y.shape)

@@ -48,15 +48,11 @@ class Loop:
 
     Attributes
     ----------
-    injection : Injection
     feed : Feed
         Step s takes the batches from s·accumulate·processes on, and process k every so many of them, from number k on.
-    course : Course
     loss : callable
         From the model and a batch to a scalar, the mean over the batch; or to a sum and how many it is over: then
         everything in a step weighs alike, however it is cut into batches.
-    world : World
-    watch : Watch
     seed : int
         Of dropout, with the number of the step: no state of a generator has to be kept.
     losses, evaluations : lists
@@ -86,6 +82,7 @@ class Loop:
         with _own_generators(self.device), recomputed(self.injection.model, on=self.course.checkpointing):
             self._model = self.world.wrapped(self.injection.model)
             self._prepare(state)
+            # A resumed run has its first evaluation already, in its log.
             if state is None:
                 self._evaluate()
             while self.done < self.course.steps and not self._out_of_patience:
@@ -152,12 +149,14 @@ class Loop:
 
     def _add_gradients(self, step: int) -> tuple[float, float, float]:
         """Add up the gradients of this process's batches; the sum of losses, what it is over, and how much went in."""
+        # Summed in float64: the loss of a step must not depend on how the step is cut into batches.
         total, count, size = torch.zeros((), dtype=torch.float64, device=self.device), 0.0, 0
         for number in range(self.course.accumulate):
             place = (step * self.course.accumulate + number) * self.world.size + self.world.rank
             batch = self.feed[place]
             size += size_of(batch)
             batch = moved(batch, self.device)
+            # Processes exchange gradients once a step, with its last batch.
             last = number == self.course.accumulate - 1
             with self.world.gathering(self._model, last=last):
                 with self._autocast:
@@ -182,6 +181,7 @@ class Loop:
             adapter = read(self.injection)
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)
+        # After the last step there is nothing to resume, and the adapter itself is written.
         if self.watch.save and not last and _is_due(self.done, self.watch.save_every):
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
             state = captured(

@@ -25,6 +25,7 @@ def hold(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[Remova
         moving = isinstance(layer, _SpectralNorm) or (isinstance(layer, _NormBase) and layer.running_mean is not None)
         if moving and id(layer) not in trained:
             handles.append(layer.register_forward_pre_hook(_enter_evaluation))
+            # always_call, so that the mode comes back after an exception too.
             handles.append(layer.register_forward_hook(_restore_mode, always_call=True))
     return tuple(handles)
 

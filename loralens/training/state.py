@@ -15,6 +15,7 @@ from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of, settings
 
 FREE = ("checkpointing",)  # fields of a course that change no number
+# A run of another command differs in many fields; the first few say which it was.
 SAID = 3  # differences that a message names
 TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
 
@@ -70,6 +71,7 @@ def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: M
     MismatchError
         It is the state of another run, or of other modules: what differs is named. Nothing has been changed then.
     """
+    # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run)
     tensors = changing(injection)
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}

@@ -101,6 +101,7 @@ def fitting_layer(layer: nn.Module) -> type[LoRALayer] | None:
         return None
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return None
+    # nf is the width of the output: it tells transformers' Conv1D from another class of that name.
     if TRANSPOSED in _class_names(layer) and weight.ndim == 2 and weight.shape[1] == getattr(layer, "nf", None):
         return TransposedLayer
     return next((found for known, found in LAYERS.items() if isinstance(layer, known)), None)

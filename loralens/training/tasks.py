@@ -18,7 +18,10 @@ from loralens.training.watch import Measures
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
 Draws = Callable[[int], np.random.Generator]  # row of a batch → what is drawn for it
+# The value that cross_entropy of torch and the models of transformers ignore by default.
 IGNORED = -100  # the label of a position that nothing is learned from
+# BERT's shares (Devlin et al. 2018, §3.1): 15 % are asked for, and 80/10/10 % of these shown as mask, random token,
+# themselves.
 MASKED = 0.15  # part of the tokens that masked language modelling asks for
 REPLACED, RANDOM = 0.8, 0.1  # of those, shown as the mask, and as any token; the rest is shown as it is
 
@@ -30,10 +33,8 @@ class Examples:
 
     Attributes
     ----------
-    tokens : sequence of lists of int
     pad : int
         The token that fills up short texts.
-    labels : sequence of int, optional
     mask : int, optional
         For masked language modelling: the token that stands for a hidden one.
     vocabulary : int
@@ -92,7 +93,6 @@ class Task:
 
     Attributes
     ----------
-    name, text : str
     head : str
         The class of transformers that loads a model for it.
     task_type : str or None
@@ -158,6 +158,7 @@ class Task:
                 count += len(labels)
                 if step:
                     step(len(chosen))
+            # NaN instead of 0/0 where no token was asked for.
             loss, accuracy = (sums / count).tolist() if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, 700.0))}

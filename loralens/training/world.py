@@ -119,6 +119,7 @@ class World:
         finally:
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
+            # The message is printed once, by the main process.
             raise SystemExit(1)
         result: T = holder[0][0]
         return result

@@ -45,12 +45,10 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    base : str
     modules : mapping of str to Amplification
         In natural order.
     phi_rank : int
         Largest i and j of the φ(i, j) that are shown.
-    device : str
     exact : bool
         Whether W was decomposed exactly.
     """
@@ -114,8 +112,10 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
             "; ".join(f"{what} {_span(values)}" for what, values in spans.items()),
             f"{beyond}, where chance gives {expected:.2g}",
         ]
+        # With at most a tenth of the modules beyond chance, the factor says nothing about directions.
         if 10 * far <= len(rows):
             sentences.append("the factor tells how long ΔW is beside W, not that it found particular directions of W")
+        # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
             error = f"its relative error at most {worst:.1g}"

@@ -30,7 +30,6 @@ class BehaviourResult(Tabular):
 
     Attributes
     ----------
-    model, data : str
     texts : int
         How many texts there were.
     head : str
@@ -183,6 +182,7 @@ def behave(
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
     texts = read_texts(data, limit=limit)
     paths = _name_adapters(sources(adapters))
+    # A model that is an object has no files with which an adapter could be compared.
     base = None if isinstance(model, tuple) else model
     read = {
         name: read_adapter(source, reading, base=base, applies_all=True, label=name)
@@ -193,6 +193,7 @@ def behave(
         cut = count_cut(loaded, [text.text for text in texts], length=length)
         cut.warn(text_label(data))
         config: Any = loaded.model.config
+        # restore_settings sets it back.
         config.output_hidden_states = True
         with place(model_label(model)), progress("running the model", len(texts)) as step:
             batches = loaded.batches(texts, batch=batch, length=length, step=step)

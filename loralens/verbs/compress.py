@@ -60,10 +60,8 @@ class CompressResult(Tabular):
     adapter : Adapter
         The smaller one: as it was written and read back; where nothing was written, as it would be written, under the
         names of the source.
-    before : Adapter
     format : str
         The dialect that was written, or would be.
-    target : Target
     losses : mapping of str to Loss
         Of every module of ``before``, rounding included.
     data_losses : mapping of str to Loss
@@ -75,7 +73,6 @@ class CompressResult(Tabular):
         What else there is to say.
     plan : Plan
         The directions of the modules, from which `trade_off` follows.
-    form : Form
     """
 
     source: str
@@ -272,6 +269,8 @@ def compress(
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
+            # With data, two plans are tried: one that follows the data and one that follows the weights (see
+            # _least_data_error).
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
@@ -280,6 +279,7 @@ def compress(
             ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
             decision = _Decision(plan, ranks, form)
         smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
+    # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(smaller, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)

@@ -42,10 +42,8 @@ class ConvertResult(Tabular):
         As it is read from the file that was written, or would be.
     format : str
         Its dialect.
-    target : Target
     modules : int
         That were converted. A dialect may hold several of them as one.
-    parameters : int
     notes : list of str
         What was renamed, and what was left out.
     truncation : float
@@ -188,6 +186,7 @@ def convert(
         exact = _rename_as_in(pairs, to, options)
         stored, files, back = _stored_in_dialect(narrow, to, options)
         written = _rename_back(exact, back, stored)
+        # loralens-q is a choice for fewer bits: its error is reported, and never refused.
         cost = Rounding.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
     return ConvertResult(

@@ -39,7 +39,6 @@ class CurveResult(Tabular):
     ----------
     source : str
         What the adapter is called: its path, if it was read.
-    adapter : Adapter
     format : str
         The dialect of the files.
     points : sequence of Point
@@ -152,6 +151,7 @@ def trade_off(plan: Plan, form: Form, *, protect: Protection = "absolute", on_da
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
+    # In few bits only pairs can be written, and their expected error is one of ΔW, not of data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
     most = max((plan.adapter[name].rank for name in plan.found), default=0)
     with progress("choosing ranks", len(ranks_shown(most))) as step:

@@ -26,6 +26,7 @@ from loralens.verbs.inputs.examination import examine_adapters, open_base
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]
 Rounding = Literal["nearest", "stochastic"]  # of those of a merge, what can be foretold
 
+# The short words of --dtype, and the names in NumPy and ml_dtypes.
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
 WORST = 3  # modules that a line of text names
 
@@ -36,7 +37,6 @@ class DoctorResult(Tabular):
 
     Attributes
     ----------
-    findings : sequence of Diagnosis
     adapters : mapping of str to Adapter or None
         What each adapter is called → the adapter; None where it could not be read.
     base : str or None

@@ -29,7 +29,6 @@ class EqualResult(Tabular):
     ----------
     differences : sequence of Difference
         Of every module, in natural order.
-    tolerance : float
     not_compared : int
         Tensors of both that are half of no pair: heads, biases, magnitudes.
     """

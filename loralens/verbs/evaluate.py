@@ -54,7 +54,6 @@ class EvaluationResult(Tabular):
 
     Attributes
     ----------
-    model, task, data : str
     texts : int
         How many texts there were.
     evaluations : sequence of Evaluation
@@ -170,6 +169,7 @@ def evaluate(
 
         row = task_named(task)
         learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
+        # Of a corpus the held-out part: the adapter may have been trained on the other.
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
@@ -217,6 +217,7 @@ class _Evaluator:
     ) -> None:
         self.model, self.label, self.task, self.texts, self.place = model, model_label(model), task, texts, place
         self.batch, self.length, self.device, self.dtype, self.threads = batch, length, device, dtype, threads
+        # An adapter with other labels needs another head, so the model is loaded again for it.
         self._loaded: dict[tuple[str, ...] | None, Loaded] = {}  # by labels: one serves all adapters of the same
 
     def measure(self, adapter: Adapter | None, step: Callable[[int], None] | None) -> tuple[Mapping[str, float], Cut]:

@@ -71,7 +71,6 @@ class ExtractResult(Tabular):
 
     Attributes
     ----------
-    base, tuned : str
     output : Path or None
         Where the adapter is, or would be.
     dry_run : bool
@@ -221,6 +220,7 @@ def extract(
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
+    # Before hours of SVDs, not after them.
     target.check_format(to)
     writing = writer_options(to, base)
     before, after = opened(base), opened(tuned)

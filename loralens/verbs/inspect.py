@@ -125,7 +125,6 @@ class InspectResult(Tabular):
 
     Attributes
     ----------
-    adapters : sequence of AdapterInspection
     consumer : str or None
         The program whose rules were applied.
     """
@@ -319,6 +318,7 @@ def inspect(
             check_unread(reading)
             adapter = source
         else:
+            # strict=False: an adapter with wrong numbers is shown with findings instead of refused.
             adapter = load(str(source), strict=False, base=base, **reading)
         with place(label):
             inspected.append(_inspect(label, adapter, modules, base, consumer))

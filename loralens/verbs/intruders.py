@@ -121,6 +121,7 @@ def intruders(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)
     if output is not None:  # not to fail after hours
+        # A rehearsal without changes: what the writer refuses is refused now.
         save(replaced(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}

@@ -25,6 +25,7 @@ from loralens.verbs.outputs.merge_run import MergeRun
 
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 
+# A word, since leaving the option out means the default place.
 NONE = "none"  # in place of a file: it is not written
 SWALLOWED = 0.95  # gain below which a merge is said to lose too much
 DAMAGED = 0.2  # and relative error above which
@@ -187,6 +188,7 @@ def merge(
         _path_beside(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
+    # A dry run has no other purpose than to measure.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
@@ -234,6 +236,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
         warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
     damaged = [fidelity for fidelity in arrived if fidelity.gain < SWALLOWED or fidelity.error > DAMAGED]
+    # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return
     worst = max(damaged, key=lambda fidelity: fidelity.error)

@@ -67,7 +67,6 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    adapter : Adapter
     spectra : mapping of str to Spectrum
         Of all modules that were asked for, in natural order.
     listed : sequence of str
@@ -137,7 +136,6 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     Attributes
     ----------
-    adapters : sequence of AdapterSpectra
     base : str or None
         The base model that ΔW was compared with.
     """

@@ -35,7 +35,6 @@ class SurveyedAdapter:
         Bytes on disk.
     adapter : Adapter or None
         None where it cannot be read.
-    summary : Summary or None
     duplicate : Duplicate or None
         How it equals an adapter that comes before it.
     original : SurveyedAdapter or None
@@ -74,7 +73,6 @@ class SurveyResult(Tabular):
 
     Attributes
     ----------
-    folder : Path
     adapters : sequence of SurveyedAdapter
         In order of paths.
     unreadable : sequence of SurveyedAdapter

@@ -58,7 +58,6 @@ class TrainPlan(Tabular):
 
     Attributes
     ----------
-    output : Path or None
     parts : TrainedParts
         The modules and the heads, and how many numbers they have.
     run : mapping
@@ -102,7 +101,6 @@ class TrainResult(Tabular):
 
     Attributes
     ----------
-    adapter : Adapter
     output : Path
         The folder of the run: the adapter, its log and its snapshots.
     parts : TrainedParts

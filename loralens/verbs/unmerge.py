@@ -34,7 +34,6 @@ class UnmergeResult(Tabular):
 
     Attributes
     ----------
-    merged : str
     output : Path or None
         Where the base is, or would be.
     dry_run : bool
@@ -147,6 +146,7 @@ def unmerge(
     compute_device = Device.of(device)  # what is wrong with it is said before the work
     target = Path(output) if output is not None else None
     if subtracting:
+        # untie=False: subtracting must not split a weight that the merged model shares.
         inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
         doubt = _subtract(inputs, target, compute_device, overwrite=overwrite, dry_run=dry_run)
         if doubt.none:

@@ -45,7 +45,6 @@ class VerifyResult(Tabular):
 
     Attributes
     ----------
-    merged, base : str
     rounding : str
         How the merge was replayed.
     modules : sequence of Verdict
@@ -217,6 +216,7 @@ def verify(
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)
         changed = in_threads(differs, untouched, threads)
+    # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
     modules_found = [verdict for verdicts_of_tensor in replayed.values() for verdict in verdicts_of_tensor]

@@ -41,6 +41,7 @@ class Reading(TypedDict, total=False):
     once: bool
 
 
+# Written out, as a TypedDict has no defaults of its own.
 READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)  # the defaults
 
 
@@ -159,6 +160,7 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     if isinstance(source, Adapter):
         stated_options(reading)  # which refuses what is no option
         return source
+    # First without them: whether the file states its own scale is known only after reading it.
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
     adapter = load(str(source), base=base, **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())

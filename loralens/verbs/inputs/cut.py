@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from loralens.core.messages import note
 from loralens.verbs.inputs.loaded import Loaded
 
+# In parts, so that the tokens of a large corpus are never all in memory.
 CHUNK = 1024  # texts that are tokenised at a time
 
 

@@ -14,6 +14,7 @@ from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
+# At most 18 digits: such a number fits into 64 bits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -89,6 +90,7 @@ def read_data(
     """
     if isinstance(data, str | PathLike):
         name = str(data)
+        # A file of that name wins over the corpus.
         if name in CORPORA and not Path(name).is_file():  # a folder of that name is an adapter that was trained on it
             split = read_corpus(name)
             learned = _corpus_texts(name, split.train, split.labels, labelled=labelled)

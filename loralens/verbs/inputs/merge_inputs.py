@@ -58,11 +58,8 @@ class MergeInputs:
     ----------
     base : str
         As given.
-    files : ModelFiles
-    plan : Plan
     dtypes : mapping of str to dtype
         Of every planned tensor as it will be written.
-    adapters : sequence of WeightedAdapter
     dtype : str or None
         The dtype of the whole model that was asked for.
     """

@@ -127,6 +127,7 @@ def load_headed(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave it out"
         )
     torch.set_num_threads(threads or _processor_count())
+    # Forked: loading must not change the random numbers of the caller.
     with place(model_label(source)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         if isinstance(source, tuple):
@@ -137,6 +138,7 @@ def load_headed(
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         config.pad_token_id = loaded.tokenizer.pad_token_id  # classifiers look for the last token that is none
+    # Keys and values would be kept for a text that is never continued.
     config.use_cache = False
     loaded.model.eval()
     return loaded

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from loralens.errors import FormatError, OptionError, place
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+# The fixes of several messages.
 _UTF8 = "save the file as UTF-8"
 _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"
 _LONGEST = 2**31 - 1  # letters of a cell: all that the parser can count everywhere, for its own 131,072
@@ -195,6 +196,7 @@ def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
     if not isinstance(text, str) or not text.strip():
         what = "is empty" if isinstance(text, str) else "is no text"
         raise FormatError(f'"text" {what}', fix="give every line a text, or take it out")
+    # JSON can escape half of a surrogate pair, which no tokenizer takes.
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise FormatError('"text" has half a surrogate pair, which is no letter', fix="write the text again, as UTF-8")
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):

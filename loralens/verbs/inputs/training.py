@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes a second
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 OptimiserName = Literal["adamw", "sgd"]
+# The factors are float32, and so is their scale.
 LARGEST = 3.4e38  # in float32
 
 
@@ -166,8 +167,6 @@ class TrainingInputs:
 
     Attributes
     ----------
-    task : Task
-    loaded : Loaded
     learned, held_out : Texts
         The texts to learn from, and to evaluate on.
     examples, evaluated : Examples
@@ -224,6 +223,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         with place(model_label(options.model)):
             check_causal(loaded, examples)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
+    # Counted apart from the examples, which hold only what was kept.
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
     return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)

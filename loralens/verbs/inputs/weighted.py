@@ -75,6 +75,7 @@ def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSour
 def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
     if isinstance(source, Mapping):
         return list(source.items())
+    # A tuple of two adapters is a sequence; one whose second part is a number is a pair.
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
         return [source]
     if isinstance(source, str):

@@ -78,8 +78,6 @@ class CollectionSimilarity(Tabular):
         Those whose φ the tables show.
     phi_rank : int or None
         Leading directions that φ compares at most.
-    loaded : tuple of Adapter
-    pairs : Pairwise
     energy : Interference
         Of the same modules.
     tree : float64 array, shape (T − 1, 4)

@@ -25,7 +25,6 @@ class CombinedModule:
 
     Attributes
     ----------
-    name : str
     shape : list of int or None
         (out, in); None where the module was left out, as it came out as 0.
     ranks_before : list of int
@@ -208,6 +207,7 @@ def _ranks(ranks: Sequence[int]) -> str:
     return " + ".join(str(rank) if rank else "–" for rank in ranks)
 
 
+# One declaration for terminal, CSV, JSON and data frames.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: row.shape, "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),

@@ -193,10 +193,8 @@ class _Factors:
 
     Attributes
     ----------
-    combination : Combination
     ranks : mapping of str to int
         What its modules are cut to; empty where they are not.
-    adapter : Adapter
     exact : mapping of str to Update
         New modules in float64, at the same ranks.
     """

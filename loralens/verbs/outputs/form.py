@@ -38,7 +38,6 @@ class Form:
 
     Attributes
     ----------
-    name : str
     options : WriterOptions
         Of the writer, but for ``bits``.
     base : path or None

@@ -58,7 +58,6 @@ class Removal:
 
     Attributes
     ----------
-    adapter : Adapter
     strength : float
         What of every intruder is left: 0 removes them, 1 keeps them.
     changed : int
@@ -67,8 +66,6 @@ class Removal:
         What narrower factors cost these modules.
     format : str
         The dialect of the file: the adapter's own, or ``peft`` where that cannot be written.
-    path : Path or None
-    dry_run : bool
     """
 
     adapter: Adapter
@@ -108,11 +105,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    base : str
-    threshold : float
     top : int
         Leading directions that were looked at.
-    modules : mapping of str to Intruders
     ranks : mapping of str to int
         The rank of each module.
     removal : Removal or None

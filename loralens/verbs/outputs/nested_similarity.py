@@ -39,7 +39,6 @@ class NestedSimilarity(Tabular):
         The modules of one width, the largest group first.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
-    side : str
     """
 
     adapters: tuple[str]

@@ -47,12 +47,10 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     ----------
     adapters : tuple of str
         What the two are called.
-    comparison : Comparison
     initialisation : Initialisation
         Whether they began from the same random factors.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
-    side : str
     """
 
     adapters: tuple[str, str]

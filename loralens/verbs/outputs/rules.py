@@ -80,6 +80,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
         amount = inf
     if not isfinite(amount):
         raise OptionError(f"{spoken(name)} {value!r:.100} is no finite number", fix="give a finite number")
+    # rank=8.0 is 8; a rank that is no whole number is refused by Rule.
     return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
 

@@ -67,6 +67,7 @@ class Target:
                 f"{output} is where the source is", fix="choose another target: a source is never written over"
             )
         config = config_beside(file)
+        # A GGUF file holds its configuration itself.
         shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
         if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
             raise OptionError(

@@ -70,7 +70,6 @@ class TrainedParts:
         Those with a LoRA layer, in natural order.
     heads : tuple of str
         Those that are trained in full.
-    rank : int
     trainable, frozen : int
         How many numbers are trained, and how many of the model are not.
     """
@@ -285,6 +284,7 @@ class TrainingRun:
         except DivergenceError as error:
             if not self.world.main:  # all processes see the same; one says it
                 raise SystemExit(2) from error
+            # All batches of a step are named: the loss of a step is one number.
             many = options.accumulate * self.world.size
             texts = [text for number in range(many) for text in self.order(self._done * many + number)]
             training = self.training if self._begun else None
