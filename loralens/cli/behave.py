@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.behave import behave
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
@@ -42,7 +42,7 @@ def command(
     device: str,
     dtype: FloatType,
     threads: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.

@@ -7,7 +7,7 @@ import click
 
 from loralens.arithmetic.method import SPACES, Space
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.combine import combine
 from loralens.verbs.outputs.writing import RulesWritingAndReading
 
@@ -43,14 +43,14 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     "--strength",
     "--lambda",
     type=float,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="X",
     help="λ, the factor by which the combined update is multiplied.",
 )
 @click.option(
     "--density",
     type=float,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="D",
     help="The share of the entries that a sparsifying method keeps.",
 )
@@ -83,7 +83,7 @@ def command(
     take: str | None,
     drop_dead: bool,
     uniform: bool,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[RulesWritingAndReading],
 ) -> None:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
@@ -94,7 +94,7 @@ def command(
     again.
     """
     result = combine(
-        *map(options.weighted, adapters),
+        *map(options.split_weight, adapters),
         recipe=recipe,
         method=method,
         strength=strength,

@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.formats import QUANTISED
 from loralens.verbs.compress import compress
 from loralens.verbs.inputs.choices import INTEGER_TYPES, FloatType, IntegerType, TargetFormat
@@ -44,7 +44,7 @@ def command(
     drop_dead: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **rules_and_reading: Unpack[RulesAndReading],
 ) -> None:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.

@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.convert import convert
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, TargetFormat
@@ -52,7 +52,7 @@ def command(
     allow_loss: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Write an adapter in another dialect, with its names and scales.

@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.curve import curve
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType, TargetFormat
@@ -29,7 +29,7 @@ def command(
     activations: str | None,
     base: str | None,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk
@@ -159,7 +159,7 @@ def _print_styled(text: str, *, blank_line_before: bool = False, **style: Any) -
 
     ``blank_line_before``: an empty line comes before it.
     """
-    click.echo(("\n" if blank_line_before else "") + click.style(visible(text), **style), file=raw(sys.stdout))
+    click.echo(("\n" if blank_line_before else "") + click.style(visible(text), **style), file=raw_stream(sys.stdout))
 
 
 def _check_packages() -> None:

@@ -7,7 +7,7 @@ import click
 
 from loralens.analysis.checks.diagnosis import LEVELS
 from loralens.cli import options
-from loralens.cli.show import Rows, show, wrote
+from loralens.cli.show import RowOptions, show, tell_written
 from loralens.core.adapter import Level
 from loralens.verbs.doctor import MergeDType, Rounding, doctor
 from loralens.verbs.inputs.adapters import Reading
@@ -43,7 +43,7 @@ def command(
     rounding: Rounding,
     sarif: Path | None,
     fail_on: Level | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
@@ -63,7 +63,7 @@ def command(
         **reading,
     )
     if sarif:
-        wrote(sarif)
+        tell_written(sarif)
     show(result, rows)
     if not result.answer:
         ctx.exit(1)

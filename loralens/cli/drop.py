@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.drop import drop
 from loralens.verbs.outputs.writing import WritingAndReading
 
@@ -21,7 +21,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
 @options.writing
-def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
+def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]) -> None:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
     The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is

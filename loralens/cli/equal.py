@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.equal import equal
 from loralens.verbs.inputs.adapters import Reading
 
@@ -16,7 +16,7 @@ from loralens.verbs.inputs.adapters import Reading
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     default=1e-6,
     show_default=True,
     help="The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.",
@@ -25,7 +25,7 @@ from loralens.verbs.inputs.adapters import Reading
 @options.rows(csv="module")
 @options.reading
 def command(
-    first: str, second: str, tolerance: float, base: str | None, rows: Rows, **reading: Unpack[Reading]
+    first: str, second: str, tolerance: float, base: str | None, rows: RowOptions, **reading: Unpack[Reading]
 ) -> None:
     """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 

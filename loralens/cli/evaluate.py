@@ -5,7 +5,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.evaluate import evaluate
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
@@ -41,7 +41,7 @@ def command(
     device: str,
     dtype: FloatType,
     threads: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.

@@ -6,7 +6,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.extract import FORMATS, Noise, extract
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
@@ -54,7 +54,7 @@ def command(
     drop_extra: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **rules: Unpack[RankRules],
 ) -> None:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.

@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inspect import inspect
 
@@ -42,7 +42,7 @@ def command(
     modules: tuple[str, ...],
     base: str | None,
     consumer: str | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.

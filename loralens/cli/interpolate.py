@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.interpolate import interpolate
 from loralens.verbs.outputs.writing import WritingAndReading
 
@@ -17,7 +17,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
     "--at",
     type=float,
     required=True,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="T",
     help="The place on the line between the adapters: 0 is A, 1 is B.",
 )
@@ -30,7 +30,7 @@ def command(
     at: float,
     modules: tuple[str, ...],
     take: str | None,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[WritingAndReading],
 ) -> None:
     """Write (1 − t)·A + t·B of two adapters, exactly.

@@ -6,7 +6,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.intruders import intruders
@@ -27,7 +27,7 @@ from loralens.verbs.intruders import intruders
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     default=0.5,
     show_default=True,
     help="A direction is an intruder if no |cosine| with a direction of W is as large as this.",
@@ -35,7 +35,7 @@ from loralens.verbs.intruders import intruders
 @click.option(
     "--remove",
     type=float,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="λ",
     help="Write an adapter in which every intruder is multiplied by λ: 0 removes them, 1 keeps them. Needs -o.",
 )
@@ -85,7 +85,7 @@ def command(
     cache_limit: str,
     no_cache: bool,
     device: str,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).

@@ -43,7 +43,7 @@ PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recip
 COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
 
 
-class Place(click.types.StringParamType):
+class PathType(click.types.StringParamType):
     """A string that may be a path: an adapter (``A:0.7`` and a Hub id too), a model, texts."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -56,7 +56,7 @@ def _complete_paths(command: click.Command) -> click.Command:
     """The command, for which the shell completes files where a plain string may be one: arguments, and `PLACES`."""
     for param in command.params:
         if param.type is click.STRING and (isinstance(param, click.Argument) or param.name in PLACES):
-            param.type = Place()
+            param.type = PathType()
     return command
 
 

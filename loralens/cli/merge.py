@@ -6,7 +6,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.merge import ModelDtype, merge
@@ -66,7 +66,7 @@ def command(
     overwrite: bool,
     dry_run: bool,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
@@ -76,7 +76,7 @@ def command(
     certificate of how much of every update arrived, which --json prints.
     """
     result = merge(
-        *map(options.weighted, adapters),
+        *map(options.split_weight, adapters),
         base=base,
         output=output,
         undo=undo,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import Step, displaying
 from loralens.errors import visible
@@ -49,7 +49,7 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TimeRemainingColumn(),
     )
     # transient: when it is done the bar disappears, and the result stands alone.
-    with Progress(*columns, console=Console(file=raw(sys.stderr)), transient=True) as bar:
+    with Progress(*columns, console=Console(file=raw_stream(sys.stderr)), transient=True) as bar:
         task = bar.add_task(visible(label), total=total)
         yield lambda amount: bar.advance(task, amount)
 

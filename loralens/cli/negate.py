@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.negate import negate
 from loralens.verbs.outputs.writing import WritingAndReading
 
@@ -14,7 +14,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @click.argument("adapter")
 @options.MODULES
 @options.writing
-def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
+def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]) -> None:
     """Write an adapter with the sign of ΔW changed.
 
     With --modules only these modules change. The factors keep their bits: only the scale changes its sign.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from loralens.cli.show import Rows
+from loralens.cli.show import RowOptions
 from loralens.formats.files.location import existing
 from loralens.verbs.inputs.choices import FLOAT_TYPES, TARGET_FORMATS
 
@@ -21,7 +21,7 @@ COUNT = click.IntRange(min=1)
 _BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Refuse NaN and infinity, as wrong usage."""
     del ctx
     if value is not None and not isfinite(value):
@@ -50,9 +50,12 @@ ONCE = click.option(
 _READING = (
     click.option("--format", metavar="NAME", help="The dialect of the file, if its content fits several dialects."),
     click.option(
-        "--alpha", type=float, callback=finite, help="α of a file that does not state it; the scale is then α/r."
+        "--alpha",
+        type=float,
+        callback=refuse_non_finite,
+        help="α of a file that does not state it; the scale is then α/r.",
     ),
-    click.option("--scale", type=float, callback=finite, help="The scale of a file that does not state it."),
+    click.option("--scale", type=float, callback=refuse_non_finite, help="The scale of a file that does not state it."),
     ALLOW_PICKLE,
     ONCE,
 )
@@ -75,7 +78,7 @@ def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
     return click.option("--base", required=required, metavar="MODEL", help=f"{_BASE_HELP} {purpose}".rstrip())
 
 
-def weighted(text: str) -> tuple[str, float]:
+def split_weight(text: str) -> tuple[str, float]:
     """``ADAPTER:0.7`` as path and weight: what follows the last colon is a weight if it is a number.
 
     A path that exists is taken as it is, since names of files may hold colons.
@@ -321,7 +324,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete 
 
 
 def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
-    """The options of every command that shows rows, which it is given as one `Rows`.
+    """The options of every command that shows rows, which it is given as one `RowOptions`.
 
     Parameters
     ----------
@@ -337,7 +340,7 @@ def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
             # Both would write to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
-            function(*arguments, rows=Rows(as_json, as_csv, plot), **values)
+            function(*arguments, rows=RowOptions(as_json, as_csv, plot), **values)
 
         options = [JSON]
         if csv:

@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import show_json, wrote
+from loralens.cli.show import show_json, tell_written
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.report import report
 
@@ -64,6 +64,6 @@ def command(
         **reading,
     )
     for path in result.written:
-        wrote(path)
+        tell_written(path)
     if as_json:
         show_json(result.record())

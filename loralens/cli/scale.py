@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.scale import scale
 
@@ -16,13 +16,15 @@ from loralens.verbs.scale import scale
     "--by",
     type=float,
     required=True,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="X",
     help="The factor that multiplies ΔW.",
 )
 @options.MODULES
 @options.writing
-def command(adapter: str, by: float, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
+def command(
+    adapter: str, by: float, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]
+) -> None:
     """Write an adapter with ΔW multiplied by a number.
 
     With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.tables.text import lay_out, wrap
@@ -18,7 +18,7 @@ from loralens.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowOptions:
     """How a command shows its result: ``--json``, ``--csv``, ``--plot``."""
 
     as_json: bool = False
@@ -35,7 +35,7 @@ class InPieces(Protocol):
         ...
 
 
-def show(result: Tabular, rows: Rows) -> None:
+def show(result: Tabular, rows: RowOptions) -> None:
     """Print a result, and draw it where a file for its figure was named."""
     if rows.as_json and isinstance(result, InPieces):
         for piece in result.json_pieces():
@@ -49,7 +49,7 @@ def show(result: Tabular, rows: Rows) -> None:
         show_tables(*result.tables())
         say(*result.sentences())
     if rows.plot:
-        draw(result, rows.plot)
+        draw_figure(result, rows.plot)
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -78,18 +78,18 @@ def show_tables(*tables: Table[Any]) -> None:
 def _print_styled(text: str, width: int | None, **style: Any) -> None:
     """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
     for line in [text] if width is None else wrap(text, width):
-        click.secho(line, file=raw(sys.stdout), **style)
+        click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
-def draw(result: object, file: Path) -> None:
+def draw_figure(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
     from loralens.charts.figure import save
     from loralens.verbs.plot import figure_of
 
     save(figure_of(result), file)
-    wrote(file)
+    tell_written(file)
 
 
-def wrote(file: Path) -> None:
+def tell_written(file: Path) -> None:
     """Say on stderr that a file was written."""
     say(f"wrote {file}", err=True)

@@ -6,7 +6,7 @@ import click
 
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.similarity import similarity
 
@@ -43,7 +43,7 @@ def command(
     side: Side | None,
     modules: tuple[str, ...],
     phi_rank: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Compare the directions of adapters, beside what chance would give.

@@ -5,7 +5,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.spectrum import Sort, spectrum
 
@@ -31,7 +31,7 @@ def command(
     sort: Sort | None,
     base: str | None,
     device: str | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.

@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.subtract import subtract
 
@@ -23,7 +23,7 @@ def command(
     modules: tuple[str, ...],
     take: str | None,
     drop_dead: bool,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[WritingAndReading],
 ) -> None:
     """Write the difference A − B of two adapters, exactly.

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.survey import survey
 
 
@@ -14,7 +14,7 @@ from loralens.verbs.survey import survey
 @options.rows(csv="file")
 @options.ALLOW_PICKLE
 @options.ONCE
-def command(folder: Path, rows: Rows, allow_pickle: bool, once: bool) -> None:
+def command(folder: Path, rows: RowOptions, allow_pickle: bool, once: bool) -> None:
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their

@@ -74,7 +74,7 @@ def _wrap_stream(stream: TextIO | None) -> TextIO | Harmless:
     return stream if isinstance(stream, Harmless) else Harmless(stream)
 
 
-def raw(stream: TextIO) -> TextIO:
+def raw_stream(stream: TextIO) -> TextIO:
     """The stream below, for what moves the cursor on purpose; names in it must be `visible` already."""
     return stream.below if isinstance(stream, Harmless) else stream
 

@@ -5,7 +5,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.cli.train_show import TrainingLine
 from loralens.verbs.inputs.data import TaskName
 from loralens.verbs.inputs.training import MethodName, OptimiserName, ScheduleName, TrainKeywords
@@ -147,7 +147,7 @@ from loralens.verbs.train import train
 @options.OVERWRITE
 @options.DRY_RUN
 @options.rows()
-def command(rows: Rows, **keywords: Unpack[TrainKeywords]) -> None:
+def command(rows: RowOptions, **keywords: Unpack[TrainKeywords]) -> None:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.verbs.outputs.run_display import RunDisplay
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class TrainingLine(RunDisplay):
         elif monotonic() - self._shown > 0.1:
             self._shown = monotonic()
             text = self.text(step)
-            click.echo("\r" + text.ljust(self._width), nl=False, file=raw(sys.stderr))
+            click.echo("\r" + text.ljust(self._width), nl=False, file=raw_stream(sys.stderr))
             # A shorter text must overwrite all of a longer one.
             self._width = max(self._width, len(text))
 
@@ -42,5 +42,5 @@ class TrainingLine(RunDisplay):
     def clear(self) -> None:
         """Take the moving line away."""
         if self._width:
-            click.echo("\r" + " " * self._width + "\r", nl=False, file=raw(sys.stderr))
+            click.echo("\r" + " " * self._width + "\r", nl=False, file=raw_stream(sys.stderr))
             self._width = 0

@@ -5,7 +5,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.trajectory import trajectory
 
@@ -15,7 +15,7 @@ from loralens.verbs.trajectory import trajectory
 @options.MODULES
 @options.rows(csv="checkpoint", plot="the run over its steps")
 @options.reading
-def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: Rows, **reading: Unpack[Reading]) -> None:
+def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: RowOptions, **reading: Unpack[Reading]) -> None:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     RUN is a folder with checkpoint-N folders (loralens train, the Trainer of transformers) or with

@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.unmerge import unmerge
 
@@ -41,7 +41,7 @@ def command(
     overwrite: bool,
     dry_run: bool,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Restore the base that adapters were merged into.
@@ -54,7 +54,7 @@ def command(
         merged,
         output=output,
         undo=undo,
-        adapter=[options.weighted(text) for text in adapter],
+        adapter=[options.split_weight(text) for text in adapter],
         device=device,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -5,7 +5,7 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.verify import verify
@@ -39,7 +39,7 @@ def command(
     untie: bool | None,
     device: str,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
@@ -53,7 +53,7 @@ def command(
     result = verify(
         merged,
         base=base,
-        adapter=[options.weighted(text) for text in adapter],
+        adapter=[options.split_weight(text) for text in adapter],
         rounding=rounding,
         seed=seed,
         untie=untie,

@@ -25,7 +25,7 @@ class State:
     record : mapping
         The rest, as JSON holds it.
     run : mapping
-        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.identity`.
+        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.run_identity`.
     """
 
     step: int

@@ -123,22 +123,22 @@ def spark(values: Sequence[float], width: int = 16) -> str:
     return "".join(BLOCKS[max(1, round(8 * max(share) / top))] if max(share) > 0 else " " for share in shares)
 
 
-def known(value: float | None) -> float | None:
+def json_number(value: float | None) -> float | None:
     """The number for JSON, which has neither NaN nor infinity: None stands for both."""
     return float(value) if value is not None and isfinite(value) else None
 
 
 def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
     """Rows of such numbers."""
-    return [[known(value) for value in row] for row in values]
+    return [[json_number(value) for value in row] for row in values]
 
 
-def plain(value: object) -> str:
+def as_text(value: object) -> str:
     """Any value as text: what is not defined is empty, what would move a cursor is escaped."""
     return "" if value is None else visible(str(value))
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 

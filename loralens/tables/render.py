@@ -39,7 +39,7 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     return DataFrame(rows, columns=[column.name for column in columns])
 
 
-def html(table: Table[Any]) -> str:
+def html_table(table: Table[Any]) -> str:
     """A table for a notebook; nothing in it is markup but ours."""
     heads = "".join(
         f"<th{_align_style(column)}{_tooltip(column)}>{escape(column.title)}</th>" for column in table.shown

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from loralens.tables.numbers import plain
+from loralens.tables.numbers import as_text
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
@@ -42,7 +42,7 @@ class Column(Generic[Row]):
     key: str | tuple[str, ...]
     value: Callable[[Row], Any]
     title: str = ""
-    text: Callable[[Any], str] = plain
+    text: Callable[[Any], str] = as_text
     align: Literal["left", "right"] = "right"
     priority: int = 1
     json: bool = True

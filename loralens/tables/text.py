@@ -19,7 +19,7 @@ SHORTEST = 16  # characters in which the name of a module can still be told from
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TextLayout:
     """A table as text.
 
     Attributes
@@ -42,7 +42,7 @@ class Layout:
         return "\n".join([self.title, self.heading, *self.lines, *note])
 
 
-def lay_out(table: Table[Any], width: int | None = None) -> Layout:
+def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     """The table in at most ``width`` columns of a terminal; in as many as it takes where that is None."""
     columns = table.shown
     cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
@@ -67,7 +67,7 @@ def lay_out(table: Table[Any], width: int | None = None) -> Layout:
     ]
     hidden = [columns[i].title for i in range(len(columns)) if i not in visible_columns]
     note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
-    return Layout(visible(table.title), heading, lines, note)
+    return TextLayout(visible(table.title), heading, lines, note)
 
 
 def _natural_widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, final, get_args
 import numpy as np
 
 from loralens.errors import OptionError
-from loralens.training.number import real, whole
+from loralens.training.number import as_float, as_int
 
 Optimiser = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -81,9 +81,9 @@ class Course:
     def _convert_fields(self) -> None:
         """Make every number Python's own, as JSON holds it; refuse what is none."""
         for name in ("steps", "accumulate"):
-            self._convert_field(name, whole, "is no whole number from 1 on", "give 1, 2 …")
+            self._convert_field(name, as_int, "is no whole number from 1 on", "give 1, 2 …")
         for name in ("lr", "weight_decay", "warmup", "clip"):
-            self._convert_field(name, real, "is no number", "give one: 0.01")
+            self._convert_field(name, as_float, "is no number", "give one: 0.01")
         for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
             self._convert_field(name, _as_bool, "is no truth value", "give True or False")
 

@@ -22,7 +22,7 @@ class Feed:
     batches : sequence, iterable or callable
         A sequence is gone through again and again, in its order. An iterable too; it is begun anew for every round, so
         what it yields may differ, and a run that goes on passes over what it has seen. A callable is asked for every
-        number once and is the way to shuffle: see `shuffled`.
+        number once and is the way to shuffle: see `shuffle_order`.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _no_batches() -> OptionError:
     return OptionError("there are no more batches", fix="give a list of batches, or an iterable that can begin again")
 
 
-def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
+def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
     """Batch number → which of ``count`` examples it holds: every example once in a round, each round in a new order.
 
     The numbers of a round are a permutation that depends on seed and round alone; batches run across the border of two
@@ -107,15 +107,15 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
     return batch
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; mappings, tuples (named ones too) and lists are gone into."""
     if isinstance(batch, Tensor):
         # non_blocking lets a copy from pinned memory run beside the computation; otherwise it changes nothing.
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        values = [moved(value, device) for value in batch]
+        values = [move_batch(value, device) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 

@@ -16,7 +16,7 @@ from loralens.training.feed import Batches, Feed
 from loralens.training.initial import Initialisation
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, own_loss
-from loralens.training.readout import read
+from loralens.training.readout import read_injection
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.watch import Measures, Watch
 from loralens.training.world import World
@@ -96,7 +96,7 @@ def fit(
     shard : bool
         Lay the model in shards over all processes (FSDP2).
     base_model, task_type : str, optional
-        As `loralens.training.read` takes them.
+        As `loralens.training.read_injection` takes them.
     record : mapping, optional
         More to be recorded with the adapter, as JSON holds it: what the data was.
 
@@ -122,7 +122,6 @@ def fit(
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     feed = Feed(batches)
     course = course or _course_of_one_round(feed)
-    # Before the injection: a wrong set-up of processes must not change the model.
     world = World.current(shard=shard)
     injection = inject(
         model,
@@ -152,7 +151,7 @@ def fit(
         **(record or {}),
     }
     return Fitted(
-        adapter=read(injection, base_model=base_model, task_type=task_type, training=training_record),
+        adapter=read_injection(injection, base_model=base_model, task_type=task_type, training=training_record),
         injection=injection,
         losses=tuple(loop.losses),
         evaluations=tuple(loop.evaluations),

@@ -14,7 +14,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
-def widened(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
+def widen_heads(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
     """Let heads of 16 bits hold and compute in float32, between inputs and outputs as they were.
 
     The steps of an optimiser are too small for 16 bits, and the ε of Adam is 0 in float16. Who takes the handles away
@@ -54,14 +54,14 @@ def _cast_output_to(dtype: torch.dtype) -> Any:
     return hook
 
 
-def copies(heads: Iterable[nn.Module]) -> tuple[tuple[Tensor, Tensor], ...]:
+def copy_tensors(heads: Iterable[nn.Module]) -> tuple[tuple[Tensor, Tensor], ...]:
     """The parameters and buffers of heads, each with a copy."""
     tensors = [tensor for head in heads for tensor in (*head.parameters(), *head.buffers())]
     return tuple((tensor, tensor.detach().clone()) for tensor in tensors)
 
 
 @torch.no_grad()
-def put_back(copies_before: Iterable[tuple[Tensor, Tensor]]) -> None:
+def restore_tensors(copies_before: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Let heads hold what their copies do."""
     for tensor, before in copies_before:
         tensor.data = tensor.data.to(before.dtype)

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     A: Tensor
 
 
-def drawn_pair(
+def draw_pair(
     name: str,
     shape: tuple[int, int],
     *,
@@ -76,7 +76,7 @@ def _float32(array: Array) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def digest(factor: Tensor) -> str:
+def factor_digest(factor: Tensor) -> str:
     """16 hexadecimal digits of the shape and the numbers of a factor, the same in any float dtype that holds them."""
     numbers = factor.detach().cpu().double().contiguous().numpy()
     hashed = blake2b(f"{numbers.shape}\0".encode(), digest_size=BYTES)
@@ -84,7 +84,7 @@ def digest(factor: Tensor) -> str:
     return hashed.hexdigest()
 
 
-def digest_of_all(digests: Mapping[str, str]) -> str:
+def combined_digest(digests: Mapping[str, str]) -> str:
     """One digest of those of all modules, by their names."""
     # In natural order, so that the digest does not depend on the order in which layers were found.
     lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests, key=natural_key))

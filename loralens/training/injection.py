@@ -16,14 +16,14 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling, scale_of
 from loralens.errors import OptionError
 from loralens.training.dora import add_magnitude
-from loralens.training.heads import copies, put_back, widened
-from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, digest, drawn_pair
+from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
+from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, draw_pair, factor_digest
 from loralens.training.layer import LoRALayer
-from loralens.training.method import Method, method_named
-from loralens.training.number import real, whole
+from loralens.training.method import TrainingMethod, training_method
+from loralens.training.number import as_float, as_int
 from loralens.training.pissa import principal_pair
-from loralens.training.running_statistics import hold
-from loralens.training.targets import ALL_LINEAR, chosen, heads_named, warn_of_doubles
+from loralens.training.running_statistics import freeze_statistics
+from loralens.training.targets import ALL_LINEAR, choose_heads, choose_layers, warn_of_doubles
 
 TINY = 1e-38  # a scale is a number of float32, and so is one over it
 
@@ -48,7 +48,7 @@ class Injection:
     model: nn.Module
     layers: Mapping[str, LoRALayer]
     heads: Mapping[str, nn.Module]
-    method: Method
+    method: TrainingMethod
     rank: int
     alpha: float
     dropout: float
@@ -119,7 +119,7 @@ class Injection:
             encoder.use_nested_tensor = True
         for handle in self._handles:
             handle.remove()
-        put_back(self._head_tensors)
+        restore_tensors(self._head_tensors)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._trained:
@@ -178,34 +178,25 @@ def inject(
     UserWarning
         A layer stands in several places of the model: it is adapted in all of them, and PEFT would adapt the first.
     """
-    method_row = method_named(method)
+    row = training_method(method)
     _check_model(model)
-    rank, alpha, dropout, seed = _check_numbers(method_row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    rank, alpha, dropout, seed = _check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     _check_initialisation(initialisation)
     named = dict(model.named_modules())
-    tops = heads_named(model, heads)
+    tops = choose_heads(model, heads)
     layers, digests = {}, {}
     with modes_kept(model):  # in training, a weight that is computed as it is looked at may change by that
         model.eval()
-        kinds = chosen(model, targets, heads=tops)
+        kinds = choose_layers(model, targets, heads=tops)
         warn_of_doubles(model, {name: named[name] for name in kinds})
         for name, kind in kinds.items():
             _check_weight(name, kind.matrix(named[name]), rank)
         for name, kind in kinds.items():
-            layers[name] = lora_layer = _make_layer(
-                name,
-                named[name],
-                kind,
-                method_row,
-                rank=rank,
-                alpha=alpha,
-                dropout=dropout,
-                seed=seed,
-                how=initialisation,
+            layers[name] = lora = _make_layer(
+                name, named[name], kind, row, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
             )
-            digests[name] = digest(
-                lora_layer.B if kind.kind == "embedding" and not method_row.principal else lora_layer.A
-            )
+            # Of an embedding B is drawn and A is 0, but PiSSA draws nothing.
+            digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
     for layer in layers.values():
         layer.training = layer.base_layer.training
     # Remembered before freezing: remove() makes exactly these trainable again.
@@ -213,22 +204,22 @@ def inject(
     places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
     # Copied before anything is widened or trained, so that remove() gives back the same bits.
-    before = copies(full.values())
-    _freeze_base(model, layers, full, frozen=method_row.frozen)
+    before = copy_tensors(full.values())
+    _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(
         model=model,
         layers=layers,
         heads=full,
-        method=method_row,
+        method=row,
         rank=rank,
         alpha=alpha,
         dropout=dropout,
         seed=seed,
-        initialisation="principal" if method_row.principal else initialisation,
+        initialisation="principal" if row.principal else initialisation,
         digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
-        _handles=(*hold(model, heads=full.values()), *widened(full.values())),
+        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
         _trained=trained,
         _head_tensors=before,
     )
@@ -248,10 +239,10 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_numbers(
-    method: Method, *, rank: object, alpha: object, dropout: object, seed: object
+    method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
 ) -> tuple[int, float, float, int]:
     """The numbers that an injection is given, as Python's own."""
-    r, a, part, s = whole(rank), real(alpha), real(dropout), whole(seed)
+    r, a, part, s = as_int(rank), as_float(alpha), as_float(dropout), as_int(seed)
     if r is None or r < 1:
         raise OptionError(f"rank {rank!r} is no whole number from 1 on", fix="give a rank of 1 or more")
     if a is None or not isfinite(a) or a <= 0:
@@ -289,7 +280,7 @@ def _make_layer(
     name: str,
     layer: nn.Module,
     kind: type[LoRALayer],
-    method: Method,
+    method: TrainingMethod,
     *,
     rank: int,
     alpha: float,
@@ -310,7 +301,7 @@ def _make_layer(
         pair = Pair(start.B.clone(), start.A.clone())
     else:
         embedding = kind.kind == "embedding"
-        drawn = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
+        drawn = draw_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
         pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
     lora_layer = kind(layer, pair, scale=scale, dropout=dropout, start=start)
     if method.magnitude:

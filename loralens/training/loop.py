@@ -17,13 +17,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from loralens.core.attached import modes_kept
 from loralens.core.training import State
 from loralens.errors import DivergenceError, OptionError
-from loralens.training.blocks import recomputed
+from loralens.training.blocks import recompute_blocks
 from loralens.training.course import Course
-from loralens.training.feed import Feed, moved, size_of
+from loralens.training.feed import Feed, move_batch, size_of
 from loralens.training.injection import Injection
-from loralens.training.number import real
-from loralens.training.readout import read
-from loralens.training.state import captured, changing, identity, put, restored
+from loralens.training.number import as_float
+from loralens.training.readout import read_injection
+from loralens.training.state import capture_state, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.watch import Measures, Step, Watch
 from loralens.training.world import World
 
@@ -79,7 +79,7 @@ class Loop:
 
     def run(self, state: State | None = None) -> None:
         """Train to the end, or until patience is; from a state, where one is given."""
-        with _own_generators(self.device), recomputed(self.injection.model, on=self.course.checkpointing):
+        with _own_generators(self.device), recompute_blocks(self.injection.model, on=self.course.checkpointing):
             self._model = self.world.wrapped(self.injection.model)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
@@ -89,9 +89,9 @@ class Loop:
                 self._step()
                 self._after_step()
         if self._best:
-            tensors = changing(self.injection)
+            tensors = trained_tensors(self.injection)
             for name, tensor in self._best.items():
-                put(tensors[name], tensor, name)
+                overwrite(tensors[name], tensor, name)
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +101,7 @@ class Loop:
     @property
     def _identity(self) -> dict[str, Any]:
         """What the run is, for its states."""
-        return identity(self.injection, self.course, processes=self.world.size)
+        return run_identity(self.injection, self.course, processes=self.world.size)
 
     @property
     def _out_of_patience(self) -> bool:
@@ -114,7 +114,7 @@ class Loop:
         self._optimiser.zero_grad(set_to_none=True)
         self._rates = [group["lr"] for group in groups]
         if state is not None:
-            self._best = restored(self.injection, self._optimiser, state, run=self._identity)
+            self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
 
@@ -155,7 +155,7 @@ class Loop:
             place = (step * self.course.accumulate + number) * self.world.size + self.world.rank
             batch = self.feed[place]
             size += size_of(batch)
-            batch = moved(batch, self.device)
+            batch = move_batch(batch, self.device)
             # Processes exchange gradients once a step, with its last batch.
             last = number == self.course.accumulate - 1
             with self.world.gathering(self._model, last=last):
@@ -178,13 +178,13 @@ class Loop:
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):
-            adapter = read(self.injection)
+            adapter = read_injection(self.injection)
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)
         # After the last step there is nothing to resume, and the adapter itself is written.
         if self.watch.save and not last and _is_due(self.done, self.watch.save_every):
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
-            state = captured(
+            state = capture_state(
                 self.injection, self._optimiser, self.done, best=self._best, record=record, run=self._identity
             )
             if self.world.main:
@@ -213,7 +213,7 @@ class Loop:
             raise OptionError(f"no {self.watch.goal!r} is evaluated", fix=f"choose one of {', '.join(measures)}")
         value = self.world.mean(measures[self.watch.goal], self.device)  # so that all processes decide alike
         if self.watch.better(value, self._best_value):
-            self._best = {name: tensor.detach().clone() for name, tensor in changing(self.injection).items()}
+            self._best = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.injection).items()}
             self._best_value, self.best_step, self._waited = value, self.done, 0
         else:
             self._waited += 1
@@ -239,7 +239,7 @@ def _optimiser(course: Course, groups: list[dict[str, Any]]) -> Optimizer:
 def _loss_and_count(returned: Any) -> tuple[Tensor, float]:
     """A loss and how many it is over, from what a function of a loss returned."""
     loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
-    number = float(over) if isinstance(over, Tensor) and over.numel() == 1 else real(over)
+    number = float(over) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
     if not isinstance(loss, Tensor) or number is None:
         raise OptionError(
             f"the loss is {reprlib.repr(returned)}, and no tensor",

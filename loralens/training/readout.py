@@ -13,17 +13,17 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
-from loralens.training.initial import Pair, digest_of_all
+from loralens.training.initial import Pair, combined_digest
 from loralens.training.injection import Injection
 from loralens.training.layer import LoRALayer, TransposedLayer
 from loralens.training.pissa import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file
 
-__all__ = ["RECORD", "numpy_of", "read", "record_of", "settings"]
+__all__ = ["RECORD", "numpy_of", "read_injection", "record_of", "settings"]
 
 
-def read(
+def read_injection(
     injection: Injection,
     *,
     base_model: str | None = None,
@@ -53,7 +53,7 @@ def read(
         and the digest of A₀.
     """
     extra = dict(_read_magnitudes(injection)) | dict(_read_heads(injection))
-    digests = {"A0": digest_of_all(injection.digests), "A0_of": dict(injection.digests)}
+    digests = {"A0": combined_digest(injection.digests), "A0_of": dict(injection.digests)}
     record = {**settings(injection), **digests, **(training or {})}
     base = base_model or getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
     return Adapter(

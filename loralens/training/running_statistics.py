@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
 
 
-def hold(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
+def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
     """Hold the running statistics of every layer but those inside ``heads``, until the handles are removed."""
     trained = {id(layer) for head in heads for layer in head.modules()}
     handles: list[RemovableHandle] = []

@@ -20,7 +20,7 @@ SAID = 3  # differences that a message names
 TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
 
 
-def changing(injection: Injection) -> dict[str, Tensor]:
+def trained_tensors(injection: Injection) -> dict[str, Tensor]:
     """Every tensor that training changes, by name: factors, magnitudes, and all that the heads hold."""
     tensors: dict[str, Tensor] = {}
     for name, layer in injection.layers.items():
@@ -34,7 +34,7 @@ def changing(injection: Injection) -> dict[str, Tensor]:
     return tensors
 
 
-def identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
+def run_identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
     """What a run is: all that its numbers follow from but the model, the batches and the loss, as JSON holds it.
 
     The layers are not among it: a state's tensors have their names.
@@ -43,7 +43,7 @@ def identity(injection: Injection, course: Course, *, processes: int) -> dict[st
     return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
 
 
-def captured(
+def capture_state(
     injection: Injection,
     optimiser: Optimizer,
     step: int,
@@ -54,7 +54,7 @@ def captured(
 ) -> State:
     """The state of a run after a step. Where tensors are in shards, all processes must call this at once."""
     tensors: dict[str, Array] = {}
-    for name, tensor in changing(injection).items():
+    for name, tensor in trained_tensors(injection).items():
         tensors[TRAINED + name] = numpy_of(tensor)
         remembered = optimiser.state.get(tensor, {})
         tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
@@ -63,7 +63,9 @@ def captured(
 
 
 @torch.no_grad()
-def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]) -> dict[str, Tensor]:
+def restore_state(
+    injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Put a state into a model and an optimiser as they are at the start of a run; the best so far is returned.
 
     Raises
@@ -73,7 +75,7 @@ def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: M
     """
     # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run)
-    tensors = changing(injection)
+    tensors = trained_tensors(injection)
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
         odd = min(set(tensors) ^ stored_names)
@@ -82,7 +84,7 @@ def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: M
         _check_shape(tensor, state.tensors[TRAINED + name], name)
     optimised = {parameter for group in optimiser.param_groups for parameter in group["params"]}
     for name, tensor in tensors.items():
-        put(tensor, state.tensors[TRAINED + name], name)
+        overwrite(tensor, state.tensors[TRAINED + name], name)
         begin = f"{REMEMBERED}{name}."
         own = {key.removeprefix(begin): value for key, value in state.tensors.items() if key.startswith(begin)}
         if own and tensor in optimised:
@@ -92,7 +94,7 @@ def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: M
 
 
 @torch.no_grad()
-def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
+def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     """Overwrite a tensor, in shards or not, by a whole array.
 
     Raises

@@ -23,7 +23,9 @@ LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
 TRANSPOSED = "Conv1D"  # transformers' own, known by its name and shape, so that transformers is not imported
 
 
-def chosen(model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = ()) -> dict[str, type[LoRALayer]]:
+def choose_layers(
+    model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = ()
+) -> dict[str, type[LoRALayer]]:
     """Name → kind of LoRA layer for every layer that ``targets`` means, in natural order.
 
     Parameters
@@ -41,7 +43,7 @@ def chosen(model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[st
         A glob is no text, matches nothing (the message holds the nearest names), or something that cannot be adapted.
     """
     named = dict(model.named_modules())
-    fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := fitting_layer(layer))}
+    fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
     if targets == ALL_LINEAR:
         head = _output_embedding(model)
         names = [
@@ -52,7 +54,7 @@ def chosen(model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[st
         if not names:
             raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
     else:
-        globs = texts(targets, "targets")
+        globs = glob_list(targets, "targets")
         if not globs:
             raise OptionError("no targets are given", fix=f"give globs over module names, or {ALL_LINEAR!r}")
         names = _select_layers(named, fitting, globs)
@@ -62,7 +64,7 @@ def chosen(model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[st
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
 
 
-def heads_named(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
+def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
     """The outermost modules that globs match, to be trained in full.
 
     Raises
@@ -71,7 +73,7 @@ def heads_named(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
         A glob matches nothing, or is no text; or a parameter of a head is also one of a module that is none (tied
         weights).
     """
-    globs = texts(globs or (), "heads")
+    globs = glob_list(globs or (), "heads")
     if not globs:
         return []
     matches = select([name for name, _ in model.named_modules() if name], globs)
@@ -87,7 +89,7 @@ def heads_named(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
     return tops
 
 
-def fitting_layer(layer: nn.Module) -> type[LoRALayer] | None:
+def layer_class_for(layer: nn.Module) -> type[LoRALayer] | None:
     """The LoRA layer for a layer; None where its update would be no low-rank update of a weight that it multiplies by.
 
     Not adapted: grouped convolutions (PEFT's pair for them is no update of their weight), embeddings with a
@@ -125,7 +127,7 @@ def warn_of_doubles(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def texts(globs: str | Iterable[str], name: str) -> list[str]:
+def glob_list(globs: str | Iterable[str], name: str) -> list[str]:
     """Globs as a list: one text is one glob.
 
     Raises

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from loralens.core.names import row_named
 from loralens.errors import OptionError
-from loralens.training.feed import moved
+from loralens.training.feed import move_batch
 from loralens.training.watch import Measures
 
 Batch = dict[str, Tensor]
@@ -64,7 +64,7 @@ class Examples:
         return batch if self.labels is None else batch | {"labels": torch.tensor([self.labels[i] for i in chosen])}
 
 
-def encoded(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
     """Texts through a transformers tokenizer, cut to ``length`` tokens.
 
     Raises
@@ -101,7 +101,7 @@ class Task:
         Whether every text needs a label.
     draw : callable
         From examples, chosen numbers of them and a generator for every row to a batch.
-    asked : callable
+    predict : callable
         From model and batch to logits (n, classes) and what was asked for (n,).
     """
 
@@ -111,14 +111,14 @@ class Task:
     task_type: str | None
     labelled: bool
     draw: Callable[[Examples, Sequence[int], Draws], Batch]
-    asked: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    predict: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Σ −ln p of what was asked for, and how many were: for `loralens.training.fit`."""
-        logits, labels = self.asked(model, batch)
+        logits, labels = self.predict(model, batch)
         return cross_entropy(_in_float32(logits), labels, reduction="sum"), len(labels)
 
-    def asks(self, examples: Examples) -> bool:
+    def predicts_any(self, examples: Examples) -> bool:
         """Whether there is anything to ask for in any of the examples: a token that may be hidden, where some are."""
         if self.draw is not _draw_masked_batch:
             return True
@@ -150,8 +150,8 @@ class Task:
             device, sums, count = next(model.parameters()).device, np.zeros(2), 0
             for start in range(0, len(examples), size):
                 chosen = range(start, min(start + size, len(examples)))
-                batch = moved(self.draw(examples, chosen, _generators(seed, start)), device)
-                logits, labels = self.asked(model, batch)
+                batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
+                logits, labels = self.predict(model, batch)
                 logits = _in_float32(logits)
                 right = (logits.argmax(-1) == labels).sum()
                 sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
@@ -229,7 +229,7 @@ TASKS: tuple[Task, ...] = (
         task_type="SEQ_CLS",
         labelled=True,
         draw=_draw_batch,
-        asked=_classify,
+        predict=_classify,
     ),
     Task(
         "causal-lm",
@@ -238,7 +238,7 @@ TASKS: tuple[Task, ...] = (
         task_type="CAUSAL_LM",
         labelled=False,
         draw=_draw_batch,
-        asked=_predict_next_tokens,
+        predict=_predict_next_tokens,
     ),
     Task(
         "masked-lm",
@@ -247,7 +247,7 @@ TASKS: tuple[Task, ...] = (
         task_type=None,
         labelled=False,
         draw=_draw_masked_batch,
-        asked=_predict_hidden_tokens,
+        predict=_predict_hidden_tokens,
     ),
 )
 

@@ -9,7 +9,7 @@ from torch import nn
 from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
-from loralens.training.number import whole
+from loralens.training.number import as_int
 
 FALLING = ("loss", "perplexity")  # of these, less is better; of all other measures, more
 
@@ -82,7 +82,7 @@ class Watch:
     def _check_count(self, name: str) -> None:
         """Make a count Python's own; refuse what is none."""
         value = getattr(self, name)
-        number = whole(value)
+        number = as_int(value)
         if number is None or number < 0:
             raise OptionError(f"{name} {value!r} is no whole number from 0 on", fix="give 1, 2 …, or 0 for never")
         object.__setattr__(self, name, number)

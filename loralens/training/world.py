@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from loralens.errors import OptionError
-from loralens.training.blocks import blocks
+from loralens.training.blocks import repeated_blocks
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class World:
         if self.shard:
             from torch.distributed.fsdp import fully_shard
 
-            for block in blocks(model):
+            for block in repeated_blocks(model):
                 fully_shard(block)
             fully_shard(model)
             return model
@@ -126,7 +126,7 @@ class World:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def join_processes(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started, brought together for the block: NCCL on GPUs, gloo on CPUs."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield World.current()

@@ -14,7 +14,7 @@ from loralens.core.names import kind, natural_key, select, some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -239,14 +239,14 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _measures_record(directions: Kept) -> dict[str, int | float | None]:
-    return {key: value if isinstance(value, int) else known(value) for key, value in directions._asdict().items()}
+    return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
 
 
 def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
     """The directions that are kept: σ, |uᵀWv| and their ratio."""
     module = row.module
     return [
-        {"sigma": float(s), "projected": abs(float(p)), "amplification": known(float(factor))}
+        {"sigma": float(s), "projected": abs(float(p)), "amplification": json_number(float(factor))}
         for s, p, factor in zip(module.s, module.overlap.diagonal(), module.directions, strict=True)
     ][: row.directions.rank]
 
@@ -284,7 +284,7 @@ def _blank_if_undefined(text: Callable[[float], str]) -> Callable[[float | None]
 
 def _number_column(key: str) -> Column[KeptDirections]:
     """A number for machines, which know no infinity."""
-    return Column(key, lambda row: known(getattr(row.directions, key)))
+    return Column(key, lambda row: json_number(getattr(row.directions, key)))
 
 
 def _shown_column(

@@ -10,7 +10,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
@@ -104,8 +104,8 @@ class BehaviourResult(Tabular):
 
 
 LOGITS: tuple[Column[Contrast], ...] = (
-    Column("kl", lambda row: known(row.kl), "KL (nats)", number, priority=ALWAYS),
-    Column("logits", lambda row: known(row.logits), "logits rms", number, priority=3),
+    Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
+    Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),
     Column("agreement", lambda row: row.agreement, "same top", fixed(".2%"), priority=4),
 )
 COLUMNS: tuple[Column[Contrast], ...] = (
@@ -114,13 +114,13 @@ COLUMNS: tuple[Column[Contrast], ...] = (
     *LOGITS,
     Column(
         "hidden_last",
-        lambda row: known(row.hidden[-1]) if row.hidden else None,
+        lambda row: json_number(row.hidden[-1]) if row.hidden else None,
         "hidden, last",
         number,
         priority=5,
         json=False,
     ),
-    Column("hidden", lambda row: [known(value) for value in row.hidden]),
+    Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
 )
 
 
@@ -128,7 +128,7 @@ def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
     """The layer, and a column for each adapter."""
 
     def column(place: int, contrast: Contrast) -> Column[Any]:
-        return Column(contrast.second, lambda row: known(row[1][place]), contrast.second, number)
+        return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
 
     layer: Column[Any] = Column("layer", lambda row: row[0], "layer", priority=ALWAYS)
     return [layer, *(column(place, contrast) for place, contrast in enumerate(from_base))]

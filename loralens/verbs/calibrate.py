@@ -24,7 +24,7 @@ from loralens.verbs.inputs.choices import FloatType, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.inputs.texts import Text, TextSource, read_texts, text_label
+from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -
     return attachment.hooked
 
 
-def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
+def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
     """The loss of the model's head."""
     if loaded.head == "causal":
         return next_token
@@ -218,7 +218,7 @@ def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
 
 
 def _add_labels(
-    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
+    loaded: Loaded, texts: Sequence[InputText], batches: Iterator[dict[str, Any]], size: int
 ) -> Iterator[dict[str, Any]]:
     """Batches with the numbers of their labels."""
     import torch

@@ -11,11 +11,11 @@ from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_choice, check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_choice, check_finite
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import follow
-from loralens.verbs.outputs.rules import optional_rule, spoken
+from loralens.verbs.outputs.rules import option_names, optional_rule
 from loralens.verbs.outputs.writing import WritingAndReading
 
 
@@ -119,7 +119,7 @@ def combine(
         options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
-        modules=module_globs(modules),
+        modules=as_globs(modules),
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
         truncate=_rule_of(rules),
@@ -135,7 +135,7 @@ def _follow_recipe(
     options: WritingAndReading,
 ) -> CombineResult:
     """Follow a recipe, which has its own of all the options in ``excluded``. A 0 was given, None was not."""
-    names = [spoken(name) for name, value in excluded.items() if value is not None]
+    names = [option_names(name) for name, value in excluded.items() if value is not None]
     names += ["ADAPTER"] if adapters else []
     if names:
         raise OptionError(

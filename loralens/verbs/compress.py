@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, cpu_count
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -24,15 +23,14 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
 from loralens.formats import QUANTISED
-from loralens.formats.files.location import adapter_file
 from loralens.tables.numbers import change, exact_size, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, IntegerType, TargetFormat, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, Form, writer_options
+from loralens.verbs.inputs.choices import FloatType, IntegerType, TargetFormat, numpy_dtype
+from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import rank_notes, rank_rule, read_moments, read_protection
 from loralens.verbs.outputs.target import Target
 
@@ -86,7 +84,7 @@ class CompressResult(Tabular):
     bytes_after: int
     notes: list[str]
     plan: Plan = field(repr=False)
-    form: Form = field(repr=False)
+    form: OutputFormat = field(repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -166,7 +164,7 @@ class _Decision:
 
     plan: Plan
     ranks: Mapping[str, int]
-    form: Form
+    form: OutputFormat
 
     @property
     def adapter(self) -> Adapter:
@@ -261,7 +259,7 @@ def compress(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
-    form = Form.of(before, to=to, base=base, dtype=dtype)
+    form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
     form.check_target(
         target, source, other_inputs={"the moments": None if isinstance(activations, Moments) else activations}
     )
@@ -291,7 +289,7 @@ def compress(
         target,
         module_losses,
         data_losses(before, after, moments) if moments else {},
-        _source_bytes(source, before, form),
+        source_bytes(source, before, form),
         bytes_after,
         [*magnitude_notes, *_notes(plan, decision, after, rank)],
         plan,
@@ -300,7 +298,7 @@ def compress(
 
 
 def _plan(
-    adapter: Adapter, form: Form, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
+    adapter: Adapter, form: OutputFormat, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
 ) -> Plan:
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
@@ -308,7 +306,7 @@ def _plan(
         return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step)
 
 
-def _choose_bits(plan: Plan, rule: Rule, form: Form, *, protect: Protection, drop_dead: bool) -> _Decision:
+def _choose_bits(plan: Plan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     spectra = {name: directions.s for name, directions in plan.found.items()}
     unchosen_bits = {
@@ -350,15 +348,6 @@ def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_D
         return total_error(data_losses(adapter, decision.form.rehearse(decision.adapter)[0], moments))
 
     return min(decisions, key=error)
-
-
-def _source_bytes(source: AdapterSource, adapter: Adapter, form: Form) -> int:
-    """Bytes of the file that was read; of an adapter that was not, bytes of a file of its own dialect."""
-    if not isinstance(source, Adapter):
-        return adapter_file(Path(source)).stat().st_size
-    if adapter.format not in TARGET_FORMATS:
-        return form.with_bits(None).size(adapter)
-    return Form(adapter.format, writer_options(adapter.format, form.base)).size(adapter)
 
 
 def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:

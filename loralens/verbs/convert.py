@@ -26,7 +26,7 @@ from loralens.verbs.inputs.choices import (
 )
 from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
 from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
-from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
+from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -48,7 +48,7 @@ class ConvertResult(Tabular):
         What was renamed, and what was left out.
     truncation : float
         ‖ΔW−ΔW'‖/‖ΔW‖ over all modules: what ``rank`` left out of modules that were no pair.
-    rounding : Rounding
+    rounding : RoundingLoss
         What fewer bits, and scales that were folded into factors, cost.
     rank : int or None
         Of modules that were no pair.
@@ -62,7 +62,7 @@ class ConvertResult(Tabular):
     parameters: int
     notes: list[str]
     truncation: float
-    rounding: Rounding
+    rounding: RoundingLoss
     rank: int | None = None
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ def convert(
             notes.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
-        narrow = quantised(pairs, PLAIN_BITS) if to == QUANTISED else rounded(pairs, numpy_dtype(dtype))
+        narrow = quantise_factors(pairs, PLAIN_BITS) if to == QUANTISED else round_factors(pairs, numpy_dtype(dtype))
     target.check_source(source, base=base)
     with place(label):
         options = writer_options(to, base, arch)
@@ -187,7 +187,7 @@ def convert(
         stored, files, back = _stored_in_dialect(narrow, to, options)
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
-        cost = Rounding.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
+        cost = RoundingLoss.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
     return ConvertResult(
         label,

@@ -27,7 +27,7 @@ from loralens.verbs.inputs.choices import (
     check_choice,
     numpy_dtype,
 )
-from loralens.verbs.outputs.form import PLAIN_BITS, Form
+from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
 
@@ -128,7 +128,7 @@ def curve(
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
-    form = Form.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
@@ -147,7 +147,9 @@ def curve(
     return CurveResult(label, adapter, form.name, points, measured_on)
 
 
-def trade_off(plan: Plan, form: Form, *, protect: Protection = "absolute", on_data: bool = False) -> list[Point]:
+def trade_off(
+    plan: Plan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
+) -> list[Point]:
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
@@ -161,7 +163,7 @@ def trade_off(plan: Plan, form: Form, *, protect: Protection = "absolute", on_da
 def _header_bytes(adapter: Adapter) -> int:
     """Bytes of a file in few bits beside its directions."""
     ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
-    total_bytes = Form(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
+    total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
     return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 

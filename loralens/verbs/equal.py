@@ -12,7 +12,7 @@ from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.dialects.gguf.reader import in_order_of, turned
-from loralens.tables.numbers import known, number
+from loralens.tables.numbers import json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
@@ -94,7 +94,7 @@ class EqualResult(Tabular):
 
 COLUMNS: tuple[Column[Difference], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("relative", lambda row: known(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("relative", lambda row: json_number(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
     Column("note", lambda row: row.note, "note", align="left"),
 )
 

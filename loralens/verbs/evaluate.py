@@ -12,7 +12,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.training import record_of
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import known, number
+from loralens.tables.numbers import json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -107,7 +107,7 @@ ADAPTER: Column[Evaluation] = Column(
 
 
 def _measure_column(measure: str) -> Column[Evaluation]:
-    return Column(measure, lambda row: known(row.measures[measure]), measure, number, priority=ALWAYS)
+    return Column(measure, lambda row: json_number(row.measures[measure]), measure, number, priority=ALWAYS)
 
 
 def evaluate(

@@ -20,10 +20,10 @@ from loralens.formats.models.transformers_names import in_memory
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.extraction import Extracted, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
-from loralens.tables.numbers import fixed, known, number, percent, shape
+from loralens.tables.numbers import fixed, json_number, number, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.bases import opened
+from loralens.verbs.inputs.bases import read_checkpoint
 from loralens.verbs.inputs.choices import (
     FLOAT_TYPES,
     TARGET_FORMATS,
@@ -33,7 +33,7 @@ from loralens.verbs.inputs.choices import (
     numpy_dtype,
 )
 from loralens.verbs.outputs.form import writer_options
-from loralens.verbs.outputs.rules import RULES, RankRules, optional_rule, spoken
+from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
 from loralens.verbs.outputs.target import Target
 
 Noise = Literal["rounding", "median"]
@@ -60,7 +60,7 @@ COLUMNS: tuple[Column[ModuleRow], ...] = (
     _measure("energy_kept", "energy kept", text=fixed(".2%"), priority=5),
     _measure("svd_error"),
     _measure("noise"),
-    Column("residue", lambda row: known(row[1].residue), "left / noise", number, priority=4),
+    Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
 )
 EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2)
 
@@ -220,10 +220,9 @@ def extract(
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
-    # Before hours of SVDs, not after them.
-    target.check_format(to)
+    target.check_format(to)  # before hours of SVDs, not after them
     writing = writer_options(to, base)
-    before, after = opened(base), opened(tuned)
+    before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
 
     def renamed(adapter: Adapter) -> Adapter:
@@ -268,7 +267,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     if noise_edge is not None and names:
-        raise OptionError(f"--noise-edge and {spoken(names[0])} exclude each other", fix="give one of them")
+        raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
     if rule is None:
         raise OptionError(

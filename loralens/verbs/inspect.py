@@ -334,9 +334,9 @@ def _inspect(
         # What is imported here takes as long as NumPy itself, and most adapters are inspected without a base.
         from loralens.core.naming.matching import match as match_names
         from loralens.formats.models.checkpoint import shapes
-        from loralens.verbs.inputs.bases import FIX, base_contradiction, shown
+        from loralens.verbs.inputs.bases import FIX, base_contradiction, with_tied_head
 
-        stored = shown(shapes(Path(base)), base)
+        stored = with_tied_head(shapes(Path(base)), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
             findings.append(Finding("note", "names", f"against {base}: {match}"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -51,7 +51,7 @@ def interpolate(
         A module of two shapes: two base models.
     """
     check_finite("at", at)
-    chosen = module_globs(modules)
+    chosen = as_globs(modules)
     pairs = [
         (first, strength_within(chosen, 1 - at, elsewhere=1.0)),
         (second, strength_within(chosen, at, elsewhere=0.0)),

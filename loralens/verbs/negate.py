@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.choices import as_globs
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -34,5 +34,5 @@ def negate(
     FormatError
         A file that is no adapter.
     """
-    strength = strength_within(module_globs(modules), -1.0, elsewhere=1.0)
+    strength = strength_within(as_globs(modules), -1.0, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

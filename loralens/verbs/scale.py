@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -39,5 +39,5 @@ def scale(
         A file that is no adapter.
     """
     check_finite("by", by)
-    strength = strength_within(module_globs(modules), by, elsewhere=1.0)
+    strength = strength_within(as_globs(modules), by, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

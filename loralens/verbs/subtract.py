@@ -5,7 +5,7 @@ from typing import Unpack
 
 from loralens.core.recipe import Strength
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.choices import as_globs
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -50,5 +50,5 @@ def subtract(
     ShapeError
         A module of two shapes: two base models.
     """
-    pairs = [(first, Strength()), (second, strength_within(module_globs(modules), -1.0, elsewhere=0.0))]
+    pairs = [(first, Strength()), (second, strength_within(as_globs(modules), -1.0, elsewhere=0.0))]
     return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)

@@ -356,14 +356,14 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
             check_place(training.target)
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
-    from loralens.training.world import joined, local_device  # torch takes a second
+    from loralens.training.world import join_processes, local_device  # torch takes a second
 
     if isinstance(options.model, tuple):
         device, name = next(options.model[0].parameters()).device, options.device
     else:
         device = local_device(device_of(options.device))
         name = str(device)
-    with joined(device) as world:
+    with join_processes(device) as world:
         inputs = read_training_inputs(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
         run = TrainingRun(options, inputs, training, world)

@@ -15,7 +15,7 @@ from loralens.core.progress import progress
 from loralens.errors import OptionError
 from loralens.formats import load
 from loralens.formats.records.runs import STATE, Checkpoint, Loss, Run, nearest, run_of
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
@@ -133,7 +133,7 @@ class TrajectoryResult(Tabular):
         paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
         return {
             "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
-            "chance": {side: known(value) for side, value in trajectory.chance.items()},
+            "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
             "settled": str(self.settled.path) if self.settled else None,
             "settled_cosine": SETTLED,
@@ -243,13 +243,15 @@ def _loss(key: str, title: str, of: Callable[[CheckpointRow], Loss | None]) -> t
 
 
 def _phi(side: Side) -> Column[CheckpointRow]:
-    return Column(("phi", side), lambda row: known(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5)
+    return Column(
+        ("phi", side), lambda row: json_number(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5
+    )
 
 
 def _previous_phi(side: Side) -> Column[CheckpointRow]:
     return Column(
         f"previous_phi_{side}",
-        lambda row: known(row.point.previous_phi[side]) if row.point.previous_phi else None,
+        lambda row: json_number(row.point.previous_phi[side]) if row.point.previous_phi else None,
         json=False,
     )
 
@@ -275,7 +277,7 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         priority=4,
         about="mean over modules",
     ),
-    Column("step_length", lambda row: known(row.point.length)),
+    Column("step_length", lambda row: json_number(row.point.length)),
     Column(
         "moved",
         lambda row: row.point.length,
@@ -286,7 +288,7 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         csv=False,
         about="‖ΔW − ΔW of the one before‖",
     ),
-    Column("previous_cosine", lambda row: known(row.point.previous_cosine)),
+    Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
     Column(
         "turned",
         lambda row: row.point.previous_cosine,
@@ -296,18 +298,18 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         json=False,
         csv=False,
     ),
-    Column("cosine", lambda row: known(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
-    Column("cosine_z", lambda row: known(row.point.cosine_z)),
+    Column("cosine", lambda row: json_number(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
+    Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
     _phi("out"),
     _phi("in"),
     Column(
         "previous_phi",
-        lambda row: row.point.previous_phi and {side: known(phi) for side, phi in row.point.previous_phi.items()},
+        lambda row: row.point.previous_phi and {side: json_number(phi) for side, phi in row.point.previous_phi.items()},
         csv=False,
     ),
     _previous_phi("in"),
     _previous_phi("out"),
-    Column("initial_cosine", lambda row: known(row.point.initial)),
+    Column("initial_cosine", lambda row: json_number(row.point.initial)),
     *_loss("loss", "loss", lambda row: row.loss),
     *_loss("eval_loss", "eval loss", lambda row: row.eval_loss),
 )

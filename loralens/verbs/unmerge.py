@@ -22,7 +22,7 @@ from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
-from loralens.verbs.outputs.rules import spoken
+from loralens.verbs.outputs.rules import option_names
 from loralens.verbs.outputs.unmerge_run import UnmergeRun
 
 THREADS = os.cpu_count() or 1
@@ -139,7 +139,8 @@ def unmerge(
     of_subtracting = [*(["modules"] if modules else []), *stated_options(reading)]
     if of_subtracting and not subtracting:
         raise OptionError(
-            f"{spoken(of_subtracting[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
+            f"{option_names(of_subtracting[0])} goes with --adapter: an undo file restores everything",
+            fix="leave it out",
         )
     if output is None and not dry_run:
         raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")

@@ -714,7 +714,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # train
     Mutant("Course.factor", "1 - cos(pi * remaining)", "1 + cos(pi * remaining)", ("tests/training/test_course.py",)),
     Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
-    Mutant("shuffled", "number * size", "number / size", ("tests/training/test_feed.py",)),
+    Mutant("shuffle_order", "number * size", "number / size", ("tests/training/test_feed.py",)),
     Mutant(
         "Injection.groups", "lr * self.method.ratio", "lr / self.method.ratio", ("tests/training/test_injection.py",)
     ),
@@ -726,7 +726,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/training/test_loop.py",),
     ),
     Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
-    Mutant("restored", "set(tensors) != stored_names", "set(tensors) == stored_names", ("tests/training/test_state.py",)),
+    Mutant(
+        "restore_state",
+        "set(tensors) != stored_names",
+        "set(tensors) == stored_names",
+        ("tests/training/test_state.py",),
+    ),
     Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/training/test_tasks.py",)),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),

@@ -167,7 +167,7 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     return adapter if stated else load(str(source), base=base, **reading)
 
 
-def as_typed(reading: Mapping[str, Any]) -> str:
+def command_line_options(reading: Mapping[str, Any]) -> str:
     """The options of reading that were given, as a user types them, to be repeated in another command."""
     words: list[str] = []
     for name, value in reading.items():

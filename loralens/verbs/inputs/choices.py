@@ -32,7 +32,7 @@ def check_finite(name: str, value: object) -> None:
         raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
 
 
-def module_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
+def as_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
     """The globs of an option ``modules``, of which Python may give a single one as it is."""
     return (modules,) if isinstance(modules, str) else tuple(modules)
 

@@ -19,7 +19,7 @@ _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the 
 _LONGEST = 2**31 - 1  # letters of a cell: all that the parser can count everywhere, for its own 131,072
 
 
-class Text(NamedTuple):
+class InputText(NamedTuple):
     """One text, its label where the file has one, and the number of the line it ends on, from 1."""
 
     text: str
@@ -28,7 +28,7 @@ class Text(NamedTuple):
 
 
 # A file; or texts, (text, label) pairs, or {"text": …, "label": …} mappings.
-TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | Text]
+TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | InputText]
 
 
 def text_label(source: TextSource) -> str:
@@ -36,7 +36,7 @@ def text_label(source: TextSource) -> str:
     return str(source) if isinstance(source, str | PathLike) else "texts"
 
 
-def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[Text]:
+def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[InputText]:
     """The texts of a file or of a list, in its order, the first ``limit`` of them.
 
     ``.jsonl``: an object a line with ``text`` and maybe ``label``; ``.csv`` and ``.tsv``: the same as named columns;
@@ -81,7 +81,7 @@ def _check_text_file(path: Path, labelled: bool) -> Path:
     return path
 
 
-def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[Text]:
+def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
     """The texts of a list, with their numbers in place of lines."""
     for number, item in enumerate(items, start=1):
         with place(f"text {number}"):
@@ -94,9 +94,9 @@ def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[Text]:
             yield _check_record(record, number, labelled)
 
 
-def _read_file(path: Path, labelled: bool) -> Iterator[Text]:
+def _read_file(path: Path, labelled: bool) -> Iterator[InputText]:
     if path.suffix == ".txt":
-        return (Text(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
+        return (InputText(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
     return _read_json_lines(path, labelled) if path.suffix.startswith(".json") else _read_table(path, labelled)
 
 
@@ -114,7 +114,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise FormatError(f"cannot be read: {error.strerror}", fix="check the path and its permissions") from error
 
 
-def _read_json_lines(path: Path, labelled: bool) -> Iterator[Text]:
+def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
     for number, line in _read_lines(path):
         if not line.strip():
             continue
@@ -170,7 +170,7 @@ class _Rows:
                 yield row
 
 
-def _read_table(path: Path, labelled: bool) -> Iterator[Text]:
+def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
     rows = _Rows(path)
     columns = next(iter(rows), [])
     for column in ("text", "label")[: 1 + labelled]:
@@ -188,7 +188,7 @@ def _read_table(path: Path, labelled: bool) -> Iterator[Text]:
             yield _check_record(row, rows.line, labelled)
 
 
-def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
+def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> InputText:
     """One record, checked; its keys are named where one is missing, as another may hold what is meant."""
     text, label = record.get("text"), record.get("label")
     if text is None:
@@ -205,7 +205,7 @@ def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
         raise FormatError(f'has no "label"{_describe_keys(record)}', fix="give every line a label, or take it out")
     if labelled and not str(label).strip():
         raise FormatError('"label" is empty', fix="give every line a label, or take it out")
-    return Text(text, label, line)
+    return InputText(text, label, line)
 
 
 def _describe_keys(record: Mapping[Any, Any]) -> str:

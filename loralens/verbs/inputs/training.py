@@ -238,7 +238,7 @@ def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
             "no text has two tokens, and one alone teaches nothing of what goes with it",
             fix="give longer texts, or a larger --length",
         )
-    if not task.asks(examples):
+    if not task.predicts_any(examples):
         raise OptionError(
             "no text has a token that can be hidden: all are special, or words that the tokenizer does not know",
             fix="give texts in the words of the tokenizer",

@@ -14,7 +14,7 @@ from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, group
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, count, fixed, known, matrix, number, span
+from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
@@ -182,10 +182,10 @@ class CollectionSimilarity(Tabular):
                     "name": module.name,
                     "shape": list(module.shape),
                     "cosine": matrix(pairs.cosines[m]),
-                    "shared": [known(value) for value in energy.shared[m]],
-                    "private": [known(value) for value in energy.private[m]],
-                    "shared_chance": [known(value) for value in energy.shared_chance[m]],
-                    "private_chance": [known(value) for value in energy.private_chance[m]],
+                    "shared": [json_number(value) for value in energy.shared[m]],
+                    "private": [json_number(value) for value in energy.private[m]],
+                    "shared_chance": [json_number(value) for value in energy.shared_chance[m]],
+                    "private_chance": [json_number(value) for value in energy.private_chance[m]],
                 }
                 for m, module in enumerate(pairs.modules)
             ],
@@ -290,11 +290,11 @@ def _meeting_record(meeting: Meeting) -> dict[str, Any]:
 
 
 def _share(key: str, title: str, value: Callable[[AdapterRow], float], priority: int) -> Column[AdapterRow]:
-    return Column(key, lambda row: known(value(row)), title, fixed(".2%"), priority=priority)
+    return Column(key, lambda row: json_number(value(row)), title, fixed(".2%"), priority=priority)
 
 
 def _matrix_column(t: int) -> Column[MatrixRow]:
-    return Column(f"{t + 1}", lambda row: known(row.values[t]), f"{t + 1}", fixed(".3f"))
+    return Column(f"{t + 1}", lambda row: json_number(row.values[t]), f"{t + 1}", fixed(".3f"))
 
 
 def pair_rows(pairs: Pairwise, labels: Sequence[str]) -> list[PairRow]:
@@ -333,7 +333,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         Column("modules", lambda row: row.modules, "modules", priority=4),
         Column(
             "cosine",
-            lambda row: known(row.cosine),
+            lambda row: json_number(row.cosine),
             "cosine",
             fixed("+.3f"),
             priority=ALWAYS,
@@ -341,7 +341,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         ),
         Column(
             "cosine_z",
-            lambda row: known(row.cosine_z),
+            lambda row: json_number(row.cosine_z),
             "z",
             fixed("+.1f"),
             priority=8,
@@ -350,7 +350,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         *phis,
         Column(
             "shared_initialisation",
-            lambda row: known(row.initial),
+            lambda row: json_number(row.initial),
             "cosine of A",
             fixed(".3f"),
             priority=6,
@@ -362,7 +362,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
 def _pair_column(side: Side, quantity: str, title: str, priority: int, about: str) -> Column[PairRow]:
     return Column(
         (quantity, side),
-        lambda row: known(getattr(row, quantity)[side]),
+        lambda row: json_number(getattr(row, quantity)[side]),
         title,
         fixed(".3f"),
         priority=priority,

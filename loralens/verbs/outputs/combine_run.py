@@ -42,8 +42,8 @@ from loralens.verbs.inputs.choices import (
 )
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
-from loralens.verbs.outputs.form import Form, check_known
-from loralens.verbs.outputs.rounding import Rounding, quantised
+from loralens.verbs.outputs.form import OutputFormat, check_known
+from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -119,11 +119,11 @@ def follow(
     )
 
 
-def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> Form:
+def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
     """The dialect of the result; that of PEFT where its own is only read, and nothing is to be written."""
     if to is None and _without_file(target) and adapter.format not in TARGET_FORMATS:
-        return Form("peft", {}, base)
-    return Form.of(adapter, to=to, base=base)
+        return OutputFormat("peft", {}, base)
+    return OutputFormat.of(adapter, to=to, base=base)
 
 
 def _without_file(target: Target) -> bool:
@@ -131,7 +131,7 @@ def _without_file(target: Target) -> bool:
     return target.output is None and not target.dry_run
 
 
-def _write(adapter: Adapter, recipe: Recipe, form: Form, target: Target) -> int | None:
+def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:
     """Write the result where it is to be written; bytes of its file of weights.
 
     None where nothing is to be written and the dialect could not hold it.
@@ -208,7 +208,7 @@ class _Factors:
 def _combine(
     recipe: Recipe,
     adapters: Sequence[Adapter],
-    form: Form,
+    form: OutputFormat,
     dtype: FloatType | None,
     weights: Mapping[str, Weight] | None,
     step: Step | None,
@@ -244,7 +244,7 @@ def _combine(
 
 
 def _truncate(
-    combination: Combination, recipe: Recipe, form: Form, dtype: np.dtype[Any]
+    combination: Combination, recipe: Recipe, form: OutputFormat, dtype: np.dtype[Any]
 ) -> tuple[dict[str, int], Callable[[np.dtype[Any]], Mapping[str, Update]]]:
     """The ranks that the rule gives, as `compress` chooses them, and the modules at these ranks, in any dtype."""
 
@@ -280,8 +280,8 @@ def _truncate(
 
 
 def _round(
-    factors: _Factors, form: Form, dtype: FloatType | None, *, allow_loss: bool
-) -> tuple[Adapter, Rounding | None]:
+    factors: _Factors, form: OutputFormat, dtype: FloatType | None, *, allow_loss: bool
+) -> tuple[Adapter, RoundingLoss | None]:
     """The adapter, in few bits where the dialect has them, and what rounding costs its new factors.
 
     None where nobody asked for a dtype or few bits, and float16 is not among the dtypes: the error of the others
@@ -292,9 +292,9 @@ def _round(
     if not narrow:
         return adapter, None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    after = quantised(adapter, form.bits) if form.bits else adapter
+    after = quantise_factors(adapter, form.bits) if form.bits else adapter
     allowed = allow_loss or form.bits is not None
-    return after, Rounding.between(before, after.modules, allow_loss=allowed, dtype=dtype)
+    return after, RoundingLoss.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
@@ -314,7 +314,7 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
     raise OptionError(f"--take {recipe.take}: no such adapter here", fix=f"give {', '.join(paths)}, or none")
 
 
-def _as_stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
+def _as_stored(adapter: Adapter, recipe: Recipe, form: OutputFormat) -> tuple[Stored, Files]:
     """What is written: the adapter, with the recipe in the metadata where there is any."""
     stored, files = stored_as(adapter, form.name, **form.writer_options)
     return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

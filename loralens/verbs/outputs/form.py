@@ -33,7 +33,7 @@ Bits = int | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputFormat:
     """A dialect, the options of its writer, and for loralens-q the bits of its numbers.
 
     Attributes
@@ -143,3 +143,12 @@ def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None
         return {}
     config = model_config(Path(base)) if base else None
     return {"arch": arch, "base_config": config} if name == GGUF else {"base_config": config}
+
+
+def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) -> int:
+    """Bytes of the file that was read; of an adapter that was not, bytes of a file of its own dialect."""
+    if not isinstance(source, Adapter):
+        return adapter_file(Path(source)).stat().st_size
+    if adapter.format not in TARGET_FORMATS:
+        return form.with_bits(None).size(adapter)
+    return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)

@@ -11,7 +11,7 @@ from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import count, fixed, number, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.rounding import Rounding
+from loralens.verbs.outputs.rounding import RoundingLoss
 
 
 class ModuleIntruders(NamedTuple):
@@ -32,11 +32,11 @@ class KindIntruders(NamedTuple):
 
     kind: str
     modules: int
-    total: "Total"
+    total: "IntruderTotal"
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class IntruderTotal:
     """Directions looked at, intruders among them, and their share of the energy, over several modules."""
 
     directions: int
@@ -44,7 +44,7 @@ class Total:
     energy_share: float
 
     @classmethod
-    def of(cls, modules: Sequence[Intruders]) -> "Total":
+    def of(cls, modules: Sequence[Intruders]) -> "IntruderTotal":
         """The sums over some modules."""
         energy = sum(float((module.s**2).sum()) for module in modules)
         intruding = sum(float((module.s[module.indices] ** 2).sum()) for module in modules)
@@ -62,7 +62,7 @@ class Removal:
         What of every intruder is left: 0 removes them, 1 keeps them.
     changed : int
         Modules that are others now.
-    rounding : Rounding
+    rounding : RoundingLoss
         What narrower factors cost these modules.
     format : str
         The dialect of the file: the adapter's own, or ``peft`` where that cannot be written.
@@ -71,7 +71,7 @@ class Removal:
     adapter: Adapter
     strength: float
     changed: int
-    rounding: Rounding
+    rounding: RoundingLoss
     format: str
     path: Path | None
     dry_run: bool
@@ -140,9 +140,9 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         return self.removal.adapter if self.removal else None
 
     @property
-    def total(self) -> Total:
+    def total(self) -> IntruderTotal:
         """The sums over all modules."""
-        return Total.of(list(self.values()))
+        return IntruderTotal.of(list(self.values()))
 
     def tables(self) -> list[Table[Any]]:
         """The modules, and their kinds."""
@@ -192,7 +192,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         for name, module in self.items():
             kinds.setdefault(kind(name), []).append(module)
         return [
-            KindIntruders(label, len(kinds[label]), Total.of(kinds[label])) for label in sorted(kinds, key=natural_key)
+            KindIntruders(label, len(kinds[label]), IntruderTotal.of(kinds[label]))
+            for label in sorted(kinds, key=natural_key)
         ]
 
     def _on_removal(self, removal: Removal) -> list[str]:

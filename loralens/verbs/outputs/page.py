@@ -33,7 +33,7 @@ from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread,
 from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.outputs.form import Form
+from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
@@ -136,7 +136,7 @@ def _moments(
 def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
-    form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
+    form = OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
     return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
 
 

@@ -23,7 +23,7 @@ LIMIT = 0.01  # of one module: rounding to bfloat16 costs about 0.002, to float1
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class RoundingLoss:
     """What rounding costs an adapter.
 
     Attributes
@@ -43,7 +43,7 @@ class Rounding:
     @classmethod
     def between(
         cls, before: Adapter, after: Mapping[str, Update], *, allow_loss: bool, dtype: str | None = None
-    ) -> "Rounding":
+    ) -> "RoundingLoss":
         """What modules lost that are not surely the same; ``after`` is by the names of ``before``.
 
         Raises
@@ -89,7 +89,7 @@ class Rounding:
         )
 
 
-def rounded(adapter: Adapter, dtype: DType | None) -> Adapter:
+def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
     """The adapter, its factors rounded once to ``dtype`` where one was given; a module that is no pair is refused."""
     if dtype is None:
         return adapter
@@ -98,7 +98,7 @@ def rounded(adapter: Adapter, dtype: DType | None) -> Adapter:
     return replace(adapter, modules={**modules, **changed})
 
 
-def quantised(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
+def quantise_factors(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
     """The adapter in whole numbers of a few bits; modules that are in few bits already, as they are."""
     plain_modules = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
     few, _ = quantise(replace(adapter, modules=plain_modules), bits=bits, threads=cpu_count() or 1)

@@ -70,7 +70,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     if not stated:
         return None
     if len(stated) > 1:
-        raise OptionError(f"{spoken(*stated)} exclude each other", fix="give one of them")
+        raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
     ((name, value),) = stated.items()
     if name == "size" and isinstance(value, str):
         value = parse_size(value)
@@ -79,7 +79,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     except OverflowError:  # of an integer beyond all floats
         amount = inf
     if not isfinite(amount):
-        raise OptionError(f"{spoken(name)} {value!r:.100} is no finite number", fix="give a finite number")
+        raise OptionError(f"{option_names(name)} {value!r:.100} is no finite number", fix="give a finite number")
     # rank=8.0 is 8; a rank that is no whole number is refused by Rule.
     return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
@@ -94,11 +94,11 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
     """
     rule = optional_rule(**options)
     if rule is None:
-        raise OptionError(f"{spoken(*RULES)} are the ways to choose ranks", fix="give one of them")
+        raise OptionError(f"{option_names(*RULES)} are the ways to choose ranks", fix="give one of them")
     return rule
 
 
-def spoken(*options: str) -> str:
+def option_names(*options: str) -> str:
     """Options as a user types them."""
     return ", ".join("--" + name.replace("_", "-") for name in options)
 

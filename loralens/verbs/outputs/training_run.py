@@ -14,7 +14,7 @@ from loralens.formats.files.location import NAMES, existing
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
-from loralens.tables.numbers import known
+from loralens.tables.numbers import json_number
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.models import ModelSource
 from loralens.verbs.inputs.training import TrainingInputs, TrainingOptions
@@ -129,9 +129,9 @@ class TrainingRun:
 
     def _warn_of_random_weights(self) -> None:
         """Say which weights neither the model's folder nor the adapter will have, by these heads."""
-        from loralens.training.targets import heads_named
+        from loralens.training.targets import choose_heads
 
-        tops = heads_named(self.inputs.loaded.model, self.heads)
+        tops = choose_heads(self.inputs.loaded.model, self.heads)
         random = [key for key in self.inputs.loaded.missing if not any(key.startswith(f"{top}.") for top in tops)]
         if random and self.world.main:
             module = random[0].rpartition(".")[0]
@@ -143,11 +143,11 @@ class TrainingRun:
     def _check_spectra(self, spectra: LiveSpectra) -> None:
         """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""
         from loralens.training.injection import inject
-        from loralens.training.readout import read
+        from loralens.training.readout import read_injection
 
         injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
         try:
-            modules = read(injection).modules
+            modules = read_injection(injection).modules
         finally:
             injection.remove()
         with place("--spectra"):
@@ -259,9 +259,9 @@ class TrainingRun:
         )
 
     def _make_order(self) -> "Order":
-        from loralens.training.feed import shuffled
+        from loralens.training.feed import shuffle_order
 
-        return shuffled(len(self.inputs.examples), size=self.part, seed=self.options.seed)
+        return shuffle_order(len(self.inputs.examples), size=self.part, seed=self.options.seed)
 
     def _fit(self, state: "State | None") -> "Fitted":
         from loralens.training.fitting import fit
@@ -329,12 +329,12 @@ class TrainingRun:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        entry = step._asdict() | {"loss": known(step.loss)}  # of a step that asked nothing there is none
+        entry = step._asdict() | {"loss": json_number(step.loss)}  # of a step that asked nothing there is none
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
     def _log_evaluation(self, step: int, measures: "Measures") -> None:
-        self._log(step, evaluation={name: known(value) for name, value in measures.items()})
+        self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
 
@@ -342,7 +342,7 @@ class TrainingRun:
         self.training.snapshot(step, adapter)
         if self.spectra:
             medians = self.spectra.measure(step, adapter)
-            self._log(step, spectra={name: known(value) for name, value in medians.items()})
+            self._log(step, spectra={name: json_number(value) for name, value in medians.items()})
             self.display.say(describe_spectra(step, medians))
 
     def _record(self) -> dict[str, Any]:
