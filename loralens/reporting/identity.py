@@ -10,7 +10,7 @@ from loralens.core.names import kind, some
 from loralens.core.naming.base_model import group_models
 from loralens.reporting.document import Notice, Notices, PageTable, Part, Section, Text
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import count, listed, number, size, span
+from loralens.tables.numbers import count, join_words, number, size, span
 from loralens.tables.table import Column, Table
 
 SHOWN = 3  # modules whose evidence stands in the text
@@ -72,7 +72,7 @@ def _bases(subjects: Sequence[Subject]) -> list[Part]:
     if len(groups) < 2:
         return []
     said = "; ".join(
-        f"{listed([subjects[i].label for i in group])}: {fit(models[group[0]].name, LONG)}" for group in groups
+        f"{join_words([subjects[i].label for i in group])}: {fit(models[group[0]].name, LONG)}" for group in groups
     )
     told = "An update means something only beside its own base: what is compared below takes them for one base."
     return [Text(f"They name different base models ({said}). {told}", warning=True)]

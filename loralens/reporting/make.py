@@ -11,7 +11,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.record import record
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import count, listed
+from loralens.tables.numbers import count, join_words
 
 
 def make_report(
@@ -73,4 +73,4 @@ def make_report(
 
 
 def _title(labels: Sequence[str]) -> str:
-    return listed(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"
+    return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"

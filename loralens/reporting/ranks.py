@@ -10,7 +10,7 @@ from loralens.reporting.allotment import Stop, budget_stops, rank_stops
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import LOSS, Subject
-from loralens.tables.numbers import count, listed, percent, size, span, unit_of
+from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
 
 OPEN = 16  # ranks up to which their table stands open
 
@@ -52,7 +52,7 @@ def _unmeasured(subjects: Sequence[Subject]) -> list[Part]:
     without = [one.label for one in subjects if not one.on_data]
     if not without or len(without) == len(subjects):
         return []
-    return [Text(f"No activations stand behind {listed(without)}: errors there are those of ΔW itself.")]
+    return [Text(f"No activations stand behind {join_words(without)}: errors there are those of ΔW itself.")]
 
 
 def kept_of(one: Subject) -> str:

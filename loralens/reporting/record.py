@@ -8,7 +8,7 @@ from loralens.analysis.compare.interference import Meeting
 from loralens.reporting.company import Company, Course
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import known, matrix
+from loralens.tables.numbers import json_number, matrix
 from loralens.version import __version__
 
 
@@ -71,7 +71,7 @@ def _against(one: Subject, name: str) -> dict[str, Any]:
         amplified = one.beside.amplified[name]
         row = amplified.kept(amplified.s.size)
         words = ("projected_norm", "random_norm", "amplification", "excess", "z")
-        values = {word: known(getattr(row, word)) for word in words}
+        values = {word: json_number(getattr(row, word)) for word in words}
         found["amplification"] = {**values, "weight_norm": amplified.weight_norm}
     if one.beside and one.beside.intruders and name in one.beside.intruders:
         new = one.beside.intruders[name]
@@ -81,8 +81,12 @@ def _against(one: Subject, name: str) -> dict[str, Any]:
         landing = one.landings[name]
         told = landing.rounding
         # The dtype is that of the base, and never a supposed one; the key stays, as docs/json.md promises of all.
-        found["merge"] = {"dtype": landing.dtype, "supposed": False, "ratio": known(landing.ratio)}
-        found["merge"] |= {"gain": known(told.gain), "error": known(told.error), "unmoved": known(told.unmoved)}
+        found["merge"] = {"dtype": landing.dtype, "supposed": False, "ratio": json_number(landing.ratio)}
+        found["merge"] |= {
+            "gain": json_number(told.gain),
+            "error": json_number(told.error),
+            "unmoved": json_number(told.unmoved),
+        }
     return found
 
 
@@ -101,8 +105,8 @@ def _company(found: Company) -> dict[str, Any]:
                 "name": module.name,
                 "shape": list(module.shape),
                 "cosine": matrix(pairs.cosines[m]),
-                "shared": [known(value) for value in energy.shared[m]],
-                "shared_chance": [known(value) for value in energy.shared_chance[m]],
+                "shared": [json_number(value) for value in energy.shared[m]],
+                "shared_chance": [json_number(value) for value in energy.shared_chance[m]],
             }
             for m, module in enumerate(pairs.modules)
         ],
@@ -137,18 +141,18 @@ def _course(subjects: Sequence[Subject], course: Course) -> dict[str, Any]:
     found = course.found
     return {
         "settled": None if found.settled is None else course.steps[found.settled],
-        "chance": {side: known(value) for side, value in found.chance.items()},
+        "chance": {side: json_number(value) for side, value in found.chance.items()},
         "checkpoints": [
             {
                 "path": subjects[i].path,
                 "step": step,
                 "frobenius": point.frobenius,
-                "step_length": known(point.length),
+                "step_length": json_number(point.length),
                 "effective_rank": point.effective_rank,
-                "cosine": known(point.cosine),
-                "previous_cosine": known(point.previous_cosine),
-                "phi": {side: known(value) for side, value in point.phi.items()},
-                "initial_cosine": known(point.initial),
+                "cosine": json_number(point.cosine),
+                "previous_cosine": json_number(point.previous_cosine),
+                "phi": {side: json_number(value) for side, value in point.phi.items()},
+                "initial_cosine": json_number(point.initial),
             }
             for i, step, point in zip(course.order, course.steps, found.points, strict=True)
         ],

@@ -18,7 +18,7 @@ from loralens.reporting.ranks import advice
 from loralens.reporting.run import sentence
 from loralens.reporting.spectra import half
 from loralens.reporting.subject import LOSS, Subject
-from loralens.tables.numbers import count, fixed, listed, percent, size, span
+from loralens.tables.numbers import count, fixed, join_words, percent, size, span
 
 signed = fixed("+.3f")
 
@@ -51,7 +51,7 @@ def _findings(findings: Sequence[Diagnosis]) -> str:
         return f"The doctor found no error and nothing to warn of; {count(len(causes), 'note')} below."
     levels = [count(n, level) for level in ("error", "warning") if (n := sum(one.level == level for one in causes))]
     codes = list(dict.fromkeys(one.code for one in serious))
-    return f"The doctor has {listed(levels)}: {listed(codes[:4])}{' and more' if len(codes) > 4 else ''}."
+    return f"The doctor has {join_words(levels)}: {join_words(codes[:4])}{' and more' if len(codes) > 4 else ''}."
 
 
 def _energy(one: Subject) -> list[str]:
@@ -126,7 +126,7 @@ def _base(one: Subject) -> list[str]:
 def _together(labels: Sequence[str], found: Company) -> list[str]:
     pairs = found.pairs
     said = [
-        f"{listed([labels[t] for t in group])} began from one random A: compare them on the out side."
+        f"{join_words([labels[t] for t in group])} began from one random A: compare them on the out side."
         for group in found.families
     ]
     known = {

@@ -12,7 +12,7 @@ from loralens.reporting.company import Company
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import fixed, listed, number, percent
+from loralens.tables.numbers import fixed, join_words, number, percent
 from loralens.tables.table import Column, Table
 
 BLOCKS = 4  # rows of the heat maps of a pair
@@ -52,8 +52,8 @@ def section(subjects: Sequence[Subject], found: Company | None, numbers: Numbers
 def _families(labels: Sequence[str], found: Company) -> list[Part]:
     return [
         Text(
-            f"{listed([labels[t] for t in group])} began from one random A (cosine of A ≥ {SHARED:g}). Between them φ "
-            "of the in side shows the common start, not a common task: read the out side.",
+            f"{join_words([labels[t] for t in group])} began from one random A (cosine of A ≥ {SHARED:g}). "
+            "Between them φ of the in side shows the common start, not a common task: read the out side.",
             warning=True,
         )
         for group in found.families

@@ -1,4 +1,4 @@
-"""``plot``: the figure of a result."""
+"""The function ``plot``: draws the figure of a result."""
 
 from typing import TYPE_CHECKING
 

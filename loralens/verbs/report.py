@@ -18,7 +18,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.html import html
 from loralens.reporting.markdown import markdown as markdown_text
 from loralens.reporting.writing import beside, check_target, write_report
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, as_typed, path_of, sources
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
 
@@ -173,4 +173,4 @@ def _command(
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     last = ["-o", str(page)] if page else ["--json"]
     last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [typed(*words), as_typed(reading), typed(*last)]))
+    return " ".join(filter(None, [typed(*words), command_line_options(reading), typed(*last)]))

@@ -197,7 +197,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # cli
     Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
     Mutant(
-        "DoctorResult._on_adapter",
+        "DoctorResult._adapter_lines",
         "finding.adapter == label",
         "finding.adapter != label",
         ("tests/cli/test_doctor.py",),
@@ -730,21 +730,26 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     # train
-    Mutant("Course.factor", "1 - cos(pi * left)", "1 + cos(pi * left)", ("tests/training/test_course.py",)),
-    Mutant("Feed._streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
-    Mutant("shuffled", "number * size", "number / size", ("tests/training/test_feed.py",)),
+    Mutant("Course.factor", "1 - cos(pi * remaining)", "1 + cos(pi * remaining)", ("tests/training/test_course.py",)),
+    Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
+    Mutant("shuffle_order", "number * size", "number / size", ("tests/training/test_feed.py",)),
     Mutant(
         "Injection.groups", "lr * self.method.ratio", "lr / self.method.ratio", ("tests/training/test_injection.py",)
     ),
-    Mutant("Loop._diverged", "first + many", "first - many", ("tests/training/test_loop.py",)),
+    Mutant("Loop._divergence_error", "first + many", "first - many", ("tests/training/test_loop.py",)),
     Mutant(
         "Loop._out_of_patience",
         "self._waited >= self.watch.patience",
         "self._waited > self.watch.patience",
         ("tests/training/test_loop.py",),
     ),
-    Mutant("_parts", "len(found) == 2", "len(found) != 2", ("tests/training/test_loop.py",)),
-    Mutant("restored", "set(here) != there", "set(here) == there", ("tests/training/test_state.py",)),
+    Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
+    Mutant(
+        "restore_state",
+        "set(tensors) != stored_names",
+        "set(tensors) == stored_names",
+        ("tests/training/test_state.py",),
+    ),
     Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/training/test_tasks.py",)),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),

@@ -1,4 +1,4 @@
-"""The page of a report: adapters read, everything measured of them, and put into a document."""
+"""Makes the page of a report: reads the adapters, measures everything, and fills the document."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,10 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.subject import Beside, Subject, subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
@@ -51,12 +52,14 @@ def report_page(
     command: str,
 ) -> Report:
     """The document of adapters; parameters as those of `loralens.report`, ``command`` as the page shows it."""
-    adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
+    adapters = {
+        label: _read_adapters(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)
+    }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
     patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = findings(patients)
-    measured = [_against(patient, model, intruders) if model else None for patient in patients]
+    measured = [_compare_with_base(patient, model, intruders) if model else None for patient in patients]
     subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
     with progress("measuring", sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)) as step:
@@ -87,11 +90,11 @@ def report_page(
         course=run,
         base=name,
         command=command,
-        choices={"activations": [_name(file) for file in activations], "chosen": list(modules)},
+        choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
 
 
-def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
+def _read_adapters(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
     """An adapter; what is wrong with its numbers is a finding, not the end."""
     if isinstance(source, Adapter):
         check_unread(reading)
@@ -99,7 +102,7 @@ def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | N
     return load(str(source), strict=False, base=base, **reading)
 
 
-def _name(activations: str | PathLike[str] | Moments) -> str:
+def _name_of(activations: str | PathLike[str] | Moments) -> str:
     return MOMENTS if isinstance(activations, Moments) else str(activations)
 
 
@@ -115,7 +118,7 @@ def _moments(
     """
     if not activations:
         return {}
-    measured = [(_name(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
+    measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
     for name, moments in measured:
         if moments.fingerprint not in prints.values():
@@ -133,11 +136,11 @@ def _moments(
 def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
-    form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
+    form = OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
     return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
+def _compare_with_base(patient: Patient, base: Base, intruders: bool | None) -> Beside:
     """What the weights of the base make of the modules that have one there."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}

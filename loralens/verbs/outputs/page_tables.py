@@ -1,4 +1,4 @@
-"""The tables of other verbs' results on the page of a report: their rows and columns, with titles of the page's own."""
+"""The tables of other results on the page of a report, with the columns and titles that the page has."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplificati
 from loralens.verbs.curve import point_columns
 from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
-from loralens.verbs.outputs.intruders import KindIntruders, Total
+from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectrum import OUTLIER_COLUMNS, ModuleSpectrum, groups_table
 from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
@@ -107,7 +107,7 @@ def amplification_table(kinds: Mapping[str, Sequence[Kept]]) -> Table[KindAmplif
 
 def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntruders]:
     """Kinds as ``intruders`` lists them."""
-    rows = [KindIntruders(name, len(members), Total.of(members)) for name, members in kinds.items()]
+    rows = [KindIntruders(name, len(members), IntruderTotal.of(members)) for name, members in kinds.items()]
     return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
 
 
