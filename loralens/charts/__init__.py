@@ -1,4 +1,4 @@
-"""Charts: one specification of each figure, and two renderers: SVG for pages, matplotlib for everything else."""
+"""Figures as plain data, and their two renderers: SVG for pages, matplotlib for files and notebooks."""
 
 from typing import TYPE_CHECKING
 

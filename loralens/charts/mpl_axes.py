@@ -1,4 +1,4 @@
-"""One chart drawn into axes of matplotlib: its lines, its cells, its words, with the colours of the page."""
+"""Draws one chart into matplotlib axes: its lines, cells and texts, in the colours of the page."""
 
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-PIXELS = 96  # CSS pixels of an inch
-POINT = 72 / PIXELS  # of a pixel
-RASTER = 4096  # cells from which a map in .svg or .pdf is pixels
+PIXELS = 96  # CSS pixels per inch, by the definition of CSS
+POINT = 72 / PIXELS  # points per CSS pixel: layout is in pixels, fonts of matplotlib are in points
+RASTER = 4096  # cells from which a map in .svg or .pdf is a bitmap: as many rectangles would make a slow, large file
 COLOURS = colours("light")
 SIZES = {"label": 11 * POINT, "num": 10 * POINT, "small": 9 * POINT, "head": 11.5 * POINT}
 MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
+# How a cell without a module looks: hatched, so that it is not taken for a small value.
 EMPTY: dict[str, Any] = {"facecolor": "white", "hatch": "....", "edgecolor": "0.8", "linewidth": 0}
 
 
 def draw_lines(axes: "Axes", chart: Lines) -> None:
-    """Lines over their axes, with levels and a note, but without their names."""
+    """Draw lines with their axes, levels and note, but without the legend."""
     axes.set_yscale("log" if chart.y.log else "linear")
     axes.set(xlim=chart.x.limits, ylim=chart.y.limits)
     for area in chart.areas:
@@ -59,7 +60,7 @@ def draw_lines(axes: "Axes", chart: Lines) -> None:
 
 
 def _line(axes: "Axes", line: Line, *, log: bool) -> None:
-    """A point that is not finite breaks the line no more than on the page."""
+    """Draw one line. Points that are not finite are left out and do not break it, as on the page."""
     labels = line.labels or [""] * len(line.x)
     points = [
         (x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if isfinite(y) and (y > 0 or not log)
@@ -80,7 +81,10 @@ def _look(line: Line) -> dict[str, Any]:
 
 
 def _level(axes: "Axes", name: str, value: float, left: float) -> None:
-    """A level and its name: high ones below their line at the right, where curves that rise have passed them."""
+    """Draw a level with its name.
+
+    The name of a high level stands below its line at the right, where rising curves have already crossed the level.
+    """
     axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":", zorder=1)
     low, high = axes.transData.transform([(0, limit) for limit in axes.get_ylim()])[:, 1]
     middle = axes.transData.transform((0, value))[1]
@@ -93,7 +97,7 @@ def _level(axes: "Axes", name: str, value: float, left: float) -> None:
 
 
 def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> None:
-    """The names of the lines, where there are not too many; ``place`` is what matplotlib takes."""
+    """Draw the legend, unless there are too many lines; ``place`` is passed on to matplotlib."""
     if not chart.named:
         return
     from matplotlib.lines import Line2D
@@ -112,12 +116,13 @@ def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> 
 
 
 def draw_heat(axes: "Axes", chart: Heat) -> None:
-    """The cells, and the names of rows and columns."""
+    """Draw the cells of a map and the names of its rows and columns."""
     rows, columns = len(chart.rows), len(chart.columns)
     values = np.full((rows, columns), np.nan)
     for place, cell in chart.cells.items():
         values[place] = cell.value
     wide, high = cell_size(chart)
+    # Cells of few pixels have no gaps: these would hide them.
     gaps: dict[str, Any] = {"edgecolors": "white", "linewidth": POINT} if min(wide, high) > 6 else {}
     axes.patch.set(**EMPTY)
     cmap, norm = _colours(chart.scale)
@@ -145,7 +150,7 @@ def draw_heat(axes: "Axes", chart: Heat) -> None:
 
 
 def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
-    """φ(i, j), i down and j across from 1."""
+    """Draw φ(i, j), with i down and j across, both from 1."""
     phi = np.array(chart.phi)
     rows, columns = phi.shape
     cmap, norm = _colours(chart.scale)
@@ -158,7 +163,10 @@ def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
 
 
 def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
-    """The steps of colour of a scale, with the value in the middle of each as on the page."""
+    """The colour steps of a scale and their edges.
+
+    As on the page, the first and the last step are centred on the ends of the scale.
+    """
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     sign, count = ("v", 2 * SIDES + 1) if scale.diverging else ("s", STEPS)
@@ -170,7 +178,7 @@ def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
 
 
 def colour_scale(scale: Scale) -> "ScalarMappable":
-    """The colours of a scale, for a colour bar."""
+    """The colours of a scale, as matplotlib needs them for a colour bar."""
     from matplotlib.cm import ScalarMappable
 
     cmap, norm = _colours(scale)

@@ -1,4 +1,4 @@
-"""Charts of lines as SVG."""
+"""Renders line charts as SVG."""
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -12,11 +12,11 @@ from loralens.charts.spec import Area, Limits, Line, Lines, Marker
 from loralens.charts.svg import modules, n, svg, upwards, words
 from loralens.tables.numbers import number
 
-TITLE = 30  # letters
+TITLE = 30  # letters of a title that fit above a panel
 
 
 class Frame(NamedTuple):
-    """The plot area of a chart of lines, and what its axes span."""
+    """The plot area of a line chart in pixels, with the limits of its axes."""
 
     left: float
     top: float
@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     log: bool
 
     def at(self, x: float, y: float) -> tuple[float, float] | None:
-        """The place of a point; None off a logarithmic axis."""
+        """The place of a point in pixels; None if it is not finite, or not positive on a logarithmic axis."""
         if not isfinite(y) or (self.log and y <= 0):
             return None
         low, high = (log10(v) for v in self.y) if self.log else self.y
@@ -39,7 +39,7 @@ class Frame(NamedTuple):
 
 
 def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
-    """Lines over axes, with ticks, levels and names."""
+    """A line chart as SVG, with axes, levels and legend; ``alone`` as in `loralens.charts.layout.box`."""
     room = box(chart, alone=alone)
     frame = Frame(room.left, room.top, room.across, room.down, chart.x.limits, chart.y.limits, chart.y.log)
     middle = frame.left + frame.width / 2, frame.top + frame.height / 2
@@ -58,7 +58,7 @@ def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
 
 
 def _frame_data(frame: Frame) -> str:
-    """Where a script finds a place in a chart."""
+    """The attribute from which the script of the page computes places, for the markers of the sliders."""
     numbers = (frame.left, frame.top, frame.width, frame.height, *frame.x, *frame.y)
     return f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + ' data-log=""' * frame.log
 
@@ -100,7 +100,9 @@ def _levels(chart: Lines, frame: Frame) -> Iterable[str]:
         place = frame.at(frame.x[0], value)
         if place and frame.top - 1 <= place[1] <= bottom + 1:
             yield f'<path class="level" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
-            if place[1] < (frame.top + bottom) / 2:  # below it at the right, where curves that rise have passed it
+            if (
+                place[1] < (frame.top + bottom) / 2
+            ):  # at the right and below the level, which rising curves have already crossed there
                 yield words(name, right - 3, place[1] + 10, "num end")
             else:
                 yield words(name, frame.left + places[name], place[1] - 3, "num")
@@ -115,10 +117,10 @@ def _line(line: Line, frame: Frame) -> str:
     d = "M" + "L".join(f"{n(p[0])} {n(p[1])}" for p, *_ in points)
     path = "" if line.unjoined else f'<path d="{d}"/>'
     marks = "".join(mark(line.marker, *p) for p, *_ in points)
-    beside = "".join(words(text, p[0] + 4, p[1] - 4, "small") for p, _, _, text in points if text)
+    label_texts = "".join(words(text, p[0] + 4, p[1] - 4, "small") for p, _, _, text in points if text)
     head = f'<g class="{_kind(line)} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}'
     head += "" if xs == list(range(1, len(xs) + 1)) else _data("x", xs)
-    return f"{head}{_data('y', [y for _, _, y, _ in points])}>{path}{marks}{beside}</g>"
+    return f"{head}{_data('y', [y for _, _, y, _ in points])}>{path}{marks}{label_texts}</g>"
 
 
 def _kind(line: Line) -> str:
@@ -126,7 +128,7 @@ def _kind(line: Line) -> str:
 
 
 def mark(marker: Marker, x: float, y: float) -> str:
-    """The mark of a point."""
+    """The mark of a point as SVG."""
     return MARKS[marker](x, y)
 
 

@@ -1,4 +1,4 @@
-"""Maps as SVG: cells of kinds and blocks, of adapters, and φ(i, j), and the keys of their colours."""
+"""Renders maps of cells, maps of φ(i, j) and colour keys as SVG."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -24,11 +24,11 @@ from loralens.charts.palette import BLOCKS, is_strong, level
 from loralens.charts.spec import Heat, Key, Overlaps, Ramp, Scale
 from loralens.charts.svg import modules, n, svg, upwards, words
 
-TITLE = 26  # letters over φ(i, j)
+TITLE = 26  # letters of a title that fit above a map of φ(i, j)
 
 
 def heat_svg(chart: Heat, alt: str) -> str:
-    """A map of cells over its colour bar."""
+    """A map of cells with its colour bar below, as SVG."""
     room, (wide, high) = box(chart), cell_size(chart)
     gap = 1 if min(wide, high) > 6 else 0
     parts = [words(chart.title, 0, 13, "head")] if chart.title else []
@@ -102,7 +102,7 @@ def _columns(chart: Heat, room: Box, wide: float) -> list[str]:
 
 
 def _bar(scale: Scale, left: float, top: float) -> list[str]:
-    """The colours and what they mean, with the level of chance."""
+    """A colour bar with its label, its numbers and the level of chance."""
     steps = 32
     parts = ['<g class="bar" shape-rendering="crispEdges">']
     for k in range(steps):
@@ -132,7 +132,11 @@ def _anchor(share: float) -> str:
 
 
 def overlaps_svg(chart: Overlaps, alt: str) -> str:
-    """φ(i, j): a path for each colour, so that many maps are still small; hovering reads the numbers beside them."""
+    """A map of φ(i, j) as SVG.
+
+    There is one path per colour and not one element per cell, so that a page of many maps stays small. The values for
+    hovering are two digits each in an attribute.
+    """
     rows, columns = len(chart.phi), max(map(len, chart.phi), default=0)
     room = box(chart)
     side = room.across / max(columns, 1)
@@ -155,7 +159,7 @@ def overlaps_svg(chart: Overlaps, alt: str) -> str:
 
 
 def _runs(row: Sequence[float], scale: Scale) -> Iterable[tuple[str, int, int]]:
-    """Neighbours of one colour together: colour, first, count."""
+    """Runs of neighbours of the same colour: colour, first column, length."""
     colours = [level(value, scale.low, scale.high, diverging=False) for value in row]
     start = 0
     for j in range(1, len(colours) + 1):
@@ -165,7 +169,7 @@ def _runs(row: Sequence[float], scale: Scale) -> Iterable[tuple[str, int, int]]:
 
 
 def key_svg(key: Key) -> str:
-    """Colours and what they mean, for charts that share them."""
+    """A colour key as SVG, for charts that share it."""
     width, height = key_size(key)
     parts = _ramp(key) if isinstance(key, Ramp) else _bar(key, 8, 0)
     return svg(width, height, parts, "", ' class="key" aria-hidden="true"')

@@ -1,4 +1,4 @@
-"""Company: several adapters of a report together, and what was measured of them."""
+"""Several adapters of a report, measured together: compared pair by pair, or as checkpoints of one run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from loralens.core.threads import Step
 from loralens.errors import MismatchError
 from loralens.reporting.subject import Subject
 
-PAIRS = 6  # pairs whose φ(i, j) is drawn: those of largest |cosine|
+# Pairs whose φ(i, j) is drawn: those of largest |cosine|. Each takes two rows of heat maps on the page.
+PAIRS = 6
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Company:
-    """Several adapters, each with each.
+    """The comparison of every pair of several adapters.
 
     Attributes
     ----------
-    pairs : Pairwise
-    energy : Interference
     order : sequence of int
-        The adapters, near ones side by side.
+        The adapters in the order of the clustering, in which similar ones stand side by side.
     tree : sequence of sequence of (float, float)
-        The branches over them.
+        The branches of the clustering, as lines to draw.
     fights, agreements : sequence of Meeting
+        Where two adapters work against each other, and where in the same direction.
     compared : mapping of pair of int to Comparison
         The pairs whose φ(i, j) is drawn.
     families : sequence of sequence of int
-        Adapters that began from one random A, two or more each.
+        Groups of two or more adapters that were initialised with the same random A.
     """
 
     pairs: Pairwise
@@ -52,17 +52,16 @@ class Company:
 @final
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The adapters as checkpoints of one run.
+    """The adapters as checkpoints of one training run.
 
     Attributes
     ----------
-    found : Trajectory
     order : sequence of int
-        The adapters in order of steps.
+        The adapters in the order of their steps.
     steps : sequence of int
-        In that order.
+        The steps, rising.
     losses : mapping of str to sequence of (int, float)
-        What was logged: name → step and value.
+        Name of each logged loss → its steps and values.
     """
 
     found: Trajectory
@@ -72,16 +71,18 @@ class Course:
 
 
 def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None = None) -> Company | None:
-    """Each adapter with each; None where no two have a module in common. ``step`` is called with 1 after every module.
+    """Compare every pair of adapters; None where no two have a module in common.
+
+    ``step`` is called with 1 after every module.
 
     Raises
     ------
     OptionError
-        Fewer than two.
+        Fewer than two adapters.
     """
-    adapters = [one.adapter for one in subjects]
+    adapters = [subject.adapter for subject in subjects]
     try:
-        pairs = pairwise(adapters, labels=[one.path for one in subjects], threads=threads, step=step)
+        pairs = pairwise(adapters, labels=[subject.path for subject in subjects], threads=threads, step=step)
     except MismatchError:
         return None
     tree, order = branches_of(leaves(pairs.cosine)[0])
@@ -100,13 +101,13 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
 
 def _nearest(pairs: Pairwise) -> list[tuple[int, int]]:
     """The pairs of largest |cosine|, in the order in which the adapters were given."""
-    known = [(s, t) for s, t in combinations(range(pairs.count), 2) if np.isfinite(pairs.cosine[s, t])]
-    return sorted(sorted(known, key=lambda pair: -abs(pairs.cosine[pair]))[:PAIRS])
+    finite = [(s, t) for s, t in combinations(range(pairs.count), 2) if np.isfinite(pairs.cosine[s, t])]
+    return sorted(sorted(finite, key=lambda pair: -abs(pairs.cosine[pair]))[:PAIRS])
 
 
 def _compared(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, threads: int) -> Comparison:
-    held = [one.holders[s] for one in pairs.modules if one.holders[t] is not None]
-    names = [name for name in held if name is not None]
+    holders = [module.holders[s] for module in pairs.modules if module.holders[t] is not None]
+    names = [name for name in holders if name is not None]
     labels = subjects[s].path, subjects[t].path
     return compare_subspaces(subjects[s].adapter, subjects[t].adapter, modules=names, labels=labels, threads=threads)
 
@@ -118,16 +119,16 @@ def course(
     *,
     threads: int = 1,
 ) -> Course | None:
-    """The run that these adapters are checkpoints of; None where they say no steps, or are of several runs."""
-    known = [(step, i) for i, step in enumerate(steps) if step is not None]
-    if len(known) < len(subjects) or len(subjects) < 2:
+    """The run of which these adapters are checkpoints; None where a step is unknown or there are several runs."""
+    dated = [(step, i) for i, step in enumerate(steps) if step is not None]
+    if len(dated) < len(subjects) or len(subjects) < 2:
         return None
-    order = [i for _, i in sorted(known)]
+    order = [i for _, i in sorted(dated)]
     ordered = [subjects[i] for i in order]
     try:
-        found = measure_trajectory(
-            [one.adapter for one in ordered], labels=[one.path for one in ordered], threads=threads
+        trajectory = measure_trajectory(
+            [subject.adapter for subject in ordered], labels=[subject.path for subject in ordered], threads=threads
         )
     except MismatchError:
         return None
-    return Course(found, order, sorted(step for step, _ in known), losses) if len(found.runs) == 1 else None
+    return Course(trajectory, order, sorted(step for step, _ in dated), losses) if len(trajectory.runs) == 1 else None

@@ -1,4 +1,4 @@
-"""The first two sections: what the doctor found, and what the adapters are."""
+"""The sections without charts: what the doctor found, what each adapter is, and the table of all modules."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,88 +13,101 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, listed, number, size, span
 from loralens.tables.table import Column, Table
 
-SHOWN = 3  # modules whose evidence stands in the text
-LONG = 160  # letters of a base model's name
+# Modules whose evidence is spelled out in a finding; the others are counted, as they repeat it with other numbers.
+SHOWN = 3
+LONG = 160  # letters of the name of a base model, which may be a long path
 
 
 def health(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str | None) -> Section:
-    """What the doctor found, most serious first, modules with the same finding together."""
-    labels = {one.path: one.label for one in subjects}
+    """The section of the doctor's findings, most serious first; modules with the same finding share one notice."""
+    labels = {subject.path: subject.label for subject in subjects}
     notices = [_notice(same, labels, subjects) for same in by_cause(findings)]
-    levels = Counter(one.level for one in notices)
-    said = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
-    against = f", each held against {base}" if base else ""
-    meaning = " Errors do not work as they are, warnings may not do what was meant." if said else ""
-    lead = f"{said}{against}.{meaning}" if said else f"Each held against {base}." if base else ""
-    good = "The doctor found nothing to say: no dead, damaged, wrongly scaled or over-ranked module."
-    sick = [f"{one.label}: {some(list(one.sick))}" for one in subjects if one.sick]
+    levels = Counter(notice.level for notice in notices)
+    counts = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
+    against = f", checked against {base}" if base else ""
+    meaning = (
+        " An error means that the adapter does not work as it is, a warning that it may not do what was intended."
+        if counts
+        else ""
+    )
+    lead = f"{counts}{against}.{meaning}" if counts else f"Checked against {base}." if base else ""
+    good = "The doctor found nothing to report: no dead, damaged, wrongly scaled or over-ranked module."
+    sick = [f"{subject.label}: {some(list(subject.sick))}" for subject in subjects if subject.sick]
     parts: list[Part] = [Notices(notices, good)]
     if sick:
-        parts.append(Text(f"Left out of everything below, as they hold NaN or Inf: {'; '.join(sick)}.", warning=True))
+        parts.append(
+            Text(f"Left out of everything below because they hold NaN or Inf: {'; '.join(sick)}.", warning=True)
+        )
     return Section("findings", "Findings", lead, parts)
 
 
 def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequence[Subject]) -> Notice:
     first = same[0]
-    whose = list(dict.fromkeys(labels.get(one.adapter, one.adapter) for one in same)) if len(subjects) > 1 else []
+    whose = (
+        list(dict.fromkeys(labels.get(finding.adapter, finding.adapter) for finding in same))
+        if len(subjects) > 1
+        else []
+    )
     label = "" if not whose else f"all {len(subjects)} adapters" if len(whose) == len(subjects) else some(whose, 4)
-    modules = [one.module for one in same if one.module]
-    of = next((len(one.patient.readings) for one in subjects if one.path == first.adapter), 0)
-    where = modules[0] if len(modules) == 1 else f"{len(modules)} of {of} modules" if modules else ""
+    modules = [finding.module for finding in same if finding.module]
+    of = next((len(subject.patient.readings) for subject in subjects if subject.path == first.adapter), 0)
+    place = modules[0] if len(modules) == 1 else f"{len(modules)} of {of} modules" if modules else ""
     kinds = {kind(name) for name in modules}
     if len(modules) > 1 and len(kinds) == 1:
-        where += f", all {fit(kinds.pop(), 40)}"
+        place += f", all {fit(kinds.pop(), 40)}"
     texts = list(
         dict.fromkeys(
-            f"{one.module}: {one.evidence}" if len(modules) > 1 and one.module else one.evidence for one in same
+            f"{finding.module}: {finding.evidence}" if len(modules) > 1 and finding.module else finding.evidence
+            for finding in same
         )
     )
     evidence = texts[:SHOWN]
     if len(texts) > SHOWN:
         evidence.append(f"and {len(texts) - SHOWN} more like these")
-    return Notice(first.level, first.code, " · ".join(filter(None, (label, where))), evidence, first.fix)
+    return Notice(first.level, first.code, " · ".join(filter(None, (label, place))), evidence, first.fix)
 
 
 def identity(subjects: Sequence[Subject]) -> Section:
-    """What each adapter is: a fact a row, an adapter a column."""
-    facts = [_facts(one) for one in subjects]
-    names = list(dict.fromkeys(name for one in facts for name in one))
+    """The section that says what each adapter is: one fact per row, one adapter per column."""
+    facts = [_facts(subject) for subject in subjects]
+    names = list(dict.fromkeys(name for own in facts for name in own))
     columns: list[Column[str]] = [Column("fact", lambda name: name, " ", align="left")]
-    columns += [_facts_column(one.label, own) for one, own in zip(subjects, facts, strict=True)]
+    columns += [_facts_column(subject.label, own) for subject, own in zip(subjects, facts, strict=True)]
     parts: list[Part] = [PageTable(Table("", columns, names)), *_bases(subjects)]
     return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", parts)
 
 
 def _bases(subjects: Sequence[Subject]) -> list[Part]:
-    """That they name different base models, where they do."""
-    models = [one.patient.named for one in subjects]
+    """A warning where the adapters name different base models."""
+    models = [subject.patient.named for subject in subjects]
     groups = grouped(models)
     if len(groups) < 2:
         return []
-    said = "; ".join(
+    models_by_adapter = "; ".join(
         f"{listed([subjects[i].label for i in group])}: {fit(models[group[0]].name, LONG)}" for group in groups
     )
-    told = "An update means something only beside its own base: what is compared below takes them for one base."
-    return [Text(f"They name different base models ({said}). {told}", warning=True)]
+    consequence = "Updates of different bases cannot be compared; the comparisons below assume one base for all."
+    return [Text(f"The adapters name different base models ({models_by_adapter}). {consequence}", warning=True)]
 
 
 def _facts_column(label: str, facts: Mapping[str, str]) -> Column[str]:
+    # A function of its own, as a lambda in a loop would show the facts of the last adapter in every column.
     return Column(label, lambda name: facts.get(name, ""), label or " ", align="left")
 
 
-def _facts(one: Subject) -> dict[str, str]:
-    adapter, modules = one.patient.adapter, [reading.module for reading in one.patient.readings.values()]
+def _facts(subject: Subject) -> dict[str, str]:
+    adapter, modules = subject.patient.adapter, [reading.module for reading in subject.patient.readings.values()]
     scales = Counter((module.scale, str(module.scaling)) for module in modules)
-    kinds = Counter(kind(name) for name in one.patient.readings)
+    kinds = Counter(kind(name) for name in subject.patient.readings)
     extra = Counter(extra.role for extra in adapter.extra.values() if extra.role not in NORMS)
-    beside = sum(extra.tensor.nbytes for extra in adapter.extra.values())
+    extra_bytes = sum(extra.tensor.nbytes for extra in adapter.extra.values())
     facts = {
-        "file": one.path,
+        "file": subject.path,
         "format": adapter.format,
-        "base model": fit(adapter.base_model or "not said", LONG),
+        "base model": fit(adapter.base_model or "not named", LONG),
         "modules": count(len(modules), "module")
         + (f" of {len(adapter)}" if len(modules) < len(adapter) else "")
-        + (f", {len(one.sick)} left out" if one.sick else ""),
+        + (f", {len(subject.sick)} left out" if subject.sick else ""),
         "kinds": ", ".join(f"{fit(name, 40)} ({times})" for name, times in kinds.most_common(8))
         + (f" and {len(kinds) - 8} more" if len(kinds) > 8 else ""),
         "rank r": span([module.rank for module in modules]),
@@ -103,9 +116,9 @@ def _facts(one: Subject) -> dict[str, str]:
         "dtype": ", ".join(sorted({str(module.dtype) for module in modules})),
         "parameters": f"{adapter.parameters:,} in pairs",
         "size": size(adapter.nbytes),
-        "‖ΔW‖": number(one.norm if one.spectra else None),
+        "‖ΔW‖": number(subject.norm if subject.spectra else None),
     }
     if extra:
         roles = ", ".join(f"{times} {role}" for role, times in extra.items())
-        facts["besides"] = f"{roles} tensors, {size(beside)}; not part of what is measured here"
+        facts["other tensors"] = f"{roles} tensors, {size(extra_bytes)}; they are not measured here"
     return facts

@@ -1,4 +1,4 @@
-"""From what was measured to the report: its sections in the order in which they are read."""
+"""Assembles a report from measurements: its sections, in the order in which they are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,25 +30,25 @@ def make_report(
     Parameters
     ----------
     subjects : sequence of Subject
-        One or more, each label different.
+        One or more, with labels that differ.
     findings : sequence of Diagnosis
-        Of all of them, most serious first.
+        The findings of all adapters, most serious first.
     tables : ResultTables
-        How what was measured becomes tables.
+        Functions that make tables of the measurements.
     company : Company, optional
-        Of two or more; None where none have anything in common.
+        The comparison of two or more adapters; None where no two have a module in common.
     course : Course, optional
-        Where they are checkpoints of one run.
+        Given where the adapters are checkpoints of one run.
     base : str, optional
-        What the base is called.
+        The name of the base.
     command : str
-        That makes the report, shown on top.
+        The command that makes the report, which the page shows at its top.
     choices : mapping, optional
-        What else was asked for, for the record.
+        Further options of the user, which the JSON repeats.
     """
-    names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
+    names = list(dict.fromkeys(name for subject in subjects for name in subject.patient.readings))
     numbers = {name: i for i, name in enumerate(names)}
-    said = summary.sentences(subjects, findings, company, course)
+    sentences = summary.sentences(subjects, findings, company, course)
     sections = [
         identity.health(subjects, findings, base),
         identity.identity(subjects),
@@ -60,14 +60,24 @@ def make_report(
         modules.section(subjects, numbers, tables),
     ]
     return Report(
-        title=_title([one.label for one in subjects]),
+        title=_title([subject.label for subject in subjects]),
         command=command,
-        summary=said,
+        summary=sentences,
         sections=sections,
         modules=names,
-        carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
+        carried=[
+            ranks.slider(subject, i)
+            for i, subject in enumerate(subjects)
+            if subject.plan is not None and subject.points
+        ],
         record=record(
-            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(choices or {})}
+            subjects,
+            findings,
+            company,
+            course,
+            sentences,
+            tables,
+            {"base": base, "command": command, **(choices or {})},
         ),
     )
 

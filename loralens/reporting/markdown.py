@@ -1,4 +1,4 @@
-"""A report as Markdown, with its pictures as PNG files beside it."""
+"""A report as Markdown, and its pictures as PNG files."""
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -9,11 +9,12 @@ from loralens.errors import visible
 from loralens.reporting.document import Beside, Notices, PageTable, Part, Picture, Report, Text
 from loralens.version import __version__
 
+# Letters that mean something to Markdown or HTML anywhere in a line: each is escaped.
 SPECIAL = "\\`*_{}[]<>#|~&"
 
 
 def markdown(report: Report, folder: str) -> str:
-    """The text; its pictures are named as files of ``folder``."""
+    """The Markdown text of a report, whose pictures are files of ``folder``."""
     lines = [f"# {escaped(report.title)}", ""]
     if report.command:
         lines += [*_fenced(report.command), ""]
@@ -24,18 +25,18 @@ def markdown(report: Report, folder: str) -> str:
         for part in section.parts:
             lines += _part(part, folder)
     text = "\n".join([*lines, f"Made by loralens {__version__}.", ""])
-    return visible(text, keep="\n\t")  # names are other people's text
+    return visible(text, keep="\n\t")  # names come from files of other people and may hold control characters
 
 
 def pictures(report: Report) -> dict[str, bytes]:
     """File name → the PNG of every picture; the same bytes for the same report."""
-    found = {}
+    images = {}
     for part in _all(report):
         if isinstance(part, Picture) and part.charts:
             stream = BytesIO()
             write(Figure(part.title, [Band(part.charts, keys=part.keys)]), stream, "png")
-            found[f"{part.key}.png"] = stream.getvalue()
-    return found
+            images[f"{part.key}.png"] = stream.getvalue()
+    return images
 
 
 def _all(report: Report) -> Iterator[Part]:
@@ -63,19 +64,19 @@ def _part(part: Part, folder: str) -> list[str]:
         lines = []
         for label, inner in part.columns:
             lines += [f"### {escaped(label)}", ""] if label else []
-            for one in inner:
-                lines += _part(one, folder)
+            for inner_part in inner:
+                lines += _part(inner_part, folder)
         return lines
-    return []  # a slider: the table of ranks has its numbers
+    return []  # a slider does not move in Markdown; the table of ranks has its numbers
 
 
 def _notices(part: Notices) -> list[str]:
     lines = [] if part.notices else [escaped(part.good)]
-    for one in part.notices:
-        where = f" {escaped(one.where)}" if one.where else ""
-        lines.append(f"- **{one.level}: {escaped(one.code)}**{where}")
-        lines += [f"  - {escaped(evidence)}" for evidence in one.evidence]
-        lines += [f"  - fix: {_ticked(one.fix)}"] if one.fix else []
+    for notice in part.notices:
+        place = f" {escaped(notice.where)}" if notice.where else ""
+        lines.append(f"- **{notice.level}: {escaped(notice.code)}**{place}")
+        lines += [f"  - {escaped(evidence)}" for evidence in notice.evidence]
+        lines += [f"  - fix: {_ticked(notice.fix)}"] if notice.fix else []
     return [*lines, ""]
 
 
@@ -97,7 +98,7 @@ def _table(part: PageTable) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Text on one line that means nothing to Markdown, nor to HTML in it."""
+    """Text on one line in which nothing is markup, neither of Markdown nor of HTML."""
     return _meaning_nothing(" ".join(text.split()))
 
 
@@ -106,15 +107,15 @@ def _meaning_nothing(line: str) -> str:
 
 
 def _ticked(text: str) -> str:
-    """Text in which what stands between backticks stays code."""
+    """Text, escaped except for the parts between backticks, which stay code."""
     pieces = " ".join(text.split()).split("`")
-    if len(pieces) % 2 == 0:
+    if len(pieces) % 2 == 0:  # an odd number of backticks: one has no partner
         return escaped(text)
     return "".join(f"`{piece}`" if i % 2 else _meaning_nothing(piece) for i, piece in enumerate(pieces))
 
 
 def _fenced(text: str) -> list[str]:
-    """A block of code whose fence is longer than any in it."""
+    """A block of code, whose fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""The last section: every module in numbers, to be sorted and filtered."""
+"""The last section: a table of all modules, which can be sorted and filtered."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,14 @@ FEW = 60  # modules up to which the table stands open
 
 
 def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> Section:
-    """A table for each adapter."""
+    """The section of all modules: one table per adapter."""
     parts = [
         PageTable(tables.modules(one), [[numbers[name]] for name in one.spectra], folded=len(one.spectra) > FEW)
         for one in subjects
     ]
-    return Section("modules", "Every module", "Click a heading to sort; the filter on top chooses modules.", parts)
+    return Section(
+        "modules",
+        "Every module",
+        "Click a column heading to sort. The filter at the top of the page selects modules.",
+        parts,
+    )

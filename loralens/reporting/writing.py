@@ -1,4 +1,4 @@
-"""A report on disk: every file whole, and none in place before all of them are."""
+"""Writing a report to disk: all files complete, and none in place before all of them are."""
 
 import json
 import os
@@ -19,17 +19,17 @@ SUFFIX = ".html"
 
 
 def beside(page: Path) -> tuple[Path, Path]:
-    """The Markdown file beside a page, and the folder of its pictures."""
+    """The paths of the Markdown file and of the folder of its pictures, which stand next to a page."""
     return page.with_suffix(".md"), page.with_name(f"{page.stem}_files")
 
 
 def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
-    """Refuse a place where the report cannot be written, before any work.
+    """Refuse a target to which the report cannot be written, before anything is measured.
 
     Raises
     ------
     OptionError
-        Another suffix than .html; a file that is there, where ``overwrite`` is false; a folder that is a file.
+        A suffix other than .html; a file that exists although ``overwrite`` is false; a file where a folder must be.
     """
     if page.suffix != SUFFIX:
         raise OptionError(f"{page}: a report is a .html page", fix=f"end the name in {SUFFIX}")
@@ -40,27 +40,28 @@ def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
     for target in (page, *((text,) if with_markdown else ())):
         if target.is_dir():
             raise OptionError(f"{target}: is a folder", fix="choose another target")
+    # The folder is replaced as a whole, so it may hold nothing but pictures of an earlier report.
     if with_markdown and folder.exists():
         strangers = [] if folder.is_dir() else [folder.name]
-        strangers += [one.name for one in folder.glob("*") if one.suffix != ".png" or one.is_dir()]
+        strangers += [entry.name for entry in folder.glob("*") if entry.suffix != ".png" or entry.is_dir()]
         if strangers:
             raise OptionError(
-                f"{folder}: holds other things than pictures: {strangers[0]}", fix="choose another target"
+                f"{folder}: holds files that are not pictures, such as {strangers[0]}", fix="choose another target"
             )
-    there = next(parent for parent in page.absolute().parents if parent.exists())
-    if not there.is_dir():
-        raise OptionError(f"{there}: is a file, not a folder", fix="choose another target")
+    nearest = next(parent for parent in page.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise OptionError(f"{nearest}: is a file, not a folder", fix="choose another target")
 
 
 def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> list[Path]:
-    """Write the page, and beside it the Markdown and its pictures; what was written.
+    """Write the page, and the Markdown and its pictures if asked for; return the paths that were written.
 
-    Folders on the way are made. Same report, same bytes.
+    Missing folders are made. The same report gives the same bytes.
 
     Raises
     ------
     FormatError
-        The disk refuses.
+        The files cannot be written.
     """
     text, folder = beside(page)
     contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in html_parts(report))}
@@ -79,7 +80,7 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
 
 
 def _write_folder(folder: Path, drawn: Mapping[str, bytes]) -> None:
-    """The pictures, in place of those that were there."""
+    """Write the pictures in place of those of an earlier report."""
     with disk(folder):
         tidy(folder)
     with appearing(folder, folder=True, overwrite=True) as part:

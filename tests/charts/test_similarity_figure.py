@@ -168,7 +168,7 @@ def test_nested_modules_stand_against_each_other() -> None:
     assert chart.row_edges == chart.column_edges == [3]
     assert figure.title.startswith("mine: in side of ΔW")
     assert nesting_figure(nesting(mine, of="B"), label="mine", of="B").title.startswith("mine: out side of B")
-    with pytest.raises(OptionError, match="of one width"):
+    with pytest.raises(OptionError, match="the same width"):
         nesting_figure([], label="mine")
 
 

@@ -230,7 +230,7 @@ def test_an_adapter_that_is_zero_does_nothing() -> None:
     for name in NAMES:
         adapter = without(adapter, name, 0.0)
     found = made({"a": adapter, "b": drawn(2)})
-    assert "it does nothing" in " ".join(found.summary)
+    assert "the adapter does nothing" in " ".join(found.summary)
     assert "NaN" not in re.sub(r"<script>.*?</script>", "", html(found), flags=re.DOTALL)
     assert found.record["adapters"][0]["recommended_rank"] is None
     assert not keys(found) & {"ranks-1", "shares-1"}
@@ -254,7 +254,7 @@ def test_the_summary_counts_what_holds_half() -> None:
     adapter = drawn(1)
     strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
     found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
-    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone > 99")
+    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone holds > 99")
 
 
 def test_three_adapters_of_which_two_meet_are_named() -> None:
@@ -266,7 +266,7 @@ def test_three_adapters_of_which_two_meet_are_named() -> None:
 def test_different_base_models_are_told() -> None:
     other = replace(drawn(2), base_model="tiny/other")
     text = html(made({"a": drawn(1), "b": other}))
-    assert "They name different base models (a: tiny/base; b: tiny/other)." in text
+    assert "The adapters name different base models (a: tiny/base; b: tiny/other)." in text
     for same in (drawn(2), replace(drawn(2), base_model=None)):
         assert "different base models" not in html(made({"a": drawn(1), "b": same}))
 

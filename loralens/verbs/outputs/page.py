@@ -1,4 +1,4 @@
-"""The page of a report: adapters read, everything measured of them, and put into a document."""
+"""The page of a report: reads the adapters, measures them, and assembles the document."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,9 @@ from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import TARGET_FORMATS, Form
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
-PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
-MOMENTS = "moments"  # what activations are called that were given as an object
+# Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
+PATIENCE = 60.0
+MOMENTS = "moments"  # the name, in messages and JSON, of activations that were given as an object
 THREADS = os.cpu_count() or 1
 
 
@@ -50,7 +51,7 @@ def report_page(
     reading: Reading,
     command: str,
 ) -> Report:
-    """The document of adapters; parameters as those of `loralens.report`, ``command`` as the page shows it."""
+    """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
     adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
@@ -75,7 +76,7 @@ def report_page(
                 )
             )
             if file and not subjects[-1].on_data:
-                warn(f"{patient.path}: activations are not used beside NaN or Inf")
+                warn(f"{patient.path}: activations are not used because some modules hold NaN or Inf")
         together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _course(subjects) if together else None
     name = None if base is None else str(base)
@@ -92,7 +93,7 @@ def report_page(
 
 
 def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
-    """An adapter; what is wrong with its numbers is a finding, not the end."""
+    """Read an adapter. Wrong numbers are no error here: the doctor reports them as findings."""
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
@@ -106,7 +107,9 @@ def _name(activations: str | PathLike[str] | Moments) -> str:
 def _moments(
     activations: Sequence[str | PathLike[str] | Moments], adapters: Mapping[str, Adapter]
 ) -> dict[str, tuple[str, Moments]]:
-    """What an adapter is called → the name of the activations that belong to it, and these; warns of those without.
+    """Label of an adapter → the name and the moments of the activations that belong to it.
+
+    Adapters without activations are named in a warning.
 
     Raises
     ------
@@ -126,19 +129,22 @@ def _moments(
     owned = {label: pair for pair in measured for label, mark in prints.items() if mark == pair[1].fingerprint}
     for label in adapters:
         if label not in owned:
-            warn(f"{label}: no activations given are its own; its errors are those of ΔW")
+            warn(f"{label}: none of the activations belong to this adapter; its errors are those of ΔW")
     return owned
 
 
 def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
-    """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
+    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written.
+
+    PEFT's dialect also replaces the quantised one, whose error would not be that of the ranks alone.
+    """
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
     form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
     return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
 
 
 def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
-    """What the weights of the base make of the modules that have one there."""
+    """Measure the modules that have a weight in the base against it."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
     weights, _ = find(modules, base)
@@ -153,22 +159,24 @@ def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
 def _intruders(
     patient: Patient, weights: Mapping[str, Weight], base: str, search: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
-    """The intruders of all modules, or why they were not looked for."""
+    """The intruders of all modules, or the reason why they were not looked for."""
     if search is False:
         return None, "--no-intruders was given"
     moved = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in moved}
     if not plain:
-        return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
+        return None, "its modules use DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if search is None:
         seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
-            note(f"{patient.path}: no intruders: {reason}; --intruders does it")
-            return None, f"{reason} (loralens report --intruders does it, and keeps them)"
+            note(f"{patient.path}: intruders were not looked for, as {reason}; --intruders does it")
+            return None, f"{reason} (loralens report --intruders does it, and stores the SVDs)"
     new = {}
-    with closing(decompositions(plain, svd_cache(), base, device)) as bases:  # its progress ends whatever happens
+    with closing(
+        decompositions(plain, svd_cache(), base, device)
+    ) as bases:  # so that the progress bar ends after an error too
         for name, W in bases:
             with place(patient.path), place(name):
                 new[name] = find_intruders(patient.adapter[name], W).without_vectors()
@@ -176,10 +184,10 @@ def _intruders(
 
 
 def _course(subjects: Sequence[Subject]) -> Course | None:
-    """The run that the adapters are checkpoints of, where they are."""
+    """The run of which the adapters are checkpoints, or None."""
     try:
         run = run_of([Path(member.path) for member in subjects])
-    except LoraLensError:  # two of one step, or a state that cannot be read: no run that could be told
+    except LoraLensError:  # two checkpoints of one step, or a state that cannot be read
         return None
     steps = {checkpoint.path: checkpoint.step for checkpoint in run.checkpoints}
     losses = {
