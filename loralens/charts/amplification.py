@@ -28,8 +28,9 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     The curves show ‖ΔWᵢ‖/‖UᵢᵀWVᵢ‖ against the kept rank i, with one panel per kind and one line per module in the
     colour of its block. A dashed line and a grey area show the median and the range that random directions would give.
     The maps show the z-score of ‖UᵀWV‖ and its excess over random directions, by kind and block; a cell of several
-    modules shows their median. The last band shows φ(i, j) between the directions of ΔW and those of W (Figure 8 of the LoRA
-    paper) on either side, as the mean over modules. It is left out where the leading directions of W were not computed.
+    modules shows their median. The last band shows φ(i, j) between the directions of ΔW and those of W (Figure 8 of the
+    LoRA paper) on either side, as the mean over modules. It is left out where the leading directions of W were not
+    computed.
 
     Parameters
     ----------

@@ -122,7 +122,8 @@ def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
     width = max([max(row.width for row in band) for band in rows if band], default=300) + 2 * MARGIN
     title = [fit(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
     heights = [
-        sum(row.height + GAP for row in placed) + BAND * bool(band.title) for band, placed in _both(figure, rows)
+        sum(row.height + GAP for row in placed) + BAND * bool(band.title)
+        for band, placed in _bands_with_rows(figure, rows)
     ]
     height = 2 * MARGIN + TITLE * len(title) + sum(heights)
     with styled(), boxes_for_missing_letters():
@@ -130,15 +131,15 @@ def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
         for k, line in enumerate(title):
             sheet.text(line, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
         top = MARGIN + TITLE * len(title) + 4.0
-        for band, placed in _both(figure, rows):
+        for band, placed in _bands_with_rows(figure, rows):
             if band.title:
                 sheet.text(band.title, MARGIN, top + 4, va="top", ha="left", fontsize=SIZES["head"], weight="bold")
                 top += BAND
             for row in placed:
                 for left, chart in row.charts:
-                    _chart(sheet, chart, MARGIN + left, top, alone=_alone(band))
+                    _draw_chart(sheet, chart, MARGIN + left, top, alone=_is_alone(band))
                 for left, key in row.keys:
-                    _key(sheet, key, MARGIN + left, top)
+                    _draw_key(sheet, key, MARGIN + left, top)
                 top += row.height + GAP
         return sheet.figure
 
@@ -171,17 +172,17 @@ class _Sheet(NamedTuple):
         self.figure.text(x / self.width, 1 - y / self.height, text, parse_math=False, **look)
 
 
-def _both(figure: Figure, rows: Sequence[Sequence[_Row]]) -> list[tuple[Band, Sequence[_Row]]]:
+def _bands_with_rows(figure: Figure, rows: Sequence[Sequence[_Row]]) -> list[tuple[Band, Sequence[_Row]]]:
     return list(zip(figure.bands, rows, strict=True))
 
 
-def _alone(band: Band) -> bool:
+def _is_alone(band: Band) -> bool:
     return len(band.charts) == 1
 
 
 def _rows(band: Band) -> list[_Row]:
     """The charts of a band in rows, each as full as the width allows, and its colour keys below."""
-    boxes = [None if chart is None else box(chart, alone=_alone(band)) for chart in band.charts]
+    boxes = [None if chart is None else box(chart, alone=_is_alone(band)) for chart in band.charts]
     widest = max([area.width for area in boxes if area], default=0.0)
     rows: list[_Row] = []
     if boxes:
@@ -200,7 +201,7 @@ def _rows(band: Band) -> list[_Row]:
     return rows
 
 
-def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
+def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
     room = box(chart, alone=alone)
     if isinstance(chart, Heat) and not (chart.rows and chart.columns):
         return
@@ -219,8 +220,8 @@ def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool)
             )
     elif isinstance(chart, Heat):
         draw_heat(axes, chart)
-        _around(sheet, chart, room, left, top)
-        _bar(sheet, chart.scale, left + room.left, top + room.height - 48)
+        _draw_surroundings(sheet, chart, room, left, top)
+        _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - 48)
     else:
         draw_overlaps(axes, chart)
         for k, note in enumerate(chart.notes):
@@ -261,7 +262,7 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     return drawing
 
 
-def _around(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> None:
+def _draw_surroundings(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> None:
     """Draw what stands above and below a map: title, names of stacks, tree, and notes."""
     axes = sheet.figure.axes[-1]
     wide, _ = cell_size(chart)
@@ -284,9 +285,9 @@ def _around(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> N
         branches.set_label("<tree>")
 
 
-def _key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
+def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
     if isinstance(key, Scale):
-        _bar(sheet, key, left + 8, top)
+        _draw_colour_bar(sheet, key, left + 8, top)
         return
     sheet.text(key.label, left + 8, top + 11, va="baseline", fontsize=SIZES["label"], color=COLOURS["quiet"])
     if is_list(key):
@@ -309,7 +310,7 @@ def _key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
     axes.set_label("<key>")
 
 
-def _bar(sheet: _Sheet, scale: Scale, left: float, top: float) -> None:
+def _draw_colour_bar(sheet: _Sheet, scale: Scale, left: float, top: float) -> None:
     """Draw a colour bar with its label, its numbers and the level of chance."""
     axes = sheet.axes(left, top + 14, BAR, BAR_HIGH)
     sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")

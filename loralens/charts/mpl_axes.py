@@ -33,10 +33,10 @@ def draw_lines(axes: "Axes", chart: Lines) -> None:
     for area in chart.areas:
         axes.fill_between(area.x, area.low, area.high, color=COLOURS["area"], linewidth=0, zorder=0.5)
     for line in chart.lines:
-        _line(axes, line, log=chart.y.log)
+        _draw_line(axes, line, log=chart.y.log)
     places = level_places(chart)
     for name, value in chart.levels.items():
-        _level(axes, name, value, POINT * places[name])
+        _draw_level(axes, name, value, POINT * places[name])
     look: dict[str, Any] = {"fontsize": SIZES["small"], "color": COLOURS["quiet"], "parse_math": False}
     if chart.empty:
         axes.text(0.5, 0.5, chart.note or "all of it is 0", transform=axes.transAxes, ha="center", **look)
@@ -59,7 +59,7 @@ def draw_lines(axes: "Axes", chart: Lines) -> None:
     axes.set_ylabel(chart.y.label, parse_math=False)
 
 
-def _line(axes: "Axes", line: Line, *, log: bool) -> None:
+def _draw_line(axes: "Axes", line: Line, *, log: bool) -> None:
     """Draw one line. Points that are not finite are left out and do not break it, as on the page."""
     labels = line.labels or [""] * len(line.x)
     points = [
@@ -80,7 +80,7 @@ def _look(line: Line) -> dict[str, Any]:
     return {**look, "marker": MARKERS[line.marker], "markersize": size}
 
 
-def _level(axes: "Axes", name: str, value: float, left: float) -> None:
+def _draw_level(axes: "Axes", name: str, value: float, left: float) -> None:
     """Draw a level with its name.
 
     The name of a high level stands below its line at the right, where rising curves have already crossed the level.

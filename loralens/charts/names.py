@@ -40,10 +40,10 @@ def stack_names(stacks: Iterable[str]) -> dict[str, str]:
     levels = zip(*(path[:-1] for path in paths.values()), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
     short = {stack: fit(".".join(path[common:]), NAME) for stack, path in paths.items()}
-    return short if len(set(short.values())) == len(short) else _numbered(short)
+    return short if len(set(short.values())) == len(short) else _number_stacks(short)
 
 
-def _numbered(names: Mapping[str, str]) -> dict[str, str]:
+def _number_stacks(names: Mapping[str, str]) -> dict[str, str]:
     """The names with a number before each, so that they still differ when they are shortened."""
     return {stack: f"({i}) {name}" for i, (stack, name) in enumerate(names.items(), start=1)}
 
@@ -51,11 +51,11 @@ def _numbered(names: Mapping[str, str]) -> dict[str, str]:
 def block_names(columns: Sequence[Column]) -> list[str]:
     """Short names of columns: a block by its number, after its stack where there are several stacks."""
     stacks = stack_names(c.stack for c in columns if isinstance(c, Block))
-    names = [_short(c, stacks) for c in columns]
-    return names if len(set(names)) == len(names) else [_short(c, _numbered(stacks)) for c in columns]
+    names = [_short_name(c, stacks) for c in columns]
+    return names if len(set(names)) == len(names) else [_short_name(c, _number_stacks(stacks)) for c in columns]
 
 
-def _short(column: Column, stacks: Mapping[str, str]) -> str:
+def _short_name(column: Column, stacks: Mapping[str, str]) -> str:
     if not isinstance(column, Block):
         return fit(column or "outside", SHORT)
     return fit(f"{stacks[column.stack]}.{column.number}", SHORT) if len(stacks) > 1 else str(column.number)

@@ -119,13 +119,13 @@ def _matrix(title: str, values: Floats, names: Sequence[str], scale: Scale, tree
     # Only every fifth of many columns has its number: numbers of two digits are wider than their columns.
     every = 5 if len(names) > 12 else 1
     return Heat(
-        title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_numbered(names),
+        title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_row_labels(names),
         column_labels=["" if (i + 1) % every else name for i, name in enumerate(columns)], tree=tree,
         room=MATRIX,
     )  # fmt: skip
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
+def _row_labels(names: Sequence[str]) -> list[str]:
     """The labels of the rows: names with the numbers of the columns, as many as fit."""
     step = stride(len(names), LABELLED)
     return ["" if i % step else f"{fit(name, NAME)} {i + 1}" for i, name in enumerate(names)]
@@ -150,7 +150,7 @@ def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interferen
     # The level of chance must be on the scale, and not at its end.
     top = min(max([cell.value for cell in cells.values()] + [2 * level, 0.01]), 1.0)
     scale = Scale(0.0, top, "shared energy", chance=level, form=".2%")
-    numbered = _numbered(names) if len(names) > 2 else [fit(name, NAME) for name in names]
+    numbered = _row_labels(names) if len(names) > 2 else [fit(name, NAME) for name in names]
     return Heat(
         "", [fit(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
         column_labels=grid.labels, column_edges=[a for a, *_ in grid.heads[1:]], heads=grid.heads,

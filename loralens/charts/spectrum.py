@@ -132,9 +132,9 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
     lines = []
     for column, names in cells:
         alive = [name for name in names if spectra[name].numerical_rank]
-        if _crowded(grid, row) and len(alive) > 1:
+        if _is_crowded(grid, row) and len(alive) > 1:
             label = f"mean of {len(alive)} modules of block {grid.columns[column]}"
-            curves = [(label, _mean([nonzero(spectra[name]) for name in alive]), alive)]
+            curves = [(label, _mean_curve([nonzero(spectra[name]) for name in alive]), alive)]
         else:
             curves = [(name, nonzero(spectra[name]), [name]) for name in alive]
         for label, s, members in curves:
@@ -146,11 +146,11 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
     return lines
 
 
-def _crowded(grid: Grid, row: int) -> bool:
+def _is_crowded(grid: Grid, row: int) -> bool:
     return sum(len(names) for _, names in grid.row(row)) > LINES
 
 
-def _mean(curves: Sequence[Floats]) -> Floats:
+def _mean_curve(curves: Sequence[Floats]) -> Floats:
     """The mean σᵢ of the non-zero modules; a missing σᵢ counts as zero."""
     total = np.zeros(max(s.size for s in curves))
     for s in curves:
@@ -167,7 +167,7 @@ def _note(spectra: Spectra, grid: Grid, row: int) -> str:
         return ""
     notes = [
         "dashed: outside any block" if grid.blocks[cells[-1][0]] is None and len(grid.blocks) > 1 else "",
-        "mean of each block's modules" if _crowded(grid, row) else "",
+        "mean of each block's modules" if _is_crowded(grid, row) else "",
         f"{zero} of {len(names)} modules are zero" if zero else "",
     ]
     return "\n".join(filter(None, notes))

@@ -114,7 +114,7 @@ def layout(plan: Plan, dialect: Dialect) -> Layout | None:
         trials += [{name: 1 + (i >> n & 1) for name, i in of.items()} for n in range((count - 1).bit_length())]
         shapes = [_shapes(least, _trial(plan, dialect, ranks)) for ranks in trials]
         rule = _layout(least, shapes[0], shapes[1:])
-        return rule if rule and _holds(rule, plan, dialect, of) else None
+        return rule if rule and _matches_writer(rule, plan, dialect, of) else None
     except LoraLensError:  # a dialect that cannot hold such ranks
         return None
 
@@ -148,22 +148,22 @@ def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -
         moves = [shapes[place] != tensor.shape for shapes in followed]
         item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
         tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
-    metadata = "" if least.metadata is None else f'"__metadata__":{_text(dict(least.metadata))},'
+    metadata = "" if least.metadata is None else f'"__metadata__":{_json_text(dict(least.metadata))},'
     return Layout(len(metadata.encode()) + 2 - 1, tensors)  # two braces, and no comma after the last entry
 
 
 def _entry(key: str, dtype: str, shape: Sequence[int], grown: Sequence[int]) -> int:
     """Bytes of a header entry with its comma, without the digits of the rank and of the offsets."""
     dimensions = ",".join("" if i in grown else str(n) for i, n in enumerate(shape))
-    text = f'{_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
+    text = f'{_json_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
     return len(text.encode())
 
 
-def _text(value: Any) -> str:
+def _json_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _holds(rule: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+def _matches_writer(rule: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
     """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in of.items()}

@@ -44,10 +44,10 @@ class Scales(NamedTuple):
 
 def section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: ResultTables) -> Section:
     """The section of the base: every adapter against the weights of its base model."""
-    scales = _scales(subjects)
+    scales = _shared_scales(subjects)
     columns = [(subject.label, _parts(subject, numbers, scales, tables, i)) for i, subject in enumerate(subjects)]
     if len(columns) == 1:
-        columns = [("", [_in_two(columns[0][1])])]
+        columns = [("", [_two_columns(columns[0][1])])]
     lead = (
         f"Each adapter against {base}: whether ΔW amplifies directions that W already uses, whether W + ΔW has leading "
         "directions that W does not have, and how much of ΔW would survive a merge into rounded weights."
@@ -81,14 +81,14 @@ def _parts(subject: Subject, numbers: Numbers, scales: Scales, tables: ResultTab
     return parts or [Text("No module of this adapter has a weight in the base.")]
 
 
-def _in_two(parts: Sequence[Part]) -> Beside:
+def _two_columns(parts: Sequence[Part]) -> Beside:
     """The parts of one adapter in two columns; the second begins with the second picture."""
     pictures = [k for k, part in enumerate(parts) if isinstance(part, Picture)]
     middle = pictures[1] if len(pictures) > 1 else len(parts)
     return Beside([("", list(parts[:middle])), ("", list(parts[middle:]))])
 
 
-def _scales(subjects: Sequence[Subject]) -> Scales:
+def _shared_scales(subjects: Sequence[Subject]) -> Scales:
     rows = [row for subject in subjects if subject.beside for row in whole_rank(subject.beside.amplified).values()]
     counts = [
         i.count

@@ -94,18 +94,18 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
         tree,
         meetings(pairs, fights=True),
         meetings(pairs, fights=False),
-        {(s, t): _compared(subjects, pairs, s, t, threads) for s, t in _nearest(pairs)},
+        {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in _most_similar_pairs(pairs)},
         [group for group in alike if len(group) > 1],
     )
 
 
-def _nearest(pairs: Pairwise) -> list[tuple[int, int]]:
+def _most_similar_pairs(pairs: Pairwise) -> list[tuple[int, int]]:
     """The pairs of largest |cosine|, in the order in which the adapters were given."""
     finite = [(s, t) for s, t in combinations(range(pairs.count), 2) if np.isfinite(pairs.cosine[s, t])]
     return sorted(sorted(finite, key=lambda pair: -abs(pairs.cosine[pair]))[:PAIRS])
 
 
-def _compared(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, threads: int) -> Comparison:
+def _compare_pair(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, threads: int) -> Comparison:
     holders = [module.holders[s] for module in pairs.modules if module.holders[t] is not None]
     names = [name for name in holders if name is not None]
     labels = subjects[s].path, subjects[t].path

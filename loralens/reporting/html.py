@@ -48,14 +48,16 @@ def html_parts(report: Report) -> Iterator[str]:
             style=Markup(_style()),  # noqa: S704  # ours, not a reader's
             script=Markup(script),  # noqa: S704
             script_hash=f"sha256-{digest}",
-            carried=carried_json({"modules": list(map(_shown, report.modules)), "adapters": list(report.carried)}),
+            carried=carried_json(
+                {"modules": list(map(_make_visible, report.modules)), "adapters": list(report.carried)}
+            ),
         )
     )
     for text in texts:
-        yield _shown(text)
+        yield _make_visible(text)
 
 
-def _shown(text: str) -> str:
+def _make_visible(text: str) -> str:
     """Text with control characters made visible.
 
     Names come from files of other people, and a browser obeys characters that reverse the direction of text. The names
@@ -97,13 +99,18 @@ def _environment() -> "Environment":
             return _template(template), None, lambda: True
 
     environment = Environment(loader=PackageTemplates(), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"drawn": _drawn, "key": _key, "kind": _kind}
-    environment.filters |= {"sortable": _sortable, "ticked": _ticked, "dotted": _dotted, "joined": _joined}
+    environment.filters |= {"draw": _draw, "key": _key, "kind": _kind}
+    environment.filters |= {
+        "sort_key": _sort_key,
+        "mark_code": _mark_code,
+        "break_at_dots": _break_at_dots,
+        "join_units": _join_units,
+    }
     environment.tests |= {"lines": lambda chart: isinstance(chart, Lines)}
     return environment
 
 
-def _drawn(chart: Chart, alt: str, count: int) -> "Markup":
+def _draw(chart: Chart, alt: str, count: int) -> "Markup":
     from markupsafe import Markup
 
     if isinstance(chart, Lines):
@@ -125,14 +132,14 @@ def _kind(part: object) -> str:
     return type(part).__name__
 
 
-def _sortable(value: object) -> str:
+def _sort_key(value: object) -> str:
     """The number by which a column is sorted: for shapes and ranges their product; empty for a missing value."""
     values = value if isinstance(value, list | tuple) else (value,)
     number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
     return repr(float(number)) if isfinite(number) else ""
 
 
-def _ticked(text: str) -> "Markup":
+def _mark_code(text: str) -> "Markup":
     """Text in which the parts between backticks become code elements."""
     from markupsafe import Markup, escape
 
@@ -144,12 +151,12 @@ def _ticked(text: str) -> "Markup":
     )
 
 
-def _joined(text: str) -> str:
+def _join_units(text: str) -> str:
     """Text with no-break spaces between numbers and their units."""
     return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text)
 
 
-def _dotted(text: str) -> "Markup":
+def _break_at_dots(text: str) -> "Markup":
     """Text in which a line may break after the dots of a module name, but not after a decimal point."""
     from markupsafe import Markup, escape
 

@@ -17,7 +17,7 @@ def markdown(report: Report, folder: str) -> str:
     """The Markdown text of a report, whose pictures are files of ``folder``."""
     lines = [f"# {escaped(report.title)}", ""]
     if report.command:
-        lines += [*_fenced(report.command), ""]
+        lines += [*_code_block(report.command), ""]
     lines += [*(f"- {escaped(said)}" for said in report.summary), ""]
     for section in report.sections:
         lines += [f"## {escaped(section.title)}", ""]
@@ -31,7 +31,7 @@ def markdown(report: Report, folder: str) -> str:
 def pictures(report: Report) -> dict[str, bytes]:
     """File name → the PNG of every picture; the same bytes for the same report."""
     images = {}
-    for part in _all(report):
+    for part in _all_parts(report):
         if isinstance(part, Picture) and part.charts:
             stream = BytesIO()
             write(Figure(part.title, [Band(part.charts, keys=part.keys)]), stream, "png")
@@ -39,7 +39,7 @@ def pictures(report: Report) -> dict[str, bytes]:
     return images
 
 
-def _all(report: Report) -> Iterator[Part]:
+def _all_parts(report: Report) -> Iterator[Part]:
     def walk(parts: Sequence[Part]) -> Iterator[Part]:
         for part in parts:
             yield part
@@ -76,7 +76,7 @@ def _notices(part: Notices) -> list[str]:
         place = f" {escaped(notice.where)}" if notice.where else ""
         lines.append(f"- **{notice.level}: {escaped(notice.code)}**{place}")
         lines += [f"  - {escaped(evidence)}" for evidence in notice.evidence]
-        lines += [f"  - fix: {_ticked(notice.fix)}"] if notice.fix else []
+        lines += [f"  - fix: {_keep_code(notice.fix)}"] if notice.fix else []
     return [*lines, ""]
 
 
@@ -99,22 +99,22 @@ def _table(part: PageTable) -> list[str]:
 
 def escaped(text: str) -> str:
     """Text on one line in which nothing is markup, neither of Markdown nor of HTML."""
-    return _meaning_nothing(" ".join(text.split()))
+    return _escape_letters(" ".join(text.split()))
 
 
-def _meaning_nothing(line: str) -> str:
+def _escape_letters(line: str) -> str:
     return "".join(f"\\{letter}" if letter in SPECIAL else letter for letter in line)
 
 
-def _ticked(text: str) -> str:
+def _keep_code(text: str) -> str:
     """Text, escaped except for the parts between backticks, which stay code."""
     pieces = " ".join(text.split()).split("`")
     if len(pieces) % 2 == 0:  # an odd number of backticks: one has no partner
         return escaped(text)
-    return "".join(f"`{piece}`" if i % 2 else _meaning_nothing(piece) for i, piece in enumerate(pieces))
+    return "".join(f"`{piece}`" if i % 2 else _escape_letters(piece) for i, piece in enumerate(pieces))
 
 
-def _fenced(text: str) -> list[str]:
+def _code_block(text: str) -> list[str]:
     """A block of code, whose fence is longer than any run of backticks in it."""
     fence = "```"
     while fence in text:

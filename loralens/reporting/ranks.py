@@ -41,7 +41,7 @@ def section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
         "has a smaller one. One rank for all modules is what inference servers expect; a budget gives each module "
         "the rank that saves most."
     )
-    parts = [*_unmeasured(subjects), *(columns[0][1] if len(columns) == 1 else [Beside(columns)])]
+    parts = [*_missing_activations(subjects), *(columns[0][1] if len(columns) == 1 else [Beside(columns)])]
     return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
 
 
@@ -52,7 +52,7 @@ def _error_of(subjects: Sequence[Subject]) -> str:
     return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"
 
 
-def _unmeasured(subjects: Sequence[Subject]) -> list[Part]:
+def _missing_activations(subjects: Sequence[Subject]) -> list[Part]:
     """A note that names the adapters without activations, where others have some."""
     without = [subject.label for subject in subjects if not subject.on_data]
     if not without or len(without) == len(subjects):
@@ -74,33 +74,33 @@ def advice(subject: Subject) -> str:
         return "Nothing to recommend: every ΔW is 0."
     largest = most.uniform.bytes
     if best.rank >= most.rank:
-        return _kept_whole(subject, most)
+        return _reason_to_keep(subject, most)
     if best.uniform.bytes >= largest:
         less = f"makes the file smaller and loses at most {percent(LOSS)} of {kept_of(subject)}"
         return f"Keep the adapter as it is: no lower rank for all modules {less}."
     saved = 1 - best.uniform.bytes / largest
     return (
         f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
-        f"{kept_of(subject)} ({_error_said(subject, best, subject.plain)}) in {size(best.uniform.bytes)}, "
+        f"{kept_of(subject)} ({_describe_error(subject, best, subject.plain)}) in {size(best.uniform.bytes)}, "
         f"{percent(saved)} less than now."
     )
 
 
-def _error_said(subject: Subject, point: Point, plain: float | None = None) -> str:
+def _describe_error(subject: Subject, point: Point, plain: float | None = None) -> str:
     """The error of a rank and what it was measured on, and the error of ΔW where that is known too."""
     on = f"{count(subject.positions, 'position')}; " if subject.on_data else ""
     of_update = "" if plain is None else f"; {percent(plain)} of ΔW itself"
     return f"{on}error {percent(point.uniform.error)}{of_update}"
 
 
-def _kept_whole(subject: Subject, most: Point) -> str:
+def _reason_to_keep(subject: Subject, most: Point) -> str:
     """A sentence that gives the reason why no lower rank is recommended."""
     below = max((p for p in subject.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
     if below is None:
         return f"Its rank is {most.rank}, so there is no lower one."
     return (
         f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of "
-        f"{kept_of(subject)} ({_error_said(subject, below)}), more than the {percent(LOSS)} allowed here."
+        f"{kept_of(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
     )
 
 

@@ -44,7 +44,9 @@ def _adapter(subject: Subject, tables: ResultTables) -> dict[str, Any]:
         "format": subject.patient.adapter.format,
         "base_model": subject.patient.adapter.base_model,
         "left_out": list(subject.sick),
-        "modules": [{**record, **_against(subject, record["name"])} for record in tables.modules(subject).records()],
+        "modules": [
+            {**record, **_base_measurements(subject, record["name"])} for record in tables.modules(subject).records()
+        ],
         "total": {
             "modules": len(chosen),
             "parameters": chosen.parameters,
@@ -67,7 +69,7 @@ def _choice(choice: Any) -> dict[str, Any]:
     return {"ranks": list(choice.ranks), "parameters": choice.parameters, "bytes": choice.bytes, "error": choice.error}
 
 
-def _against(subject: Subject, name: str) -> dict[str, Any]:
+def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
     """The measurements of a module against the base, as parts of its JSON object."""
     measured: dict[str, Any] = {}
     if subject.beside and name in subject.beside.amplified:

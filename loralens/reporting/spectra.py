@@ -38,10 +38,19 @@ def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables)
     columns: list[Labelled] = []
     for i, (subject, grid) in enumerate(zip(measured, grids, strict=True)):
         maps = (
-            [_ranks(subject, grid, numbers, rank, i), _shares(subject, grid, numbers, share, i)] if subject.norm else []
+            [
+                _effective_rank_picture(subject, grid, numbers, rank, i),
+                _energy_picture(subject, grid, numbers, share, i),
+            ]
+            if subject.norm
+            else []
         )
-        pictures = [_spectra(subject, grid, numbers, limits, i), _energy(subject, i), *maps]
-        listed = [_kinds(subject, numbers, tables), _blocks(subject, tables), *_outliers(subject, numbers, tables)]
+        pictures = [_spectra_picture(subject, grid, numbers, limits, i), _energy_curves_picture(subject, i), *maps]
+        listed = [
+            _kinds_table(subject, numbers, tables),
+            _blocks_table(subject, tables),
+            *_outliers_tables(subject, numbers, tables),
+        ]
         columns.append((subject.label, [*pictures, *listed]))
     lead = (
         "The singular values σ₁ ≥ σ₂ ≥ … of ΔW = scale·B·A in every module. Energy is a share of Σσ² = ‖ΔW‖²: an "
@@ -53,9 +62,9 @@ def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables)
 def _side_by_side(columns: Sequence[Labelled]) -> list[Part]:
     """The parts of one adapter as they are; for several adapters, the same part of each side by side."""
     if len(columns) == 1:
-        (spectra, energy, *maps), tables = _sorted(columns[0][1])
+        (spectra, energy, *maps), tables = _split_tables(columns[0][1])
         return [spectra, *([Beside([("", [energy]), ("", maps)])] if maps else [energy]), *tables]
-    labelled = [(label, *_sorted(parts)) for label, parts in columns]
+    labelled = [(label, *_split_tables(parts)) for label, parts in columns]
     pictures = [(label, drawn) for label, drawn, _ in labelled]
     most = max((len(parts) for _, parts in pictures), default=0)
     rows: list[Part] = [
@@ -64,13 +73,13 @@ def _side_by_side(columns: Sequence[Labelled]) -> list[Part]:
     return [*rows, Beside([(label, tables) for label, _, tables in labelled])]
 
 
-def _sorted(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+def _split_tables(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
     """The parts that are no tables, and the tables."""
     tables: list[Part] = [part for part in parts if isinstance(part, PageTable)]
     return [part for part in parts if not isinstance(part, PageTable)], tables
 
 
-def _spectra(subject: Subject, grid: Grid, numbers: Numbers, limits: Limits | None, i: int) -> Picture:
+def _spectra_picture(subject: Subject, grid: Grid, numbers: Numbers, limits: Limits | None, i: int) -> Picture:
     charts = singular_value_panels(subject.spectra, grid, limits, numbers)
     zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
     order = " in the colour of its block" if grid.ramp and grid.stacks else ""
@@ -86,19 +95,19 @@ def _spectra(subject: Subject, grid: Grid, numbers: Numbers, limits: Limits | No
         "from the first direction to the last where r is far below the size of the weight; a steep line shows "
         "structure",
         "Hu et al. 2021, §7.2 (subspaces of different r); the measures as in the glossary",
-        f"Singular values of {subject.label}, by kind of module; {_spread(subject)}.",
+        f"Singular values of {subject.label}, by kind of module; {_effective_rank_range(subject)}.",
         keys=grid.ramp,
     )
 
 
-def _spread(subject: Subject) -> str:
+def _effective_rank_range(subject: Subject) -> str:
     ranks = [spectrum.effective_rank for spectrum in subject.spectra.values() if spectrum.spectral > 0]
     if not ranks:
         return "all of them are 0"
     return f"effective ranks run from {min(ranks):.1f} to {max(ranks):.1f} with a mean of {mean(ranks):.1f}"
 
 
-def _energy(subject: Subject, i: int) -> Picture:
+def _energy_curves_picture(subject: Subject, i: int) -> Picture:
     chart = energy_chart(subject.spectra, subject.shares)
     return Picture(
         f"energy-{i + 1}",
@@ -108,11 +117,11 @@ def _energy(subject: Subject, i: int) -> Picture:
         "r equally strong directions give a straight line, k/r; the farther a curve lies above it, the lower a rank "
         "is enough",
         "Eckart & Young 1936; Hu et al. 2021, §7.2",
-        f"Share of energy against directions kept, for {subject.label}; {_thrift(subject)}.",
+        f"Share of energy against directions kept, for {subject.label}; {_directions_needed(subject)}.",
     )
 
 
-def _thrift(subject: Subject) -> str:
+def _directions_needed(subject: Subject) -> str:
     total_curve = energy_curve(list(subject.spectra.values()))
     if not total_curve:
         return "all of it is 0"
@@ -120,7 +129,7 @@ def _thrift(subject: Subject) -> str:
     return f"99 % needs {needed} of {len(total_curve) - 1} directions"
 
 
-def _ranks(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
+def _effective_rank_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
     chart = effective_rank_map(subject.spectra, grid, scale, numbers)
     return Picture(
         f"ranks-{i + 1}",
@@ -130,11 +139,11 @@ def _ranks(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int)
         "kinds are rows, blocks are columns.",
         "r where all directions are equally strong; two factors of pure noise give nearly that",
         "Roy & Vetterli 2007",
-        f"Map of effective ranks of {subject.label}; {_spread(subject)}.",
+        f"Map of effective ranks of {subject.label}; {_effective_rank_range(subject)}.",
     )
 
 
-def _shares(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
+def _energy_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
     even = 1 / max(len(subject.spectra), 1)
     chart = energy_map(subject.spectra, subject.shares, grid, scale, numbers)
     return Picture(
@@ -145,7 +154,7 @@ def _shares(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int
         "compare modules of one kind.",
         f"{percent(even)} each if the energy were spread evenly over {_all(subject)}",
         "Hu et al. 2021, §7.1 (which weights to adapt)",
-        f"Map of the energy of {subject.label} over its modules; {_concentration(subject)}.",
+        f"Map of the energy of {subject.label} over its modules; {_energy_distribution(subject)}.",
     )
 
 
@@ -153,7 +162,7 @@ def _all(subject: Subject) -> str:
     return "1 module" if len(subject.spectra) == 1 else f"the {len(subject.spectra)} modules"
 
 
-def _concentration(subject: Subject) -> str:
+def _energy_distribution(subject: Subject) -> str:
     if len(subject.spectra) == 1:
         return "there is one"
     return f"{half(subject)} of {len(subject.spectra)} modules hold half of it" if subject.norm else "all of it is 0"
@@ -169,7 +178,7 @@ def half(subject: Subject) -> int:
     return count
 
 
-def _kinds(subject: Subject, numbers: Numbers, tables: ResultTables) -> PageTable:
+def _kinds_table(subject: Subject, numbers: Numbers, tables: ResultTables) -> PageTable:
     members: dict[str, list[int]] = {}
     for name in subject.spectra:
         members.setdefault(kind(name), []).append(numbers[name])
@@ -177,11 +186,11 @@ def _kinds(subject: Subject, numbers: Numbers, tables: ResultTables) -> PageTabl
     return PageTable(tables.groups("kind", groups), [members.get(group.name, ()) for group in groups])
 
 
-def _blocks(subject: Subject, tables: ResultTables) -> PageTable:
+def _blocks_table(subject: Subject, tables: ResultTables) -> PageTable:
     return PageTable(tables.groups("block", by_block(subject.spectra)), folded=True)
 
 
-def _outliers(subject: Subject, numbers: Numbers, tables: ResultTables) -> list[PageTable]:
+def _outliers_tables(subject: Subject, numbers: Numbers, tables: ResultTables) -> list[PageTable]:
     standouts = outliers(subject.spectra)[:OUTLIERS]
     modules = [[numbers[outlier.name]] for outlier in standouts]
     return [PageTable(tables.outliers(standouts), modules, folded=True)] if standouts else []

@@ -182,7 +182,7 @@ def subject(
                 size = size_by(form, drawn_plan, dialect) if form else dialect.size
                 points = rank_curve(drawn_plan, size=size, one_rank=dialect.one_rank)
                 if moments is not None:
-                    plain = _plain(adapter, drawn_plan, _recommended(points), one_rank=dialect.one_rank)
+                    plain = _error_of_update(adapter, drawn_plan, _recommended(points), one_rank=dialect.one_rank)
                 plan, without = drawn_plan, ""
         except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
             without = error.what
@@ -206,7 +206,7 @@ def subject(
     )
 
 
-def _plain(adapter: Adapter, plan: Plan, best: Point | None, *, one_rank: bool) -> float | None:
+def _error_of_update(adapter: Adapter, plan: Plan, best: Point | None, *, one_rank: bool) -> float | None:
     """‖ΔW−ΔW'‖/‖ΔW‖ at the rank that was recommended by the error on inputs."""
     if best is None:
         return None

@@ -93,16 +93,16 @@ def _ranks(subject: Subject) -> list[str]:
     best, most = subject.recommended, subject.most
     text = advice(subject)
     # A second recommendation is worth a sentence only where it saves at least 5 % of the file of the first.
-    spared = _spared(subject)
-    if best and most and spared and spared.uniform.bytes < 0.95 * best.uniform.bytes:
+    by_module = _budget_recommendation(subject)
+    if best and most and by_module and by_module.uniform.bytes < 0.95 * best.uniform.bytes:
         text += (
-            f" With a rank of its own for every module, {size(spared.budget.bytes)} are enough (ranks "
-            f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)}{' there' if subject.on_data else ''})."
+            f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
+            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{' there' if subject.on_data else ''})."
         )
     return [text]
 
 
-def _spared(subject: Subject) -> Point | None:
+def _budget_recommendation(subject: Subject) -> Point | None:
     """The smallest size at which ranks chosen module by module lose at most `LOSS` of the energy."""
     fitting = [point for point in subject.points if point.budget.error**2 <= LOSS]
     return min(fitting, key=lambda point: point.rank, default=None)

@@ -1,6 +1,5 @@
 """Writing a report to disk: all files complete, and none in place before all of them are."""
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -86,8 +85,3 @@ def _write_folder(folder: Path, drawn: Mapping[str, bytes]) -> None:
     with appearing(folder, folder=True, overwrite=True) as part:
         for name, content in drawn.items():
             (part / name).write_bytes(content)
-
-
-def numbers(report: Report) -> str:
-    """The numbers of the report as JSON."""
-    return json.dumps(report.record, allow_nan=False)

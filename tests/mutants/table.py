@@ -622,7 +622,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
     Mutant("energy_curve", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/reporting/test_numbers.py",)),
-    Mutant("_spectra", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
+    Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
     Mutant("half", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
     Mutant("half", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
@@ -686,7 +686,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "finding.level == level for finding in findings",
         ("tests/reporting/test_findings.py",),
     ),
-    Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
     Mutant("slider", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
 )

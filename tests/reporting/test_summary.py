@@ -90,9 +90,9 @@ def test_what_a_merge_loses_is_the_median_and_the_worst() -> None:
     assert float(worst) > float(middle) + 1
 
 
-def test_a_merge_into_float32_is_said_to_preserve_the_update() -> None:
-    one, _, _ = against_base(np.float32)
-    (text,) = [said for said in sentences([one], [], None, None) if said.startswith("A merge into float32 weights")]
+def test_a_merge_into_float64_is_said_to_preserve_the_update() -> None:
+    one, _, _ = against_base(np.float64)
+    (text,) = [said for said in sentences([one], [], None, None) if said.startswith("A merge into float64 weights")]
     assert text.endswith("would preserve ΔW: its largest error in any module is less than 0.001 %.")
     assert all(landing.rounding.error < 1e-5 for landing in one.landings.values())
 
