@@ -9,8 +9,8 @@ import numpy as np
 from loralens.analysis.base.amplification import FAR, Amplification, Kept
 from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid
-from loralens.charts.names import NAME, commonest_kinds, fit
-from loralens.charts.spec import Area, Band, Figure, Heat, Limits, Line, Lines, Overlaps, Scale
+from loralens.charts.names import NAME, commonest_kinds, fit_name
+from loralens.charts.spec import Area, Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart, Overlaps
 from loralens.core.lazy import Array
 from loralens.core.names import kind
 from loralens.errors import OptionError
@@ -50,11 +50,11 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     OptionError
         No module has a value.
     """
-    if not whole_rank(results):
+    if not full_rank_rows(results):
         raise OptionError("no module has both a ΔW and a W that are not 0", fix="there is nothing to draw")
     kinds = commonest_kinds(results, KINDS)
     shown = {name: result for name, result in results.items() if kind(name) in kinds}
-    grid, rows = Grid.of(shown, most=KINDS), whole_rank(shown)
+    grid, rows = Grid.of(shown, most=KINDS), full_rank_rows(shown)
     z, excess = z_scale(rows.values()), excess_scale(rows.values())
     curves = "amplification over the kept directions of ΔW (dashed: random directions; grey: their range)"
     maps = amplification_maps(rows, grid, z, excess)
@@ -63,21 +63,21 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     return Figure(title, [*bands, *([_phi(topped, phi_rank)] if topped else [])])
 
 
-def whole_rank(results: Results) -> dict[str, Kept]:
+def full_rank_rows(results: Results) -> dict[str, Kept]:
     """Module name → its row of Table 7 of the LoRA paper at the full rank; modules without a value are left out."""
     return {
         name: result.kept(result.s.size) for name, result in results.items() if result.s.size and result.weight_norm
     }
 
 
-def _curves(results: Results, grid: Grid) -> list[Lines]:
+def _curves(results: Results, grid: Grid) -> list[LineChart]:
     alive = {name: result for name, result in results.items() if result.s.size and result.weight_norm}
     limits, ticks = direction_axis(max(result.s.size for result in alive.values()))
     panels, values = [], []
     for row, name in enumerate(grid.kinds):
         lines, areas = _lines(alive, grid, row)
         values += [y for line in lines for y in line.y] + [y for area in areas for y in (*area.low, *area.high)]
-        panels.append((fit(name, NAME), lines, areas))
+        panels.append((fit_name(name, NAME), lines, areas))
     finite = [value for value in values if isfinite(value) and value > 0] or [0.1, 1.0]
     span: Limits = (min(finite) / 1.2, max(finite) * 1.2)
     axes = {"log": True, "x_range": limits, "x_ticks": ticks, "y_range": span}
@@ -109,25 +109,25 @@ def _lines(alive: Results, grid: Grid, row: int) -> tuple[list[Line], list[Area]
     return lines + (random if most else []), areas
 
 
-def z_scale(rows: Iterable[Kept]) -> Scale:
+def z_scale(rows: Iterable[Kept]) -> ColourScale:
     """The colour scale of z-scores, with 0, the level of chance, in its middle."""
     values = [abs(row.z) for row in rows if isfinite(row.z)]
     far = max([*values, FAR])  # so that values within chance stay pale
-    return Scale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f")
+    return ColourScale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f")
 
 
-def excess_scale(rows: Iterable[Kept]) -> Scale:
+def excess_scale(rows: Iterable[Kept]) -> ColourScale:
     """The logarithmic colour scale of the excess over random directions, with 1, the level of chance, in its middle."""
     values = [abs(float(np.log2(row.excess))) for row in rows if isfinite(row.excess) and row.excess > 0]
     most = max([*values, 1.0])  # the scale reaches at least from a half to twice
     ticks = [(float(k), f"{2.0**k:.3g}") for k in (-int(most), 0, int(most))]
     label = "‖UᵀWV‖ over that of random directions"
-    return Scale(-most, most, label, diverging=True, chance=0.0, doublings=True, ticks=ticks)
+    return ColourScale(-most, most, label, diverging=True, chance=0.0, doublings=True, ticks=ticks)
 
 
 def amplification_maps(
-    rows: Mapping[str, Kept], grid: Grid, z: Scale, excess: Scale, numbers: Mapping[str, int] | None = None
-) -> tuple[Heat, Heat]:
+    rows: Mapping[str, Kept], grid: Grid, z: ColourScale, excess: ColourScale, numbers: Mapping[str, int] | None = None
+) -> tuple[HeatMap, HeatMap]:
     """Maps of the z-score of ‖UᵀWV‖² and of the excess of ‖UᵀWV‖ over random directions, at the full rank."""
     sign = fixed("+.1f")
 
@@ -151,13 +151,14 @@ def amplification_maps(
 def _phi(topped: Sequence[Amplification], limit: int) -> Band:
     """The band of Figure 8: φ on both sides on one colour scale, the mean over modules that have enough directions."""
     pairs = [(result.top.out, result.top.in_, *result.top.chance(result.shape)) for result in topped if result.top]
+    # Modules of fewer directions are left out of the mean rather than padded: padding would look like no overlap.
     i = min(max(out.shape[0] for out, *_ in pairs), limit)
     full = [[side[:i, :limit] for side in sides] for sides in pairs if sides[0].shape[0] >= i]
     j = min(side.shape[1] for sides in full for side in sides)
     out, in_, chance_out, chance_in = (_mean([sides[k][:, :j] for sides in full]) for k in range(4))
     levels = sorted((float(chance_out[-1, -1]), float(chance_in[-1, -1])))
     top = max(float(out.max()), float(in_.max()), 2 * levels[1])
-    scale = Scale(0.0, top, "φ(i, j)", chance=levels[0], chance_high=levels[1], form=".2g")
+    scale = ColourScale(0.0, top, "φ(i, j)", chance=levels[0], chance_high=levels[1], form=".2g")
     maps = [
         Overlaps(
             f"{side} side of ΔW and W",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import ceil, floor, isfinite, log10
 
-from loralens.charts.spec import Area, Axis, Limits, Line, Lines
+from loralens.charts.spec import Area, Axis, Limits, Line, LineChart
 
 X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel
 
@@ -22,7 +22,7 @@ def line_chart(
     legend: bool = False,
     areas: Sequence[Area] = (),
     note: str = "",
-) -> Lines:
+) -> LineChart:
     """A line chart whose axes are chosen so that all lines fit.
 
     Parameters
@@ -38,17 +38,17 @@ def line_chart(
     x_ticks : sequence of (float, str), optional
         By default round numbers, which are integers where every x is one.
     levels, legend, areas, note
-        As in `Lines`.
+        As in `LineChart`.
     """
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if isfinite(y)]
     across = x_range or _x_limits([x for x, _ in points])
     up = y_range or _y_limits([y for _, y in points if y > 0 or not log], log=log)
     if x_ticks is None:
         integers = all(float(x).is_integer() for line in lines for x in line.x)
-        x_ticks = labelled(round_numbers(across, X_TICKS, integers=integers))
-    y_ticks = labelled(powers(up) if log else round_numbers(up, Y_TICKS))
+        x_ticks = label_ticks(round_numbers(across, X_TICKS, integers=integers))
+    y_ticks = label_ticks(powers_of_ten(up) if log else round_numbers(up, Y_TICKS))
     x, y = Axis(x_label, across, x_ticks), Axis(y_label, up, y_ticks, log)
-    return Lines(title, lines, x, y, levels or {}, legend, areas, note)
+    return LineChart(title, lines, x, y, levels or {}, legend, areas, note)
 
 
 def _x_limits(values: Sequence[float]) -> Limits:
@@ -70,7 +70,7 @@ def direction_axis(most: int) -> tuple[Limits, list[tuple[float, str]]]:
     step = next((2**k for k in range(32) if most <= 4 * 2**k), most)
     shown = sorted({1, *range(step, most + 1, step)})
     margin = max(0.02 * most, 0.1)
-    return (1 - margin, most + margin), labelled(shown)
+    return (1 - margin, most + margin), label_ticks(shown)
 
 
 def map_ticks(count: int) -> list[int]:
@@ -80,7 +80,7 @@ def map_ticks(count: int) -> list[int]:
     return sorted({1, *inner, count})
 
 
-def labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+def label_ticks(values: Sequence[float]) -> list[tuple[float, str]]:
     """Ticks: values with their labels."""
     return [(float(value), tick_label(value)) for value in values]
 
@@ -103,7 +103,7 @@ def round_numbers(span: Limits, most: int, *, integers: bool = False) -> list[fl
     return [round(k * step, 12) for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
 
-def powers(span: Limits) -> list[float]:
+def powers_of_ten(span: Limits) -> list[float]:
     """Powers of ten within a span; where there is at most one, also 2 and 5 times a power of ten."""
     low, high = span
     first, last = floor(log10(low)), ceil(log10(high))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from loralens.charts.axes import line_chart
-from loralens.charts.names import fit
-from loralens.charts.spec import Band, Figure, Line, Lines
+from loralens.charts.names import fit_name
+from loralens.charts.spec import Band, Figure, Line, LineChart
 from loralens.compression.curve import Point
 from loralens.tables.numbers import unit_of
 
@@ -30,13 +30,14 @@ def curve_figure(
     on_data : bool
         Whether errors are measured on real inputs.
     """
-    return Figure(fit(title, 90), [Band([curve_chart(points, chosen=chosen, on_data=on_data)])])
+    return Figure(fit_name(title, 90), [Band([curve_chart(points, chosen=chosen, on_data=on_data)])])
 
 
 def curve_chart(
     points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
-) -> Lines:
+) -> LineChart:
     """The chart of that figure; ``dialect`` is the format of the file."""
+    # The unit of the largest file serves for all, so that the numbers of one axis have one unit.
     largest = max((point.uniform.bytes for point in points), default=1)
     unit, step = unit_of(largest)
     lines = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from loralens.charts.mpl import boxes_for_missing_letters, draw, styled
+from loralens.charts.mpl import draw_figure, ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
 from loralens.formats.files.replacing import replacing
@@ -40,7 +40,7 @@ def check_suffix(path: Path | str) -> str:
     return suffix.removeprefix(".")
 
 
-def save(figure: "Figure | Drawing", path: Path | str) -> None:
+def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
     """Write a figure in the format of the suffix; an existing file is replaced once the new one is complete.
 
     The same figure gives the same bytes under the same version of matplotlib: files hold no dates and no random ids.
@@ -60,11 +60,11 @@ def save(figure: "Figure | Drawing", path: Path | str) -> None:
     path = Path(path)
     kind = check_suffix(path)
     with replacing(path) as stream:
-        write(figure, stream, kind)
+        write_figure(figure, stream, kind)
 
 
-def write(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
+def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
     """Write a figure as ``png``, ``svg`` or ``pdf`` into a stream."""
-    drawing = draw(figure) if isinstance(figure, Figure) else figure
-    with styled(), boxes_for_missing_letters():
+    drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
+    with style_context(), ignore_missing_letters():
         drawing.savefig(stream, format=kind, **SUFFIXES[f".{kind}"])

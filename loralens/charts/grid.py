@@ -7,9 +7,9 @@ from itertools import pairwise
 from math import isfinite
 from typing import final
 
-from loralens.charts.names import NAME, Column, block_order, fit, stack_names, starts, thin
+from loralens.charts.names import NAME, Column, block_order, columns_to_label, fit_name, stack_names, stack_starts
 from loralens.charts.palette import block_ink
-from loralens.charts.spec import Cell, Heat, Ink, Ramp, Scale
+from loralens.charts.spec import Cell, ColourScale, HeatMap, Ink, Ramp
 from loralens.core.names import Block, block, kind, natural_key
 
 KINDS = 24  # rows of a map; where there are more kinds, those of least weight share the last row
@@ -57,6 +57,7 @@ class Grid:
         names = list(names)
         homes = {name: block(name) for name in names}
         stacks = {home.stack for home in homes.values() if home}
+        # Without blocks every module has a column, as one row per kind would be a diagonal.
         if not stacks:
             flat = {(0, j): [name] for j, name in enumerate(names)}
             return cls(["all modules"] if len(names) > 1 else [kind(name) for name in names], names, flat)
@@ -79,7 +80,7 @@ class Grid:
         """The names of the columns, which all differ: blocks by number, after their stack where there are several."""
         stacks = self.stacks
         return [
-            fit(column or "outside", NAME)
+            fit_name(column or "outside", NAME)
             if not isinstance(column, Block)
             else str(column.number)
             if len(stacks) == 1
@@ -90,7 +91,7 @@ class Grid:
     @cached_property
     def labels(self) -> list[str]:
         """The labels of the columns: as many as fit; where there are many, only the first block of a stack names it."""
-        shown, firsts = set(thin(self.blocks, LABELS)), set(starts(self.blocks))
+        shown, firsts = set(columns_to_label(self.blocks, LABELS)), set(stack_starts(self.blocks))
         numbers = bool(self.heads)
         many = len(self.blocks) > LABELS
         return [
@@ -98,7 +99,7 @@ class Grid:
             if j not in shown
             else str(column.number)
             if isinstance(column, Block) and (numbers or (many and j not in firsts))
-            else fit(self.columns[j], NAME)
+            else fit_name(self.columns[j], NAME)
             for j, column in enumerate(self.blocks)
         ]
 
@@ -108,7 +109,7 @@ class Grid:
         stacks = self.stacks
         spans = [
             (start, stop, stacks[first.stack])
-            for start, stop in pairwise([*starts(self.blocks), len(self.blocks)])
+            for start, stop in pairwise([*stack_starts(self.blocks), len(self.blocks)])
             if isinstance(first := self.blocks[start], Block)
         ]
         wide = all(HEAD * len(name) + 1 <= stop - start for start, stop, name in spans)
@@ -125,7 +126,7 @@ class Grid:
         stacks = self.stacks
         if not stacks:
             return "module" if len(self.blocks) > 1 else ""
-        return f"block of {fit(next(iter(stacks)), NAME)}" if len(stacks) == 1 else "block"
+        return f"block of {fit_name(next(iter(stacks)), NAME)}" if len(stacks) == 1 else "block"
 
     @property
     def places(self) -> int:
@@ -141,21 +142,21 @@ class Grid:
         """The colour key of the columns; none where there is only one column."""
         if self.places < 2:
             return []
-        shown = thin(self.blocks[: self.places], KEY)
+        shown = columns_to_label(self.blocks[: self.places], KEY)
         return [Ramp(self.across or "block", [(j / (self.places - 1), self.columns[j]) for j in shown])]
 
     def heat(
         self,
         title: str,
         values: Mapping[str, float],
-        scale: Scale,
+        scale: ColourScale,
         *,
         numbers: Mapping[str, int] | None = None,
         gather: Callable[[Sequence[float]], float],
         tip: Callable[[str], str] | None = None,
         zeros: Iterable[str] = (),
         note: str = "",
-    ) -> Heat:
+    ) -> HeatMap:
         """A map of one value per module.
 
         ``gather`` makes one value of those of a cell with several modules. A cell without a finite value is hatched, or
@@ -173,12 +174,12 @@ class Grid:
             alone = tip(members[0]) if tip else f"{members[0]}: {scale.text(value)}"
             text = alone if len(members) == 1 else f"{len(members)} modules together: {scale.text(value)}"
             cells[place] = Cell(value, text, [numbers[name] for name in names] if numbers else ())
-        edges = starts(self.blocks)[1:]
-        rows = [fit(name, NAME) for name in self.kinds]
+        edges = stack_starts(self.blocks)[1:]
+        rows = [fit_name(name, NAME) for name in self.kinds]
         missing = len(cells) + len(crosses) < len(self.kinds) * len(self.blocks)
         marks = [note, "dotted: none" if missing else "", "×: ΔW = 0" if crosses else ""]
         note = "; ".join(filter(None, marks))
-        return Heat(
+        return HeatMap(
             title, rows, self.columns, cells, scale, self.across, zeros=crosses, column_labels=self.labels,
             column_edges=edges, heads=self.heads, note=note,
         )  # fmt: skip
@@ -199,6 +200,7 @@ def gather_kinds(
     weight: dict[str, float] = {}
     for name in names:
         weight[kind(name)] = weight.get(kind(name), 0.0) + (weights or {}).get(name, 1.0)
+    # Ties are broken by name, so that the same adapter always gives the same figure.
     heaviest = sorted(weight, key=lambda k: (-weight[k], natural_key(k)))
     own = sorted(heaviest if len(weight) <= most else heaviest[: most - 1], key=natural_key)
     sharing = len(weight) - len(own)
@@ -211,6 +213,6 @@ def all_blocks(names: Iterable[str]) -> list[Block]:
     return sorted({home for name in names if (home := block(name))}, key=block_order)
 
 
-def mean(values: Sequence[float]) -> float:
+def arithmetic_mean(values: Sequence[float]) -> float:
     """The arithmetic mean of one or more values."""
     return sum(values) / len(values)

@@ -3,7 +3,7 @@
 from math import ceil
 from typing import NamedTuple
 
-from loralens.charts.spec import Chart, Heat, Key, Lines, Overlaps, Ramp
+from loralens.charts.spec import Chart, HeatMap, Key, LineChart, Overlaps, Ramp
 
 # All sizes are in CSS pixels.
 # Widths of a letter, estimated, as SVG cannot measure text: of names at 11 and at 10 pixels, and of plain lower case
@@ -32,22 +32,24 @@ class Box(NamedTuple):
     down: float
 
 
-def box(chart: Chart, *, alone: bool = False) -> Box:
+def chart_box(chart: Chart, *, alone: bool = False) -> Box:
     """The size of a chart; ``alone`` says that it is the only one of its figure."""
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         return _lines_box(chart, alone=alone)
-    return _heat_box(chart) if isinstance(chart, Heat) else _overlaps_box(chart)
+    return _heat_box(chart) if isinstance(chart, HeatMap) else _overlaps_box(chart)
 
 
-def _lines_box(chart: Lines, *, alone: bool) -> Box:
+def _lines_box(chart: LineChart, *, alone: bool) -> Box:
     width, below = ALONE if alone else PANEL
     legend = len(chart.named)
     top = 24 if chart.title else 10
     height = below + LINE * legend + (4 if legend else 0) + slant(chart)
+    # 50 pixels at the left hold the numbers and the label of y, 36 below those of x, and 12 at the right the last
+    # number.
     return Box(width, height, 50, top, width - 62, below - top - 36)
 
 
-def slant(chart: Lines) -> int:
+def slant(chart: LineChart) -> int:
     """The additional height of slanted names under the x axis; 0 for numbers."""
     return SLANT if max((len(label) for _, label in chart.x.ticks), default=0) > WORD else 0
 
@@ -57,7 +59,7 @@ def name_letters(room: Box) -> int:
     return int((room.width - 84) / NARROW)
 
 
-def level_places(chart: Lines) -> dict[str, float]:
+def level_places(chart: LineChart) -> dict[str, float]:
     """The distance of each level's name from the left: names stand side by side, as their levels may be close."""
     places, offset = {}, 5.0
     for name in chart.levels:
@@ -66,37 +68,38 @@ def level_places(chart: Lines) -> dict[str, float]:
     return places
 
 
-def cell_size(chart: Heat) -> tuple[float, float]:
+def cell_size(chart: HeatMap) -> tuple[float, float]:
     """Width and height of a cell, which shrink where there are many rows or columns."""
     wide, high = WRITTEN if chart.written else CELL
     rows, columns = max(len(chart.rows), 1), max(len(chart.columns), 1)
+    # Rather too large than unreadable: `LEAST` wins over the room of the chart.
     return max(LEAST, min(wide, chart.room / columns)), max(LEAST, min(high, chart.room / rows))
 
 
-def upright(chart: Heat) -> bool:
+def upright(chart: HeatMap) -> bool:
     """Whether the names of the columns are written upwards, as one has more than three letters."""
-    return max((len(name) for _, name in chart.below), default=0) > LONG
+    return max((len(name) for _, name in chart.column_texts), default=0) > LONG
 
 
-def names_below(chart: Heat) -> float:
+def names_below(chart: HeatMap) -> float:
     """The height that the names of the columns take."""
-    longest = max((len(name) for _, name in chart.below), default=0)
+    longest = max((len(name) for _, name in chart.column_texts), default=0)
     return SMALL * longest + 10 if upright(chart) else 18
 
 
-def above_cells(chart: Heat) -> tuple[float, float, float]:
+def above_cells(chart: HeatMap) -> tuple[float, float, float]:
     """The heights of title, tree and names of stacks above a map."""
     return (20 if chart.title else 2), (TREE if chart.tree else 0), (HEADS if chart.heads else 0)
 
 
-def lines_below(chart: Heat) -> float:
+def lines_below(chart: HeatMap) -> float:
     """The height of the lines that say what columns and cells are."""
     return 14 * (bool(chart.across) + bool(chart.note))
 
 
-def _heat_box(chart: Heat) -> Box:
+def _heat_box(chart: HeatMap) -> Box:
     wide, high = cell_size(chart)
-    left = 14 + LETTER * max((len(name) for _, name in chart.beside), default=0)
+    left = 14 + LETTER * max((len(name) for _, name in chart.row_texts), default=0)
     top = sum(above_cells(chart))
     across, down = wide * len(chart.columns), high * len(chart.rows)
     words = max(map(len, (chart.across, chart.note, chart.scale.label)))

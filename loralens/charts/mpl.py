@@ -16,8 +16,8 @@ from loralens.charts.layout import (
     TREE,
     Box,
     above_cells,
-    box,
     cell_size,
+    chart_box,
     is_list,
     key_size,
     name_letters,
@@ -35,9 +35,9 @@ from loralens.charts.mpl_axes import (
     draw_lines,
     draw_overlaps,
 )
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Band, Chart, Figure, Heat, Key, Lines, Scale
+from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, LineChart
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def styled() -> "AbstractContextManager[None]":
+def style_context() -> "AbstractContextManager[None]":
     """A context in which matplotlib draws in the style of loralens, whatever the settings of the user."""
     from matplotlib import rc_context
 
@@ -76,7 +76,7 @@ def styled() -> "AbstractContextManager[None]":
 
 
 @contextmanager
-def boxes_for_missing_letters() -> Iterator[None]:
+def ignore_missing_letters() -> Iterator[None]:
     """A context without warnings for letters that the font lacks, which are drawn as boxes."""
     import warnings
 
@@ -85,17 +85,17 @@ def boxes_for_missing_letters() -> Iterator[None]:
         yield
 
 
-def settle(drawing: "Drawing") -> "Drawing":
+def fix_layout(drawing: "Drawing") -> "Drawing":
     """Run the layout engine of a drawing once and switch it off, as every run would move things slightly."""
     engine = drawing.get_layout_engine()
     if engine is not None:
-        with styled(), boxes_for_missing_letters():
+        with style_context(), ignore_missing_letters():
             engine.execute(drawing)
     drawing.set_layout_engine("none")
     return drawing
 
 
-def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
+def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
     """Draw a figure with matplotlib.
 
     Parameters
@@ -120,13 +120,15 @@ def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
 
     rows = [_rows(band) for band in figure.bands]
     width = max([max(row.width for row in band) for band in rows if band], default=300) + 2 * MARGIN
-    title = [fit(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
+    title = (
+        [fit_name(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
+    )
     heights = [
         sum(row.height + GAP for row in placed) + BAND * bool(band.title)
         for band, placed in _bands_with_rows(figure, rows)
     ]
     height = 2 * MARGIN + TITLE * len(title) + sum(heights)
-    with styled(), boxes_for_missing_letters():
+    with style_context(), ignore_missing_letters():
         sheet = _Sheet(Drawing(figsize=(width / PIXELS, height / PIXELS)), width, height)
         for k, line in enumerate(title):
             sheet.text(line, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
@@ -182,7 +184,7 @@ def _is_alone(band: Band) -> bool:
 
 def _rows(band: Band) -> list[_Row]:
     """The charts of a band in rows, each as full as the width allows, and its colour keys below."""
-    boxes = [None if chart is None else box(chart, alone=_is_alone(band)) for chart in band.charts]
+    boxes = [None if chart is None else chart_box(chart, alone=_is_alone(band)) for chart in band.charts]
     widest = max([area.width for area in boxes if area], default=0.0)
     rows: list[_Row] = []
     if boxes:
@@ -202,11 +204,11 @@ def _rows(band: Band) -> list[_Row]:
 
 
 def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
-    room = box(chart, alone=alone)
-    if isinstance(chart, Heat) and not (chart.rows and chart.columns):
+    room = chart_box(chart, alone=alone)
+    if isinstance(chart, HeatMap) and not (chart.rows and chart.columns):
         return
     axes = sheet.axes(left + room.left, top + room.top, room.across, room.down)
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         draw_lines(axes, chart)
         if chart.named:
             corner = (left + 46) / sheet.width, 1 - (top + room.height + 2) / sheet.height
@@ -218,7 +220,7 @@ def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: 
                 bbox_to_anchor=corner,
                 bbox_transform=sheet.figure.transFigure,
             )
-    elif isinstance(chart, Heat):
+    elif isinstance(chart, HeatMap):
         draw_heat(axes, chart)
         _draw_surroundings(sheet, chart, room, left, top)
         _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - 48)
@@ -240,13 +242,13 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     (chart,) = charts
     drawing = axes.get_figure(root=True)
     assert drawing is not None
-    with boxes_for_missing_letters():
-        if isinstance(chart, Lines):
+    with ignore_missing_letters():
+        if isinstance(chart, LineChart):
             draw_lines(axes, chart)
             if chart.named:
                 draw_legend(axes, chart)
         else:
-            if isinstance(chart, Heat):
+            if isinstance(chart, HeatMap):
                 draw_heat(axes, chart)
                 axes.set_xlabel(chart.across, parse_math=False)
             else:
@@ -262,7 +264,7 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     return drawing
 
 
-def _draw_surroundings(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> None:
+def _draw_surroundings(sheet: _Sheet, chart: HeatMap, room: Box, left: float, top: float) -> None:
     """Draw what stands above and below a map: title, names of stacks, tree, and notes."""
     axes = sheet.figure.axes[-1]
     wide, _ = cell_size(chart)
@@ -286,7 +288,7 @@ def _draw_surroundings(sheet: _Sheet, chart: Heat, room: Box, left: float, top: 
 
 
 def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
-    if isinstance(key, Scale):
+    if isinstance(key, ColourScale):
         _draw_colour_bar(sheet, key, left + 8, top)
         return
     sheet.text(key.label, left + 8, top + 11, va="baseline", fontsize=SIZES["label"], color=COLOURS["quiet"])
@@ -310,7 +312,7 @@ def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
     axes.set_label("<key>")
 
 
-def _draw_colour_bar(sheet: _Sheet, scale: Scale, left: float, top: float) -> None:
+def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float) -> None:
     """Draw a colour bar with its label, its numbers and the level of chance."""
     axes = sheet.axes(left, top + 14, BAR, BAR_HIGH)
     sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")

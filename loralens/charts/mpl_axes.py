@@ -7,9 +7,9 @@ import numpy as np
 
 from loralens.charts.axes import map_ticks
 from loralens.charts.layout import LINE, cell_size, level_places, slant, upright
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.palette import SIDES, STEPS, colours, ink_class, is_strong, level
-from loralens.charts.spec import Heat, Line, Lines, Overlaps, Scale
+from loralens.charts.spec import ColourScale, HeatMap, Line, LineChart, Overlaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
 EMPTY: dict[str, Any] = {"facecolor": "white", "hatch": "....", "edgecolor": "0.8", "linewidth": 0}
 
 
-def draw_lines(axes: "Axes", chart: Lines) -> None:
+def draw_lines(axes: "Axes", chart: LineChart) -> None:
     """Draw lines with their axes, levels and note, but without the legend."""
     axes.set_yscale("log" if chart.y.log else "linear")
     axes.set(xlim=chart.x.limits, ylim=chart.y.limits)
@@ -54,7 +54,9 @@ def draw_lines(axes: "Axes", chart: Lines) -> None:
     axes.grid(axis="y", color="#e1e5e8", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(fit(chart.title, 30), loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", pad=4)
+    axes.set_title(
+        fit_name(chart.title, 30), loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", pad=4
+    )
     axes.set_xlabel(chart.x.label, parse_math=False, labelpad=2)
     axes.set_ylabel(chart.y.label, parse_math=False)
 
@@ -66,6 +68,7 @@ def _draw_line(axes: "Axes", line: Line, *, log: bool) -> None:
         (x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if isfinite(y) and (y > 0 or not log)
     ]
     x, y = [point[0] for point in points], [point[1] for point in points]
+    # Not clipped, so that points on the edge of the axes are drawn whole.
     axes.plot(x, y, label=line.name, **_look(line), clip_on=False, zorder=2.5 if line.marker == "star" else 2)
     for left, up, text in points:
         if text:
@@ -96,14 +99,14 @@ def _draw_level(axes: "Axes", name: str, value: float, left: float) -> None:
     axes.annotate(name, xycoords=axes.get_yaxis_transform(), textcoords="offset points", **place, **look)
 
 
-def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> None:
+def draw_legend(axes: "Axes", chart: LineChart, letters: int = 60, **place: Any) -> None:
     """Draw the legend, unless there are too many lines; ``place`` is passed on to matplotlib."""
     if not chart.named:
         return
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(line)) for line in chart.named]
-    names = [fit(line.name, letters) for line in chart.named]
+    names = [fit_name(line.name, letters) for line in chart.named]
     spacing: dict[str, Any] = {
         "labelspacing": (LINE - 11.6) / 11,
         "handlelength": 2.2,
@@ -115,7 +118,7 @@ def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> 
         text.set_parse_math(False)
 
 
-def draw_heat(axes: "Axes", chart: Heat) -> None:
+def draw_heat(axes: "Axes", chart: HeatMap) -> None:
     """Draw the cells of a map and the names of its rows and columns."""
     rows, columns = len(chart.rows), len(chart.columns)
     values = np.full((rows, columns), np.nan)
@@ -138,10 +141,10 @@ def draw_heat(axes: "Axes", chart: Heat) -> None:
         for edge in edges:
             line(edge, color="black", linewidth=0.7)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
-    axes.set_yticks([i + 0.5 for i, _ in chart.beside], [name for _, name in chart.beside], parse_math=False)
+    axes.set_yticks([i + 0.5 for i, _ in chart.row_texts], [name for _, name in chart.row_texts], parse_math=False)
     rotation: dict[str, Any] = {"rotation": 90} if upright(chart) else {}
-    below = [name for _, name in chart.below]
-    axes.set_xticks([j + 0.5 for j, _ in chart.below], below, parse_math=False, **rotation)
+    below = [name for _, name in chart.column_texts]
+    axes.set_xticks([j + 0.5 for j, _ in chart.column_texts], below, parse_math=False, **rotation)
     axes.tick_params(length=0, pad=3, labelcolor=COLOURS["quiet"])
     axes.tick_params(axis="y", labelsize=SIZES["label" if high > 9 else "num"])
     axes.tick_params(axis="x", labelsize=SIZES["num"])
@@ -159,10 +162,10 @@ def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
     axes.set_yticks(map_ticks(rows))
     axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
     axes.spines[:].set_visible(False)
-    axes.set_title(fit(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)
+    axes.set_title(fit_name(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)
 
 
-def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
+def _colours(scale: ColourScale) -> "tuple[ListedColormap, BoundaryNorm]":
     """The colour steps of a scale and their edges.
 
     As on the page, the first and the last step are centred on the ends of the scale.
@@ -177,7 +180,7 @@ def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
     return ListedColormap([COLOURS[f"{sign}{k}"] for k in range(count)]), BoundaryNorm(edges, count, clip=True)
 
 
-def colour_scale(scale: Scale) -> "ScalarMappable":
+def colour_scale(scale: ColourScale) -> "ScalarMappable":
     """The colours of a scale, as matplotlib needs them for a colour bar."""
     from matplotlib.cm import ScalarMappable
 

@@ -14,8 +14,9 @@ STEPS = (1, 2, 4, 5, 8, 10, 20, 40, 50, 100, 200, 400, 500, 1000)
 Column = Block | str | None  # a block; a module where an adapter has no blocks; None: outside any block
 
 
-def fit(name: str, width: int) -> str:
+def fit_name(name: str, width: int) -> str:
     """``name`` on one line of at most ``width`` characters; a longer one has '…' in place of its middle."""
+    # Names of files may hold bytes that are not UTF-8, which cannot be drawn: they become question marks.
     name = " ".join(name.encode("utf-8", "replace").decode().split())
     if len(name) <= width:
         return name
@@ -39,7 +40,7 @@ def stack_names(stacks: Iterable[str]) -> dict[str, str]:
     paths = {stack: stack.split(".") for stack in stacks}
     levels = zip(*(path[:-1] for path in paths.values()), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
-    short = {stack: fit(".".join(path[common:]), NAME) for stack, path in paths.items()}
+    short = {stack: fit_name(".".join(path[common:]), NAME) for stack, path in paths.items()}
     return short if len(set(short.values())) == len(short) else _number_stacks(short)
 
 
@@ -57,11 +58,11 @@ def block_names(columns: Sequence[Column]) -> list[str]:
 
 def _short_name(column: Column, stacks: Mapping[str, str]) -> str:
     if not isinstance(column, Block):
-        return fit(column or "outside", SHORT)
-    return fit(f"{stacks[column.stack]}.{column.number}", SHORT) if len(stacks) > 1 else str(column.number)
+        return fit_name(column or "outside", SHORT)
+    return fit_name(f"{stacks[column.stack]}.{column.number}", SHORT) if len(stacks) > 1 else str(column.number)
 
 
-def starts(columns: Sequence[Column]) -> list[int]:
+def stack_starts(columns: Sequence[Column]) -> list[int]:
     """The columns at which a stack of blocks, or the modules outside any block, begin."""
     groups = [list(group) for _, group in groupby(columns, lambda c: c.stack if isinstance(c, Block) else type(c))]
     return [0, *accumulate(map(len, groups[:-1]))] if groups else []
@@ -72,10 +73,11 @@ def stride(count: int, most: int) -> int:
     return next((step for step in STEPS if count <= step * most), STEPS[-1])
 
 
-def thin(columns: Sequence[Column], most: int) -> list[int]:
+def columns_to_label(columns: Sequence[Column], most: int) -> list[int]:
     """The columns to label, about ``most``: the first of every stack, and after it every second, fourth, fifth …"""
-    count, firsts = len(columns), starts(columns)
+    count, firsts = len(columns), stack_starts(columns)
     step = stride(count, most)
+    # Where there are more stacks than labels, stacks are thinned like blocks.
     if len(firsts) > most:
         return list(range(0, count, step))
     return [

@@ -9,8 +9,8 @@ import numpy as np
 from loralens.analysis.compare.interference import Interference
 from loralens.analysis.compare.pairwise import Pairwise, Side, mean
 from loralens.charts.grid import KINDS, Grid
-from loralens.charts.names import NAME, fit, stride
-from loralens.charts.spec import Band, Cell, Figure, Heat, Scale
+from loralens.charts.names import NAME, fit_name, stride
+from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
@@ -91,34 +91,35 @@ def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
 
 def pair_matrices(
     labels: Sequence[str], pairs: Pairwise, order: Sequence[int], sides: Sequence[Side], tree: Tree = ()
-) -> list[Heat]:
+) -> list[HeatMap]:
     """Matrices of the cosine of ΔW, of φ and of the cosine of A, with similar adapters side by side."""
-    shown: list[tuple[str, Floats, Scale]] = [("cosine of ΔW", pairs.cosine, _cosine_scale("cosine"))]
+    shown: list[tuple[str, Floats, ColourScale]] = [("cosine of ΔW", pairs.cosine, _cosine_scale("cosine"))]
     for side in sides:
+        # The diagonal compares each adapter with itself, where there is no chance.
         off = pairs.chance(side)[~np.eye(pairs.count, dtype=bool)]
         level = float(off[np.isfinite(off)].mean()) if np.isfinite(off).any() else None
-        shown.append((f"φ, {side} side", pairs.phi(side), Scale(0.0, 1.0, "φ", chance=level, form=".2f")))
+        shown.append((f"φ, {side} side", pairs.phi(side), ColourScale(0.0, 1.0, "φ", chance=level, form=".2f")))
     shown.append(("cosine of A", pairs.shared_initialisation, _cosine_scale("cosine of A: one initialisation?")))
     names = [labels[i] for i in order]
     return [_matrix(title, values[np.ix_(order, order)], names, scale, tree) for title, values, scale in shown]
 
 
-def _cosine_scale(label: str) -> Scale:
+def _cosine_scale(label: str) -> ColourScale:
     ticks = [(-1.0, "−1"), (0.0, "0"), (1.0, "+1")]
-    return Scale(-1.0, 1.0, label, diverging=True, chance=0.0, form="+.2f", ticks=ticks)
+    return ColourScale(-1.0, 1.0, label, diverging=True, chance=0.0, form="+.2f", ticks=ticks)
 
 
-def _matrix(title: str, values: Floats, names: Sequence[str], scale: Scale, tree: Tree) -> Heat:
+def _matrix(title: str, values: Floats, names: Sequence[str], scale: ColourScale, tree: Tree) -> HeatMap:
     cells = {
         (i, j): Cell(float(values[i, j]), f"{names[i]} and {names[j]}: {title} {values[i, j]:.3f}")
         for i in range(len(names))
         for j in range(len(names))
         if isfinite(values[i, j])
     }
-    rows, columns = [fit(name, NAME) for name in names], [str(i + 1) for i in range(len(names))]
+    rows, columns = [fit_name(name, NAME) for name in names], [str(i + 1) for i in range(len(names))]
     # Only every fifth of many columns has its number: numbers of two digits are wider than their columns.
     every = 5 if len(names) > 12 else 1
-    return Heat(
+    return HeatMap(
         title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_row_labels(names),
         column_labels=["" if (i + 1) % every else name for i, name in enumerate(columns)], tree=tree,
         room=MATRIX,
@@ -128,10 +129,10 @@ def _matrix(title: str, values: Floats, names: Sequence[str], scale: Scale, tree
 def _row_labels(names: Sequence[str]) -> list[str]:
     """The labels of the rows: names with the numbers of the columns, as many as fit."""
     step = stride(len(names), LABELLED)
-    return ["" if i % step else f"{fit(name, NAME)} {i + 1}" for i, name in enumerate(names)]
+    return ["" if i % step else f"{fit_name(name, NAME)} {i + 1}" for i, name in enumerate(names)]
 
 
-def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interference, order: Sequence[int]) -> Heat:
+def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interference, order: Sequence[int]) -> HeatMap:
     """The map of each adapter's share of ‖ΔW‖² in the directions of all others, as the mean over each block."""
     grid = Grid.of(module.name for module in pairs.modules)
     flat = not grid.stacks
@@ -149,15 +150,15 @@ def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interferen
     }
     # The level of chance must be on the scale, and not at its end.
     top = min(max([cell.value for cell in cells.values()] + [2 * level, 0.01]), 1.0)
-    scale = Scale(0.0, top, "shared energy", chance=level, form=".2%")
-    numbered = _row_labels(names) if len(names) > 2 else [fit(name, NAME) for name in names]
-    return Heat(
-        "", [fit(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
+    scale = ColourScale(0.0, top, "shared energy", chance=level, form=".2%")
+    numbered = _row_labels(names) if len(names) > 2 else [fit_name(name, NAME) for name in names]
+    return HeatMap(
+        "", [fit_name(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
         column_labels=grid.labels, column_edges=[a for a, *_ in grid.heads[1:]], heads=grid.heads,
     )  # fmt: skip
 
 
-def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, int] | None = None) -> Heat:
+def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, int] | None = None) -> HeatMap:
     """The map of the most negative cosine of any two adapters, by kind and block."""
     values, tips = {}, {}
     for m, module in enumerate(pairs.modules):
@@ -173,7 +174,7 @@ def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, i
         tips[module.name] = f"{module.name}: cosine {cosines[s, t]:+.3f} of {labels[s]} and {labels[t]}"
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     most = min(max([abs(value) for value in values.values()] + [SPREADS * spread, LEAST]), 1.0)
-    scale = Scale(-most, most, "cosine", diverging=True, chance=0.0, form="+.3f")
+    scale = ColourScale(-most, most, "cosine", diverging=True, chance=0.0, form="+.3f")
     grid = Grid.of((module.name for module in pairs.modules), most=KINDS)
     note = "a cell: the least of its modules" if grid.fullest > 1 else ""
     return grid.heat("", values, scale, numbers=numbers, gather=min, tip=lambda name: tips[name], note=note)

@@ -8,9 +8,9 @@ import numpy as np
 
 from loralens.analysis.compare.pairwise import Of
 from loralens.analysis.compare.similarity import Comparison
-from loralens.charts.grid import Grid, mean
-from loralens.charts.names import Column, block_names, block_order, fit
-from loralens.charts.spec import Band, Figure, Heat, Overlaps, Scale
+from loralens.charts.grid import Grid, arithmetic_mean
+from loralens.charts.names import Column, block_names, block_order, fit_name
+from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Overlaps
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
 from loralens.linalg.subspace import Overlap
@@ -38,7 +38,7 @@ class PhiMaps(NamedTuple):
     charts: Sequence[Overlaps | None]
     columns: int
     names: Sequence[str]
-    scale: Scale
+    scale: ColourScale
     left_out: Sequence[str]
 
 
@@ -65,7 +65,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
     """
     overlaps = {name: overlap.overlap for name, overlap in comparison.items() if overlap.overlap.phi.size}
     side = next((overlap.side for overlap in comparison.modules.values()), "in")
-    first, second = (fit(label, 60) for label in labels)
+    first, second = (fit_name(label, 60) for label in labels)
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
         return Figure(f"{title}\nnothing to compare: ΔW is 0 everywhere", [])
@@ -80,6 +80,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
 def colour_top(values: Iterable[float]) -> float:
     """The end of the colour scale: the largest φ drawn, rounded up to a tenth, and at least 0.1."""
     largest = max((value for value in values if np.isfinite(value)), default=0.0)
+    # The tolerance keeps 0.3 with its rounding error from becoming 0.4.
     return min(1.0, max(0.1, ceil(10 * largest - 1e-9) / 10))
 
 
@@ -126,7 +127,7 @@ def phi_maps(
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
     levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
     top = colour_top(float(phi.max()) for phi in phis.values())
-    scale = Scale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
+    scale = ColourScale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
     charts: list[Overlaps | None] = []
     for place, row in zip(drawn, rows, strict=True):
         for module in row:
@@ -135,7 +136,7 @@ def phi_maps(
                 continue
             suffix = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
             suffix = suffix if isinstance(place, Block) or len(places) > 1 else ""
-            title = f"{fit(kind(module), max(TITLE - len(suffix), 7))}{suffix}"
+            title = f"{fit_name(kind(module), max(TITLE - len(suffix), 7))}{suffix}"
             own = [numbers[module]] if numbers else ()
             charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
         if with_chance:
@@ -150,19 +151,19 @@ def _place(name: str, overlaps: Mapping[str, Overlap]) -> Column:
     return home if home or any(block(other) for other in overlaps) else name
 
 
-def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: Scale, modules: Sequence[int]) -> Overlaps:
+def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: ColourScale, modules: Sequence[int]) -> Overlaps:
     notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
     return Overlaps(title, phi.tolist(), scale, notes, modules)
 
 
-def _chance_map(overlap: Overlap, scale: Scale) -> Overlaps:
+def _chance_map(overlap: Overlap, scale: ColourScale) -> Overlaps:
     """The map that random subspaces would give, max(i, j)/n, in the same colours."""
     (k1, k2), n = overlap.phi.shape, overlap.n
     notes = [f"φ(1,1) {1 / n:.2g}", f"all {max(k1, k2) / n:.2g}"]
     return Overlaps(f"chance, n = {n}", overlap_chance(k1, k2, n).tolist(), scale, notes)
 
 
-def _overview(overlaps: Mapping[str, Overlap]) -> list[Heat]:
+def _overview(overlaps: Mapping[str, Overlap]) -> list[HeatMap]:
     """Maps of φ(1, 1) and of φ of all directions of every module, by kind and block."""
     grid = Grid.of(overlaps)
     maps = []
@@ -178,7 +179,9 @@ def _overview(overlaps: Mapping[str, Overlap]) -> list[Heat]:
             [overlap.full_chance for overlap in overlaps.values()],
         ),
     ):
-        scale = Scale(0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f")
+        scale = ColourScale(
+            0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f"
+        )
         note = "a cell: the mean of its modules" if grid.fullest > 1 else ""
-        maps.append(grid.heat(title, values, scale, gather=mean, note=note))
+        maps.append(grid.heat(title, values, scale, gather=arithmetic_mean, note=note))
     return maps

@@ -8,9 +8,9 @@ import numpy as np
 from loralens.analysis.compare.nested import Nesting
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import side_of
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.similarity import WHOSE, colour_top
-from loralens.charts.spec import Band, Cell, Figure, Heat, Scale
+from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block, kind
 from loralens.errors import OptionError
 
@@ -33,11 +33,11 @@ def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update"
         raise OptionError("no two modules have the same width", fix="choose more modules with --modules")
     drawn = several[:WIDTHS]
     note = f"\n{len(drawn)} of {len(several)} widths" if len(drawn) < len(several) else ""
-    title = f"{fit(label, 70)}: {side_of(of, side)} side of {WHOSE[of]}{note}"
+    title = f"{fit_name(label, 70)}: {side_of(of, side)} side of {WHOSE[of]}{note}"
     return Figure(title, [Band([nesting_map(nesting)]) for nesting in drawn])
 
 
-def nesting_map(nesting: Nesting) -> Heat:
+def nesting_map(nesting: Nesting) -> HeatMap:
     """The map of one width; its diagonal, where φ is 1, is left blank."""
     names, count = nesting.names, len(nesting.names)
     values = np.where(np.triu(np.ones_like(nesting.full), 1) > 0, nesting.full, nesting.first)
@@ -51,10 +51,12 @@ def nesting_map(nesting: Nesting) -> Heat:
     finite_chance = nesting.chance[~np.isnan(nesting.chance)]
     low, high = (float(finite_chance.min()), float(finite_chance.max())) if finite_chance.size else (0.0, 0.0)
     top = colour_top(cell.value for cell in cells.values())
-    scale = Scale(0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=low, chance_high=high, form=".2f")
+    scale = ColourScale(
+        0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=low, chance_high=high, form=".2f"
+    )
     labels, edges = _groups(names)
     title = f"{count} modules of width {nesting.width}"
-    return Heat(
+    return HeatMap(
         title, names, names, cells, scale, row_labels=labels, column_labels=labels, row_edges=edges, column_edges=edges
     )
 
@@ -66,6 +68,6 @@ def _groups(names: Sequence[str]) -> tuple[list[str], list[int]]:
         members = list(group)
         numbers = [home.number for name in members if (home := block(name))]
         blocks = f" {numbers[0]}–{numbers[-1]}" if len(numbers) > 1 else ""
-        labels[sum(sizes) + (len(members) - 1) // 2] = fit(label, 20) + blocks
+        labels[sum(sizes) + (len(members) - 1) // 2] = fit_name(label, 20) + blocks
         sizes.append(len(members))
     return labels, [*accumulate(sizes)][:-1]

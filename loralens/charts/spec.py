@@ -62,7 +62,7 @@ class Area:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LineChart:
     """A chart of lines over one pair of axes.
 
     Attributes
@@ -97,7 +97,7 @@ class Lines:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scale:
+class ColourScale:
     """The colour scale of a map: its limits, and the level of chance.
 
     Attributes
@@ -143,6 +143,7 @@ class Scale:
     @property
     def levels(self) -> list[float]:
         """The one or two levels of chance that are marked."""
+        # A scale without width has no place for a mark.
         if self.chance is None or self.high <= self.low:
             return []
         return [self.chance] if self.chance_high in (None, self.chance) else [self.chance, self.chance_high or 0.0]
@@ -167,7 +168,7 @@ class Ramp:
     ticks: Sequence[tuple[float, str]]
 
 
-Key = Scale | Ramp
+Key = ColourScale | Ramp
 
 
 @final
@@ -182,7 +183,7 @@ class Cell:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Heat:
+class HeatMap:
     """A map of coloured cells in rows and columns.
 
     Attributes
@@ -215,7 +216,7 @@ class Heat:
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[int, int], Cell]
-    scale: Scale
+    scale: ColourScale
     across: str = ""
     written: bool = False
     zeros: Sequence[tuple[int, int]] = ()
@@ -229,12 +230,12 @@ class Heat:
     room: float = 900.0
 
     @property
-    def beside(self) -> list[tuple[int, str]]:
+    def row_texts(self) -> list[tuple[int, str]]:
         """The rows that have a label, with it."""
         return [(i, name) for i, name in enumerate(self.row_labels or self.rows) if name]
 
     @property
-    def below(self) -> list[tuple[int, str]]:
+    def column_texts(self) -> list[tuple[int, str]]:
         """The columns that have a label, with it."""
         return [(j, name) for j, name in enumerate(self.column_labels or self.columns) if name]
 
@@ -253,12 +254,12 @@ class Overlaps:
 
     title: str
     phi: Sequence[Sequence[float]]
-    scale: Scale
+    scale: ColourScale
     notes: Sequence[str] = ()
     modules: Sequence[int] = ()
 
 
-Chart = Lines | Heat | Overlaps
+Chart = LineChart | HeatMap | Overlaps
 
 
 @final

@@ -6,9 +6,9 @@ import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts.axes import direction_axis, line_chart
-from loralens.charts.grid import Grid, all_blocks, gather_kinds, mean
-from loralens.charts.names import NAME, fit, thin
-from loralens.charts.spec import Band, Figure, Heat, Limits, Line, Lines, Scale
+from loralens.charts.grid import Grid, all_blocks, arithmetic_mean, gather_kinds
+from loralens.charts.names import NAME, columns_to_label, fit_name
+from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
 from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
@@ -68,8 +68,8 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     return Figure(title, bands)
 
 
-def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scale: Scale) -> list[Band]:
-    title = fit(label, TITLE)
+def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scale: ColourScale) -> list[Band]:
+    title = fit_name(label, TITLE)
     if not modules:
         return [Band([], f"{title}: no modules")]
     if grid.gathered:
@@ -96,7 +96,7 @@ def nonzero(spectrum: Spectrum) -> Floats:
 
 def singular_value_panels(
     spectra: Spectra, grid: Grid, limits: Limits | None, numbers: Mapping[str, int] | None = None
-) -> list[Lines]:
+) -> list[LineChart]:
     """One panel per kind, all on one scale: σᵢ of every module against i.
 
     Where no module has a second direction, σ₁ is drawn against the block. ``numbers`` are those of modules on a page.
@@ -104,14 +104,14 @@ def singular_value_panels(
     most = max((spectrum.s.size for spectrum in spectra.values()), default=1)
     flat = most < 2
     if flat:
-        shown = thin(grid.blocks, 6)
+        shown = columns_to_label(grid.blocks, 6)
         x_range: Limits = (-0.5, len(grid.blocks) - 0.5)
         x_ticks = [(float(j), grid.columns[j]) for j in shown if len(grid.columns[j]) <= 8]
     else:
         x_range, x_ticks = direction_axis(most)
     return [
         line_chart(
-            fit(name, NAME),
+            fit_name(name, NAME),
             _lines(spectra, grid, row, numbers or {}, flat=flat),
             grid.across or "module" if flat else "direction i",
             "σᵢ of ΔW",
@@ -173,7 +173,7 @@ def _note(spectra: Spectra, grid: Grid, row: int) -> str:
     return "\n".join(filter(None, notes))
 
 
-def effective_rank_scale(spectra: Iterable[Spectra]) -> Scale:
+def effective_rank_scale(spectra: Iterable[Spectra]) -> ColourScale:
     """The colour scale of effective ranks, which spans those that occur and at least a quarter of the nominal rank."""
     every = [spectrum for modules in spectra for spectrum in modules.values()]
     values = [spectrum.effective_rank for spectrum in every if spectrum.spectral > 0] or [1.0]
@@ -182,12 +182,12 @@ def effective_rank_scale(spectra: Iterable[Spectra]) -> Scale:
     # The least span keeps small differences from looking like large ones.
     margin = max(0.0, max(ranks[-1] / 4, 1) - (max(values) - min(values))) / 2
     low, high = max(min(values) - margin, 1.0), max(values) + margin
-    return Scale(low, high, f"effective rank (of r = {nominal})", form=".2f")
+    return ColourScale(low, high, f"effective rank (of r = {nominal})", form=".2f")
 
 
 def effective_rank_map(
-    spectra: Spectra, grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None, title: str = ""
-) -> Heat:
+    spectra: Spectra, grid: Grid, scale: ColourScale, numbers: Mapping[str, int] | None = None, title: str = ""
+) -> HeatMap:
     """The map of effective ranks by kind and block; a cell is the mean over its non-zero modules."""
     values = {name: spectrum.effective_rank for name, spectrum in spectra.items() if spectrum.spectral > 0}
 
@@ -197,10 +197,10 @@ def effective_rank_map(
 
     zeros = [name for name in spectra if name not in values]
     note = f"a cell: the mean of its modules, up to {grid.fullest}" if grid.fullest > 1 else ""
-    return grid.heat(title, values, scale, numbers=numbers, gather=mean, tip=tip, zeros=zeros, note=note)
+    return grid.heat(title, values, scale, numbers=numbers, gather=arithmetic_mean, tip=tip, zeros=zeros, note=note)
 
 
-def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
+def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:
     """The share of Σσ² in the k leading directions of every module, one line per kind.
 
     ``weights`` maps module names to their share of the energy: the kinds of most energy have a line of their own.
@@ -211,7 +211,7 @@ def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
         members[place_of[kind(name)]].append(spectrum)
     lines = [
         Line(
-            fit(name, NAME),
+            fit_name(name, NAME),
             range(len(curve)),
             curve,
             ("series", k % SERIES),
@@ -243,21 +243,25 @@ def energy_curve(members: Sequence[Spectrum]) -> list[float]:
     return [float(share) for share in energy.cumsum() / energy.sum()]
 
 
-def energy_scale(grids: Iterable[Grid], shares: Iterable[Mapping[str, float]]) -> Scale:
+def energy_scale(grids: Iterable[Grid], shares: Iterable[Mapping[str, float]]) -> ColourScale:
     """The colour scale of shares of energy, from 0 to the largest share of a cell."""
     pairs = zip(grids, shares, strict=True)
     tops = [sum(of[name] for name in names) for grid, of in pairs for names in grid.cells.values()]
-    return Scale(0.0, max(tops, default=0.0) or 1.0, "share of the adapter's energy", form=".2%")
+    return ColourScale(0.0, max(tops, default=0.0) or 1.0, "share of the adapter's energy", form=".2%")
 
 
 def energy_map(
-    spectra: Spectra, shares: Mapping[str, float], grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None
-) -> Heat:
+    spectra: Spectra,
+    shares: Mapping[str, float],
+    grid: Grid,
+    scale: ColourScale,
+    numbers: Mapping[str, int] | None = None,
+) -> HeatMap:
     """The map of shares of ‖ΔW‖² by kind and block; the share of a module if all had the same is marked as chance."""
     even = 1 / max(len(spectra), 1)
     # A cell of several modules has a multiple of the even share, so there is no one level to mark.
     level = even if grid.fullest == 1 and even < scale.high else None
-    colours = Scale(0.0, scale.high, scale.label, chance=level, form=scale.form)
+    colours = ColourScale(0.0, scale.high, scale.label, chance=level, form=scale.form)
 
     def tip(name: str) -> str:
         return f"{name}: {percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"

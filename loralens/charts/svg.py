@@ -31,6 +31,6 @@ def n(value: float, places: int = 1) -> str:
     return f"{round(value, places):.{places}f}".rstrip("0").rstrip(".") or "0"
 
 
-def modules(numbers: Sequence[int]) -> str:
+def modules_attribute(numbers: Sequence[int]) -> str:
     """The attribute by which the filter of the page finds what is drawn for these modules."""
     return f' data-m="{" ".join(map(str, numbers))}"' if numbers else ""

@@ -5,8 +5,8 @@ from math import ceil, isfinite, nan
 
 from loralens.analysis.trajectory import SETTLED, Trajectory
 from loralens.charts.axes import line_chart
-from loralens.charts.names import fit
-from loralens.charts.spec import Band, Figure, Line, Lines
+from loralens.charts.names import fit_name
+from loralens.charts.spec import Band, Figure, Line, LineChart
 
 NAMES = 8  # names of checkpoints that fit under the axis, where steps are unknown
 DOTS = 30  # logged losses below which each is marked with a point
@@ -28,24 +28,25 @@ def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Loss
     names : sequence of str
         The names of the checkpoints.
     """
-    title = f"trajectory: {len(steps)} checkpoints, {fit(names[0], 30)} to {fit(names[-1], 30)}"
+    title = f"trajectory: {len(steps)} checkpoints, {fit_name(names[0], 30)} to {fit_name(names[-1], 30)}"
     return Figure(title, [Band(trajectory_charts(run, steps, losses, names), columns=2)])
 
 
 def trajectory_charts(
     run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]
-) -> list[Lines]:
+) -> list[LineChart]:
     """The charts of that figure."""
     known_steps = [step for step in steps if step is not None]
     timed = len(known_steps) == len(steps)
     x: Sequence[float] = known_steps if timed else range(len(steps))
     every = ceil(len(names) / NAMES)
-    ticks = None if timed else [(float(i), fit(names[i], 12)) for i in range(0, len(names), every)]
+    ticks = None if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
     label = "step" if timed else "checkpoint (not all say their step)"
     points = run.points
     moved = [point.length if point.length is not None else nan for point in points]
     norms, ranks = [point.frobenius for point in points], [point.effective_rank for point in points]
     cosines = [point.cosine for point in points]
+    # Cosines may be negative; the axis reaches below 0 only where one is.
     low = min([0.0, *(cosine for cosine in cosines if isfinite(cosine))])
     return [
         line_chart(
@@ -86,7 +87,7 @@ def _levels(run: Trajectory) -> dict[str, float]:
     return {**chance, f"settled ({SETTLED})": SETTLED}
 
 
-def _losses(losses: Losses, without: str) -> Lines:
+def _losses(losses: Losses, without: str) -> LineChart:
     """The chart of losses over their steps, or an empty chart with the reason."""
     drawn = {name: logged for name, logged in losses.items() if logged}
     lines = [

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, TypeVar
 from loralens.analysis.base.amplification import FAR, Amplification, count_far
 from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.checks.base import Landing
-from loralens.charts.amplification import amplification_maps, excess_scale, whole_rank, z_scale
+from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
-from loralens.charts.spec import Scale
+from loralens.charts.spec import ColourScale
 from loralens.core.carried import magnitudes
 from loralens.core.names import kind, natural_key
-from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
@@ -26,23 +26,23 @@ Numbers = Mapping[str, int]
 Value = TypeVar("Value")
 
 
-class KindLanding(NamedTuple):
+class KindMerges(NamedTuple):
     """One row: the predicted merges of all modules of a kind."""
 
     kind: str
     landings: Sequence[Landing]
 
 
-class Scales(NamedTuple):
+class MapScales(NamedTuple):
     """The colour scales that all adapters of a page share, so that their maps can be compared."""
 
-    z: Scale
-    excess: Scale
-    intruders: Scale
-    error: Scale
+    z: ColourScale
+    excess: ColourScale
+    intruders: ColourScale
+    error: ColourScale
 
 
-def section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: ResultTables) -> Section:
+def base_section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: ResultTables) -> Section:
     """The section of the base: every adapter against the weights of its base model."""
     scales = _shared_scales(subjects)
     columns = [(subject.label, _parts(subject, numbers, scales, tables, i)) for i, subject in enumerate(subjects)]
@@ -52,56 +52,61 @@ def section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: Re
         f"Each adapter against {base}: whether ΔW amplifies directions that W already uses, whether W + ΔW has leading "
         "directions that W does not have, and how much of ΔW would survive a merge into rounded weights."
     )
-    parts = list(columns[0][1]) if len(columns) == 1 else [Beside(columns)]
+    parts = list(columns[0][1]) if len(columns) == 1 else [SideBySide(columns)]
     return Section("base", "Against the base", lead, parts)
 
 
-def _parts(subject: Subject, numbers: Numbers, scales: Scales, tables: ResultTables, i: int) -> list[Part]:
+def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
     parts: list[Part] = []
     if subject.patient.strays:
         fewer = [name for name in subject.patient.strays if name]
         what = f"{len(fewer)} modules have" if fewer else "The modules of this adapter have"
-        parts.append(Text(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
+        parts.append(Paragraph(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
     turned = sum(reading.module.layout.rows != "" for reading in subject.patient.readings.values())
     if turned:
         reordered = f"{turned} modules have their rows in another order than the base and are left out here"
-        parts.append(Text(f"{reordered}: see the findings.", warning=True))
-    if subject.beside:
-        parts += _amplified(subject, subject.beside.amplified, numbers, scales, tables, i)
-        parts += _intruders(subject, subject.beside.intruders, numbers, scales, tables, i)
-        if subject.beside.without:
-            parts.append(Text(f"Intruder dimensions were not looked for: {subject.beside.without}."))
+        parts.append(Paragraph(f"{reordered}: see the findings.", warning=True))
+    if subject.against_base:
+        parts += _amplified(subject, subject.against_base.amplified, numbers, scales, tables, i)
+        parts += _intruders(subject, subject.against_base.intruders, numbers, scales, tables, i)
+        if subject.against_base.without:
+            parts.append(Paragraph(f"Intruder dimensions were not looked for: {subject.against_base.without}."))
     parts += _landings(subject, numbers, scales, i)
     dora = magnitudes(subject.adapter).keys() & subject.spectra
     if dora:
         share = "of the modules use" if len(dora) < len(subject.spectra) else "modules, which are all of them, use"
         parts.append(
-            Text(f"{len(dora)} {share} DoRA. Run loralens merge --dry-run to measure what a merge makes of them.")
+            Paragraph(f"{len(dora)} {share} DoRA. Run loralens merge --dry-run to measure what a merge makes of them.")
         )
-    return parts or [Text("No module of this adapter has a weight in the base.")]
+    return parts or [Paragraph("No module of this adapter has a weight in the base.")]
 
 
-def _two_columns(parts: Sequence[Part]) -> Beside:
+def _two_columns(parts: Sequence[Part]) -> SideBySide:
     """The parts of one adapter in two columns; the second begins with the second picture."""
     pictures = [k for k, part in enumerate(parts) if isinstance(part, Picture)]
     middle = pictures[1] if len(pictures) > 1 else len(parts)
-    return Beside([("", list(parts[:middle])), ("", list(parts[middle:]))])
+    return SideBySide([("", list(parts[:middle])), ("", list(parts[middle:]))])
 
 
-def _shared_scales(subjects: Sequence[Subject]) -> Scales:
-    rows = [row for subject in subjects if subject.beside for row in whole_rank(subject.beside.amplified).values()]
+def _shared_scales(subjects: Sequence[Subject]) -> MapScales:
+    rows = [
+        row
+        for subject in subjects
+        if subject.against_base
+        for row in full_rank_rows(subject.against_base.amplified).values()
+    ]
     counts = [
         i.count
         for subject in subjects
-        if subject.beside and subject.beside.intruders
-        for i in subject.beside.intruders.values()
+        if subject.against_base and subject.against_base.intruders
+        for i in subject.against_base.intruders.values()
     ]
     errors = [landing.rounding.error for subject in subjects for landing in subject.landings.values()]
-    return Scales(
+    return MapScales(
         z_scale(rows),
         excess_scale(rows),
-        Scale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
-        Scale(0.0, max([*errors, LEAST_ERROR]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
+        ColourScale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
+        ColourScale(0.0, max([*errors, LEAST_ERROR]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
     )
 
 
@@ -109,11 +114,11 @@ def _amplified(
     subject: Subject,
     amplified: Mapping[str, Amplification],
     numbers: Numbers,
-    scales: Scales,
+    scales: MapScales,
     tables: ResultTables,
     i: int,
 ) -> list[Part]:
-    rows = whole_rank(amplified)
+    rows = full_rank_rows(amplified)
     if not rows:
         return []
     maps = amplification_maps(rows, Grid.of(rows), scales.z, scales.excess, numbers)
@@ -149,7 +154,7 @@ def _intruders(
     subject: Subject,
     intruders: Mapping[str, Intruders] | None,
     numbers: Numbers,
-    scales: Scales,
+    scales: MapScales,
     tables: ResultTables,
     i: int,
 ) -> list[Part]:
@@ -186,7 +191,7 @@ def _intruders(
     ]
 
 
-def _landings(subject: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Part]:
+def _landings(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> list[Part]:
     landings = subject.landings
     if not landings:
         return []
@@ -221,12 +226,12 @@ def _landings(subject: Subject, numbers: Numbers, scales: Scales, i: int) -> lis
     ]
 
 
-def _landings_table(kinds: Mapping[str, Sequence[Landing]]) -> Table[KindLanding]:
-    rows = [KindLanding(name, members) for name, members in kinds.items()]
+def _landings_table(kinds: Mapping[str, Sequence[Landing]]) -> Table[KindMerges]:
+    rows = [KindMerges(name, members) for name, members in kinds.items()]
     return Table("Merge by kind", LANDING_COLUMNS, rows)
 
 
-LANDING_COLUMNS: tuple[Column[KindLanding], ...] = (
+LANDING_COLUMNS: tuple[Column[KindMerges], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left"),
     Column("modules", lambda row: len(row.landings), "modules"),
     Column(

@@ -11,7 +11,7 @@ from loralens.tables.table import Column, Table
 
 @final
 @dataclass(frozen=True, slots=True)
-class Text:
+class Paragraph:
     """A paragraph; ``warning`` makes it stand out."""
 
     text: str
@@ -122,13 +122,13 @@ class Slider:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Beside:
+class SideBySide:
     """Columns of parts that stand side by side where the page is wide enough, each under its label."""
 
     columns: Sequence[tuple[str, Sequence["Part"]]]
 
 
-Part = Text | Notices | PageTable | Picture | Slider | Beside
+Part = Paragraph | Notices | PageTable | Picture | Slider | SideBySide
 
 
 @final

@@ -10,7 +10,7 @@ from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, Any
 
 from loralens.charts.palette import classes, stylesheet
-from loralens.charts.spec import Chart, Heat, Key, Lines
+from loralens.charts.spec import Chart, HeatMap, Key, LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import visible
@@ -28,15 +28,16 @@ DARK = (
 )
 
 
-def html(report: Report) -> str:
+def report_html(report: Report) -> str:
     """The page."""
-    return "".join(html_parts(report))
+    return "".join(report_html_parts(report))
 
 
-def html_parts(report: Report) -> Iterator[str]:
+def report_html_parts(report: Report) -> Iterator[str]:
     """The page from beginning to end in parts, so that a page of many long names is never held in memory as a whole."""
     from markupsafe import Markup
 
+    # The policy of the page allows the one script with this hash, so that no name in it can run another.
     script = _template("report.js")
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
     texts = (
@@ -70,6 +71,7 @@ def carried_json(values: Mapping[str, Any]) -> "Markup":
     """JSON in which no text can end the script element that holds it."""
     from markupsafe import Markup
 
+    # JSON allows these letters as escapes, and HTML then sees no tag.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -106,16 +108,16 @@ def _environment() -> "Environment":
         "break_at_dots": _break_at_dots,
         "join_units": _join_units,
     }
-    environment.tests |= {"lines": lambda chart: isinstance(chart, Lines)}
+    environment.tests |= {"lines": lambda chart: isinstance(chart, LineChart)}
     return environment
 
 
 def _draw(chart: Chart, alt: str, count: int) -> "Markup":
     from markupsafe import Markup
 
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         text = lines_svg(chart, f"{chart.title}. {alt}" if chart.title else alt, alone=count == 1)
-    elif isinstance(chart, Heat):
+    elif isinstance(chart, HeatMap):
         text = heat_svg(chart, f"{chart.title}. {alt}" if chart.title else alt)
     else:
         text = overlaps_svg(chart, f"{chart.title}: {', '.join(chart.notes)}")

@@ -6,30 +6,30 @@ from typing import Any
 from loralens.charts.curve import curve_chart
 from loralens.compression.curve import Point
 from loralens.core.shell import quoted
-from loralens.reporting.allotment import Stop, budget_stops, rank_stops
-from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
 from loralens.reporting.subject import LOSS, Subject
 from loralens.tables.numbers import count, listed, percent, size, span, unit_of
 
 OPEN = 16  # ranks up to which their table stands open
 
 
-def section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
+def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
     columns: list[tuple[str, Sequence[Part]]] = []
     sliders = 0
     for i, subject in enumerate(subjects):
         if subject.plan is None or not subject.points:
-            columns.append((subject.label, [Text(f"No ranks to choose: {subject.without or 'every ΔW is 0'}.")]))
+            columns.append((subject.label, [Paragraph(f"No ranks to choose: {subject.without or 'every ΔW is 0'}.")]))
             continue
         picture, table = _picture(subject, i), PageTable(tables.ranks(subject), folded=len(subject.points) > OPEN)
-        figures = [picture, table] if len(subjects) > 1 else [Beside([("", [picture]), ("", [table])])]
+        figures = [picture, table] if len(subjects) > 1 else [SideBySide([("", [picture]), ("", [table])])]
         columns.append(
             (
                 subject.label,
                 [
-                    Text(advice(subject)),
+                    Paragraph(advice(subject)),
                     Slider(sliders, subject.label, "output kept" if subject.on_data else "energy kept"),
                     *figures,
                 ],
@@ -41,7 +41,7 @@ def section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
         "has a smaller one. One rank for all modules is what inference servers expect; a budget gives each module "
         "the rank that saves most."
     )
-    parts = [*_missing_activations(subjects), *(columns[0][1] if len(columns) == 1 else [Beside(columns)])]
+    parts = [*_missing_activations(subjects), *(columns[0][1] if len(columns) == 1 else [SideBySide(columns)])]
     return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
 
 
@@ -57,10 +57,10 @@ def _missing_activations(subjects: Sequence[Subject]) -> list[Part]:
     without = [subject.label for subject in subjects if not subject.on_data]
     if not without or len(without) == len(subjects):
         return []
-    return [Text(f"No activations were given for {listed(without)}, so their errors are those of ΔW itself.")]
+    return [Paragraph(f"No activations were given for {listed(without)}, so their errors are those of ΔW itself.")]
 
 
-def kept_of(subject: Subject) -> str:
+def kept_quantity(subject: Subject) -> str:
     """The quantity of which a smaller adapter keeps a share, in words."""
     if not subject.on_data:
         return "the energy"
@@ -75,13 +75,14 @@ def advice(subject: Subject) -> str:
     largest = most.uniform.bytes
     if best.rank >= most.rank:
         return _reason_to_keep(subject, most)
+    # The file of a lower rank need not be smaller, as headers and padding count too.
     if best.uniform.bytes >= largest:
-        less = f"makes the file smaller and loses at most {percent(LOSS)} of {kept_of(subject)}"
+        less = f"makes the file smaller and loses at most {percent(LOSS)} of {kept_quantity(subject)}"
         return f"Keep the adapter as it is: no lower rank for all modules {less}."
     saved = 1 - best.uniform.bytes / largest
     return (
         f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
-        f"{kept_of(subject)} ({_describe_error(subject, best, subject.plain)}) in {size(best.uniform.bytes)}, "
+        f"{kept_quantity(subject)} ({_describe_error(subject, best, subject.plain)}) in {size(best.uniform.bytes)}, "
         f"{percent(saved)} less than now."
     )
 
@@ -100,11 +101,11 @@ def _reason_to_keep(subject: Subject, most: Point) -> str:
         return f"Its rank is {most.rank}, so there is no lower one."
     return (
         f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of "
-        f"{kept_of(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
+        f"{kept_quantity(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
     )
 
 
-def command(subject: Subject) -> str:
+def compress_command(subject: Subject) -> str:
     """The command that makes the adapter smaller, without the rank or size, which the sliders append."""
     to = ["--to", subject.dialect.name] if subject.dialect.name != subject.patient.adapter.format else []
     uniform = ["--uniform"] if subject.dialect.one_rank else []
@@ -127,7 +128,7 @@ def _picture(subject: Subject, i: int) -> Picture:
     )
 
 
-def slider(subject: Subject, i: int) -> dict[str, Any]:
+def slider_data(subject: Subject, i: int) -> dict[str, Any]:
     """The data of an adapter's sliders on the page: every stop in words, and its place on the curve."""
     assert subject.plan is not None
     best, form = subject.recommended, subject.form
@@ -136,13 +137,14 @@ def slider(subject: Subject, i: int) -> dict[str, Any]:
         budget_stops(subject.plan, subject.dialect, subject.points, form),
     )
     start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
+    # The slider over sizes starts at the size of the recommended rank, so that the two can be compared at once.
     near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
     largest = max(stop.bytes for stop in uniform)
     _, step = unit_of(largest)
     # Without a rule for the size, a budget is only met approximately: see `budget_stops`.
     about = "" if form else "about "
     return {
-        "command": command(subject),
+        "command": compress_command(subject),
         "picture": f"curve-{i + 1}",
         "rank": {"start": start, "stops": [_stop(stop, str(stop.value), "rank", largest, step) for stop in uniform]},
         "budget": {

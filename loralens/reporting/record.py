@@ -5,18 +5,18 @@ from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.compare.interference import Meeting
-from loralens.reporting.company import Company, Course
+from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import known, matrix
 from loralens.version import __version__
 
 
-def record(
+def report_record(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
-    company: Company | None,
-    course: Course | None,
+    collection: Collection | None,
+    run: CheckpointRun | None,
     summary: Sequence[str],
     tables: ResultTables,
     choices: Mapping[str, Any],
@@ -28,8 +28,8 @@ def record(
         "summary": list(summary),
         "findings": [finding.record() for finding in findings],
         "adapters": [_adapter(subject, tables) for subject in subjects],
-        "together": _company(company) if company else None,
-        "run": _course(subjects, course) if course else None,
+        "together": _collection_record(collection) if collection else None,
+        "run": _run_record(subjects, run) if run else None,
     }
 
 
@@ -45,7 +45,8 @@ def _adapter(subject: Subject, tables: ResultTables) -> dict[str, Any]:
         "base_model": subject.patient.adapter.base_model,
         "left_out": list(subject.sick),
         "modules": [
-            {**record, **_base_measurements(subject, record["name"])} for record in tables.modules(subject).records()
+            {**report_record, **_base_measurements(subject, report_record["name"])}
+            for report_record in tables.modules(subject).records()
         ],
         "total": {
             "modules": len(chosen),
@@ -72,14 +73,14 @@ def _choice(choice: Any) -> dict[str, Any]:
 def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
     """The measurements of a module against the base, as parts of its JSON object."""
     measured: dict[str, Any] = {}
-    if subject.beside and name in subject.beside.amplified:
-        amplified = subject.beside.amplified[name]
-        row = amplified.kept(amplified.s.size)
+    if subject.against_base and name in subject.against_base.amplified:
+        amplified = subject.against_base.amplified[name]
+        row = amplified.kept(amplified.s.size)  # at the full rank
         words = ("projected_norm", "random_norm", "amplification", "excess", "z")
         values = {word: known(getattr(row, word)) for word in words}
         measured["amplification"] = {**values, "weight_norm": amplified.weight_norm}
-    if subject.beside and subject.beside.intruders and name in subject.beside.intruders:
-        new = subject.beside.intruders[name]
+    if subject.against_base and subject.against_base.intruders and name in subject.against_base.intruders:
+        new = subject.against_base.intruders[name]
         measured["intruders"] = {"count": new.count, "of": int(new.s.size), "scores": new.scores.tolist()}
         measured["intruders"] |= {"energy_share": new.energy_share, "chance": new.chance, "threshold": new.threshold}
     if name in subject.landings:
@@ -95,7 +96,7 @@ def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
     return measured
 
 
-def _company(collection: Company) -> dict[str, Any]:
+def _collection_record(collection: Collection) -> dict[str, Any]:
     pairs, energy = collection.pairs, collection.energy
     return {
         "cosine": matrix(pairs.cosine),
@@ -142,10 +143,10 @@ def _meeting(meeting: Meeting) -> dict[str, Any]:
     }
 
 
-def _course(subjects: Sequence[Subject], course: Course) -> dict[str, Any]:
-    trajectory = course.found
+def _run_record(subjects: Sequence[Subject], run: CheckpointRun) -> dict[str, Any]:
+    trajectory = run.trajectory
     return {
-        "settled": None if trajectory.settled is None else course.steps[trajectory.settled],
+        "settled": None if trajectory.settled is None else run.steps[trajectory.settled],
         "chance": {side: known(value) for side, value in trajectory.chance.items()},
         "checkpoints": [
             {
@@ -159,7 +160,7 @@ def _course(subjects: Sequence[Subject], course: Course) -> dict[str, Any]:
                 "phi": {side: known(value) for side, value in point.phi.items()},
                 "initial_cosine": known(point.initial),
             }
-            for i, step, point in zip(course.order, course.steps, trajectory.points, strict=True)
+            for i, step, point in zip(run.order, run.steps, trajectory.points, strict=True)
         ],
-        "losses": {name: [list(pair) for pair in logged] for name, logged in course.losses.items()},
+        "losses": {name: [list(pair) for pair in logged] for name, logged in run.losses.items()},
     }

@@ -10,7 +10,7 @@ from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.compression.curve import Point
-from loralens.reporting.company import Course
+from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.subject import Subject
 from loralens.tables.table import Table
 
@@ -47,4 +47,4 @@ class ResultTables:
     amplification: Callable[[Mapping[str, Sequence[Kept]]], Table[Any]]
     intruders: Callable[[Mapping[str, Sequence[Intruders]]], Table[Any]]
     pairs: Callable[[Sequence[str], Pairwise], Table[Any]]
-    checkpoints: Callable[[Sequence[str], Course], Table[Any]]
+    checkpoints: Callable[[Sequence[str], CheckpointRun], Table[Any]]

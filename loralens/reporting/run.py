@@ -5,8 +5,8 @@ from math import isfinite
 
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.trajectory import trajectory_charts
-from loralens.reporting.company import Course
-from loralens.reporting.document import PageTable, Picture, Section, Text
+from loralens.reporting.collection import CheckpointRun
+from loralens.reporting.document import PageTable, Paragraph, Picture, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import number
@@ -15,7 +15,7 @@ from loralens.tables.numbers import number
 STUCK = 0.9
 
 
-def section(subjects: Sequence[Subject], course: Course, tables: ResultTables) -> Section:
+def run_section(subjects: Sequence[Subject], run: CheckpointRun, tables: ResultTables) -> Section:
     """The section of the run: a sentence, curves over the steps, and a table of checkpoints."""
     labels = [subject.label for subject in subjects]
     lead = "These are checkpoints of one training run. The direction of each is compared with that of the last."
@@ -23,13 +23,13 @@ def section(subjects: Sequence[Subject], course: Course, tables: ResultTables) -
         "run",
         "The run",
         lead,
-        [Text(sentence(course)), _picture(course), PageTable(tables.checkpoints(labels, course))],
+        [Paragraph(run_sentence(run)), _picture(run), PageTable(tables.checkpoints(labels, run))],
     )
 
 
-def sentence(course: Course) -> str:
+def run_sentence(run: CheckpointRun) -> str:
     """A sentence that says from which step on the direction of ΔW has settled, and whether the in side can be read."""
-    trajectory, steps = course.found, course.steps
+    trajectory, steps = run.trajectory, run.steps
     before = trajectory.points[-2].cosine
     if not trajectory.points[-1].frobenius:
         return "The last checkpoint is 0, so there is no direction to compare the others with."
@@ -47,10 +47,10 @@ def sentence(course: Course) -> str:
     return text
 
 
-def _picture(course: Course) -> Picture:
-    trajectory = course.found
+def _picture(run: CheckpointRun) -> Picture:
+    trajectory = run.trajectory
     points = trajectory.points
-    charts = trajectory_charts(trajectory, list(course.steps), course.losses, [])
+    charts = trajectory_charts(trajectory, list(run.steps), run.losses, [])
     charts = [chart for chart in charts if chart.lines]
     return Picture(
         "run",

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from loralens.analysis.groups import by_block, by_kind
 from loralens.analysis.outliers import outliers
-from loralens.charts.grid import Grid, all_blocks, mean
-from loralens.charts.spec import Limits, Scale
+from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
+from loralens.charts.spec import ColourScale, Limits
 from loralens.charts.spectrum import (
     effective_rank_map,
     effective_rank_scale,
@@ -17,7 +17,7 @@ from loralens.charts.spectrum import (
     singular_value_panels,
 )
 from loralens.core.names import kind
-from loralens.reporting.document import Beside, PageTable, Part, Picture, Section
+from loralens.reporting.document import PageTable, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent, span
@@ -27,7 +27,7 @@ Numbers = Mapping[str, int]
 Labelled = tuple[str, Sequence[Part]]
 
 
-def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> Section:
+def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> Section:
     """The section of spectra; all adapters share limits and colours, so that they can be compared."""
     measured = [subject for subject in subjects if subject.spectra]
     limits = singular_value_limits(subject.spectra for subject in measured)
@@ -61,16 +61,17 @@ def section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables)
 
 def _side_by_side(columns: Sequence[Labelled]) -> list[Part]:
     """The parts of one adapter as they are; for several adapters, the same part of each side by side."""
+    # A single adapter has the width of the page, so its maps stand next to its energy curves.
     if len(columns) == 1:
         (spectra, energy, *maps), tables = _split_tables(columns[0][1])
-        return [spectra, *([Beside([("", [energy]), ("", maps)])] if maps else [energy]), *tables]
+        return [spectra, *([SideBySide([("", [energy]), ("", maps)])] if maps else [energy]), *tables]
     labelled = [(label, *_split_tables(parts)) for label, parts in columns]
     pictures = [(label, drawn) for label, drawn, _ in labelled]
     most = max((len(parts) for _, parts in pictures), default=0)
     rows: list[Part] = [
-        Beside([(label, [parts[k]]) for label, parts in pictures if k < len(parts)]) for k in range(most)
+        SideBySide([(label, [parts[k]]) for label, parts in pictures if k < len(parts)]) for k in range(most)
     ]
-    return [*rows, Beside([(label, tables) for label, _, tables in labelled])]
+    return [*rows, SideBySide([(label, tables) for label, _, tables in labelled])]
 
 
 def _split_tables(parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
@@ -104,7 +105,7 @@ def _effective_rank_range(subject: Subject) -> str:
     ranks = [spectrum.effective_rank for spectrum in subject.spectra.values() if spectrum.spectral > 0]
     if not ranks:
         return "all of them are 0"
-    return f"effective ranks run from {min(ranks):.1f} to {max(ranks):.1f} with a mean of {mean(ranks):.1f}"
+    return f"effective ranks run from {min(ranks):.1f} to {max(ranks):.1f} with a mean of {arithmetic_mean(ranks):.1f}"
 
 
 def _energy_curves_picture(subject: Subject, i: int) -> Picture:
@@ -129,7 +130,7 @@ def _directions_needed(subject: Subject) -> str:
     return f"99 % needs {needed} of {len(total_curve) - 1} directions"
 
 
-def _effective_rank_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
+def _effective_rank_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: ColourScale, i: int) -> Picture:
     chart = effective_rank_map(subject.spectra, grid, scale, numbers)
     return Picture(
         f"ranks-{i + 1}",
@@ -143,8 +144,9 @@ def _effective_rank_picture(subject: Subject, grid: Grid, numbers: Numbers, scal
     )
 
 
-def _energy_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale, i: int) -> Picture:
+def _energy_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: ColourScale, i: int) -> Picture:
     even = 1 / max(len(subject.spectra), 1)
+    modules = "1 module" if len(subject.spectra) == 1 else f"the {len(subject.spectra)} modules"
     chart = energy_map(subject.spectra, subject.shares, grid, scale, numbers)
     return Picture(
         f"shares-{i + 1}",
@@ -152,23 +154,23 @@ def _energy_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Scale
         [chart],
         "The share of ‖ΔW‖² in each module: kinds are rows, blocks are columns. Larger weights can hold more, so "
         "compare modules of one kind.",
-        f"{percent(even)} each if the energy were spread evenly over {_all(subject)}",
+        f"{percent(even)} each if the energy were spread evenly over {modules}",
         "Hu et al. 2021, §7.1 (which weights to adapt)",
         f"Map of the energy of {subject.label} over its modules; {_energy_distribution(subject)}.",
     )
 
 
-def _all(subject: Subject) -> str:
-    return "1 module" if len(subject.spectra) == 1 else f"the {len(subject.spectra)} modules"
-
-
 def _energy_distribution(subject: Subject) -> str:
     if len(subject.spectra) == 1:
         return "there is one"
-    return f"{half(subject)} of {len(subject.spectra)} modules hold half of it" if subject.norm else "all of it is 0"
+    return (
+        f"{half_energy_modules(subject)} of {len(subject.spectra)} modules hold half of it"
+        if subject.norm
+        else "all of it is 0"
+    )
 
 
-def half(subject: Subject) -> int:
+def half_energy_modules(subject: Subject) -> int:
     """The fewest modules that hold half of the energy."""
     covered, count = 0.0, 0
     for share in sorted(subject.shares.values(), reverse=True):

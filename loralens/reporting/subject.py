@@ -19,7 +19,7 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.allotment import Dialect, Layout, layout, size_by
+from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout, layout_size
 
 # The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %.
 LOSS = 0.01
@@ -27,7 +27,7 @@ LOSS = 0.01
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class BaseMeasurements:
     """An adapter measured against the weights of its base.
 
     Attributes
@@ -62,7 +62,7 @@ class Subject:
         The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``without``.
     dialect : Dialect
         How a smaller adapter would be written.
-    form : Layout or None
+    form : FileLayout or None
         The rule that gives the size of its file at any ranks; None where there is none.
     points : sequence of Point
         Size and error at every rank.
@@ -74,7 +74,7 @@ class Subject:
         The number of inputs of the module that saw most of them; 0 without inputs.
     plain : float or None
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
-    beside : Beside or None
+    against_base : BaseMeasurements or None
         The measurements against a base, where one was given.
     """
 
@@ -87,13 +87,13 @@ class Subject:
     plan: Plan | None
     without: str
     dialect: Dialect
-    form: Layout | None
+    form: FileLayout | None
     points: Sequence[Point]
     on_data: bool
     activations: str = ""
     positions: int = 0
     plain: float | None = None
-    beside: Beside | None = None
+    against_base: BaseMeasurements | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -128,14 +128,14 @@ def _recommended(points: Sequence[Point]) -> Point | None:
     return min(fitting, key=lambda point: point.rank, default=None)
 
 
-def subject(
+def measure_subject(
     patient: Patient,
     label: str,
     dialect: Dialect,
     *,
     moments: Moments | None = None,
     activations: str = "",
-    beside: Beside | None = None,
+    against_base: BaseMeasurements | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Subject:
@@ -151,7 +151,7 @@ def subject(
         Second moments of real inputs: ranks are then chosen by the error on these inputs.
     activations : str
         The file of the moments, for the commands that the page shows.
-    beside : Beside, optional
+    against_base : BaseMeasurements, optional
         The measurements against a base.
     threads : int
         How many modules are measured at a time.
@@ -178,8 +178,8 @@ def subject(
         try:
             with place(patient.path):
                 drawn_plan = Plan.of(chosen, modules=list(spectra), moments=moments, threads=threads, step=step)
-                form = layout(drawn_plan, dialect)
-                size = size_by(form, drawn_plan, dialect) if form else dialect.size
+                form = find_layout(drawn_plan, dialect)
+                size = layout_size(form, drawn_plan, dialect) if form else dialect.size
                 points = rank_curve(drawn_plan, size=size, one_rank=dialect.one_rank)
                 if moments is not None:
                     plain = _error_of_update(adapter, drawn_plan, _recommended(points), one_rank=dialect.one_rank)
@@ -202,7 +202,7 @@ def subject(
         activations=activations if moments is not None else "",
         positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
         plain=plain,
-        beside=beside,
+        against_base=against_base,
     )
 
 

@@ -10,13 +10,13 @@ from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
 from loralens.analysis.groups import mean_effective_rank
-from loralens.charts.amplification import whole_rank
+from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import Point
 from loralens.core.names import kind
-from loralens.reporting.company import Company, Course
+from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.ranks import advice
-from loralens.reporting.run import sentence
-from loralens.reporting.spectra import half
+from loralens.reporting.run import run_sentence
+from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import LOSS, Subject
 from loralens.tables.numbers import count, fixed, listed, percent, size, span
 
@@ -28,26 +28,26 @@ NEGLIGIBLE = 1e-5
 signed = fixed("+.3f")
 
 
-def sentences(
+def summary_sentences(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
-    company: Company | None,
-    course: Course | None,
+    collection: Collection | None,
+    run: CheckpointRun | None,
 ) -> list[str]:
     """The summary of a report: findings first, then each adapter, then what they are to each other."""
     several = len(subjects) > 1
     lines = [_findings(findings)]
-    if course:
-        lines.append(f"{len(course.order)} checkpoints of one run. {sentence(course)}")
+    if run:
+        lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
     for subject in subjects:
         own = [
             *_energy(subject),
-            *([] if course and subject is not subjects[course.order[-1]] else _ranks(subject)),
+            *([] if run and subject is not subjects[run.order[-1]] else _ranks(subject)),
             *_base(subject),
         ]
         lines += [f"{subject.label}: {text}" for text in [" ".join(own)] if text] if several else own
-    if company and not course:
-        lines += _together([subject.label for subject in subjects], company)
+    if collection and not run:
+        lines += _together([subject.label for subject in subjects], collection)
     return lines
 
 
@@ -70,7 +70,7 @@ def _energy(subject: Subject) -> list[str]:
         return ["Nothing could be measured: every module holds NaN or Inf."]
     if not subject.norm:
         return [f"ΔW is 0 in all of its modules ({len(subject.spectra)}): the adapter does nothing."]
-    modules, fewest = len(subject.spectra), half(subject)
+    modules, fewest = len(subject.spectra), half_energy_modules(subject)
     zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
     text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "The adapter has one module"
     shares: dict[str, float] = {}
@@ -95,9 +95,10 @@ def _ranks(subject: Subject) -> list[str]:
     # A second recommendation is worth a sentence only where it saves at least 5 % of the file of the first.
     by_module = _budget_recommendation(subject)
     if best and most and by_module and by_module.uniform.bytes < 0.95 * best.uniform.bytes:
+        on_inputs = " there" if subject.on_data else ""
         text += (
             f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
-            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{' there' if subject.on_data else ''})."
+            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
         )
     return [text]
 
@@ -109,19 +110,19 @@ def _budget_recommendation(subject: Subject) -> Point | None:
 
 
 def _base(subject: Subject) -> list[str]:
-    sentences: list[str] = []
-    rows = whole_rank(subject.beside.amplified) if subject.beside else {}
+    summary_sentences: list[str] = []
+    rows = full_rank_rows(subject.against_base.amplified) if subject.against_base else {}
     if rows:
         far, expected = count_far(list(rows.values()))
-        sentences.append(
+        summary_sentences.append(
             f"In {far} of {len(rows)} modules the base weight is stronger or weaker along the directions of ΔW than "
             f"along random directions, by more than {FAR:g} standard deviations. Chance alone would give "
             f"{expected:.2g} such modules."
         )
-    intruders = subject.beside.intruders if subject.beside else None
+    intruders = subject.against_base.intruders if subject.against_base else None
     if intruders:
         looked, new = sum(x.s.size for x in intruders.values()), sum(x.count for x in intruders.values())
-        sentences.append(
+        summary_sentences.append(
             f"{new} of the {looked} leading directions of W + ΔW are intruder dimensions: they resemble no singular "
             "direction of W."
         )
@@ -131,19 +132,19 @@ def _base(subject: Subject) -> list[str]:
         merge, largest = f"A merge into {landings[worst].dtype} weights", landings[worst].rounding.error
         if largest < FAITHFUL:
             error = "less than 0.001 %" if largest < NEGLIGIBLE else percent(largest)
-            sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
+            summary_sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
         else:
             middle = float(np.median([x.rounding.error for x in landings.values()]))
-            sentences.append(
+            summary_sentences.append(
                 f"{merge} would have an error of {percent(middle)} of ‖ΔW‖ in the median module and of "
                 f"{percent(largest)} in the worst, {worst}."
             )
-    return sentences
+    return summary_sentences
 
 
-def _together(labels: Sequence[str], collection: Company) -> list[str]:
+def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     pairs = collection.pairs
-    sentences = [
+    summary_sentences = [
         f"{listed([labels[t] for t in group])} were initialised with the same random A, so compare them by the out "
         "side."
         for group in collection.families
@@ -161,25 +162,25 @@ def _together(labels: Sequence[str], collection: Company) -> list[str]:
         cosine = f"cosine {signed(cosines[s, t])}, {away} standard deviations from chance"
         if len(cosines) == 1:
             two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-            sentences.append(f"{two} have a {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
+            summary_sentences.append(f"{two} have a {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
         else:
             verdict = _verdict(cosines[s, t], z, len(cosines))
-            sentences.append(
+            summary_sentences.append(
                 f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}: {cosine}{verdict}."
             )
     if collection.fights:
         meeting = collection.fights[0]
         names = f"{labels[meeting.first]} and {labels[meeting.second]}"
-        sentences.append(
+        summary_sentences.append(
             f"The conflict with the largest effect is between {names} in {meeting.where}: cosine "
             f"{signed(meeting.cosine)} over {count(meeting.modules, 'module')}."
         )
     else:
-        sentences.append(
+        summary_sentences.append(
             f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
             f"−{LARGE:g} the sum of two updates of equal norm loses {LARGE:.0%} of each."
         )
-    return sentences
+    return summary_sentences
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:

@@ -11,18 +11,18 @@ from loralens.formats.files.disk import disk
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.replacing import replacing
 from loralens.reporting.document import Report
-from loralens.reporting.html import html_parts
-from loralens.reporting.markdown import markdown, pictures
+from loralens.reporting.html import report_html_parts
+from loralens.reporting.markdown import report_markdown, report_pictures
 
 SUFFIX = ".html"
 
 
-def beside(page: Path) -> tuple[Path, Path]:
+def markdown_paths(page: Path) -> tuple[Path, Path]:
     """The paths of the Markdown file and of the folder of its pictures, which stand next to a page."""
     return page.with_suffix(".md"), page.with_name(f"{page.stem}_files")
 
 
-def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
+def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
     """Refuse a target to which the report cannot be written, before anything is measured.
 
     Raises
@@ -32,7 +32,7 @@ def check_target(page: Path, *, with_markdown: bool, overwrite: bool) -> None:
     """
     if page.suffix != SUFFIX:
         raise OptionError(f"{page}: a report is a .html page", fix=f"end the name in {SUFFIX}")
-    text, folder = beside(page)
+    text, folder = markdown_paths(page)
     for target in (page, *((text, folder) if with_markdown else ())):
         if os.path.lexists(target) and not overwrite:
             raise OptionError(f"{target}: exists", fix="choose another target, or give --overwrite")
@@ -62,14 +62,16 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
     FormatError
         The files cannot be written.
     """
-    text, folder = beside(page)
-    contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in html_parts(report))}
+    text, folder = markdown_paths(page)
+    # Everything is rendered before anything is written, so that an error in a picture leaves no half report.
+    contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in report_html_parts(report))}
     drawn: Mapping[str, bytes] = {}
     if with_markdown:
-        drawn = pictures(report)
-        contents[text] = markdown(report, folder.name).encode("utf-8")
+        drawn = report_pictures(report)
+        contents[text] = report_markdown(report, folder.name).encode("utf-8")
     with disk(page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
+    # The files are complete before the stack is left, and only then put in place: an error leaves the old report.
     with ExitStack() as stack:
         for path, content in contents.items():
             stack.enter_context(replacing(path)).write(content)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.curve import curve_figure
-from loralens.charts.mpl import draw
+from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import pairwise_figure
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
@@ -46,7 +46,7 @@ def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
     OptionError
         The result has no figure, or ``ax`` is given and the figure has several panels.
     """
-    return draw(figure_of(result), ax)
+    return draw_figure(figure_of(result), ax)
 
 
 def figure_of(result: object) -> Figure:

@@ -15,9 +15,9 @@ from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing
 from loralens.reporting.document import Report
-from loralens.reporting.html import html
-from loralens.reporting.markdown import markdown as markdown_text
-from loralens.reporting.writing import beside, check_target, write_report
+from loralens.reporting.html import report_html
+from loralens.reporting.markdown import report_markdown as markdown_text
+from loralens.reporting.writing import check_report_target, markdown_paths, write_report
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, as_typed, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
@@ -46,7 +46,7 @@ class ReportResult:
 
     def to_html(self) -> str:
         """The page as HTML."""
-        return html(self.document)
+        return report_html(self.document)
 
     def to_markdown(self, folder: str = "report_files") -> str:
         """The report as Markdown, whose pictures are PNG files of ``folder``."""
@@ -117,9 +117,9 @@ def report(
     page = None if output is None else Path(output)
     older: list[Path] = []
     if page:
-        check_target(page, with_markdown=markdown, overwrite=overwrite)
+        check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, moments, with_markdown=markdown)
-        older = [] if markdown or not page.exists() else [path for path in beside(page) if path.exists()]
+        older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     document = report_page(
         with_checkpoints(chosen),
         base=base,
@@ -148,7 +148,7 @@ def _check_apart(
     read = [source for source in (*adapters, *activations) if not isinstance(source, Adapter | Moments)]
     places = [Path(source) for source in (*read, *([] if base is None else [base]))]
     inputs = [(str(path), existing(path)) for path in places]
-    for target in (page, *(beside(page) if with_markdown else ())):
+    for target in (page, *(markdown_paths(page) if with_markdown else ())):
         check_apart(target, inputs, within=False)
 
 

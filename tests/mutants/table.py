@@ -591,10 +591,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "_layout",
         "sum(1 << n for n, moved in enumerate(moves) if moved)",
         "max(1 << n for n, moved in enumerate(moves) if moved)",
-        ("tests/reporting/test_allotment.py",),
+        ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
-        "layout", "max(of.values(), default=-1)", "min(of.values(), default=-1)", ("tests/reporting/test_allotment.py",)
+        "find_layout",
+        "max(of.values(), default=-1)",
+        "min(of.values(), default=-1)",
+        ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
         "_intruders_table.line",
@@ -623,8 +626,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
     Mutant("energy_curve", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/reporting/test_numbers.py",)),
     Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
-    Mutant("half", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
-    Mutant("half", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
+    Mutant("half_energy_modules", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "Subject.shares",
         "(spectrum.frobenius / self.norm) ** 2",
@@ -652,7 +655,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_meeting_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "section",
+        "comparison_section",
         "len(labels) * (len(labels) - 1) // 2",
         "len(labels) * (len(labels) - 1) * 2",
         ("tests/reporting/test_numbers.py",),
@@ -687,6 +690,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_findings.py",),
     ),
     Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
-    Mutant("slider", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)),
+    Mutant(
+        "slider_data", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)
+    ),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
 )

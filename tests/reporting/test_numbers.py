@@ -20,7 +20,7 @@ from loralens.charts.spec import Overlaps
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
-from loralens.reporting.document import Report, Slider, Text
+from loralens.reporting.document import Paragraph, Report, Slider
 from loralens.tables.numbers import percent, size
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests import reference
@@ -776,11 +776,11 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     one, other = measured({"a": drawn(1), "b": drawn(2)})
     with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
-    assert ranks.section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
-    assert ranks.section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
-    mixed = ranks.section([one, with_inputs[1]], RESULT_TABLES)
+    assert ranks.ranks_section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
+    assert ranks.ranks_section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
+    mixed = ranks.ranks_section([one, with_inputs[1]], RESULT_TABLES)
     assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
-    assert mixed.parts[0] == Text("No activations were given for a, so their errors are those of ΔW itself.")
+    assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
     said = ranks.advice(with_inputs[0])
     assert "of the squared output on the inputs given (7 positions; error " in said
     assert "; 25 % of ΔW itself)" in said

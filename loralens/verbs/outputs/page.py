@@ -24,11 +24,11 @@ from loralens.formats import QUANTISED, load, stored_as
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import run_of
 from loralens.linalg.device import Device
-from loralens.reporting.allotment import Dialect
-from loralens.reporting.company import Course, company, course
+from loralens.reporting.collection import CheckpointRun, measure_collection, measure_run
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
-from loralens.reporting.subject import Beside, Subject, subject
+from loralens.reporting.slider_stops import Dialect
+from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
@@ -64,28 +64,28 @@ def report_page(
         for patient, label, against in zip(patients, short_labels(list(adapters)), measured, strict=True):
             file, excited = moments.get(patient.path, ("", None))
             subjects.append(
-                subject(
+                measure_subject(
                     patient,
                     label,
                     _dialect(patient.adapter, base),
                     moments=excited,
                     activations=file,
-                    beside=against,
+                    against_base=against,
                     threads=THREADS,
                     step=step,
                 )
             )
             if file and not subjects[-1].on_data:
                 warn(f"{patient.path}: activations are not used because some modules hold NaN or Inf")
-        together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
-        run = _course(subjects) if together else None
+        together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
+        run = _checkpoint_run(subjects) if together else None
     name = None if base is None else str(base)
     return make_report(
         subjects,
         diagnoses,
         tables=RESULT_TABLES,
-        company=together,
-        course=run,
+        collection=together,
+        run=run,
         base=name,
         command=command,
         choices={"activations": [_name(file) for file in activations], "chosen": list(modules)},
@@ -143,7 +143,7 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
+def _against(patient: Patient, base: Base, intruders: bool | None) -> BaseMeasurements:
     """Measure the modules that have a weight in the base against it."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
@@ -153,7 +153,7 @@ def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
         adapter = patient.adapter.without([name for name in patient.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     new, without = _intruders(patient, weights, base.name, intruders)
-    return Beside(amplified=amplified, intruders=new, without=without)
+    return BaseMeasurements(amplified=amplified, intruders=new, without=without)
 
 
 def _intruders(
@@ -183,7 +183,7 @@ def _intruders(
     return new, ""
 
 
-def _course(subjects: Sequence[Subject]) -> Course | None:
+def _checkpoint_run(subjects: Sequence[Subject]) -> CheckpointRun | None:
     """The run of which the adapters are checkpoints, or None."""
     try:
         run = run_of([Path(member.path) for member in subjects])
@@ -195,4 +195,4 @@ def _course(subjects: Sequence[Subject]) -> Course | None:
         for name, logged in (("loss", run.train), ("eval loss", run.evaluation))
         if logged
     }
-    return course(subjects, [steps.get(Path(member.path)) for member in subjects], losses, threads=THREADS)
+    return measure_run(subjects, [steps.get(Path(member.path)) for member in subjects], losses, threads=THREADS)

@@ -13,10 +13,10 @@ from loralens.analysis.checks.base import Landing
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
-from loralens.charts.amplification import whole_rank
+from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import Point
 from loralens.formats.records.runs import Checkpoint, Loss, nearest
-from loralens.reporting.company import Course
+from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
@@ -44,10 +44,10 @@ class MeasuredModule(NamedTuple):
     landing: Landing | None
 
 
-def modules_table(subject: Subject) -> Table[MeasuredModule]:
+def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
     """The modules of an adapter: the table of ``spectrum``, with columns for the base where one was given."""
-    against = subject.beside
-    amplified = whole_rank(against.amplified) if against else {}
+    against = subject.against_base
+    amplified = full_rank_rows(against.amplified) if against else {}
     intruders = (against.intruders if against else None) or {}
     rows = [
         MeasuredModule(
@@ -118,15 +118,15 @@ def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
     return Table("Pairs", pair_columns(("out", "in")), rows)
 
 
-def checkpoints_table(labels: Sequence[str], course: Course) -> Table[CheckpointRow]:
+def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
     """Checkpoints as ``trajectory`` lists them, in the order of their steps."""
-    losses = {name: [Loss(value, step) for step, value in logged] for name, logged in course.losses.items()}
+    losses = {name: [Loss(value, step) for step, value in logged] for name, logged in run.losses.items()}
     train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
     rows = [
         CheckpointRow(
             labels[i], Checkpoint(Path(labels[i]), step), point, nearest(train, step), nearest(evaluation, step)
         )
-        for i, step, point in zip(course.order, course.steps, course.found.points, strict=True)
+        for i, step, point in zip(run.order, run.steps, run.trajectory.points, strict=True)
     ]
     absent = {key for key, logged in (("loss", train), ("eval_loss", evaluation)) if not logged}
     columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
@@ -157,7 +157,7 @@ ENERGY_KEPT: Column[Point] = Column(
 OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")
 
 RESULT_TABLES = ResultTables(
-    modules=modules_table,
+    modules=page_modules_table,
     ranks=ranks_table,
     groups=page_groups_table,
     outliers=outliers_table,

@@ -7,9 +7,9 @@ from loralens.analysis.compare.pairwise import SHARED, Side
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
 from loralens.charts.similarity import phi_maps
-from loralens.charts.spec import Heat
-from loralens.reporting.company import Company
-from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Text
+from loralens.charts.spec import HeatMap
+from loralens.reporting.collection import Collection
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import fixed, listed, number, percent
@@ -23,7 +23,9 @@ Numbers = Mapping[str, int]
 SOURCE = "Hu et al. 2021, §7.2, eq. 4"
 
 
-def section(subjects: Sequence[Subject], collection: Company | None, numbers: Numbers, tables: ResultTables) -> Section:
+def comparison_section(
+    subjects: Sequence[Subject], collection: Collection | None, numbers: Numbers, tables: ResultTables
+) -> Section:
     """The section of several adapters: pairs, matrices, conflicts, and φ(i, j) of the most similar pairs."""
     lead = (
         "Cosines compare the updates as a whole; φ compares the directions that they use, whatever their strength. "
@@ -31,7 +33,7 @@ def section(subjects: Sequence[Subject], collection: Company | None, numbers: Nu
     )
     if collection is None:
         text = "No two of these adapters have a module with the same name and shape, so nothing was compared."
-        return Section("together", "Together", lead, [Text(text, warning=True)])
+        return Section("together", "Together", lead, [Paragraph(text, warning=True)])
     labels = [subject.label for subject in subjects]
     order = list(collection.order)
     pairs = tables.pairs(labels, collection.pairs)
@@ -39,19 +41,21 @@ def section(subjects: Sequence[Subject], collection: Company | None, numbers: Nu
     if len(labels) > 2:
         parts.append(_matrices(labels, collection, order))
     maps = _shared(labels, collection, order), _conflicts(labels, collection, numbers)
-    parts += [Beside([("", [chart]) for chart in maps]), *_meetings(labels, collection)]
+    parts += [SideBySide([("", [chart]) for chart in maps]), *_meetings(labels, collection)]
     for k, (pair, compared) in enumerate(collection.compared.items()):
         for side in ("in", "out"):
             parts += _phi(labels, pair, compared, side, numbers, folded=k > 0)
     total = len(labels) * (len(labels) - 1) // 2
     if len(collection.compared) < total:
-        parts.append(Text(f"φ(i, j) is drawn for the {len(collection.compared)} of {total} pairs of largest |cosine|."))
+        parts.append(
+            Paragraph(f"φ(i, j) is drawn for the {len(collection.compared)} of {total} pairs of largest |cosine|.")
+        )
     return Section("together", "Together", lead, parts)
 
 
-def _families(labels: Sequence[str], collection: Company) -> list[Part]:
+def _families(labels: Sequence[str], collection: Collection) -> list[Part]:
     return [
-        Text(
+        Paragraph(
             f"{listed([labels[t] for t in group])} were initialised with the same random A (cosine of A ≥ {SHARED:g}). "
             "Between them φ of the in side shows the common initialisation, not a common task: judge by the out side.",
             warning=True,
@@ -60,7 +64,7 @@ def _families(labels: Sequence[str], collection: Company) -> list[Part]:
     ]
 
 
-def _matrices(labels: Sequence[str], collection: Company, order: Sequence[int]) -> Picture:
+def _matrices(labels: Sequence[str], collection: Collection, order: Sequence[int]) -> Picture:
     return Picture(
         "pairs",
         "All pairs",
@@ -73,7 +77,7 @@ def _matrices(labels: Sequence[str], collection: Company, order: Sequence[int]) 
     )
 
 
-def _shared(labels: Sequence[str], collection: Company, order: Sequence[int]) -> Picture:
+def _shared(labels: Sequence[str], collection: Collection, order: Sequence[int]) -> Picture:
     chart = shared_energy_map(labels, collection.pairs, collection.energy, order)
     level = chart.scale.chance or 0.0
     return Picture(
@@ -88,12 +92,12 @@ def _shared(labels: Sequence[str], collection: Company, order: Sequence[int]) ->
     )
 
 
-def _range(chart: Heat) -> str:
+def _range(chart: HeatMap) -> str:
     values = [cell.value for cell in chart.cells.values()] or [0.0]
     return f"{percent(min(values))} and {percent(max(values))}"
 
 
-def _conflicts(labels: Sequence[str], collection: Company, numbers: Numbers) -> Picture:
+def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) -> Picture:
     pairs = collection.pairs
     several = pairs.count > 2
     chart = conflict_map(labels, pairs, numbers)
@@ -115,12 +119,12 @@ def _conflicts(labels: Sequence[str], collection: Company, numbers: Numbers) -> 
     )
 
 
-def _meetings(labels: Sequence[str], collection: Company) -> list[Part]:
+def _meetings(labels: Sequence[str], collection: Collection) -> list[Part]:
     rule = f"every module with |cosine| ≥ {LARGE:g} and {far(collection.pairs):.1f} standard deviations from chance"
     parts: list[Part] = []
     for verb, met in (("conflict", collection.fights), ("agree", collection.agreements)):
         if not met:
-            parts.append(Text(f"No two adapters {verb} in any module ({rule})."))
+            parts.append(Paragraph(f"No two adapters {verb} in any module ({rule})."))
             continue
         table = Table(f"Where two adapters {verb}: {rule}", _meeting_columns(labels), met[: 5 * MEETINGS])
         parts.append(PageTable(table, folded=len(met) > MEETINGS))

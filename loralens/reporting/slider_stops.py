@@ -48,7 +48,7 @@ class Dialect:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorSize:
     """One stored tensor of a file, whose size grows with the rank of one group of modules, or not at all.
 
     Attributes
@@ -68,11 +68,11 @@ class Tensor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """The size of a safetensors file at any ranks: header bytes outside the entries, and its tensors in order."""
 
     head: int
-    tensors: Sequence[Tensor]
+    tensors: Sequence[TensorSize]
 
     def size(self, chosen: Sequence[int]) -> int:
         """Bytes of the file at these ranks, one rank for each group."""
@@ -85,7 +85,7 @@ class Layout:
         return 8 + length + -length % 8 + begin  # the header: 8 bytes for its length, then padded to a multiple of 8
 
 
-def items(plan: Plan, dialect: Dialect) -> dict[str, int]:
+def rank_groups(plan: Plan, dialect: Dialect) -> dict[str, int]:
     """Module name → the number of its group: modules that must have the same rank form one."""
     shared = shared_ranks(plan.adapter.modules)
     numbers: dict[str, int] = {}
@@ -94,7 +94,7 @@ def items(plan: Plan, dialect: Dialect) -> dict[str, int]:
     }
 
 
-def layout(plan: Plan, dialect: Dialect) -> Layout | None:
+def find_layout(plan: Plan, dialect: Dialect) -> FileLayout | None:
     """The rule that gives the size of the file at any ranks; None where there is none, or no safetensors file.
 
     The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
@@ -104,7 +104,7 @@ def layout(plan: Plan, dialect: Dialect) -> Layout | None:
     # The rank of a fused or structured module is not a dimension of its tensors alone.
     if any(fused(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.found):
         return None
-    of = items(plan, dialect)
+    of = rank_groups(plan, dialect)
     count = max(of.values(), default=-1) + 1
     try:
         least = _trial(plan, dialect, dict.fromkeys(of, 1))
@@ -136,7 +136,7 @@ def _shapes(least: Stored, trial: Stored | None) -> Shapes | None:
     return [tensor.shape for tensor in trial.tensors.values()]
 
 
-def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> Layout | None:
+def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> FileLayout | None:
     followed = [shapes for shapes in bits if shapes is not None]
     if most is None or len(followed) < len(bits):
         return None
@@ -147,9 +147,9 @@ def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -
             return None
         moves = [shapes[place] != tensor.shape for shapes in followed]
         item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
-        tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
+        tensors.append(TensorSize(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
     metadata = "" if least.metadata is None else f'"__metadata__":{_json_text(dict(least.metadata))},'
-    return Layout(len(metadata.encode()) + 2 - 1, tensors)  # two braces, and no comma after the last entry
+    return FileLayout(len(metadata.encode()) + 2 - 1, tensors)  # two braces, and no comma after the last entry
 
 
 def _entry(key: str, dtype: str, shape: Sequence[int], grown: Sequence[int]) -> int:
@@ -163,8 +163,9 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _matches_writer(rule: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+def _matches_writer(rule: FileLayout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
     """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
+    # Offsets and ranks are written as digits, so the rule is tested where they get longer.
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in of.items()}
         chosen = [0] * (max(of.values()) + 1)
@@ -175,9 +176,9 @@ def _matches_writer(rule: Layout, plan: Plan, dialect: Dialect, of: Mapping[str,
     return True
 
 
-def size_by(form: Layout, plan: Plan, dialect: Dialect) -> Size:
+def layout_size(form: FileLayout, plan: Plan, dialect: Dialect) -> Size:
     """A function from an adapter of the plan to the bytes of its file, much faster than its writer."""
-    first = {item: name for name, item in reversed(items(plan, dialect).items())}
+    first = {item: name for name, item in reversed(rank_groups(plan, dialect).items())}
     names = [first[item] for item in range(len(first))]
     return lambda adapter: form.size([adapter[name].rank for name in names])
 
@@ -212,14 +213,14 @@ def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[St
     return stops
 
 
-def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: Layout | None) -> list[Stop]:
+def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: FileLayout | None) -> list[Stop]:
     """The stops of the slider over file sizes: the ranks that ``loralens compress --size`` chooses.
 
     Without a `Layout` the writer would have to give the size of every trial, which takes too long. Then the budgets are
     those of the curve, and the ranks are approximately those of the command.
     """
     costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.found}
-    of = items(plan, dialect)
+    of = rank_groups(plan, dialect)
     first = {item: name for name, item in reversed(of.items())}
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:

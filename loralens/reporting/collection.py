@@ -22,7 +22,7 @@ PAIRS = 6
 
 @final
 @dataclass(frozen=True, slots=True)
-class Company:
+class Collection:
     """The comparison of every pair of several adapters.
 
     Attributes
@@ -51,7 +51,7 @@ class Company:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Course:
+class CheckpointRun:
     """The adapters as checkpoints of one training run.
 
     Attributes
@@ -64,13 +64,13 @@ class Course:
         Name of each logged loss → its steps and values.
     """
 
-    found: Trajectory
+    trajectory: Trajectory
     order: Sequence[int]
     steps: Sequence[int]
     losses: Mapping[str, Sequence[tuple[int, float]]]
 
 
-def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None = None) -> Company | None:
+def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None = None) -> Collection | None:
     """Compare every pair of adapters; None where no two have a module in common.
 
     ``step`` is called with 1 after every module.
@@ -87,7 +87,7 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
         return None
     tree, order = branches_of(leaves(pairs.cosine)[0])
     alike = groups(pairs.shared_initialisation)
-    return Company(
+    return Collection(
         pairs,
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
@@ -102,6 +102,7 @@ def company(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None 
 def _most_similar_pairs(pairs: Pairwise) -> list[tuple[int, int]]:
     """The pairs of largest |cosine|, in the order in which the adapters were given."""
     finite = [(s, t) for s, t in combinations(range(pairs.count), 2) if np.isfinite(pairs.cosine[s, t])]
+    # The largest |cosine| first, of equal ones the first pair, so that the same report comes out every time.
     return sorted(sorted(finite, key=lambda pair: -abs(pairs.cosine[pair]))[:PAIRS])
 
 
@@ -112,15 +113,16 @@ def _compare_pair(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, 
     return compare_subspaces(subjects[s].adapter, subjects[t].adapter, modules=names, labels=labels, threads=threads)
 
 
-def course(
+def measure_run(
     subjects: Sequence[Subject],
     steps: Sequence[int | None],
     losses: Mapping[str, Sequence[tuple[int, float]]],
     *,
     threads: int = 1,
-) -> Course | None:
+) -> CheckpointRun | None:
     """The run of which these adapters are checkpoints; None where a step is unknown or there are several runs."""
     dated = [(step, i) for i, step in enumerate(steps) if step is not None]
+    # One unknown step is enough to leave the order of the checkpoints open.
     if len(dated) < len(subjects) or len(subjects) < 2:
         return None
     order = [i for _, i in sorted(dated)]
@@ -131,4 +133,8 @@ def course(
         )
     except MismatchError:
         return None
-    return Course(trajectory, order, sorted(step for step, _ in dated), losses) if len(trajectory.runs) == 1 else None
+    return (
+        CheckpointRun(trajectory, order, sorted(step for step, _ in dated), losses)
+        if len(trajectory.runs) == 1
+        else None
+    )

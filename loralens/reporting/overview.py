@@ -4,21 +4,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.core.naming.base_model import grouped
-from loralens.reporting.document import Notice, Notices, PageTable, Part, Section, Text
+from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Section
+from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, listed, number, size, span
 from loralens.tables.table import Column, Table
 
 # Modules whose evidence is spelled out in a finding; the others are counted, as they repeat it with other numbers.
 SHOWN = 3
+KINDS = 8  # kinds of modules that are listed by name: those of most modules
 LONG = 160  # letters of the name of a base model, which may be a long path
+OPEN = 60  # modules up to which their table stands open
 
 
-def health(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str | None) -> Section:
+def findings_section(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str | None) -> Section:
     """The section of the doctor's findings, most serious first; modules with the same finding share one notice."""
     labels = {subject.path: subject.label for subject in subjects}
     notices = [_notice(same, labels, subjects) for same in by_cause(findings)]
@@ -36,7 +39,7 @@ def health(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str
     parts: list[Part] = [Notices(notices, good)]
     if sick:
         parts.append(
-            Text(f"Left out of everything below because they hold NaN or Inf: {'; '.join(sick)}.", warning=True)
+            Paragraph(f"Left out of everything below because they hold NaN or Inf: {'; '.join(sick)}.", warning=True)
         )
     return Section("findings", "Findings", lead, parts)
 
@@ -54,7 +57,7 @@ def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequ
     place = modules[0] if len(modules) == 1 else f"{len(modules)} of {of} modules" if modules else ""
     kinds = {kind(name) for name in modules}
     if len(modules) > 1 and len(kinds) == 1:
-        place += f", all {fit(kinds.pop(), 40)}"
+        place += f", all {fit_name(kinds.pop(), 40)}"
     texts = list(
         dict.fromkeys(
             f"{finding.module}: {finding.evidence}" if len(modules) > 1 and finding.module else finding.evidence
@@ -67,7 +70,7 @@ def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequ
     return Notice(first.level, first.code, " · ".join(filter(None, (label, place))), evidence, first.fix)
 
 
-def identity(subjects: Sequence[Subject]) -> Section:
+def facts_section(subjects: Sequence[Subject]) -> Section:
     """The section that says what each adapter is: one fact per row, one adapter per column."""
     facts = [_facts(subject) for subject in subjects]
     names = list(dict.fromkeys(name for own in facts for name in own))
@@ -84,10 +87,10 @@ def _bases(subjects: Sequence[Subject]) -> list[Part]:
     if len(groups) < 2:
         return []
     models_by_adapter = "; ".join(
-        f"{listed([subjects[i].label for i in group])}: {fit(models[group[0]].name, LONG)}" for group in groups
+        f"{listed([subjects[i].label for i in group])}: {fit_name(models[group[0]].name, LONG)}" for group in groups
     )
     consequence = "Updates of different bases cannot be compared; the comparisons below assume one base for all."
-    return [Text(f"The adapters name different base models ({models_by_adapter}). {consequence}", warning=True)]
+    return [Paragraph(f"The adapters name different base models ({models_by_adapter}). {consequence}", warning=True)]
 
 
 def _facts_column(label: str, facts: Mapping[str, str]) -> Column[str]:
@@ -104,12 +107,12 @@ def _facts(subject: Subject) -> dict[str, str]:
     facts = {
         "file": subject.path,
         "format": adapter.format,
-        "base model": fit(adapter.base_model or "not named", LONG),
+        "base model": fit_name(adapter.base_model or "not named", LONG),
         "modules": count(len(modules), "module")
         + (f" of {len(adapter)}" if len(modules) < len(adapter) else "")
         + (f", {len(subject.sick)} left out" if subject.sick else ""),
-        "kinds": ", ".join(f"{fit(name, 40)} ({times})" for name, times in kinds.most_common(8))
-        + (f" and {len(kinds) - 8} more" if len(kinds) > 8 else ""),
+        "kinds": ", ".join(f"{fit_name(name, 40)} ({times})" for name, times in kinds.most_common(KINDS))
+        + (f" and {len(kinds) - KINDS} more" if len(kinds) > KINDS else ""),
         "rank r": span([module.rank for module in modules]),
         "scale": "; ".join(f"{number(scale)} ({source})" for (scale, source), _ in scales.most_common(2))
         + (f" and {len(scales) - 2} more" if len(scales) > 2 else ""),
@@ -122,3 +125,17 @@ def _facts(subject: Subject) -> dict[str, str]:
         roles = ", ".join(f"{times} {role}" for role, times in extra.items())
         facts["other tensors"] = f"{roles} tensors, {size(extra_bytes)}; they are not measured here"
     return facts
+
+
+def modules_section(subjects: Sequence[Subject], numbers: Mapping[str, int], tables: ResultTables) -> Section:
+    """The section of all modules: one table per adapter."""
+    parts = [
+        PageTable(tables.modules(one), [[numbers[name]] for name in one.spectra], folded=len(one.spectra) > OPEN)
+        for one in subjects
+    ]
+    return Section(
+        "modules",
+        "Every module",
+        "Click a column heading to sort. The filter at the top of the page selects modules.",
+        parts,
+    )
