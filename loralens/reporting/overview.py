@@ -7,7 +7,7 @@ from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.charts.names import fit_name
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
-from loralens.core.naming.base_model import grouped
+from loralens.core.naming.base_model import group_models
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -83,7 +83,7 @@ def facts_section(subjects: Sequence[Subject]) -> Section:
 def _bases(subjects: Sequence[Subject]) -> list[Part]:
     """A warning where the adapters name different base models."""
     models = [subject.patient.named for subject in subjects]
-    groups = grouped(models)
+    groups = group_models(models)
     if len(groups) < 2:
         return []
     models_by_adapter = "; ".join(

@@ -20,9 +20,9 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import QUANTISED, load, stored_as
+from loralens.formats import QUANTISED, encode_adapter, load
 from loralens.formats.records.moments import load_moments
-from loralens.formats.records.runs import run_of
+from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
 from loralens.reporting.collection import CheckpointRun, measure_collection, measure_run
 from loralens.reporting.document import Report
@@ -140,7 +140,7 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     """
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
     form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
-    return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
+    return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
 def _against(patient: Patient, base: Base, intruders: bool | None) -> BaseMeasurements:
@@ -186,7 +186,7 @@ def _intruders(
 def _checkpoint_run(subjects: Sequence[Subject]) -> CheckpointRun | None:
     """The run of which the adapters are checkpoints, or None."""
     try:
-        run = run_of([Path(member.path) for member in subjects])
+        run = read_run([Path(member.path) for member in subjects])
     except LoraLensError:  # two checkpoints of one step, or a state that cannot be read
         return None
     steps = {checkpoint.path: checkpoint.step for checkpoint in run.checkpoints}
