@@ -162,7 +162,8 @@ def writing(function: Command) -> Command:
         rows(csv="module"),
         reading,
     )
-    return _decorate(with_output, options)
+    decorated: Command = with_output
+    return _decorate(decorated, options)
 
 
 # ---- How ranks are chosen

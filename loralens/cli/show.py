@@ -83,10 +83,10 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
 
 def draw_figure(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
-    from loralens.charts.figure import save
+    from loralens.charts.figure import save_figure
     from loralens.verbs.plot import figure_of
 
-    save(figure_of(result), file)
+    save_figure(figure_of(result), file)
     tell_written(file)
 
 
