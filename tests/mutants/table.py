@@ -758,6 +758,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "max(plan.adapter[name].shape)",
         ("tests/reporting/test_allotment.py",),
     ),
+    Mutant("_stop", "1 - stop.error**2", "1 - stop.error", ("tests/reporting/test_allotment.py",)),
+    Mutant("Layout.size", "-length % 8", "length % 8", ("tests/reporting/test_allotment.py",)),
     Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
     Mutant("slider", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
