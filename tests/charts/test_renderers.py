@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from loralens.charts.figure import save_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart
+from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import OptionError
@@ -70,6 +70,8 @@ def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
         else:
             assert [place for place, _ in page.x] == pytest.approx([place for place, _ in picture.x])
             assert [place for place, _ in page.y] == pytest.approx([place for place, _ in picture.y])
+        if isinstance(chart, Overlaps):  # a direction has its number beside its own cells
+            assert all(place == pytest.approx(float(text)) for place, text in [*picture.x, *picture.y])
         if isinstance(chart, HeatMap):
             assert page.bar_label == picture.bar_label == chart.scale.label
             assert [text for _, text in page.bar] == [text for _, text in picture.bar]

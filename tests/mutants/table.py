@@ -195,7 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_elementwise.py",),
     ),
     # cli
-    Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
+    Mutant("change", "after / before", "after * before", ("tests/tables/test_numbers.py",)),
     Mutant(
         "DoctorResult._adapter_lines",
         "finding.adapter == label",
@@ -218,13 +218,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/cli/test_trajectory.py",),
     ),
     Mutant(
-        "_show",
-        "not (adapters or unreadable or others)",
-        "not (adapters and unreadable or others)",
+        "SurveyResult.sentences",
+        "not (self.adapters or self.unreadable or self.without_pairs)",
+        "not (self.adapters and self.unreadable or self.without_pairs)",
         ("tests/cli/test_survey.py",),
     ),
     Mutant(
-        "_show", "sum(one.size for one in others)", "max(one.size for one in others)", ("tests/cli/test_survey.py",)
+        "SurveyResult.sentences",
+        "sum(other.size for other in self.without_pairs)",
+        "max(other.size for other in self.without_pairs)",
+        ("tests/cli/test_survey.py",),
     ),
     # compress
     Mutant(
@@ -581,27 +584,50 @@ MUTANTS: tuple[Mutant, ...] = (
         "bits(M) == bits(block.numbers(block.merged))",
         ("tests/merging/test_verify.py",),
     ),
-    # plot
+    # charts
     Mutant("curve_chart", "100 * point.few_bits", "100 / point.few_bits", ("tests/charts/test_curve_figure.py",)),
-    Mutant("conflict_map", "min(cosines, key=", "max(cosines, key=", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "_chance_map",
-        "all {max(k1, k2) / n:.2g}",
-        "all {min(k1, k2) / n:.2g}",
-        ("tests/charts/test_similarity_figure.py",),
+        "draw_overlaps",
+        "extent=(0.5, columns + 0.5,",
+        "extent=(-0.5, columns - 0.5,",
+        ("tests/charts/test_renderers.py",),
     ),
-    Mutant("trajectory_charts", 'Line("φ, in side"', 'Line("φ, out side"', ("tests/charts/test_trajectory_figure.py",)),
-    Mutant("trajectory_charts", 'point.phi["out"]', 'point.phi["in"]', ("tests/charts/test_trajectory_figure.py",)),
+    Mutant("overlaps_svg", "side * (j - 0.5)", "side * (j + 0.5)", ("tests/charts/test_renderers.py",)),
+    Mutant(
+        "conflict_map",
+        "if isfinite(pairs.cosines[m, s, t])",
+        "if not isfinite(pairs.cosines[m, s, t])",
+        ("tests/charts/test_pairwise_figure.py",),
+    ),
+    Mutant("_chance_map", "max(k1, k2) / n", "min(k1, k2) / n", ("tests/charts/test_similarity_figure.py",)),
     Mutant(
         "trajectory_charts",
-        'Line("‖ΔW‖ here"',
-        'Line("moved since the one before"',
+        'Line("φ, in side"',
+        'Line("φ, out side"',
         ("tests/charts/test_trajectory_figure.py",),
     ),
     Mutant(
         "trajectory_charts",
-        "len(known_steps) == len(steps)",
-        "len(known_steps) != len(steps)",
+        'Line("φ, out side", x, [point.phi["out"]',
+        'Line("φ, out side", x, [point.phi["in"]',
+        ("tests/charts/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "_levels",
+        'f"chance, {side}": value for',
+        'f"chance, {side}": run.chance["in"] for',
+        ("tests/charts/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "trajectory_charts",
+        'Line("‖ΔW‖ here", x, norms',
+        'Line("moved since the one before", x, norms',
+        ("tests/charts/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "trajectory_charts",
+        "len(known) == len(steps)",
+        "len(known) != len(steps)",
         ("tests/charts/test_trajectory_figure.py",),
     ),
     # report
@@ -618,15 +644,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
-        "_intruders_table.line",
-        "sum(x.energy_share * float((x.s**2).sum()) for x in kept) / energy",
-        "sum(x.energy_share for x in kept) / len(kept)",
+        "Total.of",
+        "intruding / energy if energy",
+        "sum(module.energy_share for module in modules) / len(modules) if energy",
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "_intruders_table.line",
-        "sum(x.s.size for x in kept)",
-        "max(x.s.size for x in kept)",
+        "Total.of",
+        "sum(module.s.size for module in modules)",
+        "max(module.s.size for module in modules)",
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "LANDING_COLUMNS",
+        "max(landing.rounding.error for landing in row.landings)",
+        "min(landing.rounding.error for landing in row.landings)",
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "ENERGY_KEPT",
+        "1 - point.uniform.error**2",
+        "1 - point.uniform.error",
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
@@ -641,11 +679,23 @@ MUTANTS: tuple[Mutant, ...] = (
         "saved = best.uniform.bytes / largest",
         ("tests/reporting/test_numbers.py",),
     ),
+    Mutant(
+        "_phi",
+        "known(row.point.phi[side])",
+        'known(row.point.phi["in" if side == "out" else "out"])',
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "COLUMNS",
+        "lambda row: row.point.previous_cosine,",
+        "lambda row: row.point.cosine,",
+        ("tests/reporting/test_numbers.py",),
+    ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
     Mutant("energy_curve", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/reporting/test_numbers.py",)),
-    Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
+    Mutant("_spectra", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
+    Mutant("half", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
+    Mutant("half", "held >= 0.5", "held >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "Subject.shares",
         "(spectrum.frobenius / self.norm) ** 2",
@@ -666,6 +716,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_conflicts", "max(values, default=0.0)", "min(values, default=0.0)", ("tests/reporting/test_numbers.py",)),
     Mutant(
+        "_conflicts",
+        "max(values, default=0.0)",
+        "min(values, default=0.0)",
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
         "conflict_map",
         "of {labels[s]} and {labels[t]}",
         "of {labels[t]} and {labels[s]}",
@@ -673,7 +729,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_meeting_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "comparison_section",
+        "_meeting_columns",
+        'lambda row: labels[row.first], "adapter"',
+        'lambda row: labels[row.second], "adapter"',
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "pair_rows",
+        "labels[s],\n            labels[t],",
+        "labels[t],\n            labels[s],",
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "section",
         "len(labels) * (len(labels) - 1) // 2",
         "len(labels) * (len(labels) - 1) * 2",
         ("tests/reporting/test_numbers.py",),
@@ -714,7 +782,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
     Mutant(
-        "slider_data", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)
+        "budget_stops",
+        "plan.direction_bytes(plan.adapter[name])",
+        "max(plan.adapter[name].shape)",
+        ("tests/reporting/test_allotment.py",),
     ),
+    Mutant("_stop", "1 - stop.error**2", "1 - stop.error", ("tests/reporting/test_allotment.py",)),
+    Mutant("Layout.size", "-length % 8", "length % 8", ("tests/reporting/test_allotment.py",)),
+    Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("slider", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
 )
