@@ -57,8 +57,8 @@ def _families(labels: Sequence[str], collection: Collection) -> list[Part]:
     return [
         Paragraph(
             f"{join_words([labels[t] for t in group])} were initialised with the same random A (cosine of A "
-            f"≥ {SHARED:g}). Between them φ of the in side shows the common initialisation, not a common task: judge by "
-            "the out side.",
+            f"≥ {SHARED:g}). Between them φ of the in side shows the common initialisation, not a common task: "
+            "judge by the out side.",
             warning=True,
         )
         for group in collection.families

@@ -624,12 +624,6 @@ MUTANTS: tuple[Mutant, ...] = (
         'Line("moved since the one before", x, norms',
         ("tests/charts/test_trajectory_figure.py",),
     ),
-    Mutant(
-        "trajectory_charts",
-        "len(known) == len(steps)",
-        "len(known) != len(steps)",
-        ("tests/charts/test_trajectory_figure.py",),
-    ),
     # report
     Mutant(
         "_layout",
@@ -642,18 +636,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "max(of.values(), default=-1)",
         "min(of.values(), default=-1)",
         ("tests/reporting/test_slider_stops.py",),
-    ),
-    Mutant(
-        "Total.of",
-        "intruding / energy if energy",
-        "sum(module.energy_share for module in modules) / len(modules) if energy",
-        ("tests/reporting/test_numbers.py",),
-    ),
-    Mutant(
-        "Total.of",
-        "sum(module.s.size for module in modules)",
-        "max(module.s.size for module in modules)",
-        ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
         "LANDING_COLUMNS",
@@ -680,12 +662,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "_phi",
-        "known(row.point.phi[side])",
-        'known(row.point.phi["in" if side == "out" else "out"])',
-        ("tests/reporting/test_numbers.py",),
-    ),
-    Mutant(
         "COLUMNS",
         "lambda row: row.point.previous_cosine,",
         "lambda row: row.point.cosine,",
@@ -693,9 +669,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
     Mutant("energy_curve", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/reporting/test_numbers.py",)),
-    Mutant("_spectra", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
-    Mutant("half", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
-    Mutant("half", "held >= 0.5", "held >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "Subject.shares",
         "(spectrum.frobenius / self.norm) ** 2",
@@ -716,12 +689,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_conflicts", "max(values, default=0.0)", "min(values, default=0.0)", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "_conflicts",
-        "max(values, default=0.0)",
-        "min(values, default=0.0)",
-        ("tests/reporting/test_numbers.py",),
-    ),
-    Mutant(
         "conflict_map",
         "of {labels[s]} and {labels[t]}",
         "of {labels[t]} and {labels[s]}",
@@ -738,12 +705,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "pair_rows",
         "labels[s],\n            labels[t],",
         "labels[t],\n            labels[s],",
-        ("tests/reporting/test_numbers.py",),
-    ),
-    Mutant(
-        "section",
-        "len(labels) * (len(labels) - 1) // 2",
-        "len(labels) * (len(labels) - 1) * 2",
         ("tests/reporting/test_numbers.py",),
     ),
     # train
@@ -781,15 +742,37 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_findings.py",),
     ),
     Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
-    Mutant(
-        "budget_stops",
-        "plan.direction_bytes(plan.adapter[name])",
-        "max(plan.adapter[name].shape)",
-        ("tests/reporting/test_allotment.py",),
-    ),
-    Mutant("_stop", "1 - stop.error**2", "1 - stop.error", ("tests/reporting/test_allotment.py",)),
-    Mutant("Layout.size", "-length % 8", "length % 8", ("tests/reporting/test_allotment.py",)),
-    Mutant("_error_said", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
-    Mutant("slider", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
+    Mutant("conflict_map", "min(cosines, key=", "max(cosines, key=", ("tests/reporting/test_numbers.py",)),
+    Mutant(
+        "_chance_map",
+        "all {max(k1, k2) / n:.2g}",
+        "all {min(k1, k2) / n:.2g}",
+        ("tests/charts/test_similarity_figure.py",),
+    ),
+    Mutant("trajectory_charts", 'point.phi["out"]', 'point.phi["in"]', ("tests/charts/test_trajectory_figure.py",)),
+    Mutant(
+        "trajectory_charts",
+        'Line("‖ΔW‖ here"',
+        'Line("moved since the one before"',
+        ("tests/charts/test_trajectory_figure.py",),
+    ),
+    Mutant(
+        "trajectory_charts",
+        "len(known_steps) == len(steps)",
+        "len(known_steps) != len(steps)",
+        ("tests/charts/test_trajectory_figure.py",),
+    ),
+    Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
+    Mutant(
+        "comparison_section",
+        "len(labels) * (len(labels) - 1) // 2",
+        "len(labels) * (len(labels) - 1) * 2",
+        ("tests/reporting/test_numbers.py",),
+    ),
+    Mutant(
+        "slider_data", "stop.value == best.rank", "stop.value == best.rank + 1", ("tests/reporting/test_on_inputs.py",)
+    ),
 )
