@@ -1,122 +1,32 @@
 """Reading and writing adapter files. Only this package accesses the disk."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, final
+from typing import TYPE_CHECKING, Any, Unpack
 
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
 from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.files.container import PEFT, RECORD, Files, Stored, read_json, read_safetensors
+from loralens.formats.dialects.table import (
+    FORMATS,
+    GGUF,
+    QUANTISED,
+    WRITTEN_WITH,
+    Format,
+    WriterOptions,
+)
+from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
 from loralens.formats.files.location import adapter_file, config_beside, is_gguf, is_pickle
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A dialect of adapter files and the modules that read and write it.
-
-    The modules are imported when they are needed: most adapters are PEFT's, and loading one should not take the time
-    that importing all other dialects takes.
-
-    Attributes
-    ----------
-    title : str
-        The name of the dialect in messages.
-    module : str
-        The module that has ``detect`` and ``read``.
-    writer : str
-        The module that has ``write``; empty for a dialect that is only read.
-    files : Files or None
-        The files that the writer's result goes to.
-    silent : bool
-        The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
-    complete : bool
-        The dialect stores everything that the record would.
-    """
-
-    name: str
-    title: str
-    module: str
-    writer: str = ""
-    files: Files | None = None
-    silent: bool = False
-    complete: bool = False
-
-    def detect(self, stored: Stored) -> bool:
-        """Whether the content of a file is of this dialect."""
-        return bool(import_module(self.module).detect(stored))
-
-    def read(self, stored: Stored) -> Adapter:
-        """Read the adapter from a file of this dialect."""
-        # Modules are loaded by name, so the type of the result is not known to a type checker.
-        adapter = import_module(self.module).read(stored)
-        assert isinstance(adapter, Adapter)
-        return adapter
-
-    @property
-    def write(self) -> Callable[..., Stored]:
-        """The function that turns an adapter into the tensors, metadata and configuration of a file."""
-        write: Callable[..., Stored] = import_module(self.writer).write
-        return write
-
-
-def _dialect(module: str, title: str, *, writer: str = "", files: Files | None = None, silent: bool = False) -> Format:
-    room = "loralens.formats.dialects."
-    name = module.partition(".")[0]
-    return Format(name, title, room + module, room + writer if writer else "", files, silent)
-
-
-# A loralib file is a plain state dict, so most have no configuration beside them.
-LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
-GGUF, QUANTISED = "gguf", "loralens-q"
-
-# `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
-# and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.
-FORMATS: tuple[Format, ...] = (
-    _dialect("peft.reader", "Hugging Face PEFT", writer="peft.writer", files=PEFT),
-    _dialect("gguf.reader", "GGUF adapter (llama.cpp)", writer="gguf.writer", files=Files("adapter.gguf")),
-    _dialect("mlx.reader", "mlx-lm", writer="mlx.writer", files=Files("adapters.safetensors", "adapter_config.json")),
-    _dialect("lycoris", "LyCORIS"),
-    _dialect("kohya.reader", "kohya, sd-scripts, musubi", writer="kohya.writer", files=Files("lora.safetensors")),
-    _dialect(
-        "diffusers.reader", "diffusers", writer="diffusers.writer", files=Files("pytorch_lora_weights.safetensors")
-    ),
-    _dialect("comfyui.reader", "ComfyUI", writer="comfyui.writer", files=Files("lora.safetensors")),
-    _dialect("xlabs", "XLabs FLUX"),
-    _dialect("torchtune", "torchtune"),
-    _dialect("litgpt.reader", "litgpt"),
-    _dialect("loralib.reader", "microsoft/loralib", writer="loralib.writer", files=LORALIB, silent=True),
-    _dialect("safeloras", "cloneofsimo safeloras"),
-    _dialect("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
-    Format(
-        QUANTISED,
-        "loralens in few bits",
-        "loralens.formats.dialects.quantised.reader",
-        "loralens.formats.dialects.quantised.writer",
-        Files("adapter_quantised.safetensors"),
-        complete=True,
-    ),
-)
-
-
-class WriterOptions(TypedDict, total=False):
-    """Options of writing that only some dialects have; `WRITTEN_WITH` says which."""
-
-    arch: str | None  # llama.cpp's name of the architecture
-    base_config: Mapping[str, Any] | None  # the content of the base model's config.json
-    bits: int | Mapping[str, Sequence[int]]  # of a stored number: for all directions, or by module for each of them
-
-
-WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects
+__all__ = ["FORMATS", "WRITTEN_WITH", "Format", "WriterOptions", "detect_format", "encode_adapter", "load", "save"]
 
 
 def load(
@@ -394,3 +304,8 @@ def encode_adapter(
     if not (self_contained or form.complete):
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
+
+
+def __dir__() -> list[str]:
+    """What is public: modules that this one imports are not."""
+    return sorted(__all__)

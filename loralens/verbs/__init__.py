@@ -33,3 +33,8 @@ VERBS = {
     "evaluate": "Measure a model on held-out texts, with each of several adapters.",
     "behave": "Show what adapters do to a model's outputs on real inputs.",
 }
+
+
+def __dir__() -> list[str]:
+    """The table of the verbs, and their modules."""
+    return sorted(["VERBS", "plot", *VERBS])

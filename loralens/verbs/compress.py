@@ -260,15 +260,13 @@ def compress(
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
-    form.check_target(
-        target, source, other_inputs={"the moments": None if isinstance(activations, Moments) else activations}
-    )
+    activations_file = None if isinstance(activations, Moments) else activations
+    form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
-            # With data, two plans are tried: one that follows the data and one that follows the weights (see
-            # _least_data_error).
+            # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
