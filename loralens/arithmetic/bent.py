@@ -10,7 +10,7 @@ from loralens.arithmetic.dora import Stretches, Weights, apart, named_keys
 from loralens.arithmetic.method import Method
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
-from loralens.core.together import Row, names_together
+from loralens.core.together import Row, match_names
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.factor import Floats
@@ -57,7 +57,7 @@ class Bent:
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
                 found.append(apart(adapter, weights, threads=threads))
-        called = names_together(adapters, labels)
+        called = match_names(adapters, labels)
         return cls(tuple(adapters), [one for one, _ in found], [part for _, part in found], called, weights)
 
     def each(self, name: str, out: int) -> Floats:

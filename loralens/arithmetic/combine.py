@@ -18,15 +18,15 @@ from loralens.arithmetic.modules import Modules
 from loralens.arithmetic.quality import Quality, Total, relative, total
 from loralens.arithmetic.stretched import stretched
 from loralens.core.adapter import Adapter
-from loralens.core.carried import NONE, carried
+from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
-from loralens.core.together import Row, checked, keepable, kept, together
-from loralens.core.vector import assembled
+from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
+from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
 
@@ -182,7 +182,7 @@ def combine_adapters(
         lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
     updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in made}
     qualities = {name: quality for name, (_, quality) in made.items()}
-    rest = carried(
+    rest = combine_extras(
         plain,
         lambda t, name: strengths[t].of(name),
         labels=labels,
@@ -190,7 +190,7 @@ def combine_adapters(
         factors_stay=len(work.stay) == len(rows),
     )
     alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
-    combined = assembled(plain[0], alive, rest)
+    combined = assemble_adapter(plain[0], alive, rest)
     notes = (*rest.notes, *(bent.notes(stretches) if bent and stretches else ()))
     found = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
     return replace(found, adapter=found.magnified(combined))
@@ -257,7 +257,7 @@ def _rows(
     OptionError
         All modules are such.
     """
-    rows = together(adapters, labels)
+    rows = match_modules(adapters, labels)
     recipe.check_globs(rows)
     chosen = select(rows, recipe.modules)
     weights = {name: [one.strength.of(name) for one in recipe.adapters] for name in chosen}
@@ -292,8 +292,8 @@ class _Work:
         self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
         self.seed = seed if row.seeded else None
         stay = _stays(row, settings) and not bent
-        found = {name: kept(rows[name], weights[name], dtype) if stay else None for name in rows}
-        self.stay = keepable(rows, found)
+        found = {name: single_module(rows[name], weights[name], dtype) if stay else None for name in rows}
+        self.stay = keep_modules(rows, found)
         self.bent = bent
         self.truncation: dict[str, float] = {}
         self.h: dict[str, Floats] = {}
@@ -331,7 +331,7 @@ class _Work:
     def joint(self, name: str) -> Joint:
         """The joint space of one module."""
         if name not in self.stay:
-            checked(name, self.rows[name], self.labels)
+            check_combinable(name, self.rows[name], self.labels)
         with place(name):
             return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 

@@ -17,7 +17,7 @@ from loralens.core.joint import COMBINED, Joint
 from loralens.core.lowrank import LowRank
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.product import truncating_maps
-from loralens.linalg.sketch import low_rank
+from loralens.linalg.sketch import low_rank_approximation
 
 
 class Place(NamedTuple):
@@ -60,7 +60,7 @@ def _full(joint: Joint, places: Integers) -> Place:
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
-        found = low_rank(
+        found = low_rank_approximation(
             lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
             joint.shape,
             rank=rank,

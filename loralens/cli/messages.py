@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LEVELS, LOGGER
-from loralens.core.progress import Step, displaying
+from loralens.core.progress import Step, display_progress
 from loralens.errors import visible
 
 # Levels by number, as records of logging hold them.
@@ -62,7 +62,7 @@ def messages_on_stderr() -> Iterator[None]:
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False  # they have been shown
     try:
-        with displaying(progress_bar):
+        with display_progress(progress_bar):
             yield
     finally:
         LOGGER.removeHandler(handler)

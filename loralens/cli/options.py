@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from loralens.cli.show import RowOptions
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.verbs.inputs.choices import FLOAT_TYPES, TARGET_FORMATS
 
 Command = Callable[..., None]
@@ -91,7 +91,7 @@ def split_weight(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     # A path before the colon that does not exist is an error about the path, not about the weight.
-    existing(Path(path))
+    existing_path(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight

@@ -6,7 +6,7 @@ from dataclasses import replace
 from loralens.compression.loss import Loss, losses
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import quantised
+from loralens.core.quantised import quantise_module
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError, place
@@ -51,7 +51,7 @@ def quantise(
         with place(name):
             if not isinstance(module, LowRank):
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
-            return quantised(module, bits if isinstance(bits, int) else bits[name])
+            return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 
     after = replace(adapter, modules=in_threads(one, list(adapter), threads))
     return after, losses(adapter, after, threads=threads)

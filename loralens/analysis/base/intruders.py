@@ -19,10 +19,10 @@ from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, OptionError, place
-from loralens.linalg.lanczos import Method, Triplets, leading_triplets
+from loralens.linalg.lanczos import LeadingTriplets, Method, leading_triplets
 from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
 from loralens.linalg.measures import numerical_rank
-from loralens.linalg.rank_update import Decomposed, Seen, rank_update
+from loralens.linalg.rank_update import Decomposed, UpdatedWeight, rank_update
 
 TOP = 10
 THRESHOLD = 0.5
@@ -170,7 +170,7 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
     )
 
 
-def _seen(module: Update, W: Decomposed) -> Seen:
+def _seen(module: Update, W: Decomposed) -> UpdatedWeight:
     """W + ΔW in the bases of W; ΔW by its own singular directions, √σ on either side, none where σ is 0."""
     U, s, Vh = module.svd()
     r = numerical_rank(s, module.shape)
@@ -178,7 +178,7 @@ def _seen(module: Update, W: Decomposed) -> Seen:
     return rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
 
 
-def _vectors(seen: Seen, found: Triplets, chosen: Array) -> tuple[Array, Array]:
+def _vectors(seen: UpdatedWeight, found: LeadingTriplets, chosen: Array) -> tuple[Array, Array]:
     """Left and right vectors of the chosen triplets, (out, c) and (in, c)."""
     return seen.left.columns(found.Y[:, chosen]), seen.right.columns(found.Z[:, chosen])
 

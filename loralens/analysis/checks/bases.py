@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.patient import Patient
-from loralens.core.naming.base_model import apart, contradiction
+from loralens.core.naming.base_model import contradiction, find_contradiction
 
 RULES = {
     "base-differs": "The adapter names another base than this one. Names and shapes may match all the same: what is "
@@ -28,6 +28,8 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 def look_at_all(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
     """One diagnosis for all, at the first of them."""
-    told = apart([one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients])
+    told = find_contradiction(
+        [one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients]
+    )
     if told:
         yield Diagnosis("warning", "bases-differ", told, "take adapters of one base", adapter=patients[0].path)

@@ -16,7 +16,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
-from loralens.linalg.pairwise import Segments, outside
+from loralens.linalg.pairwise import Segments, outside_parts
 
 FAR = 4.0  # standard deviations from chance beyond which a cosine is no accident, of few
 LARGE = 0.2  # and the cosine at least that it takes to matter: a sum of two of one length then loses a fifth of each
@@ -78,8 +78,8 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
     with place(module.name):
         bases = {t: update.bases() for t, update in held.items()}
     out, in_ = module.shape
-    left = outside(Segments.of([one.left.columns() for one in bases.values()]))
-    right = outside(Segments.of([one.right.columns() for one in bases.values()]))
+    left = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
+    right = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
     for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), left, right, strict=True):
         if not s.size:
             continue

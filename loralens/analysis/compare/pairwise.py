@@ -19,7 +19,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
-from loralens.linalg.pairwise import Products, Triplets, pairwise_cosines, pairwise_overlaps, pairwise_products
+from loralens.linalg.pairwise import Products, SingularTriplets, pairwise_cosines, pairwise_overlaps, pairwise_products
 from loralens.linalg.product import column_basis
 
 Of = Literal["update", "A", "B"]
@@ -326,12 +326,12 @@ def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, Integers
     """Norms, numbers of directions, and the products of the updates at norm 1 (0 where they are 0)."""
     norms, widths = np.zeros(len(held)), np.zeros(len(held), dtype=np.int64)
 
-    def triplets(i: int) -> Triplets:
+    def triplets(i: int) -> SingularTriplets:
         label, name, update = held[i]
         with place(label), place(name):
             left, s, right = update.bases()
         norms[i], widths[i] = frobenius(s), s.size
-        return Triplets(left.columns(), s / norms[i] if s.size else s, right.columns())
+        return SingularTriplets(left.columns(), s / norms[i] if s.size else s, right.columns())
 
     sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held]
     products = pairwise_products([partial(triplets, i) for i in range(len(held))], sizes, head=head)

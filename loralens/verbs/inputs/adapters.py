@@ -55,7 +55,7 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     """
     flat: list[AdapterSource] = []
     for source in adapters:
-        flat += [source] if isinstance(source, str | PathLike | Adapter) else list(source)
+        flat += list(source) if isinstance(source, list | tuple) else [source]
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
             raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
