@@ -267,8 +267,6 @@ def compress(
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
-            # With data, two plans are tried: one that follows the data and one that follows the weights (see
-            # _least_data_error).
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
