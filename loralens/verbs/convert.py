@@ -26,7 +26,7 @@ from loralens.verbs.inputs.choices import (
 )
 from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
 from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
-from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
+from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -48,7 +48,7 @@ class ConvertResult(Tabular):
         What was renamed, and what was left out.
     truncation : float
         ‖ΔW−ΔW'‖/‖ΔW‖ over all modules: what ``rank`` left out of modules that were no pair.
-    rounding : RoundingLoss
+    rounding : RoundingCost
         What fewer bits, and scales that were folded into factors, cost.
     rank : int or None
         Of modules that were no pair.
@@ -62,7 +62,7 @@ class ConvertResult(Tabular):
     parameters: int
     notes: list[str]
     truncation: float
-    rounding: RoundingLoss
+    rounding: RoundingCost
     rank: int | None = None
 
     def __repr__(self) -> str:
@@ -187,7 +187,7 @@ def convert(
         stored, files, back = _stored_in_dialect(narrow, to, options)
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
-        cost = RoundingLoss.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
+        cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
     return ConvertResult(
         label,

@@ -195,7 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_elementwise.py",),
     ),
     # cli
-    Mutant("_change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
+    Mutant("change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
     Mutant(
         "DoctorResult._adapter_lines",
         "finding.adapter == label",
