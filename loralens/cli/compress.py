@@ -7,7 +7,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.formats import QUANTISED
+from loralens.formats.dialects.table import QUANTISED
 from loralens.verbs.compress import compress
 from loralens.verbs.inputs.choices import INTEGER_TYPES, FloatType, IntegerType, TargetFormat
 from loralens.verbs.outputs.rules import RulesAndReading

@@ -22,7 +22,7 @@ from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.formats import QUANTISED
+from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import change, exact_size, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -266,7 +266,10 @@ def compress(
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
+<<<<<<< HEAD
             # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
+=======
+>>>>>>> part-nvt
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]

@@ -9,9 +9,10 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
-from loralens.formats import FORMATS, QUANTISED, WriterOptions, encode_adapter
+from loralens.formats import encode_adapter
 from loralens.formats.dialects import record
 from loralens.formats.dialects.experts import fit_experts
+from loralens.formats.dialects.table import FORMATS, QUANTISED, WriterOptions
 from loralens.formats.files.container import Files, Stored
 from loralens.tables.numbers import percent
 from loralens.tables.result import Tabular
@@ -26,7 +27,7 @@ from loralens.verbs.inputs.choices import (
 )
 from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
 from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
-from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
+from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -48,7 +49,7 @@ class ConvertResult(Tabular):
         What was renamed, and what was left out.
     truncation : float
         ‖ΔW−ΔW'‖/‖ΔW‖ over all modules: what ``rank`` left out of modules that were no pair.
-    rounding : RoundingLoss
+    rounding : RoundingCost
         What fewer bits, and scales that were folded into factors, cost.
     rank : int or None
         Of modules that were no pair.
@@ -62,7 +63,7 @@ class ConvertResult(Tabular):
     parameters: int
     notes: list[str]
     truncation: float
-    rounding: RoundingLoss
+    rounding: RoundingCost
     rank: int | None = None
 
     def __repr__(self) -> str:
@@ -187,7 +188,7 @@ def convert(
         stored, files, back = _stored_in_dialect(narrow, to, options)
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
-        cost = RoundingLoss.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
+        cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
     return ConvertResult(
         label,

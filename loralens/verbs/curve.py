@@ -14,7 +14,7 @@ from loralens.core.progress import progress
 from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.formats import QUANTISED
+from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table

@@ -18,7 +18,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.choices import FloatType, TargetFormat, as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
-from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
+from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -34,7 +34,7 @@ class DropResult(Tabular):
         The whole one, and what is left of it, as it is written.
     format : str
         The dialect that is written.
-    rounding : RoundingLoss
+    rounding : RoundingCost
         What rounding the others cost.
     target : Target
         Where it is written.
@@ -44,7 +44,7 @@ class DropResult(Tabular):
     before: Adapter
     adapter: Adapter
     format: str
-    rounding: RoundingLoss
+    rounding: RoundingCost
     target: Target
 
     def __repr__(self) -> str:
@@ -152,7 +152,7 @@ def drop(
     new = quantise_factors(remaining, form.bits) if form.bits else round_factors(remaining, numpy_dtype(dtype))
     allowed = allow_loss or form.bits is not None
     with place(label):
-        cost = RoundingLoss.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
+        cost = RoundingCost.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
     if target.output is not None:
         options = form.writer_options
         save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **options)

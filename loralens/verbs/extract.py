@@ -13,8 +13,9 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError, place
-from loralens.formats import QUANTISED, load, save
+from loralens.formats import load, save
 from loralens.formats.dialects.sizes import file_size
+from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter

@@ -21,14 +21,15 @@ from loralens.core.adapter import Adapter
 from loralens.core.names import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
-from loralens.formats import FORMATS, QUANTISED, save
+from loralens.formats import save
+from loralens.formats.dialects.table import FORMATS, QUANTISED
 from loralens.linalg.device import Device
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import FloatType, check_choice, numpy_dtype
 from loralens.verbs.inputs.decompositions import decompositions, svd_cache
 from loralens.verbs.outputs.intruders import IntrudersResult, Removal
-from loralens.verbs.outputs.rounding import RoundingLoss, round_factors
+from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -152,11 +153,11 @@ def _removal(module: Update, intruding: Intruders, strength: float, dtype: Float
 
 def _round(
     adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
-) -> tuple[dict[str, Update], RoundingLoss]:
+) -> tuple[dict[str, Update], RoundingCost]:
     """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
     exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
     narrow = round_factors(exact, numpy_dtype(dtype)).modules
-    return dict(narrow), RoundingLoss.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
+    return dict(narrow), RoundingCost.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
 
 
 def _dialect(adapter: Adapter) -> str:

@@ -14,7 +14,7 @@ import loralens
 PACKAGE = Path(loralens.__file__).parent
 ESCAPE = "\x1b["
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
-MAY_STYLE = {"cli/progress.py"}  # rich there; click.secho anywhere, which `main` switches off
+MAY_STYLE = {"cli/messages.py"}  # rich there; click.secho anywhere, which `main` switches off
 
 RUN = [sys.executable, "-m", "loralens"]
 

@@ -15,7 +15,7 @@ import loralens
 from loralens.analysis.compare.equality import differences
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
-from loralens.formats import FORMATS
+from loralens.formats.dialects.table import FORMATS
 from tests.tolerances import CONFORMANCE
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ from loralens.core.lowrank import Layout
 from loralens.core.quantised import NAME
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
-from loralens.formats import FORMATS
 from loralens.formats.dialects.quantised import reader as quantised
 from loralens.formats.dialects.quantised.writer import write
 from loralens.formats.dialects.sizes import file_size
+from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import RECORD, Stored, read_safetensors
 from tests.conftest import real_adapters
 from tests.formats.test_fuzz import read_everything

@@ -8,7 +8,8 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.formats import FORMATS, encode_adapter
+from loralens.formats import encode_adapter
+from loralens.formats.dialects.table import FORMATS
 from tests.formats.stores import stored
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"

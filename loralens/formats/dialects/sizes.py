@@ -8,7 +8,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.formats import WriterOptions, encode_adapter
+from loralens.formats import encode_adapter
+from loralens.formats.dialects.table import WriterOptions
 from loralens.formats.files.container import Files, Stored, header_parts, sort_by_width
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT

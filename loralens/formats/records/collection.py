@@ -11,7 +11,8 @@ from typing import Literal, final
 
 from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import FORMATS, load
+from loralens.formats import load
+from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.files.gguf.header import Header, read_counts, read_values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle

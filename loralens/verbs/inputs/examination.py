@@ -8,7 +8,7 @@ from loralens.analysis.checks.patient import Patient
 from loralens.analysis.doctor import examined
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
-from loralens.formats import FORMATS
+from loralens.formats.dialects.table import FORMATS
 from loralens.formats.models.checkpoint import stores_conv1d
 from loralens.verbs.inputs.adapters import Reading, command_line_options
 from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head

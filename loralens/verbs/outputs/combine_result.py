@@ -13,7 +13,7 @@ from loralens.core.recipe import Ingredient, Recipe
 from loralens.tables.numbers import exact_size, fixed, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.rounding import RoundingLoss
+from loralens.verbs.outputs.rounding import RoundingCost
 from loralens.verbs.outputs.target import Target
 
 EXACT = 1e-12  # a relative error below this is rounding
@@ -73,7 +73,7 @@ class CombineResult(Tabular):
         Its dialect.
     size : int or None
         Bytes of its file of weights; None where nothing is to be written and its dialect could not hold it.
-    rounding : RoundingLoss or None
+    rounding : RoundingCost or None
         What rounding its factors cost; None where it was not measured.
     target : Target
         Where it is written.
@@ -86,7 +86,7 @@ class CombineResult(Tabular):
     adapter: Adapter
     format: str
     size: int | None
-    rounding: RoundingLoss | None
+    rounding: RoundingCost | None
     target: Target
 
     def __repr__(self) -> str:

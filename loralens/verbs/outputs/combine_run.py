@@ -43,7 +43,7 @@ from loralens.verbs.inputs.choices import (
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known
-from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors
+from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -281,7 +281,7 @@ def _truncate(
 
 def _round(
     factors: _Factors, form: OutputFormat, dtype: FloatType | None, *, allow_loss: bool
-) -> tuple[Adapter, RoundingLoss | None]:
+) -> tuple[Adapter, RoundingCost | None]:
     """The adapter, in few bits where the dialect has them, and what rounding costs its new factors.
 
     None where nobody asked for a dtype or few bits, and float16 is not among the dtypes: the error of the others
@@ -294,7 +294,7 @@ def _round(
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
     after = quantise_factors(adapter, form.bits) if form.bits else adapter
     allowed = allow_loss or form.bits is not None
-    return after, RoundingLoss.between(before, after.modules, allow_loss=allowed, dtype=dtype)
+    return after, RoundingCost.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:

@@ -11,8 +11,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError
-from loralens.formats import GGUF, QUANTISED, WriterOptions, load, save
+from loralens.formats import load, save
 from loralens.formats.dialects.sizes import file_size
+from loralens.formats.dialects.table import GGUF, QUANTISED, WriterOptions
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import model_config
 from loralens.verbs.inputs.adapters import AdapterSource

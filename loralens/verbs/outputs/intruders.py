@@ -11,7 +11,7 @@ from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import count, fixed, number, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.rounding import RoundingLoss
+from loralens.verbs.outputs.rounding import RoundingCost
 
 
 class ModuleIntruders(NamedTuple):
@@ -62,7 +62,7 @@ class Removal:
         What of every intruder is left: 0 removes them, 1 keeps them.
     changed : int
         Modules that are others now.
-    rounding : RoundingLoss
+    rounding : RoundingCost
         What narrower factors cost these modules.
     format : str
         The dialect of the file: the adapter's own, or ``peft`` where that cannot be written.
@@ -71,7 +71,7 @@ class Removal:
     adapter: Adapter
     strength: float
     changed: int
-    rounding: RoundingLoss
+    rounding: RoundingCost
     format: str
     path: Path | None
     dry_run: bool

@@ -20,7 +20,8 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import QUANTISED, encode_adapter, load
+from loralens.formats import encode_adapter, load
+from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device

@@ -15,7 +15,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
-from loralens.formats import QUANTISED
+from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import percent
 
 LIMIT = 0.01  # of one module: rounding to bfloat16 costs about 0.002, to float16 0.0003 unless numbers are too small
@@ -23,7 +23,7 @@ LIMIT = 0.01  # of one module: rounding to bfloat16 costs about 0.002, to float1
 
 @final
 @dataclass(frozen=True, slots=True)
-class RoundingLoss:
+class RoundingCost:
     """What rounding costs an adapter.
 
     Attributes
@@ -43,7 +43,7 @@ class RoundingLoss:
     @classmethod
     def between(
         cls, before: Adapter, after: Mapping[str, Update], *, allow_loss: bool, dtype: str | None = None
-    ) -> "RoundingLoss":
+    ) -> "RoundingCost":
         """What modules lost that are not surely the same; ``after`` is by the names of ``before``.
 
         Raises

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
-from loralens.formats import FORMATS
+from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.apart import adapter_inputs, check_apart
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
