@@ -266,10 +266,7 @@ def compress(
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
-<<<<<<< HEAD
             # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
-=======
->>>>>>> part-nvt
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]

@@ -195,11 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_elementwise.py",),
     ),
     # cli
-<<<<<<< HEAD
     Mutant("change", "after / before", "after * before", ("tests/tables/test_numbers.py",)),
-=======
-    Mutant("change", "after / before", "after * before", ("tests/cli/test_compress.py",)),
->>>>>>> part-nvt
     Mutant(
         "DoctorResult._adapter_lines",
         "finding.adapter == label",

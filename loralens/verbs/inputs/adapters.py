@@ -55,14 +55,10 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     """
     flat: list[AdapterSource] = []
     for source in adapters:
-<<<<<<< HEAD
         if isinstance(source, list | tuple):
             flat += source
         else:
             flat.append(source)  # type: ignore[arg-type]  # what is no adapter is refused below
-=======
-        flat += list(source) if isinstance(source, list | tuple) else [source]
->>>>>>> part-nvt
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
             raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
