@@ -189,10 +189,10 @@ class _Difference:
             self._add_logits(first.logits, second.logits)
         if not self.apart:
             self.apart, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
-        for layer, (one, other) in enumerate(zip(first.hidden, second.hidden, strict=True)):
-            one = _double(one)
-            self.apart[layer] += float((one - _double(other)).square().sum())
-            self.length[layer] += float(one.square().sum())
+        for layer, (h1, h2) in enumerate(zip(first.hidden, second.hidden, strict=True)):
+            h1 = _double(h1)
+            self.apart[layer] += float((h1 - _double(h2)).square().sum())
+            self.length[layer] += float(h1.square().sum())
         self.states += len(first.hidden[0]) if first.hidden else len(first.logits)  # type: ignore[arg-type]
 
     def _add_logits(self, first: "Tensor", second: "Tensor") -> None:
@@ -201,12 +201,12 @@ class _Difference:
                 f"one version gives {first.shape[-1]} logits and the other {second.shape[-1]}",
                 fix="compare adapters of one task, on a model with its head",
             )
-        for one, other in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
-            p, q = one.log_softmax(-1), other.log_softmax(-1)
+        for x, y in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
+            p, q = x.log_softmax(-1), y.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
-            apart = (one - one.mean(-1, keepdim=True)) - (other - other.mean(-1, keepdim=True))
-            self.squares += float(apart.square().mean(-1).sum())
-            self.same += int((one.argmax(-1) == other.argmax(-1)).sum())
+            difference = (x - x.mean(-1, keepdim=True)) - (y - y.mean(-1, keepdim=True))
+            self.squares += float(difference.square().mean(-1).sum())
+            self.same += int((x.argmax(-1) == y.argmax(-1)).sum())
         self.positions += len(first)
 
     def contrast(self, first: str, second: str) -> Contrast:
@@ -230,5 +230,5 @@ def _double(values: "Tensor") -> "Tensor":
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-def _ratio(apart: float, length: float) -> float:
-    return sqrt(apart / length) if length else (np.inf if apart else 0.0)
+def _ratio(distance: float, length: float) -> float:
+    return sqrt(distance / length) if length else (np.inf if distance else 0.0)

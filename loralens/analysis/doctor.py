@@ -103,13 +103,13 @@ def examined(
 
 def findings(patients: Sequence[Patient]) -> list[Diagnosis]:
     """What the checks find, most serious first; of two or more also what they have in common."""
-    found: list[Diagnosis] = []
+    diagnoses: list[Diagnosis] = []
     for check in CHECKS:
         if check.one:
-            found += [replace(one, adapter=p.path) for p in patients for one in check.one(p)]
+            diagnoses += [replace(diagnosis, adapter=p.path) for p in patients for diagnosis in check.one(p)]
         if check.all and len(patients) > 1:
-            found += check.all(patients)
-    return sorted(found, key=lambda one: LEVELS.index(one.level))
+            diagnoses += check.all(patients)
+    return sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level))
 
 
 def rules() -> dict[str, str]:
@@ -120,8 +120,8 @@ def rules() -> dict[str, str]:
 def _blamed(adapter: Adapter) -> Adapter:
     """The adapter whose rows the base could not put in order: that is an error, as they would go to wrong rows of W."""
     fix = "give a base whose folder has a config.json that says its heads"
-    found = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
-    return replace(adapter, findings=tuple(found))
+    marked = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
+    return replace(adapter, findings=tuple(marked))
 
 
 def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:

@@ -45,8 +45,8 @@ def by_block(spectra: Mapping[str, Spectrum]) -> list[Group]:
     """One group for each block; modules outside any block come as one group, ``outside``."""
 
     def label(name: str) -> str:
-        found = block(name)
-        return f"{found.stack}.{found.number}" if found else "outside"
+        place = block(name)
+        return f"{place.stack}.{place.number}" if place else "outside"
 
     return _group(spectra, label)
 
@@ -64,14 +64,14 @@ def mean_effective_rank(spectra: Iterable[Spectrum]) -> float:
 
 def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list[Group]:
     members: dict[str, list[Spectrum]] = {}
-    for name, one in spectra.items():
-        members.setdefault(label(name), []).append(one)
-    whole = total(spectra.values())
-    return [_summary(name, members[name], whole) for name in sorted(members, key=natural_key)]
+    for name, spectrum in spectra.items():
+        members.setdefault(label(name), []).append(spectrum)
+    adapter_norm = total(spectra.values())
+    return [_summary(name, members[name], adapter_norm) for name in sorted(members, key=natural_key)]
 
 
-def _summary(name: str, members: list[Spectrum], whole: float) -> Group:
+def _summary(name: str, members: list[Spectrum], adapter_norm: float) -> Group:
     norm = total(members)
-    share = (norm / whole) ** 2 if whole else 0.0
+    share = (norm / adapter_norm) ** 2 if adapter_norm else 0.0
     zero = sum(s.spectral == 0 for s in members)
     return Group(name, len(members), norm, share, mean_effective_rank(members), zero)

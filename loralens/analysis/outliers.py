@@ -83,8 +83,8 @@ def outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     for name in sorted(spectra, key=natural_key):
         if spectra[name].spectral > 0:
             cells.setdefault((kind_in_block(name), spectra[name].shape), {})[name] = spectra[name]
-    found = [outlier for quantity in QUANTITIES for outlier in _outliers_in(cells, quantity)]
-    return sorted(found, key=lambda o: (o.chance, natural_key(o.name)))
+    results = [outlier for quantity in QUANTITIES for outlier in _outliers_in(cells, quantity)]
+    return sorted(results, key=lambda o: (o.chance, natural_key(o.name)))
 
 
 def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectrum]], quantity: str) -> list[Outlier]:
@@ -95,15 +95,15 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
     scales = {kind: float(np.median(np.abs(x - np.median(x)))) / log(2) for kind, x in distances.items()}
-    found = []
+    results = []
     for kind, members in kinds.items():
-        others = [scale for other, scale in scales.items() if other != kind]
-        x, agreed = distances[kind], float(np.median(others)) if others else None
+        other_scales = [scale for other, scale in scales.items() if other != kind]
+        x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
         for end in (1, -1):
             for i, chance in upper_outliers(end * x, _level(x.size), agreed):
                 member = members[i]
-                found.append(Outlier(member.name, quantity, member.value, member.typical, chance))
-    return found
+                results.append(Outlier(member.name, quantity, member.value, member.typical, chance))
+    return results
 
 
 def _level(count: int) -> float:
@@ -161,9 +161,9 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
     most = max(1, x.size // 8)
     flagged, chance = 0, 1.0
     for k in range(1, most + 1):
-        left = half - k
+        below = half - k
         scale = max(float(spacings[k:].mean()) + SPREAD, agreed or 0.0)
-        weight = left if agreed is None else AGREED * left
+        weight = below if agreed is None else AGREED * below
         p = float((1 + spacings[k - 1] / (weight * scale)) ** -weight)
         share = 1.0 if most == 1 else 0.5 if k == 1 else 0.5 / (most - 1)
         if p <= level * share / k and x[k - 1] >= LEAST:

@@ -102,17 +102,17 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
     """
     first: dict[str, int] = {}
     firsts = [first.setdefault(one.fingerprint, i) for i, one in enumerate(summaries)]
-    found: dict[int, Duplicate] = {}
+    by_index: dict[int, Duplicate] = {}
     for late, early in _near(sorted(first.values()), summaries):
-        if late not in found and early not in found:
+        if late not in by_index and early not in by_index:
             off = _difference(adapters[early], adapters[late])
             if off <= SAME:
-                found[late] = Duplicate(late, early, "update", off)
+                by_index[late] = Duplicate(late, early, "update", off)
     for i, original in enumerate(firsts):
         if i != original:
-            same = found.get(original, Duplicate(i, original, "tensors"))
-            found[i] = replace(same, index=i)
-    return [found[i] for i in sorted(found)]
+            same = by_index.get(original, Duplicate(i, original, "tensors"))
+            by_index[i] = replace(same, index=i)
+    return [by_index[i] for i in sorted(by_index)]
 
 
 def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:

@@ -143,21 +143,28 @@ def measure_trajectory(
 
 def work(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
     """How often `trajectory` calls its ``step``, or a little less where checkpoints differ in their modules."""
-    each = [len(select(adapter, modules)) for adapter in adapters]
-    return max(each) + sum(each) + sum(each[1:])
+    counts = [len(select(adapter, modules)) for adapter in adapters]
+    return max(counts) + sum(counts) + sum(counts[1:])
 
 
 def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]], step: Step | None) -> float:
     """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite where the two differ in shape."""
-    (first, second), (one, two) = adapters, spectra
+    (first, second), (spectra_first, spectra_second) = adapters, spectra
     names = same_modules(first, second)
-    others = {other: name for name, other in names.items()}
-    first = first.without({name for name in first if not (name in one or names.get(name) in two)})
-    second = second.without({name for name in second if not (name in two or others.get(name) in one)})
+    names_back = {other: name for name, other in names.items()}
+    first = first.without({name for name in first if not (name in spectra_first or names.get(name) in spectra_second)})
+    second = second.without(
+        {name for name in second if not (name in spectra_second or names_back.get(name) in spectra_first)}
+    )
     squares = 0.0
-    for found in differences(first, second, step=step):
-        known = [*filter(None, (one.get(found.name), two.get(names.get(found.name, found.name))))]
-        squares += (found.relative * max(s.frobenius for s in known)) ** 2
+    for difference in differences(first, second, step=step):
+        module_spectra = [
+            *filter(
+                None,
+                (spectra_first.get(difference.name), spectra_second.get(names.get(difference.name, difference.name))),
+            )
+        ]
+        squares += (difference.relative * max(s.frobenius for s in module_spectra)) ** 2
     return sqrt(squares)
 
 

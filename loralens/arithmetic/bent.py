@@ -53,12 +53,12 @@ class Bent:
                 f"{row.name} does not combine DoRA: what it adds to the base is of full rank, and no sum of pairs",
                 fix="give --method sum or average; or make each a plain pair with loralens merge and extract",
             )
-        found = []
+        separated = []
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
-                found.append(apart(adapter, weights, threads=threads))
+                separated.append(apart(adapter, weights, threads=threads))
         called = names_together(adapters, labels)
-        return cls(tuple(adapters), [one for one, _ in found], [part for _, part in found], called, weights)
+        return cls(tuple(adapters), [one for one, _ in separated], [part for _, part in separated], called, weights)
 
     def each(self, name: str, out: int) -> Floats:
         """h_t of one module, shape (T, out): 0 of an adapter that is not DoRA there."""
@@ -67,9 +67,9 @@ class Bent:
 
     def weight(self, name: str) -> Weight:
         """The base weight of one module."""
-        for one in self.called[name]:
-            if one is not None and one in self.weights:
-                return self.weights[one]
+        for own_name in self.called[name]:
+            if own_name is not None and own_name in self.weights:
+                return self.weights[own_name]
         raise MismatchError(f"the base weight of {name} is not there", fix="give the base that it was trained on")
 
     def stretches(self, rows: Mapping[str, Row], h: Mapping[str, Floats]) -> Stretches:

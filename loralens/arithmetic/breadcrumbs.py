@@ -38,9 +38,9 @@ def breadcrumbs(
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    dropped, kept = int(gamma * entries.size), entries.count(density)
-    last = min(dropped + kept, entries.size)
-    cutoffs = entries.cutoffs([last, *([dropped] if dropped else [])])
+    skipped, count = int(gamma * entries.size), entries.count(density)
+    last = min(skipped + count, entries.size)
+    cutoffs = entries.cutoffs([last, *([skipped] if skipped else [])])
     work = Workspace()
 
     def fuse(_: slice, stack: Array) -> Array:

@@ -20,8 +20,8 @@ def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
     x = joint.weighted
     k = rank or max(1, ceil(SHARE * min(joint.shape)))
     mean = x.mean(axis=0)
-    whole = mean.copy()
-    for one in x - mean:
-        U, s, Vh = joint.decomposed(one)
-        whole += lam * (U[:, :k] * s[:k]) @ Vh[:k]
-    return np.asarray(whole, dtype=np.float64)
+    result = mean.copy()
+    for deviation in x - mean:
+        U, s, Vh = joint.decomposed(deviation)
+        result += lam * (U[:, :k] * s[:k]) @ Vh[:k]
+    return np.asarray(result, dtype=np.float64)

@@ -154,35 +154,35 @@ def combine_adapters(
     them narrower. In a plain sum a module that only one adapter has keeps its factors to the bit.
     """
     row = method_named(method, METHODS)
-    given = {"lam": lam, "density": density, **options}
-    settings = row.settings(given, space)
+    options_given = {"lam": lam, "density": density, **options}
+    settings = row.settings(options_given, space)
     _check_count(row, len(adapters))
     labels = _labels(labels, len(adapters), take)
     strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
         tuple(map(Ingredient, labels, strengths)),
         method=method,
-        options={name: value for name, value in given.items() if value is not None},
+        options={name: value for name, value in options_given.items() if value is not None},
         space=settings.get("space"),
         seed=seed if row.seeded else 0,
         modules=tuple(modules),
         take=take if take is None or take == "none" else labels[take],
         drop_dead=drop_dead,
     )
-    whole = [adapter for adapter, _ in adapters]
-    bent = Bent.of(whole, labels, row, weights, threads) if weights is not None else None
-    plain = bent.plain if bent else whole
-    dtype = _common_dtype(whole) if bent and dtype is None else dtype
-    rows, each = _rows(plain, recipe, labels)
-    work = _Work(row, settings, rows, each, labels, seed, dtype, bent, width)
-    made = work.all(threads, step)
+    sources = [adapter for adapter, _ in adapters]
+    bent = Bent.of(sources, labels, row, weights, threads) if weights is not None else None
+    plain = bent.plain if bent else sources
+    dtype = _common_dtype(sources) if bent and dtype is None else dtype
+    rows, weights_by_module = _rows(plain, recipe, labels)
+    work = _Work(row, settings, rows, weights_by_module, labels, seed, dtype, bent, width)
+    results = work.all(threads, step)
     stretches = bent.stretches(rows, work.h) if bent else None
-    lifts = {name: lift for name, (lift, _) in made.items() if name not in work.stay}
+    lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
     if stretches:
         lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
-    updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in made}
-    qualities = {name: quality for name, (_, quality) in made.items()}
-    rest = carried(
+    updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in results}
+    qualities = {name: quality for name, (_, quality) in results.items()}
+    extras = carried(
         plain,
         lambda t, name: strengths[t].of(name),
         labels=labels,
@@ -190,10 +190,10 @@ def combine_adapters(
         factors_stay=len(work.stay) == len(rows),
     )
     alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
-    combined = assembled(plain[0], alive, rest)
-    notes = (*rest.notes, *(bent.notes(stretches) if bent and stretches else ()))
-    found = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
-    return replace(found, adapter=found.magnified(combined))
+    combined = assembled(plain[0], alive, extras)
+    notes = (*extras.notes, *(bent.notes(stretches) if bent and stretches else ()))
+    combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
+    return replace(combination, adapter=combination.magnified(combined))
 
 
 def _alive(
@@ -208,8 +208,8 @@ def _alive(
 
 def _check_count(row: Method, count: int) -> None:
     if not count or (row.adapters and count != row.adapters):
-        wanted = row.adapters or "at least 1"
-        raise OptionError(f"{row.name} takes {wanted} adapters, not {count}", fix="give as many as it takes")
+        expected = row.adapters or "at least 1"
+        raise OptionError(f"{row.name} takes {expected} adapters, not {count}", fix="give as many as it takes")
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
@@ -224,20 +224,20 @@ def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | Non
 def _strength(weight: Weight, label: str) -> Strength:
     """A weight in the one form that it has; refused where a number in it is not finite."""
     if isinstance(weight, Strength):
-        found = weight
+        strength = weight
     else:
-        found = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
-    for one in (found.weight, *found.modules.values()):
-        if not isfinite(one):
-            raise OptionError(f"{label} has the weight {one}", fix="give a finite number")
-    return found
+        strength = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
+    for number in (strength.weight, *strength.modules.values()):
+        if not isfinite(number):
+            raise OptionError(f"{label} has the weight {number}", fix="give a finite number")
+    return strength
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
     """The dtype of all factors of all pairs where they have one, else float32."""
     pairs = [module for adapter in adapters for module in adapter.modules.values() if isinstance(module, LowRank)]
-    found = {factor.dtype for pair in pairs for factor in pair.factors}
-    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+    dtypes = {factor.dtype for pair in pairs for factor in pair.factors}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _stays(row: Method, settings: Mapping[str, Any]) -> bool:
@@ -292,8 +292,8 @@ class _Work:
         self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
         self.seed = seed if row.seeded else None
         stay = _stays(row, settings) and not bent
-        found = {name: kept(rows[name], weights[name], dtype) if stay else None for name in rows}
-        self.stay = keepable(rows, found)
+        unchanged = {name: kept(rows[name], weights[name], dtype) if stay else None for name in rows}
+        self.stay = keepable(rows, unchanged)
         self.bent = bent
         self.truncation: dict[str, float] = {}
         self.h: dict[str, Floats] = {}
@@ -321,11 +321,13 @@ class _Work:
                 joint, core = self._ruled(name, joint)
             quality = Quality.of(joint, core, len(self.labels))
             if self.bent:
-                each = self.bent.each(name, joint.shape[0])
-                h = self.rule(replace(joint, cores=each[:, None, :]), **self.settings)  # of rows, as it is linear
+                row_changes = self.bent.each(name, joint.shape[0])
+                h = self.rule(
+                    replace(joint, cores=row_changes[:, None, :]), **self.settings
+                )  # of rows, as it is linear
                 assert isinstance(h, np.ndarray)
                 self.h[name] = h[0]
-                quality = stretched(quality, joint, core, each, h[0], self.bent.weight(name))
+                quality = stretched(quality, joint, core, row_changes, h[0], self.bent.weight(name))
             return joint.lifted(core), quality
 
     def joint(self, name: str) -> Joint:
@@ -338,10 +340,10 @@ class _Work:
     def _ruled(self, name: str, joint: Joint) -> tuple[Joint, Core]:
         """What the rule makes of a module, and the joint space that it is in."""
         drawn = {} if self.seed is None else {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])}
-        found = self.rule(joint, **self.settings, **drawn)
-        if isinstance(found, Fused):
-            self.truncation[name], found = found.truncation, found.update
-        if not isinstance(found, LowRank):
-            return joint, joint.decomposed(found)
-        wider = Joint.of([*self.rows[name], found], [*self.weights[name], 0.0])  # it has left the space of its updates
+        result = self.rule(joint, **self.settings, **drawn)
+        if isinstance(result, Fused):
+            self.truncation[name], result = result.truncation, result.update
+        if not isinstance(result, LowRank):
+            return joint, joint.decomposed(result)
+        wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])  # it has left the space of its updates
         return wider, wider.decomposed(wider.cores[-1])

@@ -65,16 +65,16 @@ def dare_ties(
 
 
 def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
-    kept = min(max(1, round(density * STEPS)), STEPS)
+    threshold = min(max(1, round(density * STEPS)), STEPS)
     draws, work = draws_of(entries, seed), Workspace()
     n = entries.shape[1]
 
     def fuse(rows: slice, stack: Array) -> Array:
-        for x, own in zip(stack, draws, strict=True):
-            if kept < STEPS:
-                words = own.words(rows.start * n, x.size).reshape(x.shape)
-                x *= np.less(words, kept, out=work.of("mask", x.shape, np.bool_))
-                x *= x.dtype.type(STEPS / kept)
+        for x, draws_t in zip(stack, draws, strict=True):
+            if threshold < STEPS:
+                words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
+                x *= np.less(words, threshold, out=work.of("mask", x.shape, np.bool_))
+                x *= x.dtype.type(STEPS / threshold)
         return elected_mean(stack, work) if elect else total(stack, work)
 
     return fuse

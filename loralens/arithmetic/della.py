@@ -65,14 +65,14 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
     draws, work = draws_of(entries, seed), Workspace()
     n = entries.shape[1]
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
-    kept = np.clip(np.rint(q * STEPS), 1, STEPS)  # of STEPS
+    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)  # of STEPS
 
     def fuse(rows: slice, stack: Array) -> Array:
-        for x, own in zip(stack, draws, strict=True):
+        for x, draws_t in zip(stack, draws, strict=True):
             chances = work.of("chances", x.shape, x.dtype)
             for row, order in zip(chances, _orders(x), strict=True):
-                row[order] = kept
-            words = own.words(rows.start * n, x.size).reshape(x.shape)
+                row[order] = thresholds
+            words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
             x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
             np.divide(STEPS, chances, out=chances)
             x *= chances

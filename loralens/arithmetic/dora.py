@@ -40,12 +40,14 @@ LEAST = 2.0**-20  # of |1 + h|: below it the base weight is all but gone from a 
 def filled(adapter: Adapter, weights: Weights) -> Adapter:
     """The adapter with the magnitudes that its file lacks: the lengths of the base weights, which stood for them."""
     extra = dict(adapter.extra)
-    for key, one in adapter.extra.items():
-        if one.role in NORMS:
-            kernel, by_input = adapter[one.module].layout.kernel, one.role == "norms_in"
-            m = weights[one.module].lengths(by_input=by_input).astype(np.float32)
+    for key, entry in adapter.extra.items():
+        if entry.role in NORMS:
+            kernel, by_input = adapter[entry.module].layout.kernel, entry.role == "norms_in"
+            m = weights[entry.module].lengths(by_input=by_input).astype(np.float32)
             shape = (1, m.size, *(1 for _ in kernel)) if kernel else m.shape
-            extra[key] = Extra("magnitude_in" if by_input else "magnitude", one.module, LazyArray.of(m.reshape(shape)))
+            extra[key] = Extra(
+                "magnitude_in" if by_input else "magnitude", entry.module, LazyArray.of(m.reshape(shape))
+            )
     return replace(adapter, extra=extra)
 
 
@@ -65,11 +67,15 @@ def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adap
     ShapeError
         Not one number for each output.
     """
-    found = magnitudes(adapter)
-    stretches = in_threads(lambda name: _stretch(adapter, name, found[name], weights.get(name)), list(found), threads)
-    keys = {*found.values()}
+    keys_by_module = magnitudes(adapter)
+    stretches = in_threads(
+        lambda name: _stretch(adapter, name, keys_by_module[name], weights.get(name)), list(keys_by_module), threads
+    )
+    keys = {*keys_by_module.values()}
     extra = {key: one for key, one in adapter.extra.items() if key not in keys}
-    modules = {name: _scaled(one, stretches[name] + 1) if name in found else one for name, one in adapter.items()}
+    modules = {
+        name: _scaled(one, stretches[name] + 1) if name in keys_by_module else one for name, one in adapter.items()
+    }
     return replace(adapter, modules=modules, extra=extra), stretches
 
 
@@ -160,8 +166,8 @@ class Stretches:
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
             key, shape = self.keys[name]
-            made = cache(partial(_lengths, 1 + self.h[name], self.weights[name], module, shape))
-            extra[key] = Extra("magnitude", name, LazyArray(made, shape=shape, dtype=np.float32))
+            compute = cache(partial(_lengths, 1 + self.h[name], self.weights[name], module, shape))
+            extra[key] = Extra("magnitude", name, LazyArray(compute, shape=shape, dtype=np.float32))
         config = adapter.config
         if config is not None and adapter.format == "peft" and bool(config.get("use_dora")) != self.any:
             config = {**config, "use_dora": self.any}
@@ -192,15 +198,15 @@ def named_keys(
         Another dialect than PEFT's, and no file that says it.
     """
     first = adapters[0].format
-    known = [magnitudes(one) if one.format == first else {} for one in adapters]
-    found = {}
+    keys_by_adapter = [magnitudes(one) if one.format == first else {} for one in adapters]
+    keys = {}
     for name, (update, own) in modules.items():
-        held = [
-            (those[name], one.extra[those[name]].tensor.shape)
-            for one, those, called in zip(adapters, known, own, strict=True)
-            if called == name and name in those and one.extra[those[name]].role not in NORMS
+        existing = [
+            (magnitude_keys[name], one.extra[magnitude_keys[name]].tensor.shape)
+            for one, magnitude_keys, called in zip(adapters, keys_by_adapter, own, strict=True)
+            if called == name and name in magnitude_keys and one.extra[magnitude_keys[name]].role not in NORMS
         ]
-        if not held and first != "peft":
+        if not existing and first != "peft":
             raise MismatchError(
                 f"{name} would have a magnitude, and no file says what {first} calls it",
                 fix="convert the adapters to PEFT first: loralens convert --to peft",
@@ -208,5 +214,5 @@ def named_keys(
         kernel = update.layout.kernel
         new = (1, update.shape[0], *(1 for _ in kernel)) if kernel else (update.shape[0],)
         key = f"{PEFT_PREFIX}{name}.lora_magnitude_vector"
-        found[name] = held[0] if held else (key, new)
-    return found
+        keys[name] = existing[0] if existing else (key, new)
+    return keys

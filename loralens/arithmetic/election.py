@@ -16,11 +16,11 @@ def keep_largest(x: Array, cutoff: float, work: Workspace) -> None:
 
 def total(stack: Array, work: Workspace) -> Array:
     """The sum over the updates, shape (rows, n); added in their order."""
-    found = work.of("total", stack.shape[1:], stack.dtype)
-    np.copyto(found, stack[0])
+    result = work.of("total", stack.shape[1:], stack.dtype)
+    np.copyto(result, stack[0])
     for x in stack[1:]:
-        found += x
-    return found
+        result += x
+    return result
 
 
 def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None = None) -> Array:
@@ -33,25 +33,25 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     """
     shape, dtype = stack.shape[1:], stack.dtype
     agrees = work.of("agrees", shape, np.bool_)
-    part, found = work.of("part", shape, dtype), work.of("found", shape, dtype)
+    part, mean = work.of("part", shape, dtype), work.of("found", shape, dtype)
     weight = work.of("weight", shape, dtype if shares else np.uint16)
     sign = _sign(total(stack, work), work)
-    found[:], weight[:] = 0, 0
+    mean[:], weight[:] = 0, 0
     for t, x in enumerate(stack):
         np.multiply(x, sign, out=part)  # positive where they agree
         np.greater(part, 0, out=agrees)
         part *= agrees
         if shares:
             part *= dtype.type(shares[t])
-            found += part
+            mean += part
             weight += np.multiply(agrees, dtype.type(shares[t]), out=part)
         else:
-            found += part
+            mean += part
             weight += agrees
     weight += np.equal(weight, 0, out=agrees)  # nobody there: 0 / 1; a maximum would branch at every entry
-    np.divide(found, weight, out=found, dtype=dtype)
-    found *= sign
-    return found
+    np.divide(mean, weight, out=mean, dtype=dtype)
+    mean *= sign
+    return mean
 
 
 def _sign(x: Array, work: Workspace) -> Array:

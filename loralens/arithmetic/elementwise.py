@@ -1,6 +1,6 @@
 """The way of every elementwise rule: entries in a space, a rule on blocks of them, and back to an update."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
 
@@ -30,10 +30,10 @@ def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: f
         ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.place`.
     lam : float
     """
-    there = place(joint, space)
-    if there is None:
+    space_entries = place(joint, space)
+    if space_entries is None:
         return summed(joint, lam)
-    update, truncation = there.back(rule(there.entries))
+    update, truncation = space_entries.back(rule(space_entries.entries))
     return Fused(LowRank(lam * update.B, update.A, scaling=update.scaling, layout=update.layout), truncation)
 
 
@@ -54,39 +54,40 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
     """
     rate = 0.25 / max(1, modules.entries) ** (1 / 3)
 
-    def sampled(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
-        apart = dict(_apart(joint, space))
-        return len(joint.updates), {t: (one.size, one.sample(ceil(rate * one.size))) for t, one in apart.items()}
+    def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
+        by_adapter = dict(_each_alone(joint, space))
+        samples = {t: (entries.size, entries.sample(ceil(rate * entries.size))) for t, entries in by_adapter.items()}
+        return len(joint.updates), samples
 
-    looks = modules.each(sampled)
-    found = [one for _, one in looks]
-    sizes = {t: sum(one[t][0] for one in found if t in one) for t in sorted({t for one in found for t in one})}
-    sought = {
-        t: Selection([max(1, int(share * size))], size=size, sample=_joined(one[t][1] for one in found if t in one))
-        for t, size in sizes.items()
-    }
+    looks = modules.map(sample)
+    samples: dict[int, list[tuple[int, Floats]]] = {}  # of each adapter: the size of each of its modules, and a sample
+    for _, by_adapter in looks:
+        for t, module_sample in by_adapter.items():
+            samples.setdefault(t, []).append(module_sample)
+    selections = {}
+    for t, parts in sorted(samples.items()):
+        size = sum(module_size for module_size, _ in parts)
+        pooled = np.concatenate([part.ravel() for _, part in parts])
+        selections[t] = Selection([max(1, int(share * size))], size=size, sample=pooled)
 
-    def counted(joint: Joint) -> None:
-        for t, one in _apart(joint, space):
-            for block in one.magnitudes():
-                sought[t].add(block)
+    def count(joint: Joint) -> None:
+        for t, entries in _each_alone(joint, space):
+            for block in entries.magnitudes():
+                selections[t].add(block)
 
-    while any(one.open for one in sought.values()):
-        modules.each(counted, told=True)
-        for one in sought.values():
-            one.close()
-    return tuple(sought[t].values[0] if t in sought else 0.0 for t in range(looks[0][0]))
-
-
-def _joined(parts: Iterable[Floats]) -> Floats:
-    """The numbers of all of them, in one dimension."""
-    return np.concatenate([part.ravel() for part in parts])
+    # A selection stays open where its sample did not bracket the value that is sought: then all entries are read again.
+    while any(selection.open for selection in selections.values()):
+        modules.map(count, report=True)
+        for selection in selections.values():
+            selection.close()
+    adapters = looks[0][0]
+    return tuple(selections[t].values[0] if t in selections else 0.0 for t in range(adapters))
 
 
-def _apart(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
+def _each_alone(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
     """The entries of every adapter alone."""
-    there = place(joint, space)
-    if there:
-        one = there.entries
-        for t, matrix in zip(one.places, one.matrices, strict=True):
-            yield t, replace(one, matrices=(matrix,), places=(t,))
+    space_entries = place(joint, space)
+    if space_entries:
+        entries = space_entries.entries
+        for t, matrix in zip(entries.places, entries.matrices, strict=True):
+            yield t, replace(entries, matrices=(matrix,), places=(t,))

@@ -134,8 +134,8 @@ class Entries:
         for start in range(0, m, step):
             stop = min(start + step, m)
             block = buffer[:, : stop - start]
-            for one, part in zip(self.matrices, block, strict=True):
-                one.fill(start, stop, part)
+            for matrix, part in zip(self.matrices, block, strict=True):
+                matrix.fill(start, stop, part)
             yield slice(start, stop), block
 
     def count(self, share: float) -> int:

@@ -42,12 +42,12 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     x = joint.weighted
     parts = [joint.decomposed(one) for one in x]
     r = min(sum(part.s.size for part in parts), *joint.shape)
-    each = min(round((1 - common) * r / len(parts)), r // len(parts))
-    k = r - each * len(parts)
+    own = min(round((1 - common) * r / len(parts)), r // len(parts))
+    k = r - own * len(parts)
     U, s, Vh = joint.decomposed(joint.total())
     shared = Core(U[:, :k], s[:k], Vh[:k])
     rests = [joint.decomposed(one - shared.U @ (shared.U.T @ one)) for one in x]
-    all_ = [shared, *(Core(rest.U[:, :each], rest.s[:each], rest.Vh[:each]) for rest in rests)]
+    all_ = [shared, *(Core(rest.U[:, :own], rest.s[:own], rest.Vh[:own]) for rest in rests)]
     values = np.concatenate([part.s for part in all_])
     if not values.size:
         return joint.total()

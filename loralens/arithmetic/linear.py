@@ -25,7 +25,7 @@ def average(joint: Joint, *, lam: float = 1.0) -> Floats:
     OptionError
         The weights add up to 0.
     """
-    whole = float(np.sum(joint.strengths))
-    if whole == 0:
+    weight_sum = float(np.sum(joint.strengths))
+    if weight_sum == 0:
         raise OptionError("the weights add up to 0, so there is no average", fix="give --method sum, or other weights")
-    return lam * joint.total() / whole
+    return lam * joint.total() / weight_sum

@@ -55,9 +55,9 @@ class Option:
         number = isfinite(value) or self.infinite
         if inside and number and (not self.whole or float(value).is_integer()):
             return int(value) if self.whole else value
-        left = "(" if self.open_low or self.low == -inf else "["
-        right = ")" if self.high == inf and not self.infinite else "]"
-        span = f"{left}{self.low:g}, {self.high:g}{right}"
+        opening = "(" if self.open_low or self.low == -inf else "["
+        closing = ")" if self.high == inf and not self.infinite else "]"
+        span = f"{opening}{self.low:g}, {self.high:g}{closing}"
         kind = "a whole number" if self.whole else "a number"
         raise OptionError(f"{self.name} {value:g} is not {kind} in {span}", fix=f"{self.name}: {self.text}")
 
@@ -133,13 +133,13 @@ class Method:
         OptionError
             An option that this method does not have, a value that makes no sense, a space it does not know.
         """
-        known = {option.name: option for option in self.options}
-        said = {name: value for name, value in given.items() if value is not None}
-        for name in said:
-            if name not in known:
-                has = ", ".join(known) or "none"
+        by_name = {option.name: option for option in self.options}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name in chosen:
+            if name not in by_name:
+                has = ", ".join(by_name) or "none"
                 raise OptionError(f"{self.name} has no option {name}", fix=f"its options are: {has}")
-        values: dict[str, Any] = {name: one.check(said.get(name, one.default)) for name, one in known.items()}
+        values: dict[str, Any] = {name: one.check(chosen.get(name, one.default)) for name, one in by_name.items()}
         if self.spaces:
             values["space"] = space or self.spaces[0]
             if values["space"] not in self.spaces:
@@ -151,13 +151,13 @@ class Method:
 
 def _imported(home: str) -> Callable[..., Any]:
     module, _, name = home.partition(":")
-    found: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
-    return found
+    function: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
+    return function
 
 
 def method_named(name: str, methods: Mapping[str, Method]) -> Method:
     """The method of this name, or an OptionError that lists all of them."""
     if name not in methods:
-        known = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
-        raise OptionError(f"no method {name!r}", fix=f"choose one of: {known}")
+        choices = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
+        raise OptionError(f"no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

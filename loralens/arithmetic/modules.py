@@ -33,7 +33,9 @@ class Modules:
     threads: int = 1
     step: Step | None = None
 
-    def each(self, work: Callable[[Joint], T], *, told: bool = False) -> list[T]:
-        """``work`` of every one, in order; ``told``: this is a long look, of which ``step`` is told."""
-        found = in_threads(lambda name: work(self.joint(name)), self.names, self.threads, self.step if told else None)
-        return list(found.values())
+    def map(self, work: Callable[[Joint], T], *, report: bool = False) -> list[T]:
+        """The results of ``work`` on every module, in order; with ``report``, ``step`` is called after each."""
+        results = in_threads(
+            lambda name: work(self.joint(name)), self.names, self.threads, self.step if report else None
+        )
+        return list(results.values())

@@ -9,11 +9,11 @@ from loralens.linalg.factor import Floats
 def equalised(x: Floats, beta: float) -> Floats:
     """The updates x_t (T, p, q) brought to the norms β‖x_t‖ + (1 − β) mean‖x‖; the mean is of those that are not 0."""
     norms = np.linalg.norm(x, axis=(1, 2))
-    there = norms > 0
-    if not there.any():
+    nonzero = norms > 0
+    if not nonzero.any():
         return x
-    wanted = beta * norms + (1 - beta) * norms[there].mean()
-    factors = np.divide(wanted, norms, out=np.zeros_like(norms), where=there)
+    targets = beta * norms + (1 - beta) * norms[nonzero].mean()
+    factors = np.divide(targets, norms, out=np.zeros_like(norms), where=nonzero)
     return np.asarray(factors[:, None, None] * x, dtype=np.float64)
 
 

@@ -14,8 +14,8 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     sum. NP-LoRA, Chen et al. 2025, arXiv 2511.11051, where the first is the style and the second the content; more than
     two adapters are ours. The order counts.
     """
-    first, *others = joint.weighted
+    first, *others_x = joint.weighted
     V = joint.decomposed(first).Vh[: rank or None].T
     share = 1.0 if np.isinf(mu) else mu / (1 + mu)
-    rest = np.sum(others, axis=0) if others else np.zeros_like(first)
-    return np.asarray(lam * (first + rest - share * (rest @ V) @ V.T), dtype=np.float64)
+    others_sum = np.sum(others_x, axis=0) if others_x else np.zeros_like(first)
+    return np.asarray(lam * (first + others_sum - share * (others_sum @ V) @ V.T), dtype=np.float64)

@@ -60,9 +60,9 @@ class Quality:
         inside = U.T @ cores @ Vh.T  # (T, k, k)
         along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
         of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
-        rest = float(np.sum((U * s @ Vh - S) ** 2))
+        residual = float(np.sum((U * s @ Vh - S) ** 2))
         lost = of_sum**2 - (s - of_sum) ** 2  # what the error grows by when direction i goes
-        errors = np.maximum(rest + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
+        errors = np.maximum(residual + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
         blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
         zero = np.zeros((count, 1))
         return cls(
@@ -85,9 +85,9 @@ class Quality:
 
         What is cut is orthogonal to what is left, and both to what was lost before.
         """
-        whole = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
-        rest = self.s[self._at(rank) :]
-        return before**2 * whole + float(rest @ rest), whole
+        full = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
+        cut = self.s[self._at(rank) :]
+        return before**2 * full + float(cut @ cut), full
 
     def _at(self, rank: int | None) -> int:
         return self.s.size if rank is None else min(rank, self.s.size)
@@ -140,23 +140,23 @@ def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
     modules = list(modules)
     if not modules:
         return Total(0.0, 0.0, ())
-    each = [(one, one._at(rank)) for one, rank, _ in modules]
-    lost, whole = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
-    error = relative(sum(one.errors[j] for one, j in each), sum(one.sum_energy for one, _ in each))
-    energy = np.sum([one.energies for one, _ in each], axis=0)
-    wanted = np.sum([one.strengths * one.energies for one, _ in each], axis=0)
-    before = np.sum([one.sum_inner for one, _ in each], axis=0)
-    after = np.sum([one.inner[:, j] for one, j in each], axis=0)
-    inside = np.sum([one.retained[:, j] for one, j in each], axis=0)
+    cuts = [(one, one._at(rank)) for one, rank, _ in modules]
+    lost, full = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
+    error = relative(sum(one.errors[j] for one, j in cuts), sum(one.sum_energy for one, _ in cuts))
+    energy = np.sum([one.energies for one, _ in cuts], axis=0)
+    expected = np.sum([one.strengths * one.energies for one, _ in cuts], axis=0)
+    before = np.sum([one.sum_inner for one, _ in cuts], axis=0)
+    after = np.sum([one.inner[:, j] for one, j in cuts], axis=0)
+    inside = np.sum([one.retained[:, j] for one, j in cuts], axis=0)
     shares = [
         Share(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e))) if e else Share(None, None, None, None)
-        for e, w, b, a, i in zip(energy, wanted, before, after, inside, strict=True)
+        for e, w, b, a, i in zip(energy, expected, before, after, inside, strict=True)
     ]
-    return Total(error, relative(lost, whole) or 0.0, tuple(shares))
+    return Total(error, relative(lost, full) or 0.0, tuple(shares))
 
 
-def relative(part: float, whole: float) -> float | None:
-    """√(part/whole) of squares; 0 where both are 0, None where only the whole is."""
-    if whole > 0:
-        return sqrt(float(part) / float(whole))
+def relative(part: float, reference: float) -> float | None:
+    """√(part/reference) of two squared norms; 0 where both are 0, and None where only the reference is."""
+    if reference > 0:
+        return sqrt(float(part) / float(reference))
     return None if part > 0 else 0.0

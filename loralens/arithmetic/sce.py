@@ -32,16 +32,16 @@ def _rule(entries: Entries, density: float) -> Fuse:
 
     def variance(stack: Array) -> Array:
         shape, dtype = stack.shape[1:], stack.dtype
-        mean, found, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
+        mean, variances, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
         np.sum(stack, axis=0, out=mean)
         mean /= entries.adapters
-        np.square(mean, out=found)
-        found *= entries.adapters - len(stack)  # those that are 0 here
+        np.square(mean, out=variances)
+        variances *= entries.adapters - len(stack)  # those that are 0 here
         for x in stack:
             np.subtract(x, mean, out=part)
-            found += np.square(part, out=part)
-        found /= entries.adapters
-        return found
+            variances += np.square(part, out=part)
+        variances /= entries.adapters
+        return variances
 
     cutoff = entries.cutoff_of(variance, entries.count(density)) if density < 1 else 0.0
 

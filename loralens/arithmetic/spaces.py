@@ -53,20 +53,20 @@ def place(joint: Joint, space: Space) -> Place | None:
 
 
 def _full(joint: Joint, places: Integers) -> Place:
-    here = [(joint.updates[t], float(joint.strengths[t])) for t in places]
-    updates = [(update, strength) for update, strength in here if update is not None]  # all: what is 0 has no place
+    weighted = [(joint.updates[t], float(joint.strengths[t])) for t in places]
+    updates = [(update, strength) for update, strength in weighted if update is not None]  # all: what is 0 has no place
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
-        found = low_rank(
+        factors = low_rank(
             lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
             joint.shape,
             rank=rank,
             start=joint.right,
         )
-        return Fused(_update(joint, found.B, found.A), found.error)
+        return Fused(_update(joint, factors.B, factors.A), factors.error)
 
     return Place(entries, back)
 
@@ -94,8 +94,8 @@ def _core(joint: Joint, places: Integers) -> Place | None:
     entries = _dense(joint, places, [U.T @ M @ V for M in cores])
 
     def back(fuse: Fuse) -> Fused:
-        left, right = joint.left.columns() @ U, joint.right.columns() @ V
-        return Fused(_balanced(joint, left @ _whole(entries, fuse), right.T), 0.0)
+        U_B, V_A = joint.left.columns() @ U, joint.right.columns() @ V
+        return Fused(_balanced(joint, U_B @ _whole(entries, fuse), V_A.T), 0.0)
 
     return Place(entries, back)
 
@@ -107,16 +107,16 @@ def _directions(parts: list[Floats]) -> Floats:
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
-    held = tuple(Dense(np.asarray(one, np.float64)) for one in matrices)
-    return Entries(held, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
+    dense = tuple(Dense(np.asarray(one, np.float64)) for one in matrices)
+    return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 
 
 def _whole(entries: Entries, fuse: Fuse) -> Floats:
     """What a rule makes of all entries of a small space."""
-    found = np.empty(entries.shape)
+    result = np.empty(entries.shape)
     for rows, stack in entries.blocks():
-        found[rows] = fuse(rows, stack)
-    return found
+        result[rows] = fuse(rows, stack)
+    return result
 
 
 def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:

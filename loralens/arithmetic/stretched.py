@@ -38,9 +38,9 @@ def stretched(quality: Quality, joint: Joint, core: Core, each: Floats, whole: F
         return quality
     U, s, Vh = core
     norms, across = _seen(weight, joint.right.columns())
-    left = joint.left.columns()
+    Q_B = joint.left.columns()
     of_sum = joint.strengths @ each
-    P, P_sum, P_whole = ([left.T @ (h[:, None] * across) for h in hs] for hs in (each, [of_sum], [whole]))
+    P, P_sum, P_whole = ([Q_B.T @ (h[:, None] * across) for h in hs] for hs in (each, [of_sum], [whole]))
     S = joint.total()
     if np.linalg.norm(S) <= joint.floor:
         S = np.zeros_like(S)
@@ -51,8 +51,8 @@ def stretched(quality: Quality, joint: Joint, core: Core, each: Floats, whole: F
 
     pairs = list(zip(joint.cores, P, each, strict=True))
     extra = np.array([2 * np.sum(M * own) + h**2 @ norms for M, own, h in pairs])
-    beside = P_whole[0] - P_sum[0]
-    errors = quality.errors + 2 * (along(beside) - np.sum(S * beside)) + (whole - of_sum) ** 2 @ norms
+    P_excess = P_whole[0] - P_sum[0]
+    errors = quality.errors + 2 * (along(P_excess) - np.sum(S * P_excess)) + (whole - of_sum) ** 2 @ norms
     return replace(
         quality,
         energies=quality.energies + extra,

@@ -45,8 +45,8 @@ def ties(
     """
     if density >= 1 and joint.present.size <= 1:
         return summed(joint, lam)
-    given = cutoffs if whole else None
-    return fused(joint, lambda entries: _rule(entries, density, given), space=space, lam=lam)
+    adapter_cutoffs = cutoffs if whole else None
+    return fused(joint, lambda entries: _rule(entries, density, adapter_cutoffs), space=space, lam=lam)
 
 
 def prepare(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def prepare(modules: Modules, *, density: float, whole: int, space: Space, **_: 
     return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
 
 
-def _rule(entries: Entries, density: float, given: Sequence[float] | None) -> Fuse:
+def _rule(entries: Entries, density: float, adapter_cutoffs: Sequence[float] | None) -> Fuse:
     work = Workspace()
     if density >= 1:
         cutoffs = [0.0 for _ in entries.places]
-    elif given is not None:
-        cutoffs = [given[t] for t in entries.places]
+    elif adapter_cutoffs is not None:
+        cutoffs = [adapter_cutoffs[t] for t in entries.places]
     else:
         cutoffs = [cutoff for (cutoff,) in entries.cutoffs([entries.count(density)])]
 

@@ -21,12 +21,12 @@ def nearest_orthonormal(X: Floats) -> Floats:
 def components(joint: Joint) -> list[Core]:
     """Leading singular triplets of every M_t: its numerical rank, but at most min(out, in)/T, so that all fit."""
     most = max(1, min(joint.shape) // len(joint.cores))
-    found = []
+    triplets = []
     for M, floor in zip(joint.cores, joint.floors, strict=True):
         U, s, Vh = np.linalg.svd(M, full_matrices=False)
         k = min(int(np.count_nonzero(s > floor)), most)
-        found.append(Core(U[:, :k], s[:k], Vh[:k]))
-    return found
+        triplets.append(Core(U[:, :k], s[:k], Vh[:k]))
+    return triplets
 
 
 def tsv_m(joint: Joint, *, lam: float = 1.0) -> Floats:

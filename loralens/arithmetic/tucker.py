@@ -17,10 +17,10 @@ def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
     """
     U, V = _leading(_gram(x), rank), _leading(_gram(x.transpose(0, 2, 1)), rank)
     for _ in range(ROUNDS):
-        before, right = U, x @ V
-        U = _leading(_gram(right), rank)
-        left = x.transpose(0, 2, 1) @ U
-        V = _leading(_gram(left), rank)
+        before, projected = U, x @ V
+        U = _leading(_gram(projected), rank)
+        projected_T = x.transpose(0, 2, 1) @ U
+        V = _leading(_gram(projected_T), rank)
         if np.linalg.norm(U - before @ (before.T @ U)) <= STEADY:
             break
     return U, V

@@ -141,23 +141,23 @@ def tradeoff(
     Points between the steps that `allocate` finds for a budget are no better than these by more than one step.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
-    whole = sum(float(energy.sum()) for energy in energies(spectra).values())
-    left = np.maximum(whole - np.cumsum(ladder.energy), 0.0)
+    total = sum(float(energy.sum()) for energy in energies(spectra).values())
+    remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)
     start = ladder.forced
-    nbytes, errors = np.cumsum(ladder.costs), np.sqrt(left / whole) if whole else np.zeros(left.size)
+    nbytes, errors = np.cumsum(ladder.costs), np.sqrt(remaining / total) if total else np.zeros(remaining.size)
     first = max(start - 1, 0)
     return Tradeoff(nbytes[first:], errors[first:])
 
 
 def expected_error(spectra: Mapping[str, Array], bits: Mapping[str, Sequence[int]]) -> float:
     """‖ΔW − ΔW'‖_F / ‖ΔW‖_F to expect of these bits: √(Σ σ²·ε_b / Σ σ²), ε = 1 where there are none."""
-    lost = whole = 0.0
+    lost = total = 0.0
     for name, energy in energies(spectra).items():
         noise = np.ones(energy.size)
-        kept = bits.get(name, ())[: energy.size]
-        noise[: len(kept)] = [expected_noise(b) for b in kept]
-        lost, whole = lost + float(energy @ noise), whole + float(energy.sum())
-    return sqrt(lost / whole) if whole else 0.0
+        module_bits = bits.get(name, ())[: energy.size]
+        noise[: len(module_bits)] = [expected_noise(b) for b in module_bits]
+        lost, total = lost + float(energy @ noise), total + float(energy.sum())
+    return sqrt(lost / total) if total else 0.0
 
 
 class _Hull(NamedTuple):
@@ -226,17 +226,20 @@ class _Ladder:
         reached = max(self.forced, int(np.searchsorted(np.cumsum(self.costs), capacity, side="right")))
         taken = np.zeros(self.costs.size, bool)
         taken[:reached] = True
-        left, least = capacity - int(self.costs[:reached].sum()), self.costs[reached:].min(initial=np.iinfo(int).max)
+        remaining, least = (
+            capacity - int(self.costs[:reached].sum()),
+            self.costs[reached:].min(initial=np.iinfo(int).max),
+        )
         ended: set[tuple[int, int]] = set()
         for i in range(reached, self.costs.size):
-            if left < least:
+            if remaining < least:
                 break
             g, direction, _ = self.which[i].tolist()
-            if (g, direction) in ended or self.costs[i] > left:
+            if (g, direction) in ended or self.costs[i] > remaining:
                 ended.add((g, direction))
                 continue
             taken[i] = True
-            left -= int(self.costs[i])
+            remaining -= int(self.costs[i])
         return taken
 
     def bits(self, taken: Array) -> dict[str, tuple[int, ...]]:
@@ -244,10 +247,10 @@ class _Ladder:
         reached = [np.zeros(group.gains.size, np.int64) for group in self.groups]
         for g, direction, bits in self.which[taken]:
             reached[g][direction] = max(reached[g][direction], bits)
-        found: dict[str, tuple[int, ...]] = {}
-        for group, each in zip(self.groups, reached, strict=True):
-            found.update(dict.fromkeys(group.names, tuple(each[each > 0].tolist())))
-        return found
+        result: dict[str, tuple[int, ...]] = {}
+        for group, direction_bits in zip(self.groups, reached, strict=True):
+            result.update(dict.fromkeys(group.names, tuple(direction_bits[direction_bits > 0].tolist())))
+        return result
 
 
 def _groups(
@@ -267,9 +270,11 @@ def _groups(
         for name in names:
             energy[: spectra[name].size] += own[name]
             gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
-        each = [shapes[name] for name in names]
+        group_shapes = [shapes[name] for name in names]
         forced = max(least if isinstance(least, int) else least[name] for name in names)
-        groups.append(_Group(tuple(names), gains, energy, _hull(each), _hull(each, floored=True), forced))
+        groups.append(
+            _Group(tuple(names), gains, energy, _hull(group_shapes), _hull(group_shapes, floored=True), forced)
+        )
     return groups
 
 

@@ -86,21 +86,21 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     O((out + in) r²) work.
     """
     K = _moment(K, module.rank, "K")
-    left, R_B = _orthogonal(module.B)
+    Q_B, R_B = _orthogonal(module.B)
     R_A = _orthogonal(module.A.T)[1]
     core = module.scale * R_B  # (m, r)
     sides = _root(K), R_A.T
     L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
     if G is None:
         U, s, _ = np.linalg.svd(core @ L, full_matrices=False)
-        return Whitened(s, U, U.T @ core, left, R_A)
+        return Whitened(s, U, U.T @ core, Q_B, R_A)
     G_root = _root(_moment(G, module.rank, "G")).T
     eta = _share(G_root @ L, R_B @ L)
     F = np.asarray(np.linalg.qr(_mixed((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
     u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
-    m = left.k
+    m = Q_B.k
     s = abs(module.scale) * s[:m]
-    return Whitened(s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, left, R_A)
+    return Whitened(s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, Q_B, R_A)
 
 
 def data_norm(module: LowRank, K: Array) -> float:
@@ -128,12 +128,12 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
     stacked = np.hstack([module.scale * module.B.astype(np.float64), -other.scale * other.B.astype(np.float64)])
     R = _orthogonal(stacked)[1]
     first = R[:, : module.rank] @ root
-    error, whole = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
+    error, norm = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
     if trace is not None and Q_A.shape[0] > right.k:
-        seen = float(np.sum(np.linalg.lstsq(R_A.T, root, rcond=None)[0] ** 2))  # E‖Q_Aᵀ x‖²
-        spread = max(0.0, trace - seen) / (Q_A.shape[0] - right.k)
+        visible = float(np.sum(np.linalg.lstsq(R_A.T, root, rcond=None)[0] ** 2))  # E‖Q_Aᵀ x‖²
+        spread = max(0.0, trace - visible) / (Q_A.shape[0] - right.k)
         error = np.hypot(error, np.sqrt(spread) * np.linalg.norm((rows - Q_A @ inside) @ R[:, module.rank :].T))
-    return float(error / whole) if whole else (np.inf if error else 0.0)
+    return float(error / norm) if norm else (np.inf if error else 0.0)
 
 
 def _moment(K: Array, rank: int, name: str) -> Array:
@@ -165,8 +165,8 @@ def _orthogonal(X: Array) -> tuple[Basis, Array]:
 
 def _share(data: Array, weight: Array) -> float:
     """The ε with which ``weight`` enters: 1 where the data says nothing, so that plain truncation is left."""
-    energy, whole = float(np.sum(data**2)), float(np.sum(weight**2))
-    return SHARE * energy / whole if energy and whole else 1.0
+    energy, weight_energy = float(np.sum(data**2)), float(np.sum(weight**2))
+    return SHARE * energy / weight_energy if energy and weight_energy else 1.0
 
 
 def _mixed(sides: tuple[Array, Array], share: float) -> Array:

@@ -109,20 +109,20 @@ class _Sums:
         self._squares: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def watch(self, name: str, found: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
+    def watch(self, name: str, factor_steps: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
         """Add one call of a module, and listen for the gradient at its output."""
-        rows, squares = self._rows(z.detach()), self._rows(found.squares(x.detach())[..., None])
+        rows, squares = self._rows(z.detach()), self._rows(factor_steps.squares(x.detach())[..., None])
         self._in[name] = self._in.get(name, 0) + rows.T @ rows
         self._squares[name] = self._squares.get(name, 0.0) + float(squares.sum())
         self._counts[name] += len(rows)
         if not self.out_side:
             return output
         leaf = not output.requires_grad
-        output.requires_grad_().register_hook(partial(self._gradient, name, found))  # type: ignore[no-untyped-call]
+        output.requires_grad_().register_hook(partial(self._gradient, name, factor_steps))  # type: ignore[no-untyped-call]
         return output.clone() if leaf else output  # what comes next may write into it, and must not into a leaf
 
-    def _gradient(self, name: str, found: Steps, g: "Tensor") -> None:
-        rows = self._rows(found.back(g.detach()))
+    def _gradient(self, name: str, factor_steps: Steps, g: "Tensor") -> None:
+        rows = self._rows(factor_steps.back(g.detach()))
         self._out[name] = self._out.get(name, 0) + rows.T @ rows
 
     def _rows(self, z: "Tensor") -> "Tensor":
@@ -194,20 +194,28 @@ def _carried(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[t
                 continue
             with place(name):
                 _check_carried(layer, module)
-            found = steps(module, inner) if inner is not None else None
-            if found is None:
+            factor_steps = steps(module, inner) if inner is not None else None
+            if factor_steps is None:
                 continue
-            stack.callback(layer.register_forward_hook(partial(_seen, name, found, watch), with_kwargs=True).remove)
+            stack.callback(
+                layer.register_forward_hook(partial(_seen, name, factor_steps, watch), with_kwargs=True).remove
+            )
             hooked.append(name)
         yield tuple(hooked)
 
 
 def _seen(
-    name: str, found: Steps, watch: "Watch", layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    name: str,
+    factor_steps: Steps,
+    watch: "Watch",
+    layer: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
 ) -> Any:
     del layer
     x = first_input(args, kwargs)
-    return watch(name, found, x, found.inside(x), output)
+    return watch(name, factor_steps, x, factor_steps.inside(x), output)
 
 
 def _check_carried(layer: Any, module: LowRank) -> None:
@@ -231,8 +239,10 @@ def _held(layer: Any, side: str, name: str) -> Array:
     return np.empty(0)
 
 
-def _near(own: Array, given: Array) -> bool:
-    return own.size == given.size and bool(np.linalg.norm(own - given.ravel()) <= SAME * np.linalg.norm(given))
+def _near(stored: Array, expected: Array) -> bool:
+    return stored.size == expected.size and bool(
+        np.linalg.norm(stored - expected.ravel()) <= SAME * np.linalg.norm(expected)
+    )
 
 
 def _reason(module: Update) -> str:

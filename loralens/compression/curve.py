@@ -57,11 +57,11 @@ class Point:
 
 def ranks_shown(most: int) -> list[int]:
     """Ranks from 1 to ``most``: all up to 16, then four for each doubling."""
-    found, rank = [], 1
+    shown_ranks, rank = [], 1
     while rank < most:
-        found.append(rank)
+        shown_ranks.append(rank)
         rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)
-    return [*found, most] if most else []
+    return [*shown_ranks, most] if most else []
 
 
 def rank_curve(

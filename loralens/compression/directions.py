@@ -39,9 +39,9 @@ class Directions:
 
     def head(self, k: int) -> "Directions":
         """The first k directions; where there are fewer, padding adds nothing: zero columns of B, rows of A."""
-        there, rank = min(k, self.s.size), len(self.out)
+        count, rank = min(k, self.s.size), len(self.out)
         out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
-        out[:, :there], in_[:there], s[:there] = self.out[:, :there], self.in_[:there], self.s[:there]
+        out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
         return Directions(s, out, in_)
 
 
@@ -56,21 +56,21 @@ def directions(module: Update) -> Directions:
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)
-    there = s.size if module.scale else 0
-    return Directions(s[:there] * abs(module.scale), out[:, :there], in_[:there])
+    count = s.size if module.scale else 0
+    return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
 
 
-def truncated(module: LowRank, kept: Directions, dtype: DType | None = None) -> LowRank:
+def truncated(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
     """The module with these directions and no others, its factors made when they are asked for.
 
     Scale, where it came from, and layout stay; so does the dtype of each factor, unless ``dtype`` is another.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
-    k = kept.s.size
+    k = leading.s.size
     return LowRank(
-        LazyArray(lambda: times(B.read(), kept.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
-        LazyArray(lambda: times(A.read().T, kept.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
+        LazyArray(lambda: times(B.read(), leading.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
+        LazyArray(lambda: times(A.read().T, leading.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,
@@ -85,8 +85,8 @@ def narrowed(module: Update, dtype: DType) -> Update:
 
     def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
-            found = x.astype(dtype)
-        return found if np.isfinite(found).sum() == np.isfinite(x).sum() else in_range(found, dtype)
+            result = x.astype(dtype)
+        return result if np.isfinite(result).sum() == np.isfinite(x).sum() else in_range(result, dtype)
 
     B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)

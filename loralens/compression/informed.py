@@ -25,29 +25,31 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
         return directions(module)
-    found = whitened_svd(module, moment.K, moment.G)
-    k = numerical_rank(found.s, module.shape)
-    X, Y = found.X[:, :k], found.Y[:k]
-    R_B = found.left.T.T @ cross_gram(found.left.X, module.B)  # B = Q_B R_B
+    svd = whitened_svd(module, moment.K, moment.G)
+    k = numerical_rank(svd.s, module.shape)
+    X, Y = svd.X[:, :k], svd.Y[:k]
+    R_B = svd.left.T.T @ cross_gram(svd.left.X, module.B)  # B = Q_B R_B
     out = np.linalg.lstsq(R_B, X, rcond=None)[0]
-    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ found.R_A.T, axis=1) / abs(module.scale)
+    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ svd.R_A.T, axis=1) / abs(module.scale)
     root = np.sqrt(np.divide(along, across, out=np.ones(k), where=along > 0))
     unreached = moment.count == 0
-    return Directions(np.zeros(k) if unreached else found.s[:k], out * root, Y / module.scale / root[:, None])
+    return Directions(np.zeros(k) if unreached else svd.s[:k], out * root, Y / module.scale / root[:, None])
 
 
-def in_one_unit(found: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
+def in_one_unit(by_module: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
     """``found`` with the singular values of unmeasured modules in the units of the others.
 
     What a unit of ΔW does to the output is taken for them as the median over the measured modules.
     """
     gains = []
-    for name in found:
+    for name in by_module:
         if name in moments and moments[name].count:
             norm = frobenius(adapter[name].singular_values())
-            gains.append(frobenius(found[name].s) / norm if norm else 0.0)
+            gains.append(frobenius(by_module[name].s) / norm if norm else 0.0)
     gain = float(np.median(gains)) if gains else 1.0
-    return {name: one if name in moments else Directions(one.s * gain, one.out, one.in_) for name, one in found.items()}
+    return {
+        name: one if name in moments else Directions(one.s * gain, one.out, one.in_) for name, one in by_module.items()
+    }
 
 
 def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, Loss]:
@@ -56,7 +58,7 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
     They do of a pair that was measured and is a pair still, or gone. ``spectral_error`` is not known on data, and NaN.
     """
     names = same_modules(before, after)
-    found = {}
+    lost_by_module = {}
     for name, module in before.items():
         other = after.modules.get(names.get(name, ""))
         if name not in moments or not moments[name].count or not isinstance(module, LowRank):
@@ -67,5 +69,5 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
             K, trace = moments[name].K, moments[name].trace
             norm = data_norm(module, K)
             error = data_error(module, other, K, trace=trace) if other else float(norm > 0)
-            found[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
-    return found
+            lost_by_module[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
+    return lost_by_module

@@ -49,19 +49,21 @@ class Loss:
 
 def total_error(losses: Mapping[str, Loss]) -> float:
     """‖ΔW−ΔW'‖ / ‖ΔW‖ of a whole adapter: √Σ‖·‖_F² over its modules; 0 where all of it is 0."""
-    whole = max((loss.frobenius for loss in losses.values()), default=0.0)
-    if whole == 0:
+    largest = max((loss.frobenius for loss in losses.values()), default=0.0)
+    if largest == 0:
         return 0.0
-    energies = {name: (loss.frobenius / whole) ** 2 for name, loss in losses.items()}
+    energies = {name: (loss.frobenius / largest) ** 2 for name, loss in losses.items()}
     lost = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
     return sqrt(lost / sum(energies.values()))
 
 
-def predicted(s: Array, kept: int, rank: int) -> Loss:
+def predicted(s: Array, rank_after: int, rank_before: int) -> Loss:
     """What keeping the first of the singular values ``s`` loses: the others. Before any rounding."""
     norm, top = frobenius(s), spectral(s)
-    tail = s[kept:]
-    return Loss(rank, kept, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0)
+    tail = s[rank_after:]
+    return Loss(
+        rank_before, rank_after, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0
+    )
 
 
 def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, Loss]:
@@ -95,11 +97,11 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     """
     names = same_modules(before, after)
 
-    def one(name: str) -> Loss:
+    def measure_loss(name: str) -> Loss:
         with place(name):
             return lost(before[name], after[names[name]] if name in names else None)
 
-    return in_threads(one, list(before), threads, step)
+    return in_threads(measure_loss, list(before), threads, step)
 
 
 def lost(before: Update, after: Update | None) -> Loss:
@@ -108,7 +110,7 @@ def lost(before: Update, after: Update | None) -> Loss:
         raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
     if not isinstance(before, LowRank):
         return _lost_densely(before, after)
-    left, s, right = before.bases()
+    Q_B, s, Q_A = before.bases()
     norm, top = frobenius(s), spectral(s)
     if after is None:
         return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
@@ -116,8 +118,8 @@ def lost(before: Update, after: Update | None) -> Loss:
         return Loss(before.rank, after.rank, norm, 0.0, 0.0)
     unit = top or 1.0  # in which no square over- or underflows
     B = (after.scale / unit) * after.B.astype(np.float64)
-    rest = unit * difference_singular_values(left, s / unit, right, B, after.A.astype(np.float64))
-    return _loss(before, after, (norm, top), (frobenius(rest), spectral(rest)))
+    tail = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
+    return _loss(before, after, (norm, top), (frobenius(tail), spectral(tail)))
 
 
 def _lost_densely(before: Update, after: Update | None) -> Loss:
@@ -127,8 +129,10 @@ def _lost_densely(before: Update, after: Update | None) -> Loss:
     return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
 
 
-def _loss(before: Update, after: Update | None, whole: tuple[float, float], rest: tuple[float, float]) -> Loss:
-    (norm, top), (error, far) = whole, rest
+def _loss(
+    before: Update, after: Update | None, norms_before: tuple[float, float], norms_lost: tuple[float, float]
+) -> Loss:
+    (norm, top), (error, far) = norms_before, norms_lost
     zero = float(error > 0)  # what was nothing and is something lost itself
     rank = after.rank if after else 0
     return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)

@@ -79,11 +79,11 @@ class Plan:
                 adapter[name].singular_values()
 
         names = [name for name in select(adapter, modules) if not kept_whole(adapter[name])]
-        found = in_threads(find, names, threads, step)
-        in_threads(check, [name for name in adapter if name not in found], threads, step)
+        by_module = in_threads(find, names, threads, step)
+        in_threads(check, [name for name in adapter if name not in by_module], threads, step)
         if moments is not None:
-            found = in_one_unit(found, adapter, moments)
-        return cls(adapter, found, None if dtype is None else np.dtype(dtype))
+            by_module = in_one_unit(by_module, adapter, moments)
+        return cls(adapter, by_module, None if dtype is None else np.dtype(dtype))
 
     def ranks(
         self,
@@ -125,15 +125,15 @@ class Plan:
 
     def _spared(self, chosen: Mapping[str, int], size: Size) -> Mapping[str, int]:
         """``chosen``, but fused projections whole where fewer directions, no longer in blocks, would be no smaller."""
-        whole = {
+        restored = {
             name: self.adapter[name].rank
             for name, rank in chosen.items()
             if fused(self.adapter[name]) and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
         }
-        if all(chosen[name] == rank for name, rank in whole.items()):
+        if all(chosen[name] == rank for name, rank in restored.items()):
             return chosen
-        spared = {**chosen, **whole}
-        return spared if size(self.at(spared)) <= size(self.at(chosen)) + DIGITS * len(whole) else chosen
+        spared = {**chosen, **restored}
+        return spared if size(self.at(spared)) <= size(self.at(chosen)) + DIGITS * len(restored) else chosen
 
     def least(self, *, drop_dead: bool) -> dict[str, int]:
         """Module name → the fewest directions it may have: 0 only where it may go, and nothing else hangs on it."""

@@ -35,10 +35,10 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         norms = {name: frobenius(s) for name, s in spectra.items()}
         largest = max(norms.values(), default=0.0)
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for glob, weight in protect.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
             raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number from 0")
         for name in select(spectra, [glob]):
-            found.setdefault(name, float(weight))
-    return {name: found.get(name, 1.0) for name in spectra}
+            weights.setdefault(name, float(weight))
+    return {name: weights.get(name, 1.0) for name in spectra}

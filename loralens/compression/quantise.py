@@ -46,12 +46,12 @@ def quantise(
         name = min(set(bits) ^ set(adapter))
         raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
 
-    def one(name: str) -> LowRank:
+    def quantise_module(name: str) -> LowRank:
         module: Update = adapter[name]
         with place(name):
             if not isinstance(module, LowRank):
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
             return quantised(module, bits if isinstance(bits, int) else bits[name])
 
-    after = replace(adapter, modules=in_threads(one, list(adapter), threads))
+    after = replace(adapter, modules=in_threads(quantise_module, list(adapter), threads))
     return after, losses(adapter, after, threads=threads)

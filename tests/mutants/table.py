@@ -68,7 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_equality.py",),
     ),
     Mutant("_relative_dense", "max(norms)", "min(norms)", ("tests/analysis/test_equality.py",)),
-    Mutant("_summary", "norm / whole", "norm * whole", ("tests/analysis/test_spectrum.py",)),
+    Mutant("_summary", "norm / adapter_norm", "norm * adapter_norm", ("tests/analysis/test_spectrum.py",)),
     Mutant(
         "Inspection.parameters",
         "sum(module.parameters for module in self.modules.values())",
@@ -111,12 +111,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_length",
-        "not (name in two or others.get(name) in one)",
-        "(name in two or others.get(name) in one)",
+        "not (name in spectra_second or names_back.get(name) in spectra_first)",
+        "(name in spectra_second or names_back.get(name) in spectra_first)",
         ("tests/analysis/test_trajectory.py",),
     ),
     Mutant(
-        "weight_norms.measure", "sqrt(found.squares)", "float(found.squares)", ("tests/analysis/test_weight_norms.py",)
+        "weight_norms.measure",
+        "sqrt(projection.squares)",
+        "float(projection.squares)",
+        ("tests/analysis/test_weight_norms.py",),
     ),
     # arithmetic
     Mutant(
@@ -153,7 +156,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "lam * t / count / joint.total()",
         ("tests/arithmetic/test_methods.py",),
     ),
-    Mutant("null_space", "first + rest", "first - rest", ("tests/arithmetic/test_methods.py",)),
+    Mutant("null_space", "first + others_sum", "first - others_sum", ("tests/arithmetic/test_methods.py",)),
     Mutant("total", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
     Mutant("_coefficients", "abs(cosine)", "float(cosine)", ("tests/arithmetic/test_methods.py",)),
     Mutant(
@@ -190,8 +193,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "whole_cutoffs",
-        "while any(one.open for one in sought.values())",
-        "while all(one.open for one in sought.values())",
+        "while any(selection.open for selection in selections.values())",
+        "while all(selection.open for selection in selections.values())",
         ("tests/arithmetic/test_elementwise.py",),
     ),
     # cli
@@ -249,7 +252,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_root", "values[-1:] * len(K) * EPS", "values[-1:] * len(K) / EPS", ("tests/compression/test_calibrated.py",)
     ),
-    Mutant("data_error", "trace - seen", "trace + seen", ("tests/compression/test_calibrated.py",)),
+    Mutant("data_error", "trace - visible", "trace + visible", ("tests/compression/test_calibrated.py",)),
     Mutant(
         "whitened_svd",
         "abs(module.scale) * s[:m]",
@@ -275,8 +278,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compression/test_informed.py",)),
     Mutant(
         "in_one_unit",
-        "frobenius(found[name].s) / norm",
-        "frobenius(found[name].s) * norm",
+        "frobenius(by_module[name].s) / norm",
+        "frobenius(by_module[name].s) * norm",
         ("tests/compression/test_informed.py",),
     ),
     Mutant("lost", "after.scale / unit", "after.scale * unit", ("tests/compression/test_quantise.py",)),
@@ -731,7 +734,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
     # report: findings, sliders, errors on inputs; and lines of the terminal
-    Mutant("_cost", "{told.unmoved:.0%}", "{1 - told.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
+    Mutant("_cost", "{rounding.unmoved:.0%}", "{1 - rounding.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
     Mutant("look", "{1 / stable:.2%}", "{stable - 1:.2%}", ("tests/reporting/test_findings.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(

@@ -222,12 +222,14 @@ def measure_amplification(
     """
     names = select(adapter, modules)
     _check_ranks(ranks, [adapter[name].rank for name in names])
-    where = Device.of(device, threads=threads)
+    on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
         with place(name), metered(step, work([weights[name]], top=top)) as tell:
             rng = np.random.default_rng(seed)
-            return _measure(adapter[name], weights[name], ranks, directions if top else None, exact, where, rng, tell)
+            return _measure(
+                adapter[name], weights[name], ranks, directions if top else None, exact, on_device, rng, tell
+            )
 
     return {name: measure(name) for name in names}
 
@@ -257,22 +259,22 @@ def _measure(
     count = 0 if directions is None else min(max(directions, k, 1), *module.shape)
     swap = weight.transposed
     shape = weight.shape[::-1] if swap else weight.shape
-    left, right = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
+    U, V = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
     dense = is_dense(shape, max(count, 1), exact=exact)
     S = device.empty(shape, holds(shape, max(count, 1), exact=exact)) if count or dense else None
     sketch = gaussian(rng, shape[1])
-    found = project(weight.blocks(device.block), left, right, sketch, device=device, whole=S, step=step)
-    led = leading(S, count, rng=rng, device=device, exact=exact, step=step) if count and found.squares else None
+    projection = project(weight.blocks(device.block), U, V, sketch, device=device, whole=S, step=step)
+    led = leading(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
     if dense:
         fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
     else:
-        fourths = fourth_powers(found, shape, known=(led.s, led.V.T @ sketch) if led else None)
+        fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
     return Amplification(
         shape=module.shape,
         rank=module.rank,
         s=bases.s,
-        overlap=found.product.T if swap else found.product,
-        weight_norm=sqrt(found.squares),
+        overlap=projection.product.T if swap else projection.product,
+        weight_norm=sqrt(projection.squares),
         fourths=fourths,
         top=_top(bases, led, swap) if led else None,
         ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),

@@ -75,8 +75,8 @@ class Intruders:
     @property
     def energy_share(self) -> float:
         """Σσ² of the intruders over Σσ² of the leading directions, in [0, 1]."""
-        whole = float(np.sum(self.s**2))
-        return float(np.sum(self.s[self.indices] ** 2)) / whole if whole else 0.0
+        total = float(np.sum(self.s**2))
+        return float(np.sum(self.s[self.indices] ** 2)) / total if total else 0.0
 
     @property
     def chance(self) -> float:
@@ -153,20 +153,20 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
         A threshold or a count that makes no sense.
     """
     check_definition(top=top, threshold=threshold)
-    seen = _seen(module, W)
+    tuned = _seen(module, W)
     k = min(module.shape)
-    found = leading_triplets(seen.matrix, min(top, k))
-    kept = numerical_rank(found.s, module.shape)
-    scores = np.abs(found.Y[:k, :kept]).max(axis=0, initial=0.0)
+    triplets = leading_triplets(tuned.matrix, min(top, k))
+    count = numerical_rank(triplets.s, module.shape)
+    scores = np.abs(triplets.Y[:k, :count]).max(axis=0, initial=0.0)
     chosen = np.flatnonzero(scores < threshold)
     return Intruders(
-        found.s[:kept],
+        triplets.s[:count],
         np.minimum(scores, 1.0),
         threshold,
         module.shape,
-        found.tied,
-        found.method,
-        *_vectors(seen, found, chosen),
+        triplets.tied,
+        triplets.method,
+        *_vectors(tuned, triplets, chosen),
     )
 
 
@@ -178,12 +178,12 @@ def _seen(module: Update, W: Decomposed) -> Seen:
     return rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
 
 
-def _vectors(seen: Seen, found: Triplets, chosen: Array) -> tuple[Array, Array]:
+def _vectors(tuned: Seen, triplets: Triplets, chosen: Array) -> tuple[Array, Array]:
     """Left and right vectors of the chosen triplets, (out, c) and (in, c)."""
-    return seen.left.columns(found.Y[:, chosen]), seen.right.columns(found.Z[:, chosen])
+    return tuned.left.columns(triplets.Y[:, chosen]), tuned.right.columns(triplets.Z[:, chosen])
 
 
-def remove_intruders(module: Update, found: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
+def remove_intruders(module: Update, intruders: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
     """The module whose intruders have ``strength`` times their singular value in W + ΔW′: 0 removes them, 1 keeps them.
 
     ΔW′ = ΔW + (strength − 1) Σ σ_i u_i v_iᵀ, exactly, by one more rank for each intruder. Shuttleworth et al. 2024,
@@ -205,15 +205,15 @@ def remove_intruders(module: Update, found: Intruders, *, strength: float, dtype
     MismatchError
         The module is no pair.
     """
-    if strength == 1 or not found.count:
+    if strength == 1 or not intruders.count:
         return module
     module = _factors(module)
-    weights = (strength - 1) * found.s[found.indices]
+    weights = (strength - 1) * intruders.s[intruders.indices]
     scale = module.scale or 1.0  # an update with scale 0 is 0, and says nothing of what is added to it
     root = np.sqrt(np.abs(weights) / abs(scale))
     B = module.B.astype(np.float64) * (module.scale != 0)
-    B = np.hstack([B, found.U * root * copysign(1.0, (strength - 1) * scale)])
-    A = np.vstack([module.A.astype(np.float64), (found.V * root).T])
+    B = np.hstack([B, intruders.U * root * copysign(1.0, (strength - 1) * scale)])
+    A = np.vstack([module.A.astype(np.float64), (intruders.V * root).T])
     layout = replace(module.layout, kind="linear", groups=1) if module.layout.kind == "merged" else module.layout
     return LowRank(B.astype(dtype), A.astype(dtype), scale, scaling=module.scaling, layout=layout)
 
@@ -250,7 +250,7 @@ def _padded(module: Update, rank: int, dtype: DTypeLike) -> Update:
     """The same update with ``rank`` columns, in a dtype at least as wide."""
     if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
         return module
-    more = rank - module.rank
-    B = np.pad(module.B.astype(dtype), [(0, 0), (0, more)])
-    A = np.pad(module.A.astype(dtype), [(0, more), (0, 0)])
+    missing = rank - module.rank
+    B = np.pad(module.B.astype(dtype), [(0, 0), (0, missing)])
+    A = np.pad(module.A.astype(dtype), [(0, missing), (0, 0)])
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)

@@ -62,22 +62,22 @@ def weight_norms(
     FormatError
         A weight holds NaN or Inf.
     """
-    where = Device.of(device, threads=threads)
+    on_device = Device.of(device, threads=threads)
 
     def measure(weight: Weight) -> WeightNorms:
         with metered(step, work([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = where.empty(shape, holds(shape, 1))
-            found = project(weight.blocks(where.block), *nothing, device=where, whole=W, step=tell)
-            led = leading(W, 1, rng=np.random.default_rng(seed), device=where, step=tell)
-            return WeightNorms(sqrt(found.squares), float(led.s[0]), float(led.error[0]))
+            W = on_device.empty(shape, holds(shape, 1))
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
+            led = leading(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
+            return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
-    found = {}
+    norms = {}
     for name in select(weights, modules):
         with place(name):
-            found[name] = measure(weights[name])
-    return found
+            norms[name] = measure(weights[name])
+    return norms
 
 
 def work(weights: Iterable[Weight], *, top: bool) -> int:

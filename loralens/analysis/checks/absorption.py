@@ -37,8 +37,8 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 
 def _cost(landing: Landing) -> str:
-    told = landing.rounding
+    rounding = landing.rounding
     return (
-        f"merged into {landing.dtype} it is {told.error:.0%} off at {told.gain:.0%} of its strength, "
-        f"{told.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {landing.ratio:.2%})"
+        f"merged into {landing.dtype} it is {rounding.error:.0%} off at {rounding.gain:.0%} of its strength, "
+        f"{rounding.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {landing.ratio:.2%})"
     )

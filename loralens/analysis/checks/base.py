@@ -94,13 +94,13 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     storage = Storage(shapes)
     tries = iter(range(TRIES))
-    whole: list[MismatchError] = []
+    errors: list[MismatchError] = []
 
     def strangers(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
         try:
             match({name: modules[name].shape for name in names}, shapes, storage=storage)
         except MismatchError as error:
-            whole.append(error)
+            errors.append(error)
             if len(names) == 1 or next(tries, None) is None:
                 yield from ((name, _stranger(name, modules[name].shape, shapes, error)) for name in names)
                 return
@@ -109,11 +109,11 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
             yield from strangers(names[middle:])
 
     strays = dict(strangers(list(modules)))
-    known = {name: module for name, module in modules.items() if name not in strays}
-    if not known:
-        return {}, strays | {"": (whole[0].what, whole[0].fix)} if whole else {}
+    matching = {name: module for name, module in modules.items() if name not in strays}
+    if not matching:
+        return {}, strays | {"": (errors[0].what, errors[0].fix)} if errors else {}
     try:
-        return dict(weights_of(known, base.tensors, conv1d=base.conv1d).modules), strays
+        return dict(weights_of(matching, base.tensors, conv1d=base.conv1d).modules), strays
     except MismatchError as error:  # halves that match, each by names of its own
         return {}, strays | {"": (error.what, error.fix)}
 
@@ -136,17 +136,17 @@ def landings(
     dict of str to int
         Of weights that hold NaN or Inf, and land nothing, how many.
     """
-    found, spoilt = {}, {}
+    landed, spoilt = {}, {}
     scales = _scales(modules, weights, base)
-    for name, one in spectra.items():
-        if name in weights and one.spectral > 0:
+    for name, spectrum in spectra.items():
+        if name in weights and spectrum.spectral > 0:
             W = weights[name].read()
             if count := broken(W):
                 spoilt[name] = count
             else:
                 stored = base.float8[weights[name].key][0] if name in scales else W.dtype
-                found[name] = _landing(modules[name], one.frobenius, W, stored, scales.get(name), merging)
-    return found, spoilt
+                landed[name] = _landing(modules[name], spectrum.frobenius, W, stored, scales.get(name), merging)
+    return landed, spoilt
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
@@ -165,8 +165,8 @@ def _landing(
     rows, columns = sample_entries((out, in_))
     w, size = W[rows, columns], out * in_
     mean_square = float(np.mean(w.astype(np.float64) ** 2))
-    wanted = None if merging.dtype is None else _dtype(merging.dtype)
-    dtype = merged_dtype(stored, wanted, scaled=scale is not None)
+    merge_dtype = None if merging.dtype is None else _dtype(merging.dtype)
+    dtype = merged_dtype(stored, merge_dtype, scaled=scale is not None)
     rounding = sampled_rounding(
         w,
         update_entries(module, rows, columns),
@@ -176,8 +176,8 @@ def _landing(
         scale=scale.read()[rows, columns] if scale and dtype == stored else None,
         stochastic=merging.stochastic,
     )
-    whole = (mean_square * size) ** 0.5
-    return Landing(norm / whole if whole else np.inf, dtype.name, rounding)
+    weight_norm = (mean_square * size) ** 0.5
+    return Landing(norm / weight_norm if weight_norm else np.inf, dtype.name, rounding)
 
 
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:

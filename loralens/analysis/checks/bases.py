@@ -28,6 +28,8 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 def look_at_all(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
     """One diagnosis for all, at the first of them."""
-    told = apart([one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients])
-    if told:
-        yield Diagnosis("warning", "bases-differ", told, "take adapters of one base", adapter=patients[0].path)
+    difference = apart(
+        [one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients]
+    )
+    if difference:
+        yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=patients[0].path)

@@ -27,13 +27,19 @@ SPARSE = 0.4  # share of zeros below which B has no blocks: two of them leave ha
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """Suspicions from the metadata, from the lengths of A's rows, and from the zero blocks of B."""
     yield from _split(patient)
-    pairs = {name: one for name, one in patient.pairs.items() if isinstance(one.module, LowRank)}
-    said = _number((patient.adapter.metadata or {}).get("ss_network_dim"))
-    plain = [one for one in pairs.values() if _block_diagonal(one) == 1]
-    ranks = {one.module.scaling.rank or one.module.rank for one in plain}  # not that of an expanded LoHa
-    if said and len(ranks) == 1 and (rank := ranks.pop()) > said and rank % said == 0 and _scale(plain[0]) < 1:
-        evidence = f"ss_network_dim says {said:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
-        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / said))
+    pairs = {name: reading for name, reading in patient.pairs.items() if isinstance(reading.module, LowRank)}
+    declared_rank = _number((patient.adapter.metadata or {}).get("ss_network_dim"))
+    plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
+    ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}  # not that of an expanded LoHa
+    if (
+        declared_rank
+        and len(ranks) == 1
+        and (rank := ranks.pop()) > declared_rank
+        and rank % declared_rank == 0
+        and _scale(plain[0]) < 1
+    ):
+        evidence = f"ss_network_dim says {declared_rank:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
+        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / declared_rank))
         return
     blocks = row_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
@@ -52,9 +58,9 @@ def row_blocks(readings: Sequence[Reading]) -> list[int]:
     """
     if len(readings) < FEWEST:
         return []
-    found = [_cuts(one.A.lengths) for one in readings if one.A]
-    commonest = max(set(found), key=found.count, default=())
-    if not commonest or found.count(commonest) < MOST * len(found):
+    cuts = [_cuts(one.A.lengths) for one in readings if one.A]
+    commonest = max(set(cuts), key=cuts.count, default=())
+    if not commonest or cuts.count(commonest) < MOST * len(cuts):
         return []
     return [int(n) for n in np.diff(commonest)]
 
@@ -71,12 +77,12 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
 
 
 def _split(patient: Patient) -> Iterator[Diagnosis]:
-    found: dict[int, list[str]] = {}
-    for name, one in patient.pairs.items():
-        count = _block_diagonal(one)
-        if count > 1 and 0 < _scale(one) <= 1 / count:
-            found.setdefault(count, []).append(name)
-    for count, names in found.items():
+    by_count: dict[int, list[str]] = {}
+    for name, reading in patient.pairs.items():
+        count = _block_diagonal(reading)
+        if count > 1 and 0 < _scale(reading) <= 1 / count:
+            by_count.setdefault(count, []).append(name)
+    for count, names in by_count.items():
         module = patient.readings[names[0]].module
         evidence = (
             f"B is block-diagonal, {count} parts of rank {module.rank // count}, in "
@@ -90,16 +96,16 @@ def _block_diagonal(reading: Reading) -> int:
     module, factor = reading.module, reading.B
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
-    held = module.B != 0
+    nonzero = module.B != 0
     for count in range(module.rank // 2, 1, -1):  # the finest cut; blocks of one column are no adapters
-        if module.rank % count == 0 and _is_block_diagonal(held, count):
+        if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1
 
 
-def _is_block_diagonal(held: Array, count: int) -> bool:
-    width = held.shape[1] // count
-    used = np.stack([held[:, i * width : (i + 1) * width].any(axis=1) for i in range(count)])  # (count, out)
+def _is_block_diagonal(nonzero: Array, count: int) -> bool:
+    width = nonzero.shape[1] // count
+    used = np.stack([nonzero[:, i * width : (i + 1) * width].any(axis=1) for i in range(count)])  # (count, out)
     first = [int(np.flatnonzero(rows)[0]) if rows.any() else -1 for rows in used]
     return bool((used.sum(axis=0) <= 1).all()) and min(first) >= 0 and first == sorted(first)
 

@@ -40,8 +40,8 @@ def _kin(patients: Sequence[Patient]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
     shared = np.zeros((len(patients), len(patients)))
     for module in aligned([one.adapter for one in patients]):
-        held = [t for t, name in enumerate(module.holders) if name]
-        shared[np.ix_(held, held)] = 1
+        holders = [t for t, name in enumerate(module.holders) if name]
+        shared[np.ix_(holders, holders)] = 1
     return [group for group in groups(shared) if len(group) > 1]
 
 
@@ -50,15 +50,15 @@ def _among(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
     if not modules:
         return
     X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(patients)])
-    apart: list[int] = []  # those that are multiples of no earlier one
+    distinct: list[int] = []  # those that are multiples of no earlier one
     for t in np.flatnonzero(X.any(axis=1)).tolist():
-        twin = next((i for i in apart if _residual(X, t, [i])[1] < RESIDUAL), None)
+        twin = next((i for i in distinct if _residual(X, t, [i])[1] < RESIDUAL), None)
         if twin is None:
-            apart.append(t)
+            distinct.append(t)
         else:
             yield _of_two(patients, X, t, twin)
-    for t in apart:
-        sources = _sources(X, t, [i for i in apart if i != t])
+    for t in distinct:
+        sources = _sources(X, t, [i for i in distinct if i != t])
         if sources:
             yield _say(patients, t, sources)
 
@@ -78,22 +78,22 @@ def _sketch(patient: Patient, names: Sequence[str | None]) -> Floats:
     return np.concatenate(parts)
 
 
-def _residual(X: Floats, t: int, others: Sequence[int]) -> tuple[Floats, float]:
+def _residual(X: Floats, t: int, sources: Sequence[int]) -> tuple[Floats, float]:
     """Weights of the others that come nearest to row t, and what they leave of it, relative."""
-    weights = np.linalg.lstsq(X[others].T, X[t], rcond=None)[0]
-    left = np.linalg.norm(X[t] - weights @ X[others]) / np.linalg.norm(X[t])
-    return np.asarray(weights, dtype=np.float64), float(left)
+    weights = np.linalg.lstsq(X[sources].T, X[t], rcond=None)[0]
+    unexplained = np.linalg.norm(X[t] - weights @ X[sources]) / np.linalg.norm(X[t])
+    return np.asarray(weights, dtype=np.float64), float(unexplained)
 
 
-def _sources(X: Floats, t: int, others: Sequence[int]) -> Sources:
+def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
     """The others that row t is a positive sum of; empty where it is none."""
-    if len(others) < 2 or X.shape[1] < 10 * len(others):
+    if len(candidates) < 2 or X.shape[1] < 10 * len(candidates):
         return {}
-    weights, left = _residual(X, t, others)
-    parts = weights * np.linalg.norm(X[others], axis=1) / np.linalg.norm(X[t])
-    if left > RESIDUAL or parts.min() < -SMALL:
+    weights, unexplained = _residual(X, t, candidates)
+    parts = weights * np.linalg.norm(X[candidates], axis=1) / np.linalg.norm(X[t])
+    if unexplained > RESIDUAL or parts.min() < -SMALL:
         return {}
-    return {i: float(w) for i, w, part in zip(others, weights, parts, strict=True) if part > SMALL}
+    return {i: float(w) for i, w, part in zip(candidates, weights, parts, strict=True) if part > SMALL}
 
 
 def _of_two(patients: Sequence[Patient], X: Floats, t: int, twin: int) -> Diagnosis:

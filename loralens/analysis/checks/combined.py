@@ -40,10 +40,10 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         fix = "set use_rslora to false in adapter_config.json, unless its numbers were made with it"
         yield Diagnosis("warning", "rslora-combined", evidence, fix)
     elif svd and _version(patient.setting("peft_version")) < FIXED:
-        said = patient.setting("peft_version")
+        version = patient.setting("peft_version")
         evidence = (
             f"in {decomposed} of {len(pairs)} modules A is orthonormal and B orthogonal with falling columns, and α = r"
-            f" = {rank}: the result of an SVD, as PEFT {said or '(version not said)'} combines adapters"
+            f" = {rank}: the result of an SVD, as PEFT {version or '(version not said)'} combines adapters"
         )
         fix = f"give its sources too, and the weights are read off: {patient.command('doctor', 'SOURCE…')}"
         yield Diagnosis("warning", "svd-combined", evidence, fix)
@@ -64,6 +64,6 @@ def _is_svd(reading: Reading) -> bool:
     return bool(unit) and A.skew < limit and B.skew < limit and falling
 
 
-def _version(said: object) -> tuple[int, ...]:
-    parts = str(said or "").split("@")[0].split(".")
+def _version(text: object) -> tuple[int, ...]:
+    parts = str(text or "").split("@")[0].split(".")
     return tuple(int(part) for part in parts[:3] if part.isdecimal())

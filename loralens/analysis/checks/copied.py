@@ -18,9 +18,9 @@ GROUPS = 2  # more groups than these that share are a design too, such as q, k a
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """A warning for every copy that is an exception, and a note where sharing is the rule. ΔW = 0 is left out."""
-    pairs = {name: (one.B.digest, one.A.digest) for name, one in patient.pairs.items() if one.B and one.A}
-    whole = _groups(pairs)
-    copies = {name: first for first, *others in whole for name in others}
+    pairs = {name: (what.B.digest, what.A.digest) for name, what in patient.pairs.items() if what.B and what.A}
+    shared_pairs = _groups(pairs)
+    copies = {name: first for first, *copies_of_it in shared_pairs for name in copies_of_it}
     if len(copies) <= MINORITY * len(pairs):
         fix = "save the module again from its training, or leave it out: what it had learned is not in the file"
         for name, first in copies.items():
@@ -28,19 +28,20 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
                 "warning", "module-copied", f"its B and A are those of {first}, number for number", fix, name
             )
     else:
-        evidence = f"{share(len(copies) + len(whole), len(pairs))} share their B and A with another: {some(whole[0])}"
+        count = len(copies) + len(shared_pairs)
+        evidence = f"{share(count, len(pairs))} share their B and A with another: {some(shared_pairs[0])}"
         yield Diagnosis("note", "factor-shared", evidence)
         return
     for i, factor in enumerate("BA"):
         groups = _groups({name: digests[i] for name, digests in pairs.items() if name not in copies})
         members = sum(map(len, groups))
         if len(groups) > GROUPS or members > MINORITY * len(pairs):
-            one = f"one {factor}" if len(groups) == 1 else f"{len(groups)} {factor}"
-            evidence = f"{share(members, len(pairs))} have {one} between them: {some(groups[0])}"
+            what = f"one {factor}" if len(groups) == 1 else f"{len(groups)} {factor}"
+            evidence = f"{share(members, len(pairs))} have {what} between them: {some(groups[0])}"
             yield Diagnosis("note", "factor-shared", evidence)
             continue
-        for first, *others in groups:
-            for name in others:
+        for first, *copies_of_it in groups:
+            for name in copies_of_it:
                 evidence = f"its {factor} is that of {first}, number for number"
                 yield Diagnosis("warning", "factor-copied", evidence, "save the module again from its training", name)
 

@@ -19,7 +19,7 @@ FIX = "compare the shapes with those of the training, and save it again; nothing
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module and side, the largest share first. What is rounded to a few bits is left out."""
-    found = []
+    dead_sides = []
     for name, reading in patient.pairs.items():
         module = reading.module
         if not isinstance(module, LowRank) or module.layout.kind in DESIGNED or patient.adapter.format == "loralens-q":
@@ -28,6 +28,6 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
             of = module.shape[size]
             if factor and factor.dead > LEAST * of:
                 what = "rows of B" if size == 0 else "columns of A"
-                found.append((-factor.dead / of, name, code, f"{factor.dead} of {of} {what} are zero"))
-    for _, name, code, evidence in sorted(found, key=lambda one: (one[0], one[2])):
+                dead_sides.append((-factor.dead / of, name, code, f"{factor.dead} of {of} {what} are zero"))
+    for _, name, code, evidence in sorted(dead_sides, key=lambda side: (side[0], side[2])):
         yield Diagnosis("warning", code, evidence, FIX, name)

@@ -57,13 +57,13 @@ def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
     Those of one level, code and adapter, if they are about modules or more than `ALONE`; else those that say the same.
     """
     findings = list(findings)
-    loose = Counter((one.level, one.code, one.adapter) for one in findings if not one.module)
+    loose = Counter((finding.level, finding.code, finding.adapter) for finding in findings if not finding.module)
     groups: dict[tuple[str, ...], list[Diagnosis]] = {}
-    for one in findings:
-        cause = (one.level, one.code, one.adapter)
-        together = one.module or loose[cause] > ALONE
-        key = (*cause, "") if together else (one.level, one.code, one.evidence, one.fix, "")
-        groups.setdefault(key, []).append(one)
+    for finding in findings:
+        cause = (finding.level, finding.code, finding.adapter)
+        together = finding.module or loose[cause] > ALONE
+        key = (*cause, "") if together else (finding.level, finding.code, finding.evidence, finding.fix, "")
+        groups.setdefault(key, []).append(finding)
     return list(groups.values())
 
 

@@ -35,8 +35,8 @@ def _where(module: object) -> str:
     if not isinstance(module, LowRank):
         return "a factor holds NaN or Inf"
     counts = {"B": (broken(module.B), module.B.size), "A": (broken(module.A), module.A.size)}
-    said = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
-    return " and ".join(said) or "B·A overflows"
+    broken_factors = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
+    return " and ".join(broken_factors) or "B·A overflows"
 
 
 def _says(count: int, size: int) -> str:

@@ -25,22 +25,22 @@ def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
     cosines = np.full((len(modules), len(patients), len(patients)), np.nan)
     for cosine, module in zip(cosines, modules, strict=True):
         rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(patients, module.holders, strict=True))}
-        held = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
-        for i, (x, r) in held.items():
-            for j, (y, s) in held.items():
+        with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
+        for i, (x, r) in with_A.items():
+            for j, (y, s) in with_A.items():
                 if r == s:
                     cosine[i, j] = x @ y
     similar = mean(cosines)
     for group in groups(similar, SHARED):
         if len(group) < 2:
             continue
-        first, others = patients[group[0]], [patients[i] for i in group[1:]]
+        first, same_start = patients[group[0]], [patients[i] for i in group[1:]]
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
         evidence = (
-            f"A points where that of {some([one.path for one in others])} points ({_at_least(least)}): they began from "
-            "one random A, or are one run"
+            f"A points where that of {some([one.path for one in same_start])} points ({_at_least(least)}): they began "
+            "from one random A, or are one run"
         )
-        command = first.command("similarity", others[0].quoted, "--side out")
+        command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
 

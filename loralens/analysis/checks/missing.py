@@ -38,7 +38,7 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
     makes a grid: the blocks are what stands before it with all numbers left open, the modules what stands behind it. A
     block is compared only where it has nothing that others lack, as the dense block of a mixture of experts has.
     """
-    known = {re.sub(r"[._]", ".", name) for name in names}
+    present = {re.sub(r"[._]", ".", name) for name in names}
     spelling: dict[Place, str] = {}
     grids: dict[Place, dict[Place, set[Place]]] = {}
     for name in names:
@@ -50,11 +50,11 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
             if part.isdecimal():
                 skeleton = _skeleton(path[: i + 1])
                 grids.setdefault(skeleton, {}).setdefault(path[: i + 1], set()).add(path[i + 1 :])
-    found: dict[Place, str] = {}
+    missing: dict[Place, str] = {}
     for skeleton, blocks in grids.items():
         if len(blocks) >= FEWEST:
-            found |= _holes(blocks) | _gap(skeleton, blocks)
-    return {_named(path, spelling): evidence for path, evidence in found.items() if ".".join(path) not in known}
+            missing |= _holes(blocks) | _gap(skeleton, blocks)
+    return {_named(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
 
 
 def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:

@@ -13,9 +13,9 @@ RULES = {
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module without a weight; one for the adapter where none has one."""
-    whole = patient.strays.get("")
-    if whole:
-        yield Diagnosis("error", "base-mismatch", f"this is not its base: {whole[0]}", whole[1])
+    reason = patient.strays.get("")
+    if reason:
+        yield Diagnosis("error", "base-mismatch", f"this is not its base: {reason[0]}", reason[1])
         return
     for name, (what, fix) in patient.strays.items():
         yield Diagnosis("error", "base-mismatch", what, fix, name)

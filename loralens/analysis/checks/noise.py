@@ -29,14 +29,14 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
     equal values and which training lowers. Neither the norms of B and A nor the scale change it.
     """
     tested, alike, first = 0, 0, ""
-    for name, one in patient.spectra.items():
-        if one.spectral == 0 or not SMALLEST_RANK <= one.rank <= min(*one.shape, LARGEST_RANK):
+    for name, spectrum in patient.spectra.items():
+        if spectrum.spectral == 0 or not SMALLEST_RANK <= spectrum.rank <= min(*spectrum.shape, LARGEST_RANK):
             continue
-        null = random_participation(one.shape, one.rank)
+        null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
-        if one.participation_ratio >= np.quantile(null, REJECTED):
+        if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
-            first = first or f"{name} {one.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
+            first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
     if tested >= FEWEST and alike > MOST * tested:
         evidence = f"{alike} of {tested} spectra are as flat as random ones; participation ratio of r: {first}"
         fix = "check that this is the trained checkpoint, not the initial one"

@@ -15,8 +15,12 @@ RULES = {
 
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module and quantity, the least likely first."""
-    for one in outliers(patient.spectra):
-        times = f", {one.value / one.typical:.2f} × the median of the nearest of its kind" if one.typical > 0 else ""
-        rare = f"{one.chance:.1g}" if one.chance >= 1e-9 else "less than 1e-9"
-        evidence = f"{QUANTITIES[one.quantity]} {one.value:.4g}{times} (chance of such a gap: {rare})"
-        yield Diagnosis("note", "outlier", evidence, "", one.name)
+    for outlier in outliers(patient.spectra):
+        times = (
+            f", {outlier.value / outlier.typical:.2f} × the median of the nearest of its kind"
+            if outlier.typical > 0
+            else ""
+        )
+        rare = f"{outlier.chance:.1g}" if outlier.chance >= 1e-9 else "less than 1e-9"
+        evidence = f"{QUANTITIES[outlier.quantity]} {outlier.value:.4g}{times} (chance of such a gap: {rare})"
+        yield Diagnosis("note", "outlier", evidence, "", outlier.name)

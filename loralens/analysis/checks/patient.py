@@ -183,11 +183,11 @@ def _reading(module: Update) -> Reading:
     try:
         if not isinstance(module, LowRank):
             return Reading(module, Spectrum(module.singular_values(), module.shape, module.rank))
-        held = module.load()
-        spectrum = Spectrum(held.singular_values(), held.shape, held.rank)
+        loaded = module.load()
+        spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
     except FormatError:  # the one thing that arithmetic refuses: NaN or Inf
         return Reading(module, None)
-    return Reading(module, spectrum, _factor(held.B.T), _factor(held.A))
+    return Reading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
 
 
 def _factor(X: Array) -> Factor:

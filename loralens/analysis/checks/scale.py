@@ -41,8 +41,8 @@ def _suspect(patient: Patient, code: str, wrong: Callable[[float, Scaling], bool
     if not hit:
         return
     module = patient.readings[hit[0]].module
-    where = "" if len(hit) == len(patient.readings) else f": {some(hit)}"
-    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(patient.readings))}{where}"
+    of_modules = "" if len(hit) == len(patient.readings) else f": {some(hit)}"
+    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(patient.readings))}{of_modules}"
     level: Level = "note" if code == "scale-small" else "warning"
     yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
 
@@ -52,12 +52,12 @@ def _largest(how: Scaling) -> float:
 
 
 def _scale_is_alpha(patient: Patient) -> Iterator[Diagnosis]:
-    said = patient.setting("lora_parameters")
-    if patient.adapter.format != "mlx" or not isinstance(said, dict) or "alpha" not in said:
+    parameters = patient.setting("lora_parameters")
+    if patient.adapter.format != "mlx" or not isinstance(parameters, dict) or "alpha" not in parameters:
         return
     rank = max((one.module.rank for one in patient.readings.values() if isinstance(one.module, LowRank)), default=1)
-    if said.get("scale") == said["alpha"] and rank > 1:
-        evidence = f"lora_parameters has scale {said['scale']} and the same alpha, at rank {rank}: α/r would be "
-        evidence += f"{said['alpha'] / rank:.4g}"
+    if parameters.get("scale") == parameters["alpha"] and rank > 1:
+        evidence = f"lora_parameters has scale {parameters['scale']} and the same alpha, at rank {rank}: α/r would be "
+        evidence += f"{parameters['alpha'] / rank:.4g}"
         fix = "if it was trained with α/r, write that as lora_parameters.scale in adapter_config.json"
         yield Diagnosis("warning", "scale-is-alpha", evidence, fix)

@@ -16,12 +16,12 @@ ENERGY = 0.99  # σ₁²/Σσ²; stable rank below 1.01
 def look(patient: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module, the sharpest first."""
     spikes = [
-        (one.stable_rank, name, one)
-        for name, one in patient.spectra.items()
-        if min(one.rank, *one.shape) >= SMALLEST_RANK and 0 < one.stable_rank < 1 / ENERGY
+        (spectrum.stable_rank, name, spectrum)
+        for name, spectrum in patient.spectra.items()
+        if min(spectrum.rank, *spectrum.shape) >= SMALLEST_RANK and 0 < spectrum.stable_rank < 1 / ENERGY
     ]
-    for stable, name, one in sorted(spikes, key=lambda spike: spike[:2]):
-        rounding = one.numerical_rank < 2  # the others are what float64 leaves of zeros
-        ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {one.s[0] / one.s[1]:.3g}"
-        evidence = f"one of {one.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
+    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):
+        rounding = spectrum.numerical_rank < 2  # the others are what float64 leaves of zeros
+        ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {spectrum.s[0] / spectrum.s[1]:.3g}"
+        evidence = f"one of {spectrum.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
         yield Diagnosis("note", "spike", evidence, "", name)

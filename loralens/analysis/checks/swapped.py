@@ -63,8 +63,8 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "factors-swapped", evidence, FIX)
         return
     for name in exchanged:
-        others = [start for other, start in starts.items() if other not in exchanged]
-        start, shortest, longest = starts[name], min(one.A for one in others), max(one.B for one in others)
+        other_starts = [start for other, start in starts.items() if other not in exchanged]
+        start, shortest, longest = starts[name], min(one.A for one in other_starts), max(one.B for one in other_starts)
         told_apart = shortest >= APART * longest
         if told_apart and NEAR * shortest <= start.B and longest >= start.A * NEAR:
             evidence = (

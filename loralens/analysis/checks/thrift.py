@@ -36,9 +36,10 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
     if saved < LEAST or not ranks:
         return
     mean = mean_effective_rank(one.spectrum for one in patient.pairs.values() if one.spectrum)
-    said = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
+    ranks_text = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
     evidence = (
-        f"{said}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the parameters"
+        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the "
+        "parameters"
     )
     command = patient.compress("e99", f"--energy {ENERGY}")
     yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {saved:.0%}")

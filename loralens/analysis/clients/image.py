@@ -56,8 +56,8 @@ def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
     """What the file calls each module, and whether ComfyUI can have that name."""
     stored = _stored(adapter)
     if adapter.format == "xlabs":
-        whole = image_names.is_uso(key for keys in stored.values() for key in keys)
-        return {name: (keys[0], whole) for name, keys in stored.items()}
+        is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
+        return {name: (keys[0], is_uso) for name, keys in stored.items()}
     files = {name: image_names.file_name(keys) for name, keys in stored.items()}
     return {
         name: (stored[name][0], False) if file is None else (file, image_names.comfyui_has(file))
@@ -142,9 +142,9 @@ def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:
     if any(extra.role.startswith("magnitude") for extra in adapter.extra.values()):
         text = "networks.lora has no DoRA: magnitudes are ignored"
         yield error("dora", text, "load it with network_module lycoris.kohya, or merge it into the base")
-    others = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
-    if others:
-        text = f"{len(others)} tensors that are half of no pair are ignored: {some(others, 1)}"
+    unread = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
+    if unread:
+        text = f"{len(unread)} tensors that are half of no pair are ignored: {some(unread, 1)}"
         yield warning("extra-ignored", text, "merge them into the base")
 
 

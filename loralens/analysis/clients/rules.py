@@ -114,8 +114,8 @@ def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _peft_type(adapter: Adapter) -> str:
-    said = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
-    return str(said or PLAIN)
+    declared = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
+    return str(declared or PLAIN)
 
 
 def _no_dora(adapter: Adapter) -> Iterator[Finding]:
@@ -179,8 +179,10 @@ def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _largest_rank(adapter: Adapter) -> int:
-    said = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
-    return max((*(module.rank for module in adapter.modules.values()), *(r for r in said if type(r) is int)), default=0)
+    declared = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
+    return max(
+        (*(module.rank for module in adapter.modules.values()), *(r for r in declared if type(r) is int)), default=0
+    )
 
 
 def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
@@ -268,9 +270,9 @@ def _gguf_tensors(adapter: Adapter) -> Iterator[Finding]:
     if adapter.format != "gguf":
         return
     norms = [key for key in adapter.extra if key.endswith("_norm.weight")]
-    others = [key for key in adapter.extra if not key.endswith("_norm.weight")]
-    if others:
-        yield error("tensors", f"the file is refused for {some(others, 1)}", "loralens convert … --drop-extra")
+    refused = [key for key in adapter.extra if not key.endswith("_norm.weight")]
+    if refused:
+        yield error("tensors", f"the file is refused for {some(refused, 1)}", "loralens convert … --drop-extra")
     if norms:
         yield warning("extra-ignored", f"norms are ignored: {some(norms, 1)}", "merge them into the base")
 

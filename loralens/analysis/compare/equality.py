@@ -54,12 +54,12 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
     updates do not cancel: the relative error of the result is about ε, not √ε. The same numbers are 0 apart, exactly.
     """
     pairs = _paired(first, second)
-    found = []
-    for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
-        found.append(_difference(name, one, two))
+    results = []
+    for name, (update, other) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
+        results.append(_difference(name, update, other))
         if step:
             step(1)
-    return found
+    return results
 
 
 def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
@@ -100,8 +100,8 @@ def _relative(first: LowRank, second: LowRank) -> float:
 def _relative_dense(first: Update, second: Update) -> float:
     """The same of updates of which one has no pair."""
     with np.errstate(over="ignore", invalid="ignore"):
-        one, two = first.dense(), second.dense()
-    norms = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+        X, Y = first.dense(), second.dense()
+    norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
     if not all(map(isfinite, norms)):
         raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
-    return float(np.linalg.norm(one - two)) / max(norms) if any(norms) else 0.0
+    return float(np.linalg.norm(X - Y)) / max(norms) if any(norms) else 0.0

@@ -61,8 +61,8 @@ class Initialisation:
     @property
     def text(self) -> str:
         """One sentence about it; empty where there is no sign of a common start."""
-        known = [side for side in SIDES if not isnan(self.spans[side])]
-        spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known)
+        known_sides = [side for side in SIDES if not isnan(self.spans[side])]
+        spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known_sides)
         spans = f"; {spans}" if spans else ""
         if self.recorded and not self.cosine >= SHARED:
             return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"

@@ -73,14 +73,14 @@ def interference(
 
 def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
     """The four numbers of every adapter in one module, float64, shape (T, 4)."""
-    held = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
+    updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     numbers = np.full((len(adapters), 4), np.nan)
     with place(module.name):
-        bases = {t: update.bases() for t, update in held.items()}
+        bases = {t: update.bases() for t, update in updates.items()}
     out, in_ = module.shape
-    left = outside(Segments.of([one.left.columns() for one in bases.values()]))
-    right = outside(Segments.of([one.right.columns() for one in bases.values()]))
-    for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), left, right, strict=True):
+    outside_U = outside(Segments.of([one.left.columns() for one in bases.values()]))
+    outside_V = outside(Segments.of([one.right.columns() for one in bases.values()]))
+    for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), outside_U, outside_V, strict=True):
         if not s.size:
             continue
         weights = np.outer(s, s) / frobenius(s) ** 2
@@ -159,12 +159,12 @@ def meetings(pairs: Pairwise, *, fights: bool) -> list[Meeting]:
     with np.errstate(invalid="ignore"):
         hits = (values >= LARGE) & (values >= far(pairs) * pairs.spreads[:, None, None])
     stacks = len({home.stack for one in pairs.modules if (home := block(one.name))})
-    found = [
+    results = [
         replace(_meeting(pairs, s, t, members), stacks=stacks)
         for s, t in combinations(range(pairs.count), 2)
         for members in _stretches(pairs, hits[:, s, t], np.all(pairs.ranks[:, [s, t]] > 0, axis=1))
     ]
-    return sorted(found, key=lambda one: -abs(one.weight))
+    return sorted(results, key=lambda one: -abs(one.weight))
 
 
 class _Seat(NamedTuple):
@@ -210,7 +210,7 @@ def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeti
     norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
     inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
     common = (pairs.ranks[:, [s, t]] > 0).all(axis=1)
-    part, whole = (float(np.sqrt((norms[which] ** 2).sum(axis=0)).prod()) for which in (rows, common))
+    part, all_norms = (float(np.sqrt((norms[which] ** 2).sum(axis=0)).prod()) for which in (rows, common))
     home = members[0].home
     blocks = [_number(seat) for seat in members if seat.home]
     names = [seat.kind if home else pairs.modules[seat.row].name for seat in members]
@@ -222,5 +222,5 @@ def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeti
         kinds=tuple(dict.fromkeys(names)),
         modules=len(rows),
         cosine=min(max(inner / part, -1.0), 1.0),  # which rounding may leave
-        weight=min(max(inner / whole, -1.0), 1.0),
+        weight=min(max(inner / all_norms, -1.0), 1.0),
     )

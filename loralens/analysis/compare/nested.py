@@ -129,23 +129,23 @@ def nesting(
             module = adapter[name].load()
             if of != "update":
                 return column_basis(module.A.T if of == "A" else module.B)[0].head(phi_rank or module.rank)
-            left, s, right = module.bases()
-            return (right if side == "in" else left).head(phi_rank or s.size)
+            U, s, V = module.bases()
+            return (V if side == "in" else U).head(phi_rank or s.size)
 
     names = sorted(select(adapter, modules), key=lambda name: (natural_key(kind(name)), natural_key(name)))
     bases = in_threads(directions, names, threads, step)
     groups: dict[int, list[str]] = {}
     for name in names:
         groups.setdefault(bases[name].n, []).append(name)
-    found = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
-    return sorted(found, key=lambda one: (-len(one.names), one.width))
+    nestings = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
+    return sorted(nestings, key=lambda one: (-len(one.names), one.width))
 
 
 def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
     widths = np.array([one.k for one in bases.values()], dtype=np.int64)
     smaller = np.minimum.outer(widths, widths).astype(np.float64)
     smaller[smaller == 0] = np.nan
-    found = []
+    overlaps = []
     for count in (1, None):
         heads = [one if count is None else one.head(count) for one in bases.values()]
         squares = pairwise_overlaps(
@@ -153,48 +153,48 @@ def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
             [one.n * one.k for one in heads],
             step=None if count else step,  # told once, of the larger work
         )
-        found.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
-    return Nesting(width, tuple(bases), widths, *found)
+        overlaps.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
+    return Nesting(width, tuple(bases), widths, *overlaps)
 
 
-def relations(one: Nesting) -> list[Relation]:
+def relations(nested: Nesting) -> list[Relation]:
     """Every pair of kinds of a `Nesting`, in natural order."""
-    kinds = [kind(name) for name in one.names]
-    distances = _distances(one.names)
-    found = []
+    kinds = [kind(name) for name in nested.names]
+    distances = _distances(nested.names)
+    results = []
     for first, second in combinations_with_replacement(sorted(set(kinds), key=natural_key), 2):
-        pairs = _pairs(kinds, first, second) & ~np.isnan(one.full)
+        pairs = _pairs(kinds, first, second) & ~np.isnan(nested.full)
         if not pairs.any():
             continue
         same, neighbours = pairs & (distances == 0), pairs & (distances == 1)
-        found.append(
+        results.append(
             Relation(
                 kinds=(first, second),
                 pairs=int(pairs.sum()),
-                chance=_mean(one.chance[pairs]),
-                same=_mean(one.full[same]),
-                next=_mean(one.full[neighbours]),
-                apart=_mean(one.full[pairs & ~(same | neighbours)]),
-                first=_mean(one.first[neighbours if first == second else same]),
+                chance=_mean(nested.chance[pairs]),
+                same=_mean(nested.full[same]),
+                next=_mean(nested.full[neighbours]),
+                apart=_mean(nested.full[pairs & ~(same | neighbours)]),
+                first=_mean(nested.first[neighbours if first == second else same]),
             )
         )
-    return found
+    return results
 
 
-def closest(one: Nesting, count: int = 10) -> list[tuple[int, int]]:
+def closest(nested: Nesting, count: int = 10) -> list[tuple[int, int]]:
     """The pairs of modules whose spans have most in common, as indices, largest z first.
 
     Only those with more in common than chance gives any of all pairs in one case of 20, by the tail for their numbers
     of directions: of single directions 5 standard deviations are exceeded by one pair in 200.
     """
-    rows, columns = np.triu_indices(len(one.names), 1)
-    z = np.nan_to_num(one.z[rows, columns], nan=-np.inf)
+    rows, columns = np.triu_indices(len(nested.names), 1)
+    z = np.nan_to_num(nested.z[rows, columns], nan=-np.inf)
     pairs = [(int(rows[k]), int(columns[k])) for k in np.argsort(-z, kind="stable")[:count] if np.isfinite(z[k])]
-    directions = one.directions.tolist()
+    directions = nested.directions.tolist()
     return [
         (i, j)
         for i, j in pairs
-        if rows.size * overlap_tail(float(one.full[i, j]), directions[i], directions[j], one.width) <= SURE
+        if rows.size * overlap_tail(float(nested.full[i, j]), directions[i], directions[j], nested.width) <= SURE
     ]
 
 
@@ -210,8 +210,8 @@ def _distances(names: Sequence[str]) -> Floats:
     blocks = [block(name) for name in names]
     stacks = np.array([one.stack if one else f"\0{i}" for i, one in enumerate(blocks)])
     numbers = np.array([float(one.number) if one else np.nan for one in blocks])
-    apart = np.abs(np.subtract.outer(numbers, numbers))
-    return np.where(stacks[:, None] == stacks, apart, np.nan)
+    distances = np.abs(np.subtract.outer(numbers, numbers))
+    return np.where(stacks[:, None] == stacks, distances, np.nan)
 
 
 def _mean(values: Floats) -> float:

@@ -90,8 +90,8 @@ class Pairwise:
     @property
     def common(self) -> Integers:
         """Modules that each pair has in common, shape (T, T)."""
-        there = (self.ranks > 0).astype(np.int64)
-        return there.T @ there
+        present = (self.ranks > 0).astype(np.int64)
+        return present.T @ present
 
     @property
     def cosine(self) -> Floats:
@@ -139,8 +139,10 @@ class Pairwise:
         both = (self.ranks[:, :, None] > 0) & (self.ranks[:, None, :] > 0)
         wholes = np.sqrt(np.einsum("ms,mst->st", scaled**2, both.astype(np.float64)))
         products = scaled[:, :, None] * scaled[:, None, :]
-        whole = wholes * wholes.T
-        return np.asarray(np.divide(products, whole, out=np.zeros_like(products), where=whole > 0), dtype=np.float64)
+        norm_products = wholes * wholes.T
+        return np.asarray(
+            np.divide(products, norm_products, out=np.zeros_like(products), where=norm_products > 0), dtype=np.float64
+        )
 
 
 def pairwise(
@@ -212,13 +214,17 @@ def pairwise(
 
 def aligned(adapters: Sequence[Adapter]) -> list[Module]:
     """The modules of all adapters, each once, in natural order: matched by name, else by normal form, and by shape."""
-    held: dict[str, list[str | None]] = {}
+    holders_by_name: dict[str, list[str | None]] = {}
     for t, adapter in enumerate(adapters):
-        names = same_modules(held, adapter)
+        names = same_modules(holders_by_name, adapter)
         taken = set(names.values())
-        for known, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
-            held.setdefault(known, [None] * len(adapters))[t] = name
-    return [one for name in sorted(held, key=natural_key) for one in _by_shape(name, held[name], adapters)]
+        for own_name, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
+            holders_by_name.setdefault(own_name, [None] * len(adapters))[t] = name
+    return [
+        one
+        for name in sorted(holders_by_name, key=natural_key)
+        for one in _by_shape(name, holders_by_name[name], adapters)
+    ]
 
 
 def _by_shape(name: str, holders: Sequence[str | None], adapters: Sequence[Adapter]) -> Iterable[Module]:
@@ -232,11 +238,13 @@ def _by_shape(name: str, holders: Sequence[str | None], adapters: Sequence[Adapt
 def groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
     """Indices that belong together, each group in order: connected through pairs of at least ``threshold``."""
     near = np.nan_to_num(similar) >= threshold
-    found: list[list[int]] = []
+    components: list[list[int]] = []
     for i in range(len(near)):
-        joined = [group for group in found if near[i, group].any()]
-        found = [group for group in found if group not in joined] + [sorted([i, *(j for g in joined for j in g)])]
-    return sorted(found)
+        joined = [group for group in components if near[i, group].any()]
+        components = [group for group in components if group not in joined] + [
+            sorted([i, *(j for g in joined for j in g)])
+        ]
+    return sorted(components)
 
 
 def leaves(cosine: Floats) -> tuple[Floats, list[int]]:
@@ -262,9 +270,9 @@ def leaves(cosine: Floats) -> tuple[Floats, list[int]]:
 
 def mean(values: Floats) -> Floats:
     """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0.0).sum(axis=0)
+    finite = ~np.isnan(values)
+    count = finite.sum(axis=0)
+    total = np.where(finite, values, 0.0).sum(axis=0)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
@@ -289,12 +297,12 @@ class _Held(NamedTuple):
 
 def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None) -> _Row:
     holders = {t: name for t, name in enumerate(module.holders) if name is not None}
-    held = [_Held(labels[t], name, adapters[t][name]) for t, name in holders.items()]
-    updates = [one.update for one in held]
-    norms, widths, products = _products(held, head)
+    updates_held = [_Held(labels[t], name, adapters[t][name]) for t, name in holders.items()]
+    updates = [one.update for one in updates_held]
+    norms, widths, products = _products(updates_held, head)
     overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
     if of != "update":
-        widths, overlaps = _of_factor(held, of, head)
+        widths, overlaps = _of_factor(updates_held, of, head)
     initial = _initial(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
@@ -322,36 +330,36 @@ def _same_pairs(updates: Sequence[Update], cosines: Floats) -> Iterator[tuple[in
             yield int(i), int(j)
 
 
-def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, Integers, Products]:
+def _products(held_updates: Sequence[_Held], head: int | None) -> tuple[Floats, Integers, Products]:
     """Norms, numbers of directions, and the products of the updates at norm 1 (0 where they are 0)."""
-    norms, widths = np.zeros(len(held)), np.zeros(len(held), dtype=np.int64)
+    norms, widths = np.zeros(len(held_updates)), np.zeros(len(held_updates), dtype=np.int64)
 
     def triplets(i: int) -> Triplets:
-        label, name, update = held[i]
+        label, name, update = held_updates[i]
         with place(label), place(name):
-            left, s, right = update.bases()
+            U, s, V = update.bases()
         norms[i], widths[i] = frobenius(s), s.size
-        return Triplets(left.columns(), s / norms[i] if s.size else s, right.columns())
+        return Triplets(U.columns(), s / norms[i] if s.size else s, V.columns())
 
-    sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held]
-    products = pairwise_products([partial(triplets, i) for i in range(len(held))], sizes, head=head)
+    sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held_updates]
+    products = pairwise_products([partial(triplets, i) for i in range(len(held_updates))], sizes, head=head)
     return norms, widths, products
 
 
-def _of_factor(held: Sequence[_Held], of: Of, head: int | None) -> tuple[Integers, dict[Side, Floats]]:
+def _of_factor(held_updates: Sequence[_Held], of: Of, head: int | None) -> tuple[Integers, dict[Side, Floats]]:
     """Numbers of directions of A or B alone, and their overlaps, on the one side that they have."""
-    widths = np.zeros(len(held), dtype=np.int64)
+    widths = np.zeros(len(held_updates), dtype=np.int64)
 
     def columns(i: int) -> Floats:
-        label, name, update = held[i]
+        label, name, update = held_updates[i]
         with place(label), place(name):
             basis, s = column_basis(update.A.T if of == "A" else update.B)
         widths[i] = s.size
         return basis.columns()
 
     side: Side = "in" if of == "A" else "out"
-    sizes = [one.rank * one.shape[of == "A"] for _, _, one in held]
-    overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held))], sizes, head=head)
+    sizes = [one.rank * one.shape[of == "A"] for _, _, one in held_updates]
+    overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held_updates))], sizes, head=head)
     return widths, {side: overlaps}
 
 
@@ -383,6 +391,6 @@ def _rows(update: Update, count: int) -> Floats:
 
 def _placed(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
     """The values of the adapters ``ids`` put in their places among all ``count``, along every axis; else ``fill``."""
-    whole = np.full((count,) * values.ndim, fill, dtype=values.dtype)
-    whole[np.ix_(*[ids] * values.ndim)] = values
-    return whole
+    full = np.full((count,) * values.ndim, fill, dtype=values.dtype)
+    full[np.ix_(*[ids] * values.ndim)] = values
+    return full

@@ -227,10 +227,10 @@ def compare_subspaces(
     def measure(name: str) -> Similarity:
         other = fitting[name]
         with place(labels[0]), place(name):
-            one = _Seen.of(first[name], of)
+            a = _Seen.of(first[name], of)
         with place(labels[1]), place(other):
-            two = _Seen.of(second[other], of)
-        return _similarity(one, two, other, side, phi_rank)
+            b = _Seen.of(second[other], of)
+        return _similarity(a, b, other, side, phi_rank)
 
     return Comparison(
         in_threads(measure, list(fitting), threads, step),
@@ -260,9 +260,11 @@ def _nothing_to_compare(
 ) -> MismatchError:
     fix = "compare adapters of one base model; `loralens inspect` shows names and shapes"
     for name, other in common.items():
-        one, two = (adapter.base_model or "a model it does not name" for adapter in (first, second))
-        shapes = f"{name} is {first[name].shape} in the first, which adapts {one}, and {second[other].shape} in the "
-        return MismatchError(f"{shapes}second, which adapts {two}", fix=fix)
+        first_base, second_base = (adapter.base_model or "a model it does not name" for adapter in (first, second))
+        shapes = (
+            f"{name} is {first[name].shape} in the first, which adapts {first_base}, and {second[other].shape} in the "
+        )
+        return MismatchError(f"{shapes}second, which adapts {second_base}", fix=fix)
     if same_modules(first, second):
         return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
@@ -285,43 +287,43 @@ class _Seen(NamedTuple):
         return cls(update, *bases, factor)
 
 
-def _similarity(one: _Seen, two: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    first, second = one.update, two.update
+def _similarity(a: _Seen, b: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    first, second = a.update, b.update
     if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-        return _itself(one, other, side, phi_rank)
-    crosses: dict[Side, Floats] = {"in": one.right.cross(two.right), "out": one.left.cross(two.left)}
+        return _itself(a, other, side, phi_rank)
+    crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
     overlaps: dict[Side, Overlap]
-    if one.factor and two.factor:
-        overlaps = {side: _leading(one.factor, two.factor, one.factor.cross(two.factor), phi_rank)}
+    if a.factor and b.factor:
+        overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
     else:
         overlaps = {
-            "in": _leading(one.right, two.right, crosses["in"], phi_rank),
-            "out": _leading(one.left, two.left, crosses["out"], phi_rank),
+            "in": _leading(a.right, b.right, crosses["in"], phi_rank),
+            "out": _leading(a.left, b.left, crosses["out"], phi_rank),
         }
     return Similarity(
         other,
         side,
         first.shape,
         (first.rank, second.rank),
-        (one.s.size, two.s.size),
-        (frobenius(one.s), frobenius(two.s)),
-        update_cosine(one.s, two.s, crosses["out"], crosses["in"]),
+        (a.s.size, b.s.size),
+        (frobenius(a.s), frobenius(b.s)),
+        update_cosine(a.s, b.s, crosses["out"], crosses["in"]),
         overlaps,
         {side: float(phi_map(G)[-1, -1]) if G.size else nan for side, G in crosses.items()},
-        {side: linear_cka(one.s, two.s, G) for side, G in crosses.items()},
-        {side: linear_cka_chance(one.s, two.s, first.shape[side == "in"]) for side in crosses},
+        {side: linear_cka(a.s, b.s, G) for side, G in crosses.items()},
+        {side: linear_cka_chance(a.s, b.s, first.shape[side == "in"]) for side in crosses},
         _initial(first, second),
     )
 
 
-def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
+def _itself(a: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
     """An update beside the same numbers: what rounding would make nearly 1 and nearly 0 is that exactly."""
-    update, k = one.update, one.s.size
-    (out, in_), norm = update.shape, frobenius(one.s)
+    update, k = a.update, a.s.size
+    (out, in_), norm = update.shape, frobenius(a.s)
     sizes: dict[Side, int] = {"in": in_, "out": out}
-    width = k if one.factor is None else one.factor.k
+    width = k if a.factor is None else a.factor.k
     width = width if phi_rank is None else min(width, phi_rank)
-    sides = sizes if one.factor is None else {side: sizes[side]}
+    sides = sizes if a.factor is None else {side: sizes[side]}
     alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
     return Similarity(
         other,
@@ -334,7 +336,7 @@ def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similar
         {side: Overlap.of_one(width, n) for side, n in sides.items()},
         alike,
         alike,
-        {side: linear_cka_chance(one.s, one.s, n) for side, n in sizes.items()},
+        {side: linear_cka_chance(a.s, a.s, n) for side, n in sizes.items()},
         1.0 if update.A.any() else nan,
     )
 
