@@ -14,7 +14,7 @@ from loralens.core.lazy import Array
 def breadcrumbs(
     joint: Joint, *, density: float = 0.15, gamma: float = 0.006, lam: float = 1.0, space: Space = "full"
 ) -> Fused:
-    """λ Σ_t of what is left of w_t ΔW_t after a share γ of the largest entries is dropped and a share ``density`` kept.
+    """λ Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the ``density`` that follow in size.
 
     Parameters
     ----------
@@ -25,20 +25,20 @@ def breadcrumbs(
         Share of the largest entries that is dropped, at most 1 − density. The defaults are where the search of the
         authors' code starts; mergekit takes γ = 0.01.
     lam : float
-        α in the paper.
+        The strength of the result; α in the paper.
     space : str
 
     Notes
     -----
     arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
     """
-    if density >= 1:
+    if density >= 1:  # everything is kept, so γ has no room: the sum is exact and needs no sampling
         return summed(joint, lam)
     return fused(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    skipped, count = int(gamma * entries.size), entries.count(density)
+    skipped, count = int(gamma * entries.size), entries.count(density)  # the γ largest, and those kept after them
     last = min(skipped + count, entries.size)
     cutoffs = entries.cutoffs([last, *([skipped] if skipped else [])])
     work = Workspace()

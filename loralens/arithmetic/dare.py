@@ -1,4 +1,4 @@
-"""DARE: drop entries at random, rescale the others (Yu et al. 2024)."""
+"""DARE: entries are dropped at random and the remaining ones rescaled (Yu et al. 2024)."""
 
 import numpy as np
 
@@ -20,27 +20,28 @@ def dare(
     space: Space = "full",
     seed: np.random.SeedSequence | None = None,
 ) -> Fused:
-    """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and else 0.
+    """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and 0 otherwise.
 
-    Before it is cut back to a low rank, its mean over seeds is λ Σ_t w_t ΔW_t, in every space. The cut, which ``full``
-    needs, keeps the strongest directions of signal and noise together, so it is biased towards 0: of the sum of two
-    trained adapters of rank 8, written at rank 16, 0.940 ± 0.003 arrives at density 0.1, and 0.992 at density 0.5.
+    Before the result is cut to a low rank, its mean over seeds is λ Σ_t w_t ΔW_t in every space. The cut, which the
+    space ``full`` needs, keeps the strongest directions of signal and noise together and is therefore biased towards 0.
+    Measured on the sum of two trained adapters of rank 8, written at rank 16: the result has 0.940 ± 0.003 of the
+    strength of the sum at density 0.1, and 0.992 at density 0.5.
 
     Parameters
     ----------
     joint : Joint
     density : float
-        q, in (0, 1], rounded to a multiple of 2⁻¹⁶ so that the mean stays exact; 1 − p in the paper, which drops 90 %
-        and more.
+        The probability q in (0, 1] that an entry is kept, rounded to a multiple of 2⁻¹⁶ so that the mean stays exact.
+        The paper calls it 1 − p and drops 90 % and more.
     lam : float
     space : str
     seed : SeedSequence
-        Of the module. Each adapter has draws of its own, by its place among the adapters, and a draw belongs to an
-        entry: the same mask on every machine.
+        The seed of this module. Every adapter draws its own numbers, by its place among the adapters. Every draw
+        belongs to one entry, so the mask is the same on every machine.
 
     Notes
     -----
-    arXiv 2311.03099, §3. PEFT's ``dare_linear`` is the same with torch's global random numbers.
+    arXiv 2311.03099, §3. PEFT's ``dare_linear`` does the same with torch's global random generator.
     """
     if density >= 1:
         return summed(joint, lam)
@@ -55,16 +56,19 @@ def dare_ties(
     space: Space = "full",
     seed: np.random.SeedSequence | None = None,
 ) -> Fused:
-    """λ times the mean of the dropped and rescaled w_t ΔW_t that have the elected sign: DARE before TIES.
+    """DARE, then the sign election of TIES: λ times the mean of the rescaled entries that have the elected sign.
 
-    The options are those of `dare`; TIES' own trimming is left out, as everywhere. No longer unbiased.
+    The options are those of `dare`. TIES' own trimming is left out, as in the other implementations. The election makes
+    the result biased.
     """
-    if density >= 1 and joint.present.size <= 1:
+    if density >= 1 and joint.present.size <= 1:  # with two updates the election matters, even if nothing is dropped
         return summed(joint, lam)
     return fused(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
+    # A draw is a 16-bit word, and an entry is kept where the word is below the threshold. The threshold is
+    # at least 1, because kept entries are divided by the probability.
     threshold = min(max(1, round(density * STEPS)), STEPS)
     draws, work = draws_of(entries, seed), Workspace()
     n = entries.shape[1]
@@ -81,6 +85,6 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 
 
 def draws_of(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
-    """The draws of every update, by its place among the adapters."""
+    """The random draws of every update; they depend on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
     return [Draws.of(seed, t) for t in entries.places]

@@ -1,4 +1,4 @@
-"""Fused: what an elementwise rule made of a module, and what of it was lost on the way back to low rank."""
+"""The result of an elementwise rule, and the error of bringing it back to a low rank."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ class Fused(NamedTuple):
     update : LowRank
         Balanced float64 factors, scale 1.
     truncation : float
-        ‖F − ΔW‖_F / ‖F‖_F for F, what the rule makes, and ΔW, what of it fits into the rank; 0 but in the full space.
+        ‖F − ΔW‖_F / ‖F‖_F, where F is the result of the rule and ΔW the part of it that fits into the rank. Only the
+        full space loses anything.
     """
 
     update: LowRank

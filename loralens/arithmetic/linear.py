@@ -1,4 +1,4 @@
-"""The sum of weighted updates: task arithmetic, and its average."""
+"""The weighted sum of updates (task arithmetic), and their weighted mean."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from loralens.linalg.factor import Floats
 def weighted_sum(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ Σ w_t M_t, float64, shape (p, q): task arithmetic (Ilharco et al. 2023), exact.
 
-    PEFT's ``linear`` adds the A's and the B's, which is another update: (Σ√w_t B_t)(Σ√w_t A_t).
+    PEFT's ``linear`` adds the factors instead, which gives a different update: (Σ√w_t B_t)(Σ√w_t A_t).
     """
     return lam * joint.total()
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning: only the largest entries of every update are added."""
+"""Magnitude pruning: the sum of the largest entries of every update (Han et al. 2015)."""
 
 from loralens.arithmetic.election import keep_largest, total
 from loralens.arithmetic.elementwise import fused, summed
@@ -12,7 +12,8 @@ from loralens.core.lazy import Array
 def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
     """λ Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
 
-    The largest of each module; all of several equal ones at the boundary, where PEFT's ``magnitude_prune`` keeps some.
+    The share is one of each module. Of several equal entries at the boundary all are kept; PEFT's ``magnitude_prune``
+    keeps some of them.
     """
     if density >= 1:
         return summed(joint, lam)

@@ -1,4 +1,4 @@
-"""METHODS: every way to combine adapters, one row each."""
+"""The table of all methods that combine adapters, one row each."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Modules: all modules of a combination, for methods that look at the whole adapters before they make the first."""
+"""All modules of a combination, for methods that look at whole adapters before they combine the first module."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,16 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """Every module, brought into its joint space when it is looked at, and let go afterwards.
+    """All modules of a combination; each is read into its joint space when it is needed, and not kept.
 
     Attributes
     ----------
-    names : sequence of str
     joint : callable
-        Of a name.
+        Module name → its joint space.
     entries : int
-        Σ out·in over all of them.
-    threads : int
+        Σ out·in over all modules.
     step : callable, optional
-        Is told 1 for every module of a long look.
+        Called with 1 after every module of a pass that reports its progress.
     """
 
     names: Sequence[str]

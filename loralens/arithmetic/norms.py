@@ -1,4 +1,4 @@
-"""Norm equalisation: no update outvoices the others by its length alone."""
+"""Norm equalisation: updates are brought to one norm, so that none outweighs the others by its length alone."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from loralens.linalg.factor import Floats
 
 
 def equalised(x: Floats, beta: float) -> Floats:
-    """The updates x_t (T, p, q) brought to the norms β‖x_t‖ + (1 − β) mean‖x‖; the mean is of those that are not 0."""
+    """The updates x_t (T, p, q), scaled to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
     norms = np.linalg.norm(x, axis=(1, 2))
     nonzero = norms > 0
     if not nonzero.any():
@@ -18,9 +18,9 @@ def equalised(x: Floats, beta: float) -> Floats:
 
 
 def equal_norms(joint: Joint, *, lam: float = 1.0, beta: float = 0.0) -> Floats:
-    """λ Σ w_t M̃_t, float64, shape (p, q), M̃_t the updates brought to one Frobenius norm, their mean.
+    """λ Σ w_t M̃_t, float64, shape (p, q), where all M̃_t have the mean Frobenius norm of the updates.
 
-    ``beta`` in [0, 1] leaves that part of their differences: 1 is the plain sum. The rescaling is the first step of
-    Compress-then-Merge (arXiv 2606.03723); methods that weight by norms in other ways go by other names.
+    ``beta`` in [0, 1] is the part of the differences in norm that stays: 1 gives the plain sum. This rescaling is the
+    first step of Compress-then-Merge (arXiv 2606.03723).
     """
     return lam * np.tensordot(joint.strengths, equalised(joint.cores, beta), 1)

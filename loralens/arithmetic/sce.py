@@ -1,4 +1,4 @@
-"""SCE: select where the adapters differ, calculate their shares, erase minorities (Wan et al. 2024, FuseChat)."""
+"""SCE: select the entries where adapters differ, calculate shares, erase minority signs (Wan et al. 2024)."""
 
 import numpy as np
 
@@ -19,8 +19,9 @@ def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = 
 
     Notes
     -----
-    arXiv 2408.07990, §3.2. Of all positions, and with equal ones at the boundary: one adapter alone differs nowhere and
-    stays whole, where mergekit, which counts positions of nonzero variance, makes 0 of it.
+    arXiv 2408.07990, §3.2. The share is one of all positions, and of equal variances at the boundary all are kept. So a
+    single adapter, whose variance is 0 everywhere, stays whole; mergekit counts positions of nonzero variance only and
+    turns it into 0.
     """
     if joint.present.size <= 1 and len(joint.updates) == 1:
         return summed(joint, lam)
@@ -36,7 +37,7 @@ def _rule(entries: Entries, density: float) -> Fuse:
         np.sum(stack, axis=0, out=mean)
         mean /= entries.adapters
         np.square(mean, out=variances)
-        variances *= entries.adapters - len(stack)  # those that are 0 here
+        variances *= entries.adapters - len(stack)  # updates that are 0 have no matrix, but a deviation of −mean
         for x in stack:
             np.subtract(x, mean, out=part)
             variances += np.square(part, out=part)

@@ -1,7 +1,7 @@
-"""Where an elementwise rule acts: on ΔW itself, on the parts of a joint SVD, or on the small cores.
+"""The three spaces in which an elementwise rule can act: ΔW itself, the parts of a joint SVD, or small cores.
 
-A rule that looks at single entries depends on the basis, so the three give different updates: TIES of two independent
-adapters in the core space differs from TIES of the full updates by 80 %.
+A rule that looks at single entries depends on the basis, so the three spaces give different updates: TIES of two
+independent adapters in the core space differs from TIES of the full updates by 80 %.
 """
 
 from collections.abc import Callable
@@ -21,29 +21,29 @@ from loralens.linalg.sketch import low_rank
 
 
 class Place(NamedTuple):
-    """The entries of one module in a space, and the way back: from a rule on blocks to an update of the weight."""
+    """The entries of one module in a space, and the function that applies a rule to them and returns the update."""
 
     entries: Entries
     back: Callable[[Fuse], Fused]
 
 
 def place(joint: Joint, space: Space) -> Place | None:
-    """Entries of the weighted updates w_t ΔW_t of a module in a space; None where all of them are 0, or only rounding.
+    """The entries of the weighted updates w_t ΔW_t of a module in a space; None if all are 0 or below rounding.
 
     full
-        ΔW_t itself, float32, made a block of rows at a time. What a rule makes of it has full rank: it comes back as
-        the leading part of a rank of Σ r_t, the rank that the exact sum needs, or of the joint's ``width`` where that
-        is more, with the loss stated.
+        ΔW_t itself, float32, computed a block of rows at a time. The result of a rule has full rank. It is cut to the
+        rank Σ r_t, which the exact sum needs, or to the joint's ``width`` if that is larger, and the error is stated.
     knots
-        S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ], Stoica et al. 2025; back by U. Directions are left
-        out below the rounding of the sum; the paper's code leaves out σ ≤ 1e-5, whatever the size of the others.
+        S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ] (Stoica et al. 2025); the result is multiplied by U.
+        Directions below the rounding of the sum are left out; the paper's code leaves out σ ≤ 1e-5, whatever the size
+        of the others.
     core
-        U_Bᵀ (w_t ΔW_t) V_A, where U_B and V_A are the left and right singular vectors of [B_1 … B_T] and [A_1; …; A_T],
-        Panariello et al. 2025. Here B_t and A_t are the balanced factors of w_t ΔW_t, P√S and √S Rᵀ: with those of the
-        file the same update in another gauge would give another answer.
+        U_Bᵀ (w_t ΔW_t) V_A, where U_B holds the left singular vectors of [B_1 … B_T] and V_A the right ones of
+        [A_1; …; A_T] (Panariello et al. 2025). B_t and A_t are the balanced factors of w_t ΔW_t, P√S and √S Rᵀ. With
+        the factors of the file, the same update in another gauge would give another result.
 
-    The signs of the singular vectors are free and make no difference to any rule of the house; vectors of equal
-    singular values are not determined, and neither is the answer then. The bits of ``full`` depend on no LAPACK.
+    The signs of singular vectors are arbitrary, but make no difference to any rule here. Vectors of equal singular
+    values are not determined, and neither is the result then. The bits of ``full`` do not depend on LAPACK.
     """
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
@@ -54,7 +54,9 @@ def place(joint: Joint, space: Space) -> Place | None:
 
 def _full(joint: Joint, places: Integers) -> Place:
     weighted = [(joint.updates[t], float(joint.strengths[t])) for t in places]
-    updates = [(update, strength) for update, strength in weighted if update is not None]  # all: what is 0 has no place
+    updates = [
+        (update, strength) for update, strength in weighted if update is not None
+    ]  # for the type checker: an update in places is never None
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
@@ -101,7 +103,7 @@ def _core(joint: Joint, places: Integers) -> Place | None:
 
 
 def _directions(parts: list[Floats]) -> Floats:
-    """The left singular vectors of some matrices side by side, as many as their numerical rank."""
+    """The left singular vectors of matrices placed side by side; as many as their numerical rank."""
     U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
     return np.asarray(U[:, s > s[0] * max(U.shape) * 2.0**-52], np.float64)
 
@@ -112,7 +114,7 @@ def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
 
 
 def _whole(entries: Entries, fuse: Fuse) -> Floats:
-    """What a rule makes of all entries of a small space."""
+    """The result of a rule on all entries of a small space."""
     result = np.empty(entries.shape)
     for rows, stack in entries.blocks():
         result[rows] = fuse(rows, stack)
@@ -126,7 +128,7 @@ def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
 
 
 def _update(joint: Joint, B: Floats, A: Floats) -> LowRank:
-    """The update B A; rank 0 becomes rank 1 of zeros, since no format holds rank 0."""
+    """The update B A; rank 0 becomes rank 1 of zeros, because no file format can store rank 0."""
     first = next(update for update in joint.updates if update is not None)
     if not B.shape[1]:
         B, A = np.zeros((joint.shape[0], 1)), np.zeros((1, joint.shape[1]))

@@ -1,4 +1,4 @@
-"""Compress-then-Merge: two subspaces of rank r that serve all updates, and the sum inside them."""
+"""Compress-then-Merge: the sum within two subspaces of rank r that all updates share (He et al. 2026)."""
 
 import numpy as np
 
@@ -6,14 +6,15 @@ from loralens.arithmetic.norms import equalised
 from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
-ROUNDS = 1000
-STEADY = 1e-13  # sine of the largest angle that U turns by at which the iteration ends
+ROUNDS = 1000  # of the alternating iteration at most
+STEADY = 1e-13  # the iteration ends when no angle between old and new U has a larger sine
 
 
 def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
     """U (p, r) and V (q, r), orthonormal, that capture most of Σ‖Uᵀ x_t V‖² of the updates x (T, p, q): Tucker-2.
 
-    HOSVD to begin with, then alternating leading eigenvectors (HOOI, De Lathauwer et al. 2000): a local optimum.
+    The iteration starts from the HOSVD and alternates leading eigenvectors (HOOI, De Lathauwer et al. 2000). It finds a
+    local optimum.
     """
     U, V = _leading(_gram(x), rank), _leading(_gram(x.transpose(0, 2, 1)), rank)
     for _ in range(ROUNDS):
