@@ -1,14 +1,14 @@
 """Rank and bits of all modules, chosen together from their spectra by reverse water-filling over directions.
 
-A direction stored in b bits takes 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉ bytes and causes an error of σ²·ε_b. A direction that is left
-out takes nothing and causes an error of σ². Every additional bit divides ε_b by about 3.7, so the best number of bits
-grows with log σ. Directions below a certain σ, the water level, are not worth any bits; the others are the rank. For
-every direction, the points (bytes, error) of all numbers of bits have a lower convex hull. The steps from one point of
-a hull to the next are taken in the order of error saved per byte, over all modules, until the budget is used up.
+A direction stored in b bits takes 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉ bytes and causes an error of σ²·ε_b. A direction that is
+left out takes nothing and causes an error of σ². Every additional bit divides ε_b by about 3.7, so the best number of
+bits grows with log σ. Directions below a certain σ, the water level, are not worth any bits; the others are the rank.
+For every direction, the points (bytes, error) of all numbers of bits have a lower convex hull. The steps from one point
+of a hull to the next are taken in the order of error saved per byte, over all modules, until the budget is used up.
 
 ε_b is the error of quantised Gaussian numbers (`loralens.linalg.quantise.expected_noise`). Measured on real adapters,
-the error is 0.7 to 1.1 times the expected one up to 8 bits (above 1 where factors have outliers), and at most half of it
-at 16 bits. Reported errors are therefore measured on the result (`loralens.compression.loss.losses`).
+the error is 0.7 to 1.1 times the expected one up to 8 bits (above 1 where factors have outliers), and at most half of
+it at 16 bits. Reported errors are therefore measured on the result (`loralens.compression.loss.losses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,8 +108,8 @@ def allocate(
     Notes
     -----
     The choice is optimal for the continuous relaxation, so it is worse than the best one by at most one step of one
-    direction. Plain truncation, all directions at 16 bits, is among the choices; it differs from stored 16-bit floats by
-    9 bytes a direction and a rounding error of 8e-5 of ‖ΔW‖.
+    direction. Plain truncation, all directions at 16 bits, is among the choices; it differs from stored 16-bit floats
+    by 9 bytes a direction and a rounding error of 8e-5 of ‖ΔW‖.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
     exact = size or (lambda bits: sum(direction_bytes(shapes[n], b) for n, each in bits.items() for b in each))
@@ -118,8 +118,8 @@ def allocate(
     if needed > budget:
         what = f"a budget of {budget:,} bytes is too small"
         raise OptionError(what, fix=f"give at least {needed:,}: one direction of few bits for each module")
-    # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is lowered
-    # by what a trial exceeds the budget, until a trial fits.
+    # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
+    # lowered by what a trial exceeds the budget, until a trial fits.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
     while capacity > ladder.cost(floor):
         trial = ladder.taken(capacity)

@@ -1,13 +1,14 @@
 """Data-aware truncation: the rank-k ΔW' that is nearest to ΔW on real inputs, computed from r × r moments.
 
-Plain truncation minimises ‖ΔW − ΔW'‖_F². This one minimises E‖(ΔW − ΔW')x‖² or, with moments of the out side,
-E(gᵀ(ΔW − ΔW')x)² as in K-FAC. In general that takes C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither:
-with B = Q_B R_B and K = A C Aᵀ = E[z zᵀ], z = A x, it is enough to know the left singular vectors Û of s R_B K^½ (r × r).
-Then ΔW'_k = Q_B Û_k · s Û_kᵀ R_B A. This is a projection, so nothing is inverted and a singular K is no special case.
+Plain truncation minimises ‖ΔW − ΔW'‖_F². This one minimises E‖(ΔW − ΔW')x‖² or, with moments of the out side, E(gᵀ(ΔW −
+ΔW')x)² as in K-FAC. In general that takes C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither: with B = Q_B
+R_B and K = A C Aᵀ = E[z zᵀ], z = A x, it is enough to know the left singular vectors Û of s R_B K^½ (r × r). Then ΔW'_k
+= Q_B Û_k · s Û_kᵀ R_B A. This is a projection, so nothing is inverted and a singular K is no special case.
 
-C is replaced by C + εI with ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², which turns K into K + ε A Aᵀ. Directions that the data never
-excites are then ordered among each other by their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW', and
-the error on the data is never above that of plain truncation. (A term δI added to K itself would lose the last two.)
+C is replaced by C + εI with ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², which turns K into K + ε A Aᵀ. Directions that the data
+never excites are then ordered among each other by their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW',
+and the error on the data is never above that of plain truncation. (A term δI added to K itself would lose the last
+two.)
 """
 
 from dataclasses import dataclass
@@ -113,12 +114,12 @@ def data_norm(module: LowRank, K: Array) -> float:
 def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None = None) -> float:
     """Relative error √(E‖(ΔW − ΔW')x‖² / E‖ΔW x‖²) of any update ``other`` of the same weight; 0 if both are 0.
 
-    K describes the inputs only as A sees them. This is exact as far as the rows of A' are combinations of the rows of A,
-    which holds for every truncation. Rounding adds a part outside the row space of A. For that part the energy of x that
-    A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact in the mean for
-    white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.moments.Moment.trace`), and is left out without it.
-    The result is infinite where ΔW x = 0 and ΔW' x is not. Raises the errors of `whitened_svd`, and a ShapeError if the
-    two updates have different shapes.
+    K describes the inputs only as A sees them. This is exact as far as the rows of A' are combinations of the rows of
+    A, which holds for every truncation. Rounding adds a part outside the row space of A. For that part the energy of x
+    that A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact in the mean
+    for white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.moments.Moment.trace`), and is left out without
+    it. The result is infinite where ΔW x = 0 and ΔW' x is not. Raises the errors of `whitened_svd`, and a ShapeError if
+    the two updates have different shapes.
     """
     if module.shape != other.shape:
         raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
@@ -149,7 +150,10 @@ def _moment(K: Array, rank: int, name: str) -> Array:
 
 
 def _root(K: Array) -> Array:
-    """L with L Lᵀ = K, shape (r, r). Eigenvalues within rounding of 0 become 0; their roots would be 1e-8 and not 1e-16."""
+    """L with L Lᵀ = K, shape (r, r).
+
+    Eigenvalues within rounding of 0 become 0, because the root of a rounding error of 1e-16 would count as 1e-8.
+    """
     values, V = np.linalg.eigh(K)
     alive = values > values[-1:] * len(K) * EPS
     return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)

@@ -1,4 +1,4 @@
-"""Directions: every truncation of one update at once, as two small matrices beside its factors."""
+"""The ordered directions of an update, from which it can be truncated to any rank."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,15 +20,15 @@ DType = np.dtype[Any]
 @final
 @dataclass(frozen=True, slots=True)
 class Directions:
-    """The directions of an update, the most important first, as combinations of the columns of B and the rows of A.
+    """The directions of an update, most important first, as linear combinations of columns of B and of rows of A.
 
-    B′ = B·out[:, :k] and A′ = in_[:k]·A are the factors of rank k, under the scale of the module. What makes a
-    direction important is for whoever made it to say: plain singular values, or those on real activations.
+    B′ = B·out[:, :k] and A′ = in_[:k]·A are the factors of rank k, with the scale of the module. The importance of a
+    direction is its singular value, either that of ΔW or that on real activations.
 
     Attributes
     ----------
     s : float64 array, shape (k,)
-        What the ranks are chosen by, falling; nonzero.
+        The values by which ranks are chosen, decreasing and nonzero.
     out : float64 array, shape (r, k)
     in_ : float64 array, shape (k, r)
     """
@@ -38,7 +38,7 @@ class Directions:
     in_: Array
 
     def head(self, k: int) -> "Directions":
-        """The first k directions; where there are fewer, padding adds nothing: zero columns of B, rows of A."""
+        """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
         count, rank = min(k, self.s.size), len(self.out)
         out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
         out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
@@ -46,10 +46,10 @@ class Directions:
 
 
 def directions(module: Update) -> Directions:
-    """The singular directions of ΔW, by which truncation is optimal (Eckart & Young 1936).
+    """The singular directions of ΔW, with which truncation is optimal (Eckart & Young 1936).
 
-    The factors that they give are balanced: those of the smallest ‖A‖_F² + ‖B‖_F² for their product. An update
-    without factors has singular values and empty combinations: `paired` makes its pair.
+    The resulting factors are balanced: of all factors with this product they have the smallest ‖A‖_F² + ‖B‖_F². For an
+    update without factors the combinations are empty; `paired` makes its pair.
     """
     if isinstance(module, Structured):
         s = module.singular_values()
@@ -61,9 +61,9 @@ def directions(module: Update) -> Directions:
 
 
 def truncated(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
-    """The module with these directions and no others, its factors made when they are asked for.
+    """The module reduced to these directions. Its factors are computed when they are read.
 
-    Scale, where it came from, and layout stay; so does the dtype of each factor, unless ``dtype`` is another.
+    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
@@ -78,7 +78,7 @@ def truncated(module: LowRank, leading: Directions, dtype: DType | None = None) 
 
 
 def narrowed(module: Update, dtype: DType) -> Update:
-    """The module with its factors as they are, rounded to ``dtype``; itself where they have it already."""
+    """The module with its factors rounded to ``dtype``; the module itself if they have that dtype already."""
     B, A = module.factors
     if B.dtype == A.dtype == dtype:
         return module
@@ -93,7 +93,7 @@ def narrowed(module: Update, dtype: DType) -> Update:
 
 
 def named(name: str, module: Update) -> LowRank:
-    """A pair that says its name where its factors cannot be made."""
+    """The same pair, with factors that name the module in the errors that reading them raises."""
 
     def reading(factor: LazyArray) -> LazyArray:
         def read() -> Array:
@@ -107,9 +107,9 @@ def named(name: str, module: Update) -> LowRank:
 
 
 def paired(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:
-    """The nearest pair of rank k to an update that is none, in float32 or ``dtype``, made when it is asked for.
+    """The nearest pair of rank k to an update that has no factors, in ``dtype`` or float32, computed when it is read.
 
-    ``recent`` keeps the last pair, so that its dense SVD is taken once for both factors.
+    ``recent`` keeps the last pair, so that one dense SVD serves both factors.
     """
     (rows, columns), dtype = module.shape, dtype or np.dtype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Directions in the order in which real inputs miss them, for ranks and for factors."""
+"""Directions of updates ordered by their effect on real inputs, and the error on those inputs."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,10 @@ from loralens.linalg.measures import frobenius, numerical_rank
 
 
 def directions_on_data(module: Update, moment: Moment | None) -> Directions:
-    """The directions of a module, those first that its inputs excite most; plain ones where there is no moment.
+    """The directions of a module, ordered by their effect on its inputs; by singular value if there is no moment.
 
-    ``s`` is in units of the module's output on the data: what a budget over modules compares. Every direction has
-    factors of equal length; unlike plain ones they are not orthogonal to each other.
+    ``s`` is in units of the module's output on the data, so that a budget can compare modules. The two factors of every
+    direction have equal length. Unlike singular directions, these are not orthogonal to each other.
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
         return directions(module)
@@ -37,9 +37,9 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
 
 
 def in_one_unit(by_module: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
-    """``found`` with the singular values of unmeasured modules in the units of the others.
+    """The same directions, with the singular values of unmeasured modules in the units of the measured ones.
 
-    What a unit of ΔW does to the output is taken for them as the median over the measured modules.
+    The factor is the median effect of one unit of ‖ΔW‖ on the output, over the measured modules.
     """
     gains = []
     for name in by_module:
@@ -53,9 +53,10 @@ def in_one_unit(by_module: Mapping[str, Directions], adapter: Adapter, moments: 
 
 
 def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, Loss]:
-    """What modules lost on the data: `Loss` with E‖ΔW x‖² in the place of ‖ΔW‖_F², where moments tell it.
+    """The error of modules on the data: a `Loss` with E‖ΔW x‖² in place of ‖ΔW‖_F².
 
-    They do of a pair that was measured and is a pair still, or gone. ``spectral_error`` is not known on data, and NaN.
+    Modules are included if they are pairs, were measured, and are still pairs or were left out. ``spectral_error`` is
+    NaN, because it is not known on data.
     """
     names = same_modules(before, after)
     lost_by_module = {}

@@ -1,4 +1,4 @@
-"""Losses to differentiate while calibrating: sums over positions, so that batches of any size weigh alike."""
+"""The losses to differentiate during calibration: sums over positions, so that all positions weigh the same."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def next_token(output: Any, batch: Any) -> "Tensor":
-    """Σ −ln p(next token) of a causal language model, over the pairs of neighbours that the attention mask counts."""
+    """Σ −ln p(next token) of a causal language model, over neighbours that are both in the attention mask."""
     from torch.nn.functional import cross_entropy
 
     logits, ids, mask = output.logits[:, :-1], batch["input_ids"][:, 1:], batch["attention_mask"].bool()
@@ -16,7 +16,7 @@ def next_token(output: Any, batch: Any) -> "Tensor":
 
 
 def label(output: Any, batch: Any) -> "Tensor":
-    """Σ −ln p(label) of a classifier, ``labels`` in the batch."""
+    """Σ −ln p(label) of a classifier; the batch has ``labels``."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(output.logits.float(), batch["labels"].to(output.logits.device), reduction="sum")

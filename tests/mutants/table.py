@@ -261,8 +261,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_check_carried",
-        'scale * _held(layer, "B", name)',
-        'scale / _held(layer, "B", name)',
+        'scale * _peft_factor(layer, "B", name)',
+        'scale / _peft_factor(layer, "B", name)',
         ("tests/compression/test_calibration.py",),
     ),
     Mutant(
