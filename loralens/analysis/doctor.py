@@ -1,4 +1,4 @@
-"""What is wrong with adapters, most serious first."""
+"""The diagnosis of adapters: all checks are run, and their findings are sorted by level."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from loralens.errors import place
 
 UNREADABLE = "unreadable"
 
-# Of files that no check sees.
+# Codes for files that cannot be loaded, and so never reach a check.
 OTHERS = {UNREADABLE: "The file cannot be read as an adapter: it is damaged, not downloaded, or something else."}
 
 
@@ -31,26 +31,26 @@ def diagnose(
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Diagnosis]:
-    """Everything that the checks find, most serious first, then in the order of `CHECKS`, then the worst module first.
+    """Run all checks. Findings come by level, then in the order of `CHECKS`, then with the worst module first.
 
     Parameters
     ----------
     adapters : mapping of str to Adapter
-        Path → adapter, best loaded with ``strict=False``. Two or more are also compared with each other.
+        Path → adapter, preferably loaded with ``strict=False``. Two or more are also compared with each other.
     base : Base, optional
-        Names, sizes and rounding are then checked against its weights, from at most 2¹⁸ entries of each.
+        The base model. Names, shapes and rounding are checked against its weights, with at most 2¹⁸ entries of each.
     dtype : str, optional
-        The dtype of a merge; that of each weight by default, as in `loralens merge`.
+        The dtype of a merge; by default that of each weight, as in `loralens merge`.
     stochastic : bool
-        The merge rounds stochastically, and not to the nearest.
+        Whether the merge rounds stochastically instead of to the nearest number.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     only_read : collection of str
-        Dialects that cannot be written: commands that mend an adapter of theirs write it as PEFT's.
+        Dialects that cannot be written. Suggested commands convert such adapters to PEFT.
     reading : str
-        Options that the adapters were read with, as a shell wants them: commands that mend them repeat them.
+        The options with which the adapters were read, quoted for a shell. Suggested commands repeat them.
     named : mapping of str to BaseModel, optional
-        Path → what is known of the base that the adapter names; its name alone by default.
+        Path → the base that the adapter names; by default only its name is known.
     step : callable, optional
         Called with 1 after every module was read.
 
@@ -61,10 +61,10 @@ def diagnose(
 
     Notes
     -----
-    The factors are read once or twice and not kept. Every check has its thresholds and their reasons in its file; each
-    was held against adapters that people published, and says nothing of those that are well.
+    The factors are read once or twice and not kept. The thresholds of a check, and their reasons, are in its file.
+    Every check was tested on published adapters and does not report those that are in order.
     """
-    patients = examined(
+    exams = examined(
         adapters,
         base=base,
         dtype=dtype,
@@ -75,7 +75,7 @@ def diagnose(
         named=named,
         step=step,
     )
-    return findings(patients)
+    return findings(exams)
 
 
 def examined(
@@ -90,47 +90,47 @@ def examined(
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Patient]:
-    """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
-    patients, merging = [], Merging(dtype, stochastic)
+    """Read every adapter once, for `findings`. Parameters and errors are those of `diagnose`."""
+    exams, merging = [], Merging(dtype, stochastic)
     for path, adapter in adapters.items():
         with place(path):
             to = "peft" if adapter.format in only_read else ""
-            patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
-        patient = replace(patient, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
-        patients.append(_laid(patient, base, merging) if base else patient)
-    return patients
+            exam = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
+        exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
+        exams.append(_match_base(exam, base, merging) if base else exam)
+    return exams
 
 
-def findings(patients: Sequence[Patient]) -> list[Diagnosis]:
-    """What the checks find, most serious first; of two or more also what they have in common."""
+def findings(exams: Sequence[Patient]) -> list[Diagnosis]:
+    """Run all checks on every adapter, and on two or more adapters together. The most serious findings come first."""
     diagnoses: list[Diagnosis] = []
     for check in CHECKS:
         if check.one:
-            diagnoses += [replace(diagnosis, adapter=p.path) for p in patients for diagnosis in check.one(p)]
-        if check.all and len(patients) > 1:
-            diagnoses += check.all(patients)
+            diagnoses += [replace(diagnosis, adapter=p.path) for p in exams for diagnosis in check.one(p)]
+        if check.all and len(exams) > 1:
+            diagnoses += check.all(exams)
     return sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level))
 
 
 def rules() -> dict[str, str]:
-    """Code → what it means: of every check, and of files that cannot be read. The readers' codes are their own."""
+    """Code → its meaning, for every check and for files that cannot be read. Codes of readers are not included."""
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
-def _blamed(adapter: Adapter) -> Adapter:
-    """The adapter whose rows the base could not put in order: that is an error, as they would go to wrong rows of W."""
+def _raise_permuted_rows(adapter: Adapter) -> Adapter:
+    """Raise permuted rows that the base could not resolve to an error: they would change the wrong rows of W."""
     fix = "give a base whose folder has a config.json that says its heads"
     marked = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
     return replace(adapter, findings=tuple(marked))
 
 
-def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:
-    """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
-    modules = {name: one.module for name, one in patient.readings.items()}
-    if any(module.layout.rows for module in patient.adapter.modules.values()):
-        patient = replace(patient, adapter=_blamed(patient.adapter))
+def _match_base(exam: Patient, base: Base, merging: Merging) -> Patient:
+    """Add what the base shows. DoRA modules get no merge effect: merging them changes W by more than ΔW."""
+    modules = {name: one.module for name, one in exam.readings.items()}
+    if any(module.layout.rows for module in exam.adapter.modules.values()):
+        exam = replace(exam, adapter=_raise_permuted_rows(exam.adapter))
     weights, strays = find(modules, base)
-    bent = magnitudes(patient.adapter)
+    bent = magnitudes(exam.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    landed, spoilt = landings(modules, patient.spectra, plain, merging, base)
-    return replace(patient, landings=landed, strays=strays, spoilt=spoilt, base=base.model)
+    landed, spoilt = landings(modules, exam.spectra, plain, merging, base)
+    return replace(exam, landings=landed, strays=strays, spoilt=spoilt, base=base.model)

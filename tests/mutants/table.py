@@ -26,8 +26,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_suspect",
-        "len(hit) == len(patient.readings)",
-        "len(hit) > len(patient.readings)",
+        "len(hit) == len(exam.readings)",
+        "len(hit) > len(exam.readings)",
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Norms of base weights, and how far the work on them has come."""
+"""Norms of base weights, and the progress reports of passes over them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +27,9 @@ class WeightNorms:
     frobenius : float
         ‖W‖_F.
     spectral : float
-        σ₁(W); by the randomised method never too high but for rounding.
+        σ₁(W); the randomised method never gives more, except for rounding.
     spectral_error : float
-        W has a singular value no farther than this from ``spectral``; 0 where the SVD was dense.
+        W has a singular value within this distance of ``spectral``; 0 if the SVD was dense.
     """
 
     frobenius: float
@@ -51,11 +51,11 @@ def weight_norms(
     Parameters
     ----------
     weights : mapping of str to Weight
-        Read one at a time: a float32 copy of one is held (float64 where its shorter side is at most 512).
+        Read one at a time, with a float32 copy in memory (float64 if its shorter side is at most 512).
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     device, seed, threads, step
-        As in `loralens.analysis.base.amplification.amplification`.
+        As in `loralens.analysis.base.amplification.measure_amplification`.
 
     Raises
     ------
@@ -81,13 +81,13 @@ def weight_norms(
 
 
 def work(weights: Iterable[Weight], *, top: bool) -> int:
-    """How much ``step`` is told in all: the numbers of the weights, with ``top`` once more for every Krylov step."""
+    """The total passed to ``step``: the entries of the weights, with ``top`` once more for every Krylov step."""
     return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
 
 
 @contextmanager
 def metered(step: Step | None, size: int) -> Iterator[Step]:
-    """What a piece of work of this size reports to; at its end ``step`` is told what was left."""
+    """Yield a progress function for a task of this size; at the end the remainder is reported to ``step``."""
     done = 0
 
     def tell(count: int) -> None:

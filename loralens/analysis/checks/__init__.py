@@ -1,4 +1,4 @@
-"""The checks of `loralens doctor`: one a file, and the table of them."""
+"""The checks of `loralens doctor`, one in each file, and the table of all of them."""
 
 from loralens.analysis.checks import (
     absorption,
@@ -26,7 +26,7 @@ from loralens.analysis.checks import (
 )
 from loralens.analysis.checks.check import Check
 
-# In the order in which findings of one level are told.
+# Findings of one level are reported in this order: what makes a file unusable comes before what makes it wasteful.
 CHECKS: tuple[Check, ...] = (
     Check(finite.RULES, one=finite.look),
     Check(declared.RULES, one=declared.look),

@@ -1,4 +1,4 @@
-"""Updates that merging into narrow weights would swallow."""
+"""Updates that are lost to rounding when they are merged into weights of a narrow dtype."""
 
 from collections.abc import Iterator
 
@@ -13,24 +13,24 @@ RULES = {
     "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "
     "what rounding W itself changes: the merged model is not the base with the adapter.",
 }
-LEAST_GAIN = 0.95  # of its strength must arrive
-LARGEST_ERROR = 0.2  # of ‖ΔW‖ may be lost: reached at ‖ΔW‖/‖W‖ = 0.8 % in bfloat16
+LEAST_GAIN = 0.95  # the share of its strength that the merged update must have
+LARGEST_ERROR = 0.2  # the largest error relative to ‖ΔW‖; it is reached at ‖ΔW‖/‖W‖ = 0.8 % in bfloat16
 FIX = "keep float32 when merging (`loralens merge --dtype f32`), or serve the adapter unmerged"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
+def look(exam: Patient) -> Iterator[Diagnosis]:
     """One diagnosis for every module, the largest error first."""
-    for name, landing in sorted(patient.landings.items(), key=lambda item: -item[1].rounding.error):
-        reading, rounding = patient.readings[name], landing.rounding
+    for name, landing in sorted(exam.landings.items(), key=lambda item: -item[1].rounding.error):
+        reading, rounding = exam.readings[name], landing.rounding
         assert reading.spectrum
         out, in_ = reading.module.shape
-        noise = rounding.noise * (out * in_) ** 0.5
+        noise = rounding.noise * (out * in_) ** 0.5  # from the error of one entry to the norm over all entries
         if reading.spectrum.frobenius < noise:
             ratio = reading.spectrum.frobenius / noise
             evidence = f"‖ΔW‖ is {ratio:.2g} of the rounding error of W in {landing.dtype}; {_cost(landing)}"
             yield Diagnosis("warning", "below-rounding", evidence, FIX, name)
         elif rounding.gain < LEAST_GAIN or rounding.error > LARGEST_ERROR:
-            lost = rounding.error * reading.spectrum.frobenius / (out * in_) ** 0.5  # of one entry
+            lost = rounding.error * reading.spectrum.frobenius / (out * in_) ** 0.5  # error of one entry
             alive = survivors(reading.spectrum.s, lost, reading.module.shape)
             evidence = f"{_cost(landing)}; {alive} of {reading.spectrum.numerical_rank} directions rise above the noise"
             yield Diagnosis("warning", "merge-lossy", evidence, FIX, name)

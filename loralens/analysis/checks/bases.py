@@ -1,4 +1,4 @@
-"""Adapters of another base than the one they are held against, and of several bases."""
+"""Adapters that belong to another base than the given one, and adapters of different bases."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,20 +16,18 @@ OF_SEVERAL = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis where the base is not the one that the adapter names."""
-    if patient.base is None or not patient.adapter.base_model:
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report a base that is not the one that the adapter names."""
+    if exam.base is None or not exam.adapter.base_model:
         return
-    why = contradiction(patient.named, patient.base)
+    why = contradiction(exam.named, exam.base)
     if why:
-        evidence = f"it names {patient.adapter.base_model} as its base, and this is another: {why}"
+        evidence = f"it names {exam.adapter.base_model} as its base, and this is another: {why}"
         yield Diagnosis("warning", "base-differs", evidence, "give the base that it was trained on")
 
 
-def look_at_all(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    """One diagnosis for all, at the first of them."""
-    difference = apart(
-        [one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients]
-    )
+def look_at_all(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
+    """Report adapters of different bases, once, for the first adapter."""
+    difference = apart([one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams])
     if difference:
-        yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=patients[0].path)
+        yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=exams[0].path)

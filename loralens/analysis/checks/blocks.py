@@ -1,4 +1,4 @@
-"""Pairs that are several pairs side by side, under the α of one."""
+"""Pairs that consist of several pairs side by side but have the α of only one of them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -17,20 +17,22 @@ RULES = {
     "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "
     "whose α is that of one part: every program then applies 1/3 or 1/4 of what was trained.",
 }
-APART = 1.3  # lengths of neighbouring rows in two blocks differ by this at least
-ALIKE = 1.15  # ... and within a block by this at most; over all rows of most published adapters 1.04 to 1.12
-MOST = 0.9  # of the modules must be cut at the same rows
-FEWEST = 4  # modules below which one cut may be chance
-SPARSE = 0.4  # share of zeros below which B has no blocks: two of them leave half of it zero
+APART = 1.3  # smallest ratio of the lengths of two neighbouring rows in different blocks
+ALIKE = 1.15  # largest ratio within a block; over all rows of most published adapters it is 1.04 to 1.12
+MOST = 0.9  # the share of the modules that must have blocks at the same rows
+FEWEST = 4  # in fewer modules than this, equal blocks may be chance
+SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two blocks leave half of B zero
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """Suspicions from the metadata, from the lengths of A's rows, and from the zero blocks of B."""
-    yield from _split(patient)
-    pairs = {name: reading for name, reading in patient.pairs.items() if isinstance(reading.module, LowRank)}
-    declared_rank = _number((patient.adapter.metadata or {}).get("ss_network_dim"))
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
+    yield from _split(exam)
+    pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
+    declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
     plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
-    ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}  # not that of an expanded LoHa
+    ranks = {
+        reading.module.scaling.rank or reading.module.rank for reading in plain
+    }  # scaling.rank, because an expanded LoHa has a larger rank than it was trained with
     if (
         declared_rank
         and len(ranks) == 1
@@ -51,10 +53,10 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 
 def row_blocks(readings: Sequence[Reading]) -> list[int]:
-    """Sizes of the blocks that the rows of A fall into by their length, the same in nearly all modules; else empty.
+    """The sizes of blocks of rows of A with different lengths, if nearly all modules have the same; else empty.
 
-    A trained A stays near its random start, whose rows are equally long; side by side, two adapters with different
-    weights or scales show as a step.
+    A trained A stays near its random start, whose rows are equally long. Two adapters side by side, with different
+    weights or scales, therefore show as a step in the lengths.
     """
     if len(readings) < FEWEST:
         return []
@@ -66,7 +68,7 @@ def row_blocks(readings: Sequence[Reading]) -> list[int]:
 
 
 def _cuts(lengths: Array) -> tuple[int, ...]:
-    """0, the rows where a block begins, r; empty where there is one block or none is clear."""
+    """The first row of every block, and r; empty if there is only one block or the blocks are not clear."""
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
@@ -76,28 +78,28 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _split(patient: Patient) -> Iterator[Diagnosis]:
+def _split(exam: Patient) -> Iterator[Diagnosis]:
     by_count: dict[int, list[str]] = {}
-    for name, reading in patient.pairs.items():
+    for name, reading in exam.pairs.items():
         count = _block_diagonal(reading)
         if count > 1 and 0 < _scale(reading) <= 1 / count:
             by_count.setdefault(count, []).append(name)
     for count, names in by_count.items():
-        module = patient.readings[names[0]].module
+        module = exam.readings[names[0]].module
         evidence = (
             f"B is block-diagonal, {count} parts of rank {module.rank // count}, in "
-            f"{share(len(names), len(patient.readings))}: {some(names)}; scale {module.scaling}"
+            f"{share(len(names), len(exam.readings))}: {some(names)}; scale {module.scaling}"
         )
         yield Diagnosis("warning", "split-qkv-alpha", evidence, _stronger(count), names[0] if len(names) == 1 else None)
 
 
 def _block_diagonal(reading: Reading) -> int:
-    """Diagonal blocks that B falls into: zero outside, equal in columns, the heights free; 1 for an ordinary B."""
+    """The number of diagonal blocks of B: of equal width and any height, with zeros outside; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0
-    for count in range(module.rank // 2, 1, -1):  # the finest cut; blocks of one column are no adapters
+    for count in range(module.rank // 2, 1, -1):  # most blocks first; an adapter has more than one column
         if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1
@@ -111,7 +113,7 @@ def _is_block_diagonal(nonzero: Array, count: int) -> bool:
 
 
 def _scale(reading: Reading) -> float:
-    """α/r of a module that says it; 1 where α is not said."""
+    """The scale α/r of a module whose file states α, else 1."""
     return reading.module.scale if reading.module.scaling.stated and reading.module.scaling.rule == "alpha/r" else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Check: something that can be wrong with an adapter, and how to see it."""
+"""The description of a check: the codes that it can report, and its functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from loralens.analysis.checks.patient import Patient
 @final
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a check looks at, what it may say, and why that matters.
+    """A check of `loralens doctor`: a row of the table `CHECKS`.
 
     Attributes
     ----------
     rules : mapping of str to str
         Code → what it means and why it matters, in one or two sentences.
     one : callable or None
-        Diagnoses of one patient.
+        The function that checks one adapter.
     all : callable or None
-        Diagnoses of two or more, told apart by their ``adapter``.
+        The function that checks two or more adapters together; its diagnoses name their ``adapter``.
     """
 
     rules: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Modules that hold the numbers of another module."""
+"""Modules that contain the same numbers as another module."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,13 +12,16 @@ RULES = {
     "factor-shared": "Many modules share one B or one A. That is a design (VeRA, a frozen or tied A, the parts of a "
     "fused projection), or every module was started from one seed.",
 }
-MINORITY = 0.5  # of the modules: what more of them do is a design
-GROUPS = 2  # more groups than these that share are a design too, such as q, k and v of every block
+MINORITY = 0.5  # if a larger share of the modules has copies, sharing is the design of the method
+GROUPS = 2  # more groups of equal factors are a design too, such as q, k and v of every block with one A
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """A warning for every copy that is an exception, and a note where sharing is the rule. ΔW = 0 is left out."""
-    pairs = {name: (what.B.digest, what.A.digest) for name, what in patient.pairs.items() if what.B and what.A}
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report every copy that is an exception as a warning, and sharing that is the rule as a note.
+
+    Modules with ΔW = 0 are left out: untrained copies of B = 0 are equal everywhere.
+    """
+    pairs = {name: (what.B.digest, what.A.digest) for name, what in exam.pairs.items() if what.B and what.A}
     shared_pairs = _groups(pairs)
     copies = {name: first for first, *copies_of_it in shared_pairs for name in copies_of_it}
     if len(copies) <= MINORITY * len(pairs):
@@ -47,7 +50,7 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 
 def _groups(digests: Mapping[str, object]) -> list[list[str]]:
-    """The names that have one digest, where they are two or more."""
+    """Groups of two or more names with the same digest."""
     members: dict[object, list[str]] = {}
     for name, digest in digests.items():
         members.setdefault(digest, []).append(name)

@@ -1,4 +1,4 @@
-"""NaN and Inf: numbers that no arithmetic survives."""
+"""NaN and Inf in the adapter and in the weights of the base."""
 
 from collections.abc import Iterator
 from math import prod
@@ -16,18 +16,18 @@ FIX = "training diverged or a value overflowed its dtype: go back to an earlier 
 BASE_FIX = "get the base model again: this copy is damaged, or was written in a dtype too narrow for it"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module, every other tensor and every weight of the base that holds NaN or Inf."""
-    for name, reading in patient.readings.items():
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report every module, every other tensor and every weight of the base that holds NaN or Inf."""
+    for name, reading in exam.readings.items():
         if reading.spectrum is None:
             yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
-    for key, extra in patient.adapter.extra.items():
+    for key, extra in exam.adapter.extra.items():
         count = broken(extra.tensor.read())
         if count:
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
-    for name, count in patient.spoilt.items():
-        evidence = f"its weight in the base {_says(count, prod(patient.readings[name].module.shape))}"
+    for name, count in exam.spoilt.items():
+        evidence = f"its weight in the base {_says(count, prod(exam.readings[name].module.shape))}"
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
 

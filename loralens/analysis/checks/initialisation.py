@@ -1,4 +1,4 @@
-"""Adapters that began from the same random A."""
+"""Adapters that were initialised with the same random A."""
 
 from collections.abc import Iterator, Sequence
 from math import floor
@@ -16,25 +16,25 @@ RULES = {
     "shared-initialisation": "Adapters trained from one seed share the random start of A. Overlaps of A, or of the in "
     "side of ΔW, then show the seed and not the tasks."
 }
-ENTRIES = 512  # of every A: the cosine of a whole adapter is then good to 1/√(512·modules), 0.01 at 20 modules
+ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
 
 
-def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    """One diagnosis for every group of adapters whose A point the same way, at the first of them."""
-    modules = aligned([one.adapter for one in patients])
-    cosines = np.full((len(modules), len(patients), len(patients)), np.nan)
+def look(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
+    """Report every group of adapters with similar A, once, for its first adapter."""
+    modules = aligned([one.adapter for one in exams])
+    cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for cosine, module in zip(cosines, modules, strict=True):
-        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(patients, module.holders, strict=True))}
+        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
         with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
         for i, (x, r) in with_A.items():
             for j, (y, s) in with_A.items():
-                if r == s:
+                if r == s:  # random numbers are drawn row by row, so other ranks show no common start
                     cosine[i, j] = x @ y
     similar = mean(cosines)
     for group in groups(similar, SHARED):
         if len(group) < 2:
             continue
-        first, same_start = patients[group[0]], [patients[i] for i in group[1:]]
+        first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
         evidence = (
             f"A points where that of {some([one.path for one in same_start])} points ({_at_least(least)}): they began "
@@ -46,13 +46,13 @@ def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
 
 
 def _at_least(cosine: float) -> str:
-    """A least cosine in words, rounded down: no cosine is more than 1."""
+    """The smallest cosine in words, rounded down so that the statement stays true."""
     return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
 
 
-def _some(patient: Patient, name: str | None) -> tuple[Array | None, int]:
-    """Some entries of A, their length 1, and r; None where there is no A to compare."""
-    reading = patient.readings.get(name) if name else None
+def _some(exam: Patient, name: str | None) -> tuple[Array | None, int]:
+    """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
+    reading = exam.readings.get(name) if name else None
     if reading is None or reading.A is None or not reading.A.lengths.any():
         return None, 0
     A = reading.module.A

@@ -1,4 +1,4 @@
-"""Modules that find no weight in the base, or one of another shape."""
+"""Modules for which the base has no weight, or one of another shape."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,11 @@ RULES = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module without a weight; one for the adapter where none has one."""
-    reason = patient.strays.get("")
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report every module without a weight; only the adapter if no module has one."""
+    reason = exam.strays.get("")
     if reason:
         yield Diagnosis("error", "base-mismatch", f"this is not its base: {reason[0]}", reason[1])
         return
-    for name, (what, fix) in patient.strays.items():
+    for name, (what, fix) in exam.strays.items():
         yield Diagnosis("error", "base-mismatch", what, fix, name)

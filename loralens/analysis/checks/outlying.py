@@ -1,4 +1,4 @@
-"""Modules far from the others of their kind."""
+"""Modules whose norm or effective rank is far from that of the other modules of their kind."""
 
 from collections.abc import Iterator
 
@@ -13,9 +13,9 @@ RULES = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module and quantity, the least likely first."""
-    for outlier in outliers(patient.spectra):
+def look(exam: Patient) -> Iterator[Diagnosis]:
+    """Report every such module and quantity, the least likely first."""
+    for outlier in outliers(exam.spectra):
         times = (
             f", {outlier.value / outlier.typical:.2f} × the median of the nearest of its kind"
             if outlier.typical > 0

@@ -1,4 +1,4 @@
-"""Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
+"""The relative difference of two adapters, independent of their dialects, ranks and gauge."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -19,17 +19,17 @@ from loralens.linalg.product import product_norm
 @final
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far two updates of one module are apart.
+    """The relative difference of two updates of one module.
 
     Attributes
     ----------
     name : str
-        As the first adapter calls the module, or the second where only that has it.
+        The name in the first adapter, or in the second if only that has the module.
     relative : float
-        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 where both are 0; 1 where only one adapter has the module and it
-        is not 0; infinite where their shapes differ.
+        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 if both are 0; 1 if only one adapter has the module and it is not 0;
+        infinite if their shapes differ.
     note : str
-        What else there is to say, in words.
+        Anything else, in words.
     """
 
     name: str
@@ -50,8 +50,8 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
 
     Notes
     -----
-    The norm of ΔW₁ − ΔW₂ is that of the one product [s₁B₁, −s₂B₂]·[A₁; A₂], so nothing dense is formed and near-equal
-    updates do not cancel: the relative error of the result is about ε, not √ε. The same numbers are 0 apart, exactly.
+    ΔW₁ − ΔW₂ is the product [s₁B₁, −s₂B₂]·[A₁; A₂], so its norm needs no dense matrix, and nearly equal updates do not
+    cancel: the result is accurate to about ε and not √ε. For equal factors it is exactly 0.
     """
     pairs = _paired(first, second)
     results = []
@@ -63,7 +63,7 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
 
 
 def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
-    """Modules of both by the first's names."""
+    """The modules of both adapters, under the names of the first."""
     names = same_modules(first, second)
     pairs: dict[str, tuple[Update | None, Update | None]] = {
         name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
@@ -89,7 +89,7 @@ def _difference(name: str, first: Update | None, second: Update | None) -> Diffe
 def _relative(first: LowRank, second: LowRank) -> float:
     first, second = first.load(), second.load()
     if same_numbers(first, second):
-        product_norm(first.B, first.A)  # which refuses what is infinite
+        product_norm(first.B, first.A)  # raises a FormatError if a factor is not finite
         return 0.0
     B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
     B1, B2 = first.scale * B1, second.scale * B2
@@ -98,7 +98,7 @@ def _relative(first: LowRank, second: LowRank) -> float:
 
 
 def _relative_dense(first: Update, second: Update) -> float:
-    """The same of updates of which one has no pair."""
+    """The relative difference of two updates if one of them is no pair: both are formed densely."""
     with np.errstate(over="ignore", invalid="ignore"):
         X, Y = first.dense(), second.dense()
     norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
