@@ -10,9 +10,6 @@ came of it. Equal seeds give equal files.
 """
 
 import argparse
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 import loralens
 from loralens.core.attached import Attachment
+from loralens.tables.text import lay_out
 from loralens.training import Course, fit
 from loralens.training.feed import shuffled
 
@@ -147,15 +145,20 @@ def accuracy_with(size: Size, weights: Path, adapter: Path, held_out: Images) ->
         return accuracy(model, held_out)
 
 
-def tool(*words: object) -> str:
-    """Run ``loralens`` with some words, as a shell would; what it printed."""
-    arguments = [str(word) for word in words]
-    print(f"\n$ loralens {shlex.join(arguments)}")
-    done = subprocess.run([sys.executable, "-m", "loralens", *arguments], stdout=subprocess.PIPE, text=True)
-    print(done.stdout.rstrip())
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return done.stdout
+def tool(verb: str, *inputs: Path | tuple[Path, float], **options: Any) -> Any:
+    """Call a function of loralens, and print the call and what it shows; its result."""
+    words = [*map(written, inputs), *(f"{name}={written(value)}" for name, value in options.items())]
+    print(f"\n>>> loralens.{verb}({', '.join(words)})")
+    result = getattr(loralens, verb)(*inputs, **options)
+    print(*(f"{lay_out(table)}\n" for table in result.tables() if table.rows), *result.sentences(), sep="\n")
+    return result
+
+
+def written(value: Any) -> str:
+    """A value as somebody types it; a path as text."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(written, value))})"
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def learn(size: Size, out: Path) -> dict[str, float]:
@@ -188,15 +191,15 @@ def look(out: Path) -> None:
     """Ask the adapters what they are, and what they do to the base."""
     base_folder = out / "base"
     print("\nHow large is ΔW, and how many directions has it? A convolution is the matrix (out, in · k · k).")
-    tool("spectrum", out / "turned", "--base", base_folder)
+    tool("spectrum", out / "turned", base=base_folder)
     print("\nDo two seeds find the same update? z: how far the cosine is from chance, in standard deviations.")
     tool("similarity", out / "turned", out / "turned-1")
     print("\nIs what ΔW amplifies more in W than random directions are (excess above 1), or less than its top?")
-    tool("amplify", out / "turned", "--base", base_folder)
+    tool("amplify", out / "turned", base=base_folder)
     print("\nDoes W + ΔW have leading directions that W has not?")
-    tool("intruders", out / "turned", "--base", base_folder, "--cache", out / "cache")
+    tool("intruders", out / "turned", base=base_folder, cache=out / "cache")
     print("\nIs anything wrong with it?")
-    tool("doctor", out / "turned", "--base", base_folder)
+    tool("doctor", out / "turned", base=base_folder)
 
 
 def remake(size: Size, out: Path) -> dict[str, float]:
@@ -208,12 +211,12 @@ def remake(size: Size, out: Path) -> dict[str, float]:
         return accuracy_with(size, weights, out / adapter, held_out[task])
 
     print("\nIs half the rank enough?")
-    tool("compress", out / "turned", "--rank", RANK // 2, "-o", out / "turned-half", "--overwrite")
+    tool("compress", out / "turned", rank=RANK // 2, output=out / "turned-half", overwrite=True)
     found["half on turned"] = read("turned-half", "turned")
     print(f"It reads {found['half on turned']:.1%} of the turned digits.")
 
     print("\nOne adapter for both tasks?")
-    tool("combine", f"{out / 'turned'}:0.5", f"{out / 'inverted'}:0.5", "-o", out / "both", "--overwrite")
+    tool("combine", (out / "turned", 0.5), (out / "inverted", 0.5), output=out / "both", overwrite=True)
     found |= {f"both on {task}": read("both", task) for task in TASKS}
     print(
         f"It reads {found['both on turned']:.1%} of the turned digits and {found['both on inverted']:.1%} of the "
@@ -222,10 +225,10 @@ def remake(size: Size, out: Path) -> dict[str, float]:
     )
 
     print("\nInto the base for good, checked, and out again?")
-    tool("merge", out / "turned", "--base", out / "base", "-o", out / "merged", "--overwrite")
-    tool("verify", out / "merged", "--adapter", out / "turned", "--base", out / "base")
+    tool("merge", out / "turned", base=out / "base", output=out / "merged", overwrite=True)
+    tool("verify", out / "merged", adapter=out / "turned", base=out / "base")
     found["merged on turned"] = accuracy(net(size, out / "merged" / "model.safetensors"), held_out["turned"])
-    tool("unmerge", out / "merged", "-o", out / "restored", "--overwrite")
+    tool("unmerge", out / "merged", output=out / "restored", overwrite=True)
     same = digest(out / "restored" / "model.safetensors") == digest(weights)
     said = "it is the base, every bit of it" if same else "it is the base no more"
     print(f"Merged it reads {found['merged on turned']:.1%}; unmerged {said}.")

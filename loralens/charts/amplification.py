@@ -1,13 +1,13 @@
 """The amplification factor: its curve over the kept rank, excess and z of every block and kind, and φ(ΔW, W)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, isfinite, nan
+from math import isfinite, nan
 from statistics import median
 
 import numpy as np
 
 from loralens.analysis.base.amplification import FAR, Amplification, Kept
-from loralens.charts.axes import directions, line_chart
+from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid
 from loralens.charts.names import NAME, commonest_kinds, fit
 from loralens.charts.spec import Area, Band, Figure, Heat, Limits, Line, Lines, Overlaps, Scale
@@ -69,7 +69,7 @@ def whole_rank(results: Results) -> dict[str, Kept]:
 
 def _curves(results: Results, grid: Grid) -> list[Lines]:
     alive = {name: one for name, one in results.items() if one.s.size and one.weight_norm}
-    limits, ticks = directions(max(one.s.size for one in alive.values()))
+    limits, ticks = direction_axis(max(one.s.size for one in alive.values()))
     panels, values = [], []
     for row, name in enumerate(grid.kinds):
         lines, areas = _lines(alive, grid, row)
@@ -117,8 +117,7 @@ def excess_scale(rows: Iterable[Kept]) -> Scale:
     """The colours of the excess over random, by doublings: 1, which is chance, in their middle."""
     values = [abs(float(np.log2(row.excess))) for row in rows if isfinite(row.excess) and row.excess > 0]
     most = max([*values, 1.0])
-    step = ceil(int(most) / 3)
-    ticks = [(float(k), f"{2.0**k:g}") for k in range(-int(most), int(most) + 1) if k % step == 0]
+    ticks = [(float(k), f"{2.0**k:.3g}") for k in (-int(most), 0, int(most))]
     label = "‖UᵀWV‖ over that of random directions"
     return Scale(-most, most, label, diverging=True, chance=0.0, doublings=True, ticks=ticks)
 

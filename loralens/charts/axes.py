@@ -65,7 +65,7 @@ def _y_limits(values: Sequence[float], *, log: bool) -> Limits:
     return low, high * 1.05 or 1.0
 
 
-def directions(most: int) -> tuple[Limits, list[tuple[float, str]]]:
+def direction_axis(most: int) -> tuple[Limits, list[tuple[float, str]]]:
     """Limits and ticks of an axis of directions from 1 to ``most``."""
     step = next((2**k for k in range(32) if most <= 4 * 2**k), most)
     shown = sorted({1, *range(step, most + 1, step)})

@@ -8,7 +8,7 @@ from loralens.charts.spec import Band, Figure, Line, Lines
 from loralens.compression.curve import Point
 from loralens.tables.numbers import unit_of
 
-LABELS = 12  # ranks that fit beside their points
+LABELS = 10  # ranks that fit beside their points
 SPACE = 1.08  # what axes leave above and beside the curve
 
 UNIFORM, BUDGET = "one rank everywhere", "ranks where they save most, at the same size"

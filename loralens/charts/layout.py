@@ -109,14 +109,14 @@ def _overlaps_box(chart: Overlaps) -> Box:
     return Box(172, height, 22, 18, side * columns, side * rows)
 
 
-def listed(ramp: Ramp) -> bool:
+def is_list(ramp: Ramp) -> bool:
     """Whether the colours of blocks are a list, as their names are too long to stand side by side."""
     return max((len(name) for _, name in ramp.ticks), default=0) > LONG
 
 
 def key_size(key: Key) -> tuple[float, float]:
     """Width and height of colours and what they mean."""
-    if isinstance(key, Ramp) and listed(key):
+    if isinstance(key, Ramp) and is_list(key):
         longest = max(len(name) for _, name in key.ticks)
         return 48 + LETTER * max(longest, len(key.label)), 18 + LINE * len(key.ticks)
     label = LETTER * len(key.label) + 14

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.analysis.compare.pairwise import Of
-from loralens.analysis.compare.similarity import Comparison, Overlap
+from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.grid import Grid, mean
 from loralens.charts.names import Column, block_names, block_order, fit
 from loralens.charts.spec import Band, Figure, Heat, Overlaps, Scale
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
+from loralens.linalg.subspace import Overlap
 
 BLOCKS, FEW = 8, 4  # rows of heat maps; of more blocks so few are shown
 KINDS = 8  # columns of heat maps
@@ -43,7 +44,7 @@ class PhiMaps(NamedTuple):
     left_out: Sequence[str]
 
 
-def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
+def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """φ(i, j) of the two adapters on the side asked for: heat maps of some blocks, then one number of every module.
 
     Above: a heat map for each kind and block, i the leading directions of the first adapter and j those of the
@@ -53,7 +54,7 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
 
     Parameters
     ----------
-    found : Comparison
+    comparison : Comparison
     labels : tuple of str
         What the two adapters are called.
     of : str
@@ -64,8 +65,8 @@ def similarity_figure(found: Comparison, *, labels: tuple[str, str], of: Of = "u
     Figure
         At most 8 × 8 heat maps; the title says what was left out.
     """
-    overlaps = {name: one.overlap for name, one in found.items() if one.overlap.phi.size}
-    side = next((one.side for one in found.modules.values()), "in")
+    overlaps = {name: one.overlap for name, one in comparison.items() if one.overlap.phi.size}
+    side = next((one.side for one in comparison.modules.values()), "in")
     first, second = (fit(label, 60) for label in labels)
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
@@ -122,7 +123,7 @@ def phi_maps(
         left_out.append(f"{len(chosen)} of {len(kinds)} kinds (--modules picks others)")
     if len(cells) < len(overlaps):
         left_out.append(f"{len(cells)} of {len(overlaps)} modules: of several of one kind in a block, the first")
-    rows = [[cells.get((place, name)) for name in chosen] for place in drawn]
+    rows = [[cells.get((place, word)) for word in chosen] for place in drawn]
     shown = [name for row in rows for name in row if name]
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
     levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
@@ -130,17 +131,18 @@ def phi_maps(
     scale = Scale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
     charts: list[Overlaps | None] = []
     for place, row in zip(drawn, rows, strict=True):
-        for name in row:
-            if name is None:
+        for module in row:
+            if module is None:
                 charts.append(None)
                 continue
             where = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
             where = where if isinstance(place, Block) or len(places) > 1 else ""
-            title = f"{fit(kind(name), max(TITLE - len(where), 7))}{where}"
-            own = [numbers[name]] if numbers else ()
-            charts.append(_phi_map(title, overlaps[name], phis[name], scale, own))
+            title = f"{fit(kind(module), max(TITLE - len(where), 7))}{where}"
+            own = [numbers[module]] if numbers else ()
+            charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
         if with_chance:
-            charts.append(_chance_map(next(overlaps[name] for name in row if name), scale))
+            first = next((overlaps[module] for module in row if module), None)
+            charts.append(_chance_map(first, scale) if first else None)
     return PhiMaps(charts, len(chosen) + with_chance, shown, scale, left_out)
 
 

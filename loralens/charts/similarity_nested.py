@@ -17,7 +17,7 @@ from loralens.errors import OptionError
 WIDTHS = 3  # groups of one width in a figure
 
 
-def nesting_figure(found: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:
+def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:
     """φ of all directions of every module against every other of the same width; blocks in order within each kind.
 
     Above the diagonal φ of all directions, below it φ(1, 1), in the same colours. The three widths of most modules are
@@ -28,7 +28,7 @@ def nesting_figure(found: Sequence[Nesting], *, label: str, of: Of = "update", s
     OptionError
         No two modules of one width, or a side that A or B has not.
     """
-    several = [one for one in found if len(one.names) > 1]
+    several = [one for one in nestings if len(one.names) > 1]
     if not several:
         raise OptionError("no two modules are of one width", fix="choose more of them with --modules")
     drawn = several[:WIDTHS]
@@ -61,7 +61,7 @@ def nesting_map(nesting: Nesting) -> Heat:
 
 def _groups(names: Sequence[str]) -> tuple[list[str], list[int]]:
     """The name of each kind in the middle of its modules, and where the next kind begins."""
-    labels, sizes = [""] * len(names), []
+    labels, sizes = [""] * len(names), list[int]()
     for label, group in groupby(names, kind):
         members = list(group)
         numbers = [home.number for name in members if (home := block(name))]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.axes import directions, line_chart
+from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid, all_blocks, gather_kinds, mean
 from loralens.charts.names import NAME, fit, thin
 from loralens.charts.spec import Band, Figure, Heat, Limits, Line, Lines, Scale
@@ -104,7 +104,7 @@ def singular_value_panels(
         x_range: Limits = (-0.5, len(grid.blocks) - 0.5)
         x_ticks = [(float(j), grid.columns[j]) for j in shown if len(grid.columns[j]) <= 8]
     else:
-        x_range, x_ticks = directions(most)
+        x_range, x_ticks = direction_axis(most)
     return [
         line_chart(
             fit(name, NAME),
@@ -123,7 +123,7 @@ def singular_value_panels(
 
 def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *, flat: bool) -> list[Line]:
     cells = grid.row(row)
-    if sum(len(names) for _, names in cells) > FEW:
+    if len(cells) > FEW:
         cells.sort(key=lambda cell: cell[0] * GOLDEN % 1)
     lines = []
     for column, names in cells:
@@ -135,10 +135,10 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
             curves = [(name, nonzero(spectra[name]), [name]) for name in alive]
         for label, s, members in curves:
             x = [column] if flat else range(1, s.size + 1)
-            told = [numbers[name] for name in members] if numbers else ()
+            tagged = [numbers[name] for name in members] if numbers else ()
             outside = grid.blocks[column] is None
             marker = "dot" if s.size <= FEW else ""
-            lines.append(Line(label, x, s.tolist(), grid.ink(column), told, marker, dashed=outside))  # type: ignore[arg-type]
+            lines.append(Line(label, x, s.tolist(), grid.ink(column), tagged, marker, dashed=outside))  # type: ignore[arg-type]
     return lines
 
 

@@ -14,8 +14,8 @@ from loralens.charts.layout import (
     above_cells,
     box,
     cell_size,
+    is_list,
     key_size,
-    listed,
     names_below,
     upright,
 )
@@ -173,7 +173,7 @@ def key_svg(key: Key) -> str:
 
 def _ramp(ramp: Ramp) -> list[str]:
     parts = [words(ramp.label, 8, 11, "label")]
-    if listed(ramp):
+    if is_list(ramp):
         for k, (place, name) in enumerate(ramp.ticks):
             y = 18 + LINE * k
             parts.append(f'<rect class="ramp b{round((BLOCKS - 1) * place)}" {_rectangle(8, y, 22, 10)}/>')

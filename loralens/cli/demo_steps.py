@@ -15,6 +15,7 @@ from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk
 from loralens.formats.files.packages import installed, model_folder
+from loralens.reporting.writing import check_target
 from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
@@ -59,8 +60,6 @@ class Demo:
 
     def _check_places(self) -> None:
         """Refuse what would be refused at the end, before any work."""
-        from loralens.reporting.writing import check_target
-
         check_target(self.report, with_markdown=False, overwrite=True)
         check_room(self.report)
         check_room(self.folder / TASK)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loralens.training.watch import Step
 
 
-class Line(RunDisplay):
+class TrainingLine(RunDisplay):
     """The line of a run on standard error: step, loss, rate, speed, and the time that is left."""
 
     def __init__(self, steps: int) -> None:

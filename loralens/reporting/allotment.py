@@ -10,7 +10,7 @@ from typing import Any, final
 
 from loralens.compression.curve import Point
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, fused
+from loralens.compression.plan import Plan, Size, fused
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
@@ -18,7 +18,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
 
-STOPS = 48  # of a slider over sizes
+STOPS = 32  # of a slider over sizes
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 Shapes = Sequence[tuple[int, ...]]
@@ -166,6 +166,13 @@ def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -
         if found.size(chosen) != dialect.size(plan.at(ranks)):
             return False
     return True
+
+
+def size_by(form: Layout, plan: Plan, dialect: Dialect) -> Size:
+    """A function that gives the bytes of the file of an adapter that the plan makes, much sooner than its writer."""
+    first = {item: name for name, item in reversed(items(plan, dialect).items())}
+    names = [first[item] for item in range(len(first))]
+    return lambda adapter: form.size([adapter[name].rank for name in names])
 
 
 @final

@@ -14,7 +14,7 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, listed
 
 
-def report(
+def make_report(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
     *,
@@ -23,7 +23,7 @@ def report(
     course: Course | None = None,
     base: str | None = None,
     command: str = "",
-    given: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
 ) -> Report:
     """The report of one adapter or several.
 
@@ -43,7 +43,7 @@ def report(
         What the base is called.
     command : str
         That makes the report, shown on top.
-    given : mapping, optional
+    choices : mapping, optional
         What else was asked for, for the record.
     """
     names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
@@ -67,7 +67,7 @@ def report(
         modules=names,
         carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
         record=record(
-            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(given or {})}
+            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(choices or {})}
         ),
     )
 

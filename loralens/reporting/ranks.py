@@ -6,7 +6,7 @@ from typing import Any
 from loralens.charts.curve import curve_chart
 from loralens.compression.curve import Point
 from loralens.core.shell import quoted
-from loralens.reporting.allotment import Stop, budget_stops, layout, rank_stops
+from loralens.reporting.allotment import Stop, budget_stops, rank_stops
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import LOSS, Subject
@@ -125,7 +125,7 @@ def _picture(one: Subject, i: int) -> Picture:
 def slider(one: Subject, i: int) -> dict[str, Any]:
     """What the page carries of the sliders of an adapter: every stop in words, and its place on the curve."""
     assert one.plan is not None
-    best, form = one.recommended, layout(one.plan, one.dialect)
+    best, form = one.recommended, one.form
     uniform, budget = (
         rank_stops(one.plan, one.dialect, one.points),
         budget_stops(one.plan, one.dialect, one.points, form),

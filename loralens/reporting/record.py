@@ -19,12 +19,12 @@ def record(
     course: Course | None,
     summary: Sequence[str],
     tables: ResultTables,
-    given: Mapping[str, Any],
+    choices: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole report; what has no value is None."""
     return {
         "loralens": __version__,
-        **given,
+        **choices,
         "summary": list(summary),
         "findings": [one.record() for one in findings],
         "adapters": [_adapter(one, tables) for one in subjects],

@@ -19,7 +19,7 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.allotment import Dialect
+from loralens.reporting.allotment import Dialect, Layout, layout, size_by
 
 LOSS = 0.01  # of the energy that a recommended rank may lose: an error of 10 %
 
@@ -65,6 +65,8 @@ class Subject:
         Its directions by which ranks are chosen; None where there is nothing to choose, ``without`` says why.
     dialect : Dialect
         How a smaller one would be written.
+    form : Layout or None
+        The rule by which its file has its size; None where there is none.
     points : sequence of Point
         What every rank takes and loses.
     on_data : bool
@@ -88,6 +90,7 @@ class Subject:
     plan: Plan | None
     without: str
     dialect: Dialect
+    form: Layout | None
     points: Sequence[Point]
     on_data: bool
     activations: str = ""
@@ -165,7 +168,7 @@ def subject(
     adapter = patient.adapter.without([name for name in patient.adapter if name not in spectra])
     plan, without = None, "no module is left to choose ranks for"
     points: list[Point] = []
-    plain = None
+    plain, form = None, None
     if moments is not None:
         moments.check(patient.adapter)
     moments = None if sick else moments
@@ -174,7 +177,9 @@ def subject(
         try:
             with place(patient.path):
                 kept = Plan.of(whole, modules=list(spectra), moments=moments, threads=threads, step=step)
-                points = rank_curve(kept, size=dialect.size, one_rank=dialect.one_rank)
+                form = layout(kept, dialect)
+                size = size_by(form, kept, dialect) if form else dialect.size
+                points = rank_curve(kept, size=size, one_rank=dialect.one_rank)
                 if moments is not None:
                     plain = _plain(adapter, kept, _recommended(points), one_rank=dialect.one_rank)
                 plan, without = kept, ""
@@ -190,6 +195,7 @@ def subject(
         plan=plan,
         without=without,
         dialect=dialect,
+        form=form,
         points=points,
         on_data=moments is not None,
         activations=activations if moments is not None else "",

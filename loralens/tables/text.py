@@ -93,13 +93,20 @@ def _fit(kept: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[
 def shorten_names(texts: Sequence[str], width: int) -> list[str]:
     """The texts of one column, each in at most ``width`` columns of a terminal.
 
-    What all of them begin with says nothing in which they differ, so it is left out first, at a dot or a slash.
+    What all of them begin with says nothing in which they differ, so it is left out first, at a dot or a slash; what
+    all of them end with only where some would be shown alike.
     """
     if all(display_width(text) <= width for text in texts):
         return list(texts)
     shared = commonprefix(list(texts)) if len({*texts}) > 1 else ""  # noqa: RUF071 - of names, not only of paths
     end = max(shared.rfind("."), shared.rfind("/")) + 1
-    return [shorten("…" + text[end:] if end > 1 else text, width) for text in texts]
+    begun = ["…" + text[end:] if end > 1 else text for text in texts]
+    shortened = [shorten(text, width) for text in begun]
+    if len({*shortened}) == len({*texts}):
+        return shortened
+    ending = commonprefix([text[::-1] for text in begun])  # noqa: RUF071 - as above
+    start = max(ending.rfind("."), ending.rfind("/")) + 1
+    return [shorten(text[: len(text) - start] + "…", width) for text in begun] if start > 1 else shortened
 
 
 def shorten(text: str, width: int) -> str:

@@ -214,16 +214,16 @@ def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, Ad
 
     That is the last part of its path, or the path where two would be called alike.
     """
-    whole = labels(adapters)
-    if len(set(whole)) < len(whole):
+    names = labels(adapters)
+    if len(set(names)) < len(names):
         raise OptionError("an adapter is named twice", fix="name each one once")
     ends = [
         label if isinstance(source, Adapter) else Path(label).name
-        for label, source in zip(whole, adapters, strict=True)
+        for label, source in zip(names, adapters, strict=True)
     ]
     return {
         end if end and end != BASE and ends.count(end) == 1 else label: (label, source)
-        for end, label, source in zip(ends, whole, adapters, strict=True)
+        for end, label, source in zip(ends, names, adapters, strict=True)
     }
 
 

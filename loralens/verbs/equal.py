@@ -135,17 +135,17 @@ def equal(
     if not isfinite(tolerance) or tolerance < 0:
         raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
     names = labels([first, second])
-    one, two = (read_where_unknown(source, reading, base=base) for source in (first, second))
-    one, two = in_order_of(one, two), in_order_of(two, one)
-    if turned(one) != turned(two):
+    adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
+    adapter, other = in_order_of(adapter, other), in_order_of(other, adapter)
+    if turned(adapter) != turned(other):
         raise MismatchError(
-            f"{names[0] if turned(one) else names[1]}: rows of q and k stand in llama.cpp's order, and nothing says "
-            "the head counts by which to compare them with the other's",
+            f"{names[0] if turned(adapter) else names[1]}: rows of q and k stand in llama.cpp's order, and nothing "
+            "says the head counts by which to compare them with the other's",
             fix="give the base that it was trained on: --base DIR",
         )
-    for name, adapter in zip(names, (one, two), strict=True):
-        tell_findings(name, adapter.findings)
-    warn_of_bases(names, (one, two))
-    with progress("comparing", max(len(one), len(two))) as step:
-        measured = differences(one, two, step=step)
-    return EqualResult(measured, tolerance, len(one.extra) + len(two.extra))
+    for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
+        tell_findings(name, findings)
+    warn_of_bases(names, (adapter, other))
+    with progress("comparing", max(len(adapter), len(other))) as step:
+        measured = differences(adapter, other, step=step)
+    return EqualResult(measured, tolerance, len(adapter.extra) + len(other.extra))

@@ -2,9 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from loralens.charts.amplification import amplification_figure
+from loralens.charts.curve import curve_figure
 from loralens.charts.mpl import draw
+from loralens.charts.pairwise import pairwise_figure
+from loralens.charts.similarity import similarity_figure
+from loralens.charts.similarity_nested import nesting_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum import spectrum_figure
+from loralens.charts.trajectory import trajectory_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
 from loralens.verbs.compress import CompressResult
@@ -52,40 +58,26 @@ def figure_of(result: object) -> Figure:
         A result that has no figure.
     """
     if isinstance(result, CurveResult):
-        from loralens.charts.curve import curve_figure
-
         return curve_figure(result.source, result.points, on_data=result.on_data)
     if isinstance(result, CompressResult):
-        from loralens.charts.curve import curve_figure
-
         chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
         points = result.trade_off()
         return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
     if isinstance(result, SpectrumResult):
         return spectrum_figure({adapter.path: adapter.spectra for adapter in result.adapters})
     if isinstance(result, PairSimilarity):
-        from loralens.charts.similarity import similarity_figure
-
         return similarity_figure(result.comparison, labels=result.adapters, of=result.of)
     if isinstance(result, NestedSimilarity):
-        from loralens.charts.similarity_nested import nesting_figure
-
         return nesting_figure(result.groups, label=result.adapters[0], of=result.of, side=result.side)
     if isinstance(result, CollectionSimilarity):
-        from loralens.charts.pairwise import pairwise_figure
-
         return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, result.sides)
     if isinstance(result, TrajectoryResult):
-        from loralens.charts.trajectory import trajectory_figure
-
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}
         curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
         steps = [checkpoint.step for checkpoint in run.checkpoints]
         return trajectory_figure(result.trajectory, steps, curves, result.names)
     if isinstance(result, AmplifyResult):
-        from loralens.charts.amplification import amplification_figure
-
         title = f"{result.path} on {result.base}"
         return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
     raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")

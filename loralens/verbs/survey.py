@@ -79,14 +79,14 @@ class SurveyResult(Tabular):
         In order of paths.
     unreadable : sequence of SurveyedAdapter
         What should be an adapter and cannot be read, with the reason.
-    others : sequence of Found
+    without_pairs : sequence of Found
         Files that hold tensors and no LoRA pairs.
     """
 
     folder: Path
     adapters: Sequence[SurveyedAdapter]
     unreadable: Sequence[SurveyedAdapter]
-    others: Sequence[Found]
+    without_pairs: Sequence[Found]
 
     def __len__(self) -> int:
         return len(self.adapters)
@@ -120,13 +120,15 @@ class SurveyResult(Tabular):
                 f"{pickles} of them {'is a pickle' if pickles == 1 else 'are pickles'}: give --allow-pickle",
                 "",
             ]
-        if self.others:
-            names = [str(other.path.relative_to(self.folder)) for other in self.others[:OTHERS_NAMED]]
-            more = " …" if len(self.others) > OTHERS_NAMED else ""
-            files = f"{count(len(self.others), 'file')} of {size(sum(other.size for other in self.others))}"
-            hold = "holds" if len(self.others) == 1 else "hold"
-            sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {', '.join(names)}{more}")
-        if not (self.adapters or self.unreadable or self.others):
+        if self.without_pairs:
+            names = [str(other.path.relative_to(self.folder)) for other in self.without_pairs[:OTHERS_NAMED]]
+            ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
+            files = (
+                f"{count(len(self.without_pairs), 'file')} of {size(sum(other.size for other in self.without_pairs))}"
+            )
+            hold = "holds" if len(self.without_pairs) == 1 else "hold"
+            sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {', '.join(names)}{ellipsis}")
+        if not (self.adapters or self.unreadable or self.without_pairs):
             sentences.append(f"{self.folder}: no adapter in this folder, nor in any under it")
         return sentences
 
@@ -137,7 +139,7 @@ class SurveyResult(Tabular):
             "adapters": Table("adapters", COLUMNS, self.adapters).records(),
             "unreadable": [{"path": str(row.path), "reason": row.reason, "fix": row.fix} for row in self.unreadable],
             "no_adapters": [
-                {"path": str(other.path), "bytes": other.size, "reason": other.reason} for other in self.others
+                {"path": str(other.path), "bytes": other.size, "reason": other.reason} for other in self.without_pairs
             ],
         }
 
@@ -226,13 +228,13 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     root = Path(folder)
 
     def measure(path: Path) -> tuple[Found, Summary | None]:
-        found = examine(path, allow_pickle=allow_pickle, once=once)
-        if found.adapter is None:
-            return found, None
+        file = examine(path, allow_pickle=allow_pickle, once=once)
+        if file.adapter is None:
+            return file, None
         try:
-            return found, summary(found.adapter)
+            return file, summary(file.adapter)
         except LoraLensError as error:
-            return Found(path, None, found.size, "unreadable", ": ".join((*error.where, error.what)), error.fix), None
+            return Found(path, None, file.size, "unreadable", ": ".join((*error.where, error.what)), error.fix), None
 
     paths = candidates(root)
     measured = []
@@ -251,22 +253,21 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
 
 def _gather(root: Path, measured: Sequence[tuple[Found, Summary | None]]) -> SurveyResult:
     """What was measured as rows, the copies among them found."""
-    readable = [(found, adapter, line) for found, line in measured if line and (adapter := found.adapter)]
-    unreadable = [found for found, line in measured if line is None and found.status == "unreadable"]
-    others = [found for found, line in measured if line is None and found.status == "other"]
+    readable = [(file, adapter, line) for file, line in measured if line and (adapter := file.adapter)]
+    unreadable = [file for file, line in measured if line is None and file.status == "unreadable"]
+    without_pairs = [file for file, line in measured if line is None and file.status == "other"]
     copies = duplicates([adapter for _, adapter, _ in readable], [line for _, _, line in readable])
     by_index = {copy.index: copy for copy in copies}
-    label = _labels(root, [*(found.path for found, _, _ in readable), *(found.path for found in unreadable)])
+    label = _labels(root, [*(file.path for file, _, _ in readable), *(file.path for file in unreadable)])
     rows: list[SurveyedAdapter] = []
-    for i, (found, adapter, line) in enumerate(readable):  # an original comes before its copies
+    for i, (file, adapter, line) in enumerate(readable):  # an original comes before its copies
         copy = by_index.get(i)
         original = rows[copy.original] if copy else None
-        rows.append(SurveyedAdapter(found.path, label[found.path], found.size, adapter, line, copy, original))
+        rows.append(SurveyedAdapter(file.path, label[file.path], file.size, adapter, line, copy, original))
     failed = [
-        SurveyedAdapter(found.path, label[found.path], found.size, reason=found.reason, fix=found.fix)
-        for found in unreadable
+        SurveyedAdapter(file.path, label[file.path], file.size, reason=file.reason, fix=file.fix) for file in unreadable
     ]
-    return SurveyResult(root, rows, failed, others)
+    return SurveyResult(root, rows, failed, without_pairs)
 
 
 def _labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:

@@ -26,7 +26,7 @@ from loralens.verbs.inputs.training import (
     read_training_inputs,
 )
 from loralens.verbs.outputs.target import Target
-from loralens.verbs.outputs.training_run import Run, TrainedParts
+from loralens.verbs.outputs.training_run import TrainedParts, TrainingRun
 
 # Reuters R8 on MiniLM, and what is taken where neither an option nor the demo says anything.
 DEMO: dict[str, Any] = {
@@ -310,33 +310,38 @@ def train(
     DivergenceError
         The loss is no longer finite: its texts and the last good snapshot are named.
     """
-    given = dict(locals())  # the options: nothing else is in the scope of the function yet
-    options = _fill_in(given)
+    keywords = dict(locals())  # the options: nothing else is in the scope of the function yet
+    options = _fill_in(keywords)
     options.check()
     with restore_settings(options.model):
         return _train(options)
 
 
-def _fill_in(given: dict[str, Any]) -> TrainingOptions:
+def _fill_in(keywords: dict[str, Any]) -> TrainingOptions:
     """The options of `train`, the values of the demo and the defaults in the place of what was left out."""
-    given |= {name: _split(given[name]) or None for name in ("targets", "heads")}
-    if given.pop("demo"):
-        demo = DEMO if given["epochs"] is None else {**DEMO, "steps": None}
-        given |= {name: value for name, value in demo.items() if given[name] is None}
+    keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads")}
+    if keywords.pop("demo"):
+        demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
+        keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
     for name in ("model", "task", "data"):
-        if given[name] is None:
+        if keywords[name] is None:
             raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
-    if given["output"] is None and not given["dry_run"]:
+    if keywords["output"] is None and not keywords["dry_run"]:
         raise OptionError("Missing option '--output'", fix="say where the adapter goes (-o DIR), or give --dry-run")
-    given["output"] = None if given["output"] is None else Path(given["output"])
-    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
-    return TrainingOptions(**given)
+    keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
+    keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
+    return TrainingOptions(**keywords)
 
 
-def _split(globs: str | Sequence[str]) -> tuple[str, ...]:
-    """``"a,b"``, ``["a", "b"]`` and ``["a,b"]`` as the same globs."""
-    texts = [globs] if isinstance(globs, str) else globs
-    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
+    """``"a,b"``, ``["a", "b"]`` and ``["a,b"]`` as the same globs; a text that names nothing is refused."""
+    parts: list[str] = []
+    for text in [globs] if isinstance(globs, str) else globs:
+        named = [part.strip() for part in text.split(",") if part.strip()]
+        if not named:
+            raise OptionError(f"--{name} {text!r} names nothing", fix="give globs or kinds, or leave it out")
+        parts += named
+    return tuple(parts)
 
 
 def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
@@ -358,7 +363,7 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
     with joined(device) as world:
         inputs = read_training_inputs(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
-        run = Run(options, inputs, training, world)
+        run = TrainingRun(options, inputs, training, world)
         try:
             if options.dry_run:
                 return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)

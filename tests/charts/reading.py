@@ -152,6 +152,13 @@ def _svg_bar(root: ET.Element, read: Read) -> None:
     read.chance = [(path[0] - left) / width for path in _paths(root, "chance")]
 
 
+def read_key(root: ET.Element) -> list[float]:
+    """Places of the numbers and of chance on the colours that several charts share, in [0, 1]."""
+    read = Read()
+    _svg_bar(root, read)
+    return [place for place, _ in read.bar] + read.chance
+
+
 def _svg_phi(root: ET.Element) -> Read:
     read = Read(title="".join(str(one.text) for one in _texts(root, "head")))
     group = next(one for one in root.iter("g") if one.get("data-phi"))
@@ -189,6 +196,13 @@ def read_axes(axes: Axes, bar: Axes | None = None) -> Read:
         read.bar_label = bar.get_title(loc="left")
         read.chance = [(one.get_xdata()[0] - low) / (high - low) for one in bar.lines]  # type: ignore[index, operator]
     return read
+
+
+def read_bar(bar: Axes) -> list[float]:
+    """The same of the axes of a colour bar."""
+    low, high = bar.get_xlim()
+    marks = [*bar.get_xticks(), *(line.get_xdata()[0] for line in bar.lines)]  # type: ignore[index]
+    return [(x - low) / (high - low) for x in marks]
 
 
 def _ticks(places: Sequence[float], labels: Sequence[object]) -> list[tuple[float, str]]:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import loralens
 from loralens.cli import train, train_show
 from loralens.cli.main import main
-from loralens.cli.train_show import Line
+from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
 from loralens.training.readout import record_of
@@ -364,12 +364,12 @@ def test_a_run_without_a_place_for_it_does_not_begin(home: Path, tmp_path: Path)
 
 
 def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_path: Path) -> None:
-    class Blocking(Line):
+    class Blocking(TrainingLine):
         def step(self, step: Any) -> None:
             (tmp_path / "a").mkdir(exist_ok=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Line", Blocking)
+        patch.setattr(train, "TrainingLine", Blocking)
         message = refused(*classify(home, tmp_path / "a"))
     assert f"the run is done; {tmp_path / 'a.unfinished'} holds the finished adapter" in message
 
@@ -378,7 +378,7 @@ def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_
 @pytest.mark.parametrize("value", ["", " , "])
 def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, option: str, value: str) -> None:
     result = run(*classify(home, tmp_path / "a", option, value, "--dry-run"))
-    assert (result.exit_code, f"Invalid value for '{option}': is empty" in result.stderr) == (2, True)
+    assert (result.exit_code, f"{option} {value!r} names nothing" in result.stderr) == (2, True)
 
 
 def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     models.folder(models.llama(), tmp_path / "base")
     mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Line", type("Stopping", (Line,), {"step": _stop_at_3}))
+        patch.setattr(train, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
         run(*mine(tmp_path / "a", "--save-every", 2))
     kept = (tmp_path / "base" / "model.safetensors").read_bytes()
     changed = models.llama()
@@ -448,7 +448,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     assert json.loads((tmp_path / "a" / "run.json").read_text())["model"] == "base"
 
 
-def _stop_at_3(self: Line, step: Any) -> None:
+def _stop_at_3(self: TrainingLine, step: Any) -> None:
     if step.number == 3:
         raise KeyboardInterrupt
 
@@ -529,12 +529,12 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
     assert f"{tmp_path / 'a'}: exists" in refused(*classify(home, tmp_path / "a"))
     seen: list[bytes] = []
 
-    class Looking(Line):
+    class Looking(TrainingLine):
         def step(self, step: Any) -> None:
             seen.append((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Line", Looking)
+        patch.setattr(train, "TrainingLine", Looking)
         good(*classify(home, tmp_path / "a", "--overwrite", "--seed", 2))
     assert seen == [before] * 4
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
@@ -546,13 +546,13 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
 def interrupted(home: Path, target: Path, *more: object, at: int) -> Result:
     """A run that is interrupted after a step."""
 
-    class Stopping(Line):
+    class Stopping(TrainingLine):
         def step(self, step: Any) -> None:
             if step.number == at:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Line", Stopping)
+        patch.setattr(train, "TrainingLine", Stopping)
         return run(*classify(home, target, *more))
 
 
@@ -613,14 +613,14 @@ def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None
     pytest.importorskip("fcntl")
     seen: list[str] = []
 
-    class Asking(Line):
+    class Asking(TrainingLine):
         def step(self, step: Any) -> None:
             if step.number == 2:
                 seen.extend(refused(*classify(home, tmp_path / "a", *more)) for more in ((), ("--overwrite",)))
                 seen.append(refused(*classify(home, tmp_path / "a", "--resume", "--seed", 3)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Line", Asking)
+        patch.setattr(train, "TrainingLine", Asking)
         good(*classify(home, tmp_path / "a"))
     assert len(seen) == 3
     assert all("a.unfinished: a run is going on there at this moment" in message for message in seen)
@@ -705,7 +705,7 @@ def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
             terminal, "text", terminal.text + text + ("\n" if nl else "")))  # fmt: skip
         times = iter(range(100))
         patch.setattr(train_show, "monotonic", lambda: next(times))
-        line = Line(100)
+        line = TrainingLine(100)
         for number in (1, 2):
             line.step(Step(number, 2.0, 0.01, 1.0, 500, 0.5))
         line.say("step 2: evaluation loss 1.5")

@@ -12,9 +12,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.formats import stored_as
-from loralens.reporting import make
 from loralens.reporting.allotment import Dialect
 from loralens.reporting.document import Report
+from loralens.reporting.make import make_report
 from loralens.reporting.subject import Subject, subject
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
@@ -45,4 +45,4 @@ def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list
 
 def report(subjects: Sequence[Subject], findings: Sequence[Diagnosis], **options: Any) -> Report:
     """The report of subjects, with the tables that the verb gives it."""
-    return make.report(subjects, findings, tables=RESULT_TABLES, **options)
+    return make_report(subjects, findings, tables=RESULT_TABLES, **options)

@@ -91,3 +91,10 @@ def test_a_column_of_rows_that_lead_to_others() -> None:
     table = Table("", [outer], [("a", 3), ("b", None)])
     assert [outer.cell(row) for row in table.rows] == ["1.5", "–"]
     assert table.records() == [{"half": 1.5}, {"half": None}]
+
+
+def test_names_that_begin_and_end_alike_stay_different() -> None:
+    names = [f"experiments-with-{which}/checkpoint-of-the-last-epoch" for which in ("first", "second", "third")]
+    assert shorten_names(names, 16) == ["exper…ith-first…", "exper…th-second…", "exper…ith-third…"]
+    assert shorten_names(names, 60) == names
+    assert shorten_names(["same", "same"], 3) == [shorten("same", 3)] * 2

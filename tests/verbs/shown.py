@@ -40,5 +40,5 @@ def check_tables_fit(result: Tabular, *, widths: tuple[int, ...] = WIDTHS) -> No
 
 
 def _is_short_for(cell: str, name: str) -> bool:
-    start, _, end = cell.partition("…")
-    return cell == name or ("…" in cell and name.startswith(start) and name.endswith(end))
+    """Whether a cell is a name, or what stands of it in this order where parts are left out."""
+    return re.fullmatch(".*".join(map(re.escape, cell.split("…"))), name, re.DOTALL) is not None

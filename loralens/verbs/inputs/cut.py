@@ -40,16 +40,16 @@ class Cut:
         if not self.texts:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
-        rest = "1 token is" if self.tokens == 1 else f"{self.tokens:,} tokens are"
+        lost = "1 token is" if self.tokens == 1 else f"{self.tokens:,} tokens are"
         way_out = "the model has no positions for more" if self.limited else "a larger --length keeps more"
-        note(f"{data}: {longer} than {self.length} tokens; {rest} left out ({way_out})")
+        note(f"{data}: {longer} than {self.length} tokens; {lost} left out ({way_out})")
 
 
 def count_cut(loaded: Loaded, texts: Sequence[str], *, length: int) -> Cut:
     """What is left out of the texts where ``length`` tokens of each are asked for."""
-    kept = loaded.length(length)
+    longest = loaded.length(length)
     beyond: list[int] = []
     for start in range(0, len(texts), CHUNK):
         tokens = loaded.tokenizer(list(texts[start : start + CHUNK]), verbose=False)["input_ids"]
-        beyond += [len(row) - kept for row in tokens if len(row) > kept]
-    return Cut(kept, len(beyond), sum(beyond), len(texts), limited=kept == loaded.longest)
+        beyond += [len(row) - longest for row in tokens if len(row) > longest]
+    return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest)

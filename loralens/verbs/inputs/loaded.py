@@ -18,13 +18,13 @@ Head = Literal["causal", "masked", "classifier", ""]
 class Loaded(NamedTuple):
     """A model ready to run: what its logits are ("": it has none), and what turns texts into its inputs.
 
-    ``made`` names the weights that its folder did not have.
+    ``missing`` names the weights that its folder did not have, which are random.
     """
 
     model: "nn.Module"
     tokenizer: Any
     head: Head
-    made: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def batches(
         self, texts: Sequence[Text], *, batch: int, length: int, step: Callable[[int], None] | None = None
@@ -64,28 +64,28 @@ class Loaded(NamedTuple):
         """
         from loralens.training.tasks import encoded
 
-        found = encoded(self.tokenizer, texts, length=self.length(length), labels=labels)
-        for number, tokens in enumerate(found.tokens, start=1):
+        examples = encoded(self.tokenizer, texts, length=self.length(length), labels=labels)
+        for number, tokens in enumerate(examples.tokens, start=1):
             self._check(number, tokens)
-        words = self.words or found.vocabulary
-        if found.pad >= words:
+        words = self.words or examples.vocabulary
+        if examples.pad >= words:
             raise MismatchError(
-                f"the tokenizer pads with token {found.pad}, and the model has {words}",
+                f"the tokenizer pads with token {examples.pad}, and the model has {words}",
                 fix="set pad_token in tokenizer_config.json to one that the model has",
             )
-        mask = found.mask if found.mask is None or found.mask < words else None
-        return replace(found, vocabulary=min(found.vocabulary, words), mask=mask)
+        mask = examples.mask if examples.mask is None or examples.mask < words else None
+        return replace(examples, vocabulary=min(examples.vocabulary, words), mask=mask)
 
-    def length(self, asked: int) -> int:
-        """The number of tokens that texts are cut to, where ``asked`` is wanted."""
-        found = min(asked, self.longest)
+    def length(self, tokens: int) -> int:
+        """The number of tokens that texts are cut to, where so many are asked for."""
+        length = min(tokens, self.longest)
         added = self.tokenizer.num_special_tokens_to_add(pair=False)
-        if found <= added:
+        if length <= added:
             raise OptionError(
-                f"--length {found} leaves no room for a text: the tokenizer adds {added} tokens of its own",
+                f"--length {length} leaves no room for a text: the tokenizer adds {added} tokens of its own",
                 fix=f"give {added + 1} or more",
             )
-        return found
+        return length
 
     @property
     def longest(self) -> int:
@@ -94,12 +94,12 @@ class Loaded(NamedTuple):
         Where the embedding of positions has a padding index, as RoBERTa's has, positions begin behind it.
         """
         config = self.model.config
-        found = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        counts = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
         for name, layer in self.model.named_modules():
             first = getattr(layer, "padding_idx", None)
             if "position" in name.rpartition(".")[2] and isinstance(first, int) and hasattr(layer, "num_embeddings"):
-                found.append(layer.num_embeddings - first - 1)
-        return int(min([n for n in found if isinstance(n, int) and n > 0] + [self.tokenizer.model_max_length]))
+                counts.append(layer.num_embeddings - first - 1)
+        return int(min([n for n in counts if isinstance(n, int) and n > 0] + [self.tokenizer.model_max_length]))
 
     @property
     def words(self) -> int | None:
@@ -110,10 +110,10 @@ class Loaded(NamedTuple):
             return None
 
     def random(self, brought: Collection[str]) -> set[str]:
-        """The weights that were made and nobody brought; none where all of these are 0, whatever the seed."""
+        """The missing weights that nobody brought; none where all of these are 0, whatever the seed."""
         parameters = self.model.state_dict(keep_vars=True)
-        left = set(self.made).difference(brought)
-        return left if any(key not in parameters or parameters[key].any() for key in left) else set()
+        keys = set(self.missing).difference(brought)
+        return keys if any(key not in parameters or parameters[key].any() for key in keys) else set()
 
     def _check(self, number: int, tokens: Sequence[int]) -> None:
         """Refuse a token that the model has no embedding for."""

@@ -96,9 +96,9 @@ def load_model(source: ModelSource, *, device: str, dtype: str, threads: int | N
         It is an encoder with a decoder.
     """
     loaded = load_headed(source, None, device=device, dtype=dtype, threads=threads)
-    if loaded.made:
+    if loaded.missing:
         warn(
-            f"{model_label(source)}: {len(loaded.made)} weights are missing and random here: {loaded.made[0]} …",
+            f"{model_label(source)}: {len(loaded.missing)} weights are missing and random here: {loaded.missing[0]} …",
             "trust no number that depends on them, or give a folder that has them",
         )
     return loaded
@@ -116,7 +116,7 @@ def load_headed(
 ) -> Loaded:
     """The same with a head of choice: a class of `HEADS`, for classifiers with the names of the labels.
 
-    Weights that the folder lacks, or has for other labels, are made at random from ``seed``, and are named by ``made``.
+    Weights that the folder lacks, or has for other labels, are random, from ``seed``, and ``missing`` names them.
     """
     torch, transformers = _imported()
     transformers.logging.set_verbosity_error()
@@ -159,11 +159,11 @@ def _from_folder(
         )
     target = device_of(device)
     tokenizer = _tokenizer(transformers, folder)
-    more: dict[str, Any] = {}
+    head_options: dict[str, Any] = {}
     if labels is not None:
         numbered = dict(enumerate(labels))
-        more = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
-        more["label2id"] = {name: number for number, name in numbered.items()}
+        head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
+        head_options["label2id"] = {name: number for number, name in numbered.items()}
     model, info = _loading(
         lambda: _known(
             lambda: getattr(transformers, head or architecture).from_pretrained(
@@ -171,14 +171,14 @@ def _from_folder(
                 local_files_only=True,
                 dtype=getattr(torch, FLOAT_TYPES[dtype]),
                 output_loading_info=True,
-                **more,
+                **head_options,
             ),
             head,
         ),
         "its model cannot be loaded",
     )
-    made = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    return Loaded(model.to(target), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(made)))
+    missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
+    return Loaded(model.to(target), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
 
 
 def _pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -258,8 +258,8 @@ def _processors() -> int:
 
     Where torchrun started several processes on this machine, each takes its part.
     """
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _class(transformers: Any, folder: Path) -> tuple[str, Head]:
@@ -268,9 +268,9 @@ def _class(transformers: Any, folder: Path) -> tuple[str, Head]:
     )
     _check_one_stack(config)
     for architecture in config.architectures or ():
-        for ending, found in HEADS.items():
+        for ending, class_and_head in HEADS.items():
             if architecture.endswith(ending):
-                return found
+                return class_and_head
     return "AutoModel", ""
 
 

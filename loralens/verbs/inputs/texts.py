@@ -212,5 +212,5 @@ def _text(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
 
 def _keys(record: Mapping[Any, Any]) -> str:
     """What a record holds instead, in brackets."""
-    found = [str(key) for key, value in record.items() if value is not None]
-    return f" (it has {', '.join(found[:8])}{' …' if len(found) > 8 else ''})" if found else ""
+    keys = [str(key) for key, value in record.items() if value is not None]
+    return f" (it has {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})" if keys else ""

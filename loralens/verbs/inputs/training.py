@@ -225,7 +225,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
-    heads = heads_of(loaded.model, loaded.made, classifier=task.labelled)
+    heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
     return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)
@@ -247,17 +247,17 @@ def _check_asked(task: "Task", examples: "Examples") -> None:
         )
 
 
-def heads_of(model: "nn.Module", made: Sequence[str], *, classifier: bool) -> tuple[str, ...]:
-    """The modules to train in full: those of the weights that were made, and of a classifier what is not its encoder.
+def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bool) -> tuple[str, ...]:
+    """The modules to train in full: those of missing weights, and of a classifier what is not its encoder.
 
     What is tied to other weights (the decoder of a masked language model to its embedding) is left out.
     """
-    found = [key.rpartition(".")[0] for key in made]
+    names = [key.rpartition(".")[0] for key in missing]
     if classifier and (inner := getattr(model, "base_model_prefix", "")):
-        found += [
+        names += [
             name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
         ]
-    return tuple(dict.fromkeys(part for name in found for part in _untied(model, name)))
+    return tuple(dict.fromkeys(part for name in names for part in _untied(model, name)))
 
 
 def _untied(model: "nn.Module", name: str) -> list[str]:

@@ -45,8 +45,8 @@ class LiveSpectra:
             medians["phi_to"] = before
         weights = base_weights(self.model, adapter.modules)
         amplified = measure_amplification(adapter, weights.modules, top=False).values()
-        whole = [module.rows[-1].amplification for module in amplified if module.rows]
-        medians["amplification"] = median(whole) if whole else None
+        amplifications = [module.rows[-1].amplification for module in amplified if module.rows]
+        medians["amplification"] = median(amplifications) if amplifications else None
         self._last = step, adapter
         return medians
 

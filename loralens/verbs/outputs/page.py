@@ -27,7 +27,7 @@ from loralens.linalg.device import Device
 from loralens.reporting.allotment import Dialect
 from loralens.reporting.company import Course, company, course
 from loralens.reporting.document import Report
-from loralens.reporting.make import report
+from loralens.reporting.make import make_report
 from loralens.reporting.subject import Beside, Subject, subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
@@ -78,9 +78,8 @@ def report_page(
                 warn(f"{patient.path}: activations are not used beside NaN or Inf")
         together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _course(subjects) if together else None
-    given = {"activations": [_name(file) for file in activations], "chosen": list(modules)}
     name = None if base is None else str(base)
-    return report(
+    return make_report(
         subjects,
         diagnoses,
         tables=RESULT_TABLES,
@@ -88,7 +87,7 @@ def report_page(
         course=run,
         base=name,
         command=command,
-        given=given,
+        choices={"activations": [_name(file) for file in activations], "chosen": list(modules)},
     )
 
 
@@ -116,15 +115,15 @@ def _moments(
     """
     if not activations:
         return {}
-    given = [(_name(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
+    measured = [(_name(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
-    for name, moments in given:
+    for name, moments in measured:
         if moments.fingerprint not in prints.values():
             raise MismatchError(
                 f"{name}: these activations belong to another adapter: names, shapes or factors differ",
                 fix="measure them with one of these: loralens calibrate",
             )
-    owned = {label: pair for pair in given for label, mark in prints.items() if mark == pair[1].fingerprint}
+    owned = {label: pair for pair in measured for label, mark in prints.items() if mark == pair[1].fingerprint}
     for label in adapters:
         if label not in owned:
             warn(f"{label}: no activations given are its own; its errors are those of ΔW")
@@ -152,17 +151,17 @@ def _against(patient: Patient, base: Base, intruders: bool | None) -> Beside:
 
 
 def _intruders(
-    patient: Patient, weights: Mapping[str, Weight], base: str, wanted: bool | None
+    patient: Patient, weights: Mapping[str, Weight], base: str, search: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
     """The intruders of all modules, or why they were not looked for."""
-    if wanted is False:
+    if search is False:
         return None, "--no-intruders was given"
     moved = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in moved}
     if not plain:
         return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
-    if wanted is None:
+    if search is None:
         seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"

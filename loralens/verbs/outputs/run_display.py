@@ -48,8 +48,8 @@ class RunDisplay:
         """A step in words: number, loss, rate, speed, and the time that is left."""
         tokens, seconds = (value / self._weight for value in (self._tokens, self._seconds))
         loss = self._loss / self._loss_weight if self._loss_weight else nan
-        left = _clock((self.steps - step.number) * seconds)
-        speed = f"{tokens:,.0f} tokens/s  {left} left"
+        remaining = _clock((self.steps - step.number) * seconds)
+        speed = f"{tokens:,.0f} tokens/s  {remaining} left"
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
     def say(self, text: str) -> None:

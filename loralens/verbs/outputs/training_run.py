@@ -89,7 +89,7 @@ class TrainedParts:
         )
 
 
-class Run:
+class TrainingRun:
     """A run with its files and its display.
 
     Parameters
@@ -133,12 +133,12 @@ class Run:
         from loralens.training.targets import heads_named
 
         tops = heads_named(self.inputs.loaded.model, self.heads)
-        random = [key for key in self.inputs.loaded.made if not any(key.startswith(f"{top}.") for top in tops)]
+        random = [key for key in self.inputs.loaded.missing if not any(key.startswith(f"{top}.") for top in tops)]
         if random and self.world.main:
-            where = random[0].rpartition(".")[0]
+            module = random[0].rpartition(".")[0]
             warn(
-                f"{where} is new and random, and the adapter will not hold it",
-                f"--heads {','.join((*self.heads, where))}",
+                f"{module} is new and random, and the adapter will not hold it",
+                f"--heads {','.join((*self.heads, module))}",
             )
 
     def _check_spectra(self, spectra: LiveSpectra) -> None:
@@ -320,12 +320,12 @@ class Run:
             save_every=options.save_every,
         )
 
-    def _log(self, step: int, **seen: Any) -> None:
+    def _log(self, step: int, **entries: Any) -> None:
         """A line of the log; the first one makes the folder, so that a run that cannot begin leaves nothing."""
         if not self._begun:
             self.training.begin(self.identity, overwrite=self.options.overwrite)
             self._begun = True
-        self.training.log({"step": step, **seen})
+        self.training.log({"step": step, **entries})
 
     def _step(self, step: "Step") -> None:
         self._done = step.number

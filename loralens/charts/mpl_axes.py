@@ -1,0 +1,177 @@
+"""One chart drawn into axes of matplotlib: its lines, its cells, its words, with the colours of the page."""
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loralens.charts.axes import map_ticks
+from loralens.charts.layout import LINE, cell_size, level_places, slant, upright
+from loralens.charts.names import fit
+from loralens.charts.palette import SIDES, STEPS, colours, ink_class, is_strong, level
+from loralens.charts.spec import Heat, Line, Lines, Overlaps, Scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+PIXELS = 96  # CSS pixels of an inch
+POINT = 72 / PIXELS  # of a pixel
+RASTER = 4096  # cells from which a map in .svg or .pdf is pixels
+COLOURS = colours("light")
+SIZES = {"label": 11 * POINT, "num": 10 * POINT, "small": 9 * POINT, "head": 11.5 * POINT}
+MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
+EMPTY: dict[str, Any] = {"facecolor": "white", "hatch": "....", "edgecolor": "0.8", "linewidth": 0}
+
+
+def draw_lines(axes: "Axes", chart: Lines) -> None:
+    """Lines over their axes, with levels and a note, but without their names."""
+    axes.set_yscale("log" if chart.y.log else "linear")
+    axes.set(xlim=chart.x.limits, ylim=chart.y.limits)
+    for area in chart.areas:
+        axes.fill_between(area.x, area.low, area.high, color=COLOURS["area"], linewidth=0, zorder=0.5)
+    for line in chart.lines:
+        _line(axes, line, log=chart.y.log)
+    places = level_places(chart)
+    for name, value in chart.levels.items():
+        _level(axes, name, value, POINT * places[name])
+    look: dict[str, Any] = {"fontsize": SIZES["small"], "color": COLOURS["quiet"], "parse_math": False}
+    if chart.empty:
+        axes.text(0.5, 0.5, chart.note or "all of it is 0", transform=axes.transAxes, ha="center", **look)
+    elif chart.note:
+        axes.text(0.03, 0.04, chart.note, transform=axes.transAxes, va="bottom", zorder=4, **look)
+    for axis, ticks in ((axes.xaxis, chart.x.ticks), (axes.yaxis, chart.y.ticks)):
+        axis.set_ticks([], minor=True)
+        axis.set_ticks([value for value, _ in ticks], [label for _, label in ticks], parse_math=False)
+        axis.label.set_fontsize(SIZES["label"])
+    axes.tick_params(labelsize=SIZES["num"], labelcolor=COLOURS["quiet"], length=2.5, pad=2)
+    if slant(chart):
+        axes.tick_params(axis="x", labelsize=SIZES["small"])
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.grid(axis="y", color="#e1e5e8", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(fit(chart.title, 30), loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", pad=4)
+    axes.set_xlabel(chart.x.label, parse_math=False, labelpad=2)
+    axes.set_ylabel(chart.y.label, parse_math=False)
+
+
+def _line(axes: "Axes", line: Line, *, log: bool) -> None:
+    """A point that is not finite breaks the line no more than on the page."""
+    labels = line.labels or [""] * len(line.x)
+    points = [
+        (x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if isfinite(y) and (y > 0 or not log)
+    ]
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    axes.plot(x, y, label=line.name, **_look(line), clip_on=False, zorder=2.5 if line.marker == "star" else 2)
+    for left, up, text in points:
+        if text:
+            look: dict[str, Any] = {"fontsize": SIZES["small"], "color": COLOURS["quiet"], "parse_math": False}
+            axes.annotate(text, (left, up), xytext=(3, 3), textcoords="offset points", **look)
+
+
+def _look(line: Line) -> dict[str, Any]:
+    size = 8 if line.marker == "star" else 3.4
+    style = "none" if line.unjoined else ":" if line.dotted else "--" if line.dashed else "-"
+    look = {"color": COLOURS[ink_class(line.ink)], "linewidth": 1.3 * POINT, "linestyle": style}
+    return {**look, "marker": MARKERS[line.marker], "markersize": size}
+
+
+def _level(axes: "Axes", name: str, value: float, left: float) -> None:
+    """A level and its name: high ones below their line at the right, where curves that rise have passed them."""
+    axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":", zorder=1)
+    low, high = axes.transData.transform([(0, limit) for limit in axes.get_ylim()])[:, 1]
+    middle = axes.transData.transform((0, value))[1]
+    if middle > (low + high) / 2:
+        place: dict[str, Any] = {"xy": (1, value), "xytext": (-2, -1), "ha": "right", "va": "top"}
+    else:
+        place = {"xy": (0, value), "xytext": (left, 1), "ha": "left", "va": "bottom"}
+    look: dict[str, Any] = {"fontsize": SIZES["small"], "color": COLOURS["quiet"], "parse_math": False}
+    axes.annotate(name, xycoords=axes.get_yaxis_transform(), textcoords="offset points", **place, **look)
+
+
+def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> None:
+    """The names of the lines, where there are not too many; ``place`` is what matplotlib takes."""
+    if not chart.named:
+        return
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **_look(line)) for line in chart.named]
+    names = [fit(line.name, letters) for line in chart.named]
+    spacing: dict[str, Any] = {
+        "labelspacing": (LINE - 11.6) / 11,
+        "handlelength": 2.2,
+        "borderpad": 0.0,
+        "borderaxespad": 0.0,
+    }
+    legend = axes.legend(handles, names, frameon=False, fontsize=SIZES["label"], **(spacing | place if place else {}))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def draw_heat(axes: "Axes", chart: Heat) -> None:
+    """The cells, and the names of rows and columns."""
+    rows, columns = len(chart.rows), len(chart.columns)
+    values = np.full((rows, columns), np.nan)
+    for place, cell in chart.cells.items():
+        values[place] = cell.value
+    wide, high = cell_size(chart)
+    gaps: dict[str, Any] = {"edgecolors": "white", "linewidth": POINT} if min(wide, high) > 6 else {}
+    axes.patch.set(**EMPTY)
+    cmap, norm = _colours(chart.scale)
+    axes.pcolormesh(np.ma.masked_invalid(values), cmap=cmap, norm=norm, rasterized=rows * columns > RASTER, **gaps)
+    if chart.zeros:
+        x, y = [j + 0.5 for _, j in chart.zeros], [i + 0.5 for i, _ in chart.zeros]
+        axes.plot(x, y, linestyle="none", marker="x", markersize=4, color=COLOURS["zero"], label="ΔW = 0")
+    for (i, j), cell in chart.cells.items() if chart.written else ():
+        strong = is_strong(level(cell.value, chart.scale.low, chart.scale.high, diverging=chart.scale.diverging))
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SIZES["num"]}
+        axes.text(j + 0.5, i + 0.5, chart.scale.text(cell.value), color="white" if strong else "black", **look)
+    for edges, line in ((chart.column_edges, axes.axvline), (chart.row_edges, axes.axhline)):
+        for edge in edges:
+            line(edge, color="black", linewidth=0.7)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_yticks([i + 0.5 for i, _ in chart.beside], [name for _, name in chart.beside], parse_math=False)
+    rotation: dict[str, Any] = {"rotation": 90} if upright(chart) else {}
+    below = [name for _, name in chart.below]
+    axes.set_xticks([j + 0.5 for j, _ in chart.below], below, parse_math=False, **rotation)
+    axes.tick_params(length=0, pad=3, labelcolor=COLOURS["quiet"])
+    axes.tick_params(axis="y", labelsize=SIZES["label" if high > 9 else "num"])
+    axes.tick_params(axis="x", labelsize=SIZES["num"])
+    axes.spines[:].set_visible(False)
+    axes.set_title(chart.title, loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold")
+
+
+def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
+    """φ(i, j), i down and j across from 1."""
+    phi = np.array(chart.phi)
+    rows, columns = phi.shape
+    cmap, norm = _colours(chart.scale)
+    axes.imshow(phi, cmap=cmap, norm=norm, aspect="auto", extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
+    axes.set_xticks(map_ticks(columns))
+    axes.set_yticks(map_ticks(rows))
+    axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
+    axes.spines[:].set_visible(False)
+    axes.set_title(fit(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)
+
+
+def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
+    """The steps of colour of a scale, with the value in the middle of each as on the page."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    sign, count = ("v", 2 * SIDES + 1) if scale.diverging else ("s", STEPS)
+    most = max(abs(scale.low), abs(scale.high)) or 1.0
+    low, high = (-most, most) if scale.diverging else (scale.low, scale.high)
+    high = high if high > low else low + 1
+    edges = low + (high - low) * (np.arange(count + 1) - 0.5) / (count - 1)
+    return ListedColormap([COLOURS[f"{sign}{k}"] for k in range(count)]), BoundaryNorm(edges, count, clip=True)
+
+
+def colour_scale(scale: Scale) -> "ScalarMappable":
+    """The colours of a scale, for a colour bar."""
+    from matplotlib.cm import ScalarMappable
+
+    cmap, norm = _colours(scale)
+    return ScalarMappable(norm, cmap)

@@ -1,0 +1,51 @@
+"""``plot``: the figure of a result, on a figure of its own or in axes that are there."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure as Drawing
+
+import loralens
+from loralens.charts.spec import Figure, Lines
+from loralens.errors import OptionError
+from loralens.verbs.plot import figure_of
+from loralens.verbs.spectrum import spectrum
+
+
+def adapter() -> loralens.Adapter:
+    rng = np.random.default_rng(0)
+    names = [f"model.layers.{b}.self_attn.q_proj" for b in range(3)]
+    return loralens.Adapter(
+        modules={n: loralens.LowRank(rng.standard_normal((9, 4)), rng.standard_normal((4, 7))) for n in names}
+    )
+
+
+def test_the_figure_of_a_result() -> None:
+    result = spectrum(adapter())
+    figure = figure_of(result)
+    assert isinstance(figure, Figure)
+    assert [chart.title for chart in figure.charts] == ["q_proj", ""]
+    drawing = loralens.plot(result)
+    assert isinstance(drawing, Drawing)
+    assert "q_proj" in [axes.get_title(loc="left") for axes in drawing.axes]
+
+
+def test_axes_hold_a_figure_of_one_panel_only() -> None:
+    axes = Drawing().subplots()
+    with pytest.raises(OptionError, match="this figure has 2 panels, and ax can hold one"):
+        loralens.plot(spectrum(adapter()), ax=axes)
+    assert not axes.lines
+
+
+def test_a_curve_is_drawn_into_axes() -> None:
+    axes = Drawing().subplots()
+    result = loralens.curve(adapter())
+    assert loralens.plot(result, ax=axes) is axes.figure
+    (chart,) = figure_of(result).charts
+    assert isinstance(chart, Lines)
+    assert [line.get_label() for line in axes.lines] == [line.name for line in chart.lines]
+    assert axes.get_ylabel() == chart.y.label
+
+
+def test_what_has_no_figure_is_said() -> None:
+    with pytest.raises(OptionError, match="int has no figure"):
+        loralens.plot(1)
