@@ -252,7 +252,7 @@ def groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
 
 
 def leaves(cosine: Floats) -> tuple[Floats, list[int]]:
-    """The connected components of the pairs with at least this similarity, as sorted indices."""
+    """Average-linkage clustering of the adapters at distances 1 − |cosine|, and an order with similar ones together.
 
     The cosine is used instead of φ because it needs no choice of a rank, weights directions by their strength, has a
     chance level near 0, and is not raised by a shared initialisation. The absolute value is used because an update and
