@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, Merging, find, landings
+from loralens.analysis.checks.base import Base, MergeOptions, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
-from loralens.analysis.checks.patient import Patient, examine
+from loralens.analysis.checks.examination import Examination, examine_adapter
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.naming.base_model import BaseModel
@@ -64,7 +64,7 @@ def diagnose(
     The factors are read once or twice and not kept. The thresholds of a check, and their reasons, are in its file.
     Every check was tested on published adapters and does not report those that are in order.
     """
-    exams = examined(
+    exams = examine_all(
         adapters,
         base=base,
         dtype=dtype,
@@ -75,10 +75,10 @@ def diagnose(
         named=named,
         step=step,
     )
-    return findings(exams)
+    return run_checks(exams)
 
 
-def examined(
+def examine_all(
     adapters: Mapping[str, Adapter],
     *,
     base: Base | None = None,
@@ -89,30 +89,30 @@ def examined(
     reading: str = "",
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
-) -> list[Patient]:
-    """Read every adapter once, for `findings`. Parameters and errors are those of `diagnose`."""
-    exams, merging = [], Merging(dtype, stochastic)
+) -> list[Examination]:
+    """Read every adapter once, for `run_checks`. Parameters and errors are those of `diagnose`."""
+    exams, merging = [], MergeOptions(dtype, stochastic)
     for path, adapter in adapters.items():
         with place(path):
             to = "peft" if adapter.format in only_read else ""
-            exam = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
+            exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
         exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
         exams.append(_match_base(exam, base, merging) if base else exam)
     return exams
 
 
-def findings(exams: Sequence[Patient]) -> list[Diagnosis]:
+def run_checks(exams: Sequence[Examination]) -> list[Diagnosis]:
     """Run all checks on every adapter, and on two or more adapters together. The most serious findings come first."""
     diagnoses: list[Diagnosis] = []
     for check in CHECKS:
-        if check.one:
-            diagnoses += [replace(diagnosis, adapter=p.path) for p in exams for diagnosis in check.one(p)]
-        if check.all and len(exams) > 1:
-            diagnoses += check.all(exams)
+        if check.single:
+            diagnoses += [replace(diagnosis, adapter=p.path) for p in exams for diagnosis in check.single(p)]
+        if check.several and len(exams) > 1:
+            diagnoses += check.several(exams)
     return sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level))
 
 
-def rules() -> dict[str, str]:
+def diagnosis_codes() -> dict[str, str]:
     """Code → its meaning, for every check and for files that cannot be read. Codes of readers are not included."""
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
@@ -124,13 +124,15 @@ def _raise_permuted_rows(adapter: Adapter) -> Adapter:
     return replace(adapter, findings=tuple(marked))
 
 
-def _match_base(exam: Patient, base: Base, merging: Merging) -> Patient:
+def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examination:
     """Add what the base shows. DoRA modules get no merge effect: merging them changes W by more than ΔW."""
     modules = {name: one.module for name, one in exam.readings.items()}
     if any(module.layout.rows for module in exam.adapter.modules.values()):
         exam = replace(exam, adapter=_raise_permuted_rows(exam.adapter))
-    weights, strays = find(modules, base)
+    weights, unmatched = find_weights(modules, base)
     bent = magnitudes(exam.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    landed, spoilt = landings(modules, exam.spectra, plain, merging, base)
-    return replace(exam, landings=landed, strays=strays, spoilt=spoilt, base=base.model)
+    effects, non_finite_weights = merge_effects(modules, exam.spectra, plain, merging, base)
+    return replace(
+        exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite_weights, base=base.model
+    )

@@ -51,7 +51,7 @@ def by_block(spectra: Mapping[str, Spectrum]) -> list[Group]:
     return _group(spectra, label)
 
 
-def total(spectra: Iterable[Spectrum]) -> float:
+def total_norm(spectra: Iterable[Spectrum]) -> float:
     """‖ΔW‖_F of several modules together: √Σ‖ΔW‖_F²."""
     return sqrt(sum(s.frobenius**2 for s in spectra))
 
@@ -66,12 +66,12 @@ def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list
     members: dict[str, list[Spectrum]] = {}
     for name, spectrum in spectra.items():
         members.setdefault(label(name), []).append(spectrum)
-    adapter_norm = total(spectra.values())
+    adapter_norm = total_norm(spectra.values())
     return [_summary(name, members[name], adapter_norm) for name in sorted(members, key=natural_key)]
 
 
 def _summary(name: str, members: list[Spectrum], adapter_norm: float) -> Group:
-    norm = total(members)
+    norm = total_norm(members)
     share = (norm / adapter_norm) ** 2 if adapter_norm else 0.0
     zero = sum(s.spectral == 0 for s in members)
     return Group(name, len(members), norm, share, mean_effective_rank(members), zero)

@@ -70,16 +70,16 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
         numbers = _numbers(module)
         if not all(_plain(array).any() for array in numbers):
             zero.append(name)
-        if any(map(broken, numbers)):
+        if any(map(count_non_finite, numbers)):
             spoilt.append(name)
-    spoilt += [key for key, extra in adapter.extra.items() if broken(extra.tensor.read())]
+    spoilt += [key for key, extra in adapter.extra.items() if count_non_finite(extra.tensor.read())]
     findings = [*adapter.findings, *_zero(zero, len(chosen)), *_spoilt(spoilt)]
     return Inspection(
         adapter, chosen, zero, {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}, findings
     )
 
 
-def broken(array: Array) -> int:
+def count_non_finite(array: Array) -> int:
     """The number of NaN and Inf in an array of any dtype."""
     flat = array.ravel("K")
     parts = (_plain(flat[i : i + BLOCK]) for i in range(0, flat.size, BLOCK))

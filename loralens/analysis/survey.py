@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.groups import mean_effective_rank, total
+from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
@@ -49,7 +49,7 @@ class Summary:
     fingerprint: str
 
 
-def summary(adapter: Adapter) -> Summary:
+def summarise_adapter(adapter: Adapter) -> Summary:
     """Summarise one adapter; its numbers are read twice and not kept.
 
     Raises
@@ -64,7 +64,7 @@ def summary(adapter: Adapter) -> Summary:
         ranks=tuple(sorted({one.rank for one in spectra.values()})),
         scales=tuple(sorted({module.scale for module in adapter.modules.values()})),
         parameters=adapter.parameters,
-        frobenius=total(spectra.values()),
+        frobenius=total_norm(spectra.values()),
         norms=tuple(sorted(one.frobenius for one in spectra.values())),
         effective_rank=mean_effective_rank(spectra.values()),
         fingerprint=fingerprint(adapter),

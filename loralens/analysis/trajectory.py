@@ -7,9 +7,10 @@ from typing import final
 
 import numpy as np
 
+from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.compare.pairwise import Side, groups, mean, pairwise
-from loralens.analysis.groups import mean_effective_rank, total
+from loralens.analysis.compare.pairwise import Side, known_mean, pairwise
+from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
@@ -21,7 +22,7 @@ SETTLED = 0.9  # smallest cosine with the last checkpoint at which a direction c
 
 @final
 @dataclass(frozen=True, slots=True)
-class Point:
+class TrajectoryPoint:
     """The measures of one checkpoint.
 
     Attributes
@@ -76,7 +77,7 @@ class Trajectory:
         still turned before the last checkpoint, or if there are several runs.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[TrajectoryPoint, ...]
     chance: dict[Side, float]
     runs: tuple[tuple[int, ...], ...]
     settled: int | None
@@ -103,8 +104,8 @@ def measure_trajectory(
     threads : int
         Modules worked on at a time.
     step : callable, optional
-        Called with 1 as often as `work` says: for every module of the collection, of each checkpoint, and of each pair
-        of neighbours.
+        Called with 1 as often as `trajectory_steps` says: for every module of the collection, of each checkpoint, and
+        of each pair of neighbours.
 
     Raises
     ------
@@ -122,8 +123,8 @@ def measure_trajectory(
     phis = {side: pairs.phi(side) for side in sides}
     cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
     points = tuple(
-        Point(
-            frobenius=total(measured.values()),
+        TrajectoryPoint(
+            frobenius=total_norm(measured.values()),
             spectral=max((one.spectral for one in measured.values()), default=0.0),
             effective_rank=mean_effective_rank(measured.values()),
             length=lengths[t - 1] if t else None,
@@ -137,12 +138,12 @@ def measure_trajectory(
         for t, measured in enumerate(spectra)
     )
     alike = np.fmax(initial, cosine >= SETTLED)  # true (1) if two point the same way, else the cosine of A
-    runs = tuple(tuple(group) for group in groups(alike))
-    chance = {side: float(mean(pairs.chance(side)[-1, :-1])) for side in sides}
+    runs = tuple(tuple(group) for group in connected_groups(alike))
+    chance = {side: float(known_mean(pairs.chance(side)[-1, :-1])) for side in sides}
     return Trajectory(points, chance, runs, _settled(points) if len(runs) == 1 else None)
 
 
-def work(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
+def trajectory_steps(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
     """How often `measure_trajectory` calls its ``step``; a little too low if checkpoints differ in their modules."""
     counts = [len(select(adapter, modules)) for adapter in adapters]
     return max(counts) + sum(counts) + sum(counts[1:])
@@ -169,7 +170,7 @@ def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum
     return sqrt(squares)
 
 
-def _settled(points: Sequence[Point]) -> int | None:
+def _settled(points: Sequence[TrajectoryPoint]) -> int | None:
     """The first checkpoint from which on every cosine with the last one is at least `SETTLED`; None for the last."""
     start = len(points) - 1
     while start and points[start - 1].cosine >= SETTLED:

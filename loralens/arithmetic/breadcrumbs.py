@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from loralens.arithmetic.election import total
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.election import add_updates
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -33,8 +32,8 @@ def breadcrumbs(
     arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
     """
     if density >= 1:  # everything is kept, so γ has no room: the sum is exact and needs no sampling
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
@@ -50,6 +49,6 @@ def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
             if high:
                 inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
             x *= inside
-        return total(stack, work)
+        return add_updates(stack, work)
 
     return fuse

@@ -11,11 +11,11 @@ from numpy.typing import DTypeLike
 
 from loralens.arithmetic.dora import Stretches, Weights
 from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
-from loralens.arithmetic.fused import Fused
-from loralens.arithmetic.method import Method, Space, method_named
+from loralens.arithmetic.elementwise import Modules
+from loralens.arithmetic.entries import Fused
+from loralens.arithmetic.method import CombiningMethod, Space, find_combining_method
 from loralens.arithmetic.methods import METHODS
-from loralens.arithmetic.modules import Modules
-from loralens.arithmetic.quality import Quality, Total, relative, total
+from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, carried
 from loralens.core.joint import Core, Joint, Lift
@@ -61,14 +61,16 @@ class Combination:
     truncation: Mapping[str, float] = field(default_factory=dict)
     stretches: Stretches | None = None
 
-    def magnified(self, adapter: Adapter) -> Adapter:
+    def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """``adapter``, made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
-        return self.stretches.magnified(adapter) if self.stretches else adapter
+        return self.stretches.with_magnitudes(adapter) if self.stretches else adapter
 
-    def total(self, ranks: Mapping[str, int] | None = None) -> Total:
+    def total(self, ranks: Mapping[str, int] | None = None) -> CombinationQuality:
         """The quality over all modules, cut to these ranks where ranks are given."""
         ranks = ranks or {}
-        return total((one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items())
+        return total_quality(
+            (one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items()
+        )
 
     def truncated(self, name: str, rank: int | None = None) -> float:
         """‖F − R‖/‖F‖ of one module, where F is the result of the method and R is F cut to ``rank``."""
@@ -151,7 +153,7 @@ def combine_adapters(
     Σr × Σr (`loralens.core.joint.Joint`). The new factors have the numerical rank of the result and the scale 1;
     `truncate` makes them narrower. In a plain sum, a module that only one adapter has keeps its factors bit for bit.
     """
-    row = method_named(method, METHODS)
+    row = find_combining_method(method, METHODS)
     options_given = {"lam": lam, "density": density, **options}
     settings = row.settings(options_given, space)
     if not adapters or (row.adapters and len(adapters) != row.adapters):
@@ -193,7 +195,7 @@ def combine_adapters(
     combined = assembled(plain[0], alive, extras)
     notes = (*extras.notes, *(dora.notes(stretches) if dora and stretches else ()))
     combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
-    return replace(combination, adapter=combination.magnified(combined))
+    return replace(combination, adapter=combination.with_magnitudes(combined))
 
 
 def _alive(
@@ -267,7 +269,7 @@ class _Work:
 
     def __init__(
         self,
-        row: Method,
+        row: CombiningMethod,
         settings: Mapping[str, Any],
         rows: Mapping[str, Row],
         weights: Mapping[str, Sequence[float]],

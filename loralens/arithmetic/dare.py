@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from loralens.arithmetic.election import elected_mean, total
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.election import add_updates, elected_mean
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -44,8 +43,8 @@ def dare(
     arXiv 2311.03099, §3. PEFT's ``dare_linear`` does the same with torch's global random generator.
     """
     if density >= 1:
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density, seed, elect=False), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=False), space=space, lam=lam)
 
 
 def dare_ties(
@@ -62,15 +61,15 @@ def dare_ties(
     the result biased.
     """
     if density >= 1 and joint.present.size <= 1:  # with two updates the election matters, even if nothing is dropped
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
     # A draw is a 16-bit word, and an entry is kept where the word is below the threshold. The threshold is
     # at least 1, because kept entries are divided by the probability.
     threshold = min(max(1, round(density * STEPS)), STEPS)
-    draws, work = draws_of(entries, seed), Workspace()
+    draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
 
     def fuse(rows: slice, stack: Array) -> Array:
@@ -79,12 +78,12 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
                 words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
                 x *= np.less(words, threshold, out=work.of("mask", x.shape, np.bool_))
                 x *= x.dtype.type(STEPS / threshold)
-        return elected_mean(stack, work) if elect else total(stack, work)
+        return elected_mean(stack, work) if elect else add_updates(stack, work)
 
     return fuse
 
 
-def draws_of(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
+def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
     """The random draws of every update; they depend on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
     return [Draws.of(seed, t) for t in entries.places]

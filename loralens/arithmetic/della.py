@@ -4,11 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from loralens.arithmetic.dare import draws_of
+from loralens.arithmetic.dare import adapter_draws
 from loralens.arithmetic.election import elected_mean
-from loralens.arithmetic.elementwise import fused
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -60,11 +59,11 @@ def della(
         raise OptionError(
             f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1]", fix=f"give an epsilon of {widest:g} or less"
         )
-    return fused(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
-    draws, work = draws_of(entries, seed), Workspace()
+    draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
     thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)  # a draw of 0 … STEPS − 1 below its threshold keeps the entry

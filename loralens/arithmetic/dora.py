@@ -37,7 +37,7 @@ Weights = Mapping[str, Weight]
 LEAST = 2.0**-20  # smallest |1 + h|: below it a row has next to nothing of W left, which no B' can make up for
 
 
-def filled(adapter: Adapter, weights: Weights) -> Adapter:
+def store_magnitudes(adapter: Adapter, weights: Weights) -> Adapter:
     """The adapter with the magnitudes that its file lacks: lengths of the base weights, which programs use instead."""
     extra = dict(adapter.extra)
     for key, entry in adapter.extra.items():
@@ -52,7 +52,7 @@ def filled(adapter: Adapter, weights: Weights) -> Adapter:
     return replace(adapter, extra=extra)
 
 
-def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
+def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
     """Separate a DoRA adapter into the adapter of the pairs diag(g) L and the stretch g − 1 of every DoRA module.
 
     Parameters
@@ -107,13 +107,13 @@ def squares(weight: Weight, update: Update) -> Floats:
     """‖W + ΔW‖² of every row, float64, shape (out,)."""
     B, A = update.scale * update.B.astype(np.float64), update.A.astype(np.float64)
     total = np.zeros(weight.shape[0])
-    for rows, columns, W in pieces(weight):
+    for rows, columns, W in weight_pieces(weight):
         W += B[rows] @ A[:, columns]
         total[rows] += np.einsum("ij,ij->i", W, W)
     return total
 
 
-def pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
+def weight_pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
     """W in float64, some rows or columns at a time, with the slices of both; the caller may overwrite the block."""
     for part, block in weight.blocks():
         if weight.transposed:
@@ -162,7 +162,7 @@ class Stretches:
                 )
         return lift.stretched(1 / rows)
 
-    def magnified(self, adapter: Adapter) -> Adapter:
+    def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """The DoRA adapter of the pairs L' in ``adapter``, with their magnitudes; unchanged if no row is stretched."""
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
@@ -181,7 +181,7 @@ def _lengths(rows: Floats, weight: Weight, module: Update, shape: tuple[int, ...
     return (rows * np.sqrt(squares(weight, module))).astype(np.float32).reshape(shape)
 
 
-def named_keys(
+def keys_of_magnitudes(
     adapters: Sequence[Adapter], modules: Mapping[str, tuple[Update, Sequence[str | None]]]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The key of each module's magnitude in a file of the first adapter's dialect, and its shape there.

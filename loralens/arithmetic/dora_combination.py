@@ -6,8 +6,8 @@ from typing import final
 
 import numpy as np
 
-from loralens.arithmetic.dora import Stretches, Weights, apart, named_keys, pieces
-from loralens.arithmetic.method import Method
+from loralens.arithmetic.dora import Stretches, Weights, keys_of_magnitudes, separate_stretches, weight_pieces
+from loralens.arithmetic.method import CombiningMethod
 from loralens.arithmetic.quality import Quality
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
@@ -45,7 +45,7 @@ class DoraCombination:
 
     @classmethod
     def of(
-        cls, adapters: Sequence[Adapter], labels: Sequence[str], row: Method, weights: Weights, threads: int
+        cls, adapters: Sequence[Adapter], labels: Sequence[str], row: CombiningMethod, weights: Weights, threads: int
     ) -> "DoraCombination | None":
         """Separate the adapters; returns None if none of them is DoRA."""
         if not any(map(magnitudes, adapters)):
@@ -58,7 +58,7 @@ class DoraCombination:
         separated = []
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
-                separated.append(apart(adapter, weights, threads=threads))
+                separated.append(separate_stretches(adapter, weights, threads=threads))
         called = names_together(adapters, labels)
         return cls(tuple(adapters), [one for one, _ in separated], [part for _, part in separated], called, weights)
 
@@ -78,7 +78,7 @@ class DoraCombination:
         """The stretches ``h`` of the result, with the base weights and file keys that its magnitudes need."""
         modules = {name: (next(one for one in row if one is not None), self.called[name]) for name, row in rows.items()}
         stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
-        return replace(stretches, keys=named_keys(self.adapters, modules)) if stretches.any else stretches
+        return replace(stretches, keys=keys_of_magnitudes(self.adapters, modules)) if stretches.any else stretches
 
     def notes(self, stretches: Stretches) -> tuple[str, ...]:
         """A sentence that says whether the result is DoRA too."""
@@ -148,7 +148,7 @@ def _row_norms_and_products(weight: Weight, columns: Floats) -> tuple[Floats, Fl
     """‖W_i‖² of every row, shape (out,), and W @ columns."""
     out = weight.shape[0]
     norms, across = np.zeros(out), np.zeros((out, columns.shape[1]))
-    for rows, part, W in pieces(weight):
+    for rows, part, W in weight_pieces(weight):
         norms[rows] += np.einsum("ij,ij->i", W, W)
         across[rows] += W @ columns[part]
     return norms, across

@@ -14,7 +14,7 @@ def keep_largest(x: Array, cutoff: float, work: Workspace) -> None:
     x *= np.greater_equal(size, cutoff, out=work.of("mask", x.shape, np.bool_))
 
 
-def total(stack: Array, work: Workspace) -> Array:
+def add_updates(stack: Array, work: Workspace) -> Array:
     """The sum over the updates, shape (rows, n); added in their order, so that the bits are always the same."""
     result = work.of("total", stack.shape[1:], stack.dtype)
     np.copyto(result, stack[0])
@@ -35,7 +35,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     agrees = work.of("agrees", shape, np.bool_)
     part, mean = work.of("part", shape, dtype), work.of("found", shape, dtype)
     weight = work.of("weight", shape, dtype if shares else np.uint16)
-    sign = _sign(total(stack, work), work)
+    sign = _sign(add_updates(stack, work), work)
     mean[:], weight[:] = 0, 0
     for t, x in enumerate(stack):
         np.multiply(x, sign, out=part)  # positive where they agree

@@ -1,23 +1,25 @@
 """The way of every elementwise rule: entries in a space, a rule on blocks of them, and back to an update."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar, final
 
 import numpy as np
 
-from loralens.arithmetic.entries import Entries, Fuse
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.entries import Entries, Fuse, Fused
 from loralens.arithmetic.method import Space
-from loralens.arithmetic.modules import Modules
-from loralens.arithmetic.spaces import place
+from loralens.arithmetic.spaces import entries_in_space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
+from loralens.core.threads import Step, in_threads
 from loralens.linalg.factor import Floats
 from loralens.linalg.selection import Selection
 
+T = TypeVar("T")
 
-def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
+
+def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
     """λ times what a rule makes of the entries of a module.
 
     Parameters
@@ -27,19 +29,48 @@ def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: f
         ``rule(entries)`` looks at the whole module as often as it must and returns the function of one block, (place of
         the rows, (updates, rows, n)) → (rows, n), which may write into what it is given.
     space : str
-        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.place`.
+        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.entries_in_space`.
     lam : float
     """
-    space_entries = place(joint, space)
+    space_entries = entries_in_space(joint, space)
     if space_entries is None:
-        return summed(joint, lam)
+        return exact_sum(joint, lam)
     update, truncation = space_entries.back(rule(space_entries.entries))
     return Fused(LowRank(lam * update.B, update.A, scaling=update.scaling, layout=update.layout), truncation)
 
 
-def summed(joint: Joint, lam: float) -> Fused:
+def exact_sum(joint: Joint, lam: float) -> Fused:
     """λ Σ w_t ΔW_t, exact: what a rule that leaves everything as it is comes to, in every space."""
     return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """All modules of a combination; each is read into its joint space when it is needed, and not kept.
+
+    Attributes
+    ----------
+    joint : callable
+        Module name → its joint space.
+    entries : int
+        Σ out·in over all modules.
+    step : callable, optional
+        Called with 1 after every module of a pass that reports its progress.
+    """
+
+    names: Sequence[str]
+    joint: Callable[[str], Joint]
+    entries: int
+    threads: int = 1
+    step: Step | None = None
+
+    def map(self, work: Callable[[Joint], T], *, report: bool = False) -> list[T]:
+        """The results of ``work`` on every module, in order; with ``report``, ``step`` is called after each."""
+        results = in_threads(
+            lambda name: work(self.joint(name)), self.names, self.threads, self.step if report else None
+        )
+        return list(results.values())
 
 
 def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[float, ...]:
@@ -86,7 +117,7 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
 
 def _each_alone(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
     """The entries of every adapter alone."""
-    space_entries = place(joint, space)
+    space_entries = entries_in_space(joint, space)
     if space_entries:
         entries = space_entries.entries
         for t, matrix in zip(entries.places, entries.matrices, strict=True):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import pow as power
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,6 +19,22 @@ FEWEST = 8  # rows of a block at least: BLAS is slow on products of fewer rows
 
 Fuse = Callable[[slice, Array], Array]
 Integers = NDArray[np.int64]
+
+
+class Fused(NamedTuple):
+    """The result of an elementwise rule.
+
+    Attributes
+    ----------
+    update : LowRank
+        Balanced float64 factors, scale 1.
+    truncation : float
+        ‖F − ΔW‖_F / ‖F‖_F, where F is the result of the rule and ΔW the part of it that fits into the rank. Only the
+        full space loses anything.
+    """
+
+    update: LowRank
+    truncation: float
 
 
 class Matrix(Protocol):
@@ -64,7 +80,7 @@ class Product:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Dense:
+class DenseMatrix:
     """A small float64 matrix in memory."""
 
     array: Floats

@@ -8,14 +8,14 @@ from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
 
-class Aligned(NamedTuple):
+class OutputBasis(NamedTuple):
     """Updates in a common basis: w_t M_t = U parts_t, U (p, k) with orthonormal columns and parts (T, k, q)."""
 
     U: Floats
     parts: Floats
 
 
-def aligned(joint: Joint) -> Aligned:
+def output_basis(joint: Joint) -> OutputBasis:
     """U and S V_tᵀ of the SVD [w_1 M_1 … w_T M_T] = U S [V_1ᵀ … V_Tᵀ].
 
     KnOTS, Stoica et al. 2025, arXiv 2410.19735. The paper's code keeps singular values above 1e-5; here all that are
@@ -23,7 +23,7 @@ def aligned(joint: Joint) -> Aligned:
     """
     count, p, q = joint.cores.shape
     U, s, Vh = joint.decomposed(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
-    return Aligned(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
+    return OutputBasis(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
 
 
 def knots(joint: Joint, *, lam: float = 1.0) -> Floats:
@@ -31,5 +31,5 @@ def knots(joint: Joint, *, lam: float = 1.0) -> Floats:
 
     The basis changes the result of elementwise rules only; use their option ``space`` for that.
     """
-    U, parts = aligned(joint)
+    U, parts = output_basis(joint)
     return np.asarray(lam * U @ parts.sum(axis=0), dtype=np.float64)

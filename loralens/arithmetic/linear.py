@@ -7,7 +7,7 @@ from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 
 
-def weighted_sum(joint: Joint, *, lam: float = 1.0) -> Floats:
+def task_arithmetic(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ Σ w_t M_t, float64, shape (p, q): task arithmetic (Ilharco et al. 2023), exact.
 
     PEFT's ``linear`` adds the factors instead, which gives a different update: (Σ√w_t B_t)(Σ√w_t A_t).

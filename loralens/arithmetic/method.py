@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # the command line lists methods without importing NumPy; a rule is imported when it is used
-    from loralens.arithmetic.fused import Fused
+    from loralens.arithmetic.entries import Fused
     from loralens.core.joint import Core
     from loralens.core.lowrank import LowRank
     from loralens.linalg.factor import Floats
@@ -67,7 +67,7 @@ DENSITY = Option("density", 1.0, "the part of the entries that is kept, in (0, 1
 
 @final
 @dataclass(frozen=True, slots=True)
-class Method:
+class CombiningMethod:
     """A method that combines adapters: a row of `loralens.arithmetic.methods.METHODS`.
 
     Attributes
@@ -119,7 +119,7 @@ class Method:
     def prepare(self) -> Callable[..., Mapping[str, Any]] | None:
         """The function that looks at all modules before the first is combined, if the method needs one.
 
-        ``prepare(modules, **options)`` gets the `loralens.arithmetic.modules.Modules` and returns further keyword
+        ``prepare(modules, **options)`` gets the `loralens.arithmetic.elementwise.Modules` and returns further keyword
         arguments of the rule.
         """
         return _imported(self.looks) if self.looks else None
@@ -154,7 +154,7 @@ def _imported(home: str) -> Callable[..., Any]:
     return function
 
 
-def method_named(name: str, methods: Mapping[str, Method]) -> Method:
+def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> CombiningMethod:
     """The method of this name, or an OptionError that lists all of them."""
     if name not in methods:
         choices = "; ".join(f"{one.name} ({one.text})" for one in methods.values())

@@ -6,7 +6,7 @@ from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
 
-def equalised(x: Floats, beta: float) -> Floats:
+def equalise_norms(x: Floats, beta: float) -> Floats:
     """The updates x_t (T, p, q), scaled to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
     norms = np.linalg.norm(x, axis=(1, 2))
     nonzero = norms > 0
@@ -23,4 +23,4 @@ def equal_norms(joint: Joint, *, lam: float = 1.0, beta: float = 0.0) -> Floats:
     ``beta`` in [0, 1] is the part of the differences in norm that stays: 1 gives the plain sum. This rescaling is the
     first step of Compress-then-Merge (arXiv 2606.03723).
     """
-    return lam * np.tensordot(joint.strengths, equalised(joint.cores, beta), 1)
+    return lam * np.tensordot(joint.strengths, equalise_norms(joint.cores, beta), 1)

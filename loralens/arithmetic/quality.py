@@ -97,7 +97,7 @@ class Quality:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Share:
+class AdapterShare:
     """How much of one adapter the result contains, over all its modules; all values are None if the adapter is 0.
 
     Attributes
@@ -119,7 +119,7 @@ class Share:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Total:
+class CombinationQuality:
     """The quality of a whole combination.
 
     Attributes
@@ -135,17 +135,17 @@ class Total:
 
     error_to_sum: float | None
     truncation: float
-    shares: tuple[Share, ...]
+    shares: tuple[AdapterShare, ...]
 
 
-def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
+def total_quality(modules: Iterable[tuple[Quality, int | None, float]]) -> CombinationQuality:
     """The quality over several modules.
 
     Each comes with the rank to which it is cut (None for its own) and the relative error its method had made before.
     """
     modules = list(modules)
     if not modules:
-        return Total(0.0, 0.0, ())
+        return CombinationQuality(0.0, 0.0, ())
     cuts = [(one, one._at(rank)) for one, rank, _ in modules]
     lost, full = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
     error = relative(sum(one.errors[j] for one, j in cuts), sum(one.sum_energy for one, _ in cuts))
@@ -155,10 +155,12 @@ def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
     after = np.sum([one.inner[:, j] for one, j in cuts], axis=0)
     inside = np.sum([one.retained[:, j] for one, j in cuts], axis=0)
     shares = [
-        Share(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e))) if e else Share(None, None, None, None)
+        AdapterShare(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e)))
+        if e
+        else AdapterShare(None, None, None, None)
         for e, w, b, a, i in zip(energy, expected, before, after, inside, strict=True)
     ]
-    return Total(error, relative(lost, full) or 0.0, tuple(shares))
+    return CombinationQuality(error, relative(lost, full) or 0.0, tuple(shares))
 
 
 def relative(part: float, reference: float) -> float | None:

@@ -3,9 +3,8 @@
 import numpy as np
 
 from loralens.arithmetic.election import elected_mean
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -24,8 +23,8 @@ def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = 
     turns it into 0.
     """
     if joint.present.size <= 1 and len(joint.updates) == 1:
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float) -> Fuse:

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.arithmetic.entries import Dense, Entries, Fuse, Product
-from loralens.arithmetic.fused import Fused
-from loralens.arithmetic.knots import aligned
+from loralens.arithmetic.entries import DenseMatrix, Entries, Fuse, Fused, Product
+from loralens.arithmetic.knots import output_basis
 from loralens.arithmetic.method import Space
 from loralens.core.joint import COMBINED, Joint
 from loralens.core.lowrank import LowRank
@@ -20,14 +19,14 @@ from loralens.linalg.product import truncating_maps
 from loralens.linalg.sketch import low_rank
 
 
-class Place(NamedTuple):
+class SpaceEntries(NamedTuple):
     """The entries of one module in a space, and the function that applies a rule to them and returns the update."""
 
     entries: Entries
     back: Callable[[Fuse], Fused]
 
 
-def place(joint: Joint, space: Space) -> Place | None:
+def entries_in_space(joint: Joint, space: Space) -> SpaceEntries | None:
     """The entries of the weighted updates w_t ΔW_t of a module in a space; None if all are 0 or below rounding.
 
     full
@@ -48,11 +47,15 @@ def place(joint: Joint, space: Space) -> Place | None:
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
         return None
-    ways: dict[Space, Callable[[Joint, Integers], Place | None]] = {"full": _full, "knots": _knots, "core": _core}
+    ways: dict[Space, Callable[[Joint, Integers], SpaceEntries | None]] = {
+        "full": _full,
+        "knots": _knots,
+        "core": _core,
+    }
     return ways[space](joint, places)
 
 
-def _full(joint: Joint, places: Integers) -> Place:
+def _full(joint: Joint, places: Integers) -> SpaceEntries:
     weighted = [(joint.updates[t], float(joint.strengths[t])) for t in places]
     updates = [
         (update, strength) for update, strength in weighted if update is not None
@@ -70,11 +73,11 @@ def _full(joint: Joint, places: Integers) -> Place:
         )
         return Fused(_update(joint, factors.B, factors.A), factors.error)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
-def _knots(joint: Joint, places: Integers) -> Place | None:
-    U, parts = aligned(joint)
+def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
+    U, parts = output_basis(joint)
     if not U.shape[1]:
         return None
     right = joint.right.columns()
@@ -83,10 +86,10 @@ def _knots(joint: Joint, places: Integers) -> Place | None:
     def back(fuse: Fuse) -> Fused:
         return Fused(_balanced(joint, joint.left.columns() @ U, _whole(entries, fuse)), 0.0)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
-def _core(joint: Joint, places: Integers) -> Place | None:
+def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     cores = joint.weighted[places]
     triplets = [joint.decomposed(M) for M in cores]
     if not any(one.s.size for one in triplets):
@@ -99,7 +102,7 @@ def _core(joint: Joint, places: Integers) -> Place | None:
         U_B, V_A = joint.left.columns() @ U, joint.right.columns() @ V
         return Fused(_balanced(joint, U_B @ _whole(entries, fuse), V_A.T), 0.0)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
 def _directions(parts: list[Floats]) -> Floats:
@@ -109,7 +112,7 @@ def _directions(parts: list[Floats]) -> Floats:
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
-    dense = tuple(Dense(np.asarray(one, np.float64)) for one in matrices)
+    dense = tuple(DenseMatrix(np.asarray(one, np.float64)) for one in matrices)
     return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 
 

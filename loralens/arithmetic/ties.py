@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralens.arithmetic.election import elected_mean, keep_largest
-from loralens.arithmetic.elementwise import fused, summed, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import Modules, exact_sum, fuse_entries, whole_cutoffs
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
-from loralens.arithmetic.modules import Modules
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 
@@ -31,8 +29,8 @@ def ties(
         Share of entries that trimming keeps, in (0, 1]; the paper: 0.2.
     lam : float
     whole : int
-        1: the largest entries of the whole adapter are kept, as in the paper, by the cutoffs of `prepare`. 0: the
-        largest of each module are kept, as in PEFT and mergekit.
+        1: the largest entries of the whole adapter are kept, as in the paper, by the cutoffs of `prepare_cutoffs`. 0:
+        the largest of each module are kept, as in PEFT and mergekit.
     space : str
     cutoffs : sequence of float, optional
         One for each adapter; without them, this module is taken for the whole adapter.
@@ -45,12 +43,12 @@ def ties(
     the paper's code keeps one more.
     """
     if density >= 1 and joint.present.size <= 1:
-        return summed(joint, lam)
+        return exact_sum(joint, lam)
     adapter_cutoffs = cutoffs if whole else None
-    return fused(joint, lambda entries: _rule(entries, density, adapter_cutoffs), space=space, lam=lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, adapter_cutoffs), space=space, lam=lam)
 
 
-def prepare(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
+def prepare_cutoffs(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
     """The cutoff of every adapter over all its modules, for `ties`; empty if every module has a cutoff of its own."""
     return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
 

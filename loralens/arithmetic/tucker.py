@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loralens.arithmetic.norms import equalised
+from loralens.arithmetic.norms import equalise_norms
 from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
@@ -51,5 +51,5 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     count = min(rank or nominal, *joint.cores.shape[1:])
     if not count:
         return joint.total()
-    U, V = shared_subspaces(equalised(joint.cores, beta), count)
+    U, V = shared_subspaces(equalise_norms(joint.cores, beta), count)
     return lam * U @ (U.T @ joint.total() @ V) @ V.T

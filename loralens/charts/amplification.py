@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from loralens.analysis.base.amplification import FAR, Amplification, Kept
+from loralens.analysis.base.amplification import FAR, Amplification, KeptRank
 from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid
 from loralens.charts.names import NAME, commonest_kinds, fit
@@ -62,9 +62,9 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     return Figure(title, [*bands, *([_phi(topped, phi_rank)] if topped else [])])
 
 
-def whole_rank(results: Results) -> dict[str, Kept]:
+def whole_rank(results: Results) -> dict[str, KeptRank]:
     """The row of Table 7 at the whole rank, of modules that have one."""
-    return {name: one.kept(one.s.size) for name, one in results.items() if one.s.size and one.weight_norm}
+    return {name: one.at_rank(one.s.size) for name, one in results.items() if one.s.size and one.weight_norm}
 
 
 def _curves(results: Results, grid: Grid) -> list[Lines]:
@@ -106,14 +106,14 @@ def _lines(alive: Results, grid: Grid, row: int) -> tuple[list[Line], list[Area]
     return lines + (random if most else []), areas
 
 
-def z_scale(rows: Iterable[Kept]) -> Scale:
+def z_scale(rows: Iterable[KeptRank]) -> Scale:
     """The colours of z-scores: 0, which is chance, in their middle."""
     values = [abs(row.z) for row in rows if isfinite(row.z)]
     far = max([*values, FAR])
     return Scale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f")
 
 
-def excess_scale(rows: Iterable[Kept]) -> Scale:
+def excess_scale(rows: Iterable[KeptRank]) -> Scale:
     """The colours of the excess over random, by doublings: 1, which is chance, in their middle."""
     values = [abs(float(np.log2(row.excess))) for row in rows if isfinite(row.excess) and row.excess > 0]
     most = max([*values, 1.0])
@@ -123,7 +123,7 @@ def excess_scale(rows: Iterable[Kept]) -> Scale:
 
 
 def amplification_maps(
-    rows: Mapping[str, Kept], grid: Grid, z: Scale, excess: Scale, numbers: Mapping[str, int] | None = None
+    rows: Mapping[str, KeptRank], grid: Grid, z: Scale, excess: Scale, numbers: Mapping[str, int] | None = None
 ) -> tuple[Heat, Heat]:
     """Maps of the z-score of ‖UᵀWV‖², and of its excess over random directions, at the whole rank."""
     sign = fixed("+.1f")

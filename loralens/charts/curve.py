@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from loralens.charts.axes import line_chart
 from loralens.charts.names import fit
 from loralens.charts.spec import Band, Figure, Line, Lines
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.tables.numbers import unit_of
 
 LABELS = 10  # ranks that fit beside their points
@@ -16,7 +16,7 @@ FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 
 
 def curve_figure(
-    title: str, points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False
+    title: str, points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False
 ) -> Figure:
     """Relative error in percent over bytes of the file, both from 0.
 
@@ -34,7 +34,7 @@ def curve_figure(
 
 
 def curve_chart(
-    points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
+    points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
 ) -> Lines:
     """The chart of that figure; ``dialect`` is the format of the file."""
     largest = max((point.uniform.bytes for point in points), default=1)
@@ -65,7 +65,7 @@ def curve_chart(
     )  # fmt: skip
 
 
-def _rank_labels(points: Sequence[Point], room: float) -> list[str]:
+def _rank_labels(points: Sequence[CurvePoint], room: float) -> list[str]:
     """The rank beside each point, those left out that are less than ``room`` bytes from the one before."""
     before, labels = float("inf"), []
     for point in points:

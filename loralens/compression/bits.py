@@ -53,7 +53,7 @@ class Allocation:
 @final
 @dataclass(frozen=True, slots=True)
 class Tradeoff:
-    """Every point that `allocate` passes as the budget grows.
+    """Every point that `allocate_bits` passes as the budget grows.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Tradeoff:
     error: Array
 
 
-def allocate(
+def allocate_bits(
     spectra: Mapping[str, Array],
     shapes: Mapping[str, Shape],
     budget: int,
@@ -140,9 +140,9 @@ def tradeoff(
     shared: Mapping[str, str] | None = None,
     least: int | Mapping[str, int] = 1,
 ) -> Tradeoff:
-    """Bytes and error after every step, for a curve. The parameters are those of `allocate`.
+    """Bytes and error after every step, for a curve. The parameters are those of `allocate_bits`.
 
-    `allocate` may find points between these for some budgets; they are better by at most one step.
+    `allocate_bits` may find points between these for some budgets; they are better by at most one step.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
     total = sum(float(energy.sum()) for energy in energies(spectra).values())

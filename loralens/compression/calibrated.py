@@ -41,8 +41,8 @@ class Whitened:
         if B has no zero columns.
     X : float64 array, shape (m, m)
     Y : float64 array, shape (m, r)
-    left : Basis
-        Q_B, m columns of length out.
+    Q_B : Basis
+        m columns of length out.
     R_A : float64 array, shape (n, r)
         A = R_Aᵀ Q_Aᵀ, so Y_i R_Aᵀ has the length of the row Y_i A. n = min(r, in) if A has no zero rows.
     """
@@ -50,7 +50,7 @@ class Whitened:
     s: Array
     X: Array
     Y: Array
-    left: Basis
+    Q_B: Basis
     R_A: Array
 
 

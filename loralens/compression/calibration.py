@@ -248,3 +248,20 @@ def _reason(module: Update) -> str:
     if not isinstance(module, LowRank):
         return f"a {module.form.name} has no A"
     return "its weight is that of no linear, embedding or ungrouped convolution that is called"
+
+
+# Both losses are sums over positions, so that all positions weigh the same in batches of any size.
+def next_token_loss(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(next token) of a causal language model, over neighbours that are both in the attention mask."""
+    from torch.nn.functional import cross_entropy
+
+    logits, ids, mask = output.logits[:, :-1], batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+    both = (mask[:, 1:] & mask[:, :-1]).to(logits.device)
+    return cross_entropy(logits[both].float(), ids.to(logits.device)[both], reduction="sum")
+
+
+def label_loss(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(label) of a classifier; the batch has ``labels``."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(output.logits.float(), batch["labels"].to(output.logits.device), reduction="sum")

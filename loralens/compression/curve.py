@@ -7,7 +7,7 @@ from typing import final
 
 from loralens.compression.bits import tradeoff
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, Size
+from loralens.compression.plan import Size, TruncationPlan
 from loralens.compression.protection import Protection, protection
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.threads import Step
@@ -38,7 +38,7 @@ class Choice:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """One point of the curve: a uniform rank, and the best ranks of the same size.
 
     Attributes
@@ -53,7 +53,7 @@ class Point:
     few_bits: float | None = None
 
 
-def ranks_shown(most: int) -> list[int]:
+def curve_ranks(most: int) -> list[int]:
     """The ranks of the curve from 1 to ``most``: all up to 16, then four for each doubling."""
     shown_ranks, rank = [], 1
     while rank < most:
@@ -63,14 +63,14 @@ def ranks_shown(most: int) -> list[int]:
 
 
 def rank_curve(
-    plan: Plan,
+    plan: TruncationPlan,
     *,
     size: Size,
     one_rank: bool = False,
     protect: Protection = "absolute",
     header: int | None = None,
     step: Step | None = None,
-) -> list[Point]:
+) -> list[CurvePoint]:
     """The size and the error at every rank, with one rank for all modules and with the best ranks of the same size.
 
     Parameters
@@ -97,22 +97,22 @@ def rank_curve(
     The budget of a point is the size of the factors at uniform rank. Its file is therefore no larger, except for a few
     digits in its header. If ``protect`` is "absolute", its error is at most that of the uniform rank.
     """
-    most = max((plan.adapter[name].rank for name in plan.found), default=0)
+    most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     few = None if header is None else _few_bits(plan, protect, header)
     points = []
-    for rank in reversed(ranks_shown(most)):
+    for rank in reversed(curve_ranks(most)):
         chosen = plan.ranks(Rule("rank", rank), one_rank=one_rank)
         best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), one_rank=one_rank, protect=protect)
-        uniform = choice(plan, chosen, size)
-        points.append(Point(rank, uniform, choice(plan, best, size), few(uniform.bytes) if few else None))
+        uniform = measure_choice(plan, chosen, size)
+        points.append(CurvePoint(rank, uniform, measure_choice(plan, best, size), few(uniform.bytes) if few else None))
         if step:
             step(1)
     return points
 
 
-def _few_bits(plan: Plan, protect: Protection, header: int) -> Callable[[int], float | None]:
+def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callable[[int], float | None]:
     """A function from the bytes of a file to the expected error of the best bits in it; None if they are too few."""
-    spectra = {name: one.s for name, one in plan.found.items()}
+    spectra = {name: one.s for name, one in plan.directions.items()}
     steps = tradeoff(
         spectra,
         {name: plan.adapter[name].shape for name in spectra},
@@ -127,7 +127,7 @@ def _few_bits(plan: Plan, protect: Protection, header: int) -> Callable[[int], f
     return error
 
 
-def choice(plan: Plan, chosen: dict[str, int], size: Size) -> Choice:
+def measure_choice(plan: TruncationPlan, chosen: dict[str, int], size: Size) -> Choice:
     """The size and the error of these ranks."""
     after = plan.at(chosen)
     ranks: Sequence[int] = [after[name].rank for name in chosen if name in after]

@@ -45,11 +45,11 @@ class Directions:
         return Directions(s, out, in_)
 
 
-def directions(module: Update) -> Directions:
+def singular_directions(module: Update) -> Directions:
     """The singular directions of ΔW, with which truncation is optimal (Eckart & Young 1936).
 
     The resulting factors are balanced: of all factors with this product they have the smallest ‖A‖_F² + ‖B‖_F². For an
-    update without factors the combinations are empty; `paired` makes its pair.
+    update without factors the combinations are empty; `nearest_pair` makes its pair.
     """
     if isinstance(module, Structured):
         s = module.singular_values()
@@ -60,7 +60,7 @@ def directions(module: Update) -> Directions:
     return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
 
 
-def truncated(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
+def truncate_pair(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
     """The module reduced to these directions. Its factors are computed when they are read.
 
     Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
@@ -77,7 +77,7 @@ def truncated(module: LowRank, leading: Directions, dtype: DType | None = None) 
     )
 
 
-def narrowed(module: Update, dtype: DType) -> Update:
+def cast_factors(module: Update, dtype: DType) -> Update:
     """The module with its factors rounded to ``dtype``; the module itself if they have that dtype already."""
     B, A = module.factors
     if B.dtype == A.dtype == dtype:
@@ -92,7 +92,7 @@ def narrowed(module: Update, dtype: DType) -> Update:
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
-def named(name: str, module: Update) -> LowRank:
+def locate_errors(name: str, module: Update) -> LowRank:
     """The same pair, with factors that name the module in the errors that reading them raises."""
 
     def reading(factor: LazyArray) -> LazyArray:
@@ -106,7 +106,7 @@ def named(name: str, module: Update) -> LowRank:
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
-def paired(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:
+def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:
     """The nearest pair of rank k to an update that has no factors, in ``dtype`` or float32, computed when it is read.
 
     ``recent`` keeps the last pair, so that one dense SVD serves both factors.

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from loralens.compression.calibrated import data_error, data_norm, whitened_svd
-from loralens.compression.directions import Directions, directions
-from loralens.compression.loss import Loss
+from loralens.compression.directions import Directions, singular_directions
+from loralens.compression.loss import UpdateLoss
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
@@ -24,11 +24,11 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
     direction have equal length. Unlike singular directions, these are not orthogonal to each other.
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
-        return directions(module)
+        return singular_directions(module)
     svd = whitened_svd(module, moment.K, moment.G)
     k = numerical_rank(svd.s, module.shape)
     X, Y = svd.X[:, :k], svd.Y[:k]
-    R_B = svd.left.T.T @ cross_gram(svd.left.X, module.B)  # B = Q_B R_B
+    R_B = svd.Q_B.T.T @ cross_gram(svd.Q_B.X, module.B)  # B = Q_B R_B
     out = np.linalg.lstsq(R_B, X, rcond=None)[0]
     across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ svd.R_A.T, axis=1) / abs(module.scale)
     root = np.sqrt(np.divide(along, across, out=np.ones(k), where=along > 0))
@@ -36,7 +36,7 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
     return Directions(np.zeros(k) if unreached else svd.s[:k], out * root, Y / module.scale / root[:, None])
 
 
-def in_one_unit(by_module: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
+def equalise_units(by_module: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
     """The same directions, with the singular values of unmeasured modules in the units of the measured ones.
 
     The factor is the median effect of one unit of ‖ΔW‖ on the output, over the measured modules.
@@ -52,8 +52,8 @@ def in_one_unit(by_module: Mapping[str, Directions], adapter: Adapter, moments: 
     }
 
 
-def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, Loss]:
-    """The error of modules on the data: a `Loss` with E‖ΔW x‖² in place of ‖ΔW‖_F².
+def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, UpdateLoss]:
+    """The error of modules on the data: a `UpdateLoss` with E‖ΔW x‖² in place of ‖ΔW‖_F².
 
     Modules are included if they are pairs, were measured, and are still pairs or were left out. ``spectral_error`` is
     NaN, because it is not known on data.
@@ -70,5 +70,5 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
             K, trace = moments[name].K, moments[name].trace
             norm = data_norm(module, K)
             error = data_error(module, other, K, trace=trace) if other else float(norm > 0)
-            lost_by_module[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
+            lost_by_module[name] = UpdateLoss(module.rank, other.rank if other else 0, norm, error, float("nan"))
     return lost_by_module

@@ -20,7 +20,7 @@ from loralens.linalg.measures import frobenius, spectral
 
 @final
 @dataclass(frozen=True, slots=True)
-class Loss:
+class UpdateLoss:
     """The error of one module.
 
     Attributes
@@ -47,27 +47,27 @@ class Loss:
         return max(0.0, 1 - self.relative_error**2)
 
 
-def total_error(losses: Mapping[str, Loss]) -> float:
+def total_error(losses: Mapping[str, UpdateLoss]) -> float:
     """‖ΔW−ΔW'‖ / ‖ΔW‖ of a whole adapter, with ‖·‖² = Σ‖·‖_F² over its modules; 0 if the adapter is 0."""
     largest = max((loss.frobenius for loss in losses.values()), default=0.0)
     if largest == 0:
         return 0.0
     # Relative to the largest norm, no square underflows or overflows.
     energies = {name: (loss.frobenius / largest) ** 2 for name, loss in losses.items()}
-    lost = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
-    return sqrt(lost / sum(energies.values()))
+    update_loss = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
+    return sqrt(update_loss / sum(energies.values()))
 
 
-def predicted(s: Array, rank_after: int, rank_before: int) -> Loss:
+def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
     """The error of keeping the first ``rank_after`` of the singular values ``s``, before any rounding."""
     norm, top = frobenius(s), spectral(s)
     tail = s[rank_after:]
-    return Loss(
+    return UpdateLoss(
         rank_before, rank_after, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0
     )
 
 
-def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, Loss]:
+def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, UpdateLoss]:
     """The error of every module of ``before`` in ``after``, in natural order.
 
     Parameters
@@ -98,14 +98,14 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     """
     names = same_modules(before, after)
 
-    def measure_loss(name: str) -> Loss:
+    def measure_loss(name: str) -> UpdateLoss:
         with place(name):
-            return lost(before[name], after[names[name]] if name in names else None)
+            return update_loss(before[name], after[names[name]] if name in names else None)
 
     return in_threads(measure_loss, list(before), threads, step)
 
 
-def lost(before: Update, after: Update | None) -> Loss:
+def update_loss(before: Update, after: Update | None) -> UpdateLoss:
     """The error of one update that was replaced by another, or left out."""
     if after is not None and before.shape != after.shape:
         raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
@@ -114,16 +114,16 @@ def lost(before: Update, after: Update | None) -> Loss:
     Q_B, s, Q_A = before.bases()
     norm, top = frobenius(s), spectral(s)
     if after is None:
-        return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
+        return UpdateLoss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
     if isinstance(after, LowRank) and same_numbers(before, after):
-        return Loss(before.rank, after.rank, norm, 0.0, 0.0)
+        return UpdateLoss(before.rank, after.rank, norm, 0.0, 0.0)
     unit = top or 1.0  # in units of which no square overflows or underflows
     B = (after.scale / unit) * after.B.astype(np.float64)
     tail = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
     return _loss(before, after, (norm, top), (frobenius(tail), spectral(tail)))
 
 
-def _measure_dense(before: Update, after: Update | None) -> Loss:
+def _measure_dense(before: Update, after: Update | None) -> UpdateLoss:
     s = tail = before.singular_values()
     if after is not None:
         tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
@@ -132,8 +132,8 @@ def _measure_dense(before: Update, after: Update | None) -> Loss:
 
 def _loss(
     before: Update, after: Update | None, norms_before: tuple[float, float], norms_lost: tuple[float, float]
-) -> Loss:
+) -> UpdateLoss:
     (norm, top), (error, far) = norms_before, norms_lost
     zero = float(error > 0)  # an update that was 0 and no longer is has the error 1
     rank = after.rank if after else 0
-    return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)
+    return UpdateLoss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)

@@ -21,7 +21,7 @@ from loralens.core.weights import Weight
 from loralens.errors import ShapeError, place
 
 
-def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
+def solve_magnitudes(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
     """``after`` with magnitudes that fit its directions, in every module that differs from that of ``before``.
 
     Parameters
@@ -51,7 +51,7 @@ def _solve_magnitude(extra: Extra, before: Update, after: Update, weight: Weight
         kernel = (
             before.shape[1] // max(1, tensor.size),
         )  # LyCORIS stores a magnitude by input channel flat: the kernel is what is left of the width
-    cosines = cosines_of(before, after, weight, over_in=over_in, kernel=kernel)
+    cosines = weight_cosines(before, after, weight, over_in=over_in, kernel=kernel)
     if extra.role in NORMS:  # the file had no magnitudes, and programs took ‖W‖ for them: from now on it has
         shape = (1, before.shape[0], *(1 for _ in kernel)) if kernel else (cosines.size,)
         tensor = LazyArray.of(weight.lengths(by_input=not over_in).astype(np.float32).reshape(shape))
@@ -64,7 +64,7 @@ def _solve_magnitude(extra: Extra, before: Update, after: Update, weight: Weight
     return replace(extra, tensor=LazyArray.of(m.astype(tensor.dtype)))
 
 
-def cosines_of(
+def weight_cosines(
     before: Update, after: Update, weight: Weight, *, over_in: bool = True, kernel: tuple[int, ...] = ()
 ) -> Array:
     """cos∠(V, V') of each row (``over_in``) or column of V = W + ΔW and V' = W + ΔW'.

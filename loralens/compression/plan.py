@@ -6,9 +6,9 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.compression.directions import Directions, DType, named, narrowed, paired, truncated
-from loralens.compression.informed import directions_on_data, in_one_unit
-from loralens.compression.loss import Loss, predicted
+from loralens.compression.directions import Directions, DType, cast_factors, locate_errors, nearest_pair, truncate_pair
+from loralens.compression.informed import directions_on_data, equalise_units
+from loralens.compression.loss import UpdateLoss, predict_loss
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
@@ -27,19 +27,19 @@ DIGITS = 64  # bytes by which the header entries of two forms of one module may 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TruncationPlan:
     """An adapter, and the directions of the modules that may become smaller.
 
     Attributes
     ----------
-    found : mapping of str to Directions
+    directions : mapping of str to Directions
         The directions of the chosen modules, in natural order; all other modules stay as they are.
     dtype : dtype or None
         The dtype of all factors that are written; None: each factor keeps its own.
     """
 
     adapter: Adapter
-    found: Mapping[str, Directions]
+    directions: Mapping[str, Directions]
     dtype: DType | None = None
 
     @classmethod
@@ -52,7 +52,7 @@ class Plan:
         moments: Moments | None = None,
         threads: int = 1,
         step: Step | None = None,
-    ) -> "Plan":
+    ) -> "TruncationPlan":
         """Make the plan for these modules (all by default), in one pass over the factors.
 
         With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
@@ -78,11 +78,11 @@ class Plan:
             with place(name):
                 adapter[name].singular_values()
 
-        names = [name for name in select(adapter, modules) if not kept_whole(adapter[name])]
+        names = [name for name in select(adapter, modules) if not must_keep_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
         in_threads(check, [name for name in adapter if name not in by_module], threads, step)
         if moments is not None:
-            by_module = in_one_unit(by_module, adapter, moments)
+            by_module = equalise_units(by_module, adapter, moments)
         return cls(adapter, by_module, None if dtype is None else np.dtype(dtype))
 
     def ranks(
@@ -99,7 +99,7 @@ class Plan:
 
         ``cost`` gives the size of one direction of a module if ``size`` does not count the factors themselves.
         """
-        spectra, nbytes = {name: one.s for name, one in self.found.items()}, size or _nbytes
+        spectra, nbytes = {name: one.s for name, one in self.directions.items()}, size or _nbytes
         measure = nbytes if rule.name == "bytes" else _parameters
 
         def adjust(chosen: Mapping[str, int]) -> Mapping[str, int]:
@@ -110,13 +110,13 @@ class Plan:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
             spectra,
-            {name: price(self.adapter[name]) for name in self.found},
+            {name: price(self.adapter[name]) for name in self.directions},
             rule,
             shared=shared_ranks(self.adapter.modules),
             weights=protection(spectra, protect),
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
-            widths={name: self.adapter[name].rank for name in self.found},
+            widths={name: self.adapter[name].rank for name in self.directions},
             size=lambda chosen: measure(self.at(adjust(chosen))) if self._some(chosen) else 0,
         )
         if not self._some(chosen):
@@ -131,7 +131,8 @@ class Plan:
         restored = {
             name: self.adapter[name].rank
             for name, rank in chosen.items()
-            if fused(self.adapter[name]) and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
+            if is_fused_projection(self.adapter[name])
+            and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
         }
         if all(chosen[name] == rank for name, rank in restored.items()):
             return chosen
@@ -141,7 +142,7 @@ class Plan:
     def least(self, *, drop_dead: bool) -> dict[str, int]:
         """Module name → its smallest rank: 0 if it may be left out and no other tensor of the file depends on it."""
         bound = {extra.module for extra in self.adapter.extra.values() if extra.role in BOUND}
-        return {name: int(not drop_dead or name in bound) for name in self.found}
+        return {name: int(not drop_dead or name in bound) for name in self.directions}
 
     def _some(self, chosen: Mapping[str, int]) -> bool:
         """Whether any module is left at these ranks."""
@@ -151,7 +152,7 @@ class Plan:
         """The bytes of one direction of a module in its file."""
         out, in_ = module.shape
         if self.dtype or not isinstance(module, LowRank):
-            return (out + in_) * (self.dtype.itemsize if self.dtype else 4)  # `paired` makes float32
+            return (out + in_) * (self.dtype.itemsize if self.dtype else 4)  # `nearest_pair` makes float32
         B, A = module.factors
         return out * B.dtype.itemsize + in_ * A.dtype.itemsize
 
@@ -165,28 +166,30 @@ class Plan:
         for name, module in self.adapter.items():
             rank = chosen.get(name, module.rank)
             if isinstance(module, Structured):
-                modules[name] = paired(module, rank, self.dtype, recent) if name in chosen else module
+                modules[name] = nearest_pair(module, rank, self.dtype, recent) if name in chosen else module
             elif rank == module.rank:
-                modules[name] = narrowed(module, self.dtype) if self.dtype else module
+                modules[name] = cast_factors(module, self.dtype) if self.dtype else module
             else:
-                modules[name] = truncated(module, self.found[name].head(rank), self.dtype)
+                modules[name] = truncate_pair(module, self.directions[name].head(rank), self.dtype)
             if modules[name] is not module:
-                modules[name] = named(name, modules[name])
+                modules[name] = locate_errors(name, modules[name])
             if rank == 0:
                 gone.append(name)
         return replace(self.adapter, modules=modules).without(gone)
 
-    def losses(self, chosen: Mapping[str, int]) -> dict[str, Loss]:
+    def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
-        return {name: predicted(self.found[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()}
+        return {
+            name: predict_loss(self.directions[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()
+        }
 
 
-def kept_whole(module: Update) -> bool:
+def must_keep_rank(module: Update) -> bool:
     """Whether a module cannot be truncated: B of a grouped convolution is block-diagonal, and would not stay so."""
     return module.layout.kind == "conv" and module.layout.groups > 1
 
 
-def fused(module: Update) -> bool:
+def is_fused_projection(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loralens.compression.loss import Loss, losses
+from loralens.compression.loss import UpdateLoss, losses
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.quantised import quantised
@@ -14,7 +14,7 @@ from loralens.errors import MismatchError, OptionError, place
 
 def quantise(
     adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]] = 8, threads: int = 1
-) -> tuple[Adapter, dict[str, Loss]]:
+) -> tuple[Adapter, dict[str, UpdateLoss]]:
     """Quantise an adapter to integers of a few bits, and measure the error of each module.
 
     The format ``loralens-q`` stores the integers. Other formats store the factors that the integers stand for, float32.
@@ -24,7 +24,7 @@ def quantise(
     adapter : Adapter
     bits : int or mapping of str to sequence of int
         2 to 16 bits for every direction; or, by module, the bits of each leading singular direction, largest first, as
-        `loralens.compression.bits.allocate` chooses them. Further directions are left out.
+        `loralens.compression.bits.allocate_bits` chooses them. Further directions are left out.
     threads : int
         Modules worked on at a time.
 

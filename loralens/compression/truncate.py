@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loralens.compression.loss import Loss, losses
-from loralens.compression.plan import Plan, Size
+from loralens.compression.loss import UpdateLoss, losses
+from loralens.compression.plan import Size, TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
@@ -15,7 +15,7 @@ class Truncation(NamedTuple):
     """A truncated adapter, and the error of each module, which includes the rounding of its factors."""
 
     adapter: Adapter
-    losses: dict[str, Loss]
+    losses: dict[str, UpdateLoss]
 
 
 def truncate(
@@ -78,7 +78,7 @@ def truncate(
     No update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936). ΔW is never
     formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
     """
-    plan = Plan.of(adapter, modules=modules, dtype=dtype, moments=moments, threads=threads)
+    plan = TruncationPlan.of(adapter, modules=modules, dtype=dtype, moments=moments, threads=threads)
     chosen = plan.ranks(rule, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size)
     after = plan.at(chosen)
     return Truncation(after, losses(adapter, after, threads=threads))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, Size, fused
+from loralens.compression.plan import Size, TruncationPlan, is_fused_projection
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
@@ -80,22 +80,26 @@ class Layout:
         return 8 + length + -length % 8 + begin
 
 
-def items(plan: Plan, dialect: Dialect) -> dict[str, int]:
+def items(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
     """Module name → the number of its item: modules that can only have one rank together share one."""
     shared = shared_ranks(plan.adapter.modules)
     numbers: dict[str, int] = {}
     return {
-        name: 0 if dialect.one_rank else numbers.setdefault(shared.get(name, name), len(numbers)) for name in plan.found
+        name: 0 if dialect.one_rank else numbers.setdefault(shared.get(name, name), len(numbers))
+        for name in plan.directions
     }
 
 
-def layout(plan: Plan, dialect: Dialect) -> Layout | None:
+def layout(plan: TruncationPlan, dialect: Dialect) -> Layout | None:
     """The file at any ranks; None where its size follows no such rule, or it is no safetensors file.
 
     Which tensor grows with which rank is asked of the writer: in the n-th of a few trials every item has rank 2 whose
     number has its n-th bit set, the others rank 1.
     """
-    if any(fused(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.found):
+    if any(
+        is_fused_projection(plan.adapter[name]) or isinstance(plan.adapter[name], Structured)
+        for name in plan.directions
+    ):
         return None
     of = items(plan, dialect)
     count = max(of.values(), default=-1) + 1
@@ -112,7 +116,7 @@ def layout(plan: Plan, dialect: Dialect) -> Layout | None:
         return None
 
 
-def _trial(plan: Plan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | None:
+def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | None:
     stored, files = dialect.write(plan.at(ranks))
     if not files.weights.endswith(".safetensors"):
         return None
@@ -156,7 +160,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+def _holds(found: Layout, plan: TruncationPlan, dialect: Dialect, of: Mapping[str, int]) -> bool:
     """Whether the rule gives the sizes that the writer gives, on ranks of many digits and few."""
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in of.items()}
@@ -168,7 +172,7 @@ def _holds(found: Layout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -
     return True
 
 
-def size_by(form: Layout, plan: Plan, dialect: Dialect) -> Size:
+def size_by(form: Layout, plan: TruncationPlan, dialect: Dialect) -> Size:
     """A function that gives the bytes of the file of an adapter that the plan makes, much sooner than its writer."""
     first = {item: name for name, item in reversed(items(plan, dialect).items())}
     names = [first[item] for item in range(len(first))]
@@ -197,7 +201,7 @@ class Stop:
     error: float
 
 
-def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[Stop]:
+def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """One rank for all modules, rising."""
     stops = []
     for point in sorted(points, key=lambda point: point.rank):
@@ -206,25 +210,27 @@ def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[St
     return stops
 
 
-def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: Layout | None) -> list[Stop]:
+def budget_stops(
+    plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint], form: Layout | None
+) -> list[Stop]:
     """The ranks that save most in files of rising size: those that ``loralens compress --size`` chooses.
 
     Without a `Layout` the size of every trial would have to be asked of the writer, which takes too long: then the
     budgets are those of the curve, and the ranks are about those of that command.
     """
-    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.found}
+    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
     of = items(plan, dialect)
     first = {item: name for name, item in reversed(of.items())}
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         return ranks(
-            {name: directions.s for name, directions in plan.found.items()},
+            {name: directions.s for name, directions in plan.directions.items()},
             costs,
             Rule("bytes", budget),
             shared=shared_ranks(plan.adapter.modules),
             least=plan.least(drop_dead=False),
             one_rank=dialect.one_rank,
-            widths={name: plan.adapter[name].rank for name in plan.found},
+            widths={name: plan.adapter[name].rank for name in plan.directions},
             size=size,
         )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from loralens.analysis.base.amplification import FAR, Amplification, count_far
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import Landing
+from loralens.analysis.checks.base import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, whole_rank, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import Scale
@@ -27,7 +27,7 @@ class KindLanding(NamedTuple):
     """One row: what the weights of a kind make of its updates."""
 
     kind: str
-    landings: Sequence[Landing]
+    landings: Sequence[MergeEffect]
 
 
 class Scales(NamedTuple):
@@ -55,8 +55,8 @@ def section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: Re
 
 def _parts(one: Subject, numbers: Numbers, scales: Scales, tables: ResultTables, i: int) -> list[Part]:
     parts: list[Part] = []
-    if one.patient.strays:
-        fewer = [name for name in one.patient.strays if name]
+    if one.patient.unmatched:
+        fewer = [name for name in one.patient.unmatched if name]
         what = f"{len(fewer)} modules have" if fewer else "Its modules have"
         parts.append(Text(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
     turned = sum(reading.module.layout.rows != "" for reading in one.patient.readings.values())
@@ -210,7 +210,7 @@ def _landings(one: Subject, numbers: Numbers, scales: Scales, i: int) -> list[Pa
     ]
 
 
-def _landings_table(kinds: Mapping[str, Sequence[Landing]]) -> Table[KindLanding]:
+def _landings_table(kinds: Mapping[str, Sequence[MergeEffect]]) -> Table[KindLanding]:
     rows = [KindLanding(name, members) for name, members in kinds.items()]
     return Table("Merge by kind", LANDING_COLUMNS, rows)
 

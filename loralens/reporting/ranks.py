@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralens.charts.curve import curve_chart
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.core.shell import quoted
 from loralens.reporting.allotment import Stop, budget_stops, rank_stops
 from loralens.reporting.document import Beside, PageTable, Part, Picture, Section, Slider, Text
@@ -81,14 +81,14 @@ def advice(one: Subject) -> str:
     )
 
 
-def _error_said(one: Subject, point: Point, plain: float | None = None) -> str:
+def _error_said(one: Subject, point: CurvePoint, plain: float | None = None) -> str:
     """The error of a rank, what it was measured on, and that of ΔW where it is known too."""
     on = f"{count(one.positions, 'position')}; " if one.on_data else ""
     beside = "" if plain is None else f"; {percent(plain)} of ΔW itself"
     return f"{on}error {percent(point.uniform.error)}{beside}"
 
 
-def _kept_whole(one: Subject, most: Point) -> str:
+def _kept_whole(one: Subject, most: CurvePoint) -> str:
     """Why no rank below the highest is recommended."""
     below = max((p for p in one.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
     if below is None:
@@ -104,7 +104,7 @@ def command(one: Subject) -> str:
     to = ["--to", one.dialect.name] if one.dialect.name != one.patient.adapter.format else []
     uniform = ["--uniform"] if one.dialect.one_rank else []
     activations = ["--activations", quoted(one.activations)] if one.activations else []
-    return one.patient.command("compress", "-o", one.patient.beside("small"), *to, *uniform, *activations)
+    return one.patient.command("compress", "-o", one.patient.sibling("small"), *to, *uniform, *activations)
 
 
 def _picture(one: Subject, i: int) -> Picture:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.compare.interference import Meeting
+from loralens.analysis.compare.interference import Interaction
 from loralens.reporting.company import Company, Course
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -69,7 +69,7 @@ def _against(one: Subject, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if one.beside and name in one.beside.amplified:
         amplified = one.beside.amplified[name]
-        row = amplified.kept(amplified.s.size)
+        row = amplified.at_rank(amplified.s.size)
         words = ("projected_norm", "random_norm", "amplification", "excess", "z")
         values = {word: known(getattr(row, word)) for word in words}
         found["amplification"] = {**values, "weight_norm": amplified.weight_norm}
@@ -122,7 +122,7 @@ def _company(found: Company) -> dict[str, Any]:
     }
 
 
-def _meeting(one: Meeting) -> dict[str, Any]:
+def _meeting(one: Interaction) -> dict[str, Any]:
     return {
         "first": one.first,
         "second": one.second,

@@ -11,7 +11,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
 from loralens.analysis.groups import mean_effective_rank
 from loralens.charts.amplification import whole_rank
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.core.names import kind
 from loralens.reporting.company import Company, Course
 from loralens.reporting.ranks import advice
@@ -88,7 +88,7 @@ def _ranks(one: Subject) -> list[str]:
     return [said]
 
 
-def _spared(one: Subject) -> Point | None:
+def _spared(one: Subject) -> CurvePoint | None:
     """The smallest size at which ranks where they save most lose at most as much as is taken for nothing."""
     fitting = [point for point in one.points if point.budget.error**2 <= LOSS]
     return min(fitting, key=lambda point: point.rank, default=None)

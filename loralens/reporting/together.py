@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from loralens.analysis.compare.interference import LARGE, Meeting, far
+from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine
 from loralens.analysis.compare.pairwise import SHARED, Side
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
@@ -107,7 +107,7 @@ def _conflicts(labels: Sequence[str], found: Company, numbers: Numbers) -> Pictu
         f"{what}: below 0 they push against each other, above 0 the same way.",
         f"0 ± {spread} in a module"
         + (
-            f"; the least of many cosines lies below that by chance alone, so look for {far(pairs):.1f} times it"
+            f"; the least of many cosines lies below that by chance alone, so look for {far_cosine(pairs):.1f} times it"
             * several
         ),
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
@@ -116,7 +116,7 @@ def _conflicts(labels: Sequence[str], found: Company, numbers: Numbers) -> Pictu
 
 
 def _meetings(labels: Sequence[str], found: Company) -> list[Part]:
-    rule = f"every module with |cosine| ≥ {LARGE:g} and {far(found.pairs):.1f} standard deviations from chance"
+    rule = f"every module with |cosine| ≥ {LARGE:g} and {far_cosine(found.pairs):.1f} standard deviations from chance"
     parts: list[Part] = []
     for verb, met in (("fight", found.fights), ("agree", found.agreements)):
         if not met:
@@ -127,7 +127,7 @@ def _meetings(labels: Sequence[str], found: Company) -> list[Part]:
     return parts
 
 
-def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Meeting], ...]:
+def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Interaction], ...]:
     return (
         Column("first", lambda row: labels[row.first], "adapter", align="left"),
         Column("second", lambda row: labels[row.second], "and", align="left"),

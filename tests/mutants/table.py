@@ -11,7 +11,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant(
-        "Amplification.kept",
+        "Amplification.at_rank",
         "sqrt(self.shape[0] * self.shape[1])",
         "float(self.shape[0] * self.shape[1])",
         ("tests/analysis/test_amplification.py",),
@@ -77,13 +77,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_measure", "d_U * d_V", "d_U / d_V", ("tests/analysis/test_interference.py",)),
     Mutant(
-        "far",
+        "far_cosine",
         "max(FAR, log(max(int(cosines) // 2, 1)))",
         "min(FAR, log(max(int(cosines) // 2, 1)))",
         ("tests/analysis/test_interference.py",),
     ),
     Mutant(
-        "replaced",
+        "replace_modules",
         "max(m.rank for m in members)",
         "min(m.rank for m in members)",
         ("tests/analysis/test_intruders.py",),
@@ -157,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_methods.py",),
     ),
     Mutant("null_space", "first + others_sum", "first - others_sum", ("tests/arithmetic/test_methods.py",)),
-    Mutant("total", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
+    Mutant("total_quality", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
     Mutant("_coefficients", "abs(cosine)", "float(cosine)", ("tests/arithmetic/test_methods.py",)),
     Mutant(
         "_cosine",
@@ -244,7 +244,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_above", "(last[0] - first[0])", "(last[0] + first[0])", ("tests/compression/test_bits.py",)),
     Mutant(
-        "allocate",
+        "allocate_bits",
         "budget - needed + ladder.cost(floor)",
         "budget - needed - ladder.cost(floor)",
         ("tests/compression/test_bits.py",),
@@ -274,16 +274,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_few_bits", "protection(spectra, protect)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compression/test_curve.py",)),
-    Mutant("choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
+    Mutant("measure_choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compression/test_informed.py",)),
     Mutant(
-        "in_one_unit",
+        "equalise_units",
         "frobenius(by_module[name].s) / norm",
         "frobenius(by_module[name].s) * norm",
         ("tests/compression/test_informed.py",),
     ),
-    Mutant("lost", "after.scale / unit", "after.scale * unit", ("tests/compression/test_quantise.py",)),
-    Mutant("cosines_of", "W + second(part)", "W - second(part)", ("tests/compression/test_magnitudes.py",)),
+    Mutant("update_loss", "after.scale / unit", "after.scale * unit", ("tests/compression/test_quantise.py",)),
+    Mutant("weight_cosines", "W + second(part)", "W - second(part)", ("tests/compression/test_magnitudes.py",)),
     Mutant(
         "protection",
         "max(norms.values(), default=0.0)",

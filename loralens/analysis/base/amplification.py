@@ -7,7 +7,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from loralens.analysis.base.weight_norms import metered, work
+from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import Bases
@@ -27,7 +27,7 @@ FAR = 3.0  # standard deviations beyond which a module is counted; the count tha
 SURE = 1e-9  # relative spread below which the null distribution is rounding error around one possible value
 
 
-class Kept(NamedTuple):
+class KeptRank(NamedTuple):
     """The quantities of Hu et al. 2021, Table 7, for the ``rank`` leading directions of ΔW.
 
     A quantity without a value is NaN: ΔW or W is 0, or the top of W was not asked for. ``amplification`` is infinite
@@ -110,14 +110,14 @@ class Amplification:
     ranks: tuple[int, ...]
 
     @property
-    def curve(self) -> tuple[Kept, ...]:
+    def curve(self) -> tuple[KeptRank, ...]:
         """The quantities for every rank i = 1 … k."""
-        return tuple(self.kept(i) for i in range(1, self.s.size + 1))
+        return tuple(self.at_rank(i) for i in range(1, self.s.size + 1))
 
     @property
-    def rows(self) -> tuple[Kept, ...]:
+    def rows(self) -> tuple[KeptRank, ...]:
         """The quantities for every rank that was asked for."""
-        return tuple(self.kept(i) for i in self.ranks)
+        return tuple(self.at_rank(i) for i in self.ranks)
 
     @property
     def directions(self) -> Array:
@@ -125,7 +125,7 @@ class Amplification:
         with np.errstate(divide="ignore"):
             return np.asarray(self.s / np.abs(np.diagonal(self.overlap)), dtype=np.float64)
 
-    def kept(self, i: int) -> Kept:
+    def at_rank(self, i: int) -> KeptRank:
         """The quantities for the i leading directions of ΔW.
 
         Notes
@@ -140,7 +140,7 @@ class Amplification:
         z, z_error, far_chance = self._z(i, projected)
         factor = delta / projected if projected else inf if delta else nan
         excess = projected / random if random else nan
-        return Kept(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
+        return KeptRank(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
 
     def _z(self, i: int, projected: float) -> tuple[float, float, float]:
         """The z-score of ‖UᵀWV‖², its standard error, and the probability that chance exceeds `FAR`."""
@@ -155,7 +155,7 @@ class Amplification:
         return z, abs(z) * (wider / spread - 1), projection_beyond(mean, spread, FAR)
 
 
-def count_far(rows: Sequence[Kept]) -> tuple[int, float]:
+def count_far(rows: Sequence[KeptRank]) -> tuple[int, float]:
     """The number of rows more than `FAR` standard deviations from chance, and the expected number by chance."""
     return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
 
@@ -203,7 +203,7 @@ def measure_amplification(
     threads : int
         On the CPU, the blocks of a weight worked on at a time. Results do not depend on it.
     step : callable, optional
-        Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.work`.
+        Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.weight_steps`.
 
     Raises
     ------
@@ -226,7 +226,7 @@ def measure_amplification(
     on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
-        with place(name), metered(step, work([weights[name]], top=top)) as tell:
+        with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             rng = np.random.default_rng(seed)
             return _measure(
                 adapter[name], weights[name], ranks, directions if top else None, exact, on_device, rng, tell

@@ -225,7 +225,7 @@ def _factors(module: Update) -> LowRank:
     )
 
 
-def replaced(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
+def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
     """Replace modules; the experts of a stack, or with ``uniform`` all modules, are brought to one rank.
 
     Ranks are raised by directions of 0, so no update changes. File formats store one rank for each stack.

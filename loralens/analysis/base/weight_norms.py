@@ -65,7 +65,7 @@ def weight_norms(
     on_device = Device.of(device, threads=threads)
 
     def measure(weight: Weight) -> WeightNorms:
-        with metered(step, work([weight], top=True)) as tell:
+        with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
             W = on_device.empty(shape, holds(shape, 1))
@@ -80,13 +80,13 @@ def weight_norms(
     return norms
 
 
-def work(weights: Iterable[Weight], *, top: bool) -> int:
+def weight_steps(weights: Iterable[Weight], *, top: bool) -> int:
     """The total passed to ``step``: the entries of the weights, with ``top`` once more for every Krylov step."""
     return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
 
 
 @contextmanager
-def metered(step: Step | None, size: int) -> Iterator[Step]:
+def report_progress(step: Step | None, size: int) -> Iterator[Step]:
     """Yield a progress function for a task of this size; at the end the remainder is reported to ``step``."""
     done = 0
 

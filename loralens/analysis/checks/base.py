@@ -7,7 +7,7 @@ from typing import Any, final
 import ml_dtypes
 import numpy as np
 
-from loralens.analysis.inspection import broken
+from loralens.analysis.inspection import count_non_finite
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
@@ -50,7 +50,7 @@ class Base:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Merging:
+class MergeOptions:
     """How a merge writes: its dtype (None for that of the base), and whether it rounds stochastically."""
 
     dtype: str | None = None
@@ -59,7 +59,7 @@ class Merging:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Landing:
+class MergeEffect:
     """The effect of merging one update ΔW into its weight W.
 
     Attributes
@@ -77,7 +77,7 @@ class Landing:
     rounding: Rounding
 
 
-def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
+def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
     """Find the weight of every module in the base, and the reason for every module that has none.
 
     Modules whose rows are not in the order of the base are left out, because the reader has reported them. If the match
@@ -108,14 +108,14 @@ def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Rea
             yield from unmatched(names[:middle])
             yield from unmatched(names[middle:])
 
-    strays = dict(unmatched(list(modules)))
-    matching = {name: module for name, module in modules.items() if name not in strays}
+    unmatched = dict(unmatched(list(modules)))
+    matching = {name: module for name, module in modules.items() if name not in unmatched}
     if not matching:
-        return {}, strays | {"": (errors[0].what, errors[0].fix)} if errors else {}
+        return {}, unmatched | {"": (errors[0].what, errors[0].fix)} if errors else {}
     try:
-        return dict(weights_of(matching, base.tensors, conv1d=base.conv1d).modules), strays
+        return dict(weights_of(matching, base.tensors, conv1d=base.conv1d).modules), unmatched
     except MismatchError as error:  # halves may match alone, each under another prefix, and not together
-        return {}, strays | {"": (error.what, error.fix)}
+        return {}, unmatched | {"": (error.what, error.fix)}
 
 
 def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
@@ -125,9 +125,9 @@ def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: Mismatc
     return f"the base has no weight of this name and shape {shape}", error.fix
 
 
-def landings(
-    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: Merging, base: Base
-) -> tuple[dict[str, Landing], dict[str, int]]:
+def merge_effects(
+    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: MergeOptions, base: Base
+) -> tuple[dict[str, MergeEffect], dict[str, int]]:
     """The effect of merging every update, from entries drawn with a fixed seed; and the weights with NaN or Inf.
 
     Returns
@@ -136,17 +136,17 @@ def landings(
     dict of str to int
         Module name → the number of NaN and Inf in its weight; such modules have no effect listed.
     """
-    landed, spoilt = {}, {}
+    effects, non_finite_weights = {}, {}
     scales = _scales(modules, weights, base)
     for name, spectrum in spectra.items():
         if name in weights and spectrum.spectral > 0:
             W = weights[name].read()
-            if count := broken(W):
-                spoilt[name] = count
+            if count := count_non_finite(W):
+                non_finite_weights[name] = count
             else:
                 stored = base.float8[weights[name].key][0] if name in scales else W.dtype
-                landed[name] = _landing(modules[name], spectrum.frobenius, W, stored, scales.get(name), merging)
-    return landed, spoilt
+                effects[name] = _landing(modules[name], spectrum.frobenius, W, stored, scales.get(name), merging)
+    return effects, non_finite_weights
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
@@ -161,8 +161,8 @@ def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict
 
 
 def _landing(
-    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: Merging
-) -> Landing:
+    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: MergeOptions
+) -> MergeEffect:
     out, in_ = module.shape
     rows, columns = sample_entries((out, in_))
     w, size = W[rows, columns], out * in_
@@ -179,7 +179,7 @@ def _landing(
         stochastic=merging.stochastic,
     )
     weight_norm = (mean_square * size) ** 0.5
-    return Landing(norm / weight_norm if weight_norm else np.inf, dtype.name, rounding)
+    return MergeEffect(norm / weight_norm if weight_norm else np.inf, dtype.name, rounding)
 
 
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:

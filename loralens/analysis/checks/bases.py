@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.naming.base_model import apart, contradiction
 
 RULES = {
@@ -16,7 +16,7 @@ OF_SEVERAL = {
 }
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report a base that is not the one that the adapter names."""
     if exam.base is None or not exam.adapter.base_model:
         return
@@ -26,7 +26,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "base-differs", evidence, "give the base that it was trained on")
 
 
-def look_at_all(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
+def look_at_all(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report adapters of different bases, once, for the first adapter."""
     difference = apart([one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams])
     if difference:

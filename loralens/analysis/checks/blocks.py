@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
@@ -24,7 +24,7 @@ FEWEST = 4  # in fewer modules than this, equal blocks may be chance
 SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two blocks leave half of B zero
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
     yield from _split(exam)
     pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
@@ -43,7 +43,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
         evidence = f"ss_network_dim says {declared_rank:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / declared_rank))
         return
-    blocks = row_blocks(plain)
+    blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
             f"in {MOST:.0%} of the modules or more the rows of A fall in blocks of {blocks} by their lengths, as those "
@@ -52,7 +52,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
 
 
-def row_blocks(readings: Sequence[Reading]) -> list[int]:
+def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
     """The sizes of blocks of rows of A with different lengths, if nearly all modules have the same; else empty.
 
     A trained A stays near its random start, whose rows are equally long. Two adapters side by side, with different
@@ -78,7 +78,7 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _split(exam: Patient) -> Iterator[Diagnosis]:
+def _split(exam: Examination) -> Iterator[Diagnosis]:
     by_count: dict[int, list[str]] = {}
     for name, reading in exam.pairs.items():
         count = _block_diagonal(reading)
@@ -93,7 +93,7 @@ def _split(exam: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "split-qkv-alpha", evidence, _stronger(count), names[0] if len(names) == 1 else None)
 
 
-def _block_diagonal(reading: Reading) -> int:
+def _block_diagonal(reading: ModuleReading) -> int:
     """The number of diagonal blocks of B: of equal width and any height, with zeros outside; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
@@ -112,7 +112,7 @@ def _is_block_diagonal(nonzero: Array, count: int) -> bool:
     return bool((used.sum(axis=0) <= 1).all()) and min(first) >= 0 and first == sorted(first)
 
 
-def _scale(reading: Reading) -> float:
+def _scale(reading: ModuleReading) -> float:
     """The scale α/r of a module whose file states α, else 1."""
     return reading.module.scale if reading.module.scaling.stated and reading.module.scaling.rule == "alpha/r" else 1.0
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.compare.pairwise import aligned, groups
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.pairwise import match_modules
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
@@ -27,7 +28,7 @@ SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left o
 Sources = dict[int, float]
 
 
-def look(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
+def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every adapter that is a multiple of another, or a positive sum of others.
 
     Relations are sought between some entries of ΔW, in modules that all adapters of a group have. That is cheap, and
@@ -37,17 +38,17 @@ def look(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
         yield from _find_sums([exams[t] for t in members])
 
 
-def _related(exams: Sequence[Patient]) -> list[list[int]]:
+def _related(exams: Sequence[Examination]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
     shared = np.zeros((len(exams), len(exams)))
-    for module in aligned([one.adapter for one in exams]):
+    for module in match_modules([one.adapter for one in exams]):
         holders = [t for t, name in enumerate(module.holders) if name]
         shared[np.ix_(holders, holders)] = 1
-    return [group for group in groups(shared) if len(group) > 1]
+    return [group for group in connected_groups(shared) if len(group) > 1]
 
 
-def _find_sums(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
-    modules = [one for one in aligned([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
+def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+    modules = [one for one in match_modules([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
     if not modules:
         return
     X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(exams)])
@@ -64,12 +65,12 @@ def _find_sums(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
             yield _diagnose(exams, t, sources)
 
 
-def _readable(exam: Patient, name: str | None) -> bool:
+def _readable(exam: Examination, name: str | None) -> bool:
     reading = exam.readings.get(name) if name else None
     return reading is not None and reading.spectrum is not None
 
 
-def _sketch(exam: Patient, names: Sequence[str | None]) -> Floats:
+def _sketch(exam: Examination, names: Sequence[str | None]) -> Floats:
     """Entries of the ΔW of every module, at the same places for every adapter, as one vector."""
     parts = []
     for name in names:
@@ -98,7 +99,7 @@ def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
     return {i: float(w) for i, w, part in zip(candidates, weights, parts, strict=True) if part > SMALL}
 
 
-def _compare_two(exams: Sequence[Patient], X: Floats, t: int, twin: int) -> Diagnosis:
+def _compare_two(exams: Sequence[Examination], X: Floats, t: int, twin: int) -> Diagnosis:
     """The diagnosis of two multiples of each other, for the one whose factor is that of a known bug."""
     factor = float(_residual(X, t, [twin])[0][0])
     forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
@@ -106,7 +107,7 @@ def _compare_two(exams: Sequence[Patient], X: Floats, t: int, twin: int) -> Diag
     return _diagnose(exams, subject, sources)
 
 
-def _diagnose(exams: Sequence[Patient], t: int, sources: Sources) -> Diagnosis:
+def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnosis:
     subject = exams[t]
     terms = " + ".join(f"{weight:.4g} × {exams[i].path}" for i, weight in sources.items())
     bug = _bug(exams, t, sources)
@@ -120,7 +121,7 @@ def _diagnose(exams: Sequence[Patient], t: int, sources: Sources) -> Diagnosis:
     return Diagnosis("note", "combination", f"ΔW = {terms}", fix if same else "", adapter=subject.path)
 
 
-def _bug(exams: Sequence[Patient], t: int, sources: Sources) -> tuple[str, float] | None:
+def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:
     """The known bug that explains such weights, in words, and the factor by which they are too large."""
     total, subject = sum(sources.values()), exams[t]
     scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
@@ -139,9 +140,9 @@ def _is(value: float, factor: float) -> bool:
     return abs(factor - 1) > PLAIN and abs(value / factor - 1) < SAME
 
 
-def _scales(exam: Patient) -> set[float]:
+def _scales(exam: Examination) -> set[float]:
     return {reading.module.scale for reading in exam.readings.values()} - {0.0} or {1.0}
 
 
-def _rank(exam: Patient) -> int:
+def _rank(exam: Examination) -> int:
     return max(reading.module.rank for reading in exam.readings.values())

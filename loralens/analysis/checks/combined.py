@@ -5,9 +5,9 @@ from math import sqrt
 
 import numpy as np
 
-from loralens.analysis.checks.blocks import row_blocks
+from loralens.analysis.checks.blocks import row_length_blocks
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 
 RULES = {
     "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and its ties and dare kin) applied α/r "
@@ -21,7 +21,7 @@ FIXED = (0, 21, 2)  # the first version of PEFT that is known to be right
 MOST = 0.9  # the share of the modules that must show the structure
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report at most one bug: the structure of the factors shows an SVD, and α = r that PEFT made them."""
     pairs = {name: one for name, one in exam.pairs.items() if one.module.rank > 1}
     if exam.adapter.format != "peft" or not pairs or not all(_alpha_is_rank(one) for one in pairs.values()):
@@ -29,7 +29,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
     decomposed = sum(_is_svd(one) for one in pairs.values())
     rank = next(iter(pairs.values())).module.rank
     svd = decomposed >= MOST * len(pairs)
-    cut = row_blocks(list(pairs.values()))
+    cut = row_length_blocks(list(pairs.values()))
     if exam.setting("use_rslora") and (svd or cut):
         how = (
             f"{decomposed} of {len(pairs)} modules are singular vectors"
@@ -49,11 +49,11 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "svd-combined", evidence, fix)
 
 
-def _alpha_is_rank(reading: Reading) -> bool:
+def _alpha_is_rank(reading: ModuleReading) -> bool:
     return reading.module.scaling.alpha == reading.module.rank
 
 
-def _is_svd(reading: Reading) -> bool:
+def _is_svd(reading: ModuleReading) -> bool:
     """Whether the rows of A are orthonormal and the columns of B orthogonal, with decreasing lengths."""
     A, B = reading.A, reading.B
     assert A

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.names import some
 
 RULES = {
@@ -16,7 +16,7 @@ MINORITY = 0.5  # if a larger share of the modules has copies, sharing is the de
 GROUPS = 2  # more groups of equal factors are a design too, such as q, k and v of every block with one A
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every copy that is an exception as a warning, and sharing that is the rule as a note.
 
     Modules with ΔW = 0 are left out: untrained copies of B = 0 are equal everywhere.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.lowrank import LowRank
 
 RULES = {
@@ -17,7 +17,7 @@ DESIGNED = ("embedding", "merged")  # tokens that never occurred, and projection
 FIX = "compare the shapes with those of the training, and save it again; nothing is wrong if they were pruned"
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module and side, the largest share first.
 
     Adapters that are quantised to a few bits are left out, because quantisation makes zeros.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "peft-type": "adapter_config.json names another method than the one whose tensors are in the file: PEFT builds "
@@ -23,7 +23,7 @@ TELLING = {
 }
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report the method that most modules belong to, if the configuration names one that no module belongs to."""
     declared = exam.setting("peft_type")
     if exam.adapter.format != "peft" or not isinstance(declared, str):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from math import prod
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.inspection import broken
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.inspection import count_non_finite
 from loralens.core.lowrank import LowRank
 
 RULES = {
@@ -16,17 +16,17 @@ FIX = "training diverged or a value overflowed its dtype: go back to an earlier 
 BASE_FIX = "get the base model again: this copy is damaged, or was written in a dtype too narrow for it"
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module, every other tensor and every weight of the base that holds NaN or Inf."""
     for name, reading in exam.readings.items():
         if reading.spectrum is None:
             yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
     for key, extra in exam.adapter.extra.items():
-        count = broken(extra.tensor.read())
+        count = count_non_finite(extra.tensor.read())
         if count:
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
-    for name, count in exam.spoilt.items():
+    for name, count in exam.non_finite_weights.items():
         evidence = f"its weight in the base {_says(count, prod(exam.readings[name].module.shape))}"
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
@@ -34,7 +34,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
 def _where(module: object) -> str:
     if not isinstance(module, LowRank):
         return "a factor holds NaN or Inf"
-    counts = {"B": (broken(module.B), module.B.size), "A": (broken(module.A), module.A.size)}
+    counts = {"B": (count_non_finite(module.B), module.B.size), "A": (count_non_finite(module.A), module.A.size)}
     broken_factors = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
     return " and ".join(broken_factors) or "B·A overflows"
 

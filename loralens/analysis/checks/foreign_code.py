@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {"foreign-code": "The configuration names code that other software imports, and so runs, when it loads this."}
 # Top-level packages that the field's own tools write into ``parent_library``.
@@ -18,14 +18,14 @@ MEGATRON = "megatron.core"  # PEFT's default
 FIX = "load it only if you trust whose code that is, or take this field out of adapter_config.json"
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every field that names code from outside the known libraries."""
     for field, name in _named(exam):
         evidence = f"{field} is {ascii(name)[:80]}: loralens does not import it, and other software may"
         yield Diagnosis("warning", "foreign-code", evidence, FIX)
 
 
-def _named(exam: Patient) -> Iterator[tuple[str, Any]]:
+def _named(exam: Examination) -> Iterator[tuple[str, Any]]:
     mapping = exam.setting("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if library is not None and not _known(library):

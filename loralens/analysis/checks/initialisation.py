@@ -6,8 +6,9 @@ from math import floor
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.compare.pairwise import SHARED, aligned, groups, mean
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.pairwise import SHARED, known_mean, match_modules
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
@@ -19,9 +20,9 @@ RULES = {
 ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
 
 
-def look(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
+def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
-    modules = aligned([one.adapter for one in exams])
+    modules = match_modules([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for cosine, module in zip(cosines, modules, strict=True):
         rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
@@ -30,8 +31,8 @@ def look(exams: Sequence[Patient]) -> Iterator[Diagnosis]:
             for j, (y, s) in with_A.items():
                 if r == s:  # random numbers are drawn row by row, so other ranks show no common start
                     cosine[i, j] = x @ y
-    similar = mean(cosines)
-    for group in groups(similar, SHARED):
+    similar = known_mean(cosines)
+    for group in connected_groups(similar, SHARED):
         if len(group) < 2:
             continue
         first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
@@ -50,7 +51,7 @@ def _at_least(cosine: float) -> str:
     return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
 
 
-def _some(exam: Patient, name: str | None) -> tuple[Array | None, int]:
+def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:
     """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
     reading = exam.readings.get(name) if name else None
     if reading is None or reading.A is None or not reading.A.lengths.any():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.names import weight_name
 
 RULES = {
@@ -21,7 +21,7 @@ CHOSEN = ("layers_to_transform", "exclude_modules", "layer_replication")  # sett
 Place = tuple[str, ...]
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every hole in an otherwise full grid of blocks and modules."""
     if any(exam.setting(key) for key in CHOSEN):
         return

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.linalg.factor import Floats
 
 RULES = {
@@ -22,7 +22,7 @@ MOST = 0.5  # the share of modules that must look random; one or two of hundreds
 FEWEST = 2  # tested modules at least, so that a single one does not condemn an adapter
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report an adapter if most of its modules look random.
 
     Only the shape of the spectra is compared, so that norms and scales do not matter: the participation ratio

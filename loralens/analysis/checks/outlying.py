@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.analysis.outliers import PER_MODULE, QUANTITIES, outliers
 
 RULES = {
@@ -13,7 +13,7 @@ RULES = {
 }
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module and quantity, the least likely first."""
     for outlier in outliers(exam.spectra):
         times = (

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES: dict[str, str] = {}  # readers have codes of their own, whose texts explain themselves
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report the findings of the reader; a text that begins with the name of a module belongs to that module."""
     for finding in exam.adapter.findings:
         name, _, text = finding.text.partition(": ")

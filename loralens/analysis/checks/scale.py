@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.adapter import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
@@ -23,7 +23,7 @@ RULES = {
 }
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every suspicious scale, once for all modules that have it."""
     yield from _suspect(exam, "scale-zero", lambda scale, _: scale == 0, "state α = r, or leave the modules out")
     yield from _suspect(
@@ -36,7 +36,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
     yield from _scale_is_alpha(exam)
 
 
-def _suspect(exam: Patient, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
+def _suspect(exam: Examination, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
     hit = [name for name, one in exam.readings.items() if wrong(one.module.scale, one.module.scaling)]
     if not hit:
         return
@@ -51,7 +51,7 @@ def _largest(how: Scaling) -> float:
     return LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN
 
 
-def _scale_is_alpha(exam: Patient) -> Iterator[Diagnosis]:
+def _scale_is_alpha(exam: Examination) -> Iterator[Diagnosis]:
     parameters = exam.setting("lora_parameters")
     if exam.adapter.format != "mlx" or not isinstance(parameters, dict) or "alpha" not in parameters:
         return

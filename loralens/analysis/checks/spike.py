@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
@@ -13,7 +13,7 @@ SMALLEST_RANK = 4  # at a lower rank, one dominant direction is no surprise
 ENERGY = 0.99  # smallest σ₁²/Σσ² that is reported: a stable rank below 1.01
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module, the lowest stable rank first."""
     spikes = [
         (spectrum.stable_rank, name, spectrum)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
@@ -32,7 +32,7 @@ class _Start(NamedTuple):
     votes: int  # how many of three signs mark B as the real A: longer, more equal lengths, more even over its side
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report exchanged factors: as an error if their shapes do not fit the rank, else as a warning.
 
     Measured on 23 published adapters with 1,050 modules of rank 2 or more: 2 modules, in different files, have all
@@ -75,16 +75,16 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
             yield Diagnosis("warning", "factors-swapped", evidence, FIX, name)
 
 
-def _by_shape(exam: Patient) -> list[str]:
+def _by_shape(exam: Examination) -> list[str]:
     """Modules whose factors were exchanged without transposing: the update is r × r, with the rank of the weight."""
     rank = exam.setting("r")
-    modules: Mapping[str, Reading] = exam.readings
+    modules: Mapping[str, ModuleReading] = exam.readings
     if not isinstance(rank, int) or exam.adapter.format != "peft" or rank < 2:
         return []
     return [name for name, one in modules.items() if one.module.shape == (rank, rank) and one.module.rank > rank]
 
 
-def _start(reading: Reading) -> _Start | None:
+def _start(reading: ModuleReading) -> _Start | None:
     """The traces of the initialisation; None for factors that have none, and for embeddings, where A starts at 0."""
     B, A, module = reading.B, reading.A, reading.module
     if not B or not A or not isinstance(module, LowRank) or module.rank < 2:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
 
 RULES = {
@@ -15,7 +15,7 @@ ENERGY = 0.99  # the share of Σσ² that a truncation must keep
 LEAST = 0.3  # the share of the parameters that truncation must save to be worth a note
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report ranks above that of the weight, and what ``compress --energy 0.99`` would save, counted exactly."""
     for name, reading in exam.readings.items():
         rank, most = reading.module.rank, min(reading.module.shape)

@@ -5,7 +5,7 @@ from math import log2
 from sys import float_info
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 
 RULES = {
     "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not "
@@ -15,7 +15,7 @@ RULES = {
 TOO_SMALL = "multiply B by what is missing and save it again; a merge adds nothing as it is"
 
 
-def look(exam: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module whose ΔW is 0 although its scale is not."""
     drop = exam.compress("trained", "--energy 1 --drop-dead")
     untrained = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
@@ -25,7 +25,7 @@ def look(exam: Patient) -> Iterator[Diagnosis]:
             yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
 
 
-def _reason(reading: Reading) -> str:
+def _reason(reading: ModuleReading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
     if zero:
         return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
@@ -35,7 +35,7 @@ def _reason(reading: Reading) -> str:
     return "B·A is zero" if reading.A else "ΔW is zero"
 
 
-def _underflows(reading: Reading) -> bool:
+def _underflows(reading: ModuleReading) -> bool:
     """Whether the product is 0 only because it is too small for float64, with no factor 0."""
     if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
         return False

@@ -18,7 +18,7 @@ from loralens.linalg.product import product_norm
 
 @final
 @dataclass(frozen=True, slots=True)
-class Difference:
+class UpdateDifference:
     """The relative difference of two updates of one module.
 
     Attributes
@@ -37,7 +37,7 @@ class Difference:
     note: str = ""
 
 
-def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[Difference]:
+def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[UpdateDifference]:
     """The difference of every module, in natural order.
 
     Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same. ``step``
@@ -72,18 +72,20 @@ def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, U
     return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
 
 
-def _difference(name: str, first: Update | None, second: Update | None) -> Difference:
+def _difference(name: str, first: Update | None, second: Update | None) -> UpdateDifference:
     with place(name):
         if first is None or second is None:
             only = first or second
             assert only
             zero = not only.singular_values().any()
-            return Difference(name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second"))
+            return UpdateDifference(
+                name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second")
+            )
         if first.shape != second.shape:
-            return Difference(name, np.inf, f"{first.shape} and {second.shape}")
+            return UpdateDifference(name, np.inf, f"{first.shape} and {second.shape}")
         if isinstance(first, LowRank) and isinstance(second, LowRank):
-            return Difference(name, _relative(first, second))
-        return Difference(name, _relative_dense(first, second))
+            return UpdateDifference(name, _relative(first, second))
+        return UpdateDifference(name, _relative_dense(first, second))
 
 
 def _relative(first: LowRank, second: LowRank) -> float:

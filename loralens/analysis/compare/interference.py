@@ -97,7 +97,7 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Interaction:
     """Contiguous modules in which two adapters agree, or oppose each other.
 
     Attributes
@@ -139,7 +139,7 @@ class Meeting:
         return f"{blocks} of {self.stack}, {kinds}" if self.stacks > 1 and self.stack else f"{blocks}, {kinds}"
 
 
-def far(pairs: Pairwise) -> float:
+def far_cosine(pairs: Pairwise) -> float:
     """The standard deviations that a cosine of this collection needs to be no accident: ln(cosines), at least `FAR`.
 
     The cosines of updates of rank 1 have exponential tails, so fewer than one of n cosines exceeds ln n by chance.
@@ -150,16 +150,16 @@ def far(pairs: Pairwise) -> float:
     return max(FAR, log(max(int(cosines) // 2, 1)))
 
 
-def meetings(pairs: Pairwise, *, fights: bool) -> list[Meeting]:
+def find_interactions(pairs: Pairwise, *, fights: bool) -> list[Interaction]:
     """The contiguous blocks of a kind in which two adapters oppose each other (``fights``) or agree.
 
-    A module counts if its cosine has the right sign, is at least `far` standard deviations from 0, and is at least
-    `LARGE`. Kinds with the same blocks are joined. Results are sorted by their contribution to the whole updates.
+    A module counts if its cosine has the right sign, is at least `far_cosine` standard deviations from 0, and is at
+    least `LARGE`. Kinds with the same blocks are joined. Results are sorted by their contribution to the whole updates.
     """
     sign = -1.0 if fights else 1.0
     values = sign * pairs.cosines
     with np.errstate(invalid="ignore"):
-        hits = (values >= LARGE) & (values >= far(pairs) * pairs.spreads[:, None, None])
+        hits = (values >= LARGE) & (values >= far_cosine(pairs) * pairs.spreads[:, None, None])
     stacks = len({home.stack for one in pairs.modules if (home := block(one.name))})
     results = [
         replace(_meeting(pairs, s, t, members), stacks=stacks)
@@ -207,7 +207,7 @@ def _number(seat: _Seat) -> int:
     return seat.home.number
 
 
-def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeting:
+def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Interaction:
     rows = [seat.row for seat in members]
     norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
     inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
@@ -216,7 +216,7 @@ def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeti
     home = members[0].home
     blocks = [_number(seat) for seat in members if seat.home]
     names = [seat.kind if home else pairs.modules[seat.row].name for seat in members]
-    return Meeting(
+    return Interaction(
         first=s,
         second=t,
         stack=home.stack if home else None,

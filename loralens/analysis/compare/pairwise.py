@@ -121,11 +121,11 @@ class Pairwise:
 
     def phi(self, side: Side) -> Floats:
         """Mean φ over the common modules that are 0 in neither adapter, shape (T, T); NaN if there is none."""
-        return mean(self.overlaps[side])
+        return known_mean(self.overlaps[side])
 
     def chance(self, side: Side) -> Floats:
         """Mean chance level of φ over the same modules, shape (T, T)."""
-        return mean(self.chances[side])
+        return known_mean(self.chances[side])
 
     @property
     def shared_initialisation(self) -> Floats:
@@ -134,7 +134,7 @@ class Pairwise:
         Near 1, both began from the same random A. Near 0, they did not, or A was re-factored afterwards. Random numbers
         are drawn row by row, so with different ranks only the first module can agree, and a small value means nothing.
         """
-        return mean(self.initial)
+        return known_mean(self.initial)
 
     def _weights(self) -> Floats:
         """‖ΔW_s,m‖‖ΔW_t,m‖, relative to the norms of both updates over their common modules, shape (M, T, T)."""
@@ -195,7 +195,7 @@ def pairwise(
     """
     if len(adapters) < 2:
         raise OptionError("a comparison takes two adapters", fix="give at least two")
-    common = [one for one in aligned(adapters) if sum(holder is not None for holder in one.holders) > 1]
+    common = [one for one in match_modules(adapters) if sum(holder is not None for holder in one.holders) > 1]
     if not common:
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
@@ -216,7 +216,7 @@ def pairwise(
     )
 
 
-def aligned(adapters: Sequence[Adapter]) -> list[Module]:
+def match_modules(adapters: Sequence[Adapter]) -> list[Module]:
     """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
     holders_by_name: dict[str, list[str | None]] = {}
     for t, adapter in enumerate(adapters):
@@ -239,42 +239,7 @@ def _by_shape(name: str, holders: Sequence[str | None], adapters: Sequence[Adapt
         yield Module(name, shape, tuple(same))
 
 
-def groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
-    """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
-    near = np.nan_to_num(similar) >= threshold
-    components: list[list[int]] = []
-    for i in range(len(near)):
-        joined = [group for group in components if near[i, group].any()]
-        components = [group for group in components if group not in joined] + [
-            sorted([i, *(j for g in joined for j in g)])
-        ]
-    return sorted(components)
-
-
-def leaves(cosine: Floats) -> tuple[Floats, list[int]]:
-    """Average-linkage clustering of the adapters at distances 1 − |cosine|, and an order with similar ones together.
-
-    The cosine is used instead of φ because it needs no choice of a rank, weights directions by their strength, has a
-    chance level near 0, and is not raised by a shared initialisation. The absolute value is used because an update and
-    its negative move the weights along the same direction.
-
-    Returns
-    -------
-    float64 array, shape (T − 1, 4)
-        The tree in the format of `scipy.cluster.hierarchy.linkage`.
-    list of int
-        The order of its leaves.
-    """
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
-    distance = 1 - np.abs(np.nan_to_num(cosine))
-    np.fill_diagonal(distance, 0.0)
-    tree = linkage(squareform((distance + distance.T) / 2, checks=False), "average", optimal_ordering=True)
-    return tree, [int(i) for i in leaves_list(tree)]
-
-
-def mean(values: Floats) -> Floats:
+def known_mean(values: Floats) -> Floats:
     """Mean over the first axis without NaN; NaN where all values are NaN. `numpy.nanmean` would warn there."""
     finite = ~np.isnan(values)
     count = finite.sum(axis=0)

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.analysis.checks.base import Landing, Reason
+from loralens.analysis.checks.base import MergeEffect, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -58,7 +58,7 @@ class Factor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ModuleReading:
     """What one pass over the numbers of a module has measured.
 
     Attributes
@@ -77,7 +77,7 @@ class Reading:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
+class Examination:
     """An adapter that was read once, with everything that the checks need.
 
     Attributes
@@ -86,11 +86,11 @@ class Patient:
         The path as the user wrote it, for messages and commands.
     readings : mapping of str to Reading
         The chosen modules, in natural order.
-    landings : mapping of str to Landing
+    merge_effects : mapping of str to Landing
         The effect of merging each module into its weight; empty without a base.
-    strays : mapping of str to pair of str
+    unmatched : mapping of str to pair of str
         Modules without a weight in the base → the reason and a fix. A reason for all modules is under the key "".
-    spoilt : mapping of str to int
+    non_finite_weights : mapping of str to int
         Modules whose weight in the base holds NaN or Inf → the number of such entries.
     to : str
         The dialect in which a suggested command has to write the adapter; empty if its own dialect can be written.
@@ -104,10 +104,10 @@ class Patient:
 
     path: str
     adapter: Adapter
-    readings: Mapping[str, Reading]
-    landings: Mapping[str, Landing] = field(default_factory=dict)
-    strays: Mapping[str, Reason] = field(default_factory=dict)
-    spoilt: Mapping[str, int] = field(default_factory=dict)
+    readings: Mapping[str, ModuleReading]
+    merge_effects: Mapping[str, MergeEffect] = field(default_factory=dict)
+    unmatched: Mapping[str, Reason] = field(default_factory=dict)
+    non_finite_weights: Mapping[str, int] = field(default_factory=dict)
     to: str = ""
     reading: str = ""
     named: BaseModel = field(default_factory=lambda: BaseModel(""))
@@ -118,7 +118,7 @@ class Patient:
         """The path, quoted for a shell."""
         return quoted(self.path)
 
-    def beside(self, word: str) -> str:
+    def sibling(self, word: str) -> str:
         """A path next to this one for the output of a suggested command, quoted for a shell."""
         path = PurePath(self.path)
         if path.name in ("", ".."):  # such as the current folder, which has no name to extend
@@ -136,7 +136,7 @@ class Patient:
         uniform = (
             ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
         )  # PEFT joins such experts into one stack, which has one rank
-        return self.command("compress", "-o", self.beside(word), rule, *uniform, *to)
+        return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
     @property
     def spectra(self) -> dict[str, Spectrum]:
@@ -144,7 +144,7 @@ class Patient:
         return {name: one.spectrum for name, one in self.readings.items() if one.spectrum is not None}
 
     @property
-    def pairs(self) -> dict[str, Reading]:
+    def pairs(self) -> dict[str, ModuleReading]:
         """The modules whose pair is finite and not 0."""
         return {
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
@@ -155,7 +155,7 @@ class Patient:
         return (self.adapter.config or {}).get(key, default)
 
 
-def examine(
+def examine_adapter(
     adapter: Adapter,
     path: str,
     *,
@@ -163,7 +163,7 @@ def examine(
     to: str = "",
     reading: str = "",
     step: Step | None = None,
-) -> Patient:
+) -> Examination:
     """Read an adapter once, module by module, without keeping its factors. ``step`` is called with 1 after each.
 
     Raises
@@ -176,18 +176,18 @@ def examine(
         readings[name] = _reading(adapter[name])
         if step:
             step(1)
-    return Patient(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
+    return Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
 
 
-def _reading(module: Update) -> Reading:
+def _reading(module: Update) -> ModuleReading:
     try:
         if not isinstance(module, LowRank):
-            return Reading(module, Spectrum(module.singular_values(), module.shape, module.rank))
+            return ModuleReading(module, Spectrum(module.singular_values(), module.shape, module.rank))
         loaded = module.load()
         spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
     except FormatError:  # the only error of this arithmetic is one about NaN or Inf
-        return Reading(module, None)
-    return Reading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
+        return ModuleReading(module, None)
+    return ModuleReading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
 
 
 def _factor(X: Array) -> Factor:
